@@ -1,0 +1,76 @@
+"""Who did it: layers and ranks ranked by their share of the evidence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOP_LAYERS = 8
+_DECAY = 0.98
+
+
+class LayerHistory:
+    """An exponential mean of each layer's log norm over clean steps: what "usual" means for a layer."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._log_mean: NDArray[np.float64] | None = None
+
+    def accept(self, norms: NDArray[np.float64]) -> None:
+        """Folds the norms of a clean step in."""
+        logs = np.log(np.maximum(norms, 1e-30))
+        if self._log_mean is None:
+            self._log_mean = logs
+        else:
+            self._log_mean += (1 - _DECAY) * (logs - self._log_mean)
+
+    def rank(self, norms: NDArray[np.float64]) -> list[dict[str, Any]]:
+        """The layers with the largest share of the squared norm, non-finite ones first."""
+        with np.errstate(all="ignore"):
+            squares = norms * norms
+            finite = np.where(np.isfinite(squares), squares, 0.0)
+            total = float(finite.sum()) or 1.0
+            growth = None if self._log_mean is None else norms / np.exp(self._log_mean)
+        order = sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
+        return [
+            {
+                "name": self._names[i],
+                "norm": float(norms[i]),
+                "share": float(finite[i]) / total if math.isfinite(norms[i]) else None,
+                "growth": None if growth is None else float(growth[i]),
+            }
+            for i in order[:TOP_LAYERS]
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means, as a list."""
+        return {"log_mean": None if self._log_mean is None else self._log_mean.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the means of ``state_dict``."""
+        means = state["log_mean"]
+        self._log_mean = None if means is None else np.asarray(means, dtype=np.float64)
+
+
+def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The ranks, worst first: non-finite, then by share of the squared local norm, else of the loss."""
+    taken = not np.isnan(local_norms).all()
+    with np.errstate(all="ignore"):
+        weight = local_norms**2 if taken else np.abs(losses)
+        bad = ~np.isfinite(losses) | (~np.isfinite(local_norms) if taken else False)
+        finite = np.where(np.isfinite(weight), weight, 0.0)
+    total = float(finite.sum()) or 1.0
+    order = sorted(range(len(losses)), key=lambda r: (not bad[r], -finite[r]))
+    return [
+        {
+            "rank": r,
+            "loss": float(losses[r]),
+            "local_norm": float(local_norms[r]) if taken else None,
+            "nonfinite": bool(bad[r]),
+            "share": None if bad[r] else float(finite[r]) / total,
+        }
+        for r in order
+    ]

@@ -1,0 +1,42 @@
+"""The configuration of the guard: one model, each part owned by the module that it configures."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from guard.base import Config
+from guard.clip import ClipConfig
+from guard.decide import BudgetConfig
+from guard.detect import DetectConfig
+from guard.recover import RecoveryConfig
+from guard.snapshot import SnapshotConfig
+
+
+class GuardConfig(Config):
+    """What the guard watches and how far it may go; the defaults suit a run nobody has tuned yet."""
+
+    mode: Literal["exact", "shadow", "off"] = "exact"
+    """``exact`` acts; ``shadow`` watches and reports what it would have done; ``off`` is a bare loop."""
+
+    clip: ClipConfig = Field(default_factory=ClipConfig)
+    """Clipping."""
+
+    detect: DetectConfig = Field(default_factory=DetectConfig)
+    """The spike detector."""
+
+    on_suspect: Literal["skip", "clip"] = "skip"
+    """A single suspect step is skipped, or applied with its gradient clipped to the recent norm."""
+
+    snapshot: SnapshotConfig = Field(default_factory=SnapshotConfig)
+    """Healthy states kept in memory."""
+
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
+    """What changes after a rollback, and for how long."""
+
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    """When skips turn into a rollback and rollbacks into a halt."""
+
+    local_norm: Literal["off", "always"] | PositiveInt = "always"
+    """Each rank's gradient norm before the all-reduce: never, always, or every k steps. Names the culprit."""

@@ -1,0 +1,111 @@
+"""From a verdict to an action: the ladder clip, skip, roll back, halt. Pure and equal on every rank."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from guard.base import Config
+from guard.detect import Verdict
+
+Rung = Literal["apply", "clip", "skip", "rollback", "halt"]
+
+
+class BudgetConfig(Config):
+    """When skips turn into a rollback, and rollbacks into a halt."""
+
+    consecutive_skips: PositiveInt = 3
+    """This many skips in a row mean that the state is bad, not the data: roll back."""
+
+    rollbacks: int = Field(default=5, ge=0)
+    """Rollbacks allowed within ``window_steps``; the next one halts the run."""
+
+    window_steps: PositiveInt = 2000
+    """The length of the window in which rollbacks are counted, in step attempts."""
+
+    stuck_skips: PositiveInt = 50
+    """Skips in a row, without a healthy state to return to, after which the run halts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The rung of the ladder for one step, and why."""
+
+    rung: Rung
+    reason: str
+
+
+class Ladder:
+    """Counts skips and rollbacks and picks the rung. Its counters survive a rollback."""
+
+    def __init__(self, budget: BudgetConfig, on_suspect: Literal["skip", "clip"]) -> None:
+        self._budget = budget
+        self._suspect_rung: Rung = on_suspect
+        self._skips_in_a_row = 0
+        self._rollbacks: deque[int] = deque()
+
+    def decide(self, verdict: Verdict, *, attempt: int, can_roll_back: bool) -> Decision:
+        """Picks the rung for the step attempt ``attempt`` and counts it.
+
+        Args:
+            verdict: what the detector says of this step.
+            attempt: number of step attempts so far; never goes back.
+            can_roll_back: whether a healthy snapshot exists.
+        """
+        decision = self._choose(verdict, can_roll_back)
+        if decision.rung == "rollback":
+            decision = self._spend_rollback(attempt, decision)
+        elif decision.rung == "skip":
+            self._skips_in_a_row += 1
+        else:
+            self._skips_in_a_row = 0
+        return decision
+
+    @property
+    def rollbacks_left(self) -> int:
+        """Rollbacks that the budget still allows in the current window."""
+        return max(0, self._budget.rollbacks - len(self._rollbacks))
+
+    def _choose(self, verdict: Verdict, can_roll_back: bool) -> Decision:
+        if verdict.kind == "spike":
+            return self._roll_back_or_skip(f"{verdict.signal} spike", can_roll_back)
+        if verdict.kind == "nonfinite":
+            return self._skip(f"{verdict.signal} is not finite", can_roll_back)
+        if verdict.kind == "suspect":
+            if self._suspect_rung == "clip":
+                return Decision("clip", f"{verdict.signal} is suspect")
+            return self._skip(f"{verdict.signal} is suspect", can_roll_back)
+        return Decision("apply", verdict.kind)
+
+    def _skip(self, reason: str, can_roll_back: bool) -> Decision:
+        in_a_row = self._skips_in_a_row + 1
+        if in_a_row >= self._budget.consecutive_skips and can_roll_back:
+            return Decision("rollback", f"{reason}, {in_a_row} steps in a row")
+        if in_a_row >= self._budget.stuck_skips:
+            return Decision("halt", f"{reason}, {in_a_row} steps in a row, and no healthy state to return to")
+        return Decision("skip", reason)
+
+    def _roll_back_or_skip(self, reason: str, can_roll_back: bool) -> Decision:
+        return Decision("rollback", reason) if can_roll_back else self._skip(reason, can_roll_back)
+
+    def _spend_rollback(self, attempt: int, decision: Decision) -> Decision:
+        while self._rollbacks and self._rollbacks[0] <= attempt - self._budget.window_steps:
+            self._rollbacks.popleft()
+        self._skips_in_a_row = 0
+        if len(self._rollbacks) >= self._budget.rollbacks:
+            spent = f"{len(self._rollbacks)} rollbacks within {self._budget.window_steps} steps"
+            return Decision("halt", f"{decision.reason}; the budget is spent ({spent})")
+        self._rollbacks.append(attempt)
+        return decision
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters, as plain numbers."""
+        return {"skips_in_a_row": self._skips_in_a_row, "rollbacks": list(self._rollbacks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the counters of ``state_dict``."""
+        self._skips_in_a_row = int(state["skips_in_a_row"])
+        self._rollbacks = deque(int(a) for a in state["rollbacks"])

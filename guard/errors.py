@@ -1,0 +1,38 @@
+"""Everything the guard raises.
+
+GuardError
+├── GuardHalt            the budget is spent; raised on every rank, with the incident
+├── RankDivergence       ranks would decide differently; raised on every rank
+└── UnsupportedGradient  a gradient the guard cannot measure (sparse, complex)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guard.record import Incident
+
+
+class GuardError(RuntimeError):
+    """Base of all errors of the guard."""
+
+
+class GuardHalt(GuardError):
+    """The rollback budget is spent: training stops on all ranks, the last healthy state is restored."""
+
+    def __init__(self, message: str, incident: Incident) -> None:
+        super().__init__(message, incident)
+        self.message = message
+        self.incident = incident
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RankDivergence(GuardError):
+    """The decision states of the ranks differ, so that their weights would; names the ranks."""
+
+
+class UnsupportedGradient(GuardError):
+    """A gradient whose norm the guard cannot take; says which parameter and what to do."""

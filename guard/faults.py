@@ -1,0 +1,178 @@
+"""Faults on demand: the public seam through which a test, a drill or a benchmark breaks a training run.
+
+Call ``begin`` once an attempt, then pass the batch and the loss through ``batch`` and ``loss``:
+
+    faults.begin(guard.steps)
+    batch = faults.batch(batch)
+    guard.backward(faults.loss(loss_fn(model, batch)))
+
+A fault fires on the first ``times`` attempts at or after its step. A replay after a rollback does not
+fire it again: what has fired is not rewound.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guard.base import Config
+from guard.observe import parameter_names
+
+Kind = Literal[
+    "poisoned_batch", "nan_loss", "scaled_gradient", "lr_spike", "bitflip_weight", "bitflip_gradient"
+]
+T = TypeVar("T")
+_INTEGER_VIEW = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_INTEGER_VIEW[torch.float16] = torch.int16
+
+
+class FaultConfig(Config):
+    """One fault: what, when, where, how often."""
+
+    kind: Kind
+    """What breaks."""
+
+    step: int = Field(ge=0)
+    """The optimizer step from which it fires (the number of steps applied before it)."""
+
+    rank: int | None = Field(default=None, ge=0)
+    """The rank that breaks; unset: every rank."""
+
+    times: PositiveInt = 1
+    """On how many attempts it fires."""
+
+    factor: float = 1e4
+    """What a poisoned batch, a scaled gradient or the learning rate is multiplied with."""
+
+    parameter: str = "*"
+    """Name pattern of the parameters whose gradient is scaled; a bit flips in the largest match."""
+
+    bit: int = Field(default=30, ge=0, le=62)
+    """Which bit flips; 30 is the top exponent bit of a float32."""
+
+    index: int = Field(default=0, ge=0)
+    """Which element of the flattened parameter flips."""
+
+
+class FaultInjector:
+    """Breaks this rank's training as the configured faults say."""
+
+    def __init__(
+        self, faults: Sequence[FaultConfig], *, model: nn.Module, optimizer: Optimizer, rank: int = 0
+    ) -> None:
+        self._faults = list(faults)
+        self._fired = [0] * len(self._faults)
+        self._rank = rank
+        self._armed: list[FaultConfig] = []
+        self._named = {n: p for n, p in parameter_names(model).items() if p.requires_grad}
+        self._unscaled: list[Any] = []
+        self._hook_gradients()
+        if any(fault.kind == "lr_spike" for fault in self._faults):
+            optimizer.register_step_pre_hook(self._raise_lr)
+            optimizer.register_step_post_hook(self._reset_lr)
+
+    def begin(self, step: int) -> list[FaultConfig]:
+        """Starts an attempt at the step after ``step``; returns the faults that fire on this rank."""
+        self._armed = []
+        for i, fault in enumerate(self._faults):
+            if step >= fault.step and self._fired[i] < fault.times:
+                self._fired[i] += 1
+                if fault.rank in (None, self._rank):
+                    self._armed.append(fault)
+        for fault in self._of("bitflip_weight"):
+            flip_bit_(self._target(fault), fault.index, fault.bit)
+        return list(self._armed)
+
+    def batch(self, batch: T) -> T:
+        """The batch, its floating-point tensors multiplied if it is to be poisoned."""
+        for fault in self._of("poisoned_batch"):
+            factor = fault.factor
+            batch = _map_floats(batch, lambda tensor: tensor * factor)  # noqa: B023 - used at once
+        return batch
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """The loss, NaN if it is to be."""
+        return loss * float("nan") if self._of("nan_loss") else loss
+
+    def _of(self, kind: Kind) -> list[FaultConfig]:
+        return [fault for fault in self._armed if fault.kind == kind]
+
+    def _target(self, fault: FaultConfig) -> Tensor:
+        matches = [p for n, p in self._named.items() if fnmatch.fnmatch(n, fault.parameter)]
+        if not matches:
+            raise ValueError(f"fault {fault.kind}: no parameter matches {fault.parameter!r}")
+        return max(matches, key=lambda p: p.numel())
+
+    def _hook_gradients(self) -> None:
+        for fault in self._faults:
+            if fault.kind == "bitflip_gradient":
+                self._target(fault).register_hook(self._flipped(fault))
+            elif fault.kind == "scaled_gradient":
+                self._target(fault)
+                for name, parameter in self._named.items():
+                    if fnmatch.fnmatch(name, fault.parameter):
+                        parameter.register_hook(self._scaled(fault))
+
+    def _flipped(self, fault: FaultConfig) -> Callable[[Tensor], Tensor]:
+        def hook(gradient: Tensor) -> Tensor:
+            if not any(armed is fault for armed in self._armed):
+                return gradient
+            broken = gradient.clone()
+            flip_bit_(broken, fault.index, fault.bit)
+            return broken
+
+        return hook
+
+    def _scaled(self, fault: FaultConfig) -> Callable[[Tensor], Tensor]:
+        def hook(gradient: Tensor) -> Tensor:
+            return gradient * fault.factor if any(armed is fault for armed in self._armed) else gradient
+
+        return hook
+
+    def _raise_lr(self, optimizer: Optimizer, *_: Any) -> None:
+        for fault in self._of("lr_spike"):
+            self._unscaled = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * fault.factor
+
+    def _reset_lr(self, optimizer: Optimizer, *_: Any) -> None:
+        for group, lr in zip(optimizer.param_groups, self._unscaled, strict=False):
+            group["lr"] = lr
+        self._unscaled = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often each fault has fired."""
+        return {"fired": list(self._fired)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the counts of ``state_dict``; a changed list of faults starts anew."""
+        if len(state["fired"]) == len(self._fired):
+            self._fired = [int(n) for n in state["fired"]]
+
+
+@torch.no_grad()
+def flip_bit_(tensor: Tensor, index: int, bit: int) -> None:
+    """Flips one bit of element ``index`` (modulo the size) of a floating-point tensor, in place."""
+    integer = _INTEGER_VIEW[tensor.dtype]
+    width = torch.iinfo(integer).bits
+    flat = tensor.view(-1)
+    element = flat[index % flat.numel()].reshape(1).clone().view(integer)
+    mask = 1 << (bit % width)
+    mask = mask - (1 << width) if mask >= 1 << (width - 1) else mask
+    flat[index % flat.numel()] = (element ^ mask).view(tensor.dtype)[0]
+
+
+def _map_floats(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _map_floats(item, change) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map_floats(item, change) for item in value)
+    return value

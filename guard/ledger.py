@@ -1,0 +1,178 @@
+"""Nothing is silent: every anomaly becomes an incident, counted, journaled and followed to its outcome."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.act import Outcome
+from guard.agree import Agreed
+from guard.attribute import LayerHistory, rank_ranks
+from guard.decide import Decision
+from guard.detect import Verdict
+from guard.metrics import GuardMetrics
+from guard.record import Incident, Journal
+from guard.report import StepReport
+
+WINDOW_ATTEMPTS = 16
+MAX_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known of one step attempt, equal on every rank."""
+
+    attempt: int
+    step: int
+    agreed: Agreed
+    grad_norm: float
+    layer_norms: NDArray[np.float64]
+    verdict: Verdict
+    decision: Decision
+    clip_limit: float | None
+    learning_rate: float
+
+
+class Ledger:
+    """Writes what happened. Its counters survive a rollback."""
+
+    def __init__(
+        self, job: str, names: list[str], metrics: GuardMetrics | None, journal: Journal | None, shadow: bool
+    ) -> None:
+        self._job = job
+        self._metrics = metrics
+        self._journal = journal
+        self._shadow = shadow
+        self._window: deque[dict[str, Any]] = deque(maxlen=WINDOW_ATTEMPTS)
+        self._incidents = 0
+        self._open: list[tuple[int, int, int]] = []
+        self._last_kind = "ok"
+        self.layers = LayerHistory(names)
+
+    def note(self, evidence: Evidence) -> bool:
+        """Adds the attempt to the window; true when it begins an anomaly that needs an incident."""
+        self._window.append(
+            {
+                "attempt": evidence.attempt,
+                "step": evidence.step,
+                "loss": evidence.agreed.loss,
+                "grad_norm": evidence.grad_norm,
+            }
+        )
+        kind, last = evidence.verdict.kind, self._last_kind
+        self._last_kind = kind
+        if kind in ("drift", "vanishing"):
+            return kind != last
+        return kind != "ok"
+
+    def incident(
+        self,
+        evidence: Evidence,
+        outcome: Outcome,
+        *,
+        local_norms: NDArray[np.float64],
+        samples: list[int],
+        recovery: dict[str, Any] | None,
+    ) -> Incident:
+        """Builds, counts and journals the incident of this attempt."""
+        verdict = evidence.verdict
+        self._incidents += 1
+        action = "halted" if evidence.decision.rung == "halt" else outcome.action
+        incident = Incident(
+            id=self._incidents,
+            job=self._job,
+            time=time.time(),
+            attempt=evidence.attempt,
+            step=evidence.step,
+            verdict=verdict.kind,
+            signal=verdict.signal,
+            value=evidence.agreed.loss if verdict.signal == "loss" else evidence.grad_norm,
+            score=verdict.score,
+            baseline=verdict.baseline,
+            action=action,
+            reason=evidence.decision.reason,
+            rolled_back_to=outcome.rolled_back_to,
+            steps_lost=outcome.steps_lost,
+            seconds=outcome.seconds,
+            would=evidence.decision.rung if self._shadow else None,
+            recovery=recovery,
+            window=list(self._window),
+            layers=self.layers.rank(evidence.layer_norms),
+            ranks=rank_ranks(evidence.agreed.losses, local_norms),
+            samples=samples[:MAX_SAMPLES],
+        )
+        self._count(incident, outcome)
+        if self._journal is not None:
+            self._journal.incident(incident)
+        self._follow(incident)
+        return incident
+
+    def clean(self, evidence: Evidence, step: int) -> None:
+        """A clean step was applied: layers learn what is usual, incidents left behind are closed."""
+        self.layers.accept(evidence.layer_norms)
+        if self._open and step > max(left for _, _, left in self._open):
+            for incident_id, attempt, _ in self._open:
+                self._close(incident_id, "recovered", step, evidence.attempt - attempt)
+            self._open = []
+
+    def step(self, report: StepReport, layer_norms: dict[str, float] | None) -> None:
+        """Counts the step in the metrics."""
+        if self._metrics is None:
+            return
+        recovery = report.recovery
+        self._metrics.step(
+            action=report.action,
+            loss=report.loss,
+            grad_norm=report.grad_norm,
+            clip_threshold=report.clip_threshold,
+            clip_coef=report.clip_coef,
+            learning_rate=report.learning_rate,
+            guard_seconds=report.guard_seconds,
+            layers=layer_norms,
+            local_norms=report.local_norms,
+            regularization={k: v for k, v in recovery.items() if k != "lr_scale"},
+        )
+
+    def _count(self, incident: Incident, outcome: Outcome) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.anomaly(signal=incident.signal, verdict=incident.verdict)
+        if outcome.rolled_back_to is not None:
+            self._metrics.rollback(source="memory", seconds=outcome.seconds, steps_lost=outcome.steps_lost)
+
+    def _follow(self, incident: Incident) -> None:
+        if incident.action == "halted":
+            self._close(incident.id, "halted", incident.step, 0)
+        elif incident.action == "rolled_back":
+            for earlier, attempt, _ in self._open:
+                self._close(earlier, "recurred", incident.step, incident.attempt - attempt)
+            self._open = [(incident.id, incident.attempt, incident.step)]
+        elif incident.action == "skipped":
+            self._open.append((incident.id, incident.attempt, incident.step))
+
+    def _close(self, incident_id: int, outcome: str, step: int, steps: int) -> None:
+        if self._journal is not None:
+            self._journal.outcome(incident_id, outcome, step=step, steps=steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, open incidents and what is usual for each layer."""
+        return {
+            "incidents": self._incidents,
+            "open": [list(entry) for entry in self._open],
+            "last_kind": self._last_kind,
+            "window": [dict(row) for row in self._window],
+            "layers": self.layers.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        self._incidents = int(state["incidents"])
+        self._open = [(int(i), int(a), int(s)) for i, a, s in state["open"]]
+        self._last_kind = str(state["last_kind"])
+        self._window = deque(state["window"], maxlen=WINDOW_ATTEMPTS)
+        self.layers.load_state_dict(state["layers"])

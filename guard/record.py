@@ -1,0 +1,85 @@
+"""Incidents, and the append-only journal they are written to: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One event that the guard acted on, with its evidence.
+
+    ``layers`` and ``ranks`` are worst first; ``window`` holds the last attempts before it; ``samples`` the
+    ids of the global batch, where the data state tells them.
+    """
+
+    id: int
+    job: str
+    time: float
+    attempt: int
+    step: int
+    verdict: str
+    signal: str
+    value: float
+    score: float
+    baseline: float | None
+    action: str
+    reason: str
+    rolled_back_to: int | None = None
+    steps_lost: int = 0
+    seconds: float = 0.0
+    would: str | None = None
+    recovery: dict[str, Any] | None = None
+    window: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the journal; non-finite numbers become the strings nan, inf and -inf."""
+        record: dict[str, Any] = strict(asdict(self))
+        return record
+
+
+class Journal:
+    """Appends records to a file and flushes each: a killed process loses none that was written.
+
+    A disk that refuses to write does not end the training: the failure is counted in ``failures``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.failures = 0
+
+    def incident(self, incident: Incident) -> None:
+        """Appends an incident."""
+        self._append({"type": "incident", **incident.to_dict()})
+
+    def outcome(self, incident_id: int, outcome: str, *, step: int, steps: int) -> None:
+        """Appends how an incident ended: ``recovered``, ``recurred`` or ``halted``, after ``steps`` steps."""
+        record = {"incident": incident_id, "outcome": outcome, "step": step, "steps": steps}
+        self._append({"type": "outcome", **record, "time": time.time()})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError:
+            self.failures += 1
+
+
+def strict(value: Any) -> Any:
+    """``value`` with every non-finite float as a string, so that it is strict JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value

@@ -1,0 +1,45 @@
+"""Mixed precision with a GradScaler: its overflows are its own business, our skips never touch its scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class ScalerAdapter:
+    """Backward, unscale and step with or without a GradScaler."""
+
+    def __init__(self, scaler: torch.amp.GradScaler | None, optimizer: Optimizer) -> None:
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._optimizer = optimizer
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss, scaled for backward."""
+        return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def unscale(self) -> bool:
+        """Divides the gradients by the scale; true when the scaler found an overflow in them."""
+        if self._scaler is None:
+            return False
+        self._scaler.unscale_(self._optimizer)
+        found = self._scaler._found_inf_per_device(self._optimizer)
+        return any(bool(flag.item()) for flag in found.values())
+
+    def step(self, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Steps the optimizer and updates the scale; after an overflow the scaler does not step."""
+        with around():
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
+                self._scaler.step(self._optimizer)
+        if self._scaler is not None:
+            self._scaler.update()
+
+    def forget(self) -> None:
+        """Ends a step of ours that was skipped: neither the scale nor its growth count changes."""
+        if self._scaler is not None:
+            self._scaler._per_optimizer_states.pop(id(self._optimizer), None)

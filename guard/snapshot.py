@@ -1,0 +1,156 @@
+"""Healthy states kept in memory, so that a rollback costs milliseconds.
+
+A snapshot is a *candidate* until enough clean steps followed it; only then is it a place to return to,
+because an explosion shows one or two steps after the update that caused it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guard import rng
+from guard.base import Config
+from guard.stores import OptimizerStore, TensorStore
+
+
+class Stateful(Protocol):
+    """Anything a rollback can rewind."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state, or a view that ``copy.deepcopy`` can copy."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Continues from ``state_dict``'s answer."""
+        ...
+
+
+class SnapshotConfig(Config):
+    """How often a snapshot is taken, how many are kept, and when one counts as healthy."""
+
+    every_steps: PositiveInt = 50
+    """Optimizer steps between snapshots. A rollback repeats at most about this many."""
+
+    keep: int = Field(default=2, ge=2, le=16)
+    """Snapshots held; each costs as much memory as the model and its optimizer."""
+
+    clean_steps: PositiveInt = 2
+    """Clean steps that must follow a snapshot before it is a place to return to."""
+
+
+@dataclass(slots=True, eq=False)
+class Snapshot:
+    """One state of everything that a training step changes."""
+
+    step: int = -1
+    clean_steps: int = 0
+    healthy: bool = False
+    returns: int = 0
+    model: TensorStore = field(default_factory=TensorStore)
+    optimizer: OptimizerStore = field(default_factory=OptimizerStore)
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    generators: dict[str, Any] = field(default_factory=dict)
+
+
+class Subject:
+    """What is saved and restored: model, optimizer, named states, random number generators."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, states: Mapping[str, Stateful]) -> None:
+        self._tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+        self._optimizer = optimizer
+        self._states = dict(states)
+
+    def save_to(self, snapshot: Snapshot) -> None:
+        """Copies the present state into ``snapshot``."""
+        snapshot.model.save(self._tensors)
+        snapshot.optimizer.save(self._optimizer)
+        snapshot.states = {
+            name: copy.deepcopy(stateful.state_dict()) for name, stateful in self._states.items()
+        }
+        snapshot.generators = rng.capture()
+
+    def restore_from(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
+        """Puts ``snapshot`` back, but for the named states in ``leave``."""
+        snapshot.model.restore(self._tensors)
+        snapshot.optimizer.restore(self._optimizer)
+        for name, stateful in self._states.items():
+            if name not in leave:
+                stateful.load_state_dict(copy.deepcopy(snapshot.states[name]))
+        rng.restore(snapshot.generators)
+
+
+class SnapshotRing:
+    """The last few snapshots and their health."""
+
+    def __init__(self, config: SnapshotConfig, subject: Subject) -> None:
+        self._config = config
+        self._subject = subject
+        self._held: list[Snapshot] = []
+        self._free: list[Snapshot] = []
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot should be taken after ``step``."""
+        newest = self._held[-1].step if self._held else -1
+        return step % self._config.every_steps == 0 and step > newest
+
+    def take(self, step: int, *, healthy: bool = False) -> None:
+        """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""
+        snapshot = self._slot()
+        self._subject.save_to(snapshot)
+        snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
+        self._held.append(snapshot)
+
+    def reset(self) -> None:
+        """Forgets all snapshots; their memory is used again."""
+        self._drop(list(self._held))
+
+    def clean_step(self) -> None:
+        """A clean step passed: candidates come nearer to being healthy."""
+        for snapshot in self._held:
+            if not snapshot.healthy:
+                snapshot.clean_steps += 1
+                snapshot.healthy = snapshot.clean_steps >= self._config.clean_steps
+
+    def doubt(self) -> None:
+        """A step was not clean: candidates may hold the cause of it and are dropped."""
+        self._drop([s for s in self._held if not s.healthy])
+
+    def target(self) -> Snapshot | None:
+        """The snapshot a rollback returns to: the newest healthy one.
+
+        One that was returned to twice without success gives way to an older one, if there is any.
+        """
+        healthy = [s for s in self._held if s.healthy]
+        if len(healthy) > 1 and healthy[-1].returns >= 2:
+            self._drop([healthy[-1]])
+            healthy.pop()
+        return healthy[-1] if healthy else None
+
+    def restore(self, snapshot: Snapshot, *, leave: frozenset[str]) -> None:
+        """Returns to ``snapshot``; what was taken after it is dropped."""
+        self._drop([s for s in self._held if s.step > snapshot.step])
+        snapshot.returns += 1
+        self._subject.restore_from(snapshot, leave=leave)
+
+    def _slot(self) -> Snapshot:
+        if self._free:
+            return self._free.pop()
+        if len(self._held) < self._config.keep:
+            return Snapshot()
+        healthy = [s for s in self._held if s.healthy]
+        last_resort = healthy[-1] if len(healthy) == 1 else None
+        oldest = next(s for s in self._held if s is not last_resort)
+        self._held.remove(oldest)
+        return oldest
+
+    def _drop(self, snapshots: list[Snapshot]) -> None:
+        for snapshot in snapshots:
+            self._held.remove(snapshot)
+            self._free.append(snapshot)

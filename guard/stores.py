@@ -1,0 +1,110 @@
+"""Copies of tensors in memory that is allocated once and then reused.
+
+The optimizer's state is copied tensor by tensor, in place, because ``load_state_dict`` replaces its
+tensors and so leaves every cached list of them stale.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class TensorStore:
+    """A copy of a list of tensors; saving and restoring are one foreach call each."""
+
+    def __init__(self) -> None:
+        self._copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def save(self, tensors: Sequence[Tensor]) -> None:
+        """Copies ``tensors``; allocates only when their number, shapes or dtypes changed."""
+        if _alike(self._copies, tensors):
+            if tensors:
+                torch._foreach_copy_(self._copies, list(tensors))
+        else:
+            self._copies = [tensor.detach().clone() for tensor in tensors]
+
+    @torch.no_grad()
+    def restore(self, tensors: Sequence[Tensor]) -> None:
+        """Writes the copies back into ``tensors``, in place."""
+        if tensors:
+            torch._foreach_copy_(list(tensors), self._copies)
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """The copies themselves; valid until the next ``save``."""
+        return self._copies
+
+
+class OptimizerStore:
+    """A copy of an optimizer's state and of the hyperparameters of its groups."""
+
+    def __init__(self) -> None:
+        self._tensors = TensorStore()
+        self._slots: list[tuple[int, str]] = []
+        self._values: dict[int, dict[str, Any]] = {}
+        self._groups: list[dict[str, Any]] = []
+
+    def save(self, optimizer: Optimizer) -> None:
+        """Copies the state of every parameter and the settings of every group."""
+        self._slots, tensors, self._values = _flatten(optimizer)
+        self._tensors.save(tensors)
+        self._groups = [
+            {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Writes the copy back: in place where the layout is the same, else by rebuilding the state."""
+        slots, tensors, values = _flatten(optimizer)
+        if slots == self._slots and _alike(tensors, self._tensors.copies):
+            self._tensors.restore(tensors)
+            if values != self._values:
+                self._write_values(optimizer)
+        else:
+            self._rebuild(optimizer)
+        for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
+            group.update(copy.deepcopy(saved))
+
+    def _rebuild(self, optimizer: Optimizer) -> None:
+        optimizer.state.clear()
+        parameters = _parameters(optimizer)
+        for (index, key), tensor in zip(self._slots, self._tensors.copies, strict=True):
+            optimizer.state[parameters[index]][key] = tensor.clone()
+        self._write_values(optimizer)
+
+    def _write_values(self, optimizer: Optimizer) -> None:
+        parameters = _parameters(optimizer)
+        for index, values in self._values.items():
+            optimizer.state[parameters[index]].update(copy.deepcopy(values))
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _flatten(optimizer: Optimizer) -> tuple[list[tuple[int, str]], list[Tensor], dict[int, dict[str, Any]]]:
+    slots: list[tuple[int, str]] = []
+    tensors: list[Tensor] = []
+    values: dict[int, dict[str, Any]] = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                slots.append((index, key))
+                tensors.append(value)
+            else:
+                values.setdefault(index, {})[key] = copy.deepcopy(value)
+    return slots, tensors, values
+
+
+def _alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+        for a, b in zip(left, right, strict=True)
+    )
