@@ -1,4 +1,4 @@
-"""The state of every random number generator a training step draws from."""
+"""The state of every random number generator a training step draws from, as plain numbers and tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 
 def capture() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators; on a GPU also the current device's."""
+    numpy: Any = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": [str(numpy[0]), torch.from_numpy(np.asarray(numpy[1]).astype(np.int64)), *numpy[2:]],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -23,8 +24,10 @@ def capture() -> dict[str, Any]:
 
 def restore(state: dict[str, Any]) -> None:
     """Continues every generator from ``capture``'s state."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

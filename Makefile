@@ -1,0 +1,50 @@
+# The two commands: `make train` and `make test`. `make setup` is done by both; the rest is for developers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SPEC ?= jobs/examples/fashion.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data tools train test lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## create .venv and install everything, pinned
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || \
+	  { echo "cannot create a virtual environment: install python3-venv (apt-get install python3-venv)"; exit 1; }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+data:  ## install the Fashion-MNIST package of Debian and Ubuntu where that is possible
+	@deploy/install-packages.sh dataset-fashion-mnist
+
+tools: data  ## install the tools that some tests use: Prometheus
+	@deploy/install-packages.sh prometheus
+
+train: setup data  ## train a guarded ResNet on real images, with faults that it survives
+	@$(BIN)/gradguard train $(SPEC) --overwrite
+
+test: setup tools  ## run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: setup  ## lint, format check, type check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup  ## format the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: setup  ## run the benchmarks
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the virtual environment and caches; jobs are kept
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

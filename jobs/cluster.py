@@ -1,0 +1,270 @@
+"""The Ray cluster a job runs on: one that is already there, or an embedded one that ends with the job.
+
+An embedded cluster listens on the loopback interface only, asks every caller for a token that is never
+written to disk, and leaves no process behind. A cluster that was there before is left as it was found.
+"""
+
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+logger = logging.getLogger(__name__)
+
+# Ray Train's defaults are to notice a dead worker after up to 2 s, to wait for a rank that never reports for
+# ever, and to give a process group that hangs 30 s to end.
+TRAIN_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
+}
+# Read by Ray's controller actor, which does not inherit the environment of the driver.
+WORKER_DEFAULTS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
+
+# Left in the environment by `ray.init`.
+SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
+JOB_CONFIG_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+# A unix socket's path has at most 107 bytes, 103 on macOS; Ray's session and socket names take up to 66.
+LONGEST_TEMP_DIR = 37
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be reached or used; the text says what to set."""
+
+
+class ResourcesError(ClusterError):
+    """The job asks for more than the cluster will ever have."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    """The cluster this process is connected to."""
+
+    embedded: bool
+    address: str
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None,
+    num_cpus: int | None = None,
+    *,
+    log_to_driver: bool = False,
+) -> Iterator[ClusterInfo]:
+    """Connect to Ray for the length of the block.
+
+    In this order: a connection this process already has (left open afterwards), `address`, the address in
+    `RAY_ADDRESS` (`ray job submit` sets it), a new embedded cluster with `num_cpus` CPUs (default: those of
+    this machine). Environment variables the user has set are never replaced, and all are put back at the end.
+
+    Raises:
+        ClusterError: no cluster answers at the address, or it is of a kind that training cannot use.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_environment(TRAIN_DEFAULTS))
+        if ray.is_initialized():
+            yield _info(embedded=False)
+            return
+        address = _usable_address(address or os.environ.get("RAY_ADDRESS"))
+        stack.enter_context(_sigterm_handler_kept())
+        if address is None:
+            stack.enter_context(_environment(_embedded_defaults(), replaced={"PYTHONPATH": _python_path()}))
+        stack.callback(ray.shutdown)
+        if address is None:
+            _start(num_cpus, log_to_driver)
+        else:
+            _connect(address, log_to_driver)
+        yield _info(embedded=address is None)
+
+
+def check_resources(needed: Mapping[str, float], *, workers: int = 1) -> None:
+    """Refuse a job that the connected cluster can never run: Ray would wait for ever, without an error.
+
+    `needed` has the totals by Ray's resource name, such as `{"CPU": 4, "GPU": 2}`, of `workers` equal parts.
+    Resources that are merely in use by others are no reason to refuse: the job waits for them.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    problem = shortage(needed, workers, nodes)
+    if problem:
+        raise ResourcesError(problem)
+
+
+def shortage(needed: Mapping[str, float], workers: int, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What is missing on `nodes` and what to set instead, in one line; `None` if the workers fit."""
+    for resource, total in needed.items():
+        have = [node.get(resource, 0.0) for node in nodes]
+        each = total / workers
+        fit = sum(math.floor(amount / each + 1e-9) for amount in have) if each else workers
+        if total > sum(have) + 1e-9:
+            seen = f"needs {_amount(total, resource)}, the cluster has {sum(have):g}"
+        elif fit < workers:
+            asked = f"{_amount(each, resource)} for each of {workers} workers"
+            seen = f"needs {asked}, the cluster's nodes have room for {fit}"
+        else:
+            continue
+        return f"{seen}: set {_advice(resource, fit, workers, sum(have))}"
+    return None
+
+
+def _advice(resource: str, fit: int, workers: int, have: float) -> str:
+    ways = [f"scale.workers to {fit}"] if 0 < fit < workers else []
+    share = math.floor(100 * have / workers) / 100
+    if resource == "GPU":
+        ways.append("scale.device to cpu")
+    elif resource == "CPU" and share:
+        ways.append(f"scale.cpus_per_worker to {share:g}")
+    return " or ".join(ways) or f"up a cluster that has {resource}"
+
+
+def _amount(number: float, resource: str) -> str:
+    plural = "" if number == 1 or resource not in ("CPU", "GPU") else "s"
+    return f"{number:g} {resource}{plural}"
+
+
+def _info(*, embedded: bool) -> ClusterInfo:
+    resources = ray.cluster_resources()
+    return ClusterInfo(
+        embedded=embedded,
+        address=ray.get_runtime_context().gcs_address,
+        cpus=float(resources.get("CPU", 0)),
+        gpus=float(resources.get("GPU", 0)),
+    )
+
+
+def _usable_address(address: str | None) -> str | None:
+    if address and "://" in address:
+        raise ClusterError(
+            f"{address} is not the host:port of a Ray cluster: leave it out (and unset RAY_ADDRESS) to train "
+            "on this machine, or run `ray job submit --address URL -- python -m jobs.train SPEC`"
+        )
+    return address or None
+
+
+def _start(num_cpus: int | None, log_to_driver: bool) -> None:
+    with _loopback_only():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=log_to_driver,
+            logging_level=logging.ERROR,
+            _temp_dir=_temp_dir(),
+        )
+
+
+def _connect(address: str, log_to_driver: bool) -> None:
+    try:
+        ray.init(
+            address=address,
+            runtime_env=_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
+            log_to_driver=log_to_driver,
+            logging_level=logging.ERROR,
+        )
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            f"no Ray cluster can be used at {address} ({first_line}): check the address with `ray status`"
+        ) from error
+
+
+def _runtime_env(job_config: str | None) -> dict[str, Any]:
+    """Our packages and settings for the workers, less what the submitted job's own environment already sets
+    (Ray refuses to merge two values of one field)."""
+    submitted = (json.loads(job_config).get("runtime_env") or {}) if job_config else {}
+    taken = submitted.get("env_vars") or {}
+    settings = {name: os.environ.get(name, value) for name, value in WORKER_DEFAULTS.items()}
+    own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
+    if not submitted.keys() & {"working_dir", "py_modules"}:
+        own["py_modules"] = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
+    return own
+
+
+def _embedded_defaults() -> dict[str, str]:
+    """What every process of an embedded cluster inherits."""
+    variables = {
+        **WORKER_DEFAULTS,
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+    }
+    if not (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        variables["RAY_AUTH_TOKEN"] = _token()
+    return variables
+
+
+def _python_path() -> str:
+    """Lets the workers import this package when it runs from a checkout."""
+    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@cache
+def _token() -> str:
+    """Ray turns token authentication on for a local cluster, and writes a token into the user's home unless
+    it finds one. It keeps the first one it finds as long as the process lives, so there is one a process."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(defaults: Mapping[str, str], *, replaced: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Set the `defaults` that the user has not set, and `replaced`; undo both at the end."""
+    before = {name: os.environ.get(name) for name in {*defaults, *(replaced or {}), *SET_BY_RAY}}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(replaced or {})
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            os.environ.pop(name, None)
+            if old is not None:
+                os.environ[name] = old
+
+
+@contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Ray replaces the handler of SIGTERM and does not put it back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray binds to the loopback interface where it does not support clusters of several nodes (macOS and
+    Windows). It reads the variable for that when it is imported, which is before we get to set it."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _temp_dir() -> str | None:
+    """`None` lets Ray choose (from RAY_TMPDIR or TMPDIR), unless its sockets' paths would be too long."""
+    root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(Path(root) / "ray")) <= LONGEST_TEMP_DIR:
+        return None
+    logger.warning("%s is too long for Ray's sockets; its session files go to /tmp/ray", root)
+    return "/tmp/ray"

@@ -1,0 +1,134 @@
+"""Where images come from: Fashion-MNIST from disk, scikit-learn's digits from its package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from jobs.data.errors import DataError
+from jobs.data.idx import read_idx
+from jobs.data.images import ImageData
+
+if TYPE_CHECKING:
+    from jobs.spec_sections import DataSpec
+
+_log = logging.getLogger(__name__)
+
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package ``dataset-fashion-mnist`` puts its files."""
+
+_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_SPLIT_SEED = 0
+
+
+def load_images(config: DataSpec) -> tuple[ImageData, ImageData]:
+    """The training and the test split that a spec asks for, with its limits applied.
+
+    Raises:
+        DataError: the data set is not there, or a file of it is damaged.
+    """
+    train, test = _find(config)
+    return train.first(config.train_limit), test.first(config.test_limit)
+
+
+def _find(config: DataSpec) -> tuple[ImageData, ImageData]:
+    if config.dataset == "digits":
+        return load_digits()
+    folder = _fashion_folder(config)
+    if folder is not None:
+        _log.info("data: fashion-mnist from %s", folder)
+        return load_fashion_mnist(folder)
+    if config.dataset == "fashion-mnist":
+        raise DataError(_advice(config))
+    _log.warning("data: digits (8x8) instead of fashion-mnist: %s", _advice(config))
+    return load_digits()
+
+
+def _fashion_folder(config: DataSpec) -> Path | None:
+    """The first folder that holds Fashion-MNIST; downloads it only where the spec allows that."""
+    for folder in _candidates(config):
+        if _file(folder, "train-images-idx3-ubyte") is not None:
+            return folder
+    if config.download:
+        return _download(Path(config.root or "data").expanduser())
+    return None
+
+
+def _candidates(config: DataSpec) -> Iterator[Path]:
+    if config.root is not None:
+        root = Path(config.root).expanduser()
+        yield from (root, root / "FashionMNIST" / "raw", root / "raw")
+    yield SYSTEM_FOLDER
+
+
+def _advice(config: DataSpec) -> str:
+    searched = ", ".join(str(folder) for folder in _candidates(config))
+    return (
+        f"fashion-mnist is in none of {searched}: install the Debian package dataset-fashion-mnist, "
+        "set data.root to its folder, or set data.download: true"
+    )
+
+
+def _download(root: Path) -> Path:
+    from jobs.vision_compat import import_torchvision
+
+    import_torchvision()
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"fashion-mnist: the download into {root} failed: {error}") from error
+    return root / "FashionMNIST" / "raw"
+
+
+def load_fashion_mnist(folder: Path) -> tuple[ImageData, ImageData]:
+    """Training and test split from a folder with the four IDX files, gzipped or not."""
+    return _fashion_split(folder, "train"), _fashion_split(folder, "t10k")
+
+
+def _fashion_split(folder: Path, prefix: str) -> ImageData:
+    images = read_idx(_required(folder, f"{prefix}-images-idx3-ubyte"), dimensions=3)
+    labels = read_idx(_required(folder, f"{prefix}-labels-idx1-ubyte"), dimensions=1)
+    return ImageData(images.unsqueeze(1), labels.long(), _CLASSES, "fashion-mnist")
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _required(folder: Path, name: str) -> Path:
+    path = _file(folder, name)
+    if path is None:
+        raise DataError(f"{folder}: fashion-mnist is incomplete: neither {name} nor {name}.gz is there")
+    return path
+
+
+def load_digits() -> tuple[ImageData, ImageData]:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, split 80/20 with equal shares of each class."""
+    from sklearn.datasets import load_digits as read_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = read_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype("uint8")
+    rows = train_test_split(range(len(labels)), test_size=0.2, random_state=_SPLIT_SEED, stratify=labels)
+    train, test = (
+        ImageData(
+            torch.from_numpy(pixels[chosen]),
+            torch.from_numpy(labels[chosen]).long(),
+            tuple("0123456789"),
+            "digits",
+        )
+        for chosen in rows
+    )
+    return train, test

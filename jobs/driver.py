@@ -1,0 +1,205 @@
+"""Runs one job from this process: Ray, the hub, Ray Train in a thread, the live view, the result's files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from jobs.cluster import ClusterInfo, check_resources, ray_session
+from jobs.files import write_json_atomic
+from jobs.fit import FitThread
+from jobs.folder import REPORT, JobFolder
+from jobs.hub import ensure_hub
+from jobs.live import LiveView
+from jobs.report import write_report
+from jobs.spec import JobSpec
+
+POLL_S = 0.25
+STOP_GRACE_S = 7.0
+SAVE_GRACE_S = 120.0
+
+
+def run_job(
+    spec: JobSpec,
+    *,
+    console: Console,
+    address: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "gradguard train SPEC",
+) -> dict[str, Any]:
+    """Trains the job and writes its result and report.
+
+    Args:
+        spec: the job; relative folders are meant from the current directory.
+        console: where the live view goes.
+        address: of a Ray cluster; default: the one of this Ray job, else an embedded one.
+        resume: continue from the newest checkpoint of an unfinished job of this name.
+        overwrite: set an existing job of this name aside and start anew.
+        command: how the user would start this job again, without flags.
+
+    Returns:
+        The contents of result.json.
+
+    Raises:
+        JobError, ClusterError, SpecError: the job cannot run as asked; one line says why.
+    """
+    spec = spec.absolute()
+    folder = JobFolder(spec.job_dir)
+    started = time.monotonic()
+    with folder.locked():
+        folder.prepare(spec, resume=resume, overwrite=overwrite)
+        with _cluster(spec, address) as cluster:
+            outcome = _follow(spec, folder, cluster, console)
+        result = _complete(outcome, spec, time.monotonic() - started, command)
+        _write(folder, result)
+    return result
+
+
+@contextmanager
+def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
+    needed = spec.scale.workers * spec.scale.cpus_per_worker
+    with ray_session(address, max(needed, os.cpu_count() or 1)) as cluster:
+        yield cluster
+
+
+def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
+    """Starts the training, shows it until it ends, and passes a Ctrl-C on as a request to stop."""
+    use_gpu = _use_gpu(spec, cluster)
+    check_resources(_resources(spec, use_gpu), workers=spec.scale.workers)
+    hub = ensure_hub(spec.metrics.port, spec.metrics.host)
+    scratch = folder.path / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    thread = FitThread(spec, hub, use_gpu=use_gpu, scratch=scratch)
+    with LiveView(console) as view, _interrupts() as interrupts:
+        watch = _Watch(hub, spec.name, view)
+        thread.start()
+        deadline = None
+        while thread.is_alive():
+            thread.join(POLL_S)
+            watch.poll()
+            if interrupts.is_set() and deadline is None:
+                deadline = time.monotonic() + (STOP_GRACE_S if watch.training else 0.0)
+                watch.stop()
+            if deadline is not None and watch.phase == "saving":
+                deadline = max(deadline, time.monotonic() + 1.0)
+            if deadline is not None and time.monotonic() > deadline:
+                return {"status": "stopped", "job": spec.name, "error": None}
+        watch.poll()
+        ray.get(hub.end.remote(spec.name, thread.outcome()["status"]))
+    shutil.rmtree(scratch, ignore_errors=True)
+    return thread.outcome()
+
+
+class _Watch:
+    """Polls the hub for one job and feeds the view."""
+
+    def __init__(self, hub: Any, job: str, view: LiveView) -> None:
+        self._hub, self._job, self._view = hub, job, view
+        self._seq = 0
+        self.phase = "starting"
+
+    @property
+    def training(self) -> bool:
+        """Whether there is a state worth saving."""
+        return self.phase != "starting"
+
+    def poll(self) -> None:
+        """Shows what is new."""
+        try:
+            answer = ray.get(self._hub.status.remote(self._job, self._seq), timeout=2.0)
+        except ray.exceptions.RayError:
+            return  # a hub that restarts answers the next poll
+        for event in answer["events"]:
+            self._seq = max(self._seq, event["seq"])
+        if answer["status"] is not None:
+            self.phase = answer["status"]["phase"]
+        self._view.update(answer["status"], answer["events"])
+
+    def stop(self) -> None:
+        """Asks the job to save its state and end."""
+        text = "stopping: saving the state" if self.training else "stopping: nothing has been trained yet"
+        event = {"seq": self._seq, "time": time.time(), "step": 0, "level": "warning", "text": text}
+        self._view.update(None, [event])
+        self._hub.command.remote(self._job, "stop")
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second one ends the process at once, as ever."""
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: Any) -> None:
+        seen.set()
+        signal.signal(number, signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:
+    if spec.scale.device == "auto":
+        return cluster.gpus >= spec.scale.workers
+    return spec.scale.device == "gpu"
+
+
+def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
+    workers = spec.scale.workers
+    needed = {"CPU": float(workers * spec.scale.cpus_per_worker)}
+    return {**needed, "GPU": float(workers)} if use_gpu else needed
+
+
+def _complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
+    finished = outcome["status"] == "succeeded"
+    return {
+        **{key: 0 for key in ("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost")},
+        "guard_share": 0.0,
+        "metrics": {},
+        "checkpoint": None,
+        "world_size": spec.scale.workers,
+        **outcome,
+        "incidents": outcome.get("anomalies", 0),
+        "seconds": seconds,
+        "report": REPORT,
+        "resume": None if finished else f"{command} --resume",
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the job ran with."""
+    packages = ("gradguard", "torch", "torchvision", "ray")
+    found = {name: _version(name) for name in packages}
+    return {**found, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write(folder: JobFolder, result: dict[str, Any]) -> None:
+    write_json_atomic(folder.result, result)
+    write_report(folder.path)

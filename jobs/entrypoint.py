@@ -1,0 +1,69 @@
+"""``python -m jobs.train SPEC``: the command line that a submitted job runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from jobs.cluster import JOB_CONFIG_VAR, ClusterError
+from jobs.data.errors import DataError
+from jobs.driver import run_job
+from jobs.errors import JobError
+from jobs.live import print_summary
+from jobs.spec import JobSpec
+from jobs.spec_errors import SpecError
+from jobs.workloads.errors import WorkloadError
+
+EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
+BAD_INPUT = 2
+SPEC_VARIABLE = "GRADGUARD_SPEC"
+USER_ERRORS = (SpecError, JobError, ClusterError, DataError, WorkloadError)
+
+
+def main(arguments: list[str]) -> int:
+    """Parses the arguments, runs the job, returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        spec, source = _spec(options)
+        command = f"python -m jobs.train {source}"
+        return train_and_summarize(spec, command=command, resume=options.resume, overwrite=options.overwrite)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+
+
+def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
+    """The spec and, for people, where it came from; in a submitted job its storage is made durable."""
+    if options.from_environment:
+        spec = JobSpec.from_dict(yaml.safe_load(os.environ[SPEC_VARIABLE]))
+    else:
+        spec = JobSpec.load(options.spec, options.set)
+    if JOB_CONFIG_VAR in os.environ:
+        storage = Path.home() / "gradguard" / Path(spec.storage).expanduser()
+        spec = spec.model_copy(update={"storage": str(storage)})
+    return spec, "--from-environment" if options.from_environment else str(options.spec)
+
+
+def train_and_summarize(spec: JobSpec, **options: Any) -> int:
+    """Runs the job with the live view, prints the summary, returns the exit code."""
+    console = Console()
+    result = run_job(spec, console=console, **options)
+    print_summary(console, result, spec.job_dir)
+    return EXIT_CODES[result["status"]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("spec", nargs="?", type=Path, help="the job's spec, YAML or JSON")
+    source.add_argument("--from-environment", action="store_true", help=f"the spec is in ${SPEC_VARIABLE}")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished job of this name")
+    parser.add_argument("--overwrite", action="store_true", help="set an existing job of this name aside")
+    return parser

@@ -1,0 +1,5 @@
+"""What a job raises for its user: one line that says what is wrong and what to do."""
+
+
+class JobError(RuntimeError):
+    """The job cannot run as asked; nothing was lost. Exit code 2."""

@@ -1,0 +1,88 @@
+"""The folder of a job: what lies where, and what happens when there is a job of that name already."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import JobError
+from jobs.files import read_json, write_text_atomic
+from jobs.spec import JobSpec
+
+SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
+CHECKPOINTS, REPORT, RESULT = "checkpoints", "report.html", "result.json"
+
+
+class JobFolder:
+    """The paths of one job's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / SPEC
+        self.metrics = path / METRICS
+        self.incidents = path / INCIDENTS
+        self.checkpoints = path / CHECKPOINTS
+        self.report = path / REPORT
+        self.result = path / RESULT
+
+    def last_result(self) -> dict[str, Any] | None:
+        """What result.json says, if there is one."""
+        return read_json(self.result)
+
+    def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
+        """Makes the folder ready for a run.
+
+        Raises:
+            JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` says what to do, a
+                finished job would be resumed, or the folder cannot be written.
+        """
+        exists = self.spec.exists()
+        if exists and overwrite:
+            self._set_aside()
+        elif exists and not resume:
+            raise JobError(
+                f"{self.path} already holds a job: continue it with --resume, start anew with --overwrite "
+                "(the old folder is kept beside it), or give another name with --set name=..."
+            )
+        elif exists and (self.last_result() or {}).get("status") == "succeeded":
+            raise JobError(f"{self.path} has finished already: there is nothing to resume")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(self.spec, spec.to_yaml())
+            self.result.unlink(missing_ok=True)
+        except OSError as error:
+            raise JobError(f"cannot write to {self.path}: {error.strerror}; set storage to another folder") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one run; the lock goes with the process, however that ends.
+
+        Raises:
+            JobError: another process runs this job now, or the folder cannot be made.
+        """
+        lock = self.path.parent / f".{self.path.name}.lock"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise JobError(f"cannot write to {lock.parent}: {error.strerror}; set storage to another folder") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise JobError(f"{self.path} is being trained by another process now") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (kept := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(kept)

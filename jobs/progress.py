@@ -1,0 +1,164 @@
+"""What a run says while it runs: rows in metrics.jsonl, live status and events through the hub."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from guard import GradientGuard, StepReport
+from jobs.files import JsonlWriter
+from jobs.folder import JobFolder
+from jobs.hub import HubLink
+from jobs.rows import describe, step_row
+from jobs.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+
+STATUS_INTERVAL_S = 0.5
+_RATE_DECAY = 0.95
+
+
+class Progress:
+    """Records and shows one run; only rank 0 speaks.
+
+    Its totals are part of the checkpoint, so that a resumed run reports on the whole.
+    """
+
+    def __init__(
+        self, spec: JobSpec, folder: JobFolder, hub: Any, guard: GradientGuard, total_steps: int, *, rank: int
+    ) -> None:
+        self._spec = spec
+        self._guard = guard
+        self._total_steps = total_steps
+        self._rows = JsonlWriter(folder.metrics) if rank == 0 else None
+        self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
+        self._phase = "starting"
+        self._events: list[dict[str, Any]] = []
+        self._last: StepReport | None = None
+        self._evaluation: dict[str, float] | None = None
+        self._failed_writes = 0
+        self._step_seconds = 0.0
+        self._train_seconds = 0.0
+        self._clock = self._next_push = time.perf_counter()
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The metrics of the last evaluation."""
+        return dict(self._evaluation or {})
+
+    def step(self, report: StepReport) -> None:
+        """One step attempt is over: a row, a status, an event if the guard did something."""
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        self._train_seconds += seconds
+        decay = _RATE_DECAY if self._step_seconds else 0.0
+        self._step_seconds = decay * self._step_seconds + (1 - decay) * seconds
+        self._last = report
+        special = report.incident is not None or report.overflow
+        wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
+        self._write(step_row(report, seconds, self._guard.layer_norms if wants_layers else None))
+        if special:
+            self.event(*describe(report))
+        self._push(force=special)
+
+    def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
+        """An evaluation is over."""
+        self._evaluation = metrics
+        place = {"attempt": self._guard.attempts, "step": self._guard.steps}
+        self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.event("info", f"step {self._guard.steps}: {figures}")
+
+    def enter(self, phase: str) -> None:
+        """The run is now ``training``, ``evaluating``, ``saving`` or ``finished``."""
+        self._phase = phase
+        self._push(force=True)
+        if phase == "training":
+            self._clock = time.perf_counter()
+
+    def event(self, level: str, text: str) -> None:
+        """Shows a line where the run is watched; ``level`` is info, warning or error."""
+        if self._link is not None:
+            self._events.append(
+                {"time": time.time(), "step": self._guard.steps, "level": level, "text": text}
+            )
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked this job to stop."""
+        return self._link is not None and "stop" in self._link.commands()
+
+    def totals(self) -> dict[str, Any]:
+        """The counts of result.json."""
+        totals = _totals(self._guard)
+        share = totals["guard_seconds"]["sum"] / self._train_seconds if self._train_seconds else 0.0
+        return {**_counters(totals), "clips": totals["steps"]["clipped"], "guard_share": share}
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._rows is None:
+            return
+        try:
+            self._rows.write(row)
+        except OSError as error:
+            self._failed_writes += 1
+            if self._failed_writes == 1:
+                logger.warning("cannot write metrics.jsonl: %s; training goes on", error.strerror)
+                self.event("warning", f"cannot write metrics.jsonl: {error.strerror}; training goes on")
+
+    def _push(self, *, force: bool) -> None:
+        now = time.perf_counter()
+        if self._link is None or self._guard.metrics is None or (now < self._next_push and not force):
+            return
+        self._next_push = now + STATUS_INTERVAL_S
+        events, self._events = self._events, []
+        self._link.push(self._guard.metrics.snapshot(), self._status(), events, force=True)
+
+    def _status(self) -> dict[str, Any]:
+        report, total_steps = self._last, self._total_steps
+        totals = _totals(self._guard)
+        attempts = max(1, self._guard.attempts)
+        rate = 1 / self._step_seconds if self._step_seconds else None
+        return {
+            "job": self._spec.name,
+            "phase": self._phase,
+            "step": self._guard.steps,
+            "total_steps": total_steps,
+            "epoch": self._epoch(self._guard.steps),
+            "total_epochs": self._spec.train.epochs,
+            "loss": report.loss if report else None,
+            "grad_norm": report.grad_norm if report else None,
+            "clip_share": totals["steps"]["clipped"] / attempts,
+            "steps_per_second": rate,
+            "eta_seconds": (total_steps - self._guard.steps) / rate if rate else None,
+            "counters": _counters(totals),
+            "eval": self._evaluation,
+            "guard_share": self.totals()["guard_share"],
+        }
+
+    def _epoch(self, step: int) -> int | None:
+        epochs = self._spec.train.epochs
+        return None if epochs is None else min(epochs, 1 + step * epochs // self._total_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds trained so far and the last evaluation."""
+        return {"train_seconds": self._train_seconds, "evaluation": self._evaluation}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the totals of ``state_dict``."""
+        self._train_seconds, self._evaluation = state["train_seconds"], state["evaluation"]
+
+
+def _totals(guard: GradientGuard) -> dict[str, Any]:
+    if guard.metrics is None:
+        raise ValueError("a job's guard has metrics: pass them when it is made")
+    totals: dict[str, Any] = guard.metrics.snapshot()["totals"]
+    return totals
+
+
+def _counters(totals: dict[str, Any]) -> dict[str, int]:
+    return {
+        "anomalies": sum(sum(verdicts.values()) for verdicts in totals["anomalies"].values()),
+        "skips": totals["steps"]["skipped"],
+        "rollbacks": sum(totals["rollbacks"].values()),
+        "steps_lost": totals["steps_lost"],
+    }

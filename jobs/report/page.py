@@ -1,0 +1,204 @@
+"""The page: figures, charts and words of a run, in one HTML file."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from jobs.files import write_text_atomic
+from jobs.report import cards, charts, heat, words
+from jobs.report.data import Evaluation, Run, read_run
+from jobs.report.look import NARROW, WIDE, Size
+from jobs.report.quantities import accuracy, count, duration, number, percent, plural
+from jobs.report.summary import (
+    Summary,
+    guard_words,
+    headline,
+    metric_text,
+    status_words,
+    summarize,
+)
+
+MOST_EVALUATIONS = 60
+MOST_SPEC_CHARACTERS = 20_000
+TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped": "warn"}
+
+
+def write_report(job_dir: str | Path) -> Path:
+    """Write report.html from the job's files, any of which may be missing or cut. Returns its path."""
+    job_dir = Path(job_dir)
+    html = render(read_run(job_dir))
+    path = job_dir / "report.html"
+    write_text_atomic(path, html.encode("utf-8", "replace").decode("utf-8"))  # a lone surrogate is no text
+    return path
+
+
+def render(run: Run) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    return environment.get_template("report.html.j2").render(**context(run))
+
+
+def context(run: Run) -> dict[str, Any]:
+    """Everything that the template names."""
+    summary = summarize(run)
+    shown, lines, left_out = cards.arrange(run.incidents)
+    return {
+        "name": run.name,
+        "status": status_words(summary.status),
+        "tone": TONES.get(summary.status, "warn"),
+        "setup": setup_words(run.spec),
+        "headline": headline(summary),
+        "guard_words": guard_words(summary),
+        "error": summary.error,
+        "resume": summary.resume,
+        "checkpoint": summary.checkpoint,
+        "figures": figures(summary),
+        "training": _both(lambda size: charts.training(run, size)) if len(run.steps) else None,
+        "training_words": training_words(run),
+        "legend": legend(run),
+        "restarts": run.restarts,
+        "guard_mode": _mapping(run.spec.get("guard")).get("mode", "exact"),
+        "no_incidents": no_incidents(run),
+        "shadow": words.SHADOW,
+        "cards": shown,
+        "lines": lines,
+        "left_out": left_out,
+        "layers": _heat(run, heat.layers) if len(run.layers.names) else None,
+        "ranks": _heat(run, heat.ranks) if len(run.ranks.names) > 1 else None,
+        "evaluations": evaluation_table(run.evaluations),
+        "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
+        "versions": summary.versions,
+        "world_size": summary.world_size,
+    }
+
+
+def setup_words(spec: Mapping[str, Any]) -> list[str]:
+    """The run in a line: model, data, optimizer, scale."""
+    model, data, optimizer = (_mapping(spec.get(part)) for part in ("model", "data", "optimizer"))
+    train, scale = _mapping(spec.get("train")), _mapping(spec.get("scale"))
+    rate = f", lr {optimizer['lr']}" if "lr" in optimizer else ""
+    parts = [
+        _text(model.get("name")),
+        _text(data.get("dataset")),
+        _text(optimizer.get("name")).upper() + rate if "name" in optimizer else "",
+        f"batch {data['batch_size']}" if "batch_size" in data else "",
+        _counted(train.get("epochs"), "epoch"),
+        _counted(scale.get("workers"), "worker"),
+    ]
+    return [part for part in parts if part]
+
+
+def figures(summary: Summary) -> list[tuple[str, str, str]]:
+    """The key figures: name, value, and a word on it."""
+    of_steps = f"in {count(summary.attempts)} attempts" if summary.attempts is not None else ""
+    items = [
+        ("Steps", count(summary.steps), of_steps),
+        ("Duration", duration(summary.seconds), ""),
+        ("Anomalies", count(summary.anomalies), "seen by the guard"),
+        ("Skips", count(summary.skips), "steps not applied"),
+        ("Rollbacks", count(summary.rollbacks), ""),
+        ("Steps lost", count(summary.steps_lost), "rewound"),
+        ("Clipped", count(summary.clips), _share_of(summary.clips, summary.attempts)),
+        ("Guard", percent(summary.guard_share), "of the step time"),
+    ]
+    if "test_accuracy" in summary.metrics:
+        loss = summary.metrics.get("test_loss")
+        note = f"test loss {number(loss)}" if loss is not None else ""
+        items.insert(0, ("Test accuracy", accuracy(summary.metrics["test_accuracy"]), note))
+    else:
+        named = list(summary.metrics.items())[:2]
+        items[:0] = [
+            (name.replace("_", " ").capitalize(), metric_text(name, value), "") for name, value in named
+        ]
+    return [item if item[1] != "unknown" else (item[0], "–", "") for item in items]
+
+
+def training_words(run: Run) -> str:
+    """The training chart for those who do not see it."""
+    losses = run.steps.loss[~_isnan(run.steps.loss)]
+    if not len(losses):
+        return "No finite loss was recorded."
+    ways = f"Loss went from {number(float(losses[0]))} to {number(float(losses[-1]))}"
+    highest = f"highest {number(float(losses.max()))}"
+    marked = f"{plural(len(run.incidents), 'incident')} marked"
+    return f"{ways} ({highest}) over {plural(len(run.steps), 'attempt')}; {marked}."
+
+
+def legend(run: Run) -> list[tuple[str, str]]:
+    """What the colours of the training chart mean: CSS class and words; only what occurs in it."""
+    bad = bool(run.steps.loss_nonfinite.any() or run.steps.grad_norm_nonfinite.any())
+    entries = [
+        (bool(charts.evaluation_points(run, "test_loss")[0]), "diamond", "test loss"),
+        (bool((~_isnan(run.steps.clip_threshold)).any()), "dashes", "clip threshold"),
+        (bool(run.rewound), "rewound", "rewound"),
+        (bool(run.steps.recovering.any()), "recovery", "recovery"),
+        (bad, "cross", "not finite"),
+        (bool(run.incidents), "number", "incident"),
+    ]
+    return [(mark, text) for occurs, mark, text in entries if occurs]
+
+
+def no_incidents(run: Run) -> str:
+    mode = _mapping(run.spec.get("guard")).get("mode", "exact")
+    if mode == "off":
+        return words.GUARD_OFF
+    return words.NO_INCIDENTS if len(run.steps) else "No incidents: no step has been recorded yet."
+
+
+def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | None:
+    """Columns in the order of the workload; of a very long table the latest rows."""
+    if not evaluations:
+        return None
+    names = list(dict.fromkeys(name for entry in evaluations for name in entry.metrics))
+    names.sort(key=lambda name: name != "epoch")
+    rows = [
+        [count(entry.step), *(_cell(name, entry.metrics.get(name)) for name in names)]
+        for entry in evaluations[-MOST_EVALUATIONS:]
+    ]
+    heads = ["Step", *(name.replace("_", " ").capitalize() for name in names)]
+    return {"heads": heads, "rows": rows, "left_out": max(0, len(evaluations) - MOST_EVALUATIONS)}
+
+
+def _heat(run: Run, draw: Callable[[Any, Any, Size], Markup]) -> dict[str, Markup]:
+    matrix = run.layers if draw is heat.layers else run.ranks
+    return _both(lambda size: draw(matrix, charts.span(run), size))
+
+
+def _both(draw: Callable[[Size], Markup]) -> dict[str, Markup]:
+    return {size.name: draw(size) for size in (WIDE, NARROW)}
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return count(int(value)) if name == "epoch" and math.isfinite(value) else metric_text(name, value)
+
+
+def _share_of(part: int | None, whole: int | None) -> str:
+    return f"{percent(part / whole)} of attempts" if part is not None and whole else ""
+
+
+def _counted(value: Any, noun: str) -> str:
+    return f"{value} {noun if value == 1 else noun + 's'}" if isinstance(value, int) else ""
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _isnan(values: Any) -> Any:
+    return values != values

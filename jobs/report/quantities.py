@@ -1,0 +1,92 @@
+"""Numbers, shares and durations as a person writes them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+UNKNOWN = "unknown"
+
+
+def as_float(value: Any) -> float | None:
+    """A number from a file, or None where there is none (text, null, a flag)."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return None
+
+
+def as_int(value: Any) -> int | None:
+    number_ = as_float(value)
+    return int(number_) if number_ is not None and math.isfinite(number_) else None
+
+
+def as_text(value: Any, default: str = "") -> str:
+    return value if isinstance(value, str) else default
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, with thousands set apart: 0.412, 1,204, 3.1e-07, NaN."""
+    if value is None:
+        return UNKNOWN
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("infinite" if value > 0 else "minus infinite")
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def count(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def percent(share: float | None) -> str:
+    """A share of one: 71 %, 1.2 %, 0.03 %; never 0 % or 100 % for what is only close to it."""
+    if share is None or not math.isfinite(share):
+        return UNKNOWN
+    value = 100 * share
+    if 0 < value < 0.01:
+        return "<0.01 %"
+    if 99.5 <= value < 100:
+        return ">99 %"
+    return f"{value:.0f} %" if abs(value) >= 10 else f"{value:.2g} %"
+
+
+def accuracy(share: float | None) -> str:
+    """A share of one with one decimal: 88.0 %."""
+    return UNKNOWN if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def times(ratio: float) -> str:
+    """A growth factor: 8.1 times, 35 times."""
+    return f"{ratio:.2g} times" if ratio < 10 else f"{number(float(f'{ratio:.2g}'))} times"
+
+
+def plural(quantity: int, noun: str, nouns: str = "") -> str:
+    return f"{quantity:,} {noun if quantity == 1 else nouns or noun + 's'}"
+
+
+def duration(seconds: float | None) -> str:
+    """The two largest units: 3 min 1 s, 2 h 5 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    rest = round(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        amount, rest = divmod(rest, size)
+        if amount or parts:
+            parts.append(f"{amount} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 "))
+
+
+def listing(items: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    if len(items) < 2:
+        return "".join(items)
+    return ", ".join(items[:-1]) + " and " + items[-1]

@@ -1,0 +1,83 @@
+"""Long series made short without losing what matters: every spike stays."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+def envelope(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
+    """At most 4 points for each of `buckets` equal stretches of x: first, lowest, highest, last.
+
+    y is finite and x ascends. A line through the result covers the same pixels as one through all
+    points, as long as a bucket is no wider than a pixel or two.
+    """
+    if len(x) <= 4 * buckets:
+        return x, y
+    keep: list[int] = []
+    for start, end in _stretches(x, buckets):
+        part = y[start:end]
+        keep += sorted({start, start + int(part.argmin()), start + int(part.argmax()), end - 1})
+    return x[keep], y[keep]
+
+
+def medians(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
+    """The middle of each of `buckets` equal stretches of x, and the median of y there."""
+    parts = _stretches(x, buckets)
+    centres = [float(x[start:end].mean()) for start, end in parts]
+    return np.array(centres), np.array([float(np.median(y[start:end])) for start, end in parts])
+
+
+def means(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
+    """As `medians`, with the mean: the share of a flag."""
+    parts = _stretches(x, buckets)
+    centres = [float(x[start:end].mean()) for start, end in parts]
+    return np.array(centres), np.array([float(y[start:end].mean()) for start, end in parts])
+
+
+def bucket_max(x: Floats, rows: Floats, columns: int, span: tuple[float, float]) -> Floats:
+    """Rows that came at x (time x names), as names x columns: the largest of each stretch of `span`.
+
+    What is not known (no row fell into the stretch, or NaN in all of them) is NaN; infinity is the
+    largest of all, so that a non-finite entry, passed as infinity, is never covered up.
+    """
+    table = np.full((columns, rows.shape[1]), -math.inf)
+    low, high = span
+    place = ((x - low) / max(high - low, 1e-9) * columns).astype(np.int64).clip(0, columns - 1)
+    np.maximum.at(table, place, np.where(np.isnan(rows), -math.inf, rows))
+    return np.where(np.isneginf(table), math.nan, table).T
+
+
+def column_count(x: Floats, span: tuple[float, float], most: int) -> int:
+    """As many equal stretches of `span` as can be filled by rows at x, and `most` at the most."""
+    if len(x) < 2:
+        return 1
+    spacing = float(np.median(np.diff(x)))
+    return int(np.clip((span[1] - span[0]) / max(spacing, 1e-9), 1, most))
+
+
+def matrix(rows: Sequence[Sequence[float | None]], width: int) -> Floats:
+    """Rows of unequal length as one table; what is missing is NaN, what is not finite is infinity."""
+    table = np.full((len(rows), width), math.nan)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = [_known(value) for value in row]
+    return table
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    return value if math.isfinite(value) else math.inf
+
+
+def _stretches(x: Floats, buckets: int) -> list[tuple[int, int]]:
+    edges: Any = np.linspace(x[0], x[-1], buckets + 1)[1:-1]
+    cuts = [0, *np.searchsorted(x, edges).tolist(), len(x)]
+    return [(start, end) for start, end in pairwise(cuts) if end > start]

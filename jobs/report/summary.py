@@ -1,0 +1,170 @@
+"""The key figures of a run: from its result, or from its metrics as long as there is none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.report.data import Run, Steps
+from jobs.report.quantities import (
+    accuracy,
+    as_float,
+    as_int,
+    as_text,
+    count,
+    duration,
+    listing,
+    number,
+    plural,
+)
+from jobs.report.words import STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures of the whole run; None where the files do not tell."""
+
+    status: str
+    steps: int | None
+    attempts: int | None
+    epochs: int | None
+    metrics: Mapping[str, float]
+    anomalies: int | None
+    skips: int | None
+    rollbacks: int | None
+    clips: int | None
+    steps_lost: int | None
+    guard_share: float | None
+    seconds: float | None
+    world_size: int | None
+    checkpoint: str
+    error: str
+    resume: str
+    versions: Mapping[str, str]
+
+
+def summarize(run: Run) -> Summary:
+    return from_result(run.result) if run.result is not None else from_metrics(run)
+
+
+def from_result(result: Mapping[str, Any]) -> Summary:
+    """Read `result.json`; a status that is not known is shown as it is."""
+    metrics = {name: as_float(value) for name, value in _mapping(result.get("metrics")).items()}
+    return Summary(
+        status=as_text(result.get("status"), "unfinished"),
+        steps=as_int(result.get("steps")),
+        attempts=as_int(result.get("attempts")),
+        epochs=as_int(result.get("epochs")),
+        metrics={name: value for name, value in metrics.items() if value is not None},
+        anomalies=as_int(result.get("anomalies")),
+        skips=as_int(result.get("skips")),
+        rollbacks=as_int(result.get("rollbacks")),
+        clips=as_int(result.get("clips")),
+        steps_lost=as_int(result.get("steps_lost")),
+        guard_share=as_float(result.get("guard_share")),
+        seconds=as_float(result.get("seconds")),
+        world_size=as_int(result.get("world_size")),
+        checkpoint=as_text(result.get("checkpoint")),
+        error=as_text(result.get("error")),
+        resume=as_text(result.get("resume")),
+        versions={str(name): str(value) for name, value in _mapping(result.get("versions")).items()},
+    )
+
+
+def from_metrics(run: Run) -> Summary:
+    """What the rows so far add up to."""
+    steps, last = run.steps, run.evaluations[-1] if run.evaluations else None
+    rollbacks = np.isfinite(steps.rolled_back_to)
+    return Summary(
+        status="unfinished",
+        steps=_last(steps.step),
+        attempts=_last(steps.attempt),
+        epochs=None,
+        metrics={name: value for name, value in last.metrics.items() if name != "epoch"} if last else {},
+        anomalies=int(steps.anomalous.sum()),
+        skips=int(steps.skipped.sum()),
+        rollbacks=int(rollbacks.sum()),
+        clips=int(steps.clipped.sum()),
+        steps_lost=sum(incident.steps_lost or 0 for incident in run.incidents),
+        guard_share=_guard_share(steps),
+        seconds=_elapsed(steps),
+        world_size=len(run.ranks.names) or None,
+        checkpoint="",
+        error="",
+        resume="",
+        versions={},
+    )
+
+
+def headline(summary: Summary) -> str:
+    """How it ended, in a sentence."""
+    done = (
+        f"{count(summary.steps)} {'step' if summary.steps == 1 else 'steps'}"
+        if summary.steps is not None
+        else ""
+    )
+    took = f" in {duration(summary.seconds)}" if summary.seconds else ""
+    reached = f" and reached {best(summary)}" if best(summary) else ""
+    if summary.status == "succeeded":
+        return f"The run finished {done or 'its steps'}{took}{reached}."
+    after = f" after {done}{took}" if done else ""
+    if summary.status == "failed":
+        return f"The run failed{after}."
+    if summary.status == "halted":
+        return f"The guard halted the run{after}: it kept failing faster than it could be repaired."
+    if summary.status == "stopped":
+        return f"The run was stopped{after}."
+    return f"The run is still going, or it was killed: there is no result yet. These are its figures{after}."
+
+
+def guard_words(summary: Summary) -> str:
+    """What the guard did over the whole run, in a sentence."""
+    deeds = [
+        plural(quantity, noun)
+        for quantity, noun in ((summary.skips, "skip"), (summary.rollbacks, "rollback"))
+        if quantity
+    ]
+    if not deeds:
+        seen = summary.anomalies or 0
+        return (
+            f"The guard saw {plural(seen, 'anomaly', 'anomalies')} and had to repair nothing." if seen else ""
+        )
+    lost = f"; {plural(summary.steps_lost, 'step was', 'steps were')} lost" if summary.steps_lost else ""
+    return f"The guard stepped in: {listing(deeds)}{lost}."
+
+
+def best(summary: Summary) -> str:
+    """The final evaluation in words: a test accuracy of 88.0 %."""
+    if "test_accuracy" in summary.metrics:
+        return f"a test accuracy of {accuracy(summary.metrics['test_accuracy'])}"
+    if "test_loss" in summary.metrics:
+        return f"a test loss of {number(summary.metrics['test_loss'])}"
+    return ""
+
+
+def status_words(status: str) -> str:
+    return STATUSES.get(status, status)
+
+
+def metric_text(name: str, value: float) -> str:
+    return accuracy(value) if name.endswith("accuracy") else number(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _last(column: Any) -> int | None:
+    return int(column[-1]) if len(column) and np.isfinite(column[-1]) else None
+
+
+def _guard_share(steps: Steps) -> float | None:
+    known = np.isfinite(steps.guard_seconds) & np.isfinite(steps.step_seconds)
+    total = float(steps.step_seconds[known].sum())
+    return float(steps.guard_seconds[known].sum()) / total if total > 0 else None
+
+
+def _elapsed(steps: Steps) -> float | None:
+    known = steps.time[np.isfinite(steps.time)]
+    return float(known[-1] - known[0]) if len(known) > 1 else None

@@ -1,0 +1,234 @@
+"""What happened, in sentences. Pure functions from an incident, or the run's figures, to English."""
+
+import math
+from typing import TypeGuard
+
+from jobs.report.incidents import Incident, LayerEvidence, RankEvidence, Recovery
+from jobs.report.quantities import count, listing, number, percent, plural, times
+
+SIGNALS = {"loss": "loss", "grad_norm": "gradient norm", "update_norm": "update norm"}
+
+STATUSES = {
+    "succeeded": "Succeeded",
+    "failed": "Failed",
+    "halted": "Halted by the guard",
+    "stopped": "Stopped",
+    "unfinished": "Still running, or killed",
+}
+
+UNDONE = {
+    "apply": "applied the step",
+    "clip": "clipped the gradient",
+    "skip": "skipped the step",
+    "rollback": "rewound the run",
+    "halt": "halted the run",
+}
+
+NO_INCIDENTS = "No incidents. The guard watched every step and found nothing to act on."
+GUARD_OFF = "The guard was off: nothing was watched, clipped or repaired."
+SHADOW = "The guard was in shadow mode: it reported what it saw, and changed nothing."
+
+
+def layer_name(name: str) -> str:
+    """A parameter's name as people say it: no wrapper prefix, no `.weight`, and on one line."""
+    name = " ".join(name.split())
+    for prefix in ("_orig_mod.", "module."):
+        name = name.removeprefix(prefix)
+    name = name.removesuffix(".weight")
+    return name.removesuffix(".bias") + " (bias)" if name.endswith(".bias") else name
+
+
+def signal_name(signal: str) -> str:
+    return SIGNALS.get(signal, signal or "signal")
+
+
+def title(incident: Incident) -> str:
+    """A headline: `Loss spike at step 1,204`."""
+    signal = signal_name(incident.signal)
+    what = {
+        "nonfinite": f"non-finite {signal}",
+        "suspect": f"suspicious {signal}",
+        "vanishing": f"vanishing {signal}",
+    }.get(incident.verdict, f"{signal} {incident.verdict}".strip())
+    return f"{what[0].upper()}{what[1:]}{_at(incident)}"
+
+
+def badge(incident: Incident) -> str:
+    """How it ended, in at most four words."""
+    if incident.halted:
+        return "Run halted"
+    if incident.outcome is not None and incident.outcome.kind in {"recovered", "recurred"}:
+        return incident.outcome.kind.capitalize()
+    actions = {
+        "rolled_back": "Rolled back",
+        "skipped": "Step skipped",
+        "clipped": "Clipped",
+        "applied": "Watched only",
+    }
+    return actions.get(incident.action, incident.action.replace("_", " ") or "Recorded")
+
+
+def story(incident: Incident) -> list[str]:
+    """The incident from cause to outcome, a sentence an entry."""
+    sentences = [seen(incident), layers(incident), ranks(incident), action(incident), outcome(incident)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def seen(incident: Incident) -> str:
+    """What the detector saw."""
+    signal = signal_name(incident.signal)
+    where = f"At step {count(incident.step)} the {signal}" if incident.step is not None else f"The {signal}"
+    score = f" (score {number(incident.score)})" if _finite(incident.score) else ""
+    if incident.verdict == "nonfinite":
+        return f"{where} {_nonfinite(incident.value)}."
+    if incident.verdict == "vanishing":
+        return f"{where} all but vanished: {number(incident.value)}{_against(incident.baseline)}{score}."
+    verbs = {"spike": "rose to", "suspect": "looked suspicious at", "drift": "had drifted to"}
+    verb = verbs.get(incident.verdict, f"was reported as “{incident.verdict}” at")
+    return f"{where} {verb} {number(incident.value)}{_compared(incident)}{score}."
+
+
+def layers(incident: Incident) -> str:
+    """Which layers the gradient blames."""
+    if not incident.layers or incident.verdict == "vanishing":
+        return ""
+    bad = [layer_name(layer.name) for layer in incident.layers if _is_bad(layer.norm)]
+    if bad:
+        return _nonfinite_layers(bad, all_listed=len(bad) == len(incident.layers))
+    return _top_layer(incident.layers[0])
+
+
+def ranks(incident: Incident) -> str:
+    """Which ranks stood out; nothing where there is only one."""
+    if len(incident.ranks) < 2:
+        return ""
+    bad = [str(rank.rank) for rank in incident.ranks if rank.nonfinite]
+    if len(bad) == len(incident.ranks):
+        return f"All {len(bad)} ranks had non-finite numbers."
+    if bad:
+        noun = "rank" if len(bad) == 1 else "ranks"
+        return f"Only {noun} {listing(bad)} had non-finite numbers; the others were healthy."
+    return _top_rank(incident.ranks[0], len(incident.ranks))
+
+
+def action(incident: Incident) -> str:
+    """What the guard did."""
+    if incident.rolled_back:
+        return _rollback(incident)
+    if incident.action in {"halt", "halted"}:
+        why = incident.reason or "its budget for repairs was spent"
+        return f"The guard halted the run: {why}."
+    if incident.would:
+        return f"The guard only watched; it would have {UNDONE.get(incident.would, 'acted')}."
+    return {
+        "skipped": "The guard skipped the step: weights, optimizer and statistics are untouched.",
+        "clipped": "The guard clipped the gradient and applied the step.",
+        "applied": "The guard watched and applied the step.",
+    }.get(incident.action, "")
+
+
+def outcome(incident: Incident) -> str:
+    """How it went on. A skip needs no outcome; a rollback without one says so."""
+    if incident.outcome is None:
+        return "No outcome was recorded after it." if incident.rolled_back else ""
+    steps = incident.outcome.steps
+    if incident.outcome.kind == "recovered":
+        return f"Recovered in {plural(steps, 'step')}." if steps is not None else "Recovered."
+    if incident.outcome.kind == "recurred":
+        return (
+            f"The trouble came back after {plural(steps, 'step')}." if steps is not None else "It came back."
+        )
+    if incident.outcome.kind == "halted" and incident.action not in {"halt", "halted"}:
+        return "The run was halted soon after." if steps is None else f"Halted after {plural(steps, 'step')}."
+    return ""
+
+
+def _at(incident: Incident) -> str:
+    return f" at step {count(incident.step)}" if incident.step is not None else ""
+
+
+def _nonfinite(value: float | None) -> str:
+    if value is None or math.isfinite(value):
+        return "was not finite"
+    return "was not a number (NaN)" if math.isnan(value) else f"was {number(value)}"
+
+
+def _against(baseline: float | None) -> str:
+    return f", against its usual {number(baseline)}" if _finite(baseline) else ""
+
+
+def _compared(incident: Incident) -> str:
+    """, 8.1 times its usual 0.41; a plain comparison where a ratio says nothing."""
+    value, baseline = incident.value, incident.baseline
+    if not (_finite(value) and _finite(baseline)):
+        return ""
+    if baseline > 0 and value / baseline >= 1.05:
+        return f", {times(value / baseline)} its usual {number(baseline)}"
+    return _against(baseline)
+
+
+def _nonfinite_layers(names: list[str], *, all_listed: bool) -> str:
+    if len(names) == 1:
+        return f"The gradient of {names[0]} was not finite."
+    if len(names) <= 3:
+        return f"The gradients of {listing(names)} were not finite."
+    quantity = f"{len(names)} or more layers" if all_listed else f"{len(names)} layers"
+    return f"The gradients of {quantity} were not finite, {names[0]} among them."
+
+
+def _top_layer(layer: LayerEvidence) -> str:
+    share = f"{percent(layer.share)} of the norm" if _finite(layer.share) else ""
+    if layer.growth is None or not layer.growth > 1.05:
+        tail = f" ({share})" if share else ""
+        return f"The gradient of {layer_name(layer.name)} was the largest{tail}."
+    grown = f"{times(layer.growth)} its usual" if _finite(layer.growth) else ""
+    tail = ", ".join(part for part in (share, grown) if part)
+    return f"The gradient of {layer_name(layer.name)} grew most ({tail})."
+
+
+def _top_rank(rank: RankEvidence, world_size: int) -> str:
+    if rank.share is None or not rank.share > 1.5 / world_size:
+        return "No rank stood out."
+    what = "the gradient" if rank.local_norm is not None else "the loss"
+    details = [f"{percent(rank.share)} of {what}"]
+    if rank.loss is not None:
+        details.append(f"loss {number(rank.loss)}")
+    return f"Rank {rank.rank} stood out ({', '.join(details)})."
+
+
+def _rollback(incident: Incident) -> str:
+    lost = "" if incident.steps_lost is None else f" {plural(incident.steps_lost, 'step')}"
+    target = f" to step {count(incident.rolled_back_to)}" if incident.rolled_back_to is not None else ""
+    clauses = [f"rewound{lost or ' the run'}{target}"]
+    if incident.recovery is not None:
+        clauses += _recovery(incident.recovery)
+    before = (
+        f"Skipping did not help: {incident.reason}. "
+        if incident.verdict != "spike" and incident.reason
+        else ""
+    )
+    return f"{before}The guard {listing(clauses)}."
+
+
+def _recovery(recovery: Recovery) -> list[str]:
+    changes: list[str] = []
+    if _finite(recovery.lr_scale) and recovery.lr_scale != 1:
+        changes.append(f"cut the learning rate to {percent(recovery.lr_scale)}")
+    if _finite(recovery.weight_decay_scale) and recovery.weight_decay_scale != 1:
+        changes.append(f"raised the weight decay to {times(recovery.weight_decay_scale)} its value")
+    if recovery.anchor_l2:
+        changes.append(f"pulled the weights toward the healthy ones (anchor L2 {number(recovery.anchor_l2)})")
+    if recovery.l1:
+        changes.append(f"added an L1 penalty of {number(recovery.l1)}")
+    if changes and recovery.until_step is not None:
+        changes[-1] += f" until step {count(recovery.until_step)}"
+    data = {"advance": "moved on past the bad data", "replay": "replayed the same data"}.get(recovery.data)
+    return [*changes, data] if data else changes
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _is_bad(norm: float | None) -> bool:
+    return norm is not None and not math.isfinite(norm)

@@ -1,0 +1,52 @@
+"""One step as a row of metrics.jsonl and, where the guard did something, as a line for people."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from guard import StepReport
+
+
+def step_row(report: StepReport, step_seconds: float, layers: dict[str, float] | None) -> dict[str, Any]:
+    """The row of one step attempt; ``layers`` only on some rows."""
+    row: dict[str, Any] = {
+        "time": time.time(),
+        "attempt": report.attempt,
+        "step": report.step,
+        "action": report.action,
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "clip_coef": report.clip_coef,
+        "clip_threshold": report.clip_threshold,
+        "verdict": report.verdict.kind,
+        "signal": report.verdict.signal,
+        "score": report.verdict.score,
+        "lr": report.learning_rate,
+        "step_seconds": step_seconds,
+        "guard_seconds": report.guard_seconds,
+        "rolled_back_to": report.rolled_back_to,
+        "local_norms": report.local_norms,
+        "regularization": report.recovery,
+    }
+    return row if layers is None else {**row, "layers": layers}
+
+
+def describe(report: StepReport) -> tuple[str, str]:
+    """Level and text of the event of a step that was not just applied."""
+    incident = report.incident
+    if incident is None:
+        return "info", f"step {report.step}: the loss scaler met an overflow and lowers its scale"
+    seen = f"{incident.signal} {incident.value:.4g}"
+    if incident.baseline is not None:
+        seen += f" (usually {incident.baseline:.4g})"
+    text = f"step {incident.step}: {incident.verdict}, {seen}"
+    if len(incident.ranks) > 1 and incident.ranks[0]["nonfinite"]:
+        text += f", from rank {incident.ranks[0]['rank']}"
+    if incident.action == "rolled_back":
+        return "error", f"{text}: rewound {incident.steps_lost} steps to step {incident.rolled_back_to}"
+    if incident.action == "skipped":
+        return "warning", f"{text}: batch skipped"
+    if incident.action == "halted":
+        return "error", f"{text}: halted, {incident.reason}"
+    return "warning", text if incident.would is None else f"{text}: would {incident.would}"

@@ -1,0 +1,120 @@
+"""One training job, from the first batch to the result: the loop that runs on every rank.
+
+``python -m jobs.train SPEC`` is the entrypoint for ``ray job submit``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from guard import GuardHalt, StepReport
+from jobs.data.cursor import shard
+from jobs.setup import Run, build
+from jobs.spec import JobSpec
+
+
+def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
+    """Trains on this rank until the end, a stop, or a halt, and returns the job's result."""
+    run = build(spec, hub)
+    run.progress.enter("training")
+    status, error = "succeeded", None
+    try:
+        if not train_steps(run):
+            status = "stopped"
+    except GuardHalt as halt:
+        status, error = "halted", str(halt)
+    if status == "succeeded" and run.guard.steps not in run.evaluated_at:
+        evaluate(run)
+    save(run)
+    run.progress.enter("finished")
+    return result(run, status, error)
+
+
+def train_steps(run: Run) -> bool:
+    """Steps until the last one; false if somebody asked to stop before."""
+    while run.guard.steps < run.total_steps:
+        report = train_step(run)
+        run.progress.step(report)
+        if report.rolled_back_to is not None:
+            run.checkpoints.forget_after(report.rolled_back_to)
+        if report.stop:
+            return False
+        if report.applied and due(report, run.eval_every):
+            evaluate(run)
+        if report.applied and report.verdict.kind == "ok" and due(report, run.spec.train.checkpoint_every_steps):
+            save(run)
+    return True
+
+
+def train_step(run: Run) -> StepReport:
+    """One batch: forward, backward, and what the guard makes of it."""
+    batch = run.cursor.next_batch()
+    run.faults.begin(run.guard.steps)
+    if run.progress.stop_requested():
+        run.guard.request_stop()
+    ids = shard(batch.ids, run.rank, run.world_size)
+    inputs = run.faults.batch(run.workload.train_batch(ids, batch.epoch, run.device))
+    run.optimizer.zero_grad()
+    loss = run.faults.loss(run.workload.loss(run.model, inputs))
+    run.guard.backward(loss)
+    return run.guard.step()
+
+
+def evaluate(run: Run) -> None:
+    """Metrics on the held-out data; every rank takes its share, and the sums are added over ranks."""
+    run.progress.enter("evaluating")
+    for buffer in run.bare_model.buffers():
+        if run.world_size > 1:
+            dist.broadcast(buffer, src=0)  # BatchNorm's statistics are each rank's own; rank 0's are saved
+    sums = run.workload.evaluate(run.bare_model, run.rank, run.world_size, run.device)
+    if run.world_size > 1:
+        added = torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)
+        dist.all_reduce(added)  # sum; every rank evaluates after the same steps, with the same keys
+        sums = dict(zip(sums, added.tolist(), strict=True))
+    run.progress.evaluated(run.workload.metrics(sums), run.guard.steps / run.steps_per_epoch)
+    run.evaluated_at.add(run.guard.steps)
+    run.progress.enter("training")
+
+
+def save(run: Run) -> None:
+    """A checkpoint of the present state. A disk that refuses does not end the training."""
+    run.progress.enter("saving")
+    if problem := run.checkpoints.save(run.guard.steps):
+        run.progress.event("warning", f"no checkpoint of step {run.guard.steps}: {problem}; training goes on")
+    run.progress.enter("training")
+
+
+def due(report: StepReport, every: int) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return report.step % every == 0
+
+
+def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
+    """What the loop knows of result.json."""
+    return {
+        "status": status,
+        "job": run.spec.name,
+        "steps": run.guard.steps,
+        "attempts": run.guard.attempts,
+        "epochs": run.guard.steps / run.steps_per_epoch,
+        "metrics": run.progress.evaluation,
+        **run.progress.totals(),
+        "checkpoint": run.checkpoints.latest(),
+        "world_size": run.world_size,
+        "error": error,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the spec that the command line names; returns the exit code."""
+    from jobs.entrypoint import main as run_entrypoint
+
+    return run_entrypoint(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

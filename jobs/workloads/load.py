@@ -1,0 +1,72 @@
+"""Finds the workload that a spec names: a built-in one, or a class of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.workloads.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from jobs.spec import JobSpec
+    from jobs.workloads.base import Workload
+
+BUILTIN = {"vision": "jobs.workloads.vision:VisionWorkload"}
+"""Import paths of the built-in workloads by name."""
+
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""``package.module:Class``"""
+
+_METHODS = ("build_model", "train_batch", "loss", "evaluate", "metrics")
+
+
+def load_workload(spec: JobSpec) -> Workload:
+    """Makes the workload of a spec; modules are found in the working directory too.
+
+    Raises:
+        WorkloadError: there is no such module or class, or the class is no workload.
+    """
+    path = BUILTIN.get(spec.workload, spec.workload)
+    workload = _class_at(path)(spec)
+    n_train = getattr(workload, "n_train", None)
+    if not isinstance(n_train, int) or n_train < 1:
+        raise WorkloadError(f"workload {path}: n_train must be the size of the training set, not {n_train!r}")
+    return workload
+
+
+def _class_at(path: str) -> type[Workload]:
+    if not IMPORT_PATH.fullmatch(path):
+        raise WorkloadError(
+            f"workload {path}: write package.module:Class, or a built-in name ({', '.join(BUILTIN)})"
+        )
+    module_name, _, name = path.partition(":")
+    found = getattr(_import(module_name, path), name, None)
+    if not isinstance(found, type):
+        raise WorkloadError(f"workload {path}: the module {module_name} has no class {name}")
+    missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
+    if missing:
+        raise WorkloadError(f"workload {path}: the class lacks {', '.join(f'{m}()' for m in missing)}")
+    return found
+
+
+def _import(module: str, path: str) -> object:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise WorkloadError(
+                f"workload {path}: there is no module {error.name} (looked in {here} too)"
+            ) from None
+        raise WorkloadError(
+            f"workload {path}: its module needs {error.name}, which is not installed"
+        ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WorkloadError(f"workload {path}: importing {module} failed: {reason}") from error

@@ -1,0 +1,1 @@
+"""What outlives a job: the command line."""

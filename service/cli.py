@@ -1,0 +1,63 @@
+"""The command ``gradguard``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.entrypoint import BAD_INPUT, USER_ERRORS, train_and_summarize
+from jobs.spec import JobSpec
+from service.cluster_commands import add_cluster_commands
+from service.local_commands import add_local_commands
+
+app = typer.Typer(
+    name="gradguard",
+    help="Distributed PyTorch training that survives gradient explosions.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+SpecArgument = Annotated[Path, typer.Argument(help="The job's spec, YAML or JSON.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the spec.")
+]
+
+
+@app.command()
+def train(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    address: Annotated[
+        str | None, typer.Option(help="host:port of a Ray cluster; default: an embedded one.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished job of this name.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew; an existing job of this name is set aside.")
+    ] = False,
+) -> None:
+    """Train a job here and show it live; at the end a summary and a report."""
+    job = JobSpec.load(spec, overrides or [])
+    command = " ".join(["gradguard train", str(spec), *(f"--set {item}" for item in overrides or [])])
+    raise typer.Exit(
+        train_and_summarize(job, command=command, address=address, resume=resume, overwrite=overwrite)
+    )
+
+
+add_local_commands(app)
+add_cluster_commands(app)
+
+
+def main() -> None:
+    """Runs the command; bad input is one line and exit code 2, never a traceback."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)
