@@ -1,10 +1,10 @@
 """Hand jobs to a Ray cluster from Python.
 
-    client = JobClient("http://127.0.0.1:8265")
-    job = client.submit(JobSpec.load("spec.yaml"))
-    for line in job.logs(follow=True):
-        print(line, end="")
-    print(job.wait().status)
+client = JobClient("http://127.0.0.1:8265")
+job = client.submit(JobSpec.load("spec.yaml"))
+for line in job.logs(follow=True):
+    print(line, end="")
+print(job.wait().status)
 """
 
 from __future__ import annotations

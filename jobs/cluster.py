@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,12 @@ TRAIN_DEFAULTS = {
 WORKER_DEFAULTS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
 
 # Left in the environment by `ray.init`.
-SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
+SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
 JOB_CONFIG_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 # A unix socket's path has at most 107 bytes, 103 on macOS; Ray's session and socket names take up to 66.
 LONGEST_TEMP_DIR = 37
+CONNECT_TIMEOUT_S = 10.0
 
 
 class ClusterError(RuntimeError):
@@ -62,7 +64,7 @@ class ClusterInfo:
 @contextmanager
 def ray_session(
     address: str | None = None,
-    num_cpus: int | None = None,
+    num_cpus: float | None = None,
     *,
     log_to_driver: bool = False,
 ) -> Iterator[ClusterInfo]:
@@ -109,7 +111,7 @@ def shortage(needed: Mapping[str, float], workers: int, nodes: Sequence[Mapping[
     for resource, total in needed.items():
         have = [node.get(resource, 0.0) for node in nodes]
         each = total / workers
-        fit = sum(math.floor(amount / each + 1e-9) for amount in have) if each else workers
+        fit = _room(each, have) if each else workers
         if total > sum(have) + 1e-9:
             seen = f"needs {_amount(total, resource)}, the cluster has {sum(have):g}"
         elif fit < workers:
@@ -117,18 +119,27 @@ def shortage(needed: Mapping[str, float], workers: int, nodes: Sequence[Mapping[
             seen = f"needs {asked}, the cluster's nodes have room for {fit}"
         else:
             continue
-        return f"{seen}: set {_advice(resource, fit, workers, sum(have))}"
+        return f"{seen}: {_advice(resource, fit, workers, have)}"
     return None
 
 
-def _advice(resource: str, fit: int, workers: int, have: float) -> str:
+def _advice(resource: str, fit: int, workers: int, have: Sequence[float]) -> str:
     ways = [f"scale.workers to {fit}"] if 0 < fit < workers else []
-    share = math.floor(100 * have / workers) / 100
     if resource == "GPU":
         ways.append("scale.device to cpu")
-    elif resource == "CPU" and share:
-        ways.append(f"scale.cpus_per_worker to {share:g}")
-    return " or ".join(ways) or f"up a cluster that has {resource}"
+    elif resource == "CPU" and any(have):
+        ways.append(f"scale.cpus_per_worker to {_largest_share(workers, have):g}")
+    return f"set {' or '.join(ways)}" if ways else f"join a cluster that has {resource}"
+
+
+def _room(each: float, have: Sequence[float]) -> int:
+    return sum(math.floor(amount / each + 1e-9) for amount in have)
+
+
+def _largest_share(workers: int, have: Sequence[float]) -> float:
+    """The most that each worker can have if all are to run, to two decimals."""
+    shares = (amount / parts for amount in have if amount for parts in range(1, workers + 1))
+    return math.floor(100 * max(share for share in shares if _room(share, have) >= workers)) / 100
 
 
 def _amount(number: float, resource: str) -> str:
@@ -152,14 +163,14 @@ def _usable_address(address: str | None) -> str | None:
             f"{address} is not the host:port of a Ray cluster: leave it out (and unset RAY_ADDRESS) to train "
             "on this machine, or run `ray job submit --address URL -- python -m jobs.train SPEC`"
         )
-    return address or None
+    return None if address in (None, "", "local") else address
 
 
-def _start(num_cpus: int | None, log_to_driver: bool) -> None:
+def _start(num_cpus: float | None, log_to_driver: bool) -> None:
     with _loopback_only():
         ray.init(
             address="local",
-            num_cpus=num_cpus,
+            num_cpus=None if num_cpus is None else math.ceil(num_cpus),
             include_dashboard=False,
             log_to_driver=log_to_driver,
             logging_level=logging.ERROR,
@@ -168,10 +179,11 @@ def _start(num_cpus: int | None, log_to_driver: bool) -> None:
 
 
 def _connect(address: str, log_to_driver: bool) -> None:
+    _check_answers(address)
     try:
         ray.init(
             address=address,
-            runtime_env=_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
+            runtime_env=worker_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
             log_to_driver=log_to_driver,
             logging_level=logging.ERROR,
         )
@@ -180,13 +192,26 @@ def _connect(address: str, log_to_driver: bool) -> None:
             f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ClusterError(
-            f"no Ray cluster can be used at {address} ({first_line}): check the address with `ray status`"
-        ) from error
+        raise _unusable(address, str(error)) from error
 
 
-def _runtime_env(job_config: str | None) -> dict[str, Any]:
+def _check_answers(address: str) -> None:
+    """Ray itself would try for ever."""
+    try:
+        host, _, port = str(services.canonicalize_bootstrap_address(address)).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _unusable(address: str, why: str) -> ClusterError:
+    why = why.strip().partition("\n")[0].rstrip(".")
+    return ClusterError(
+        f"no Ray cluster can be used at {address} ({why}): `ray status` on its head node tells the address"
+    )
+
+
+def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
     """Our packages and settings for the workers, less what the submitted job's own environment already sets
     (Ray refuses to merge two values of one field)."""
     submitted = (json.loads(job_config).get("runtime_env") or {}) if job_config else {}

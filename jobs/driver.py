@@ -17,13 +17,15 @@ import ray
 from rich.console import Console
 
 from jobs.cluster import ClusterInfo, check_resources, ray_session
+from jobs.errors import JobError
 from jobs.files import write_json_atomic
-from jobs.fit import FitThread
+from jobs.fit import REJECTED, FitThread
 from jobs.folder import REPORT, JobFolder
 from jobs.hub import ensure_hub
 from jobs.live import LiveView
 from jobs.report import write_report
 from jobs.spec import JobSpec
+from jobs.workloads import load_workload
 
 POLL_S = 0.25
 STOP_GRACE_S = 7.0
@@ -56,12 +58,16 @@ def run_job(
         JobError, ClusterError, SpecError: the job cannot run as asked; one line says why.
     """
     spec = spec.absolute()
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        spec.total_steps(load_workload(spec).n_train)  # what is wrong with the data shows before Ray starts
     folder = JobFolder(spec.job_dir)
     started = time.monotonic()
     with folder.locked():
         folder.prepare(spec, resume=resume, overwrite=overwrite)
         with _cluster(spec, address) as cluster:
             outcome = _follow(spec, folder, cluster, console)
+        if outcome["status"] == REJECTED:
+            raise JobError(outcome["error"])
         result = _complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
     return result
@@ -84,6 +90,8 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     thread = FitThread(spec, hub, use_gpu=use_gpu, scratch=scratch)
     with LiveView(console) as view, _interrupts() as interrupts:
         watch = _Watch(hub, spec.name, view)
+        where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
+        watch.say("info", f"starting {spec.scale.workers} workers on {where}; metrics at {metrics_at(hub)}")
         thread.start()
         deadline = None
         while thread.is_alive():
@@ -129,10 +137,23 @@ class _Watch:
 
     def stop(self) -> None:
         """Asks the job to save its state and end."""
-        text = "stopping: saving the state" if self.training else "stopping: nothing has been trained yet"
-        event = {"seq": self._seq, "time": time.time(), "step": 0, "level": "warning", "text": text}
-        self._view.update(None, [event])
+        text = "saving the state" if self.training else "nothing has been trained yet"
+        self.say("warning", f"stopping: {text}; a second Ctrl-C ends at once")
         self._hub.command.remote(self._job, "stop")
+
+    def say(self, level: str, text: str) -> None:
+        """Shows a line of the driver's own."""
+        event = {"seq": 0, "time": time.time(), "step": 0, "level": level, "text": text}
+        self._view.update(None, [event])
+
+
+def metrics_at(hub: Any) -> str:
+    """Where the hub serves the metrics."""
+    try:
+        address: str = ray.get(hub.address.remote(), timeout=5.0)
+    except ray.exceptions.RayError:
+        return "an address that the hub does not tell"
+    return address
 
 
 @contextmanager
@@ -172,7 +193,7 @@ def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
 def _complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
     finished = outcome["status"] == "succeeded"
     return {
-        **{key: 0 for key in ("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost")},
+        **dict.fromkeys(("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost"), 0),
         "guard_share": 0.0,
         "metrics": {},
         "checkpoint": None,

@@ -10,9 +10,14 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.data.errors import DataError
+from jobs.errors import JobError
 from jobs.spec import JobSpec
+from jobs.spec_errors import SpecError
+from jobs.workloads.errors import WorkloadError
 
 CONTROLLER_FAILURES = 5
+REJECTED = "rejected"
 
 
 class FitThread(threading.Thread):
@@ -58,16 +63,22 @@ class FitThread(threading.Thread):
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs on every worker."""
+    """What Ray Train runs on every worker. What is wrong with the spec is no reason to try again."""
     from jobs.train import train
 
-    return train(JobSpec.from_dict(config["spec"]), config["hub"])
+    spec = JobSpec.from_dict(config["spec"])
+    try:
+        return train(spec, config["hub"])
+    except (JobError, SpecError, DataError, WorkloadError) as error:
+        return {"status": REJECTED, "job": spec.name, "error": str(error)}
 
 
 def one_line(error: BaseException | None) -> str:
     """What went wrong, and on which rank, in one line."""
     if isinstance(error, WorkerGroupError):
-        return "; ".join(f"rank {rank}: {_first_cause(e)}" for rank, e in sorted(error.worker_failures.items()))
+        return "; ".join(
+            f"rank {rank}: {_first_cause(e)}" for rank, e in sorted(error.worker_failures.items())
+        )
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "the training controller died; continue with --resume"
     return _first_cause(error)

@@ -40,7 +40,7 @@ class JobFolder:
             JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` says what to do, a
                 finished job would be resumed, or the folder cannot be written.
         """
-        exists = self.spec.exists()
+        exists = self._holds_work()
         if exists and overwrite:
             self._set_aside()
         elif exists and not resume:
@@ -55,7 +55,9 @@ class JobFolder:
             write_text_atomic(self.spec, spec.to_yaml())
             self.result.unlink(missing_ok=True)
         except OSError as error:
-            raise JobError(f"cannot write to {self.path}: {error.strerror}; set storage to another folder") from None
+            raise JobError(
+                f"cannot write to {self.path}: {error.strerror}; set storage to another folder"
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -69,7 +71,9 @@ class JobFolder:
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise JobError(f"cannot write to {lock.parent}: {error.strerror}; set storage to another folder") from None
+            raise JobError(
+                f"cannot write to {lock.parent}: {error.strerror}; set storage to another folder"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,6 +84,10 @@ class JobFolder:
         finally:
             lock.unlink(missing_ok=True)
             os.close(descriptor)
+
+    def _holds_work(self) -> bool:
+        trained = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return trained or self.result.exists() or any(self.checkpoints.glob("step-*"))
 
     def _set_aside(self) -> None:
         number = 1

@@ -237,7 +237,7 @@ class HubLink:
 
     def _numbered(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """The event with a number that grows, also over a restart of this process: it follows the clock."""
-        self._seq = max(self._seq + 1, time.time_ns() // 1_000_000)
+        self._seq = max(self._seq + 1, time.time_ns() // 1000)
         return {"seq": self._seq, **event}
 
     def _send(self, snapshot: dict[str, Any], status: dict[str, Any]) -> bool:

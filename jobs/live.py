@@ -15,8 +15,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.report.quantities import as_float, as_int, as_text, count, duration, number, percent, plural
-from jobs.report.summary import from_result, guard_words, headline, metric_text, status_words
+from jobs.report.quantities import (
+    UNKNOWN,
+    as_float,
+    as_int,
+    as_text,
+    count,
+    duration,
+    number,
+    percent,
+    plural,
+)
+from jobs.report.summary import from_result, headline, metric_text, status_words
 
 PLAIN_INTERVAL_S = 5.0
 REMEMBERED_EVENTS = 512
@@ -47,7 +57,8 @@ class LiveView:
         self._console = console
         self._clock = clock
         self._interval_s = interval_s
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        renews = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, auto_refresh=False) if renews else None
         self._status: Mapping[str, Any] | None = None
         self._printed: Mapping[str, Any] | None = None
         self._printed_at = -math.inf
@@ -145,11 +156,15 @@ def event_line(event: Mapping[str, Any]) -> str:
 
 
 def status_panel(status: Mapping[str, Any] | None) -> Panel:
-    """The live display: a bar and two rows of figures."""
+    """The live display: a bar and rows of figures."""
     if status is None:
         return Panel(Text("waiting for the job to start", style="dim"), title="gradguard", title_align="left")
     title = Text.assemble((one_line(as_text(status.get("job"))), "bold"), " ", as_text(status.get("phase")))
-    return Panel(Group(_bar(status), _figures(status), _counters(status)), title=title, title_align="left")
+    return Panel(
+        Group(_bar(status), _figures(status), *_evaluation(status), _counters(status)),
+        title=title,
+        title_align="left",
+    )
 
 
 def one_line(text: str) -> str:
@@ -178,9 +193,16 @@ def _figures(status: Mapping[str, Any]) -> Text:
         ("clipped", percent(as_float(status.get("clip_share"))), ""),
         ("steps/s", number(rate), ""),
         ("left", duration(eta), ""),
-        *((name.replace("_", " "), _metric(name, value), "magenta") for name, value in _evaluation(status)),
     ]
-    return _pairs([item for item in items if item[1] != "unknown"])
+    return _pairs([item for item in items if item[1] != UNKNOWN])
+
+
+def _evaluation(status: Mapping[str, Any]) -> list[Text]:
+    """A row of the last evaluation, if there was one."""
+    metrics = [(str(name), as_float(value)) for name, value in _mapping(status.get("eval")).items()]
+    known = [(name, value) for name, value in metrics if value is not None and name != "epoch"][:3]
+    pairs = [(name.replace("_", " "), metric_text(name, value), "magenta") for name, value in known]
+    return [_pairs(pairs)] if pairs else []
 
 
 def _counters(status: Mapping[str, Any]) -> Text:
@@ -221,17 +243,8 @@ def _guard_line(result: Mapping[str, Any]) -> str:
 
 
 def _print(console: Console, text: Text) -> None:
-    """One line stays one line, however narrow the console: lines are grepped."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-
-def _evaluation(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(str(name), value) for name, value in _mapping(status.get("eval")).items() if name != "epoch"][:2]
-
-
-def _metric(name: str, value: Any) -> str:
-    known = as_float(value)
-    return "unknown" if known is None else metric_text(name, known)
+    """Outside a terminal one line stays one line, however long: lines are grepped."""
+    console.print(text, soft_wrap=not console.is_terminal, highlight=False, markup=False, emoji=False)
 
 
 def _of(part: Any, whole: Any, *, group: bool = False) -> str:

@@ -30,7 +30,7 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimi
 
 
 def build_schedule(spec: ScheduleSpec, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """The schedule of the spec; it is a function of the step alone, so that it resumes and rewinds exactly."""
+    """The schedule of the spec: a function of the step alone, so that it resumes and rewinds exactly."""
     return LambdaLR(optimizer, schedule_factor(spec, total_steps))
 
 

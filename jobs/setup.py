@@ -56,7 +56,7 @@ class Run:
 
 
 def build(spec: JobSpec, hub: Any) -> Run:
-    """Makes all parts, wraps the model for DDP, and loads the newest checkpoint of the job, if there is one."""
+    """Makes all parts, wraps the model for DDP, and loads the job's newest checkpoint, if there is one."""
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     folder = JobFolder(spec.job_dir)
@@ -64,9 +64,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
     workload = load_workload(spec)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
-    model = prepare_model(
-        workload.build_model(), parallel_strategy_kwargs={"gradient_as_bucket_view": True}
-    )
+    model = prepare_model(workload.build_model(), parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     optimizer = build_optimizer(spec.optimizer, model.parameters())
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)

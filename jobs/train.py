@@ -45,7 +45,11 @@ def train_steps(run: Run) -> bool:
             return False
         if report.applied and due(report, run.eval_every):
             evaluate(run)
-        if report.applied and report.verdict.kind == "ok" and due(report, run.spec.train.checkpoint_every_steps):
+        if (
+            report.applied
+            and report.verdict.kind == "ok"
+            and due(report, run.spec.train.checkpoint_every_steps)
+        ):
             save(run)
     return True
 

@@ -35,7 +35,9 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="host:port of a Ray cluster; default: an embedded one.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished job of this name.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished job of this name.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew; an existing job of this name is set aside.")
     ] = False,

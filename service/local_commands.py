@@ -33,7 +33,9 @@ def check(
     if show:
         console.print(job.to_yaml(), end="", markup=False, soft_wrap=True)
     else:
-        console.print(f"{spec} is valid: job {job.name}, files in {job.job_dir}", markup=False, soft_wrap=True)
+        console.print(
+            f"{spec} is valid: job {job.name}, files in {job.job_dir}", markup=False, soft_wrap=True
+        )
 
 
 def report(
@@ -42,5 +44,7 @@ def report(
     """Write the report of a job, finished or not, from its files."""
     folder = JobFolder(job_dir)
     if not (folder.spec.exists() or folder.metrics.exists()):
-        raise JobError(f"{job_dir} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl")
+        raise JobError(
+            f"{job_dir} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl"
+        )
     typer.echo(str(write_report(job_dir)))

@@ -57,6 +57,8 @@ class DataCursor:
         """Epoch of the batch that comes next."""
         self.index = 0
         """Index, within its epoch, of the batch that comes next."""
+        self.last_ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        """Sample ids of the batch that was given out last; an incident names them."""
         self._permutation: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -73,6 +75,7 @@ class DataCursor:
         start = self.index * self.batch_size
         ids = self._order()[start : start + self.batch_size]
         batch = Batch(self.epoch, self.index, ids, self.index + 1 == self.batches_per_epoch)
+        self.last_ids = ids
         self.epoch, self.index = (self.epoch + 1, 0) if batch.ends_epoch else (self.epoch, self.index + 1)
         return batch
 

@@ -45,7 +45,7 @@ def _find(config: DataSpec) -> tuple[ImageData, ImageData]:
     if folder is not None:
         _log.info("data: fashion-mnist from %s", folder)
         return load_fashion_mnist(folder)
-    if config.dataset == "fashion-mnist":
+    if config.dataset == "fashion-mnist" or config.root is not None:
         raise DataError(_advice(config))
     _log.warning("data: digits (8x8) instead of fashion-mnist: %s", _advice(config))
     return load_digits()
@@ -65,7 +65,8 @@ def _candidates(config: DataSpec) -> Iterator[Path]:
     if config.root is not None:
         root = Path(config.root).expanduser()
         yield from (root, root / "FashionMNIST" / "raw", root / "raw")
-    yield SYSTEM_FOLDER
+    else:
+        yield SYSTEM_FOLDER
 
 
 def _advice(config: DataSpec) -> str:

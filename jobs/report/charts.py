@@ -19,9 +19,10 @@ from jobs.report.svg import Role, drawing, inline_svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BADGE_PIXELS = 24
+BADGE_PIXELS, RANGE_PIXELS = 22, 56
 TALL, LOW = 150, 58
 MOST_INCIDENT_LINES = 300
+CROWD = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,11 @@ def training(run: Run, size: Size) -> Markup:
 def incident_marks(incidents: Sequence[Incident], limits: look.Span, size: Size) -> list[Mark]:
     """Numbered badges; neighbours that would touch share one, such as 3–7."""
     pixel = (limits[1] - limits[0]) / size.plot_width
-    placed = sorted((i for i in incidents if i.attempt is not None), key=lambda i: i.attempt or 0)
-    groups: list[list[Incident]] = []
-    for incident in placed:
-        if groups and (incident.attempt or 0) - (groups[-1][0].attempt or 0) < BADGE_PIXELS * pixel * 1.4:
-            groups[-1].append(incident)
-        else:
-            groups.append([incident])
-    return [_mark(group) for group in groups]
+    placed = sorted((i for i in incidents if i.attempt is not None), key=_attempt)
+    marks = [_mark(group) for group in _groups(placed, BADGE_PIXELS * pixel)]
+    if any("–" in mark.label for mark in marks):  # a range is wider than a number
+        marks = [_mark(group) for group in _groups(placed, RANGE_PIXELS * pixel)]
+    return marks
 
 
 def window(incident: Incident, name: str) -> Markup:
@@ -137,7 +135,7 @@ def _rate(axes: Axes, run: Run, size: Size) -> None:
     rates = steps.lr[np.isfinite(steps.lr)]
     recovering = look.flag_spans(steps.attempt, steps.recovering)
     look.shade(axes, recovering, Role.RECOVERY, size)
-    look.line(axes, steps.attempt, steps.lr, Role.RATE, size)
+    look.line(axes, steps.attempt, steps.lr, Role.RATE, size, noisy=False)
     look.value_axis(axes, np.append(rates, 0.0), LOW)
 
 
@@ -156,9 +154,18 @@ def evaluation_points(run: Run, metric: str) -> tuple[list[float], list[float]]:
 
 
 def _incident_lines(axes: Axes, incidents: Sequence[Incident]) -> None:
-    places = dict.fromkeys((i.attempt, _color(i)) for i in incidents if i.attempt is not None)
-    for attempt, color in list(places)[:MOST_INCIDENT_LINES]:
-        axes.axvline(attempt, color=color, linewidth=1, alpha=0.75, zorder=1.5)
+    for color in (Role.WARN, Role.DANGER):
+        places = sorted({i.attempt for i in incidents if i.attempt is not None and _color(i) == color})
+        axes.vlines(
+            places[:MOST_INCIDENT_LINES],
+            0,
+            1,
+            transform=axes.get_xaxis_transform(),
+            color=color,
+            linewidth=1,
+            alpha=0.75 if len(places) < CROWD else 0.25,
+            zorder=1.5,
+        )
 
 
 def _badges(axes: Axes, marks: Sequence[Mark], size: Size) -> None:
@@ -184,11 +191,26 @@ def _badges(axes: Axes, marks: Sequence[Mark], size: Size) -> None:
         )
 
 
+def _groups(incidents: Sequence[Incident], width: float) -> list[list[Incident]]:
+    """Incidents in the order of their attempts, those within `width` of the first of a group together."""
+    groups: list[list[Incident]] = []
+    for incident in incidents:
+        if groups and _attempt(incident) - _attempt(groups[-1][0]) < width:
+            groups[-1].append(incident)
+        else:
+            groups.append([incident])
+    return groups
+
+
+def _attempt(incident: Incident) -> int:
+    return incident.attempt or 0
+
+
 def _mark(group: Sequence[Incident]) -> Mark:
     first, last = group[0], group[-1]
     worst = Role.DANGER if any(_color(incident) == Role.DANGER for incident in group) else Role.WARN
     label = str(first.id) if first is last else f"{first.id}–{last.id}"
-    middle = ((first.attempt or 0) + (last.attempt or 0)) / 2
+    middle = (_attempt(first) + _attempt(last)) / 2
     return Mark(x=middle, label=label, target=f"#incident-{first.id}", color=worst)
 
 

@@ -16,7 +16,7 @@ import yaml
 from jobs.files import iter_jsonl, read_json
 from jobs.report.incidents import Incident, join_outcomes
 from jobs.report.quantities import as_float, as_int, as_text
-from jobs.report.series import Flags, Floats, matrix
+from jobs.report.series import Flags, Floats, cell, matrix
 
 Span = tuple[float, float]
 
@@ -164,8 +164,7 @@ class _Table:
         if known and attempt <= known[-1]:
             self._forget_from(attempt)
         for name, column in self.numbers.items():
-            value = as_float(row.get(name))
-            column.append(value if value is not None and math.isfinite(value) else math.nan)
+            column.append(_finite(row.get(name)))
         for name, flag in _row_flags(row).items():
             self.flags[name].append(flag)
         if isinstance(row.get("layers"), Mapping):
@@ -183,6 +182,11 @@ class _Table:
         self.layers = [item for item in self.layers if item[0] < attempt]
         self.local_norms = [item for item in self.local_norms if item[0] < attempt]
         self.evaluations = [item for item in self.evaluations if item.attempt < attempt]
+
+
+def _finite(value: Any) -> float:
+    known = as_float(value)
+    return known if known is not None and -math.inf < known < math.inf else math.nan
 
 
 def _row_flags(row: Mapping[str, Any]) -> dict[str, bool]:
@@ -220,13 +224,13 @@ def _evaluation(row: Mapping[str, Any], attempt: int) -> Evaluation:
 
 def _layer_matrix(rows: list[tuple[int, Mapping[str, Any]]]) -> Matrix:
     names = tuple(dict.fromkeys(name for _, layers in rows for name in layers))
-    values = [[as_float(layers.get(name)) for name in names] for _, layers in rows]
+    values = [[cell(layers.get(name)) for name in names] for _, layers in rows]
     return Matrix(_attempts(rows), names, matrix(values, len(names)))
 
 
 def _rank_matrix(rows: list[tuple[int, list[Any]]]) -> Matrix:
     world_size = max((len(norms) for _, norms in rows), default=0)
-    values = [[as_float(norm) for norm in norms] for _, norms in rows]
+    values = [[cell(norm) for norm in norms] for _, norms in rows]
     names = tuple(f"rank {rank}" for rank in range(world_size))
     return Matrix(_attempts(rows), names, matrix(values, world_size))
 

@@ -124,15 +124,15 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: -(-len(ticks) // most) or 1]
 
 
-def line(axes: Axes, x: Floats, y: Floats, color: str, size: Size) -> None:
-    """A series. A long one is a faint envelope, in which every spike shows, and its median."""
+def line(axes: Axes, x: Floats, y: Floats, color: str, size: Size, *, noisy: bool = True) -> None:
+    """A series. A long noisy one is a faint envelope, in which every spike shows, and its median."""
     known = np.isfinite(y)
     x, y = x[known], y[known]
     if not len(x):
         return
     buckets = int(size.plot_width / 2)
-    if len(x) <= 4 * buckets:
-        axes.plot(x, y, color=color, linewidth=1.3, solid_joinstyle="round")
+    if len(x) <= 4 * buckets or not noisy:
+        axes.plot(*envelope(x, y, buckets), color=color, linewidth=1.3, solid_joinstyle="round")
         return
     axes.plot(*envelope(x, y, buckets), color=color, linewidth=0.8, alpha=0.4)
     axes.plot(*medians(x, y, buckets // 2), color=color, linewidth=1.5)

@@ -67,7 +67,7 @@ def context(run: Run) -> dict[str, Any]:
         "training_words": training_words(run),
         "legend": legend(run),
         "restarts": run.restarts,
-        "guard_mode": _mapping(run.spec.get("guard")).get("mode", "exact"),
+        "guard_mode": guard_mode(run.spec),
         "no_incidents": no_incidents(run),
         "shadow": words.SHADOW,
         "cards": shown,
@@ -148,11 +148,20 @@ def legend(run: Run) -> list[tuple[str, str]]:
     return [(mark, text) for occurs, mark, text in entries if occurs]
 
 
+def guard_mode(spec: Mapping[str, Any]) -> str:
+    """A bare `off` is false to YAML 1.1."""
+    mode = _mapping(spec.get("guard")).get("mode", "exact")
+    return "off" if mode is False else str(mode)
+
+
 def no_incidents(run: Run) -> str:
-    mode = _mapping(run.spec.get("guard")).get("mode", "exact")
-    if mode == "off":
+    """What the absence of incidents means."""
+    if guard_mode(run.spec) == "off":
         return words.GUARD_OFF
-    return words.NO_INCIDENTS if len(run.steps) else "No incidents: no step has been recorded yet."
+    if not len(run.steps):
+        return words.NOTHING_YET
+    missing = int(run.steps.anomalous.sum())
+    return words.journal_lost(missing) if missing else words.NO_INCIDENTS
 
 
 def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | None:

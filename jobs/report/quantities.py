@@ -9,6 +9,8 @@ UNKNOWN = "unknown"
 
 def as_float(value: Any) -> float | None:
     """A number from a file, or None where there is none (text, null, a flag)."""
+    if type(value) is float:  # nearly always; a long run has millions
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -37,7 +39,7 @@ def number(value: float | None) -> str:
     if not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def count(value: int | None) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.report.quantities import as_float
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -63,18 +65,20 @@ def column_count(x: Floats, span: tuple[float, float], most: int) -> int:
     return int(np.clip((span[1] - span[0]) / max(spacing, 1e-9), 1, most))
 
 
-def matrix(rows: Sequence[Sequence[float | None]], width: int) -> Floats:
-    """Rows of unequal length as one table; what is missing is NaN, what is not finite is infinity."""
+def cell(value: Any) -> float:
+    """A matrix entry from a file: NaN for what is missing, infinity for what is not finite."""
+    known = as_float(value)
+    if known is None:
+        return math.nan
+    return known if -math.inf < known < math.inf else math.inf
+
+
+def matrix(rows: Sequence[Sequence[float]], width: int) -> Floats:
+    """Rows of unequal length as one table, filled up with NaN."""
     table = np.full((len(rows), width), math.nan)
     for index, row in enumerate(rows):
-        table[index, : len(row)] = [_known(value) for value in row]
+        table[index, : len(row)] = row
     return table
-
-
-def _known(value: float | None) -> float:
-    if value is None:
-        return math.nan
-    return value if math.isfinite(value) else math.inf
 
 
 def _stretches(x: Floats, buckets: int) -> list[tuple[int, int]]:

@@ -86,7 +86,7 @@ def from_metrics(run: Run) -> Summary:
         skips=int(steps.skipped.sum()),
         rollbacks=int(rollbacks.sum()),
         clips=int(steps.clipped.sum()),
-        steps_lost=sum(incident.steps_lost or 0 for incident in run.incidents),
+        steps_lost=_steps_lost(steps),
         guard_share=_guard_share(steps),
         seconds=_elapsed(steps),
         world_size=len(run.ranks.names) or None,
@@ -115,7 +115,8 @@ def headline(summary: Summary) -> str:
         return f"The guard halted the run{after}: it kept failing faster than it could be repaired."
     if summary.status == "stopped":
         return f"The run was stopped{after}."
-    return f"The run is still going, or it was killed: there is no result yet. These are its figures{after}."
+    figures = f" These are its figures{after}." if after else ""
+    return f"The run is still going, or it was killed: there is no result yet.{figures}"
 
 
 def guard_words(summary: Summary) -> str:
@@ -157,6 +158,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _last(column: Any) -> int | None:
     return int(column[-1]) if len(column) and np.isfinite(column[-1]) else None
+
+
+def _steps_lost(steps: Steps) -> int:
+    """The way back of each rollback: from the step before it to its target."""
+    places = np.flatnonzero(np.isfinite(steps.rolled_back_to[1:])) + 1
+    back = steps.step[places - 1] - steps.rolled_back_to[places]
+    return int(np.nansum(back))
 
 
 def _guard_share(steps: Steps) -> float | None:

@@ -25,13 +25,20 @@ UNDONE = {
 }
 
 NO_INCIDENTS = "No incidents. The guard watched every step and found nothing to act on."
+NOTHING_YET = "No incidents: no step has been recorded yet."
 GUARD_OFF = "The guard was off: nothing was watched, clipped or repaired."
 SHADOW = "The guard was in shadow mode: it reported what it saw, and changed nothing."
 
 
+def journal_lost(anomalies: int) -> str:
+    """The metrics tell of anomalies that the journal does not have."""
+    seen = plural(anomalies, "anomaly", "anomalies")
+    return f"The metrics show {seen}, but incidents.jsonl has no incident: it is missing or was cut."
+
+
 def layer_name(name: str) -> str:
     """A parameter's name as people say it: no wrapper prefix, no `.weight`, and on one line."""
-    name = " ".join(name.split())
+    name = "".join(letter if letter.isprintable() else "?" for letter in " ".join(name.split()))
     for prefix in ("_orig_mod.", "module."):
         name = name.removeprefix(prefix)
     name = name.removesuffix(".weight")
@@ -79,6 +86,8 @@ def seen(incident: Incident) -> str:
     signal = signal_name(incident.signal)
     where = f"At step {count(incident.step)} the {signal}" if incident.step is not None else f"The {signal}"
     score = f" (score {number(incident.score)})" if _finite(incident.score) else ""
+    if not incident.verdict:
+        return f"{where} stood out."
     if incident.verdict == "nonfinite":
         return f"{where} {_nonfinite(incident.value)}."
     if incident.verdict == "vanishing":
@@ -132,14 +141,13 @@ def outcome(incident: Incident) -> str:
     if incident.outcome is None:
         return "No outcome was recorded after it." if incident.rolled_back else ""
     steps = incident.outcome.steps
+    after = "" if steps is None else f" after {plural(steps, 'step')}"
     if incident.outcome.kind == "recovered":
-        return f"Recovered in {plural(steps, 'step')}." if steps is not None else "Recovered."
+        return f"Recovered{after.replace('after', 'in')}."
     if incident.outcome.kind == "recurred":
-        return (
-            f"The trouble came back after {plural(steps, 'step')}." if steps is not None else "It came back."
-        )
+        return f"The trouble came back{after}."
     if incident.outcome.kind == "halted" and incident.action not in {"halt", "halted"}:
-        return "The run was halted soon after." if steps is None else f"Halted after {plural(steps, 'step')}."
+        return f"The run was halted{after or ' soon after'}."
     return ""
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.spec_errors import did_you_mean
 from jobs.workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ def _class_at(path: str) -> type[Workload]:
             f"workload {path}: write package.module:Class, or a built-in name ({', '.join(BUILTIN)})"
         )
     module_name, _, name = path.partition(":")
-    found = getattr(_import(module_name, path), name, None)
+    module = _import(module_name, path)
+    found = getattr(module, name, None)
     if not isinstance(found, type):
-        raise WorkloadError(f"workload {path}: the module {module_name} has no class {name}")
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        question = did_you_mean(name, classes)
+        message = f"workload {path}: the module {module_name} has no class {name}"
+        raise WorkloadError(f"{message}; {question}" if question else message)
     missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
     if missing:
         raise WorkloadError(f"workload {path}: the class lacks {', '.join(f'{m}()' for m in missing)}")

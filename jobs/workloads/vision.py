@@ -62,7 +62,7 @@ class VisionWorkload:
         was_training = model.training
         model.eval()
         sums = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}
-        for rows in torch.arange(rank, len(self._test), world_size).split(_EVAL_BATCH):
+        for rows in torch.arange(len(self._test))[rank::world_size].split(_EVAL_BATCH):
             if len(rows) == 0:
                 continue  # more ranks than samples
             labels = self._test.labels[rows].to(device)

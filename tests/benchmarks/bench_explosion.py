@@ -1,0 +1,83 @@
+"""The same training with faults, once with the guard and once without: what becomes of it.
+
+    python tests/benchmarks/bench_explosion.py [SPEC] [--set FIELD=VALUE ...] [--figure FILE.svg] [--json FILE]
+
+Prints a table and JSON; the figure shows both loss curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from jobs.driver import run_job
+from jobs.files import read_jsonl
+from jobs.spec import JobSpec
+
+MODES = {"with the guard": "exact", "without": "off"}
+EXAMPLE = Path(__file__).parents[2] / "jobs" / "examples" / "fashion.yaml"
+SHOWN = ("steps", "anomalies", "skips", "rollbacks", "steps_lost", "guard_share", "seconds")
+CEILING = 30.0
+
+
+def main() -> None:
+    options = _options()
+    runs = {}
+    with tempfile.TemporaryDirectory() as storage:
+        for label, mode in MODES.items():
+            overrides = [*options.set, f"guard.mode={mode}", f"storage={storage}", f"name={mode}"]
+            spec = JobSpec.load(options.spec, overrides)
+            result = run_job(spec, console=Console())
+            rows = [row for row in read_jsonl(spec.job_dir / "metrics.jsonl") if "action" in row]
+            runs[label] = (result, rows)
+    results = {label: result for label, (result, _) in runs.items()}
+    Console().print(_table(results))
+    print(json.dumps(results, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    if options.figure:
+        _draw({label: rows for label, (_, rows) in runs.items()}, options.figure)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("spec", nargs="?", type=Path, default=EXAMPLE)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _table(results: dict[str, dict[str, Any]]) -> Table:
+    metrics = sorted({name for result in results.values() for name in result["metrics"]})
+    table = Table("run", *metrics, *SHOWN, box=None)
+    for label, result in results.items():
+        values = [result["metrics"].get(name) for name in metrics] + [result[name] for name in SHOWN]
+        table.add_row(label, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+    return table
+
+
+def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for label, rows in runs.items():
+        losses = [min(r["loss"], CEILING) if math.isfinite(r["loss"]) else math.nan for r in rows]
+        axes.plot([r["attempt"] for r in rows], losses, label=label, linewidth=1.4)
+        lost = next((r["attempt"] for r in rows if not math.isfinite(r["loss"])), None)
+        if lost is not None and label == "without":
+            axes.annotate("the weights are NaN from here on", (lost, 3), color="C1")
+    axes.set(xlabel="step attempt", ylabel="training loss", yscale="log")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Runs the installed command in a process of its own, with its own HOME and working directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+BIN = Path(sys.executable).parent
+GRADGUARD = str(BIN / "gradguard")
+DEADLINE_S = 240
+
+DIGITS: dict[str, Any] = {
+    "name": "digits",
+    "seed": 3,
+    "storage": "runs",
+    "scale": {"workers": 2},
+    "model": {"name": "resnet18", "stem": "tiny"},
+    "data": {"dataset": "digits", "batch_size": 64},
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "train": {"max_steps": 100, "checkpoint_every_steps": 20},
+    "guard": {"snapshot": {"every_steps": 10}, "recovery": {"cooldown_steps": 20}},
+    "metrics": {"port": 0},
+}
+"""A small real job: a ResNet-18 on scikit-learn's digits, two workers."""
+
+
+class Sandbox:
+    """A folder that is HOME and working directory of the commands run in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GRADGUARD_"))},
+            "HOME": str(path),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def spec(self, name: str = "digits", **changes: Any) -> str:
+        """Writes the digits job, with sections changed, and returns its file name."""
+        merged = {**DIGITS, "name": name}
+        for section, value in changes.items():
+            old = merged.get(section)
+            merged[section] = {**old, **value} if isinstance(old, dict) else value
+        (self.path / f"{name}.yaml").write_text(yaml.safe_dump(merged))
+        return f"{name}.yaml"
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command; its output is to be read by the caller."""
+        return subprocess.Popen(
+            command,
+            cwd=self.path,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end; standard error comes with the output."""
+        process = self.start(*command)
+        try:
+            output, _ = process.communicate(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            raise AssertionError(f"{command} did not end; it said:\n{output}") from None
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    def result(self, job: str) -> dict[str, Any]:
+        """result.json of a job."""
+        found: dict[str, Any] = json.loads((self.path / "runs" / job / "result.json").read_text())
+        return found
+
+    def rows(self, job: str, file: str) -> list[dict[str, Any]]:
+        """The whole lines of one of a job's JSON-lines files, empty while there is none."""
+        path = self.path / "runs" / job / file
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes that came from this one."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[str]:
+    """Those that still run, zombies aside, after a moment to end in."""
+    _, left = psutil.wait_procs(processes, timeout=5)
+    return [p.name() for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
+    """Reads the output up to the first line that is wanted; fails if the process ends before."""
+    seen: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen.append(line)
+        if wanted(line):
+            return "".join(seen)
+    raise AssertionError("the process ended before; it said:\n" + "".join(seen))

@@ -1,0 +1,67 @@
+"""Ctrl-C: the state is kept, nobody is left behind, and the run continues where it stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.runner import GRADGUARD, Sandbox, alive, descendants, read_until
+
+pytestmark = pytest.mark.slow
+
+CTRL_C_S = 10
+"""What is promised: a Ctrl-C ends within ten seconds."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, subprocess.Popen[str], list, str]:
+    sandbox = Sandbox(tmp_path_factory.mktemp("interrupted"))
+    process = sandbox.start(GRADGUARD, "train", sandbox.spec(train={"max_steps": 150}))
+    output = read_until(process, lambda line: "phase=training" in line and "loss=" in line)
+    family = descendants(process)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=CTRL_C_S)
+    return sandbox, process, family, output + rest
+
+
+def test_ctrl_c_ends_in_time_with_the_workers_gone(interrupted: tuple) -> None:
+    _, process, family, _ = interrupted
+    assert process.returncode == 1
+    assert len(family) > 5, "Ray's processes were seen while it ran"
+    assert alive(family) == []
+
+
+def test_ctrl_c_keeps_the_state_and_says_how_to_continue(interrupted: tuple) -> None:
+    sandbox, _, _, output = interrupted
+    result = sandbox.result("digits")
+    assert result["status"] == "stopped"
+    assert result["steps"] > 0
+    assert (sandbox.path / "runs" / "digits" / result["checkpoint"] / "state.pt").exists()
+    assert result["resume"] == "gradguard train digits.yaml --resume"
+    assert result["resume"] in output
+    assert "Traceback" not in output
+
+
+def test_the_stopped_run_continues_to_its_end(interrupted: tuple) -> None:
+    sandbox, _, _, _ = interrupted
+    stopped_at = sandbox.result("digits")["steps"]
+    again = sandbox.run(GRADGUARD, "train", "digits.yaml", "--resume")
+    assert again.returncode == 0, again.stdout
+    assert f"step {stopped_at}" in again.stdout
+    assert sandbox.result("digits")["steps"] == 150
+    steps = [row["step"] for row in sandbox.rows("digits", "metrics.jsonl") if "action" in row]
+    assert steps == list(range(1, 151))
+
+
+def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    process = sandbox.start(GRADGUARD, "train", sandbox.spec())
+    read_until(process, lambda line: "phase=starting" in line or "starting" in line)
+    family = descendants(process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=CTRL_C_S)
+    assert process.returncode == 1
+    assert alive(family) == []
