@@ -17,7 +17,7 @@ from guard.observe import Observer
 from guard.recover import Recovery
 from guard.report import Action
 from guard.scaler import ScalerAdapter
-from guard.snapshot import Snapshot, SnapshotRing, Stateful, Subject
+from guard.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 
 DATA = "data"
 
@@ -57,8 +57,9 @@ class Actor:
         self._active = config.mode == "exact"
         self._shield = BufferShield(model) if self._active else None
         rewound = {"guard.scheduler": scheduler, "guard.scaler": scaler, **states}
-        subject = Subject(model, optimizer, {k: s for k, s in rewound.items() if s is not None})
-        self._ring = SnapshotRing(config.snapshot, subject)
+        self._subject = Subject(model, optimizer, {k: s for k, s in rewound.items() if s is not None})
+        self._ring = SnapshotRing(config.snapshot, self._subject)
+        self._start_version = self._subject.version()
 
     @property
     def scaler(self) -> ScalerAdapter:
@@ -72,7 +73,7 @@ class Actor:
 
     def can_roll_back(self) -> bool:
         """Whether a healthy snapshot exists (in shadow mode, where none are taken: as if one did)."""
-        return not self._active or self._ring.target() is not None
+        return not self._active or self._ring.has_healthy()
 
     def start(self, step: int) -> None:
         """The present state is known to be good: accept it, and take the first snapshot of it."""
@@ -80,6 +81,18 @@ class Actor:
             self._accept_buffers()
             self._ring.reset()
             self._ring.take(step, healthy=True)
+            self._start_version = self._subject.version()
+
+    def refresh(self) -> None:
+        """Before the first step: weights may have been loaded after ``start``, then they are what it saved.
+
+        The data position and the random number generators stay as they were, since the first batch has
+        been drawn by now.
+        """
+        if self._active and self._subject.version() != self._start_version:
+            self._accept_buffers()
+            self._ring.retake(leave=frozenset({DATA, GENERATORS}))
+            self._start_version = self._subject.version()
 
     def apply(self, step: int, coefficient: float) -> Outcome:
         """Scales the gradients, steps the optimizer, advances the schedule."""
@@ -106,6 +119,7 @@ class Actor:
     def skip(self, step: int) -> Outcome:
         """Leaves everything as it was before this batch: weights, moments, counters, buffers, loss scale."""
         self._scaler.forget()
+        self._observer.drop_gradients()
         if self._shield is not None:
             self._shield.revert()
         self._ring.doubt()
@@ -129,6 +143,7 @@ class Actor:
     def rewind(self) -> Snapshot:
         """Returns to the newest healthy snapshot, without recovery."""
         self._scaler.forget()
+        self._observer.drop_gradients()
         target = self._ring.target()
         if target is None:
             raise RuntimeError("rewind was called without a healthy snapshot")

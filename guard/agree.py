@@ -16,10 +16,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guard.errors import RankDivergence
+from guard.errors import GuardError, RankDivergence
 
-LOSS, STOP, LOCAL_NORM, DIGEST = range(4)
-WIDTH = 4
+LOSS, STOP, LOCAL_NORM, GRAD_NORM, DIGEST = range(5)
+TOLERANCE = 1e-3
+# Renamed in torch 2.13.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Agreed:
     @property
     def loss(self) -> float:
         """Mean over ranks; not finite if any rank's is not."""
-        return float(self.losses.mean())
+        with np.errstate(invalid="ignore"):
+            return float(self.losses.mean())
 
 
 class Agreement:
@@ -51,9 +54,9 @@ class Agreement:
         self._device = device
         self._pending: list[tuple[Tensor, dist.Work | None]] = []
 
-    def send(self, loss: Tensor, *, stop: bool, local_norm: float, digest: int) -> None:
-        """Starts the gather of this rank's row; returns at once."""
-        row = torch.tensor([0.0, float(stop), local_norm, float(digest)], device=self._device)
+    def send(self, loss: Tensor, *, stop: bool, local_norm: float, grad_norm: float, digest: int) -> None:
+        """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before."""
+        row = torch.tensor([0.0, float(stop), local_norm, grad_norm, float(digest)], device=self._device)
         row[LOSS] = loss.detach()
         self._pending.append(self._gather(row, async_op=True))
 
@@ -61,41 +64,70 @@ class Agreement:
         """Waits for the rows of every ``send`` since the last call.
 
         Raises:
-            RankDivergence: on all ranks, if the decision states differ.
+            RankDivergence: on all ranks, if their decision states or their last global norms differ.
+            GuardError: if nothing was sent.
         """
+        if not self._pending:
+            raise GuardError(
+                "step was called without backward: call guard.backward(loss), not loss.backward()"
+            )
         rows = np.stack([_wait(gathered, work) for gathered, work in self._pending])
         self._pending = []
         last = rows[-1]
-        self._check_digests(last[:, DIGEST])
-        return Agreed(rows[:, :, LOSS].mean(axis=0), last[:, LOCAL_NORM], bool(last[:, STOP].any()))
+        _check_digests(last[:, DIGEST])
+        _check_norms(last[:, GRAD_NORM])
+        with np.errstate(invalid="ignore"):
+            losses = rows[:, :, LOSS].mean(axis=0)
+        return Agreed(losses, last[:, LOCAL_NORM], bool(last[:, STOP].any()))
 
-    def collect(self, value: float) -> NDArray[np.float64]:
-        """One number from each rank, at once. Collective: every rank must call it in the same step."""
-        row = torch.tensor([value], device=self._device)
-        return _wait(*self._gather(row, async_op=False))[:, 0]
+    def collect(self, local_norm: float, *, digest: int) -> NDArray[np.float64]:
+        """The local norm of each rank, at once. Collective: every rank calls it on the same verdict.
+
+        The row is as wide as that of ``send``, so that a rank with another verdict, which has gone on to
+        its next ``send``, is met here with a wrong digest and not with a hang.
+        """
+        row = torch.tensor([0.0, 0.0, local_norm, 0.0, float(digest)], device=self._device)
+        rows = _wait(*self._gather(row, async_op=False))
+        _check_digests(rows[:, DIGEST])
+        return rows[:, LOCAL_NORM]
 
     def _gather(self, row: Tensor, *, async_op: bool) -> tuple[Tensor, dist.Work | None]:
         if self.world_size == 1:
             return row.unsqueeze(0), None
         gathered = torch.empty(self.world_size * row.numel(), device=self._device)
-        work = dist.all_gather_into_tensor(gathered, row, group=self._group, async_op=async_op)
+        work = _all_gather(gathered, row, group=self._group, async_op=async_op)
         return gathered.view(self.world_size, -1), work
-
-    def _check_digests(self, digests: NDArray[np.float64]) -> None:
-        if (digests == digests[0]).all():
-            return
-        values, counts = np.unique(digests, return_counts=True)
-        common = values[counts.argmax()]
-        odd = np.flatnonzero(digests != common).tolist()
-        raise RankDivergence(
-            f"the decision state of rank {', '.join(map(str, odd))} differs from that of the other ranks: "
-            "resume from a checkpoint, and check that all ranks load the same one"
-        )
 
 
 def digest(*parts: object) -> int:
     """24 bits that a float32 holds exactly; equal on two ranks when ``parts`` print alike."""
     return zlib.crc32(repr(parts).encode()) & 0xFFFFFF
+
+
+def _check_digests(digests: NDArray[np.float64]) -> None:
+    odd = _minority(digests[:, None] == digests)
+    if odd:
+        raise RankDivergence(
+            f"the decision state of {odd} differs from that of the other ranks: "
+            "resume from a checkpoint, and check that all ranks load the same one"
+        )
+
+
+def _check_norms(norms: NDArray[np.float64]) -> None:
+    odd = _minority(np.isclose(norms[:, None], norms, rtol=TOLERANCE, atol=0.0, equal_nan=True))
+    if odd:
+        seen = ", ".join(f"{norm:.6g}" for norm in norms)
+        raise RankDivergence(
+            f"the gradients of {odd} differ from those of the other ranks after the all-reduce (global norms "
+            f"{seen}): wrap the model in DistributedDataParallel, and synchronize the last micro-batch"
+        )
+
+
+def _minority(equal: NDArray[np.bool_]) -> str:
+    """The ranks that differ from what most ranks hold; in a tie, from what rank 0 holds."""
+    common = equal[equal.sum(axis=1).argmax()]
+    odd = np.flatnonzero(~common).tolist()
+    return f"rank {', '.join(map(str, odd))}" if odd else ""
 
 
 def _wait(gathered: Tensor, work: dist.Work | None) -> NDArray[np.float64]:

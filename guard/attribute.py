@@ -20,7 +20,9 @@ class LayerHistory:
         self._log_mean: NDArray[np.float64] | None = None
 
     def accept(self, norms: NDArray[np.float64]) -> None:
-        """Folds the norms of a clean step in."""
+        """Folds the norms of a clean step in; norms that are not finite (nothing is judged) are left out."""
+        if not np.isfinite(norms).all():
+            return
         logs = np.log(np.maximum(norms, 1e-30))
         if self._log_mean is None:
             self._log_mean = logs

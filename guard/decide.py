@@ -27,7 +27,7 @@ class BudgetConfig(Config):
     """The length of the window in which rollbacks are counted, in step attempts."""
 
     stuck_skips: PositiveInt = 50
-    """Skips in a row, without a healthy state to return to, after which the run halts."""
+    """Skips in a row, without a rollback between them, after which the run halts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Ladder:
         if in_a_row >= self._budget.consecutive_skips and can_roll_back:
             return Decision("rollback", f"{reason}, {in_a_row} steps in a row")
         if in_a_row >= self._budget.stuck_skips:
-            return Decision("halt", f"{reason}, {in_a_row} steps in a row, and no healthy state to return to")
+            return Decision("halt", f"{reason}, {in_a_row} steps in a row")
         return Decision("skip", reason)
 
     def _roll_back_or_skip(self, reason: str, can_roll_back: bool) -> Decision:

@@ -16,6 +16,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -111,7 +112,9 @@ class FaultInjector:
 
     def _hook_gradients(self) -> None:
         for fault in self._faults:
-            if fault.kind == "bitflip_gradient":
+            if fault.kind == "bitflip_weight":
+                self._target(fault)
+            elif fault.kind == "bitflip_gradient":
                 self._target(fault).register_hook(self._flipped(fault))
             elif fault.kind == "scaled_gradient":
                 self._target(fault)
@@ -136,8 +139,8 @@ class FaultInjector:
         return hook
 
     def _raise_lr(self, optimizer: Optimizer, *_: Any) -> None:
+        self._unscaled = [group["lr"] for group in optimizer.param_groups]
         for fault in self._of("lr_spike"):
-            self._unscaled = [group["lr"] for group in optimizer.param_groups]
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * fault.factor
 
@@ -161,11 +164,11 @@ def flip_bit_(tensor: Tensor, index: int, bit: int) -> None:
     """Flips one bit of element ``index`` (modulo the size) of a floating-point tensor, in place."""
     integer = _INTEGER_VIEW[tensor.dtype]
     width = torch.iinfo(integer).bits
-    flat = tensor.view(-1)
-    element = flat[index % flat.numel()].reshape(1).clone().view(integer)
+    place = tuple(int(i) for i in np.unravel_index(index % tensor.numel(), tensor.shape))
+    element = tensor[place].reshape(1).clone().view(integer)
     mask = 1 << (bit % width)
     mask = mask - (1 << width) if mask >= 1 << (width - 1) else mask
-    flat[index % flat.numel()] = (element ^ mask).view(tensor.dtype)[0]
+    tensor[place] = (element ^ mask).view(tensor.dtype)[0]
 
 
 def _map_floats(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -173,6 +176,8 @@ def _map_floats(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value) if value.is_floating_point() else value
     if isinstance(value, dict):
         return {key: _map_floats(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_floats(item, change) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(_map_floats(item, change) for item in value)
     return value

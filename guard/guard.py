@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from guard.act import DATA, Actor, Outcome
 from guard.agree import Agreed, Agreement, digest
@@ -67,6 +68,7 @@ class GradientGuard:
         job: str = "",
     ) -> None:
         self.config = config or GuardConfig()
+        _check_states(scheduler, state or {})
         self._observer = Observer(parameter_names(model))
         if not self._observer.parameters:
             raise GuardError("the model has no parameter that takes gradients: nothing to guard")
@@ -89,13 +91,15 @@ class GradientGuard:
         self._ledger = Ledger(job, self._observer.names, self.metrics, self._journal(journal), shadow)
         self._local = self._local_norms(model)
         self._last_local = math.nan
+        self._last_norm = math.nan
         self._step = 0
         self._attempt = 0
         self._stop = False
         self._seconds = 0.0
         self._layer_norms = np.zeros(len(self._observer.names))
-        self._start()
-        self._first_forward = model.register_forward_pre_hook(self._before_first_forward)
+        self._actor.start(self._step)
+        self._begun = False
+        self._before_first_backward(model)
 
     @property
     def steps(self) -> int:
@@ -123,10 +127,16 @@ class GradientGuard:
             loss: 0-dim, the mean over this rank's (micro-)batch. Call once for each micro-batch.
         """
         started = time.perf_counter()
-        state = digest(self._step, self._attempt, self._ladder.state_dict(), self.config.mode)
-        self._agreement.send(loss, stop=self._stop, local_norm=self._last_local, digest=state)
+        self._begun = True
+        self._agreement.send(
+            loss,
+            stop=self._stop,
+            local_norm=self._last_local,
+            grad_norm=self._last_norm,
+            digest=self._digest("step"),
+        )
         if self._local is not None:
-            self._local.arm(self._wants_local())
+            self._local.arm(self._wants_local(), self._actor.scaler.factor())
         self._seconds += time.perf_counter() - started
         self._actor.scaler.scale(loss).backward()
 
@@ -135,24 +145,25 @@ class GradientGuard:
 
         Raises:
             GuardHalt: on all ranks, when the budget is spent; the last healthy state has been restored.
-            RankDivergence: on all ranks, when their decision states differ.
+            RankDivergence: on all ranks, when their decision states differ, or their gradients did.
             GuardError: if ``backward`` was not called.
         """
         started = time.perf_counter()
-        overflow = self._actor.scaler.unscale()
         agreed = self._agreement.receive()
+        overflow = self._actor.scaler.unscale()
         seen = self._observer.observe()
         self._attempt += 1
-        self._layer_norms = seen.layer_norms
+        self._layer_norms, self._last_norm = seen.layer_norms, seen.grad_norm
         handled = overflow and math.isfinite(agreed.loss)
         evidence = self._decide(agreed, seen, handled)
         local_norms = self._evidence_norms(evidence.verdict)
-        samples = self._samples()
+        samples = [] if evidence.verdict.kind == "ok" else self._samples()
         outcome = self._actor.overflow(self._step) if handled else self._act(evidence)
         incident = self._record(evidence, outcome, local_norms, samples)
+        report = self._report(started, evidence, outcome, incident, overflow=handled)
         if evidence.decision.rung == "halt" and incident is not None and self.config.mode == "exact":
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
-        return self._report(started, evidence, outcome, incident, overflow=handled)
+        return report
 
     def _decide(self, agreed: Agreed, seen: Observation, overflow: bool) -> Evidence:
         verdict, decision = _OK, Decision("apply", "ok")
@@ -189,9 +200,7 @@ class GradientGuard:
         if not self._actor.can_roll_back():
             return self._actor.skip(self._step)
         target = self._actor.rewind()
-        lost = self._step - target.step
-        self._step = target.step
-        return Outcome("rolled_back", target.step, target.step, lost)
+        return Outcome("rolled_back", target.step, target.step, self._step - target.step)
 
     def _record(
         self, evidence: Evidence, outcome: Outcome, local_norms: Any, samples: list[int]
@@ -260,29 +269,30 @@ class GradientGuard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes. Load the model and the optimizer first: their present state becomes the first snapshot."""
+        """Resumes. Load everything else first, the random number generators too: that is the first snapshot."""
         self._step, self._attempt = int(state["step"]), int(state["attempt"])
-        self._last_local = float(state["last_local"])
+        self._last_local, self._last_norm = float(state["last_local"]), math.nan
         self._detector.load_state_dict(state["detector"])
         self._ladder.load_state_dict(state["ladder"])
         self._actor.recovery.load_state_dict(state["recovery"])
         self._ledger.load_state_dict(state["ledger"])
         if self.metrics is not None and state["metrics"] is not None:
             self.metrics.load_state_dict(state["metrics"])
-        self._start()
-
-    def _start(self) -> None:
         self._actor.start(self._step)
-        self._start_versions = self._versions()
 
-    def _before_first_forward(self, *_: Any) -> None:
-        """Weights may have been loaded after the guard was made: then those are the first healthy state."""
-        self._first_forward.remove()
-        if self._versions() != self._start_versions:
-            self._start()
+    def _before_first_backward(self, model: nn.Module) -> None:
+        """Weights may be loaded after the guard was made: until the first backward each forward looks."""
 
-    def _versions(self) -> int:
-        return sum(parameter._version for parameter in self._observer.parameters)
+        def refresh(*_: Any) -> None:  # a function, since a copy of the model must not copy the guard
+            if self._begun:
+                handle.remove()
+            else:
+                self._actor.refresh()
+
+        handle = model.register_forward_pre_hook(refresh)
+
+    def _digest(self, phase: Literal["step", "evidence"]) -> int:
+        return digest(phase, self._step, self._attempt, self._ladder.state_dict(), self.config.mode)
 
     def _journal(self, journal: Journal | str | Path | None) -> Journal | None:
         if journal is None or self._agreement.rank != 0:
@@ -302,7 +312,7 @@ class GradientGuard:
         """Local norms of this very step, gathered only when the agreed verdict asks: all ranks come here."""
         if self._local is None or verdict.kind == "ok":
             return np.full(self._agreement.world_size, np.nan)
-        return self._agreement.collect(self._local.take())
+        return self._agreement.collect(self._local.take(), digest=self._digest("evidence"))
 
     def _samples(self) -> list[int]:
         return [int(i) for i in getattr(self._data, "last_ids", ())]
@@ -316,6 +326,18 @@ class GradientGuard:
             "until_step": outcome.step + cooldown,
             "data": self.config.recovery.data,
         }
+
+
+def _check_states(scheduler: Any, states: Mapping[str, Stateful]) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise GuardError(
+            "ReduceLROnPlateau needs a metric at each step, which the guard does not have: "
+            'step it yourself and pass it as state={"plateau": scheduler}'
+        )
+    for name, stateful in states.items():
+        if not (hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")):
+            kind = type(stateful).__name__
+            raise GuardError(f"state[{name!r}] is a {kind}: give it state_dict and load_state_dict")
 
 
 def _as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> GuardMetrics | None:

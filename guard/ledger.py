@@ -82,7 +82,7 @@ class Ledger:
         """Builds, counts and journals the incident of this attempt."""
         verdict = evidence.verdict
         self._incidents += 1
-        action = "halted" if evidence.decision.rung == "halt" else outcome.action
+        halted = evidence.decision.rung == "halt" and not self._shadow
         incident = Incident(
             id=self._incidents,
             job=self._job,
@@ -94,7 +94,7 @@ class Ledger:
             value=evidence.agreed.loss if verdict.signal == "loss" else evidence.grad_norm,
             score=verdict.score,
             baseline=verdict.baseline,
-            action=action,
+            action="halted" if halted else outcome.action,
             reason=evidence.decision.reason,
             rolled_back_to=outcome.rolled_back_to,
             steps_lost=outcome.steps_lost,
@@ -116,9 +116,7 @@ class Ledger:
         """A clean step was applied: layers learn what is usual, incidents left behind are closed."""
         self.layers.accept(evidence.layer_norms)
         if self._open and step > max(left for _, _, left in self._open):
-            for incident_id, attempt, _ in self._open:
-                self._close(incident_id, "recovered", step, evidence.attempt - attempt)
-            self._open = []
+            self._close_all("recovered", step, evidence.attempt)
 
     def step(self, report: StepReport, layer_norms: dict[str, float] | None) -> None:
         """Counts the step in the metrics."""
@@ -146,18 +144,18 @@ class Ledger:
             self._metrics.rollback(source="memory", seconds=outcome.seconds, steps_lost=outcome.steps_lost)
 
     def _follow(self, incident: Incident) -> None:
-        if incident.action == "halted":
-            self._close(incident.id, "halted", incident.step, 0)
-        elif incident.action == "rolled_back":
-            for earlier, attempt, _ in self._open:
-                self._close(earlier, "recurred", incident.step, incident.attempt - attempt)
-            self._open = [(incident.id, incident.attempt, incident.step)]
-        elif incident.action == "skipped":
+        if incident.action == "rolled_back":
+            self._close_all("recurred", incident.step, incident.attempt)
+        if incident.action in ("rolled_back", "skipped", "halted"):
             self._open.append((incident.id, incident.attempt, incident.step))
+        if incident.action == "halted":
+            self._close_all("halted", incident.step, incident.attempt)
 
-    def _close(self, incident_id: int, outcome: str, step: int, steps: int) -> None:
-        if self._journal is not None:
-            self._journal.outcome(incident_id, outcome, step=step, steps=steps)
+    def _close_all(self, outcome: str, step: int, attempt: int) -> None:
+        for incident_id, began, _ in self._open:
+            if self._journal is not None:
+                self._journal.outcome(incident_id, outcome, step=step, steps=attempt - began)
+        self._open = []
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, open incidents and what is usual for each layer."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from guard.observe import norm
+
 
 class LocalNorms:
     """Sums the squares of the local gradients as backward produces them.
@@ -25,23 +27,25 @@ class LocalNorms:
     def __init__(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         self._model = model
         self._armed = False
+        self._scale = 1.0
         self._norms: dict[int, Tensor] = {}
         self._handles: list[Any] = [
             parameter.register_post_accumulate_grad_hook(self._hook(i))
             for i, parameter in enumerate(parameters)
         ]
 
-    def arm(self, wanted: bool) -> None:
-        """Says before a backward whether its local norm is wanted."""
+    def arm(self, wanted: bool, scale: float = 1.0) -> None:
+        """Says before a backward whether its local norm is wanted, and how its loss is scaled."""
         last = not isinstance(self._model, DistributedDataParallel) or self._model.require_backward_grad_sync
         self._armed = wanted and last
+        self._scale = scale
         self._norms = {}
 
     def take(self) -> float:
         """The local L2 norm of the last backward; NaN when it was not asked for."""
         if not self._norms:
             return math.nan
-        return float(torch.linalg.vector_norm(torch.stack(list(self._norms.values()))))
+        return float(torch.linalg.vector_norm(torch.stack(list(self._norms.values())))) / self._scale
 
     def close(self) -> None:
         """Removes the hooks."""
@@ -50,7 +54,8 @@ class LocalNorms:
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def measure(parameter: Tensor) -> None:
-            if self._armed and parameter.grad is not None:
-                self._norms[index] = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+            gradient = parameter.grad
+            if self._armed and gradient is not None and gradient.layout == torch.strided:
+                self._norms[index] = norm(gradient)
 
         return measure

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -30,9 +30,33 @@ SIGNALS = ("loss", "grad_norm", "update_norm")
 VERDICTS = ("suspect", "spike", "nonfinite", "drift", "vanishing")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
 
+# Name without the prefix: help, labels beside `job`.
+GAUGES: dict[str, tuple[str, ...]] = {
+    "grad_norm": ("Global gradient norm before clipping, last finite value.",),
+    "grad_norm_local": ("Gradient norm of one rank before the all-reduce, last finite value.", "rank"),
+    "layer_grad_norm": ("Gradient norm of one parameter, last finite value.", "layer"),
+    "update_norm": ("Norm of the last parameter update, last finite value.",),
+    "loss": ("Training loss, mean over ranks, last finite value.",),
+    "clip_threshold": ("Gradient norm above which gradients are clipped; absent while nothing is.",),
+    "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
+    "learning_rate": ("Learning rate of the first parameter group.",),
+    "regularization_strength": ("Strength of one regularization.", "kind"),
+}
+COUNTERS: dict[str, tuple[str, ...]] = {
+    "steps": ("Attempted optimizer steps, by what the guard did.", "action"),
+    "anomalies": ("Verdicts other than ok.", "signal", "verdict"),
+    "nonfinite": ("NaN or infinite values seen in a signal.", "signal"),
+    "rollbacks": ("Rollbacks, by where the state came from.", "source"),
+    "steps_lost": ("Optimizer steps thrown away by rollbacks.",),
+}
+HISTOGRAMS = {
+    "guard_seconds": "Time the guard adds to a step.",
+    "rollback_seconds": "Duration of a rollback.",
+}
 GUARD_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 ROLLBACK_BUCKETS = (1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+F = TypeVar("F", bound=Metric)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -51,10 +75,12 @@ class GuardMetrics:
         self.info = _checked_info(info or {})
         self._lock = threading.Lock()
         self._created = time.time()
-        self._gauges: dict[str, float] = {}
-        self._local_norms: dict[str, float] = {}
-        self._layers: dict[str, float] = {}
-        self._regularization: dict[str, float] = {}
+        self._values: dict[str, float] = {}
+        self._keyed: dict[str, dict[str, float]] = {
+            "grad_norm_local": {},
+            "layer_grad_norm": {},
+            "regularization_strength": {},
+        }
         self._steps = dict.fromkeys(ACTIONS, 0)
         self._anomalies = {signal: dict.fromkeys(VERDICTS, 0) for signal in SIGNALS}
         self._rollbacks = dict.fromkeys(SOURCES, 0)
@@ -79,7 +105,7 @@ class GuardMetrics:
         regularization: Mapping[str, float] | None = None,
     ) -> None:
         """Record one attempted step. `None` leaves the last value standing; a threshold of `None` (nothing is
-        clipped at present) removes it. `local_norms` has one entry a rank."""
+        clipped at present) removes it. `local_norms` has one entry a rank; all NaN means not measured."""
         with self._lock:
             if action not in self._steps:
                 raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
@@ -89,16 +115,15 @@ class GuardMetrics:
             if update_norm is not None:
                 self._signal("update_norm", update_norm)
             self._threshold(clip_threshold)
-            _keep_finite(self._gauges, "clip_coefficient", clip_coef)
-            _keep_finite(self._gauges, "learning_rate", learning_rate)
+            _keep_finite(self._values, "clip_coefficient", clip_coef)
+            _keep_finite(self._values, "learning_rate", learning_rate)
             self._guard_seconds.observe(guard_seconds)
-            if local_norms is not None:
-                ranks = {str(rank): norm for rank, norm in enumerate(local_norms)}
-                self._nonfinite["grad_norm_local"] += _update_finite(self._local_norms, ranks)
+            if local_norms is not None and not all(map(math.isnan, local_norms)):
+                self._ranks(local_norms)
             if layers is not None:
-                self._nonfinite["layer_grad_norm"] += _update_finite(self._layers, layers)
+                self._signals("layer_grad_norm", layers)
             if regularization is not None:
-                _update_finite(self._regularization, regularization)
+                _update_finite(self._keyed["regularization_strength"], regularization)
 
     def anomaly(self, *, signal: str, verdict: str) -> None:
         """Count one verdict that was not `ok`."""
@@ -122,27 +147,17 @@ class GuardMetrics:
     def state_dict(self) -> dict[str, Any]:
         """Totals and last values. `created` (unix seconds) says when the totals began."""
         with self._lock:
-            return {
-                "created": self._created,
-                "values": {
-                    "gauges": dict(self._gauges),
-                    "local_norms": dict(self._local_norms),
-                    "layers": dict(self._layers),
-                    "regularization": dict(self._regularization),
-                },
-                "totals": self._totals(),
-            }
+            keyed = {name: dict(values) for name, values in self._keyed.items()}
+            return {"created": self._created, "values": {**self._values, **keyed}, "totals": self._totals()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; a total that is already larger here stays."""
         with self._lock:
             totals = _larger(self._totals(), state["totals"])
             self._created = min(self._created, float(state["created"]))
-            values = state["values"]
-            self._gauges = dict(values["gauges"])
-            self._local_norms = dict(values["local_norms"])
-            self._layers = dict(values["layers"])
-            self._regularization = dict(values["regularization"])
+            values = dict(state["values"])
+            self._keyed = {name: dict(values.pop(name)) for name in self._keyed}
+            self._values = values
             self._steps, self._anomalies = totals["steps"], totals["anomalies"]
             self._rollbacks, self._nonfinite = totals["rollbacks"], totals["nonfinite"]
             self._steps_lost = totals["steps_lost"]
@@ -157,13 +172,21 @@ class GuardMetrics:
         return collector
 
     def _signal(self, name: str, value: float) -> None:
-        self._nonfinite[name] += not _keep_finite(self._gauges, name, value)
+        self._nonfinite[name] += not _keep_finite(self._values, name, value)
+
+    def _signals(self, name: str, values: Mapping[str, float]) -> None:
+        self._nonfinite[name] += _update_finite(self._keyed[name], values)
+
+    def _ranks(self, local_norms: Sequence[float]) -> None:
+        self._signals("grad_norm_local", {str(rank): norm for rank, norm in enumerate(local_norms)})
+        for rank in self._keyed["grad_norm_local"].keys() - map(str, range(len(local_norms))):
+            del self._keyed["grad_norm_local"][rank]
 
     def _threshold(self, value: float | None) -> None:
         if value is None or not math.isfinite(value):
-            self._gauges.pop("clip_threshold", None)
+            self._values.pop("clip_threshold", None)
         else:
-            self._gauges["clip_threshold"] = float(value)
+            self._values["clip_threshold"] = float(value)
 
     def _totals(self) -> dict[str, Any]:
         return {
@@ -209,60 +232,32 @@ class _Families:
     """The metric families of the guard, filled one snapshot at a time."""
 
     def __init__(self) -> None:
-        self.gauges = {
-            "grad_norm": _gauge("grad_norm", "Global gradient norm before clipping, last finite value."),
-            "update_norm": _gauge("update_norm", "Norm of the last parameter update."),
-            "loss": _gauge("loss", "Training loss, mean over ranks, last finite value."),
-            "clip_threshold": _gauge("clip_threshold", "Gradient norm above which gradients are clipped."),
-            "clip_coefficient": _gauge("clip_coefficient", "Factor on the last gradient; 1 is unclipped."),
-            "learning_rate": _gauge("learning_rate", "Learning rate of the first parameter group."),
-        }
-        self.keyed = {
-            "local_norms": _gauge("grad_norm_local", "Gradient norm of one rank before all-reduce.", "rank"),
-            "layers": _gauge("layer_grad_norm", "Gradient norm of one parameter tensor.", "layer"),
-            "regularization": _gauge("regularization_strength", "Strength of one recovery knob.", "kind"),
-        }
-        self.counters = {
-            "steps": _counter("steps", "Attempted optimizer steps by what the guard did.", "action"),
-            "rollbacks": _counter("rollbacks", "Rollbacks by where the state came from.", "source"),
-            "nonfinite": _counter("nonfinite", "NaN or infinite values seen in a signal.", "signal"),
-        }
-        self.anomalies = _counter("anomalies", "Verdicts other than ok.", "signal", "verdict")
-        self.steps_lost = _counter("steps_lost", "Optimizer steps thrown away by rollbacks.")
+        self.gauges = {name: _family(GaugeMetricFamily, name, *about) for name, about in GAUGES.items()}
+        self.counters = {name: _family(CounterMetricFamily, name, *about) for name, about in COUNTERS.items()}
         self.histograms = {
-            "rollback_seconds": _histogram("rollback_seconds", "Duration of a rollback."),
-            "guard_seconds": _histogram("guard_seconds", "Time the guard adds to a step."),
+            name: _family(HistogramMetricFamily, name, text) for name, text in HISTOGRAMS.items()
         }
         self.info = InfoMetricFamily(
             "gradguard_job", "What runs: versions, model, world size.", labels=["job"]
         )
 
     def add(self, snapshot: Mapping[str, Any]) -> None:
+        """What a pusher of another version has not, or has on top, is left out."""
         job, values, totals = snapshot["job"], snapshot["values"], snapshot["totals"]
-        self.info.add_metric([job], dict(snapshot["info"]))
-        for name, value in values["gauges"].items():
-            self.gauges[name].add_metric([job], value)
-        for name, gauge in self.keyed.items():
-            for key, value in values[name].items():
-                gauge.add_metric([job, key], value)
-        for name, counter in self.counters.items():
-            for key, total in totals[name].items():
-                counter.add_metric([job, key], total)
-        for signal, verdicts in totals["anomalies"].items():
-            for verdict, total in verdicts.items():
-                self.anomalies.add_metric([job, signal, verdict], total)
-        self.steps_lost.add_metric([job], totals["steps_lost"])
-        for name, histogram in self.histograms.items():
-            histogram.add_metric([job], list(totals[name]["buckets"].items()), totals[name]["sum"])
+        self.info.add_metric([job], snapshot["info"])
+        for name in self.gauges.keys() & values.keys():
+            for labels, value in _leaves(values[name]):
+                self.gauges[name].add_metric([job, *labels], value)
+        for name in self.counters.keys() & totals.keys():
+            for labels, total in _leaves(totals[name]):
+                self.counters[name].add_metric([job, *labels], total)
+        for name in self.histograms.keys() & totals.keys():
+            buckets = list(totals[name]["buckets"].items())
+            self.histograms[name].add_metric([job], buckets, totals[name]["sum"])
 
-    def all(self) -> Iterator[Metric]:
-        yield from self.gauges.values()
-        yield from self.keyed.values()
-        yield from self.counters.values()
-        yield self.anomalies
-        yield self.steps_lost
-        yield from self.histograms.values()
-        yield self.info
+    def all(self) -> list[Metric]:
+        families = (self.gauges, self.counters, self.histograms)
+        return [self.info, *(family for named in families for family in named.values())]
 
 
 class _Histogram:
@@ -282,21 +277,22 @@ class _Histogram:
         return {"buckets": dict(zip(self._edges, accumulate(self._counts), strict=True)), "sum": self._sum}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        cumulative = [state["buckets"][edge] for edge in self._edges]
+        cumulative = list(accumulate((state["buckets"][edge] for edge in self._edges), max))
         self._counts = [after - before for before, after in pairwise([0, *cumulative])]
         self._sum = float(state["sum"])
 
 
-def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"gradguard_{name}", text, labels=["job", *labels])
+def _family(kind: Callable[..., F], name: str, text: str, *labels: str) -> F:
+    return kind(f"gradguard_{name}", text, labels=["job", *labels])
 
 
-def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
-    return CounterMetricFamily(f"gradguard_{name}", text, labels=["job", *labels])
-
-
-def _histogram(name: str, text: str) -> HistogramMetricFamily:
-    return HistogramMetricFamily(f"gradguard_{name}", text, labels=["job"])
+def _leaves(value: Any, *labels: str) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The numbers of a nested mapping, each with the keys that lead to it."""
+    if isinstance(value, Mapping):
+        for label, inner in value.items():
+            yield from _leaves(inner, *labels, label)
+    else:
+        yield labels, value
 
 
 def _keep_finite(values: dict[str, float], name: str, value: float) -> bool:

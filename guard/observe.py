@@ -47,6 +47,11 @@ class Observer:
         """The gradients that exist in this step."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
+    def drop_gradients(self) -> None:
+        """Forgets the gradients: a bad one must not be added to by a later backward."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     @torch.no_grad()
     def observe(self) -> Observation:
         """Norms of the present gradients; non-finite ones give a non-finite norm, never an error."""
@@ -91,6 +96,12 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
 
 
+def norm(gradient: Tensor) -> Tensor:
+    """The L2 norm, taken in float32 also of half precision; in float64 only of float64."""
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient, dtype=wide)
+
+
 def _split(gradient: Tensor) -> Sequence[Tensor]:
     if gradient.numel() <= SPLIT_ELEMENTS:
         return (gradient,)
@@ -100,4 +111,4 @@ def _split(gradient: Tensor) -> Sequence[Tensor]:
 def _norms(pieces: list[Tensor]) -> tuple[Tensor, ...]:
     if all(piece.dtype == torch.float32 for piece in pieces):
         return torch._foreach_norm(pieces)
-    return tuple(torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces)
+    return tuple(norm(piece) for piece in pieces)

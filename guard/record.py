@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,19 @@ class Journal:
     def _append(self, record: dict[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            with self.path.open("a+b") as file:
+                torn = _ends_torn(file)
+                file.write(b"\n" * torn + json.dumps(record, allow_nan=False).encode() + b"\n")
         except OSError:
             self.failures += 1
+
+
+def _ends_torn(file: BinaryIO) -> bool:
+    """Whether the last line was cut short by a kill or a full disk: the next record must not join it."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def strict(value: Any) -> Any:

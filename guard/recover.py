@@ -104,7 +104,7 @@ class Recovery:
         anchored = [p for p in parameters if id(p) in self._anchors]
         anchors = [self._anchors[id(p)] for p in anchored]
         pull_(anchored, anchors, min(1.0, lr * strengths["anchor_l2"]))
-        soft_threshold_(parameters, lr * strengths["l1"])
+        soft_threshold_([p for p in parameters if p.requires_grad], lr * strengths["l1"])
 
     def _cool(self) -> None:
         self._remaining -= 1

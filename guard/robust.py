@@ -1,24 +1,27 @@
-"""Exact median and MAD of the last values of a stream, in about a microsecond a value, in plain Python."""
+"""Exact sliding median and MAD in plain Python: about a microsecond a value, no dependencies."""
+
+from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 
 class RobustWindow:
-    """The last `size` values with their exact median and median absolute deviation (MAD).
+    """The last ``size`` values with their exact median and median absolute deviation (MAD).
 
-    A sorted copy of the window is kept by bisection, so both statistics are exact and order-independent.
-    For an even count the upper median is used. Push finite, accepted values only: a robust statistic
-    resists outliers, but a window that is mostly outliers describes them.
+    A copy of the window is kept sorted by bisection, so both are exact. For an even count the median is the
+    upper one. Push finite, accepted values only: a robust statistic resists outliers, but a window that is
+    mostly outliers describes them.
     """
 
     __slots__ = ("_recent", "_sorted", "size")
 
     def __init__(self, size: int, values: Iterable[float] = ()) -> None:
         if size < 1:
-            raise ValueError(f"a window holds at least one value, not {size}")
+            raise ValueError(f"a window holds at least one value, not {size}: set size to 1 or more")
         self.size = size
         self._recent: deque[float] = deque(values, maxlen=size)
         self._sorted = sorted(self._recent)
@@ -27,7 +30,7 @@ class RobustWindow:
         return len(self._sorted)
 
     def push(self, value: float) -> None:
-        """Add a value; when the window is full the oldest one leaves."""
+        """Adds a value; when the window is full the oldest one leaves."""
         recent, ordered = self._recent, self._sorted
         if len(recent) == self.size:
             del ordered[bisect_left(ordered, recent[0])]
@@ -36,35 +39,57 @@ class RobustWindow:
 
     @property
     def median(self) -> float:
-        """The (upper) median of the window."""
-        return self._sorted[len(self._sorted) // 2]
+        """The (upper) median. Raises IndexError on an empty window."""
+        ordered = self._sorted
+        return ordered[len(ordered) // 2]
+
+    def highest(self, rank: int) -> float:
+        """The value that only ``rank - 1`` others exceed; the highest of all while there are too few."""
+        ordered = self._sorted
+        return ordered[-rank] if len(ordered) >= rank else ordered[-1]
 
     def median_mad(self) -> tuple[float, float]:
-        """Median and MAD (not scaled). The MAD is a binary search for the tightest half around the median."""
-        ordered = self._sorted
-        count = len(ordered)
-        middle = count // 2
-        median = ordered[middle]
-        span = middle + 1
-        low, high = max(0, middle - span + 1), min(middle, count - span)
-        while low < high:
-            start = (low + high) // 2
-            if median - ordered[start] > ordered[start + span] - median:
-                low = start + 1
-            else:
-                high = start
-        return median, max(median - ordered[low], ordered[low + span - 1] - median)
+        """Median and unscaled MAD: half the values lie within the MAD of the median."""
+        return _median_mad(self._sorted)
+
+    def latest_mad(self, count: int) -> float:
+        """The MAD of the newest ``count`` values alone."""
+        return _median_mad(sorted(islice(reversed(self._recent), count)))[1]
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value. Raises IndexError on an empty window."""
+        return self._sorted[0]
+
+    def values(self) -> list[float]:
+        """The values in order of arrival."""
+        return list(self._recent)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forgets everything."""
         self._recent.clear()
         self._sorted.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Values in order of arrival (JSON-able)."""
-        return {"values": list(self._recent)}
+        """The values, oldest first."""
+        return {"values": self.values()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where the saved window stood."""
+        """Continues from ``state_dict``; of more than ``size`` values the last are kept."""
         self._recent = deque(state["values"], maxlen=self.size)
         self._sorted = sorted(self._recent)
+
+
+def _median_mad(ordered: list[float]) -> tuple[float, float]:
+    """Values within any distance of the median are neighbours in sorted order: bisects for the nearest half."""
+    count = len(ordered)
+    middle = count // 2
+    median, run = ordered[middle], middle + 1
+    low, high = max(0, middle - run + 1), min(middle, count - run)
+    while low < high:
+        start = (low + high) // 2
+        if median - ordered[start] > ordered[start + run] - median:
+            low = start + 1
+        else:
+            high = start
+    return median, max(median - ordered[low], ordered[low + run - 1] - median)

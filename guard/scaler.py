@@ -21,13 +21,20 @@ class ScalerAdapter:
         """The loss, scaled for backward."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
+    def factor(self) -> float:
+        """What the loss is multiplied with for backward."""
+        return 1.0 if self._scaler is None else float(self._scaler.get_scale())
+
     def unscale(self) -> bool:
-        """Divides the gradients by the scale; true when the scaler found an overflow in them."""
+        """Divides the gradients by the scale; true when they overflowed and a lower scale may cure it.
+
+        Below a scale of 1 the loss is no longer magnified: an overflow is then the gradient's own.
+        """
         if self._scaler is None:
             return False
         self._scaler.unscale_(self._optimizer)
         found = self._scaler._found_inf_per_device(self._optimizer)
-        return any(bool(flag.item()) for flag in found.values())
+        return any(bool(flag.item()) for flag in found.values()) and self.factor() >= 1.0
 
     def step(self, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Steps the optimizer and updates the scale; after an overflow the scaler does not step."""

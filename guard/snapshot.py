@@ -17,7 +17,10 @@ from torch.optim import Optimizer
 
 from guard import rng
 from guard.base import Config
-from guard.stores import OptimizerStore, TensorStore
+from guard.buffers import Buffers
+from guard.stores import BufferStore, OptimizerStore, TensorStore
+
+GENERATORS = "guard.generators"
 
 
 class Stateful(Protocol):
@@ -53,7 +56,8 @@ class Snapshot:
     clean_steps: int = 0
     healthy: bool = False
     returns: int = 0
-    model: TensorStore = field(default_factory=TensorStore)
+    parameters: TensorStore = field(default_factory=TensorStore)
+    buffers: BufferStore = field(default_factory=BufferStore)
     optimizer: OptimizerStore = field(default_factory=OptimizerStore)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     generators: dict[str, Any] = field(default_factory=dict)
@@ -63,27 +67,39 @@ class Subject:
     """What is saved and restored: model, optimizer, named states, random number generators."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, states: Mapping[str, Stateful]) -> None:
-        self._tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        self._parameters: list[Tensor] = list({id(p): p for p in (*model.parameters(), *trained)}.values())
+        self._buffers = Buffers(model)
         self._optimizer = optimizer
         self._states = dict(states)
 
-    def save_to(self, snapshot: Snapshot) -> None:
-        """Copies the present state into ``snapshot``."""
-        snapshot.model.save(self._tensors)
+    def save_to(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
+        """Copies the present state into ``snapshot``, but for the named states in ``leave``."""
+        snapshot.parameters.save(self._parameters)
+        snapshot.buffers.save(self._buffers)
         snapshot.optimizer.save(self._optimizer)
-        snapshot.states = {
-            name: copy.deepcopy(stateful.state_dict()) for name, stateful in self._states.items()
-        }
-        snapshot.generators = rng.capture()
+        for name, stateful in self._states.items():
+            if name not in leave:
+                snapshot.states[name] = copy.deepcopy(stateful.state_dict())
+        if GENERATORS not in leave:
+            snapshot.generators = rng.capture()
 
     def restore_from(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
         """Puts ``snapshot`` back, but for the named states in ``leave``."""
-        snapshot.model.restore(self._tensors)
+        snapshot.parameters.restore(self._parameters)
+        snapshot.buffers.restore(self._buffers)
         snapshot.optimizer.restore(self._optimizer)
         for name, stateful in self._states.items():
             if name not in leave:
                 stateful.load_state_dict(copy.deepcopy(snapshot.states[name]))
-        rng.restore(snapshot.generators)
+        if GENERATORS not in leave:
+            rng.restore(snapshot.generators)
+
+    def version(self) -> tuple[int, int]:
+        """Changes whenever a parameter, a buffer or the optimizer's state was loaded anew."""
+        moments = [v for s in self._optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        buffers = [b for b in self._buffers.read() if b is not None]
+        return len(moments), sum(t._version for t in (*self._parameters, *buffers, *moments))
 
 
 class SnapshotRing:
@@ -98,7 +114,7 @@ class SnapshotRing:
     def due(self, step: int) -> bool:
         """Whether a snapshot should be taken after ``step``."""
         newest = self._held[-1].step if self._held else -1
-        return step % self._config.every_steps == 0 and step > newest
+        return step % self._config.every_steps == 0 and step > newest and self._has_room()
 
     def take(self, step: int, *, healthy: bool = False) -> None:
         """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""
@@ -106,6 +122,10 @@ class SnapshotRing:
         self._subject.save_to(snapshot)
         snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
         self._held.append(snapshot)
+
+    def retake(self, *, leave: frozenset[str]) -> None:
+        """Saves the present state over the newest snapshot, but for the named states in ``leave``."""
+        self._subject.save_to(self._held[-1], leave=leave)
 
     def reset(self) -> None:
         """Forgets all snapshots; their memory is used again."""
@@ -121,6 +141,10 @@ class SnapshotRing:
     def doubt(self) -> None:
         """A step was not clean: candidates may hold the cause of it and are dropped."""
         self._drop([s for s in self._held if not s.healthy])
+
+    def has_healthy(self) -> bool:
+        """Whether there is a snapshot to return to."""
+        return any(s.healthy for s in self._held)
 
     def target(self) -> Snapshot | None:
         """The snapshot a rollback returns to: the newest healthy one.
@@ -144,11 +168,14 @@ class SnapshotRing:
             return self._free.pop()
         if len(self._held) < self._config.keep:
             return Snapshot()
-        healthy = [s for s in self._held if s.healthy]
-        last_resort = healthy[-1] if len(healthy) == 1 else None
-        oldest = next(s for s in self._held if s is not last_resort)
+        oldest = next(s for s in self._held if s.healthy)
         self._held.remove(oldest)
         return oldest
+
+    def _has_room(self) -> bool:
+        """A candidate is left to prove itself, and the last healthy snapshot is never given up."""
+        used = len(self._held)
+        return used < self._config.keep or sum(s.healthy for s in self._held) > 1
 
     def _drop(self, snapshots: list[Snapshot]) -> None:
         for snapshot in snapshots:

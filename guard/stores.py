@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from guard.buffers import Buffers
+
 
 class TensorStore:
     """A copy of a list of tensors; saving and restoring are one foreach call each."""
@@ -36,10 +38,33 @@ class TensorStore:
         if tensors:
             torch._foreach_copy_(list(tensors), self._copies)
 
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether ``tensors`` have the number, shapes, dtypes and devices of the copies."""
+        return _alike(self._copies, tensors)
+
     @property
     def copies(self) -> list[Tensor]:
         """The copies themselves; valid until the next ``save``."""
         return self._copies
+
+
+class BufferStore:
+    """A copy of a model's buffers, of which some may be None."""
+
+    def __init__(self) -> None:
+        self._tensors = TensorStore()
+        self._present: list[bool] = []
+
+    def save(self, buffers: Buffers) -> None:
+        """Copies the present buffers."""
+        now = buffers.read()
+        self._present = [buffer is not None for buffer in now]
+        self._tensors.save([buffer for buffer in now if buffer is not None])
+
+    def restore(self, buffers: Buffers) -> None:
+        """Writes the copies back."""
+        copies = iter(self._tensors.copies)
+        buffers.write([next(copies) if present else None for present in self._present])
 
 
 class OptimizerStore:
@@ -63,18 +88,18 @@ class OptimizerStore:
     def restore(self, optimizer: Optimizer) -> None:
         """Writes the copy back: in place where the layout is the same, else by rebuilding the state."""
         slots, tensors, values = _flatten(optimizer)
-        if slots == self._slots and _alike(tensors, self._tensors.copies):
+        if (slots, _keys(values)) == (self._slots, _keys(self._values)) and self._tensors.fits(tensors):
             self._tensors.restore(tensors)
-            if values != self._values:
-                self._write_values(optimizer)
+            self._write_values(optimizer)
         else:
             self._rebuild(optimizer)
         for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
             group.update(copy.deepcopy(saved))
 
     def _rebuild(self, optimizer: Optimizer) -> None:
-        optimizer.state.clear()
         parameters = _parameters(optimizer)
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
         for (index, key), tensor in zip(self._slots, self._tensors.copies, strict=True):
             optimizer.state[parameters[index]][key] = tensor.clone()
         self._write_values(optimizer)
@@ -101,6 +126,10 @@ def _flatten(optimizer: Optimizer) -> tuple[list[tuple[int, str]], list[Tensor],
             else:
                 values.setdefault(index, {})[key] = copy.deepcopy(value)
     return slots, tensors, values
+
+
+def _keys(values: dict[int, dict[str, Any]]) -> list[tuple[int, list[str]]]:
+    return [(index, list(entries)) for index, entries in values.items()]
 
 
 def _alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

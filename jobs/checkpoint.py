@@ -57,8 +57,8 @@ class Checkpoints:
 
     def latest(self) -> str | None:
         """The newest checkpoint, relative to the job's folder."""
-        found = self._all()
-        return f"{self._folder.name}/{found[-1].name}" if found else None
+        step = newest_step(self._folder)
+        return None if step is None else checkpoint_name(self._folder, step)
 
     def load_latest(self) -> int | None:
         """Loads the newest checkpoint on this rank and returns its step; None where there is none."""
@@ -77,7 +77,7 @@ class Checkpoints:
         return self._folder / f"step-{step:08d}"
 
     def _all(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-????????") if (path / FILE).exists())
+        return _complete(self._folder)
 
     def _write(self, target: Path, state: dict[str, Any]) -> None:
         temporary = target.with_name(f".{target.name}.tmp")
@@ -96,6 +96,21 @@ class Checkpoints:
     def _retire(self) -> None:
         for path in self._all()[: -self._keep]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint in a folder, None where there is none."""
+    found = _complete(folder)
+    return int(found[-1].name.removeprefix("step-")) if found else None
+
+
+def checkpoint_name(folder: Path, step: int) -> str:
+    """A checkpoint relative to the job's folder."""
+    return f"{folder.name}/step-{step:08d}"
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-????????") if (path / FILE).exists())
 
 
 def _rank() -> int:

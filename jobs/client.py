@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -28,6 +28,8 @@ Status = Literal["pending", "running", "succeeded", "failed", "halted", "stopped
 
 HALTED_EXIT_CODE = 3
 POLL_S = 1.0
+AGENT_TIMEOUT_S = 60.0
+_NO_AGENT = "No available agent"
 _MARK = "gradguard"
 _STOP_GRACEFULLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
 
@@ -103,13 +105,28 @@ class JobClient:
         """
         job_id = f"{spec.name[:55]}-{secrets.token_hex(3)}"
         named = spec.model_copy(update={"name": job_id})
-        self._ray.submit_job(
+        self._submit(
             entrypoint="python -m jobs.train --from-environment",
             submission_id=job_id,
             metadata={_MARK: "job", "name": spec.name},
             runtime_env=_runtime_env(named, working_dir),
         )
         return self.get(job_id)
+
+    def _submit(self, **job: Any) -> None:
+        """A head that has just started has no agent yet to run a job: then wait for one."""
+        deadline = time.monotonic() + AGENT_TIMEOUT_S
+        while True:
+            try:
+                self._ray.submit_job(**job)
+            except RuntimeError as error:
+                if _NO_AGENT not in str(error):
+                    raise JobError(f"the cluster refused the job: {error}") from error
+                if time.monotonic() > deadline:
+                    raise JobError("the cluster has had no node to run a job for a minute") from error
+                time.sleep(POLL_S)
+            else:
+                return
 
     def get(self, job_id: str) -> Job:
         """The job of this id.
@@ -148,11 +165,7 @@ class JobClient:
         if not follow:
             yield self._ray.get_job_logs(job_id)
             return
-        loop = asyncio.new_event_loop()
-        try:
-            yield from _drain(loop, self._ray.tail_job_logs(job_id))
-        finally:
-            loop.close()
+        yield from _drain(cast(AsyncGenerator[str, None], self._ray.tail_job_logs(job_id)))
 
     def _details(self, job_id: str) -> JobDetails:
         try:
@@ -186,9 +199,13 @@ def _status(details: JobDetails) -> Status:
     return names[details.status]
 
 
-def _drain(loop: asyncio.AbstractEventLoop, pieces: AsyncIterator[str]) -> Iterator[str]:
-    while True:
-        try:
+def _drain(pieces: AsyncGenerator[str, None]) -> Iterator[str]:
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
             yield loop.run_until_complete(anext(pieces))
-        except StopAsyncIteration:
-            return
+    except StopAsyncIteration:
+        return
+    finally:
+        loop.run_until_complete(pieces.aclose())
+        loop.close()

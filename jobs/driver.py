@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+import math
 import os
 import platform
 import shutil
@@ -16,6 +18,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from jobs.checkpoint import checkpoint_name, newest_step
 from jobs.cluster import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
 from jobs.files import write_json_atomic
@@ -27,9 +30,11 @@ from jobs.report import write_report
 from jobs.spec import JobSpec
 from jobs.workloads import load_workload
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.25
-STOP_GRACE_S = 7.0
-SAVE_GRACE_S = 120.0
+STOP_GRACE_S = 6.0
+HUB_TIMEOUT_S = 5.0
 
 
 def run_job(
@@ -76,7 +81,7 @@ def run_job(
 @contextmanager
 def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
     needed = spec.scale.workers * spec.scale.cpus_per_worker
-    with ray_session(address, max(needed, os.cpu_count() or 1)) as cluster:
+    with ray_session(address, max(math.ceil(needed), os.cpu_count() or 1)) as cluster:
         yield cluster
 
 
@@ -85,6 +90,7 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     use_gpu = _use_gpu(spec, cluster)
     check_resources(_resources(spec, use_gpu), workers=spec.scale.workers)
     hub = ensure_hub(spec.metrics.port, spec.metrics.host)
+    _tell(hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     thread = FitThread(spec, hub, use_gpu=use_gpu, scratch=scratch)
@@ -103,11 +109,27 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
             if deadline is not None and watch.phase == "saving":
                 deadline = max(deadline, time.monotonic() + 1.0)
             if deadline is not None and time.monotonic() > deadline:
-                return {"status": "stopped", "job": spec.name, "error": None}
+                break
         watch.poll()
-        ray.get(hub.end.remote(spec.name, thread.outcome()["status"]))
+    outcome = thread.outcome() if not thread.is_alive() else _abandoned(spec, folder)
+    _tell(hub.end.remote(spec.name, outcome["status"]))
     shutil.rmtree(scratch, ignore_errors=True)
-    return thread.outcome()
+    return outcome
+
+
+def _abandoned(spec: JobSpec, folder: JobFolder) -> dict[str, Any]:
+    """The result of a job that was asked to stop and did not in time: its last checkpoint stands."""
+    step = newest_step(folder.checkpoints)
+    kept = None if step is None else checkpoint_name(folder.checkpoints, step)
+    return {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
+
+
+def _tell(reply: Any) -> None:
+    """Waits until the hub has taken a message; one that is dead at this moment is no reason to fail."""
+    try:
+        ray.get(reply, timeout=HUB_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        logger.warning("the metrics hub does not answer: %s", error)
 
 
 class _Watch:
@@ -222,5 +244,8 @@ def _version(package: str) -> str:
 
 
 def _write(folder: JobFolder, result: dict[str, Any]) -> None:
-    write_json_atomic(folder.result, result)
-    write_report(folder.path)
+    try:
+        write_json_atomic(folder.result, result)
+        write_report(folder.path)
+    except Exception as error:  # noqa: BLE001 - the training is over: nothing here may undo that
+        logger.warning("cannot write the result or the report in %s: %s", folder.path, error)

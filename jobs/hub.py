@@ -54,8 +54,9 @@ class _Job:
 class Hub(Collector):
     """The actor's class; works as a plain object too.
 
-    Serves Prometheus on `host:port`, or on a free port if that one is taken (`address()` tells which). A job
-    disappears `ended_kept_s` after its end, or `silent_kept_s` after its last push if it never said it ended.
+    Serves Prometheus on `host:port`, on a free port if that one is taken, on loopback if the host is not of
+    this machine; `address()` tells which. A job disappears `ended_kept_s` after its end, or `silent_kept_s`
+    after its last push if it never said it ended.
     """
 
     def __init__(
@@ -76,7 +77,6 @@ class Hub(Collector):
         registry = CollectorRegistry()
         registry.register(GuardCollector(self._snapshots))
         registry.register(self)
-        self._host = host
         self._server, self._thread = _serve(port, host, registry)
 
     def begin(self, job: str) -> None:
@@ -135,8 +135,10 @@ class Hub(Collector):
 
     def address(self) -> str:
         """Where Prometheus finds the metrics."""
-        host = ray.util.get_node_ip_address() if self._host in ("0.0.0.0", "::") else self._host
-        return f"http://{host}:{self._server.server_port}/metrics"
+        host, port = str(self._server.server_address[0]), self._server.server_port
+        if host in ("0.0.0.0", "::"):
+            host = ray.util.get_node_ip_address()
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
     def close(self) -> None:
         """Stop serving."""
@@ -298,7 +300,7 @@ def ensure_hub(port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> ActorHandle
         logger.warning("the metrics hub does not answer: %s", error)
         return hub
     if port and urlsplit(address).port != port:
-        logger.warning("port %d is taken: metrics are served at %s", port, address)
+        logger.warning("metrics are served at %s, since %s:%d is not free", address, host, port)
     return hub
 
 
@@ -312,8 +314,10 @@ def stop_hub() -> None:
 
 
 def _serve(port: int, host: str, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
-    try:
-        return start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        logger.warning("cannot listen on %s:%d (%s): taking a free port", host, port, error.strerror)
-        return start_http_server(0, addr=host, registry=registry)
+    """Anywhere rather than nowhere, since the hub also carries the status of the jobs and the commands."""
+    for candidate in (port, 0):
+        try:
+            return start_http_server(candidate, addr=host, registry=registry)
+        except OSError as error:
+            logger.warning("cannot listen on %s:%d: %s", host, candidate, error.strerror)
+    return start_http_server(0, addr="127.0.0.1", registry=registry)

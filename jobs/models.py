@@ -88,7 +88,11 @@ def _load_published_weights(model: nn.Module, name: str) -> None:
 
 
 def _adapt_channels(model: nn.Module, channels: int) -> None:
-    """Rebuilds the first convolution so that a grey image gives what it gave as three equal channels."""
+    """Rebuilds the first convolution for another number of channels.
+
+    A grey image gives in one channel exactly what it gave in three equal ones, and in more channels, whose
+    weights repeat, the same on the average.
+    """
     path, first = next(
         (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
     )

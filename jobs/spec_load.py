@@ -13,7 +13,7 @@ from jobs.spec_errors import SpecError, single
 from jobs.spec_schema import dotted
 from jobs.spec_yaml import lines_of, load_yaml
 
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 1 << 17
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ class ScaleSpec(Config):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """``gpu`` gives each worker one GPU; ``auto`` does so where the cluster has enough of them."""
 
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: float = Field(default=1, gt=0, allow_inf_nan=False)
     """CPU cores reserved for each worker, and the threads it computes with."""
 
     max_failures: NonNegativeInt = 3
@@ -63,7 +63,8 @@ class DataSpec(Config):
     """``auto``: Fashion-MNIST where it is found, else the digits that come with scikit-learn."""
 
     root: str | None = None
-    """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout."""
+    """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout. If it is given, the
+    data set comes from there or nowhere."""
 
     batch_size: PositiveInt = 128
     """Samples of a global batch, over all workers; a multiple of ``scale.workers``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the log until the job has ended.")] = False,
 ) -> None:
     """Hand a job to a Ray cluster; prints its id."""
-    job = JobClient(address).submit(JobSpec.load(spec, overrides or []), working_dir=working_dir)
+    client = JobClient(address)
+    logging.disable(logging.INFO)  # of how Ray packs the code: the id alone is to be seen
+    job = client.submit(JobSpec.load(spec, overrides or []), working_dir=working_dir)
     typer.echo(job.id)
     if wait:
         _follow(job)

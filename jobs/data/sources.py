@@ -71,8 +71,13 @@ def _candidates(config: DataSpec) -> Iterator[Path]:
 
 def _advice(config: DataSpec) -> str:
     searched = ", ".join(str(folder) for folder in _candidates(config))
+    if config.root is not None:
+        return (
+            f"fashion-mnist is in none of {searched}: set data.root to its folder, "
+            "leave data.root out to use the system's, or set data.download: true"
+        )
     return (
-        f"fashion-mnist is in none of {searched}: install the Debian package dataset-fashion-mnist, "
+        f"fashion-mnist is not in {searched}: install the Debian package dataset-fashion-mnist, "
         "set data.root to its folder, or set data.download: true"
     )
 
@@ -86,7 +91,8 @@ def _download(root: Path) -> Path:
     try:
         FashionMNIST(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"fashion-mnist: the download into {root} failed: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"fashion-mnist: the download into {root} failed: {reason}") from error
     return root / "FashionMNIST" / "raw"
 
 

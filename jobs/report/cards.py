@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from jobs.report import charts, words
 from jobs.report.incidents import Incident, LayerEvidence, RankEvidence
-from jobs.report.quantities import UNKNOWN, count, duration, number, percent
+from jobs.report.quantities import UNKNOWN, count, number, percent
 
 MOST_CARDS = 24
 MOST_LINES = 1500
@@ -134,16 +134,13 @@ def _facts(incident: Incident) -> list[tuple[str, str]]:
         ("Usual", number(incident.baseline)),
         ("Score", number(incident.score) if math.isfinite(incident.score or 0) else UNKNOWN),
         ("Attempt", count(incident.attempt)),
-        (
-            "Handled in",
-            duration(incident.seconds) if (incident.seconds or 0) >= 1 else _milliseconds(incident),
-        ),
+        ("Rewound in", _milliseconds(incident.seconds)),
     ]
     return [(name, value) for name, value in facts if value not in {UNKNOWN, "signal"}]
 
 
-def _milliseconds(incident: Incident) -> str:
-    return UNKNOWN if incident.seconds is None else f"{number(1000 * incident.seconds)} ms"
+def _milliseconds(seconds: float | None) -> str:
+    return f"{number(1000 * seconds)} ms" if seconds else UNKNOWN
 
 
 def _window_words(incident: Incident) -> str:

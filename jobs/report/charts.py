@@ -19,7 +19,7 @@ from jobs.report.svg import Role, drawing, inline_svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BADGE_PIXELS, RANGE_PIXELS = 22, 56
+BADGE_PIXELS, DIGIT_PIXELS = 14, 7
 TALL, LOW = 150, 58
 MOST_INCIDENT_LINES = 300
 CROWD = 30
@@ -61,11 +61,12 @@ def training(run: Run, size: Size) -> Markup:
 def incident_marks(incidents: Sequence[Incident], limits: look.Span, size: Size) -> list[Mark]:
     """Numbered badges; neighbours that would touch share one, such as 3–7."""
     pixel = (limits[1] - limits[0]) / size.plot_width
-    placed = sorted((i for i in incidents if i.attempt is not None), key=_attempt)
-    marks = [_mark(group) for group in _groups(placed, BADGE_PIXELS * pixel)]
-    if any("–" in mark.label for mark in marks):  # a range is wider than a number
-        marks = [_mark(group) for group in _groups(placed, RANGE_PIXELS * pixel)]
-    return marks
+    groups: list[list[Incident]] = []
+    for incident in sorted((i for i in incidents if i.attempt is not None), key=_attempt):
+        groups.append([incident])
+        while len(groups) > 1 and _touch(_mark(groups[-2]), _mark(groups[-1]), pixel):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_mark(group) for group in groups]
 
 
 def window(incident: Incident, name: str) -> Markup:
@@ -191,15 +192,9 @@ def _badges(axes: Axes, marks: Sequence[Mark], size: Size) -> None:
         )
 
 
-def _groups(incidents: Sequence[Incident], width: float) -> list[list[Incident]]:
-    """Incidents in the order of their attempts, those within `width` of the first of a group together."""
-    groups: list[list[Incident]] = []
-    for incident in incidents:
-        if groups and _attempt(incident) - _attempt(groups[-1][0]) < width:
-            groups[-1].append(incident)
-        else:
-            groups.append([incident])
-    return groups
+def _touch(left: Mark, right: Mark, pixel: float) -> bool:
+    widths = (BADGE_PIXELS + DIGIT_PIXELS * len(mark.label) for mark in (left, right))
+    return right.x - left.x < sum(widths) / 2 * pixel
 
 
 def _attempt(incident: Incident) -> int:
@@ -210,8 +205,7 @@ def _mark(group: Sequence[Incident]) -> Mark:
     first, last = group[0], group[-1]
     worst = Role.DANGER if any(_color(incident) == Role.DANGER for incident in group) else Role.WARN
     label = str(first.id) if first is last else f"{first.id}–{last.id}"
-    middle = (_attempt(first) + _attempt(last)) / 2
-    return Mark(x=middle, label=label, target=f"#incident-{first.id}", color=worst)
+    return Mark(x=float(_attempt(first)), label=label, target=f"#incident-{first.id}", color=worst)
 
 
 def _color(incident: Incident) -> str:

@@ -20,8 +20,9 @@ def as_float(value: Any) -> float | None:
 
 
 def as_int(value: Any) -> int | None:
-    number_ = as_float(value)
-    return int(number_) if number_ is not None and math.isfinite(number_) else None
+    """A count or place; None also for what is too large to count exactly."""
+    known = as_float(value)
+    return int(known) if known is not None and abs(known) < 2**53 else None
 
 
 def as_text(value: Any, default: str = "") -> str:

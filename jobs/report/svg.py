@@ -76,6 +76,7 @@ def inline_svg(figure: Figure) -> Markup:
 def _slim(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.S)
+    svg = re.sub(r'\s*<g id="[^"]*"/>', "", svg)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
     svg = svg.replace(' target="_blank"', ' tabindex="-1"')  # links lead to a place in the page

@@ -25,6 +25,9 @@ UNDONE = {
 }
 
 NO_INCIDENTS = "No incidents. The guard watched every step and found nothing to act on."
+FROM_NOTHING = 1e6
+"""A layer that grew by more was silent before: the factor says nothing."""
+
 NOTHING_YET = "No incidents: no step has been recorded yet."
 GUARD_OFF = "The guard was off: nothing was watched, clipped or repaired."
 SHADOW = "The guard was in shadow mode: it reported what it saw, and changed nothing."
@@ -101,7 +104,7 @@ def layers(incident: Incident) -> str:
     """Which layers the gradient blames."""
     if not incident.layers or incident.verdict == "vanishing":
         return ""
-    bad = [layer_name(layer.name) for layer in incident.layers if _is_bad(layer.norm)]
+    bad = [_in_text(layer.name) for layer in incident.layers if _is_bad(layer.norm)]
     if bad:
         return _nonfinite_layers(bad, all_listed=len(bad) == len(incident.layers))
     return _top_layer(incident.layers[0])
@@ -188,10 +191,16 @@ def _top_layer(layer: LayerEvidence) -> str:
     share = f"{percent(layer.share)} of the norm" if _finite(layer.share) else ""
     if layer.growth is None or not layer.growth > 1.05:
         tail = f" ({share})" if share else ""
-        return f"The gradient of {layer_name(layer.name)} was the largest{tail}."
-    grown = f"{times(layer.growth)} its usual" if _finite(layer.growth) else ""
+        return f"The gradient of {_in_text(layer.name)} was the largest{tail}."
+    grown = f"{times(layer.growth)} its usual" if layer.growth < FROM_NOTHING else "up from almost nothing"
     tail = ", ".join(part for part in (share, grown) if part)
-    return f"The gradient of {layer_name(layer.name)} grew most ({tail})."
+    return f"The gradient of {_in_text(layer.name)} grew most ({tail})."
+
+
+def _in_text(name: str) -> str:
+    """A layer of a `Sequential` is only a number: layer 0."""
+    said = layer_name(name)
+    return f"layer {said}" if said[:1].isdigit() else said
 
 
 def _top_rank(rank: RankEvidence, world_size: int) -> str:
@@ -207,7 +216,7 @@ def _top_rank(rank: RankEvidence, world_size: int) -> str:
 def _rollback(incident: Incident) -> str:
     lost = "" if incident.steps_lost is None else f" {plural(incident.steps_lost, 'step')}"
     target = f" to step {count(incident.rolled_back_to)}" if incident.rolled_back_to is not None else ""
-    clauses = [f"rewound{lost or ' the run'}{target}"]
+    clauses = [f"rewound{lost or ' the run'}{target}" if incident.steps_lost != 0 else f"went back{target}"]
     if incident.recovery is not None:
         clauses += _recovery(incident.recovery)
     before = (

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
+import shutil
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from jobs import JobClient, JobSpec
 from jobs.client import JobNotFound, JobTimeout
+from jobs.cluster import PACKAGE_ROOT
 from jobs.errors import JobError
-from tests.integration.runner import BIN, GRADGUARD, Sandbox, read_until
+from tests.integration.cluster import RAY, Cluster
+from tests.integration.runner import GRADGUARD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RAY = str(BIN / "ray")
 SHORT = {"train": {"max_steps": 12}, "scale": {"workers": 1}}
-
-
-class Cluster:
-    """A head node of its own, in a sandbox of its own."""
-
-    def __init__(self, sandbox: Sandbox, url: str) -> None:
-        self.sandbox = sandbox
-        self.url = url
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    sandbox = Sandbox(tmp_path_factory.mktemp("cluster"))
-    sandbox.environment["RAY_AUTH_MODE"] = "disabled"
-    ports = free_ports(4)
-    head = sandbox.start(
-        *(RAY, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"),
-        *("--dashboard-host=127.0.0.1", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
-        f"--port={ports[0]}",
-        f"--dashboard-port={ports[1]}",
-        f"--dashboard-agent-listen-port={ports[2]}",
-        f"--ray-client-server-port={ports[3]}",
-        *("--min-worker-port=20002", "--max-worker-port=29999"),
-        f"--temp-dir=/tmp/gg{ports[0]}",
-    )
-    try:
-        read_until(head, lambda line: "Ray runtime started" in line)
-        url = f"http://127.0.0.1:{ports[1]}"
-        wait_for_api(url)
-        yield Cluster(sandbox, url)
-    finally:
-        end(head)
 
 
 def test_ray_job_submit_ends_succeeded(cluster: Cluster) -> None:
@@ -122,12 +86,8 @@ def test_wrong_addresses_and_ids_are_one_clear_line(cluster: Cluster) -> None:
 
 
 def submit_plain(cluster: Cluster, job_id: str, spec: str) -> subprocess.CompletedProcess[str]:
-    from jobs.cluster import PACKAGE_ROOT
-
     for package in ("guard", "jobs"):
-        link = cluster.sandbox.path / package
-        if not link.exists():
-            link.symlink_to(PACKAGE_ROOT / package)
+        shutil.copytree(PACKAGE_ROOT / package, cluster.sandbox.path / package, dirs_exist_ok=True)
     command = (
         RAY,
         "job",
@@ -140,30 +100,3 @@ def submit_plain(cluster: Cluster, job_id: str, spec: str) -> subprocess.Complet
         ".",
     )
     return cluster.sandbox.run(*command, "--", "python", "-m", "jobs.train", spec)
-
-
-def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-
-
-def wait_for_api(url: str) -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{url}/api/version", timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            psutil.cpu_percent(interval=0.1)
-    raise AssertionError(f"no Jobs API at {url}")
-
-
-def end(head: subprocess.Popen[str]) -> None:
-    family = psutil.Process(head.pid).children(recursive=True)
-    head.terminate()
-    _, left = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=45)
-    for process in left:
-        process.kill()
-    head.communicate()

@@ -1,0 +1,97 @@
+"""Two ranks under DDP: an idle guard changes no bit, also with ``no_sync``; ranks that part ways are caught."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loops import MakeOptimizer, Run, adamw, differences, guarded_run, plain_run, sgd
+from ranks import on_ranks
+from torch import nn
+
+from guard import RankDivergence
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "fused": lambda p: torch.optim.AdamW(p, lr=3e-3, fused=True),
+}
+
+
+def idle(mode: str, optimizer: str, where: dict[str, Any]) -> list[str]:
+    plain = plain_run(OPTIMIZERS[optimizer], **where).train_plain(STEPS)
+    config = {"mode": mode, "snapshot": {"every_steps": 20}}
+    return differences(
+        plain.state(), guarded_run(config, OPTIMIZERS[optimizer], **where).train(STEPS).state()
+    )
+
+
+def accumulate(run: Run, *, last: bool) -> None:
+    with nullcontext() if last else run.model.no_sync():  # type: ignore[operator]
+        loss = run.loss() / 2
+        loss.backward() if run.guard is None else run.guard.backward(loss)
+
+
+def accumulated(where: dict[str, Any]) -> tuple[list[str], bool]:
+    plain = plain_run(**where)
+    for _ in range(20):
+        plain.optimizer.zero_grad()
+        accumulate(plain, last=False)
+        accumulate(plain, last=True)
+        nn.utils.clip_grad_norm_(plain.model.parameters(), 1e6)
+        plain.optimizer.step()
+        plain.scheduler.step()
+    run = guarded_run(**where)
+    assert run.guard is not None
+    norms: list[float] = []
+    for _ in range(20):
+        run.optimizer.zero_grad()
+        accumulate(run, last=False)
+        accumulate(run, last=True)
+        norms.extend(run.guard.step().local_norms or [])
+    return differences(plain.state(), run.state()), all(norm > 0 for norm in norms[2:])
+
+
+def scenarios(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+    where = {"rank": rank, "world_size": world_size, "ddp": True}
+    cases = [("exact", name) for name in OPTIMIZERS] + [("shadow", "adamw"), ("off", "adamw")]
+    return {
+        "idle": {case: idle(*case, where) for case in cases},
+        "accumulated": accumulated(where),
+    }
+
+
+def test_an_idle_guard_changes_no_bit_on_two_ranks(tmp_path: Path) -> None:
+    for seen in on_ranks(2, scenarios, tmp_path):
+        assert not any(seen["idle"].values()), seen["idle"]
+        changed, all_local_norms_taken = seen["accumulated"]
+        assert changed == []
+        assert all_local_norms_taken
+
+
+def parted(rank: int, world_size: int, folder: Path) -> str:
+    """Memory of rank 1 is damaged after the all-reduce: it alone sees a bad gradient."""
+    run = guarded_run(ddp=True, rank=rank, world_size=world_size).train(3)
+    assert run.guard is not None
+    run.optimizer.zero_grad()
+    run.guard.backward(run.loss())
+    if rank == 1:
+        next(run.model.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
+        with pytest.raises(RankDivergence) as raised:
+            run.guard.step()
+        return str(raised.value)
+    run.guard.step()
+    with pytest.raises(RuntimeError) as broken:
+        run.attempt()
+    return type(broken.value).__name__
+
+
+def test_a_verdict_that_one_rank_alone_reaches_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    _, message = on_ranks(2, parted, tmp_path)
+    assert "the decision state of rank 1 differs" in message

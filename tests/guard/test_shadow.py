@@ -1,0 +1,59 @@
+"""A guard that only watches changes nothing and says what it would have done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loops import differences, guarded_run, plain_run
+
+from guard import FaultConfig, FaultInjector
+
+BUDGET = {"consecutive_skips": 2, "rollbacks": 1}
+FAULT = {"kind": "scaled_gradient", "step": 40, "factor": 1e3, "times": 8}
+
+
+def faulty(mode: str, journal: Path | None = None, fault: dict[str, Any] | None = None) -> Any:
+    config = {"mode": mode, "budget": BUDGET, "clip": {"kind": "auto"}}
+    return guarded_run(config, faults=[fault or FAULT], journal=journal)
+
+
+def plain(fault: dict[str, Any]) -> Any:
+    """The same broken run without any guard."""
+    run = plain_run()
+    run.faults = FaultInjector([FaultConfig.model_validate(fault)], model=run.model, optimizer=run.optimizer)
+    for step in range(60):
+        run.faults.begin(step)
+        run.train_plain(1, max_norm=None)
+    return run
+
+
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+def test_a_broken_run_stays_as_broken_as_it_is(mode: str) -> None:
+    watched = faulty(mode).train(60)
+    assert {r.action for r in watched.reports} == {"applied"}
+    assert not differences(plain(FAULT).state(), watched.state())
+
+
+def test_shadow_says_what_it_would_have_done_and_never_halts(tmp_path: Path) -> None:
+    path = tmp_path / "incidents.jsonl"
+    nan = {"kind": "nan_loss", "step": 20, "times": 8}
+    run = faulty("shadow", path, nan).train(30)
+    incidents = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {i["type"] for i in incidents} == {"incident"}
+    assert {i["action"] for i in incidents} == {"applied"}
+    assert [i["would"] for i in incidents[:6]] == ["skip", "rollback", "skip", "halt", "skip", "halt"]
+    assert [r.incident is not None for r in run.reports[:20]] == [False] * 20
+
+
+def test_off_makes_no_incident() -> None:
+    run = faulty("off", fault={"kind": "nan_loss", "step": 20}).train(30)
+    assert all(r.incident is None and r.verdict.kind == "ok" for r in run.reports)
+
+
+def test_an_acting_guard_never_tells_what_it_would_have_done() -> None:
+    run = faulty("exact", fault={"kind": "nan_loss", "step": 20}).train(30)
+    assert run.reports[20].incident is not None
+    assert run.reports[20].incident.would is None

@@ -1,0 +1,78 @@
+"""The house: which folders there are, who may import whom, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("guard", "jobs", "service")
+FOLDERS = {*LAYERS, "deploy", "tests"}
+GUARD_MAY_IMPORT = {"torch", "numpy", "pydantic", "prometheus_client"}
+LONGEST_FILE = 400
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level package of every import in a file, wherever in it, also under ``TYPE_CHECKING``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0] if node.level == 0 else path.relative_to(ROOT).parts[0]
+
+
+@pytest.mark.parametrize("path", sources(*LAYERS), ids=name_of)
+def test_imports_go_from_service_to_jobs_to_guard(path: Path) -> None:
+    own = LAYERS.index(path.relative_to(ROOT).parts[0])
+    forbidden = {*LAYERS[own + 1 :], "tests", "deploy"}
+    assert not forbidden & set(imported(path))
+
+
+@pytest.mark.parametrize("path", sources("guard"), ids=name_of)
+def test_the_guard_needs_no_more_than_torch_and_three_small_packages(path: Path) -> None:
+    allowed = {*sys.stdlib_module_names, "guard", *GUARD_MAY_IMPORT}
+    assert set(imported(path)) <= allowed
+
+
+def test_importing_the_guard_does_not_import_ray_or_the_other_layers() -> None:
+    program = "import sys, guard; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"ray", "torchvision", "jobs", "service", "typer"} & set(done.stdout.split())
+
+
+def test_the_house_has_only_its_five_folders() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    folders = {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line}
+    assert {folder for folder in folders if not folder.startswith(".")} <= FOLDERS
+
+
+def test_there_is_no_python_in_deploy() -> None:
+    assert not sources("deploy")
+
+
+@pytest.mark.parametrize("path", sources(*LAYERS, "tests"), ids=name_of)
+def test_no_file_holds_two_concepts(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
