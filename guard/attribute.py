@@ -13,21 +13,20 @@ _DECAY = 0.98
 
 
 class LayerHistory:
-    """An exponential mean of each layer's log norm over clean steps: what "usual" means for a layer."""
+    """An exponential mean of each layer's norm over clean steps: what "usual" means for a layer."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
-        self._log_mean: NDArray[np.float64] | None = None
+        self._mean: NDArray[np.float64] | None = None
 
     def accept(self, norms: NDArray[np.float64]) -> None:
         """Folds the norms of a clean step in; norms that are not finite (nothing is judged) are left out."""
         if not np.isfinite(norms).all():
             return
-        logs = np.log(np.maximum(norms, 1e-30))
-        if self._log_mean is None:
-            self._log_mean = logs
+        if self._mean is None:
+            self._mean = norms.copy()
         else:
-            self._log_mean += (1 - _DECAY) * (logs - self._log_mean)
+            self._mean += (1 - _DECAY) * (norms - self._mean)
 
     def rank(self, norms: NDArray[np.float64]) -> list[dict[str, Any]]:
         """The layers with the largest share of the squared norm, non-finite ones first."""
@@ -35,26 +34,27 @@ class LayerHistory:
             squares = norms * norms
             finite = np.where(np.isfinite(squares), squares, 0.0)
             total = float(finite.sum()) or 1.0
-            growth = None if self._log_mean is None else norms / np.exp(self._log_mean)
+            usual = np.zeros_like(norms) if self._mean is None else self._mean
+            growth = norms / usual
         order = sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
         return [
             {
                 "name": self._names[i],
                 "norm": float(norms[i]),
                 "share": float(finite[i]) / total if math.isfinite(norms[i]) else None,
-                "growth": None if growth is None else float(growth[i]),
+                "growth": float(growth[i]) if usual[i] else None,
             }
             for i in order[:TOP_LAYERS]
         ]
 
     def state_dict(self) -> dict[str, Any]:
         """The means, as a list."""
-        return {"log_mean": None if self._log_mean is None else self._log_mean.tolist()}
+        return {"mean": None if self._mean is None else self._mean.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues with the means of ``state_dict``."""
-        means = state["log_mean"]
-        self._log_mean = None if means is None else np.asarray(means, dtype=np.float64)
+        means = state["mean"]
+        self._mean = None if means is None else np.asarray(means, dtype=np.float64)
 
 
 def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ class BudgetConfig(Config):
     window_steps: PositiveInt = 2000
     """The length of the window in which rollbacks are counted, in step attempts."""
 
-    stuck_skips: PositiveInt = 50
+    stuck_skips: PositiveInt = 250
     """Skips in a row, without a rollback between them, after which the run halts."""
 
 
@@ -39,12 +39,17 @@ class Decision:
 
 
 class Ladder:
-    """Counts skips and rollbacks and picks the rung. Its counters survive a rollback."""
+    """Counts skips and rollbacks and picks the rung. Its counters survive a rollback.
+
+    Where no step was applied since the last rollback, the state is the healthy one already and it is the
+    data that is bad: then it skips on instead of rolling back to where it stands.
+    """
 
     def __init__(self, budget: BudgetConfig, on_suspect: Literal["skip", "clip"]) -> None:
         self._budget = budget
         self._suspect_rung: Rung = on_suspect
         self._skips_in_a_row = 0
+        self._advanced = True
         self._rollbacks: deque[int] = deque()
 
     def decide(self, verdict: Verdict, *, attempt: int, can_roll_back: bool) -> Decision:
@@ -55,13 +60,14 @@ class Ladder:
             attempt: number of step attempts so far; never goes back.
             can_roll_back: whether a healthy snapshot exists.
         """
-        decision = self._choose(verdict, can_roll_back)
+        decision = self._choose(verdict, can_roll_back and self._advanced)
         if decision.rung == "rollback":
             decision = self._spend_rollback(attempt, decision)
         elif decision.rung == "skip":
             self._skips_in_a_row += 1
         else:
             self._skips_in_a_row = 0
+            self._advanced = True
         return decision
 
     @property
@@ -99,13 +105,19 @@ class Ladder:
             spent = f"{len(self._rollbacks)} rollbacks within {self._budget.window_steps} steps"
             return Decision("halt", f"{decision.reason}; the budget is spent ({spent})")
         self._rollbacks.append(attempt)
+        self._advanced = False
         return decision
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, as plain numbers."""
-        return {"skips_in_a_row": self._skips_in_a_row, "rollbacks": list(self._rollbacks)}
+        return {
+            "skips_in_a_row": self._skips_in_a_row,
+            "advanced": self._advanced,
+            "rollbacks": list(self._rollbacks),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues with the counters of ``state_dict``."""
         self._skips_in_a_row = int(state["skips_in_a_row"])
+        self._advanced = bool(state["advanced"])
         self._rollbacks = deque(int(a) for a in state["rollbacks"])

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from guard.replay import TraceError
 from jobs.entrypoint import BAD_INPUT, USER_ERRORS, train_and_summarize
 from jobs.spec import JobSpec
 from service.cluster_commands import add_cluster_commands
@@ -58,7 +59,7 @@ def main() -> None:
     """Runs the command; bad input is one line and exit code 2, never a traceback."""
     try:
         app()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, TraceError) as error:
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:

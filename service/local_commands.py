@@ -1,4 +1,4 @@
-"""Commands that need no cluster: check a spec, rebuild a report, replay a log through the detector."""
+"""Commands that need no cluster: check a spec, rebuild a report, replay a log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from jobs.errors import JobError
 from jobs.folder import JobFolder
 from jobs.report import write_report
 from jobs.spec import JobSpec
+from service.replay_command import replay
 
 
 def add_local_commands(app: typer.Typer) -> None:
     """Puts the commands on the app."""
     app.command()(check)
     app.command()(report)
+    app.command()(replay)
 
 
 def check(

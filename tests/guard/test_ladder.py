@@ -51,15 +51,21 @@ def test_a_suspect_step_can_be_clipped_instead() -> None:
 
 def test_a_spent_budget_halts() -> None:
     ladder = Ladder(BudgetConfig(rollbacks=2), "skip")
-    assert rungs(ladder, [SPIKE] * 3) == ["rollback", "rollback", "halt"]
+    assert rungs(ladder, [SPIKE, OK] * 2 + [SPIKE]) == ["rollback", "apply"] * 2 + ["halt"]
     assert ladder.rollbacks_left == 0
 
 
 def test_rollbacks_leave_the_window() -> None:
     ladder = Ladder(BudgetConfig(rollbacks=1, window_steps=10), "skip")
     assert rungs(ladder, [SPIKE], first=1) == ["rollback"]
-    assert rungs(ladder, [SPIKE], first=10) == ["halt"]
-    assert rungs(ladder, [SPIKE], first=11) == ["rollback"]
+    assert rungs(ladder, [OK, SPIKE], first=9) == ["apply", "halt"]
+    assert rungs(ladder, [OK, SPIKE], first=11) == ["apply", "rollback"]
+
+
+def test_bad_data_right_after_a_rollback_is_skipped_not_rolled_back_again() -> None:
+    ladder = Ladder(BudgetConfig(rollbacks=2, consecutive_skips=3), "skip")
+    assert rungs(ladder, [SPIKE] * 100) == ["rollback"] + ["skip"] * 99
+    assert rungs(ladder, [OK, SPIKE], first=101) == ["apply", "rollback"]
 
 
 def test_no_rollback_allowed_halts_at_the_first_spike() -> None:
