@@ -1,0 +1,85 @@
+"""A job's folder: nothing in it is ever lost to a second run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import JobError
+from jobs.files import write_json_atomic
+from jobs.folder import JobFolder
+from jobs.spec import JobSpec
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> JobSpec:
+    return JobSpec.from_dict({"name": "job", "storage": str(tmp_path)})
+
+
+@pytest.fixture
+def trained(spec: JobSpec) -> JobFolder:
+    """A folder in which a job has trained and was killed."""
+    folder = JobFolder(spec.job_dir)
+    folder.prepare(spec, resume=False, overwrite=False)
+    folder.metrics.write_text('{"attempt": 1}\n')
+    return folder
+
+
+def test_a_prepared_folder_holds_the_whole_spec(spec: JobSpec) -> None:
+    folder = JobFolder(spec.job_dir)
+    folder.prepare(spec, resume=False, overwrite=False)
+    assert JobSpec.load(folder.spec) == spec
+
+
+def test_a_job_that_never_trained_is_simply_started_again(spec: JobSpec) -> None:
+    folder = JobFolder(spec.job_dir)
+    for _ in range(2):
+        folder.prepare(spec, resume=False, overwrite=False)
+    assert folder.spec.exists()
+
+
+def test_an_existing_job_is_refused_until_the_user_decides(spec: JobSpec, trained: JobFolder) -> None:
+    with pytest.raises(JobError, match=r"--resume.*--overwrite"):
+        trained.prepare(spec, resume=False, overwrite=False)
+    trained.prepare(spec, resume=True, overwrite=False)
+    assert trained.metrics.exists()
+
+
+def test_overwrite_sets_every_older_run_aside(spec: JobSpec, trained: JobFolder, tmp_path: Path) -> None:
+    trained.prepare(spec, resume=False, overwrite=True)
+    trained.metrics.write_text("second\n")
+    trained.prepare(spec, resume=False, overwrite=True)
+    assert not trained.metrics.exists()
+    assert (tmp_path / "job.1" / "metrics.jsonl").read_text() == '{"attempt": 1}\n'
+    assert (tmp_path / "job.2" / "metrics.jsonl").read_text() == "second\n"
+
+
+def test_a_finished_job_is_not_resumed(spec: JobSpec, trained: JobFolder) -> None:
+    write_json_atomic(trained.result, {"status": "succeeded"})
+    with pytest.raises(JobError, match="has finished already"):
+        trained.prepare(spec, resume=True, overwrite=False)
+    write_json_atomic(trained.result, {"status": "stopped"})
+    trained.prepare(spec, resume=True, overwrite=False)
+
+
+def test_two_processes_do_not_train_one_job(spec: JobSpec) -> None:
+    folder = JobFolder(spec.job_dir)
+    other = (
+        "import sys; from pathlib import Path; from jobs.folder import JobFolder\n"
+        "with JobFolder(Path(sys.argv[1])).locked(): pass"
+    )
+    command = (sys.executable, "-c", other, str(spec.job_dir))
+    with folder.locked():
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "being trained by another process" in refused.stderr
+    assert subprocess.run(command, check=False).returncode == 0, "the lock went with the block"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    spec = JobSpec.from_dict({"name": "job", "storage": str(tmp_path / "file")})
+    with pytest.raises(JobError, match="set storage to another folder"), JobFolder(spec.job_dir).locked():
+        pass

@@ -1,0 +1,52 @@
+"""A step as a row for machines and as a line for people."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, StepReport
+from jobs.files import to_strict
+from jobs.rows import describe, step_row
+
+
+def reports(fault: dict[str, Any], steps: int = 40) -> list[StepReport]:
+    """A real guarded run with one fault."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    faults = FaultInjector([FaultConfig(**fault)], model=model, optimizer=optimizer)
+    guard = GradientGuard(model, optimizer, GuardConfig(snapshot={"every_steps": 5}))
+    seen = []
+    while guard.steps < steps:
+        faults.begin(guard.steps)
+        inputs = torch.randn(64, 8)
+        optimizer.zero_grad()
+        guard.backward(faults.loss(nn.functional.cross_entropy(model(inputs), (inputs[:, 0] > 0).long())))
+        seen.append(guard.step())
+    return seen
+
+
+def test_a_row_is_strict_json_whatever_happened() -> None:
+    for report in reports({"kind": "nan_loss", "step": 30}):
+        row = json.loads(json.dumps(to_strict(step_row(report, 0.1, None)), allow_nan=False))
+        assert row["action"] == report.action
+        assert "layers" not in row
+
+
+def test_a_skip_is_told_with_what_was_seen_and_done() -> None:
+    (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
+    level, text = describe(skipped)
+    assert level == "warning"
+    assert text.startswith("step 30: nonfinite, loss nan (usually ")
+    assert text.endswith("batch skipped")
+
+
+def test_a_rollback_is_told_with_where_it_went() -> None:
+    rolled = next(r for r in reports({"kind": "lr_spike", "step": 30, "factor": 1e5}) if r.rolled_back_to)
+    level, text = describe(rolled)
+    assert level == "error"
+    assert f"rewound {rolled.incident.steps_lost} steps to step {rolled.rolled_back_to}" in text
