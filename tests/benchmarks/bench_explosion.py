@@ -70,10 +70,11 @@ def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes = figure.subplots()
     for label, rows in runs.items():
         losses = [min(r["loss"], CEILING) if math.isfinite(r["loss"]) else math.nan for r in rows]
-        axes.plot([r["attempt"] for r in rows], losses, label=label, linewidth=1.4)
+        style = "--" if MODES[label] == "off" else "-"
+        axes.plot([r["attempt"] for r in rows], losses, style, label=label, linewidth=1.4)
         lost = next((r["attempt"] for r in rows if not math.isfinite(r["loss"])), None)
         if lost is not None and label == "without":
-            axes.annotate("the weights are NaN from here on", (lost, 3), color="C1")
+            axes.annotate("the weights are NaN from here on", (lost, 8), color="C1")
     axes.set(xlabel="step attempt", ylabel="training loss", yscale="log")
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
