@@ -197,7 +197,7 @@ class SpikeDetector:
             self._evidence = evidence if evidence > 0.0 else 0.0
             baseline = level.natural(level.origin) if level.ready else None
             return Verdict("ok", "loss", on_loss * level.spec.sigmas, baseline)
-        led = min(max(on_norm, last, before, 0.0), 1.0)
+        led = min(max(on_norm, last, before, 0.0), 1.0) if level.ready else 0.0
         evidence = self._evidence + min(on_loss, 1.0 + _TRUST * led) - allowance
         self._evidence = evidence = min(max(evidence, 0.0), _MOST)
         if on_loss > allowance and (evidence >= _ENOUGH or self._overwhelming(on_loss)):

@@ -11,6 +11,8 @@ from guard.robust import RobustWindow
 
 _NORMAL_MAD = 1.4826
 """A Gaussian's standard deviation in units of its MAD."""
+_NORMAL_ROUGHNESS = 0.6147
+"""The same in units of its roughness: 1 / (1.1503 * sqrt(2))."""
 _LOG_ZERO = math.log(1e-30)
 """Stands for a norm of zero on the log scale."""
 _HUGE = 1e150
@@ -58,8 +60,9 @@ class Level:
     ELEVATED = 0.7
     """From this share of the threshold on a value waits for its neighbours before it is accepted."""
 
-    _RECENT = 0.8
-    """The deviation is at least this share of that of the last ``level_rows``: noise may grow."""
+    _MOST_ROUGH = 3.0
+    """The deviation is at least the present roughness and at most so many times: noise may grow or shrink,
+    and a trend is not noise."""
     _SLACK = 0.35
     """A value that a quarter of the level's rows reached has no higher ratio than this."""
     _GROSS = 1.0
@@ -169,13 +172,14 @@ class Level:
         return True
 
     def _accept(self, value: float) -> None:
-        level = self._level
         self._excesses.push(value - self.origin)
-        level.push(value)
-        middle, quarter = level.median, level.highest(self._quarter) - self._slack
+        ordered = self._level.push(value)
+        count = len(ordered)
+        middle = ordered[count // 2]
+        quarter = ordered[-self._quarter if count > self._quarter else -1] - self._slack
         self.origin = middle if middle > quarter else quarter
         self._accepted = accepted = self._accepted + 1
-        if accepted < _SETTLED_ROWS or not accepted % _REFRESH_ROWS:
+        if not accepted % _REFRESH_ROWS or accepted < _SETTLED_ROWS:
             self._refresh()
 
     def _begin(self, value: float) -> None:
@@ -213,14 +217,14 @@ class Level:
 
     def _ordinary(self) -> float:
         excesses, spec = self._excesses, self.spec
-        mad = excesses.median_mad()[1]
-        if len(excesses) > spec.level_rows:
-            mad = max(mad, self._RECENT * excesses.latest_mad(spec.level_rows))
+        rough = _NORMAL_ROUGHNESS * self._level.roughness()
+        sigma = _NORMAL_MAD * excesses.median_mad()[1]
+        sigma = min(max(sigma, rough), self._MOST_ROUGH * rough)
         tail = excesses.highest(max(2, len(excesses) // self._TAIL_SHARE))
         least, sigmas = spec.min_excess, spec.sigmas
         if self.linear:
             least, sigmas = self._LINEAR_MIN_EXCESS * self._magnitude(), 2 * sigmas
-        threshold = max(least, sigmas * _NORMAL_MAD * mad, self._TAIL_MARGIN * tail)
+        threshold = max(least, sigmas * sigma, self._TAIL_MARGIN * tail)
         threshold = threshold * (1 + self._SMALL_SAMPLE / len(excesses)) or math.inf
         self.usual = excesses.highest(1 + len(excesses) // self._USUAL_SHARE) / threshold
         return threshold

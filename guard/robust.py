@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
+from operator import sub
 from typing import Any
 
 
@@ -29,13 +30,14 @@ class RobustWindow:
     def __len__(self) -> int:
         return len(self._sorted)
 
-    def push(self, value: float) -> None:
-        """Adds a value; when the window is full the oldest one leaves."""
+    def push(self, value: float) -> list[float]:
+        """Adds a value; when the window is full the oldest one leaves. Returns the sorted values, to read."""
         recent, ordered = self._recent, self._sorted
         if len(recent) == self.size:
             del ordered[bisect_left(ordered, recent[0])]
         recent.append(value)
         insort(ordered, value)
+        return ordered
 
     @property
     def median(self) -> float:
@@ -52,9 +54,11 @@ class RobustWindow:
         """Median and unscaled MAD: half the values lie within the MAD of the median."""
         return _median_mad(self._sorted)
 
-    def latest_mad(self, count: int) -> float:
-        """The MAD of the newest ``count`` values alone."""
-        return _median_mad(sorted(islice(reversed(self._recent), count)))[1]
+    def roughness(self) -> float:
+        """The upper quartile of the distances between neighbours in time: noise, without the trend."""
+        recent = self._recent
+        distances = sorted(map(abs, map(sub, recent, islice(recent, 1, None))))
+        return distances[3 * len(distances) // 4] if distances else 0.0
 
     @property
     def lowest(self) -> float:
@@ -81,7 +85,7 @@ class RobustWindow:
 
 
 def _median_mad(ordered: list[float]) -> tuple[float, float]:
-    """Values within any distance of the median are neighbours in sorted order: bisects for the nearest half."""
+    """Values within a distance of the median are neighbours in sorted order: bisect for the nearest half."""
     count = len(ordered)
     middle = count // 2
     median, run = ordered[middle], middle + 1

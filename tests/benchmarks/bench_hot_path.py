@@ -1,0 +1,139 @@
+"""What the guard costs in a step, as a ratio to ``clip_grad_norm_``.
+
+    python tests/benchmarks/bench_hot_path.py [--rounds N] [--json FILE]
+
+For a ResNet-50 and a transformer of 10 M parameters with fused AdamW: `guard` is guard.backward + guard.step
+less the bare backward + optimizer.step; `clip` is clip_grad_norm_ alone. Per-layer norms, detector, journal and
+metrics are on. Snapshots are timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, median_ms, show, timed
+from torch import nn
+
+from guard import ClipConfig, GradientGuard, GuardConfig, GuardMetrics
+from jobs.vision_compat import import_torchvision
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": lambda: import_torchvision().models.resnet50(),
+    "gpt 10M": lambda: nn.Sequential(
+        nn.Embedding(12_000, 320),
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(320, 5, 1280, batch_first=True), 5, enable_nested_tensor=False
+        ),
+    ),
+}
+NEVER = 1e9
+ALWAYS = 1e-3
+SNAPSHOT_EVERY = 50
+
+
+class Subject:
+    """One model with gradients, an optimizer and perhaps a guard; ``step`` times one step on them."""
+
+    def __init__(self, make: Callable[[], nn.Module], clip: ClipConfig | None) -> None:
+        torch.manual_seed(0)
+        self.model = make()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
+        self.source = torch.ones((), requires_grad=True)
+        self.gradients = [torch.randn_like(p) * 1e-3 for p in self.model.parameters()]
+        self.guard = None
+        if clip is not None:
+            config = GuardConfig(clip=clip, snapshot={"every_steps": 10**9})
+            self.guard = GradientGuard(self.model, self.optimizer, config, metrics=GuardMetrics(job="bench"))
+
+    def step(self) -> float:
+        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
+            parameter.grad = gradient.clone()
+        return timed(self._guarded if self.guard else self._bare)
+
+    def _bare(self) -> None:
+        (self.source * 1.0).backward()
+        self.optimizer.step()
+
+    def _guarded(self) -> None:
+        assert self.guard is not None
+        self.guard.backward(self.source * 1.0)
+        report = self.guard.step()
+        assert report.applied, report.verdict
+
+    def clip(self) -> float:
+        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
+            parameter.grad = gradient.clone()
+        return timed(lambda: torch.nn.utils.clip_grad_norm_(self.model.parameters(), NEVER))
+
+
+def hot_path(name: str, make: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
+    """The guard's share of a step against clip_grad_norm_ alone, medians of paired differences."""
+    bare = Subject(make, None)
+    idle = Subject(make, ClipConfig(max_norm=NEVER))
+    clipping = Subject(make, ClipConfig(max_norm=ALWAYS))
+    variants = {"clip": bare.clip, "bare": bare.step, "idle": idle.step, "clipping": clipping.step}
+    seconds = interleaved(variants, rounds)
+    clip = statistics.median(seconds["clip"])
+
+    def ratio(variant: str) -> float:
+        pairs = zip(seconds[variant], seconds["bare"], strict=True)
+        return statistics.median(guarded - bare for guarded, bare in pairs) / clip
+
+    return {
+        "model": name,
+        "clip_grad_norm_ ms": 1e3 * clip,
+        "optimizer.step ms": median_ms(seconds["bare"]),
+        "guard / clip, nothing clipped": ratio("idle"),
+        "guard / clip, every step clipped": ratio("clipping"),
+        **snapshots(idle, rounds),
+    }
+
+
+def snapshots(subject: Subject, rounds: int) -> dict[str, float]:
+    """Saving and restoring a snapshot against a plain copy of the same tensors."""
+    from guard.snapshot import Snapshot
+    from guard.snapshot import Subject as Saved
+
+    saved, snapshot = Saved(subject.model, subject.optimizer, {}), Snapshot()
+    state = [v for s in subject.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    tensors = [*subject.model.parameters(), *subject.model.buffers(), *state]
+    copies = [tensor.detach().clone() for tensor in tensors]
+    saved.save_to(snapshot)
+
+    @torch.no_grad()
+    def plain_copy() -> None:
+        torch._foreach_copy_(copies, tensors)
+
+    seconds = interleaved(
+        {
+            "copy": lambda: timed(plain_copy),
+            "save": lambda: timed(lambda: saved.save_to(snapshot)),
+            "restore": lambda: timed(lambda: saved.restore_from(snapshot)),
+        },
+        max(5, rounds // 4),
+    )
+    copy = median_ms(seconds["copy"])
+    return {
+        "copy ms": copy,
+        "snapshot / copy": median_ms(seconds["save"]) / copy,
+        "rollback / copy": median_ms(seconds["restore"]) / copy,
+        f"snapshot ms a step, every {SNAPSHOT_EVERY}": median_ms(seconds["save"]) / SNAPSHOT_EVERY,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = [hot_path(name, make, options.rounds) for name, make in MODELS.items()]
+    show("hot path", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
