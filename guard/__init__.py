@@ -7,7 +7,7 @@ for batch in loader:
     report = guard.step()
 """
 
-from guard.clip import ClipConfig
+from guard.clips import ClipConfig
 from guard.config import GuardConfig
 from guard.decide import BudgetConfig
 from guard.detect import DetectConfig, SpikeDetector, Verdict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from guard.buffers import BufferShield
-from guard.clip import scale_
 from guard.config import GuardConfig
 from guard.observe import Observer
 from guard.recover import Recovery
@@ -32,6 +31,7 @@ class Outcome:
     steps_lost: int = 0
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
+    clip_coef: float = 1.0
 
 
 class Actor:
@@ -94,16 +94,23 @@ class Actor:
             self._ring.retake(leave=frozenset({DATA, GENERATORS}))
             self._start_version = self._subject.version()
 
-    def apply(self, step: int, coefficient: float) -> Outcome:
-        """Scales the gradients, steps the optimizer, advances the schedule."""
-        scale_(self._observer.gradients(), coefficient)
+    def apply(self, step: int, clip: Callable[[], float | None]) -> Outcome:
+        """Clips the gradients, steps the optimizer, advances the schedule.
+
+        Args:
+            step: optimizer steps before this one.
+            clip: changes the gradients; the ratio of their norm after and before, None if it left them alone.
+        """
+        ratio = clip()
         started = time.perf_counter()
         self._scaler.step(lambda: self.recovery.applied_to(self._optimizer))
         elapsed = time.perf_counter() - started
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]
         self._accept_buffers()
-        return Outcome("applied" if coefficient == 1.0 else "clipped", step + 1, optimizer_seconds=elapsed)
+        if ratio is None:
+            return Outcome("applied", step + 1, optimizer_seconds=elapsed)
+        return Outcome("clipped", step + 1, optimizer_seconds=elapsed, clip_coef=ratio)
 
     def settle(self, step: int, *, clean: bool) -> None:
         """After an applied step: count it toward the health of the snapshots, and take one when due."""

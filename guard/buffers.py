@@ -44,42 +44,50 @@ class BufferShield:
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = Buffers(model)
-        self._copies = [None if b is None else b.detach().clone() for b in self._buffers.read()]
-        self._marks = [_mark(buffer) for buffer in self._buffers.read()]
+        self._known: list[Tensor | None] = []
+        self._copies: list[Tensor | None] = []
+        self._small: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._large: dict[int, int] = {}
+        self._copy_anew(self._buffers.read())
 
     @torch.no_grad()
     def accept(self) -> None:
         """What the buffers hold now is good."""
-        live: list[Tensor] = []
-        kept: list[Tensor] = []
         now = self._buffers.read()
-        for i in self._written(now):
-            buffer, copy = now[i], self._copies[i]
-            if buffer is None or copy is None or not _fits(copy, buffer):
-                self._copies[i] = None if buffer is None else buffer.detach().clone()
-            else:
-                live.append(buffer)
-                kept.append(copy)
+        if any(buffer is not known for buffer, known in zip(now, self._known, strict=True)):
+            self._copy_anew(now)
+            return
+        live, kept = self._small
         if live:
             torch._foreach_copy_(kept, live)
-        self._marks = [_mark(buffer) for buffer in now]
+        for i in self._written_large(now):
+            buffer, copy = now[i], self._copies[i]
+            if buffer is not None and copy is not None:
+                copy.copy_(buffer)
+                self._large[i] = buffer._version
 
     def revert(self) -> None:
         """Back to what was last accepted."""
-        self._buffers.write(self._copies, self._written(self._buffers.read()))
-        self._marks = [_mark(buffer) for buffer in self._buffers.read()]
+        now = self._buffers.read()
+        changed = [i for i, buffer in enumerate(now) if buffer is not self._known[i] or i not in self._large]
+        self._buffers.write(self._copies, [*changed, *self._written_large(now)])
+        self._copy_anew(self._buffers.read())
 
-    def _written(self, now: list[Tensor | None]) -> list[int]:
-        """Where a buffer may have changed since the last call of ``accept`` or ``revert``."""
-        return [i for i, buffer in enumerate(now) if _is_small(buffer) or _mark(buffer) != self._marks[i]]
+    def _written_large(self, now: list[Tensor | None]) -> list[int]:
+        """Where a large buffer was written to since the last call of ``accept`` or ``revert``."""
+        marks = [(i, version, now[i]) for i, version in self._large.items()]
+        return [i for i, version, buffer in marks if buffer is not None and buffer._version != version]
 
-
-def _mark(buffer: Tensor | None) -> tuple[int, int] | None:
-    return None if buffer is None else (id(buffer), buffer._version)
-
-
-def _is_small(buffer: Tensor | None) -> bool:
-    return buffer is None or buffer.numel() <= ALWAYS_COPIED_ELEMENTS
+    def _copy_anew(self, now: list[Tensor | None]) -> None:
+        """Copies all buffers, and notes which are small; after this ``accept`` allocates nothing."""
+        self._known = list(now)
+        self._copies = [None if buffer is None else buffer.detach().clone() for buffer in now]
+        pairs = [(b, c) for b, c in zip(now, self._copies, strict=True) if b is not None and c is not None]
+        small = [(b, c) for b, c in pairs if b.numel() <= ALWAYS_COPIED_ELEMENTS]
+        self._small = ([b for b, _ in small], [c for _, c in small])
+        self._large = {
+            i: b._version for i, b in enumerate(now) if b is not None and b.numel() > ALWAYS_COPIED_ELEMENTS
+        }
 
 
 def _fits(now: Tensor | None, value: Tensor) -> bool:

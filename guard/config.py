@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from guard.base import Config
-from guard.clip import ClipConfig
+from guard.clips import ClipConfig
 from guard.decide import BudgetConfig
 from guard.detect import DetectConfig
 from guard.recover import RecoveryConfig

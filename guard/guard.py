@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from guard.act import DATA, Actor, Outcome
 from guard.agree import Agreed, Agreement, digest
-from guard.clip import Clipper
+from guard.clips import ClipConfig, make_clipper
 from guard.config import GuardConfig
 from guard.decide import Decision, Ladder
 from guard.detect import SpikeDetector, Verdict
@@ -74,7 +74,8 @@ class GradientGuard:
             raise GuardError("the model has no parameter that takes gradients: nothing to guard")
         self._agreement = Agreement(process_group, self._observer.parameters[0].device)
         self._detector = SpikeDetector(self.config.detect)
-        self._clipper = Clipper(self.config.clip)
+        clip = self.config.clip if self.config.mode != "off" else ClipConfig(kind="off")
+        self._clipper = make_clipper(clip, self._observer.parameters, optimizer)
         self._ladder = Ladder(self.config.budget, self.config.on_suspect)
         self._data = (state or {}).get(DATA)
         self._actor = Actor(
@@ -84,7 +85,7 @@ class GradientGuard:
             observer=self._observer,
             scheduler=scheduler,
             scaler=scaler,
-            states={"guard.detector": self._detector, **(state or {})},
+            states={"guard.detector": self._detector, "guard.clip": self._clipper, **(state or {})},
         )
         self.metrics = _as_metrics(metrics, job)
         shadow = self.config.mode == "shadow"
@@ -95,6 +96,7 @@ class GradientGuard:
         self._step = 0
         self._attempt = 0
         self._stop = False
+        self._unsettled: bool | None = None
         self._seconds = 0.0
         self._layer_norms = np.zeros(len(self._observer.names))
         self._actor.start(self._step)
@@ -126,6 +128,17 @@ class GradientGuard:
         Args:
             loss: 0-dim, the mean over this rank's (micro-)batch. Call once for each micro-batch.
         """
+        self.observe_loss(loss)
+        self._actor.scaler.scale(loss).backward()
+
+    def observe_loss(self, loss: Tensor) -> None:
+        """The half of ``backward`` that is the guard's, for a loop that runs the other half itself.
+
+        Call it right before the loss is differentiated, once for each micro-batch, on every rank.
+
+        Args:
+            loss: as for ``backward``; not multiplied by the scaler.
+        """
         started = time.perf_counter()
         self._begun = True
         self._agreement.send(
@@ -138,10 +151,12 @@ class GradientGuard:
         if self._local is not None:
             self._local.arm(self._wants_local(), self._actor.scaler.factor())
         self._seconds += time.perf_counter() - started
-        self._actor.scaler.scale(loss).backward()
 
-    def step(self) -> StepReport:
+    def step(self, *, settle: bool = True) -> StepReport:
         """Observes the gradients, agrees with the other ranks, decides, acts and records.
+
+        Args:
+            settle: False where the loop advances the schedule itself: then call ``settle`` after that.
 
         Raises:
             GuardHalt: on all ranks, when the budget is spent; the last healthy state has been restored.
@@ -160,10 +175,21 @@ class GradientGuard:
         samples = [] if evidence.verdict.kind == "ok" else self._samples()
         outcome = self._actor.overflow(self._step) if handled else self._act(evidence)
         incident = self._record(evidence, outcome, local_norms, samples)
+        if settle:
+            self.settle()
         report = self._report(started, evidence, outcome, incident, overflow=handled)
         if evidence.decision.rung == "halt" and incident is not None and self.config.mode == "exact":
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report
+
+    def settle(self) -> None:
+        """Ends an applied step: judges the snapshots by it, and takes one when due.
+
+        Only after ``step(settle=False)``, once everything that the snapshot must hold has advanced.
+        """
+        clean, self._unsettled = self._unsettled, None
+        if clean is not None:
+            self._actor.settle(self._step, clean=clean)
 
     def _decide(self, agreed: Agreed, seen: Observation, overflow: bool) -> Evidence:
         verdict, decision = _OK, Decision("apply", "ok")
@@ -180,13 +206,18 @@ class GradientGuard:
             layer_norms=seen.layer_norms,
             verdict=verdict,
             decision=decision,
-            clip_limit=self._clipper.limit(typical, suspect=decision.rung == "clip"),
+            clip=self._clipper.plan(
+                seen,
+                typical=typical,
+                suspect=decision.rung == "clip",
+                accepted=decision.rung == "apply" and not overflow,
+            ),
             learning_rate=self._actor.learning_rate,
         )
 
     def _act(self, evidence: Evidence) -> Outcome:
         if self.config.mode != "exact":
-            return self._actor.apply(self._step, 1.0)
+            return self._actor.apply(self._step, lambda: None)
         rung = evidence.decision.rung
         if rung == "skip":
             return self._actor.skip(self._step)
@@ -194,7 +225,7 @@ class GradientGuard:
             return self._actor.roll_back(self._step)
         if rung == "halt":
             return self._halt()
-        return self._actor.apply(self._step, self._coefficient(evidence))
+        return self._actor.apply(self._step, lambda: self._clipper.clip_(evidence.clip))
 
     def _halt(self) -> Outcome:
         if not self._actor.can_roll_back():
@@ -211,7 +242,7 @@ class GradientGuard:
         if outcome.action in ("applied", "clipped"):
             if clean:
                 self._ledger.clean(evidence, self._step)
-            self._actor.settle(self._step, clean=clean)
+            self._unsettled = clean
         if not begins:
             return None
         return self._ledger.incident(
@@ -235,8 +266,8 @@ class GradientGuard:
             action=outcome.action,
             loss=evidence.agreed.loss,
             grad_norm=evidence.grad_norm,
-            clip_coef=self._coefficient(evidence) if outcome.action == "clipped" else 1.0,
-            clip_threshold=evidence.clip_limit,
+            clip_coef=outcome.clip_coef,
+            clip_threshold=evidence.clip.limit,
             verdict=evidence.verdict,
             learning_rate=evidence.learning_rate,
             guard_seconds=seconds,
@@ -252,9 +283,6 @@ class GradientGuard:
         self._ledger.step(report, self.layer_norms if self.metrics is not None else None)
         return report
 
-    def _coefficient(self, evidence: Evidence) -> float:
-        return self._clipper.coefficient(evidence.grad_norm, evidence.clip_limit)
-
     def state_dict(self) -> dict[str, Any]:
         """All that the guard remembers; the model's and the optimizer's state are saved beside it."""
         return {
@@ -262,6 +290,7 @@ class GradientGuard:
             "attempt": self._attempt,
             "last_local": self._last_local,
             "detector": self._detector.state_dict(),
+            "clip": self._clipper.state_dict(),
             "ladder": self._ladder.state_dict(),
             "recovery": self._actor.recovery.state_dict(),
             "ledger": self._ledger.state_dict(),
@@ -269,10 +298,11 @@ class GradientGuard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes. Load everything else first, the random number generators too: that is the first snapshot."""
+        """Resumes. Load all else before, random number generators too: it becomes the first snapshot."""
         self._step, self._attempt = int(state["step"]), int(state["attempt"])
         self._last_local, self._last_norm = float(state["last_local"]), math.nan
         self._detector.load_state_dict(state["detector"])
+        self._clipper.load_state_dict(state["clip"])
         self._ladder.load_state_dict(state["ladder"])
         self._actor.recovery.load_state_dict(state["recovery"])
         self._ledger.load_state_dict(state["ledger"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from guard.act import Outcome
 from guard.agree import Agreed
 from guard.attribute import LayerHistory, rank_ranks
+from guard.clips import Plan
 from guard.decide import Decision
 from guard.detect import Verdict
 from guard.metrics import GuardMetrics
@@ -34,7 +35,7 @@ class Evidence:
     layer_norms: NDArray[np.float64]
     verdict: Verdict
     decision: Decision
-    clip_limit: float | None
+    clip: Plan
     learning_rate: float
 
 

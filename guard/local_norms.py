@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guard.observe import norm
+from guard.norms import norm
 
 
 class LocalNorms:

@@ -1,13 +1,10 @@
 """One pass over the gradients: the global norm, every parameter's norm and the finite check.
 
-The finite check is free: NaN and infinity propagate into the norms. Norms are taken in float32 and
-combined in float64; tensors above 2^20 elements are split first, because torch's float32 norm drifts on
-large tensors (3e-3 relative at 5e7 elements).
+The finite check is free: NaN and infinity propagate into the norms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard.errors import UnsupportedGradient
-
-SPLIT_ELEMENTS = 1 << 20
+from guard.norms import square_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +50,23 @@ class Observer:
 
     @torch.no_grad()
     def observe(self) -> Observation:
-        """Norms of the present gradients; non-finite ones give a non-finite norm, never an error."""
-        pieces, owners = self._pieces()
+        """Norms of the present gradients; non-finite ones give a non-finite norm, never an error.
+
+        Raises:
+            UnsupportedGradient: a gradient is sparse.
+        """
         squares = np.zeros(len(self.parameters), dtype=np.float64)
-        if pieces:
-            norms = torch.stack(_norms(pieces)).cpu().numpy().astype(np.float64)
-            with np.errstate(invalid="ignore", over="ignore"):
-                np.add.at(squares, owners, norms * norms)
+        present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
+        gradients = [self._dense(i) for i in present]
         with np.errstate(invalid="ignore", over="ignore"):
+            squares[present] = square_norms(gradients)
             return Observation(float(np.sqrt(squares.sum())), np.sqrt(squares))
 
-    def _pieces(self) -> tuple[list[Tensor], list[int]]:
-        pieces: list[Tensor] = []
-        owners: list[int] = []
-        for i, parameter in enumerate(self.parameters):
-            gradient = parameter.grad
-            if gradient is None or gradient.numel() == 0:
-                continue
-            if gradient.is_sparse:
-                raise UnsupportedGradient(f"{self.names[i]} has a sparse gradient: set sparse=False")
-            chunks = _split(gradient)
-            pieces.extend(chunks)
-            owners.extend([i] * len(chunks))
-        return pieces, owners
+    def _dense(self, index: int) -> Tensor:
+        gradient = self.parameters[index].grad
+        if gradient is None or gradient.is_sparse:
+            raise UnsupportedGradient(f"{self.names[index]} has a sparse gradient: set sparse=False")
+        return gradient
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -94,21 +84,3 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     """Parameters by the name they have in the user's model, whatever it is wrapped in."""
     named = unwrap(model).named_parameters()
     return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
-
-
-def norm(gradient: Tensor) -> Tensor:
-    """The L2 norm, taken in float32 also of half precision; in float64 only of float64."""
-    wide = torch.promote_types(gradient.dtype, torch.float32)
-    return torch.linalg.vector_norm(gradient, dtype=wide)
-
-
-def _split(gradient: Tensor) -> Sequence[Tensor]:
-    if gradient.numel() <= SPLIT_ELEMENTS:
-        return (gradient,)
-    return gradient.reshape(-1).split(SPLIT_ELEMENTS)
-
-
-def _norms(pieces: list[Tensor]) -> tuple[Tensor, ...]:
-    if all(piece.dtype == torch.float32 for piece in pieces):
-        return torch._foreach_norm(pieces)
-    return tuple(norm(piece) for piece in pieces)

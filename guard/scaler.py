@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 
@@ -32,7 +33,8 @@ class ScalerAdapter:
         """
         if self._scaler is None:
             return False
-        self._scaler.unscale_(self._optimizer)
+        if self._scaler._per_optimizer_states[id(self._optimizer)]["stage"] is OptState.READY:
+            self._scaler.unscale_(self._optimizer)  # else the loop has done so already
         found = self._scaler._found_inf_per_device(self._optimizer)
         return any(bool(flag.item()) for flag in found.values()) and self.factor() >= 1.0
 

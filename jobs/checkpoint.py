@@ -22,7 +22,8 @@ class Checkpoints:
 
     Args:
         folder: where ``step-NNNNNNNN`` folders lie.
-        parts: the objects to save, by name; each has ``state_dict`` and ``load_state_dict``.
+        parts: the objects to save, by name, in the order in which they are loaded (the guard after what it
+            guards); each has ``state_dict`` and ``load_state_dict``.
         keep: how many checkpoints stay on disk.
     """
 
@@ -66,11 +67,11 @@ class Checkpoints:
         if not found:
             return None
         state = torch.load(found[-1] / FILE, weights_only=True, map_location="cpu")
-        for name, part in self._parts.items():
-            part.load_state_dict(state["parts"][name])
         generators = state["generators"]
         if len(generators) == _world_size():
-            rng.restore(generators[_rank()])
+            rng.restore(generators[_rank()])  # before the guard, whose first snapshot holds them
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
         return int(state["step"])
 
     def _path(self, step: int) -> Path:

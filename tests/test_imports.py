@@ -44,7 +44,14 @@ def test_imports_go_from_service_to_jobs_to_guard(path: Path) -> None:
 @pytest.mark.parametrize("path", sources("guard"), ids=name_of)
 def test_the_guard_needs_no_more_than_torch_and_three_small_packages(path: Path) -> None:
     allowed = {*sys.stdlib_module_names, "guard", *GUARD_MAY_IMPORT}
+    if path.parent.name == "integrations":
+        allowed |= {path.stem}  # the optional package that it is made for
     assert set(imported(path)) <= allowed
+
+
+def test_the_guard_works_without_its_integrations() -> None:
+    users = [path for path in sources("guard") if "guard.integrations" in path.read_text(encoding="utf-8")]
+    assert all(path.parent.name == "integrations" for path in users)
 
 
 def test_importing_the_guard_does_not_import_ray_or_the_other_layers() -> None:
@@ -52,7 +59,9 @@ def test_importing_the_guard_does_not_import_ray_or_the_other_layers() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert not {"ray", "torchvision", "jobs", "service", "typer"} & set(done.stdout.split())
+    assert not {"ray", "lightning", "transformers", "torchvision", "jobs", "service", "typer"} & set(
+        done.stdout.split()
+    )
 
 
 def test_the_house_has_only_its_five_folders() -> None:

@@ -1,6 +1,6 @@
 """The same training with faults, once with the guard and once without: what becomes of it.
 
-    python tests/benchmarks/bench_explosion.py [SPEC] [--set FIELD=VALUE ...] [--figure FILE.svg] [--json FILE]
+    python tests/benchmarks/bench_explosion.py [SPEC] [--set FIELD=VALUE ...] [--figure FILE] [--json FILE]
 
 Prints a table and JSON; the figure shows both loss curves.
 """

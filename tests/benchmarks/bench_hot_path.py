@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_hot_path.py [--rounds N] [--json FILE]
 
-For a ResNet-50 and a transformer of 10 M parameters with fused AdamW: `guard` is guard.backward + guard.step
-less the bare backward + optimizer.step; `clip` is clip_grad_norm_ alone. Per-layer norms, detector, journal and
-metrics are on. Snapshots are timed apart.
+For a ResNet-50 and a transformer of 10 M parameters with fused AdamW. The guard's cost is guard.backward
+and guard.step less the bare backward and optimizer.step, with per-layer norms, detector and metrics.
+Snapshots are timed apart.
 """
 
 from __future__ import annotations

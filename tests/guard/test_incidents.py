@@ -14,30 +14,11 @@ from loops import guarded_run
 from guard import GuardHalt, GuardMetrics, Incident, Journal
 from guard.attribute import LayerHistory, rank_ranks
 
-EVIDENCE = set(
-    [
-        "type",
-        "id",
-        "job",
-        "time",
-        "attempt",
-        "step",
-        "verdict",
-        "signal",
-        "value",
-        "score",
-        "baseline",
-        "action",
-        "rolled_back_to",
-        "steps_lost",
-        "window",
-        "layers",
-        "ranks",
-        "samples",
-        "recovery",
-        "seconds",
-    ]
-)
+EVIDENCE = {
+    *("type", "id", "job", "time", "attempt", "step", "verdict", "signal", "value", "score", "baseline"),
+    *("action", "rolled_back_to", "steps_lost", "seconds", "recovery"),
+    *("window", "layers", "ranks", "samples"),
+}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Norms against float64 references, clipping against torch's own."""
+"""Norms against float64 references."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from loops import network
 from torch import Tensor, nn
 
 from guard import GradientGuard, GuardConfig, UnsupportedGradient
-from guard.clip import ClipConfig, Clipper, scale_
-from guard.observe import SPLIT_ELEMENTS, Observer, parameter_names
+from guard.observe import Observer, parameter_names
 
+LARGE = 1 << 20
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -48,7 +48,7 @@ def test_norms_agree_with_float64(dtype: torch.dtype, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_large_tensor_is_measured_as_exactly_as_a_small_one(dtype: torch.dtype) -> None:
-    named = with_gradients([(3 * SPLIT_ELEMENTS + 5,), (4,)], dtype)
+    named = with_gradients([(3 * LARGE + 5,), (4,)], dtype)
     assert Observer(named).observe().layer_norms.tolist() == pytest.approx(reference(named), rel=1e-4)
 
 
@@ -109,53 +109,3 @@ def test_names_are_those_of_the_users_model() -> None:
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
     assert list(parameter_names(compiled)) == [name for name, _ in model.named_parameters()]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("max_norm", [0.01, 1.0, 1e6])
-@pytest.mark.parametrize("seed", range(4))
-def test_clipping_agrees_with_torch(dtype: torch.dtype, max_norm: float, seed: int) -> None:
-    shapes = [*random_shapes(seed), (SPLIT_ELEMENTS + 3,)] if seed == 0 else random_shapes(seed)
-    ours, theirs = with_gradients(shapes, dtype, seed), with_gradients(shapes, dtype, seed)
-    observer = Observer(ours)
-    clipper = Clipper(ClipConfig(max_norm=max_norm))
-    norm = observer.observe().grad_norm
-    scale_(observer.gradients(), clipper.coefficient(norm, clipper.limit(None, suspect=False)))
-    nn.utils.clip_grad_norm_(theirs.values(), max_norm)
-    tolerance = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2, torch.float64: 1e-9}[dtype]
-    for a, b in zip(ours.values(), theirs.values(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=tolerance, atol=0.0)
-
-
-def test_a_gradient_below_the_limit_is_not_touched() -> None:
-    named = with_gradients([(4,)], torch.float32)
-    grad = named["p0"].grad
-    assert grad is not None
-    before = grad._version
-    scale_([grad], Clipper.coefficient(1.0, 2.0))
-    assert grad._version == before
-
-
-@pytest.mark.parametrize(
-    ("config", "typical", "suspect", "limit"),
-    [
-        (ClipConfig(), None, False, None),
-        (ClipConfig(), 2.0, False, 6.0),
-        (ClipConfig(), 2.0, True, 4.0),
-        (ClipConfig(), 0.0, True, None),
-        (ClipConfig(max_norm=1.0), 2.0, False, 1.0),
-        (ClipConfig(max_norm=9.0), 2.0, True, 4.0),
-        (ClipConfig(max_norm=1.0), 2.0, True, 1.0),
-        (ClipConfig(kind="off", max_norm=1.0), 2.0, False, None),
-        (ClipConfig(kind="off"), 2.0, True, 4.0),
-    ],
-)
-def test_the_limit_is_the_strictest_that_applies(
-    config: ClipConfig, typical: float | None, suspect: bool, limit: float | None
-) -> None:
-    assert Clipper(config).limit(typical, suspect=suspect) == limit
-
-
-def test_a_fixed_norm_without_its_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="set max_norm"):
-        ClipConfig(kind="norm")

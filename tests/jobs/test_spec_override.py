@@ -47,7 +47,7 @@ def test_options_of_ones_own_workload_may_have_any_depth(path: Path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("guard.clip.max_nrom=1", "unknown field (allowed: kind, max_norm, factor, suspect_factor)"),
+        ("guard.clip.max_nrom=1", "unknown field (allowed: kind, max_norm, norm_type, max_value, "),
         ("guard.clip.max_nrom=1", 'did you mean "max_norm"?'),
         ("gaurd.clip.max_norm=1", 'did you mean "guard"?'),
         ("lr=1", 'did you mean "optimizer.lr"?'),

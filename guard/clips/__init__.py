@@ -1,0 +1,41 @@
+"""Clipping: nine kinds behind one interface, ``plan`` and ``clip_``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard.clips.adagc import AdaGcClipper
+from guard.clips.adaptive import AutoClipper, PercentileClipper, ZClipper
+from guard.clips.agc import AgcClipper
+from guard.clips.base import Clipper, Plan, coefficient, scale_
+from guard.clips.config import ClipConfig
+from guard.clips.fixed import GroupClipper, NormClipper, ValueClipper
+
+__all__ = ["ClipConfig", "Clipper", "Plan", "coefficient", "make_clipper", "scale_"]
+
+
+def make_clipper(
+    config: ClipConfig, parameters: Sequence[Tensor], optimizer: Optimizer | None = None
+) -> Clipper:
+    """The clipper of ``config.kind``.
+
+    Args:
+        parameters: those whose gradients are clipped, in the order of ``Observation.layer_norms``.
+        optimizer: whose groups the kind ``group`` clips one by one; without it all parameters are one group.
+    """
+    makers: dict[str, Callable[[ClipConfig, Sequence[Tensor]], Clipper]] = {
+        "off": Clipper,
+        "auto": AutoClipper,
+        "norm": NormClipper,
+        "value": ValueClipper,
+        "group": partial(GroupClipper, optimizer=optimizer),
+        "agc": AgcClipper,
+        "autoclip": PercentileClipper,
+        "zclip": ZClipper,
+        "adagc": AdaGcClipper,
+    }
+    return makers[config.kind](config, parameters)

@@ -1,0 +1,156 @@
+"""The interface of all kinds of clipping, and what they share.
+
+A step is clipped in two moves. ``plan`` looks only at norms that are known already, says what the limit is,
+and learns from the step if it is accepted; it touches no gradient. ``clip_``, called only when the step is
+really applied, changes the gradients, and only those that exceed a limit. Everything is computed from
+all-reduced gradients and numbers that all ranks share, so every rank clips alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.clips.config import ClipConfig
+from guard.observe import Observation
+
+EPSILON = 1e-6
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How this step is to be clipped.
+
+    Attributes:
+        seen: the norms of the gradients.
+        limit: what the global L2 norm is held to; None where it has no limit.
+        factors: what each parameter's gradient is multiplied with before that; None for 1 throughout.
+    """
+
+    seen: Observation
+    limit: float | None = None
+    factors: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a kind makes its plan from; see ``Clipper.plan``."""
+
+    seen: Observation
+    typical: float | None
+    accepted: bool
+
+
+class Clipper:
+    """Kind ``off``, and the base of the others: the global norm is limited on suspect steps alone.
+
+    A kind makes a plan of a limit or of factors (``_plan``), or reads the gradients and changes them itself
+    (``_clip_elements_``).
+    """
+
+    def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
+        self.config = config
+        self._parameters = list(parameters)
+
+    def plan(
+        self,
+        seen: Observation,
+        *,
+        typical: float | None = None,
+        suspect: bool = False,
+        accepted: bool = True,
+    ) -> Plan:
+        """What is to be done with this step's gradients. Call once a step: it learns from an accepted one.
+
+        Args:
+            seen: the norms of the gradients as they are.
+            typical: median of the accepted global norms, None while there are too few.
+            suspect: whether the step is suspect, and so held to ``suspect_factor`` times the typical norm.
+            accepted: whether the step is normal. Others teach nothing, nor does a norm that is not finite.
+        """
+        learn = accepted and not suspect and math.isfinite(seen.grad_norm)
+        usual = typical if typical is not None and typical > 0 else None
+        plan = self._plan(Step(seen, usual, learn))
+        if not suspect or usual is None:
+            return plan
+        close = self.config.suspect_factor * usual
+        return replace(plan, limit=close if plan.limit is None else min(close, plan.limit))
+
+    @torch.no_grad()
+    def clip_(self, plan: Plan) -> float | None:
+        """Clips the gradients in place, as planned.
+
+        Returns:
+            The global norm after clipping divided by that before; None where no gradient was changed.
+        """
+        seen, factors = plan.seen, plan.factors
+        ratio = self._clip_elements_(seen) if factors is None else self._scale_each_(seen, factors)
+        factor = coefficient(seen.grad_norm * (1.0 if ratio is None else ratio), plan.limit)
+        if factor == 1.0:
+            return ratio
+        scale_(self._gradients(), factor)
+        return factor if ratio is None else factor * ratio
+
+    def _plan(self, step: Step) -> Plan:
+        """The kind's own plan; learns from the step if it is accepted."""
+        return Plan(step.seen)
+
+    def _clip_elements_(self, seen: Observation) -> float | None:
+        """For kinds that must read the gradients: clips them, and returns what ``clip_`` does."""
+
+    def _scale_each_(self, seen: Observation, factors: Floats) -> float | None:
+        changed = np.flatnonzero(factors != 1.0).tolist()
+        if not changed or not math.isfinite(seen.grad_norm):
+            return None
+        torch._foreach_mul_([self._gradient(i) for i in changed], [float(factors[i]) for i in changed])
+        return ratio_of(seen.layer_norms * factors, seen)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def _gradient(self, index: int) -> Tensor:
+        gradient = self._parameters[index].grad
+        if gradient is None:
+            raise RuntimeError(f"parameter {index} has a gradient norm but no gradient any more")
+        return gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it remembers, as plain numbers and lists, with the kind that remembers it."""
+        return {"kind": self.config.kind, **self._memory()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``; another kind's state is not ours: then it begins anew."""
+        if state["kind"] == self.config.kind:
+            self._recall(state)
+
+    def _memory(self) -> dict[str, Any]:
+        return {}
+
+    def _recall(self, state: dict[str, Any]) -> None:
+        """Takes back what ``_memory`` gave."""
+
+
+def coefficient(norm: float, limit: float | None) -> float:
+    """torch's ``min(1, limit / (norm + 1e-6))``; exactly 1.0 for a norm within the limit or not finite."""
+    if limit is None or not math.isfinite(norm) or norm <= limit:
+        return 1.0
+    return limit / (norm + EPSILON)
+
+
+def scale_(gradients: Sequence[Tensor], factor: float) -> None:
+    """Multiplies the gradients in place; touches nothing when the factor is 1."""
+    if factor != 1.0:
+        torch._foreach_mul_(list(gradients), factor)
+
+
+def ratio_of(norms_after: Floats, seen: Observation) -> float:
+    """The global norm that these layer norms make, divided by what it was."""
+    return float(np.linalg.norm(norms_after)) / seen.grad_norm

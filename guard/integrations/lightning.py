@@ -1,0 +1,171 @@
+"""The guard as a callback of Lightning's ``Trainer``.
+
+A callback cannot veto a step: Lightning runs forward, backward and ``optimizer.step`` inside one call of
+its precision plugin. For the length of a fit this callback therefore stands in for that one method of the
+plugin: it runs the closure (forward and backward), then the hooks, then the guard instead of the optimizer.
+The schedules are held back in the same way on a step that was not applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from prometheus_client import CollectorRegistry
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard import GradientGuard, GuardConfig, GuardError, GuardMetrics, Journal, StepReport
+from guard.integrations.session import GuardSession
+from guard.snapshot import Stateful
+
+
+class GradientGuardCallback(Callback):
+    """Guards a fit: ``Trainer(callbacks=[GradientGuardCallback(GuardConfig(), journal="incidents.jsonl")])``.
+
+    Automatic optimization on one device or DDP, in any precision; ``gradient_clip_val`` stays unset, because
+    the guard clips. Skips, rollbacks and the gradient norm are logged as ``guard/...``; the guard's state is
+    part of Lightning's checkpoints. ``trainer.global_step`` counts attempts, ``callback.guard.steps`` the
+    steps that stand. ``fit`` raises ``GuardHalt`` when the budget is spent.
+
+    Args:
+        config: what to watch and how far to go; ``recovery.data`` must be ``advance``.
+        state: what else a rollback rewinds, by name, such as an average of the weights.
+        metrics: a ``GuardMetrics``, or a Prometheus registry to put a new one on.
+        journal: a ``Journal`` or the path of one; written on rank 0.
+        job: the name in incidents and metrics.
+    """
+
+    def __init__(
+        self,
+        config: GuardConfig | None = None,
+        *,
+        state: Mapping[str, Stateful] | None = None,
+        metrics: GuardMetrics | CollectorRegistry | None = None,
+        journal: Journal | str | Path | None = None,
+        job: str = "",
+    ) -> None:
+        self._session = GuardSession(config, state=state, metrics=metrics, journal=journal, job=job)
+        self._stepped = False
+        self._restore: list[Callable[[], None]] = []
+
+    @property
+    def guard(self) -> GradientGuard | None:
+        """The guard of the present or last fit; None before the first."""
+        return self._session.guard
+
+    @property
+    def report(self) -> StepReport | None:
+        """What the last optimizer step did."""
+        return self._session.report
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses what cannot be guarded, before the first batch."""
+        _check(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Everything has been restored by now: the present state is the first snapshot."""
+        self._release()
+        self._session.begin(
+            trainer.strategy.model,
+            trainer.optimizers[0],
+            schedules=[config.scheduler for config in trainer.lr_scheduler_configs],
+            scaler=_scaler(trainer),
+        )
+        self._take_over_step(trainer.strategy.precision_plugin)
+        self._take_over_schedules(trainer.fit_loop.epoch_loop)
+
+    def on_before_backward(self, trainer: Trainer, _: LightningModule, loss: Tensor) -> None:
+        """Tells the ranks the loss as ``training_step`` returned it: Lightning has divided and scaled it."""
+        scaler = _scaler(trainer)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        self._session.observe(loss.detach() * (trainer.accumulate_grad_batches / scale))
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """The schedules have advanced by now."""
+        if not self._stepped:
+            return
+        self._stepped = False
+        self._session.settle()
+        report = self._session.report
+        if report is None:
+            return
+        self.log_dict({f"guard/{name}": value for name, value in self._session.counts().items()})
+        self.log_dict({"guard/grad_norm": report.grad_norm, "guard/clip_coef": report.clip_coef})
+        if report.stop:
+            trainer.should_stop = True
+
+    def on_exception(self, *_: Any, **__: Any) -> None:
+        """Gives the trainer its own methods back."""
+        self._release()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Gives the trainer its own methods back."""
+        self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the guard remembers, for Lightning's checkpoint."""
+        return self._session.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from a checkpoint when the fit starts."""
+        self._session.load_state_dict(state_dict)
+
+    def _take_over_step(self, plugin: Any) -> None:
+        def optimizer_step(
+            optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **_: Any
+        ) -> Any:
+            loss = closure()
+            if loss is not None and getattr(plugin, "scaler", None) is not None:
+                plugin.scaler.unscale_(optimizer)
+            plugin._after_closure(model, optimizer)  # the hooks that may look at the gradients
+            self._session.step()
+            self._stepped = True
+            return loss
+
+        plugin.optimizer_step = optimizer_step
+        self._restore.append(lambda: delattr(plugin, "optimizer_step"))
+
+    def _take_over_schedules(self, loop: Any) -> None:
+        advance = loop.update_lr_schedulers
+
+        def update_lr_schedulers(interval: str, update_plateau_schedulers: bool) -> None:
+            if interval != "step" or update_plateau_schedulers or self._session.applied:
+                advance(interval, update_plateau_schedulers)
+
+        loop.update_lr_schedulers = update_lr_schedulers
+        self._restore.append(lambda: delattr(loop, "update_lr_schedulers"))
+
+    def _release(self) -> None:
+        while self._restore:
+            self._restore.pop()()
+
+
+def _scaler(trainer: Trainer) -> Any:
+    return getattr(trainer.strategy.precision_plugin, "scaler", None)
+
+
+def _check(trainer: Trainer, pl_module: LightningModule) -> None:
+    strategy = trainer.strategy
+    if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
+        raise GuardError(
+            f"{len(trainer.optimizers)} optimizers, automatic_optimization is "
+            f"{pl_module.automatic_optimization}: the callback guards one optimizer under automatic "
+            "optimization; elsewhere use guard.GradientGuard in training_step"
+        )
+    if trainer.gradient_clip_val:
+        raise GuardError(
+            f"gradient_clip_val is {trainer.gradient_clip_val}, but the guard clips: leave it unset and give "
+            f"GuardConfig(clip=ClipConfig(max_norm={trainer.gradient_clip_val}))"
+        )
+    if type(pl_module).configure_gradient_clipping is not LightningModule.configure_gradient_clipping:
+        raise GuardError("configure_gradient_clipping is overridden, but the guard clips: remove it")
+    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or strategy.handles_gradient_accumulation:
+        raise GuardError(
+            f"{type(strategy).__name__} does not leave whole gradients on each rank: use one device or ddp"
+        )

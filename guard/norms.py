@@ -1,0 +1,81 @@
+"""Squared L2 norms of many gradients at once, in one pass over them.
+
+On the CPU a dot product reads a large contiguous tensor faster than torch's norm kernel does; many small
+tensors are cheapest in one ``_foreach_norm``, which is also the way on a GPU. Float32 sums drift on large
+tensors (3e-3 relative at 5e7 elements), so tensors are split at 2^20 elements and combined in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SPLIT_ELEMENTS = 1 << 20
+SMALL_ELEMENTS = 1 << 12
+
+
+def square_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+    """The squared L2 norm of each gradient, float64 [len(gradients)]; not finite where the gradient is not.
+
+    A gradient with an element above about 1e19 counts as infinite: its square leaves float32.
+    """
+    if not gradients:
+        return np.zeros(0)
+    if all(_plain(gradient) for gradient in gradients):
+        return _by_dot_products(gradients)
+    return _by_norms(gradients)
+
+
+def norm(gradient: Tensor) -> Tensor:
+    """The L2 norm, taken in float32 also of half precision; in float64 only of float64."""
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient, dtype=wide)
+
+
+def _plain(gradient: Tensor) -> bool:
+    return gradient.dtype is torch.float32 and gradient.is_cpu and gradient.is_contiguous()
+
+
+def _by_dot_products(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+    squares = np.zeros(len(gradients))
+    small = [i for i, gradient in enumerate(gradients) if gradient.numel() <= SMALL_ELEMENTS]
+    if small:
+        norms = torch.stack(torch._foreach_norm([gradients[i] for i in small])).numpy().astype(np.float64)
+        squares[small] = norms * norms
+    owners: list[int] = []
+    products: list[Tensor] = []
+    for i, gradient in enumerate(gradients):
+        if gradient.numel() > SMALL_ELEMENTS:
+            for piece in _pieces(gradient.view(-1)):
+                owners.append(i)
+                products.append(torch.dot(piece, piece))
+    if products:
+        np.add.at(squares, owners, torch.stack(products).numpy().astype(np.float64))
+    return squares
+
+
+def _by_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+    owners: list[int] = []
+    pieces: list[Tensor] = []
+    for i, gradient in enumerate(gradients):
+        for piece in _pieces(gradient):
+            owners.append(i)
+            pieces.append(piece)
+    if all(piece.dtype is torch.float32 for piece in pieces):
+        norms = torch._foreach_norm(pieces)
+    else:
+        norms = tuple(norm(piece).double() for piece in pieces)
+    values = torch.stack(norms).cpu().numpy().astype(np.float64)
+    squares = np.zeros(len(gradients))
+    np.add.at(squares, owners, values * values)
+    return squares
+
+
+def _pieces(gradient: Tensor) -> Sequence[Tensor]:
+    if gradient.numel() <= SPLIT_ELEMENTS:
+        return (gradient,)
+    return gradient.reshape(-1).split(SPLIT_ELEMENTS)
