@@ -43,8 +43,10 @@ format: setup  ## format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: setup  ## run the benchmarks
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: setup data  ## run the benchmarks; TRACES=folder adds the detector on a folder of logs
+	@$(BIN)/python tests/benchmarks/bench_hot_path.py
+	@if [ -n "$(TRACES)" ]; then $(BIN)/python tests/benchmarks/bench_detection.py "$(TRACES)"; fi
+	@$(BIN)/python tests/benchmarks/bench_explosion.py
 
 clean:  ## remove the virtual environment and caches; jobs are kept
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -7,18 +7,46 @@ for batch in loader:
     report = guard.step()
 """
 
-from guard.clips import ClipConfig
-from guard.config import GuardConfig
-from guard.decide import BudgetConfig
-from guard.detect import DetectConfig, SpikeDetector, Verdict
-from guard.errors import GuardError, GuardHalt, RankDivergence, UnsupportedGradient
-from guard.faults import FaultConfig, FaultInjector
-from guard.guard import GradientGuard
-from guard.metrics import GuardMetrics
-from guard.record import Incident, Journal
-from guard.recover import RecoveryConfig
-from guard.report import StepReport
-from guard.snapshot import SnapshotConfig
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from guard.clips import ClipConfig
+    from guard.config import GuardConfig
+    from guard.decide import BudgetConfig
+    from guard.detect import DetectConfig, SpikeDetector, Verdict
+    from guard.errors import GuardError, GuardHalt, RankDivergence, UnsupportedGradient
+    from guard.faults import FaultConfig, FaultInjector
+    from guard.guard import GradientGuard
+    from guard.metrics import GuardMetrics
+    from guard.record import Incident, Journal
+    from guard.recover import RecoveryConfig
+    from guard.report import StepReport
+    from guard.snapshot import SnapshotConfig
+
+_HOME = {
+    "BudgetConfig": "decide",
+    "ClipConfig": "clips",
+    "DetectConfig": "detect",
+    "FaultConfig": "faults",
+    "FaultInjector": "faults",
+    "GradientGuard": "guard",
+    "GuardConfig": "config",
+    "GuardError": "errors",
+    "GuardHalt": "errors",
+    "GuardMetrics": "metrics",
+    "Incident": "record",
+    "Journal": "record",
+    "RankDivergence": "errors",
+    "RecoveryConfig": "recover",
+    "SnapshotConfig": "snapshot",
+    "SpikeDetector": "detect",
+    "StepReport": "report",
+    "UnsupportedGradient": "errors",
+    "Verdict": "detect",
+}
 
 __all__ = [
     "BudgetConfig",
@@ -41,3 +69,10 @@ __all__ = [
     "UnsupportedGradient",
     "Verdict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: whoever needs the detector or the metrics alone does not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'guard' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"guard.{_HOME[name]}"), name)

@@ -79,11 +79,9 @@ def test_make_train_and_make_test(checkout: Sandbox) -> None:
     make = ("make", "-C", str(PACKAGE_ROOT), f"VENV={sys.prefix}")
     storage = checkout.path / "made"
     spec = checkout.spec("made", storage=str(storage), train={"max_steps": 20}, **QUICK)
-    for _ in range(2):
-        trained = checkout.run(*make, "train", f"SPEC={checkout.path / spec}")
-        assert trained.returncode == 0, trained.stdout
-        assert str(storage / "made" / "report.html") in trained.stdout.replace("\n", "")
-    assert (storage / "made.1").exists(), "the first run was set aside by the second, not lost"
+    trained = checkout.run(*make, "train", f"SPEC={checkout.path / spec}")
+    assert trained.returncode == 0, trained.stdout
+    assert str(storage / "made" / "report.html") in trained.stdout.replace("\n", "")
     tested = checkout.run(*make, "test", "ARGS=tests/test_imports.py")
     assert tested.returncode == 0, tested.stdout
 

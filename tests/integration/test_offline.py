@@ -1,0 +1,39 @@
+"""No CUDA, no system packages, no network: the example still trains on real images."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs.cluster import PACKAGE_ROOT
+from tests.integration.runner import GRADGUARD, Sandbox
+
+pytestmark = pytest.mark.slow
+
+ISOLATED = ("unshare", "--mount", "--net", "sh", "-c")
+PREPARE = "ip link set lo up && mkdir -p /usr/share/datasets && mount -t tmpfs none /usr/share/datasets"
+
+
+def can_isolate() -> bool:
+    """Whether this process may make namespaces without a network and without the system's data sets."""
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run([*ISOLATED, PREPARE], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_isolate(), reason="needs the right to make network and mount namespaces")
+def test_the_example_trains_on_digits_and_survives_its_faults(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    sandbox.environment["CUDA_VISIBLE_DEVICES"] = ""
+    example = PACKAGE_ROOT / "jobs" / "examples" / "fashion.yaml"
+    train = f"{PREPARE} && exec {GRADGUARD} train {example} --set train.max_steps=175"
+    run = sandbox.run(*ISOLATED, train)
+    assert run.returncode == 0, run.stdout
+    assert "digits" in run.stdout
+    result = sandbox.result("fashion")
+    assert result["metrics"]["test_accuracy"] > 0.9
+    assert result["skips"] >= 1
+    assert result["rollbacks"] >= 1
