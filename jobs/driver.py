@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import os
-import platform
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +19,13 @@ from jobs.cluster import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
 from jobs.files import write_json_atomic
 from jobs.fit import REJECTED, FitThread
-from jobs.folder import REPORT, JobFolder
+from jobs.folder import JobFolder
 from jobs.hub import ensure_hub
 from jobs.live import LiveView
 from jobs.report import write_report
+from jobs.result import complete
 from jobs.spec import JobSpec
+from jobs.watch import Watch, interrupts, metrics_at
 from jobs.workloads import load_workload
 
 logger = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def run_job(
             outcome = _follow(spec, folder, cluster, console)
         if outcome["status"] == REJECTED:
             raise JobError(outcome["error"])
-        result = _complete(outcome, spec, time.monotonic() - started, command)
+        result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
     return result
 
@@ -94,8 +92,8 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     thread = FitThread(spec, hub, use_gpu=use_gpu, scratch=scratch)
-    with LiveView(console) as view, _interrupts() as interrupts:
-        watch = _Watch(hub, spec.name, view)
+    with LiveView(console) as view, interrupts() as interrupted:
+        watch = Watch(hub, spec.name, view)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
         watch.say("info", f"starting {spec.scale.workers} workers on {where}; metrics at {metrics_at(hub)}")
         thread.start()
@@ -103,7 +101,7 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
         while thread.is_alive():
             thread.join(POLL_S)
             watch.poll()
-            if interrupts.is_set() and deadline is None:
+            if interrupted.is_set() and deadline is None:
                 deadline = time.monotonic() + (STOP_GRACE_S if watch.training else 0.0)
                 watch.stop()
             if deadline is not None and watch.phase == "saving":
@@ -132,74 +130,6 @@ def _tell(reply: Any) -> None:
         logger.warning("the metrics hub does not answer: %s", error)
 
 
-class _Watch:
-    """Polls the hub for one job and feeds the view."""
-
-    def __init__(self, hub: Any, job: str, view: LiveView) -> None:
-        self._hub, self._job, self._view = hub, job, view
-        self._seq = 0
-        self.phase = "starting"
-
-    @property
-    def training(self) -> bool:
-        """Whether there is a state worth saving."""
-        return self.phase != "starting"
-
-    def poll(self) -> None:
-        """Shows what is new."""
-        try:
-            answer = ray.get(self._hub.status.remote(self._job, self._seq), timeout=2.0)
-        except ray.exceptions.RayError:
-            return  # a hub that restarts answers the next poll
-        for event in answer["events"]:
-            self._seq = max(self._seq, event["seq"])
-        if answer["status"] is not None:
-            self.phase = answer["status"]["phase"]
-        self._view.update(answer["status"], answer["events"])
-
-    def stop(self) -> None:
-        """Asks the job to save its state and end."""
-        text = "saving the state" if self.training else "nothing has been trained yet"
-        self.say("warning", f"stopping: {text}; a second Ctrl-C ends at once")
-        self._hub.command.remote(self._job, "stop")
-
-    def say(self, level: str, text: str) -> None:
-        """Shows a line of the driver's own."""
-        event = {"seq": 0, "time": time.time(), "step": 0, "level": level, "text": text}
-        self._view.update(None, [event])
-
-
-def metrics_at(hub: Any) -> str:
-    """Where the hub serves the metrics."""
-    try:
-        address: str = ray.get(hub.address.remote(), timeout=5.0)
-    except ray.exceptions.RayError:
-        return "an address that the hub does not tell"
-    return address
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process at once, as ever."""
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: Any) -> None:
-        seen.set()
-        signal.signal(number, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:
     if spec.scale.device == "auto":
         return cluster.gpus >= spec.scale.workers
@@ -210,37 +140,6 @@ def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
     workers = spec.scale.workers
     needed = {"CPU": float(workers * spec.scale.cpus_per_worker)}
     return {**needed, "GPU": float(workers)} if use_gpu else needed
-
-
-def _complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
-    finished = outcome["status"] == "succeeded"
-    return {
-        **dict.fromkeys(("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost"), 0),
-        "guard_share": 0.0,
-        "metrics": {},
-        "checkpoint": None,
-        "world_size": spec.scale.workers,
-        **outcome,
-        "incidents": outcome.get("anomalies", 0),
-        "seconds": seconds,
-        "report": REPORT,
-        "resume": None if finished else f"{command} --resume",
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """What the job ran with."""
-    packages = ("gradguard", "torch", "torchvision", "ray")
-    found = {name: _version(name) for name in packages}
-    return {**found, "python": platform.python_version()}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _write(folder: JobFolder, result: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from jobs.workloads.errors import WorkloadError
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
 BAD_INPUT = 2
+INTERRUPTED = 130
 SPEC_VARIABLE = "GRADGUARD_SPEC"
 USER_ERRORS = (SpecError, JobError, ClusterError, DataError, WorkloadError)
 
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from guard.replay import TraceError
-from jobs.entrypoint import BAD_INPUT, USER_ERRORS, train_and_summarize
+from jobs.entrypoint import BAD_INPUT, INTERRUPTED, USER_ERRORS, train_and_summarize
 from jobs.spec import JobSpec
 from service.cluster_commands import add_cluster_commands
 from service.local_commands import add_local_commands
@@ -63,4 +63,4 @@ def main() -> None:
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

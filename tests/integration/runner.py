@@ -43,6 +43,13 @@ class Sandbox:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
 
+    def project(self, name: str) -> Sandbox:
+        """A folder in this one to work in, with the same HOME: what jobs leave in HOME is not in it."""
+        inner = Sandbox(self.path / name)
+        inner.path.mkdir(exist_ok=True)
+        inner.environment = self.environment
+        return inner
+
     def spec(self, name: str = "digits", **changes: Any) -> str:
         """Writes the digits job, with sections changed, and returns its file name."""
         merged = {**DIGITS, "name": name}

@@ -125,7 +125,7 @@ def test_the_metrics_can_be_read_while_a_job_runs(checkout: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_the_commands_for_a_cluster(cluster: Cluster) -> None:
-    sandbox = as_checkout(cluster.sandbox)
+    sandbox = as_checkout(cluster.sandbox.project("readme"))
     submit_plain, submit, listing, logs, stop = [
         line.replace("http://127.0.0.1:8265", cluster.url)
         for line in commands("ray ") + commands("gradguard ")[3:7]
@@ -141,7 +141,7 @@ def test_the_commands_for_a_cluster(cluster: Cluster) -> None:
 
 @pytest.mark.slow
 def test_the_python_job_api(cluster: Cluster) -> None:
-    sandbox = as_checkout(cluster.sandbox)
+    sandbox = as_checkout(cluster.sandbox.project("readme"))
     program = blocks("python")[1].replace("http://127.0.0.1:8265", cluster.url)
     run: subprocess.CompletedProcess[str] = sandbox.run(str(BIN / "python"), "-c", program)
     assert run.returncode == 0, run.stdout

@@ -12,7 +12,7 @@ from jobs.client import JobNotFound, JobTimeout
 from jobs.cluster import PACKAGE_ROOT
 from jobs.errors import JobError
 from tests.integration.cluster import RAY, Cluster
-from tests.integration.runner import GRADGUARD
+from tests.integration.runner import GRADGUARD, Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -20,8 +20,8 @@ SHORT = {"train": {"max_steps": 12}, "scale": {"workers": 1}}
 
 
 def test_ray_job_submit_ends_succeeded(cluster: Cluster) -> None:
-    spec = cluster.sandbox.spec("plain", **SHORT)
-    run = submit_plain(cluster, "plain", spec)
+    project = checkout(cluster)
+    run = submit_plain(cluster, project, "plain", project.spec("plain", **SHORT))
     assert run.returncode == 0, run.stdout
     assert "succeeded" in run.stdout
     assert JobClient(cluster.url).get("plain").status == "succeeded"
@@ -29,8 +29,9 @@ def test_ray_job_submit_ends_succeeded(cluster: Cluster) -> None:
 
 
 def test_a_failing_job_ends_with_its_own_exit_code(cluster: Cluster) -> None:
-    (cluster.sandbox.path / "wrong.yaml").write_text("optimizer: {lr: -1}\n")
-    run = submit_plain(cluster, "wrong", "wrong.yaml")
+    project = checkout(cluster)
+    (project.path / "wrong.yaml").write_text("optimizer: {lr: -1}\n")
+    run = submit_plain(cluster, project, "wrong", "wrong.yaml")
     assert run.returncode == 1
     job = JobClient(cluster.url).get("wrong")
     assert (job.status, job.exit_code) == ("failed", 2)
@@ -85,18 +86,16 @@ def test_wrong_addresses_and_ids_are_one_clear_line(cluster: Cluster) -> None:
     assert "Traceback" not in run.stdout
 
 
-def submit_plain(cluster: Cluster, job_id: str, spec: str) -> subprocess.CompletedProcess[str]:
+def checkout(cluster: Cluster) -> Sandbox:
+    """A folder with our packages, as a user's checkout has them."""
+    project = cluster.sandbox.project("checkout")
     for package in ("guard", "jobs"):
-        shutil.copytree(PACKAGE_ROOT / package, cluster.sandbox.path / package, dirs_exist_ok=True)
-    command = (
-        RAY,
-        "job",
-        "submit",
-        "--address",
-        cluster.url,
-        "--submission-id",
-        job_id,
-        "--working-dir",
-        ".",
-    )
-    return cluster.sandbox.run(*command, "--", "python", "-m", "jobs.train", spec)
+        shutil.copytree(PACKAGE_ROOT / package, project.path / package, dirs_exist_ok=True)
+    return project
+
+
+def submit_plain(
+    cluster: Cluster, project: Sandbox, job_id: str, spec: str
+) -> subprocess.CompletedProcess[str]:
+    submit = (RAY, "job", "submit", "--address", cluster.url, "--submission-id", job_id, "--working-dir", ".")
+    return project.run(*submit, "--", "python", "-m", "jobs.train", spec)
