@@ -45,8 +45,11 @@ class Checkpoints:
         try:
             self._write(self._path(step), {"step": step, "parts": state, "generators": generators})
             self._retire()
-        except OSError as error:
-            return error.strerror or str(error)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(self._temporary(step), ignore_errors=True)
+            # torch.save says RuntimeError, and nothing of use, when a disk is full
+            reason = error.strerror if isinstance(error, OSError) else None
+            return reason or "it could not be written whole; is the disk full?"
         return None
 
     def forget_after(self, step: int) -> None:
@@ -77,11 +80,14 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}"
 
+    def _temporary(self, step: int) -> Path:
+        return self._folder / f".step-{step:08d}.tmp"
+
     def _all(self) -> list[Path]:
         return _complete(self._folder)
 
     def _write(self, target: Path, state: dict[str, Any]) -> None:
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary = self._temporary(int(state["step"]))
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         with (temporary / FILE).open("wb") as file:

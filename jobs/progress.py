@@ -31,7 +31,8 @@ class Progress:
         self._spec = spec
         self._guard = guard
         self._total_steps = total_steps
-        self._rows = JsonlWriter(folder.metrics) if rank == 0 else None
+        self._path = folder.metrics if rank == 0 else None
+        self._rows: JsonlWriter | None = None
         self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
@@ -95,9 +96,11 @@ class Progress:
         return {**_counters(totals), "clips": totals["steps"]["clipped"], "guard_share": share}
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._rows is None:
+        if self._path is None:
             return
         try:
+            if self._rows is None:
+                self._rows = JsonlWriter(self._path)
             self._rows.write(row)
         except OSError as error:
             self._failed_writes += 1
