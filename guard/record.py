@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,11 +86,11 @@ def _ends_torn(file: BinaryIO) -> bool:
 
 
 def strict(value: Any) -> Any:
-    """``value`` with every non-finite float as a string, so that it is strict JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
+    """A copy in which every float that strict JSON cannot hold is the string nan, inf or -inf."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [strict(item) for item in value]
     return value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from guard.detect import DetectConfig, SpikeDetector, Verdict
+from guard.record import strict
 
 ALARMS = frozenset({"spike", "nonfinite"})
 """The verdicts on which the guard rolls back, or skips in any case."""
@@ -71,8 +72,8 @@ class ReplayResult:
         return {
             "rows": self.rows,
             "suspects": self.suspects,
-            "alarms": [_strict(entry) for entry in self.alarms],
-            "trends": [_strict(entry) for entry in self.trends],
+            "alarms": strict(self.alarms),
+            "trends": strict(self.trends),
         }
 
 
@@ -194,7 +195,3 @@ def _step(path: Path, line: int, cell: object) -> float:
     if number is None or not math.isfinite(number):
         raise TraceError(path, line, f"step is {cell!r}, not a number: number every row")
     return number
-
-
-def _strict(entry: dict[str, Any]) -> dict[str, Any]:
-    return {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from guard.record import strict
+
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONFINITE_ON_DISK = (b'"nan"', b'"inf"', b'"-inf"')
 
@@ -68,7 +70,7 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
 
 def write_json_atomic(path: str | Path, obj: Mapping[str, Any]) -> None:
     """Replace a JSON document: a reader sees the old one or the new one, never a part."""
-    write_text_atomic(path, json.dumps(to_strict(obj), indent=2, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(strict(obj), indent=2, allow_nan=False) + "\n")
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
@@ -101,7 +103,7 @@ class JsonlWriter:
             self._file.write("\n")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(to_strict(row), allow_nan=False, separators=(",", ":")) + "\n")
+        self._file.write(json.dumps(strict(row), allow_nan=False, separators=(",", ":")) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -116,19 +118,8 @@ class JsonlWriter:
         self.close()
 
 
-def to_strict(value: Any) -> Any:
-    """A copy in which every float that strict JSON cannot hold is "nan", "inf" or "-inf"."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, Mapping):
-        return {str(key): to_strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_strict(item) for item in value]
-    return value
-
-
 def from_strict(value: Any) -> Any:
-    """The inverse of `to_strict`; the fields in `TEXT_FIELDS` are left alone."""
+    """The inverse of `guard.record.strict`; the fields in `TEXT_FIELDS` are left alone."""
     if isinstance(value, str):
         return _NONFINITE.get(value, value)
     if isinstance(value, dict):

@@ -166,9 +166,6 @@ class TrainSpec(Config):
 class MetricsSpec(Config):
     """The Prometheus endpoint."""
 
-    enabled: bool = True
-    """Whether the job's metrics are served."""
-
     port: int = Field(default=9410, ge=0, le=65535)
     """Port of the endpoint, one for all jobs of a cluster."""
 

@@ -27,6 +27,8 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
             status = "stopped"
     except GuardHalt as halt:
         status, error = "halted", str(halt)
+        run.checkpoints.forget_after(run.guard.steps)
+        run.progress.event("error", error)
     if status == "succeeded" and run.guard.steps not in run.evaluated_at:
         evaluate(run)
     save(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from jobs.entrypoint import BAD_INPUT, INTERRUPTED, USER_ERRORS, train_and_summa
 from jobs.spec import JobSpec
 from service.cluster_commands import add_cluster_commands
 from service.local_commands import add_local_commands
+from service.options import SetOption, SpecArgument
 
 app = typer.Typer(
     name="gradguard",
@@ -22,11 +22,6 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-
-SpecArgument = Annotated[Path, typer.Argument(help="The job's spec, YAML or JSON.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the spec.")
-]
 
 
 @app.command()

@@ -13,6 +13,7 @@ from rich.table import Table
 from jobs.client import Job, JobClient
 from jobs.entrypoint import EXIT_CODES
 from jobs.spec import JobSpec
+from service.options import SetOption, SpecArgument
 
 AddressOption = Annotated[
     str,
@@ -33,10 +34,8 @@ def add_cluster_commands(app: typer.Typer) -> None:
 
 
 def submit(
-    spec: Annotated[Path, typer.Argument(help="The job's spec, YAML or JSON.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the spec.")
-    ] = None,
+    spec: SpecArgument,
+    overrides: SetOption = None,
     address: AddressOption = LOCAL,
     working_dir: Annotated[
         Path | None, typer.Option(help="Folder to ship with the job, for a workload of your own.")

@@ -12,6 +12,7 @@ from jobs.errors import JobError
 from jobs.folder import JobFolder
 from jobs.report import write_report
 from jobs.spec import JobSpec
+from service.options import SetOption, SpecArgument
 from service.replay_command import replay
 
 
@@ -23,10 +24,8 @@ def add_local_commands(app: typer.Typer) -> None:
 
 
 def check(
-    spec: Annotated[Path, typer.Argument(help="The job's spec, YAML or JSON.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the spec.")
-    ] = None,
+    spec: SpecArgument,
+    overrides: SetOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print the whole spec, defaults included.")] = False,
 ) -> None:
     """Validate a spec, without training anything."""

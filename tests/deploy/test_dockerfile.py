@@ -36,7 +36,7 @@ def test_continued_lines_and_comments_are_parsed() -> None:
 
 
 def test_only_known_instructions_are_used(instructions: list[Instruction]) -> None:
-    known = {"FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
+    known = {"FROM", "ARG", "RUN", "ENV", "WORKDIR", "COPY", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
     assert instructions[0] == ("FROM", "python:3.11-slim")
     assert {name for name, _ in instructions} <= known
 

@@ -41,10 +41,13 @@ def test_a_failing_job_ends_with_its_own_exit_code(cluster: Cluster) -> None:
 def test_a_halted_job_says_so(cluster: Cluster) -> None:
     faults = [{"kind": "nan_loss", "step": 4, "times": 100}]
     guard = {"budget": {"rollbacks": 0}}
-    spec = cluster.sandbox.spec("halting", faults=faults, guard=guard, **SHORT)
+    short = {**SHORT, "train": {"max_steps": 12, "checkpoint_every_steps": 1}}
+    spec = cluster.sandbox.spec("halting", faults=faults, guard=guard, **short)
     client = JobClient(cluster.url)
     job = client.submit(JobSpec.load(cluster.sandbox.path / spec)).wait(timeout_s=200)
     assert (job.status, job.exit_code) == ("halted", 3), "".join(job.logs())
+    kept = sorted((cluster.sandbox.path / "gradguard" / "runs" / job.id / "checkpoints").glob("step-*"))
+    assert [path.name for path in kept] == ["step-00000000"], "the healthy state, and none after it"
 
 
 def test_the_client_submits_follows_and_waits(cluster: Cluster) -> None:

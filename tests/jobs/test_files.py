@@ -3,13 +3,13 @@ import math
 
 import pytest
 
+from guard.record import strict
 from jobs.files import (
     JsonlWriter,
     from_strict,
     iter_jsonl,
     read_json,
     read_jsonl,
-    to_strict,
     write_json_atomic,
     write_text_atomic,
 )
@@ -107,7 +107,7 @@ def test_a_document_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 def test_strict_form_is_inverted_by_reading():
     value = {"a": [1, 2.5, math.inf, None, True, "text"], "b": {"c": (-math.inf,)}}
-    assert from_strict(to_strict(value)) == {
+    assert from_strict(strict(value)) == {
         "a": [1, 2.5, math.inf, None, True, "text"],
         "b": {"c": [-math.inf]},
     }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, StepReport
-from jobs.files import to_strict
+from guard.record import strict
 from jobs.rows import describe, step_row
 
 
@@ -32,7 +32,7 @@ def reports(fault: dict[str, Any], steps: int = 40) -> list[StepReport]:
 
 def test_a_row_is_strict_json_whatever_happened() -> None:
     for report in reports({"kind": "nan_loss", "step": 30}):
-        row = json.loads(json.dumps(to_strict(step_row(report, 0.1, None)), allow_nan=False))
+        row = json.loads(json.dumps(strict(step_row(report, 0.1, None)), allow_nan=False))
         assert row["action"] == report.action
         assert "layers" not in row
 

@@ -24,7 +24,7 @@ FULL = {
     "train": {"max_steps": 30, "checkpoint_every_steps": 10},
     "guard": {"mode": "off", "clip": {"max_norm": 0.5}},
     "faults": [{"kind": "nan_loss", "step": 12, "rank": 1}],
-    "metrics": {"enabled": False, "port": 0},
+    "metrics": {"port": 0},
 }
 
 
