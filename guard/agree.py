@@ -7,6 +7,7 @@ function of agreed numbers only, all ranks reach it.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from guard.errors import GuardError, RankDivergence
 
-LOSS, STOP, LOCAL_NORM, GRAD_NORM, DIGEST = range(5)
+LOSS, STOP, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
+WIDTH = 6
 TOLERANCE = 1e-3
+_NO_JUMP = -1.0
 # Renamed in torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -29,7 +32,8 @@ class Agreed:
     """What all ranks know of one step; arrays have one entry a rank.
 
     ``losses`` is each rank's mean loss over its micro-batches, ``local_norms`` each rank's gradient norm
-    before the all-reduce one step ago (NaN where it was not taken).
+    before the all-reduce one step ago (NaN where it was not taken). Where there are several micro-batches,
+    those whose loss is not finite are left out of the means and counted in ``rejected``.
     """
 
     loss: float
@@ -37,6 +41,11 @@ class Agreed:
     losses: NDArray[np.float64]
     local_norms: NDArray[np.float64]
     stop: bool
+    buffer_jump: float | None = None
+    """The largest over ranks; None where the model has no floating-point buffers."""
+    micro_batches: int = 1
+    """Of all ranks together."""
+    rejected: int = 0
 
 
 class Agreement:
@@ -50,32 +59,63 @@ class Agreement:
         self._device = device
         self._pending: list[tuple[Tensor, dist.Work | None]] = []
 
-    def send(self, loss: Tensor, *, stop: bool, local_norm: float, grad_norm: float, digest: int) -> None:
+    def send(
+        self,
+        loss: Tensor,
+        *,
+        stop: bool,
+        local_norm: float | Tensor,
+        grad_norm: float,
+        digest: int,
+        buffer_jump: Tensor | None = None,
+    ) -> None:
         """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before."""
-        row = torch.tensor([0.0, float(stop), local_norm, grad_norm, float(digest)], device=self._device)
+        row = self._row([0.0, float(stop), math.nan, grad_norm, _NO_JUMP, float(digest)])
         row[LOSS] = loss.detach()
+        row[LOCAL_NORM] = local_norm
+        if buffer_jump is not None:
+            row[JUMP] = buffer_jump
         self._pending.append(self._gather(row, async_op=True))
 
     def receive(self) -> Agreed:
-        """Waits for the rows of every ``send`` since the last call.
+        """Waits for the rows of every ``send`` since the last call, and reads them.
 
         Raises:
             RankDivergence: on all ranks, if their decision states or their last global norms differ.
             GuardError: if nothing was sent.
         """
+        return self.read(self.receive_rows().cpu().numpy().astype(np.float64))
+
+    def receive_rows(self) -> Tensor:
+        """The rows of every ``send`` since the last call, [micro-batches, ranks, WIDTH], not read yet."""
         if not self._pending:
             raise GuardError(
                 "step was called without backward: call guard.backward(loss), not loss.backward()"
             )
-        rows = [_wait(gathered, work) for gathered, work in self._pending]
-        self._pending = []
+        pending, self._pending = self._pending, []
+        for _, work in pending:
+            if work is not None:
+                work.wait()
+        return torch.stack([gathered for gathered, _ in pending])
+
+    def read(self, rows: NDArray[np.float64]) -> Agreed:
+        """What ``receive_rows`` says, once it is on the host. Raises as ``receive`` does."""
         last = rows[-1]
         if self.world_size > 1:
             _check_digests(last[:, DIGEST])
             _check_norms(last[:, GRAD_NORM])
+        losses, rejected = _losses(rows[:, :, LOSS])
         with np.errstate(invalid="ignore"):
-            losses = last[:, LOSS] if len(rows) == 1 else np.mean([row[:, LOSS] for row in rows], axis=0)
-            return Agreed(float(losses.mean()), losses, last[:, LOCAL_NORM], bool(last[:, STOP].any()))
+            jump = float(last[:, JUMP].max())  # NaN if any is
+            return Agreed(
+                loss=float(losses.mean()),
+                losses=losses,
+                local_norms=last[:, LOCAL_NORM],
+                stop=bool(last[:, STOP].any()),
+                buffer_jump=None if jump == _NO_JUMP else jump,
+                micro_batches=rows.shape[0] * rows.shape[1],
+                rejected=rejected,
+            )
 
     def collect(self, local_norm: float, *, digest: int) -> NDArray[np.float64]:
         """The local norm of each rank, at once. Collective: every rank calls it on the same verdict.
@@ -83,10 +123,17 @@ class Agreement:
         The row is as wide as that of ``send``: a rank that came to another verdict, because its memory was
         damaged after the all-reduce, and has gone on to its next ``send``, shows by its digest.
         """
-        row = torch.tensor([0.0, 0.0, local_norm, 0.0, float(digest)], device=self._device)
-        rows = _wait(*self._gather(row, async_op=False))
+        row = self._row([0.0, 0.0, local_norm, 0.0, _NO_JUMP, float(digest)])
+        gathered, _ = self._gather(row, async_op=False)
+        rows = gathered.cpu().numpy().astype(np.float64)
         _check_digests(rows[:, DIGEST])
         return rows[:, LOCAL_NORM]
+
+    def _row(self, values: list[float]) -> Tensor:
+        if self._device.type == "cpu":
+            return torch.tensor(values)
+        # pinned and not waited for: a plain copy to the device would stop the host
+        return torch.tensor(values, pin_memory=True).to(self._device, non_blocking=True)
 
     def _gather(self, row: Tensor, *, async_op: bool) -> tuple[Tensor, dist.Work | None]:
         if self.world_size == 1:
@@ -131,7 +178,13 @@ def _minority(equal: NDArray[np.bool_]) -> str:
     return f"rank {', '.join(map(str, odd))}" if odd else ""
 
 
-def _wait(gathered: Tensor, work: dist.Work | None) -> NDArray[np.float64]:
-    if work is not None:
-        work.wait()
-    return gathered.cpu().numpy().astype(np.float64)
+def _losses(losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Each rank's mean over micro-batches [micro-batches, ranks], and how many were left out of them."""
+    finite = np.isfinite(losses)
+    if len(losses) == 1 or finite.all():
+        with np.errstate(invalid="ignore"):
+            return losses.mean(axis=0), 0
+    counts = finite.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(finite, losses, 0.0).sum(axis=0) / counts  # NaN for a rank with none left
+    return means, int(losses.size - counts.sum())

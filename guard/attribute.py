@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.detect import Verdict
+
 TOP_LAYERS = 8
+LOOK_BACK = 4
+"""An incident began at most so many attempts ago."""
+ELEVATED = 0.7
+"""From this share of what is news on a signal has moved."""
 _DECAY = 0.98
 
 
@@ -76,3 +83,21 @@ def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) ->
         }
         for r in order
     ]
+
+
+def first_mover(window: Sequence[Mapping[str, Any]], verdict: Verdict) -> dict[str, Any] | None:
+    """The signal that left its level first, of the last few attempts up to this one.
+
+    ``ratio`` is its excess in units of what is news. None where no loss or norm moved at all.
+    """
+    rows = list(window)[-LOOK_BACK:]
+    elevated = [
+        (row["attempt"], -ratio, signal)
+        for row in rows
+        for signal, ratio in (row["ratios"] or {}).items()
+        if ratio >= ELEVATED
+    ]
+    if not elevated:
+        return {"signal": verdict.signal, "attempt": rows[-1]["attempt"], "ratio": None} if rows else None
+    attempt, ratio, signal = min(elevated)
+    return {"signal": signal, "attempt": attempt, "ratio": -ratio}

@@ -17,8 +17,10 @@ from guard.snapshot import SnapshotConfig
 class GuardConfig(Config):
     """What the guard watches and how far it may go; the defaults suit a run nobody has tuned yet."""
 
-    mode: Literal["exact", "shadow", "off"] = "exact"
-    """``exact`` acts; ``shadow`` watches and reports what it would have done; ``off`` is a bare loop."""
+    mode: Literal["exact", "deferred", "shadow", "off"] = "exact"
+    """``exact`` decides before each optimizer step. ``deferred`` leaves clipping and skipping to a fused
+    optimizer and reads what happened one step later, so that the host never waits for the device. ``shadow``
+    watches and reports what it would have done; ``off`` is a bare loop."""
 
     clip: ClipConfig = Field(default_factory=ClipConfig)
     """Clipping."""
@@ -40,3 +42,15 @@ class GuardConfig(Config):
 
     local_norm: Literal["off", "always"] | PositiveInt = "always"
     """Each rank's gradient norm before the all-reduce: never, always, or every k steps. Names the culprit."""
+
+    update_norm: Literal["off", "always"] | PositiveInt = 25
+    """How far the weights move: measured never, after every step, or after every k steps (and each snapshot).
+    Shows damage to weights, moments and learning rate; needs one more copy of the weights."""
+
+    dead_steps: PositiveInt = 100
+    """A layer whose gradient is exactly zero in so many steps in a row is reported as dead."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether the guard may change anything."""
+        return self.mode in ("exact", "deferred")

@@ -79,8 +79,13 @@ class Ladder:
         if verdict.kind == "spike":
             return self._roll_back_or_skip(f"{verdict.signal} spike", can_roll_back)
         if verdict.kind == "nonfinite":
-            return self._skip(f"{verdict.signal} is not finite", can_roll_back)
+            reason = f"{verdict.signal} is not finite"
+            if verdict.signal == "update_norm":  # it is the weights: another batch does not help
+                return self._roll_back_or_skip(reason, can_roll_back)
+            return self._skip(reason, can_roll_back)
         if verdict.kind == "suspect":
+            if verdict.signal == "update_norm":  # applied already, and no spike
+                return Decision("apply", "update_norm is suspect")
             if self._suspect_rung == "clip":
                 return Decision("clip", f"{verdict.signal} is suspect")
             return self._skip(f"{verdict.signal} is suspect", can_roll_back)

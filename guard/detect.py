@@ -10,6 +10,7 @@ time adds nothing.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from math import isfinite
@@ -22,7 +23,7 @@ from guard.level import Level, LevelSpec
 from guard.trend import Trend
 
 Kind = Literal["ok", "suspect", "spike", "nonfinite", "drift", "vanishing"]
-Signal = Literal["loss", "grad_norm", "update_norm"]
+Signal = Literal["loss", "grad_norm", "update_norm", "buffers"]
 
 _ALLOWANCE = 0.4
 """What a row's ratio must exceed to count as evidence; as much is forgotten in each row."""
@@ -44,6 +45,8 @@ _OVERWHELMING_LOSS = math.log(2)
 """... twice the level of the loss, or ..."""
 _OVERWHELMING_UPDATE = math.log(10)
 """... ten times that of the update, which has been applied: skipping the next one does not help."""
+_BUFFER_JUMP = math.log(10)
+"""A jump of the buffers is suspect from ten times its level on: a short last batch alone makes it large."""
 
 
 class DetectConfig(Config):
@@ -103,12 +106,14 @@ class SpikeDetector:
     """
 
     __slots__ = (
+        "_buffers",
         "_evidence",
         "_grad",
         "_levels",
         "_linear",
         "_loss",
         "_norms",
+        "_ratios",
         "_rows",
         "_surges",
         "_trend",
@@ -121,13 +126,16 @@ class SpikeDetector:
         self._loss = Level(self._spec(self.config.min_excess, signed=True))
         self._grad = Level(self._spec(self.config.min_excess_norm))
         self._update = Level(self._spec(self.config.min_excess_norm))
+        self._buffers = Level(self._spec(math.expm1(_BUFFER_JUMP)))
         self._levels: dict[Signal, Level] = {
             "loss": self._loss,
             "grad_norm": self._grad,
             "update_norm": self._update,
+            "buffers": self._buffers,
         }
         self._evidence = 0.0
         self._norms = (0.0, 0.0)
+        self._ratios = (0.0, 0.0, 0.0)
         self._surges = 0
         self._rows = 0
         self._trend = Trend()
@@ -146,7 +154,11 @@ class SpikeDetector:
         )
 
     def observe(
-        self, loss: float | None, grad_norm: float | None = None, update_norm: float | None = None
+        self,
+        loss: float | None,
+        grad_norm: float | None = None,
+        update_norm: float | None = None,
+        buffer_jump: float | None = None,
     ) -> Verdict:
         """Judges one step.
 
@@ -154,16 +166,19 @@ class SpikeDetector:
             loss: the loss of this step, of any sign; None when it was not measured.
             grad_norm: the global gradient norm of this step, before clipping.
             update_norm: the norm of the previous step's parameter change, best divided by its learning rate.
+            buffer_jump: how far this step's forward moved the floating-point buffers.
         """
         if (
             (loss is not None and not isfinite(loss))
             or (grad_norm is not None and not isfinite(grad_norm))
             or (update_norm is not None and not isfinite(update_norm))
+            or (buffer_jump is not None and not isfinite(buffer_jump))
         ):
-            return self._nonfinite(loss, grad_norm)
+            return self._nonfinite(loss, grad_norm, update_norm)
         on_loss = 0.0 if loss is None else self._loss.measure(loss)
         on_grad = 0.0 if grad_norm is None else self._grad.measure(grad_norm)
         on_update = 0.0 if update_norm is None else self._update.measure(update_norm)
+        self._ratios = (on_loss, on_grad, on_update)
         verdict = self._judge(on_loss, on_grad, on_update)
         spike = verdict.signal if verdict.kind == "spike" else None
         if loss is not None and self._loss.settle(on_loss, spike == "loss"):
@@ -173,15 +188,62 @@ class SpikeDetector:
             self._grad.settle(on_grad, spike == "grad_norm")
         if update_norm is not None:
             self._update.settle(on_update, spike == "update_norm")
+        if buffer_jump is not None:
+            verdict = self._judge_buffers(buffer_jump, verdict)
         self._rows = rows = self._rows + 1
         if rows % self._loss.spec.level_rows or verdict.kind != "ok":
             return verdict
         return self._judge_trend() or verdict
 
+    def foresee(
+        self,
+        loss: float,
+        grad_norm: float,
+        update_norm: float | None = None,
+        buffer_jump: float | None = None,
+    ) -> Verdict:
+        """What ``observe`` would say, but for drift and vanishing; changes nothing and learns nothing."""
+        if loss <= 0.0 and not self._loss.linear:
+            return copy.deepcopy(self).observe(loss, grad_norm, update_norm, buffer_jump)
+        row = (loss, grad_norm, update_norm, buffer_jump)
+        if not all(value is None or isfinite(value) for value in row):
+            return self._nonfinite(loss, grad_norm, update_norm)
+        kept = self._evidence, self._norms, self._surges
+        on_update = 0.0 if update_norm is None else self._update.measure(update_norm)
+        verdict = self._judge(self._loss.measure(loss), self._grad.measure(grad_norm), on_update)
+        self._evidence, self._norms, self._surges = kept
+        if verdict.kind == "ok" and buffer_jump is not None:
+            on_buffers = self._buffers.measure(buffer_jump)
+            if on_buffers >= 1.0 and self._buffers.excess >= _BUFFER_JUMP:
+                return self._verdict("suspect", "buffers", on_buffers)
+        return verdict
+
+    def ratios(self) -> dict[str, float]:
+        """The excess of the last row over the run's level, in units of what is news; by signal."""
+        return dict(zip(("loss", "grad_norm", "update_norm"), self._ratios, strict=True))
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough history for the ordinary thresholds."""
+        return self._loss.ready and self._grad.ready
+
+    def limits(self) -> tuple[float, float]:
+        """The loss and the gradient norm from which on a single row is more than ``ok``."""
+        loss, grad = self._loss, self._grad
+        norm = grad.natural(grad.origin + max(grad.threshold, _NORM_SUSPECT))
+        return loss.natural(loss.origin + loss.threshold), norm
+
     def typical(self, signal: Signal) -> float | None:
         """The median of the recent accepted values of a signal; None until there is enough history."""
         level = self._levels[signal]
         return level.natural(level.level) if level.ready else None
+
+    def _judge_buffers(self, jump: float, verdict: Verdict) -> Verdict:
+        """A jump of the buffers makes an otherwise normal step suspect."""
+        ratio = self._buffers.measure(jump)
+        suspect = ratio >= 1.0 and self._buffers.excess >= _BUFFER_JUMP
+        self._buffers.settle(ratio, verdict.kind != "ok")
+        return self._verdict("suspect", "buffers", ratio) if suspect and verdict.kind == "ok" else verdict
 
     def _judge(self, on_loss: float, on_grad: float, on_update: float) -> Verdict:
         """The verdict on a row of ratios."""
@@ -226,9 +288,16 @@ class SpikeDetector:
         baseline = level.natural(level.origin) if level.ready else None
         return Verdict(kind, signal, ratio * level.spec.sigmas, baseline)
 
-    def _nonfinite(self, loss: float | None, grad_norm: float | None) -> Verdict:
-        signal: Signal = "update_norm"
-        if loss is not None and not isfinite(loss):
+    def _nonfinite(self, loss: float | None, grad_norm: float | None, update_norm: float | None) -> Verdict:
+        signal: Signal = "buffers"
+        row = (loss, grad_norm, update_norm)
+        loss_ratio, grad_ratio, update_ratio = (
+            math.inf if value is not None and not isfinite(value) else 0.0 for value in row
+        )
+        self._ratios = (loss_ratio, grad_ratio, update_ratio)
+        if update_norm is not None and not isfinite(update_norm):
+            signal = "update_norm"
+        elif loss is not None and not isfinite(loss):
             signal = "loss"
         elif grad_norm is not None and not isfinite(grad_norm):
             signal = "grad_norm"
@@ -281,7 +350,8 @@ class SpikeDetector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state_dict``, of a detector with the same configuration."""
         for signal, level in self._levels.items():
-            level.load_state_dict(state["levels"][signal])
+            if signal in state["levels"]:
+                level.load_state_dict(state["levels"][signal])
         self._evidence = float(state["evidence"])
         last, before = state["norms"]
         self._norms = (float(last), float(before))

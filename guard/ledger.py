@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.act import Outcome
-from guard.agree import Agreed
-from guard.attribute import LayerHistory, rank_ranks
-from guard.clips import Plan
-from guard.decide import Decision
+from guard.attribute import LayerHistory, first_mover, rank_ranks
 from guard.detect import Verdict
+from guard.judge import Evidence
 from guard.metrics import GuardMetrics
 from guard.record import Incident, Journal
 from guard.report import StepReport
 
 WINDOW_ATTEMPTS = 16
 MAX_SAMPLES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that is known of one step attempt, equal on every rank."""
-
-    attempt: int
-    step: int
-    agreed: Agreed
-    grad_norm: float
-    layer_norms: NDArray[np.float64]
-    verdict: Verdict
-    decision: Decision
-    clip: Plan
-    learning_rate: float
 
 
 class Ledger:
@@ -46,6 +29,7 @@ class Ledger:
         self, job: str, names: list[str], metrics: GuardMetrics | None, journal: Journal | None, shadow: bool
     ) -> None:
         self._job = job
+        self._names = names
         self._metrics = metrics
         self._journal = journal
         self._shadow = shadow
@@ -63,13 +47,15 @@ class Ledger:
                 "step": evidence.step,
                 "loss": evidence.agreed.loss,
                 "grad_norm": evidence.grad_norm,
+                "update_norm": evidence.update_norm,
+                "ratios": evidence.ratios,
             }
         )
         kind, last = evidence.verdict.kind, self._last_kind
         self._last_kind = kind
-        if kind in ("drift", "vanishing"):
+        if kind == "drift":
             return kind != last
-        return kind != "ok"
+        return kind != "ok" or evidence.agreed.rejected > 0 or bool(evidence.faulty_ranks)
 
     def incident(
         self,
@@ -81,7 +67,7 @@ class Ledger:
         recovery: dict[str, Any] | None,
     ) -> Incident:
         """Builds, counts and journals the incident of this attempt."""
-        verdict = evidence.verdict
+        verdict, reason = _told(evidence)
         self._incidents += 1
         halted = evidence.decision.rung == "halt" and not self._shadow
         incident = Incident(
@@ -92,16 +78,19 @@ class Ledger:
             step=evidence.step,
             verdict=verdict.kind,
             signal=verdict.signal,
-            value=evidence.agreed.loss if verdict.signal == "loss" else evidence.grad_norm,
+            value=_value(evidence, verdict.signal),
             score=verdict.score,
             baseline=verdict.baseline,
             action="halted" if halted else outcome.action,
-            reason=evidence.decision.reason,
+            reason=reason,
             rolled_back_to=outcome.rolled_back_to,
             steps_lost=outcome.steps_lost,
             seconds=outcome.seconds,
             would=evidence.decision.rung if self._shadow else None,
             recovery=recovery,
+            moved_first=first_mover(self._window, verdict),
+            faulty_ranks=list(evidence.faulty_ranks),
+            rejected=evidence.agreed.rejected,
             window=list(self._window),
             layers=self.layers.rank(evidence.layer_norms),
             ranks=rank_ranks(evidence.agreed.losses, local_norms),
@@ -119,10 +108,11 @@ class Ledger:
         if self._open and step > max(left for _, _, left in self._open):
             self._close_all("recovered", step, evidence.attempt)
 
-    def step(self, report: StepReport, layer_norms: dict[str, float] | None) -> None:
+    def step(self, report: StepReport, layer_norms: NDArray[np.float64]) -> None:
         """Counts the step in the metrics."""
         if self._metrics is None:
             return
+        layers = dict(zip(self._names, layer_norms.tolist(), strict=True))
         recovery = report.recovery
         self._metrics.step(
             action=report.action,
@@ -132,8 +122,10 @@ class Ledger:
             clip_coef=report.clip_coef,
             learning_rate=report.learning_rate,
             guard_seconds=report.guard_seconds,
-            layers=layer_norms,
+            layers=layers,
             local_norms=report.local_norms,
+            update_norm=report.update_norm,
+            buffer_jump=report.buffer_jump,
             regularization={k: v for k, v in recovery.items() if k != "lr_scale"},
         )
 
@@ -141,6 +133,9 @@ class Ledger:
         if self._metrics is None:
             return
         self._metrics.anomaly(signal=incident.signal, verdict=incident.verdict)
+        for rank in incident.faulty_ranks:
+            self._metrics.hardware_fault(rank=rank)
+        self._metrics.rejected(incident.rejected)
         if outcome.rolled_back_to is not None:
             self._metrics.rollback(source="memory", seconds=outcome.seconds, steps_lost=outcome.steps_lost)
 
@@ -175,3 +170,28 @@ class Ledger:
         self._last_kind = str(state["last_kind"])
         self._window = deque(state["window"], maxlen=WINDOW_ATTEMPTS)
         self.layers.load_state_dict(state["layers"])
+
+
+def _told(evidence: Evidence) -> tuple[Verdict, str]:
+    """Verdict and reason as an incident tells them: also what was put right before it could do harm."""
+    verdict, agreed = evidence.verdict, evidence.agreed
+    if evidence.faulty_ranks:
+        ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in evidence.faulty_ranks)
+        found = f"computed again, the batch gave another result on rank {ranks}: a hardware fault"
+        return verdict, f"{found}; {evidence.decision.reason}" if verdict.kind != "ok" else found
+    if agreed.rejected and verdict.kind == "ok":
+        reason = f"{agreed.rejected} of {agreed.micro_batches} micro-batches not finite: left out"
+        return Verdict("nonfinite", "loss", math.inf, verdict.baseline), reason
+    return verdict, evidence.decision.reason
+
+
+def _value(evidence: Evidence, signal: str) -> float:
+    """What the signal was."""
+    values = {
+        "loss": evidence.agreed.loss,
+        "grad_norm": evidence.grad_norm,
+        "update_norm": evidence.update_norm,
+        "buffers": evidence.agreed.buffer_jump,
+    }
+    value = values[signal]
+    return math.nan if value is None else value

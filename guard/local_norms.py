@@ -43,9 +43,13 @@ class LocalNorms:
 
     def take(self) -> float:
         """The local L2 norm of the last backward; NaN when it was not asked for."""
+        return float(self.tensor()) / self._scale
+
+    def tensor(self) -> Tensor:
+        """The same where it was computed, 0-dim, and not divided by the scale: the host does not read it."""
         if not self._norms:
-            return math.nan
-        return float(torch.linalg.vector_norm(torch.stack(list(self._norms.values())))) / self._scale
+            return torch.tensor(math.nan)
+        return torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
 
     def close(self) -> None:
         """Removes the hooks."""

@@ -26,7 +26,7 @@ from prometheus_client.utils import floatToGoString
 
 ACTIONS = ("applied", "clipped", "skipped", "rolled_back")
 SOURCES = ("memory", "disk")
-SIGNALS = ("loss", "grad_norm", "update_norm")
+SIGNALS = ("loss", "grad_norm", "update_norm", "buffers")
 VERDICTS = ("suspect", "spike", "nonfinite", "drift", "vanishing")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
 
@@ -36,6 +36,7 @@ GAUGES: dict[str, tuple[str, ...]] = {
     "grad_norm_local": ("Gradient norm of one rank before the all-reduce, last finite value.", "rank"),
     "layer_grad_norm": ("Gradient norm of one parameter, last finite value.", "layer"),
     "update_norm": ("Norm of the last parameter update, last finite value.",),
+    "buffer_jump": ("How far the last forward moved the buffers, in units of their norms; last finite.",),
     "loss": ("Training loss, mean over ranks, last finite value.",),
     "clip_threshold": ("Gradient norm above which gradients are clipped; absent while nothing is.",),
     "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
@@ -48,6 +49,8 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     "nonfinite": ("NaN or infinite values seen in a signal.", "signal"),
     "rollbacks": ("Rollbacks, by where the state came from.", "source"),
     "steps_lost": ("Optimizer steps thrown away by rollbacks.",),
+    "hardware_faults": ("Batches that gave another result when they were computed again.", "rank"),
+    "micro_batches_rejected": ("Micro-batches left out of their accumulation window.",),
 }
 HISTOGRAMS = {
     "guard_seconds": "Time the guard adds to a step.",
@@ -86,6 +89,8 @@ class GuardMetrics:
         self._rollbacks = dict.fromkeys(SOURCES, 0)
         self._nonfinite = dict.fromkeys(NONFINITE_SIGNALS, 0)
         self._steps_lost = 0
+        self._hardware_faults = {"unknown": 0}
+        self._micro_batches_rejected = 0
         self._guard_seconds = _Histogram(GUARD_BUCKETS)
         self._rollback_seconds = _Histogram(ROLLBACK_BUCKETS)
 
@@ -100,6 +105,7 @@ class GuardMetrics:
         learning_rate: float,
         guard_seconds: float,
         update_norm: float | None = None,
+        buffer_jump: float | None = None,
         layers: Mapping[str, float] | None = None,
         local_norms: Sequence[float] | None = None,
         regularization: Mapping[str, float] | None = None,
@@ -114,6 +120,8 @@ class GuardMetrics:
             self._signal("grad_norm", grad_norm)
             if update_norm is not None:
                 self._signal("update_norm", update_norm)
+            if buffer_jump is not None:
+                self._signal("buffers", buffer_jump, gauge="buffer_jump")
             self._threshold(clip_threshold)
             _keep_finite(self._values, "clip_coefficient", clip_coef)
             _keep_finite(self._values, "learning_rate", learning_rate)
@@ -140,6 +148,17 @@ class GuardMetrics:
             self._steps_lost += steps_lost
             self._rollback_seconds.observe(seconds)
 
+    def hardware_fault(self, *, rank: int) -> None:
+        """Count one batch that gave another result on `rank` when it was computed again; -1 is unknown."""
+        with self._lock:
+            name = str(rank) if rank >= 0 else "unknown"
+            self._hardware_faults[name] = self._hardware_faults.get(name, 0) + 1
+
+    def rejected(self, micro_batches: int) -> None:
+        """Count micro-batches that were left out."""
+        with self._lock:
+            self._micro_batches_rejected += micro_batches
+
     def snapshot(self) -> dict[str, Any]:
         """Everything a scrape needs, as strict JSON: nothing in it is NaN or infinite."""
         return {"job": self.job, "info": dict(self.info), **self.state_dict()}
@@ -161,6 +180,8 @@ class GuardMetrics:
             self._steps, self._anomalies = totals["steps"], totals["anomalies"]
             self._rollbacks, self._nonfinite = totals["rollbacks"], totals["nonfinite"]
             self._steps_lost = totals["steps_lost"]
+            self._hardware_faults = totals["hardware_faults"]
+            self._micro_batches_rejected = totals["micro_batches_rejected"]
             self._guard_seconds.load(totals["guard_seconds"])
             self._rollback_seconds.load(totals["rollback_seconds"])
 
@@ -171,8 +192,8 @@ class GuardMetrics:
         registry.register(collector)
         return collector
 
-    def _signal(self, name: str, value: float) -> None:
-        self._nonfinite[name] += not _keep_finite(self._values, name, value)
+    def _signal(self, name: str, value: float, *, gauge: str | None = None) -> None:
+        self._nonfinite[name] += not _keep_finite(self._values, gauge or name, value)
 
     def _signals(self, name: str, values: Mapping[str, float]) -> None:
         self._nonfinite[name] += _update_finite(self._keyed[name], values)
@@ -195,6 +216,8 @@ class GuardMetrics:
             "rollbacks": dict(self._rollbacks),
             "nonfinite": dict(self._nonfinite),
             "steps_lost": self._steps_lost,
+            "hardware_faults": dict(self._hardware_faults),
+            "micro_batches_rejected": self._micro_batches_rejected,
             "guard_seconds": self._guard_seconds.dump(),
             "rollback_seconds": self._rollback_seconds.dump(),
         }

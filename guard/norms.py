@@ -23,11 +23,28 @@ def square_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
 
     A gradient with an element above about 1e19 counts as infinite: its square leaves float32.
     """
+    pieces, owners = square_pieces(gradients)
+    return sum_pieces(pieces.cpu().numpy(), owners, len(gradients))
+
+
+def square_pieces(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """The squared norms of all pieces of the gradients, where they are, not read by the host.
+
+    Returns:
+        Squares, float64 [pieces], and for each piece the index of its gradient.
+    """
     if not gradients:
-        return np.zeros(0)
+        return torch.zeros(0, dtype=torch.float64), []
     if all(_plain(gradient) for gradient in gradients):
         return _by_dot_products(gradients)
     return _by_norms(gradients)
+
+
+def sum_pieces(pieces: NDArray[np.float64], owners: Sequence[int], gradients: int) -> NDArray[np.float64]:
+    """The squares of ``square_pieces`` put together for each of so many gradients."""
+    if not owners:
+        return np.zeros(gradients)
+    return np.bincount(owners, weights=pieces, minlength=gradients).astype(np.float64, copy=False)
 
 
 def norm(gradient: Tensor) -> Tensor:
@@ -40,13 +57,12 @@ def _plain(gradient: Tensor) -> bool:
     return gradient.dtype is torch.float32 and gradient.is_cpu and gradient.is_contiguous()
 
 
-def _by_dot_products(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
-    squares = np.zeros(len(gradients))
-    small = [i for i, gradient in enumerate(gradients) if gradient.numel() <= SMALL_ELEMENTS]
-    if small:
-        norms = torch.stack(torch._foreach_norm([gradients[i] for i in small])).numpy().astype(np.float64)
-        squares[small] = norms * norms
-    owners: list[int] = []
+def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    owners = [i for i, gradient in enumerate(gradients) if gradient.numel() <= SMALL_ELEMENTS]
+    squares = []
+    if owners:
+        norms = torch.stack(torch._foreach_norm([gradients[i] for i in owners])).double()
+        squares.append(norms * norms)
     products: list[Tensor] = []
     for i, gradient in enumerate(gradients):
         if gradient.numel() > SMALL_ELEMENTS:
@@ -54,11 +70,11 @@ def _by_dot_products(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
                 owners.append(i)
                 products.append(torch.dot(piece, piece))
     if products:
-        np.add.at(squares, owners, torch.stack(products).numpy().astype(np.float64))
-    return squares
+        squares.append(torch.stack(products).double())
+    return torch.cat(squares), owners
 
 
-def _by_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+def _by_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     owners: list[int] = []
     pieces: list[Tensor] = []
     for i, gradient in enumerate(gradients):
@@ -69,10 +85,8 @@ def _by_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
         norms = torch._foreach_norm(pieces)
     else:
         norms = tuple(norm(piece).double() for piece in pieces)
-    values = torch.stack(norms).cpu().numpy().astype(np.float64)
-    squares = np.zeros(len(gradients))
-    np.add.at(squares, owners, values * values)
-    return squares
+    values = torch.stack(norms).double()
+    return values * values, owners
 
 
 def _pieces(gradient: Tensor) -> Sequence[Tensor]:

@@ -5,6 +5,7 @@ The finite check is free: NaN and infinity propagate into the norms.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard.errors import UnsupportedGradient
-from guard.norms import square_norms
+from guard.norms import square_pieces, sum_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class Observation:
 
     grad_norm: float
     layer_norms: NDArray[np.float64]
+
+    def scaled(self, factor: float) -> Observation:
+        """That of gradients ``factor`` times as large."""
+        return Observation(self.grad_norm * factor, self.layer_norms * factor)
 
 
 class Observer:
@@ -55,12 +60,21 @@ class Observer:
         Raises:
             UnsupportedGradient: a gradient is sparse.
         """
-        squares = np.zeros(len(self.parameters), dtype=np.float64)
+        pieces, owners = self.measure()
+        return self.read(pieces.cpu().numpy(), owners)
+
+    @torch.no_grad()
+    def measure(self) -> tuple[Tensor, list[int]]:
+        """The squared norms of all pieces, where the gradients are; and the parameter each belongs to."""
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
-        gradients = [self._dense(i) for i in present]
+        pieces, owners = square_pieces([self._dense(i) for i in present])
+        return pieces, [present[owner] for owner in owners]
+
+    def read(self, pieces: NDArray[np.float64], owners: list[int]) -> Observation:
+        """What ``measure`` returned, once it is on the host."""
         with np.errstate(invalid="ignore", over="ignore"):
-            squares[present] = square_norms(gradients)
-            return Observation(float(np.sqrt(squares.sum())), np.sqrt(squares))
+            squares = sum_pieces(pieces, owners, len(self.parameters))
+            return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
 
     def _dense(self, index: int) -> Tensor:
         gradient = self.parameters[index].grad

@@ -17,7 +17,9 @@ class Incident:
     """One event that the guard acted on, with its evidence.
 
     ``layers`` and ``ranks`` are worst first; ``window`` holds the last attempts before it; ``samples`` the
-    ids of the global batch, where the data state tells them.
+    ids of the global batch, where the data state tells them. ``moved_first`` is the signal that left its
+    level first, and on which attempt; ``faulty_ranks`` those whose result differed when the batch was
+    computed again; ``rejected`` counts micro-batches that were left out.
     """
 
     id: int
@@ -37,6 +39,9 @@ class Incident:
     seconds: float = 0.0
     would: str | None = None
     recovery: dict[str, Any] | None = None
+    moved_first: dict[str, Any] | None = None
+    faulty_ranks: list[int] = field(default_factory=list)
+    rejected: int = 0
     window: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)

@@ -77,6 +77,11 @@ class Recovery:
             "l1": config.l1 * fading,
         }
 
+    def plan(self, step: int) -> dict[str, Any]:
+        """The measures in force at ``step``, until when they fade, and what becomes of the data."""
+        until = step + self._config.cooldown_steps
+        return {**self.strengths(), "until_step": until, "data": self._config.data}
+
     @contextmanager
     def applied_to(self, optimizer: Optimizer) -> Iterator[None]:
         """Around one ``optimizer.step()``: scaled rate and decay inside, penalties after it."""

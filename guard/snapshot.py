@@ -7,6 +7,7 @@ because an explosion shows one or two steps after the update that caused it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -131,10 +132,19 @@ class SnapshotRing:
         """Forgets all snapshots; their memory is used again."""
         self._drop(list(self._held))
 
-    def clean_step(self) -> None:
-        """A clean step passed: candidates come nearer to being healthy."""
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest snapshot, 0 where there is none."""
+        return self._held[-1].step if self._held else 0
+
+    def is_fresh(self, step: int) -> bool:
+        """Whether the newest snapshot is a candidate of the state after ``step``, and nothing followed it."""
+        return bool(self._held) and self._held[-1].step == step and not self._held[-1].healthy
+
+    def clean_step(self, step: float = math.inf) -> None:
+        """A clean step led to ``step``: candidates from before it come nearer to being healthy."""
         for snapshot in self._held:
-            if not snapshot.healthy:
+            if not snapshot.healthy and snapshot.step < step:
                 snapshot.clean_steps += 1
                 snapshot.healthy = snapshot.clean_steps >= self._config.clean_steps
 

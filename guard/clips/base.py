@@ -9,7 +9,7 @@ all-reduced gradients and numbers that all ranks share, so every rank clips alik
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,8 +85,12 @@ class Clipper:
         return replace(plan, limit=close if plan.limit is None else min(close, plan.limit))
 
     @torch.no_grad()
-    def clip_(self, plan: Plan) -> float | None:
+    def clip_(self, plan: Plan, fold: Callable[[float], bool] | None = None) -> float | None:
         """Clips the gradients in place, as planned.
+
+        Args:
+            fold: takes the factor for all gradients over, if it can (``guard.fused``): then they are
+                multiplied inside the optimizer's step.
 
         Returns:
             The global norm after clipping divided by that before; None where no gradient was changed.
@@ -96,7 +100,8 @@ class Clipper:
         factor = coefficient(seen.grad_norm * (1.0 if ratio is None else ratio), plan.limit)
         if factor == 1.0:
             return ratio
-        scale_(self._gradients(), factor)
+        if fold is None or not fold(factor):
+            scale_(self._gradients(), factor)
         return factor if ratio is None else factor * ratio
 
     def _plan(self, step: Step) -> Plan:

@@ -62,7 +62,7 @@ def biting(name: str, **options: Any) -> Run:
 
 def memory(run: Run) -> dict[str, Any]:
     assert run.guard is not None
-    state: dict[str, Any] = run.guard.state_dict()["clip"]
+    state: dict[str, Any] = run.guard.state_dict()["judge"]["clip"]
     return state
 
 

@@ -130,7 +130,7 @@ def test_a_step_without_backward_says_what_to_call() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mode": "deferred"}, {"clip": {"max": 1.0}}, {"local_norm": 0}, {"snapshot": {"keep": 1}}]
+    "settings", [{"mode": "eager"}, {"clip": {"max": 1.0}}, {"local_norm": 0}, {"snapshot": {"keep": 1}}]
 )
 def test_a_setting_that_does_not_exist_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

@@ -16,6 +16,9 @@ DESIGNED_NAMES = {
     "gradguard_grad_norm_local",
     "gradguard_layer_grad_norm",
     "gradguard_update_norm",
+    "gradguard_buffer_jump",
+    "gradguard_micro_batches_rejected_total",
+    "gradguard_hardware_faults_total",
     "gradguard_loss",
     "gradguard_clip_threshold",
     "gradguard_clip_coefficient",
@@ -46,6 +49,7 @@ def step(metrics: GuardMetrics, **changed: Any) -> None:
         "learning_rate": 0.1,
         "guard_seconds": 0.002,
         "update_norm": 0.01,
+        "buffer_jump": 0.1,
         "layers": {"fc.weight": 1.5},
         "local_norms": [1.0, 3.0],
         "regularization": {"l1": 0.0},
@@ -143,7 +147,7 @@ def test_a_nonfinite_value_is_counted_and_the_gauge_keeps_the_last_finite(
     metrics: GuardMetrics, bad: float
 ) -> None:
     step(metrics)
-    step(metrics, loss=bad, grad_norm=bad, clip_coef=bad, update_norm=bad)
+    step(metrics, loss=bad, grad_norm=bad, clip_coef=bad, update_norm=bad, buffer_jump=bad)
     step(metrics, layers={"fc.weight": bad, "fc.bias": 0.25}, local_norms=[bad, 5.0])
     assert value(metrics, "gradguard_loss") == 0.5
     assert value(metrics, "gradguard_clip_coefficient") == 1.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Run, adamw, differences, facts, guarded_run
+from loops import Run, adamw, but_for_update_norm, differences, facts, guarded_run
 from ranks import on_ranks
 
 from guard import GuardMetrics, rng
@@ -81,7 +81,8 @@ def compare(whole: Run, resumed: Run) -> list[str]:
             state["metrics"]["totals"].pop(clock)
         state["metrics"].pop("created")
     reports = differences([facts(r) for r in whole.reports], [facts(r) for r in resumed.reports])
-    return differences(whole.state(), resumed.state()) + differences(ours, theirs, "guard") + reports
+    remembered = but_for_update_norm(differences(ours, theirs, "guard") + reports)
+    return differences(whole.state(), resumed.state()) + remembered
 
 
 # 26 is after the first skip, 27 right after the rollback, 28 to 52 its cooldown. Interrupted between the

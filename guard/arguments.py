@@ -1,0 +1,55 @@
+"""What a user may pass to the guard: checked, and brought into the form that the guard works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from guard.config import GuardConfig
+from guard.errors import GuardError
+from guard.fused import FusedStep
+from guard.metrics import GuardMetrics
+from guard.snapshot import Stateful
+
+_LIMITS = ("auto", "norm", "off")
+
+
+def check_deferred(config: GuardConfig, fused: FusedStep) -> None:
+    """Raises GuardError where a step cannot be decided on the device."""
+    if not fused.able:
+        raise GuardError(
+            "mode deferred needs torch's SGD, Adam, AdamW or Adagrad with fused=True in every group, and no "
+            "GradScaler (bfloat16 needs none): choose such an optimizer, or mode exact"
+        )
+    if config.clip.kind not in _LIMITS or (config.clip.kind == "norm" and config.clip.norm_type != 2):
+        raise GuardError(
+            f"mode deferred has no clip.kind {config.clip.kind} (norm_type {config.clip.norm_type}): choose "
+            "auto, norm with norm_type 2, or off; or mode exact"
+        )
+    if config.on_suspect != "skip":
+        raise GuardError("mode deferred skips a suspect step: set on_suspect to skip, or mode to exact")
+
+
+def check_states(scheduler: Any, states: Mapping[str, Stateful]) -> None:
+    """Raises GuardError for a scheduler or a state that a rollback could not rewind."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise GuardError(
+            "ReduceLROnPlateau needs a metric at each step, which the guard does not have: "
+            'step it yourself and pass it as state={"plateau": scheduler}'
+        )
+    for name, stateful in states.items():
+        if not (hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")):
+            kind = type(stateful).__name__
+            raise GuardError(f"state[{name!r}] is a {kind}: give it state_dict and load_state_dict")
+
+
+def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> GuardMetrics | None:
+    """A ``GuardMetrics``, made and registered where a registry was given."""
+    if isinstance(metrics, CollectorRegistry):
+        created = GuardMetrics(job=job)
+        created.register(metrics)
+        return created
+    return metrics

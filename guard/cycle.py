@@ -1,0 +1,239 @@
+"""One guarded step, from the agreed rows to the report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.act import Actor, Outcome
+from guard.agree import Agreed, Agreement, digest
+from guard.clips import scale_
+from guard.config import GuardConfig
+from guard.detect import Verdict
+from guard.errors import GuardHalt
+from guard.judge import Evidence, Judge
+from guard.ledger import Ledger
+from guard.local_norms import LocalNorms
+from guard.observe import Observation, Observer
+from guard.recompute import Result, Rewinder, faulty_ranks
+from guard.record import Incident
+from guard.report import StepReport, describe
+from guard.window import AccumulationWindow, correction
+
+Moved = tuple[float, float | None]
+_WORTH_REPEATING = ("suspect", "spike", "nonfinite")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the five verbs are made of."""
+
+    config: GuardConfig
+    observer: Observer
+    agreement: Agreement
+    judge: Judge
+    actor: Actor
+    ledger: Ledger
+    window: AccumulationWindow
+    rewinder: Rewinder
+    local: LocalNorms | None
+    data: Any
+    device: torch.device
+
+
+class Cycle:
+    """Runs the verbs, one attempt after the other, and counts steps and attempts."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._observer, self._agreement = parts.observer, parts.agreement
+        self._judge, self._actor, self._ledger = parts.judge, parts.actor, parts.ledger
+        self.step = 0
+        self.attempt = 0
+        self.last_local: float | Tensor = math.nan
+        self.last_norm = math.nan
+        self.layer_norms: NDArray[np.float64] = np.zeros(len(parts.observer.names))
+        self.seconds = 0.0
+        """What the guard spent on the present attempt outside of ``run``."""
+        self._unsettled: bool | None = None
+
+    @property
+    def standing_steps(self) -> int:
+        """Optimizer steps applied in the history that stands."""
+        return self.step
+
+    def run(self, again: Callable[[], None] | None, *, settle: bool) -> StepReport:
+        """One attempt; ``again`` repeats the batch's forward and backward, with their sends."""
+        started = time.perf_counter()
+        return self._exact(started, self._agreement.receive(), again, settle=settle)
+
+    def flush(self) -> StepReport | None:
+        """What has not been reported yet."""
+
+    def settle(self) -> None:
+        """Ends an applied step: judges the snapshots by it, and takes one when due."""
+        clean, self._unsettled = self._unsettled, None
+        if clean is not None:
+            self._actor.settle(self.step, clean=clean)
+
+    def digest(self, phase: Literal["step", "evidence"]) -> int:
+        """Of the state that decides: equal on ranks that will decide alike."""
+        mode = self._parts.config.mode
+        return digest(phase, self.step, self.attempt, self._judge.ladder.state_dict(), mode)
+
+    def wants_local(self) -> bool:
+        """Whether the coming backward's local norm is to be taken."""
+        every = self._parts.config.local_norm
+        return every != "off" and (self.attempt + 1) % (1 if every == "always" else every) == 0
+
+    def _exact(
+        self, started: float, agreed: Agreed, again: Callable[[], None] | None, *, settle: bool
+    ) -> StepReport:
+        overflow = self._actor.scaler.unscale()
+        seen = self._correct(agreed, self._observer.observe())
+        moved = self._actor.moved(self.step)
+        faulty: tuple[int, ...] = ()
+        if again is not None and not overflow:
+            rewinder = self._parts.rewinder
+            if rewinder.ready and self._judge.foresee(agreed, seen, moved).kind in _WORTH_REPEATING:
+                agreed, seen, faulty = self._repeat(again, agreed, seen)
+            rewinder.arm()
+        self.attempt += 1
+        handled = overflow and math.isfinite(agreed.loss)
+        evidence = self._evidence(agreed, seen, moved, overflow=handled, faulty=faulty)
+        local_norms = self._evidence_norms(evidence.verdict)
+        samples = self._samples(evidence)
+        outcome = self._actor.overflow(self.step) if handled else self._act(evidence)
+        self._parts.window.close()
+        incident = self._record(evidence, outcome, local_norms, samples)
+        if settle:
+            self.settle()
+        if self._parts.local is not None:
+            self.last_local = self._parts.local.take()
+        return self._report(started, evidence, outcome, incident, overflow=handled)
+
+    def _repeat(
+        self, again: Callable[[], None], agreed: Agreed, seen: Observation
+    ) -> tuple[Agreed, Observation, tuple[int, ...]]:
+        """Computes the batch again. All ranks come here, since the verdict is that of agreed numbers."""
+        first = Result(agreed, self._collect(), seen.grad_norm)
+        self._actor.undo_forward()
+        self._parts.rewinder.rewind()
+        again()
+        agreed = self._agreement.receive()
+        self._actor.scaler.unscale()
+        seen = self._correct(agreed, self._observer.observe())
+        second = Result(agreed, self._collect(), seen.grad_norm)
+        return agreed, seen, tuple(faulty_ranks(first, second, self._parts.device))
+
+    def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
+        """Micro-batches that were left out are missing in the mean: the others make it up."""
+        factor = correction(agreed.micro_batches, agreed.rejected)
+        if factor == 1.0 or not math.isfinite(seen.grad_norm):
+            return seen
+        scale_(self._observer.gradients(), factor)
+        return seen.scaled(factor)
+
+    def _evidence(
+        self,
+        agreed: Agreed,
+        seen: Observation,
+        moved: Moved | None,
+        *,
+        overflow: bool = False,
+        faulty: tuple[int, ...] = (),
+    ) -> Evidence:
+        self.layer_norms, self.last_norm = seen.layer_norms, seen.grad_norm
+        return self._judge.judge(
+            agreed,
+            seen,
+            moved,
+            attempt=self.attempt,
+            step=self.step,
+            learning_rate=self._actor.learning_rate,
+            can_roll_back=self._actor.can_roll_back(),
+            overflow=overflow,
+            faulty_ranks=faulty,
+        )
+
+    def _act(self, evidence: Evidence) -> Outcome:
+        if not self._parts.config.acts:
+            return self._actor.apply(self.step, lambda: None)
+        rung = evidence.decision.rung
+        if rung == "skip":
+            return self._actor.skip(self.step)
+        if rung == "rollback":
+            return self._actor.roll_back(self.step)
+        if rung == "halt":
+            return self._actor.halt(self.step)
+        fold = self._actor.fused.fold
+        return self._actor.apply(self.step, lambda: self._judge.clipper.clip_(evidence.clip, fold))
+
+    def _record(
+        self, evidence: Evidence, outcome: Outcome, local_norms: NDArray[np.float64], samples: list[int]
+    ) -> Incident | None:
+        self.step = outcome.step
+        begins = self._ledger.note(evidence)
+        if outcome.action in ("applied", "clipped"):
+            if evidence.clean:
+                self._ledger.clean(evidence, self.step)
+            self._unsettled = evidence.clean
+        if not begins:
+            return None
+        recovery = self._actor.recovery.plan(outcome.step) if outcome.action == "rolled_back" else None
+        return self._ledger.incident(
+            evidence, outcome, local_norms=local_norms, samples=samples, recovery=recovery
+        )
+
+    def _report(
+        self,
+        started: float,
+        evidence: Evidence,
+        outcome: Outcome,
+        incident: Incident | None,
+        *,
+        overflow: bool = False,
+    ) -> StepReport:
+        seconds = self.seconds + time.perf_counter() - started - outcome.optimizer_seconds
+        self.seconds = 0.0
+        report = describe(
+            evidence,
+            outcome,
+            incident,
+            guard_seconds=seconds,
+            overflow=overflow,
+            local=self._parts.local is not None,
+            recovery=self._actor.recovery.strengths(),
+        )
+        self._ledger.step(report, self.layer_norms)
+        if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
+            raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
+        return report
+
+    def _evidence_norms(self, verdict: Verdict) -> NDArray[np.float64]:
+        """Local norms of this very step, gathered only when the agreed verdict asks: all ranks come here."""
+        return self._nothing() if verdict.kind == "ok" else self._collect()
+
+    def _collect(self) -> NDArray[np.float64]:
+        local = self._parts.local
+        return self._nothing() if local is None else self._gather(local.take())
+
+    def _gather(self, local_norm: float) -> NDArray[np.float64]:
+        return self._agreement.collect(local_norm, digest=self.digest("evidence"))
+
+    def _nothing(self) -> NDArray[np.float64]:
+        return np.full(self._agreement.world_size, np.nan)
+
+    def _samples(self, evidence: Evidence) -> list[int]:
+        return [] if evidence.verdict.kind == "ok" else self._ids()
+
+    def _ids(self) -> list[int]:
+        return [int(i) for i in getattr(self._parts.data, "last_ids", ())]

@@ -1,0 +1,108 @@
+"""How far the weights moved: damage to a weight, a moment or the learning rate shows here first.
+
+The distance is taken from a copy of the weights to where they are now, so it holds everything that happened
+in between, also what no gradient explains. Copy and distance are one pass, made once in a few steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard.norms import square_norms
+
+GROUP_ELEMENTS = 1 << 18
+"""So many weights are compared and copied at a time: they stay in the processor's cache."""
+
+
+class Displacement:
+    """The distance that the weights have moved since they were last measured.
+
+    Args:
+        parameters: the weights to watch; a copy of them is kept.
+        optimizer: whose learning rate the distance is divided by.
+        every_steps: optimizer steps between two measurements.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, every_steps: int) -> None:
+        self._parameters = list(parameters)
+        self._optimizer = optimizer
+        self._every = every_steps
+        self._places: list[int] = []
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._measured_at = 0
+
+    @torch.no_grad()
+    def start(self, step: int) -> None:
+        """The weights of now, after ``step`` steps, are good: distances begin here."""
+        self._measured_at = step
+        if self._places != self._present_places():
+            self._regroup()
+        for weights, copies in self._groups:
+            torch._foreach_copy_(copies, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """When it was measured last; the copy is not saved, so the stretch after a resume is a short one."""
+        return {"measured_at": self._measured_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the rhythm of ``state_dict``."""
+        self._measured_at = int(state["measured_at"])
+
+    def due(self, step: int) -> bool:
+        """Whether the weights after ``step`` steps are to be measured."""
+        return step - self._measured_at >= self._every
+
+    @torch.no_grad()
+    def measure(self, step: int) -> tuple[float, float | None]:
+        """The distance since the last measurement; the next one begins here.
+
+        Returns:
+            The mean distance of one step; and the whole in units of ``every_steps`` times the learning rate,
+            None while that is zero. After fewer steps than that the unit stays, so that a short stretch is
+            never mistaken for a large movement.
+        """
+        steps, self._measured_at = max(1, step - self._measured_at), step
+        if self._places != self._present_places():
+            self.start(step)
+            return math.nan, None
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = math.sqrt(sum(self._move(*group) for group in self._groups))
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        return distance / steps, distance / (rate * self._every) if rate > 0 else None
+
+    def _move(self, weights: list[Tensor], copies: list[Tensor]) -> float:
+        """The squared distance of one group, whose copies then follow."""
+        square = float(square_norms(torch._foreach_sub(weights, copies)).sum())
+        torch._foreach_copy_(copies, weights)
+        return square
+
+    def _present_places(self) -> list[int]:
+        return [p.data_ptr() for p in self._parameters]
+
+    def _regroup(self) -> None:
+        """Views of the weights in groups of bounded size, each with room for its copy."""
+        self._places = self._present_places()
+        self._groups = []
+        room = 0
+        for parameter in self._parameters:
+            for piece in _pieces(parameter.detach()):
+                if piece.numel() > room:
+                    self._groups.append(([], []))
+                    room = GROUP_ELEMENTS
+                weights, copies = self._groups[-1]
+                weights.append(piece)
+                copies.append(torch.empty_like(piece))
+                room -= piece.numel()
+
+
+def _pieces(weight: Tensor) -> Sequence[Tensor]:
+    if weight.numel() <= GROUP_ELEMENTS or not weight.is_contiguous():
+        return (weight,)
+    return weight.view(-1).split(GROUP_ELEMENTS)

@@ -1,0 +1,67 @@
+"""Clipping and skipping inside torch's fused optimizers, without a pass over the gradients or a host read.
+
+A fused kernel divides the gradient by ``grad_scale`` while it reads it, and returns untouched everything when
+``found_inf`` is exactly 1: the protocol that ``torch.amp.GradScaler`` uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+
+FUSED = (SGD, Adam, AdamW, Adagrad)
+
+
+class FusedStep:
+    """Hands a scale and a skip flag to the next step of an optimizer that understands them.
+
+    Args:
+        optimizer: any; ``able`` says whether it understands. Others ignore the attributes, or assert.
+        scaled: whether a ``GradScaler`` steps it, which uses the attributes itself.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, scaled: bool) -> None:
+        self._optimizer: Any = optimizer
+        self._scaled = scaled
+        self._scale: Tensor | None = None
+        self._skip: Tensor | None = None
+
+    @property
+    def able(self) -> bool:
+        """Whether the optimizer is one of torch's own, fused in all its groups, on plain tensors."""
+        groups = self._optimizer.param_groups
+        return (
+            not self._scaled
+            and type(self._optimizer) in FUSED
+            and all(group.get("fused") for group in groups)
+            and all(type(p) in (Tensor, torch.nn.Parameter) for group in groups for p in group["params"])
+        )
+
+    def fold(self, factor: float) -> bool:
+        """Has the next step multiply its gradients by ``factor``; false where the caller must do it."""
+        if not self.able:
+            return False
+        self._scale = torch.tensor(1.0 / factor, device=self._optimizer.param_groups[0]["params"][0].device)
+        return True
+
+    def on_device(self, scale: Tensor | None, skip: Tensor) -> None:
+        """The next step divides its gradients by ``scale`` unless ``skip`` is 1; both 0-dim float32."""
+        self._scale, self._skip = scale, skip
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Around the optimizer's step; nothing of it is left behind."""
+        if self._scale is None and self._skip is None:
+            yield
+            return
+        self._optimizer.grad_scale, self._optimizer.found_inf = self._scale, self._skip
+        try:
+            yield
+        finally:
+            del self._optimizer.grad_scale, self._optimizer.found_inf
+            self._scale = self._skip = None

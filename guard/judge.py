@@ -1,0 +1,164 @@
+"""The verb decide: from what was observed and agreed to a verdict, a rung of the ladder and a clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard.agree import Agreed
+from guard.clips import ClipConfig, Plan, make_clipper
+from guard.config import GuardConfig
+from guard.decide import Decision, Ladder
+from guard.detect import SpikeDetector, Verdict
+from guard.observe import Observation
+
+OK = Verdict("ok", "loss", 0.0, None)
+_UNSEEN = Observation(math.nan, np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """From what loss and gradient norm on a step is refused, and what norm it is clipped to; inf for none."""
+
+    loss: float
+    grad_norm: float
+    clip: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known of one step attempt, equal on every rank."""
+
+    attempt: int
+    step: int
+    agreed: Agreed
+    grad_norm: float
+    layer_norms: NDArray[np.float64]
+    verdict: Verdict
+    decision: Decision
+    clip: Plan
+    learning_rate: float
+    update_norm: float | None = None
+    ratios: dict[str, float] | None = None
+    faulty_ranks: tuple[int, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was wrong with the step that is applied."""
+        return self.verdict.kind == "ok" or bool(self.faulty_ranks)
+
+
+class Judge:
+    """Detector, ladder and clipping: a deterministic function of agreed numbers.
+
+    Args:
+        config: the guard's.
+        names: of the parameters.
+        parameters: whose gradients are clipped.
+        optimizer: its groups, for clipping by group.
+    """
+
+    def __init__(
+        self, config: GuardConfig, names: list[str], parameters: Sequence[Tensor], optimizer: Optimizer
+    ) -> None:
+        self._config = config
+        self._names = names
+        self._parameters = parameters
+        self.detector = SpikeDetector(config.detect)
+        self.clipper = make_clipper(
+            config.clip if config.mode != "off" else ClipConfig(kind="off"), parameters, optimizer
+        )
+        self.ladder = Ladder(config.budget, config.on_suspect)
+        self._idle = np.zeros(len(names), dtype=np.int64)
+
+    def foresee(self, agreed: Agreed, seen: Observation, moved: tuple[float, float | None] | None) -> Verdict:
+        """What ``judge`` would say; nothing is counted or learned."""
+        update = None if moved is None else moved[1]
+        return self.detector.foresee(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
+
+    def judge(
+        self,
+        agreed: Agreed,
+        seen: Observation,
+        moved: tuple[float, float | None] | None,
+        *,
+        attempt: int,
+        step: int,
+        learning_rate: float,
+        can_roll_back: bool,
+        overflow: bool = False,
+        faulty_ranks: tuple[int, ...] = (),
+    ) -> Evidence:
+        """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged."""
+        verdict, decision = OK, Decision("apply", "ok")
+        typical = self.detector.typical("grad_norm")
+        if self._config.mode != "off" and not overflow:
+            update = None if moved is None else moved[1]
+            verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
+            decision = self.ladder.decide(verdict, attempt=attempt, can_roll_back=can_roll_back)
+            verdict, decision = self._dead(verdict, decision, seen)
+        return Evidence(
+            attempt=attempt,
+            step=step,
+            agreed=agreed,
+            grad_norm=seen.grad_norm,
+            layer_norms=seen.layer_norms,
+            verdict=verdict,
+            decision=decision,
+            clip=self.clipper.plan(
+                seen,
+                typical=typical,
+                suspect=decision.rung == "clip",
+                accepted=decision.rung == "apply" and not overflow,
+            ),
+            learning_rate=learning_rate,
+            update_norm=None if moved is None else moved[0],
+            ratios=self.detector.ratios(),
+            faulty_ranks=faulty_ranks,
+        )
+
+    def limits(self) -> Limits:
+        """What a device must know to judge the coming step by itself."""
+        loss, grad_norm = self.detector.limits()
+        typical = self.detector.typical("grad_norm")
+        clip = self.clipper.plan(_UNSEEN, typical=typical, accepted=False).limit
+        return Limits(loss, grad_norm, math.inf if clip is None else clip)
+
+    def refused(self, evidence: Evidence) -> Evidence:
+        """The device refused a step that, by a rounding error, is just normal here: it counts as suspect."""
+        verdict = replace(evidence.verdict, kind="suspect")
+        return replace(evidence, verdict=verdict, decision=Decision("skip", f"{verdict.signal} is suspect"))
+
+    def _dead(self, verdict: Verdict, decision: Decision, seen: Observation) -> tuple[Verdict, Decision]:
+        """A layer that has had no gradient for long is told once; the step is applied."""
+        self._idle = np.where(seen.layer_norms == 0.0, self._idle + 1, 0)
+        due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
+        dead = [i for i in due if self._parameters[i].grad is not None]  # else it takes no part in the loss
+        if not dead or verdict.kind != "ok":
+            return verdict, decision
+        layers = ", ".join(self._names[i] for i in dead[:3]) + (", ..." if len(dead) > 3 else "")
+        reason = f"no gradient in {self._config.dead_steps} steps: {layers}"
+        return Verdict("vanishing", "grad_norm", float(len(dead)), None), Decision("apply", reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything remembered, as plain numbers and lists."""
+        return {
+            "detector": self.detector.state_dict(),
+            "clip": self.clipper.state_dict(),
+            "ladder": self.ladder.state_dict(),
+            "idle": self._idle.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        self.detector.load_state_dict(state["detector"])
+        self.clipper.load_state_dict(state["clip"])
+        self.ladder.load_state_dict(state["ladder"])
+        self._idle = np.asarray(state["idle"], dtype=np.int64)

@@ -1,0 +1,85 @@
+"""Many small tensors of one dtype and device, copied and compared in a few calls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_REFRESH = 64
+"""The norms that jumps are measured in are taken anew after so many copies, and after 1, 2, 4, 8, ..."""
+_FLOOR = 1e-3
+"""A buffer counts as at least so large an element: a running mean begins at zero."""
+
+
+class Pack:
+    """A copy of the tensors in one piece of memory.
+
+    Args:
+        live: the tensors; they are read again at each ``save`` and ``jump``.
+    """
+
+    def __init__(self, live: list[Tensor]) -> None:
+        self._live = [tensor.detach() for tensor in live]
+        self._sizes = [tensor.numel() for tensor in live]
+        self._kept = self._gather()
+        self.copies: list[Tensor] = [
+            piece.view(tensor.shape)
+            for piece, tensor in zip(self._kept.split(self._sizes), self._live, strict=True)
+        ]
+        """The copies, shaped as the tensors; valid until the next ``save``."""
+        self._watched = self._kept.is_floating_point() and bool(torch.isfinite(self._kept).all())
+        owners = torch.repeat_interleave(torch.arange(len(live)), torch.tensor(self._sizes))
+        self._owners = owners.to(self._kept.device)
+        self._norms: Tensor | None = None
+        self._units: Tensor | None = None
+        self._saves = 0
+
+    def save(self) -> None:
+        """Copies the tensors."""
+        torch.cat([tensor.reshape(-1) for tensor in self._live], out=self._kept)
+        self._count()
+
+    def save_unless(self, skip: Tensor) -> None:
+        """Copies the tensors, or where ``skip`` (0-dim, on the device) is 1 puts the copy back."""
+        self._kept.copy_(torch.where(skip.bool(), self._kept, self._gather()))
+        torch._foreach_copy_(self._live, self.copies)
+        self._count()
+
+    def _count(self) -> None:
+        self._saves += 1
+        if self._saves % _REFRESH == 0 or self._saves & (self._saves - 1) == 0:
+            self._norms = None
+
+    def jump(self) -> Tensor | None:
+        """The L2 norm of what changed since ``save``, each tensor in units of its norm; 0-dim float32.
+
+        None where the tensors are not floating-point, or held an infinity from the start (as a mask does).
+        """
+        if not self._watched:
+            return None
+        if self._norms is None:
+            self._norms, self._units = self._measure_norms(), None
+        if self._units is None:
+            self._units = self._norms.reciprocal()[self._owners]
+        moved = self._gather().sub_(self._kept).float().mul_(self._units)
+        return torch.dot(moved, moved).sqrt()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The norms that jumps are measured in, as a list; the tensors are saved with the model."""
+        return {"norms": None if self._norms is None else self._norms.tolist(), "saves": self._saves}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the norms of ``state_dict``."""
+        norms, self._units, self._saves = state["norms"], None, int(state["saves"])
+        self._norms = None if norms is None else torch.tensor(norms, device=self._kept.device)
+
+    def _gather(self) -> Tensor:
+        return torch.cat([tensor.reshape(-1) for tensor in self._live])
+
+    def _measure_norms(self) -> Tensor:
+        """The norm of each tensor, kept off zero."""
+        norms = zip(torch._foreach_norm(self.copies), self._sizes, strict=True)
+        return torch.stack([norm.float() + _FLOOR * math.sqrt(size) for norm, size in norms])

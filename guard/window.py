@@ -1,0 +1,76 @@
+"""Accumulation windows: one micro-batch that is not finite is left out, and the others are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from guard.buffers import BufferShield
+
+
+class AccumulationWindow:
+    """The micro-batches between two optimizer steps.
+
+    A micro-batch is looked at before its backward where it is known to be one of several: by DDP's
+    ``no_sync``, or because the window before had several. The host then reads its loss. One whose loss is not
+    finite goes through backward all the same, because other ranks wait for its all-reduce, but adds zeros.
+
+    Args:
+        model: the module or its DDP wrapper.
+        parameters: those whose gradients are accumulated.
+        active: whether anything may be left out at all.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor], *, active: bool) -> None:
+        self._model = model
+        self._parameters = parameters
+        self._active = active
+        self._before = 1
+        self._now = 0
+        self._shield: BufferShield | None = None
+
+    def rejects(self, loss: Tensor) -> bool:
+        """Whether the micro-batch of ``loss`` is to be left out; its traces in the buffers are gone then."""
+        self._now += 1
+        if not self._active or not self._several():
+            return False
+        if self._shield is None:
+            self._shield = BufferShield(self._model)
+            if not bool(torch.isfinite(loss)):
+                return False  # the first one of all: the buffers of before it are not known
+        if bool(torch.isfinite(loss)):
+            self._shield.accept()
+            return False
+        self._shield.revert()
+        return True
+
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Around a backward whose gradients are to add nothing."""
+        handles = [p.register_hook(torch.zeros_like) for p in self._parameters]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def close(self) -> None:
+        """The optimizer step has come, or was given up: the next micro-batch begins a new window."""
+        self._before, self._now = max(1, self._now), 0
+        if self._shield is not None:
+            self._shield.accept()
+
+    def _several(self) -> bool:
+        no_sync = (
+            isinstance(self._model, DistributedDataParallel) and not self._model.require_backward_grad_sync
+        )
+        return no_sync or self._now > 1 or self._before > 1
+
+
+def correction(micro_batches: int, rejected: int) -> float:
+    """What the accumulated gradient is multiplied with when some micro-batches were left out of its mean."""
+    return micro_batches / (micro_batches - rejected) if rejected < micro_batches else 1.0
