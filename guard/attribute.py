@@ -16,6 +16,8 @@ LOOK_BACK = 4
 """An incident began at most so many attempts ago."""
 ELEVATED = 0.7
 """From this share of what is news on a signal has moved."""
+_CAUSES = ("update_norm", "loss", "grad_norm")
+"""Where two signals moved alike, the earlier of these explains the later."""
 _DECAY = 0.98
 
 
@@ -92,12 +94,12 @@ def first_mover(window: Sequence[Mapping[str, Any]], verdict: Verdict) -> dict[s
     """
     rows = list(window)[-LOOK_BACK:]
     elevated = [
-        (row["attempt"], -ratio, signal)
+        (row["attempt"], -ratio, _CAUSES.index(signal))
         for row in rows
         for signal, ratio in (row["ratios"] or {}).items()
         if ratio >= ELEVATED
     ]
     if not elevated:
         return {"signal": verdict.signal, "attempt": rows[-1]["attempt"], "ratio": None} if rows else None
-    attempt, ratio, signal = min(elevated)
-    return {"signal": signal, "attempt": attempt, "ratio": -ratio}
+    attempt, ratio, cause = min(elevated)
+    return {"signal": _CAUSES[cause], "attempt": attempt, "ratio": -ratio}

@@ -109,7 +109,11 @@ class BufferShield:
         now = self._buffers.read()
         changed = [i for i, buffer in enumerate(now) if buffer is not self._known[i] or i not in self._large]
         self._buffers.write(self._copies, [*changed, *self._written_large(now)])
-        self._copy_anew(self._buffers.read())
+        after = self._buffers.read()
+        if any(buffer is not known for buffer, known in zip(after, self._known, strict=True)):
+            self._copy_anew(after)
+        else:
+            self._large = {i: b._version for i in self._large if (b := after[i]) is not None}
 
     def _written_large(self, now: list[Tensor | None]) -> list[int]:
         """Where a large buffer was written to since the last call of ``accept`` or ``revert``."""

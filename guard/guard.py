@@ -137,7 +137,7 @@ class GradientGuard:
         """
         window = self._parts.window
         left_out = window.rejects(loss)
-        self.observe_loss(loss)
+        self._send(loss, watch_buffers=not left_out)
         scaled = self._actor.scaler.scale(loss)
         if left_out:
             with window.leaving_out():
@@ -153,8 +153,12 @@ class GradientGuard:
         Args:
             loss: as for ``backward``; not multiplied by the scaler.
         """
+        self._send(loss, watch_buffers=True)
+
+    def _send(self, loss: Tensor, *, watch_buffers: bool) -> None:
         started = time.perf_counter()
-        cycle, shield, local = self._cycle, self._actor.shield, self._parts.local
+        cycle, local = self._cycle, self._parts.local
+        shield = self._actor.shield if watch_buffers and self._watches_buffers else None
         self._begun = True
         self._actor.before_backward()
         self._agreement.send(
@@ -163,7 +167,7 @@ class GradientGuard:
             local_norm=cycle.last_local,
             grad_norm=cycle.last_norm,
             digest=cycle.digest("step"),
-            buffer_jump=shield.jump() if shield is not None and self._watches_buffers else None,
+            buffer_jump=None if shield is None else shield.jump(),
         )
         if local is not None:
             local.arm(cycle.wants_local(), self._actor.scaler.factor())

@@ -34,7 +34,7 @@ class AccumulationWindow:
         self._shield: BufferShield | None = None
 
     def rejects(self, loss: Tensor) -> bool:
-        """Whether the micro-batch of ``loss`` is to be left out; its traces in the buffers are gone then."""
+        """Whether the micro-batch of ``loss`` is to be left out: its backward is then ``leaving_out``."""
         self._now += 1
         if not self._active or not self._several():
             return False
@@ -45,18 +45,19 @@ class AccumulationWindow:
         if bool(torch.isfinite(loss)):
             self._shield.accept()
             return False
-        self._shield.revert()
         return True
 
     @contextmanager
     def leaving_out(self) -> Iterator[None]:
-        """Around a backward whose gradients are to add nothing."""
+        """Around a backward whose gradients are to add nothing; what forward did to the buffers goes too."""
         handles = [p.register_hook(torch.zeros_like) for p in self._parameters]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            if self._shield is not None:
+                self._shield.revert()  # not before: backward still needs what forward left
 
     def close(self) -> None:
         """The optimizer step has come, or was given up: the next micro-batch begins a new window."""

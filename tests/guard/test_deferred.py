@@ -1,0 +1,146 @@
+"""Decided on the device, a step is what it would have been decided on the host; it is told one step late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from loops import MakeOptimizer, Run, differences, guarded_run
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from guard import GradientGuard, GuardConfig, GuardError, GuardHalt, StepReport
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, fused=True),
+}
+AUTO: dict[str, Any] = {"snapshot": {"every_steps": 20}, "clip": {"kind": "auto"}}
+
+
+def trained(mode: str, name: str, steps: int, *, faults: list[dict[str, Any]] | None = None) -> Run:
+    config = {**AUTO, "mode": mode, "recovery": {"cooldown_steps": 10}}
+    run = guarded_run(config, OPTIMIZERS[name], faults=faults or [])
+    assert run.guard is not None
+    while run.guard.steps < steps:
+        run.attempt()
+        if run.guard.steps >= steps and (report := run.guard.flush()) is not None:
+            run.reports.append(report)
+    return run
+
+
+def told(run: Run) -> list[tuple[int, str, str]]:
+    return [(r.attempt, r.action, r.verdict.kind) for r in run.reports if not r.pending]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_healthy_run_ends_with_the_weights_of_the_exact_mode(name: str) -> None:
+    exact, deferred = trained("exact", name, 80), trained("deferred", name, 80)
+    assert told(exact) == told(deferred)
+    assert not differences(exact.state(), deferred.state())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "nan_loss"},
+        {"kind": "scaled_gradient", "factor": 1e4},
+        {"kind": "scaled_gradient", "factor": float("inf")},
+    ],
+    ids=["nan loss", "large gradient", "infinite gradient"],
+)
+def test_a_bad_step_is_skipped_by_the_optimizer_itself(name: str, fault: dict[str, Any]) -> None:
+    faults = [{**fault, "step": 40}]
+    exact, deferred = trained("exact", name, 80, faults=faults), trained("deferred", name, 80, faults=faults)
+    assert [action for _, action, _ in told(deferred)].count("skipped") == 1
+    assert told(exact) == told(deferred)
+    assert not differences(exact.state(), deferred.state())
+
+
+def test_a_skip_leaves_no_trace_and_is_journaled_a_step_later() -> None:
+    run = trained("deferred", "adamw", 40)
+    assert run.guard is not None
+    before = {"model": run.state()["model"], "optimizer": run.state()["optimizer"]}
+    run.optimizer.zero_grad()
+    run.guard.backward(run.loss() * float("nan"))
+    assert run.guard.step().pending
+    after = {"model": run.state()["model"], "optimizer": run.state()["optimizer"]}
+    assert not differences(before, after)
+    report = run.guard.flush()
+    assert report is not None
+    assert (report.action, report.step) == ("skipped", 40)
+    assert report.incident is not None
+
+
+def test_damage_that_shows_late_is_rolled_back_with_the_step_after_it() -> None:
+    run = trained("deferred", "adamw", 50)
+    assert run.guard is not None
+    with torch.no_grad():
+        next(iter(run.model.parameters())).mul_(40.0)
+    reports: list[StepReport] = [run.attempt() for _ in range(12)]
+    back = [r for r in reports if r.action == "rolled_back"]
+    assert back
+    assert back[0].rolled_back_to == 40
+    assert run.guard.steps < 60
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.reads.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_deferred_step_reads_nothing_from_the_device() -> None:
+    """No ``item``, no ``bool``, no ``float`` of a tensor: on a GPU each is a wait."""
+    run = trained("deferred", "adamw", 45)
+    assert run.guard is not None
+    for _ in range(3):
+        run.attempt()
+    with HostReads() as host:
+        for _ in range(10):
+            run.attempt()
+    assert host.reads == []
+    with pytest.raises(GuardError, match="under way"):
+        run.guard.state_dict()  # and it was left to the device
+
+
+def test_saving_with_a_step_under_way_is_refused() -> None:
+    run = trained("deferred", "adamw", 40)
+    assert run.guard is not None
+    run.attempt()
+    with pytest.raises(GuardError, match="flush"):
+        run.guard.state_dict()
+    assert run.guard.flush() is not None
+    assert run.guard.state_dict()["step"] == 41
+
+
+def test_the_budget_holds_and_the_last_healthy_state_is_left() -> None:
+    config = {**AUTO, "mode": "deferred", "budget": {"consecutive_skips": 2, "rollbacks": 1}}
+    faults = [{"kind": "nan_loss", "step": 43, "times": 1000}]
+    run = guarded_run({**config, "recovery": {"cooldown_steps": 0}}, OPTIMIZERS["adamw"], faults=faults)
+    with pytest.raises(GuardHalt):
+        run.train(60, attempts=600)
+
+
+@pytest.mark.parametrize(
+    ("config", "fused", "message"),
+    [
+        ({}, False, "fused=True"),
+        ({"clip": {"kind": "agc"}}, True, "clip.kind agc"),
+        ({"on_suspect": "clip"}, True, "on_suspect"),
+    ],
+)
+def test_what_a_device_cannot_decide_is_refused(config: dict[str, Any], fused: bool, message: str) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    with pytest.raises(GuardError, match=message):
+        GradientGuard(model, optimizer, GuardConfig.model_validate({"mode": "deferred", **config}))
