@@ -19,6 +19,7 @@ from torch import Tensor
 from guard.errors import GuardError, RankDivergence
 
 LOSS, STOP, LOCAL_NORM, GRAD_NORM, DIGEST = range(5)
+WIDTH = 5
 TOLERANCE = 1e-3
 # Renamed in torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -48,13 +49,15 @@ class Agreement:
         self.world_size = dist.get_world_size(group) if distributed else 1
         self.rank = dist.get_rank(group) if distributed else 0
         self._device = device
-        self._pending: list[tuple[Tensor, dist.Work | None]] = []
+        self._slots: list[_Slot] = []
+        self._works: list[dist.Work | None] = []
 
     def send(self, loss: Tensor, *, stop: bool, local_norm: float, grad_norm: float, digest: int) -> None:
         """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before."""
-        row = torch.tensor([0.0, float(stop), local_norm, grad_norm, float(digest)], device=self._device)
-        row[LOSS] = loss.detach()
-        self._pending.append(self._gather(row, async_op=True))
+        slot = self._slot(len(self._works))
+        slot.row.copy_(torch.tensor([0.0, float(stop), local_norm, grad_norm, float(digest)]))
+        slot.row[LOSS] = loss.detach()
+        self._works.append(self._gather(slot, async_op=True))
 
     def receive(self) -> Agreed:
         """Waits for the rows of every ``send`` since the last call.
@@ -63,12 +66,12 @@ class Agreement:
             RankDivergence: on all ranks, if their decision states or their last global norms differ.
             GuardError: if nothing was sent.
         """
-        if not self._pending:
+        if not self._works:
             raise GuardError(
                 "step was called without backward: call guard.backward(loss), not loss.backward()"
             )
-        rows = [_wait(gathered, work) for gathered, work in self._pending]
-        self._pending = []
+        rows = [_wait(slot, work) for slot, work in zip(self._slots, self._works, strict=False)]
+        self._works = []
         last = rows[-1]
         if self.world_size > 1:
             _check_digests(last[:, DIGEST])
@@ -83,17 +86,36 @@ class Agreement:
         The row is as wide as that of ``send``: a rank that came to another verdict, because its memory was
         damaged after the all-reduce, and has gone on to its next ``send``, shows by its digest.
         """
-        row = torch.tensor([0.0, 0.0, local_norm, 0.0, float(digest)], device=self._device)
-        rows = _wait(*self._gather(row, async_op=False))
+        slot = self._slot(0)
+        slot.row.copy_(torch.tensor([0.0, 0.0, local_norm, 0.0, float(digest)]))
+        rows = _wait(slot, self._gather(slot, async_op=False))
         _check_digests(rows[:, DIGEST])
         return rows[:, LOCAL_NORM]
 
-    def _gather(self, row: Tensor, *, async_op: bool) -> tuple[Tensor, dist.Work | None]:
+    def _slot(self, index: int) -> _Slot:
+        """The memory of the gather ``index`` of a step: made once, since a step has a few micro-batches."""
+        while index >= len(self._slots):
+            self._slots.append(_Slot(self.world_size, self._device))
+        return self._slots[index]
+
+    def _gather(self, slot: _Slot, *, async_op: bool) -> dist.Work | None:
         if self.world_size == 1:
-            return row.unsqueeze(0), None
-        gathered = torch.empty(self.world_size * row.numel(), device=self._device)
-        work = _all_gather(gathered, row, group=self._group, async_op=async_op)
-        return gathered.view(self.world_size, -1), work
+            slot.rows[0] = slot.row
+            return None
+        return _all_gather(slot.gathered, slot.row, group=self._group, async_op=async_op)
+
+
+class _Slot:
+    """The memory of one gather: this rank's row and everybody's.
+
+    It outlives the gather. A worker thread of gloo that held the last reference to a tensor would need the
+    interpreter to free it, and a thread that asks for that while the interpreter ends aborts the process.
+    """
+
+    def __init__(self, world_size: int, device: torch.device) -> None:
+        self.row = torch.empty(WIDTH, device=device)
+        self.gathered = torch.empty(world_size * WIDTH, device=device)
+        self.rows = self.gathered.view(world_size, WIDTH)
 
 
 def digest(*parts: object) -> int:
@@ -131,7 +153,7 @@ def _minority(equal: NDArray[np.bool_]) -> str:
     return f"rank {', '.join(map(str, odd))}" if odd else ""
 
 
-def _wait(gathered: Tensor, work: dist.Work | None) -> NDArray[np.float64]:
+def _wait(slot: _Slot, work: dist.Work | None) -> NDArray[np.float64]:
     if work is not None:
         work.wait()
-    return gathered.cpu().numpy().astype(np.float64)
+    return slot.rows.cpu().numpy().astype(np.float64)
