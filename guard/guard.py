@@ -330,6 +330,8 @@ class GradientGuard:
         return journal if isinstance(journal, Journal) else Journal(journal)
 
     def _local_norms(self, model: nn.Module) -> LocalNorms | None:
+        if self._observer.shards is not None:
+            return None  # FSDP2 reduces a gradient before it becomes that of a parameter
         if self.config.local_norm == "off" or self.config.mode == "off" or self._agreement.world_size == 1:
             return None
         return LocalNorms(self._observer.parameters, model)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guard.errors import UnsupportedGradient
 from guard.norms import square_norms
+from guard.shards import Shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Observer:
         for name, parameter in named.items():
             if parameter.requires_grad and parameter.is_complex():
                 raise UnsupportedGradient(f"{name} is complex: freeze it or store real and imaginary parts")
+        self.shards = Shards.of(self.parameters, self.names)
 
     def gradients(self) -> list[Tensor]:
         """The gradients that exist in this step."""
@@ -52,18 +54,23 @@ class Observer:
     def observe(self) -> Observation:
         """Norms of the present gradients; non-finite ones give a non-finite norm, never an error.
 
+        Where parameters are sharded it is collective: every rank calls it once a step.
+
         Raises:
-            UnsupportedGradient: a gradient is sparse.
+            UnsupportedGradient: a gradient is sparse, or sharded otherwise than its parameter.
         """
         squares = np.zeros(len(self.parameters), dtype=np.float64)
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
         gradients = [self._dense(i) for i in present]
         with np.errstate(invalid="ignore", over="ignore"):
             squares[present] = square_norms(gradients)
+            if self.shards is not None:
+                squares = self.shards.sum(squares)
             return Observation(float(np.sqrt(squares.sum())), np.sqrt(squares))
 
     def _dense(self, index: int) -> Tensor:
-        gradient = self.parameters[index].grad
+        parameter = self.parameters[index]
+        gradient = parameter.grad if self.shards is None else self.shards.gradient(index, parameter)
         if gradient is None or gradient.is_sparse:
             raise UnsupportedGradient(f"{self.names[index]} has a sparse gradient: set sparse=False")
         return gradient

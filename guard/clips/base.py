@@ -20,6 +20,7 @@ from torch import Tensor
 
 from guard.clips.config import ClipConfig
 from guard.observe import Observation
+from guard.shards import Shards, local
 
 EPSILON = 1e-6
 Floats = NDArray[np.float64]
@@ -59,6 +60,7 @@ class Clipper:
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
         self.config = config
         self._parameters = list(parameters)
+        self._shards = Shards.of(self._parameters)
 
     def plan(
         self,
@@ -110,17 +112,26 @@ class Clipper:
         changed = np.flatnonzero(factors != 1.0).tolist()
         if not changed or not math.isfinite(seen.grad_norm):
             return None
-        torch._foreach_mul_([self._gradient(i) for i in changed], [float(factors[i]) for i in changed])
+        held = [i for i in changed if self._has_gradient(i)]
+        if held:
+            torch._foreach_mul_([self._gradient(i) for i in held], [float(factors[i]) for i in held])
         return ratio_of(seen.layer_norms * factors, seen)
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters if p.grad is not None]
+        """Those that exist, of sharded ones this rank's part."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return gradients if self._shards is None else [local(gradient) for gradient in gradients]
+
+    def _has_gradient(self, index: int) -> bool:
+        """Whether this rank holds at least one element of it."""
+        gradient = self._parameters[index].grad
+        return gradient is not None and (gradient if self._shards is None else local(gradient)).numel() > 0
 
     def _gradient(self, index: int) -> Tensor:
         gradient = self._parameters[index].grad
         if gradient is None:
             raise RuntimeError(f"parameter {index} has a gradient norm but no gradient any more")
-        return gradient
+        return gradient if self._shards is None else local(gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers, as plain numbers and lists, with the kind that remembers it."""
