@@ -40,3 +40,6 @@ class GuardConfig(Config):
 
     local_norm: Literal["off", "always"] | PositiveInt = "always"
     """Each rank's gradient norm before the all-reduce: never, always, or every k steps. Names the culprit."""
+
+    local_norm_by: Literal["auto", "hooks", "comm"] = "auto"
+    """How it is taken: by one hook a parameter, by DDP's communication hook, or as suits the device."""

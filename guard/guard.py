@@ -24,7 +24,7 @@ from guard.decide import Decision, Ladder
 from guard.detect import SpikeDetector, Verdict
 from guard.errors import GuardError, GuardHalt
 from guard.ledger import Evidence, Ledger
-from guard.local_norms import LocalNorms
+from guard.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.metrics import GuardMetrics
 from guard.observe import Observation, Observer, parameter_names
 from guard.record import Incident, Journal
@@ -90,7 +90,7 @@ class GradientGuard:
         self.metrics = _as_metrics(metrics, job)
         shadow = self.config.mode == "shadow"
         self._ledger = Ledger(job, self._observer.names, self.metrics, self._journal(journal), shadow)
-        self._local = self._local_norms(model)
+        self._local, self._ddp = self._local_norms(model), find_ddp(model)
         self._last_local = math.nan
         self._last_norm = math.nan
         self._step = 0
@@ -121,6 +121,21 @@ class GradientGuard:
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
+
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """Instead of DDP's method of this name, before the first backward: DDP takes one hook only.
+
+        Args:
+            state: passed to the hook.
+            hook: called as ``hook(state, bucket)``, for each bucket of local gradients.
+
+        Raises:
+            GuardError: the model is not in DDP, or the hook's second argument has another name.
+        """
+        if self._local is None:
+            give_hook(self._ddp, state, hook)
+        else:
+            self._local.register_comm_hook(state, hook)
 
     def backward(self, loss: Tensor) -> None:
         """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
@@ -334,7 +349,7 @@ class GradientGuard:
             return None  # FSDP2 reduces a gradient before it becomes that of a parameter
         if self.config.local_norm == "off" or self.config.mode == "off" or self._agreement.world_size == 1:
             return None
-        return LocalNorms(self._observer.parameters, model)
+        return local_norms(self._observer.parameters, model, self.config.local_norm_by)
 
     def _wants_local(self) -> bool:
         every = 1 if self.config.local_norm == "always" else int(self.config.local_norm)

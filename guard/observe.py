@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guard.errors import UnsupportedGradient
+from guard.gradients import coalesce_, elements
 from guard.norms import square_norms
 from guard.shards import Shards
 
@@ -36,9 +36,7 @@ class Observer:
     def __init__(self, named: dict[str, Tensor]) -> None:
         self.names = [name for name, parameter in named.items() if parameter.requires_grad]
         self.parameters = [parameter for parameter in named.values() if parameter.requires_grad]
-        for name, parameter in named.items():
-            if parameter.requires_grad and parameter.is_complex():
-                raise UnsupportedGradient(f"{name} is complex: freeze it or store real and imaginary parts")
+        self._complex = any(parameter.is_complex() for parameter in self.parameters)
         self.shards = Shards.of(self.parameters, self.names)
 
     def gradients(self) -> list[Tensor]:
@@ -57,23 +55,25 @@ class Observer:
         Where parameters are sharded it is collective: every rank calls it once a step.
 
         Raises:
-            UnsupportedGradient: a gradient is sparse, or sharded otherwise than its parameter.
+            UnsupportedGradient: a gradient is sharded otherwise than its parameter.
         """
         squares = np.zeros(len(self.parameters), dtype=np.float64)
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
-        gradients = [self._dense(i) for i in present]
+        gradients = [self._elements(i) for i in present]
         with np.errstate(invalid="ignore", over="ignore"):
             squares[present] = square_norms(gradients)
             if self.shards is not None:
                 squares = self.shards.sum(squares)
             return Observation(float(np.sqrt(squares.sum())), np.sqrt(squares))
 
-    def _dense(self, index: int) -> Tensor:
+    def _elements(self, index: int) -> Tensor:
         parameter = self.parameters[index]
         gradient = parameter.grad if self.shards is None else self.shards.gradient(index, parameter)
-        if gradient is None or gradient.is_sparse:
-            raise UnsupportedGradient(f"{self.names[index]} has a sparse gradient: set sparse=False")
-        return gradient
+        if gradient is None:
+            raise RuntimeError(f"the gradient of {self.names[index]} was dropped while it was measured")
+        if gradient.is_sparse:
+            return elements(coalesce_(parameter, gradient))
+        return elements(gradient) if self._complex else gradient
 
 
 def unwrap(model: nn.Module) -> nn.Module:

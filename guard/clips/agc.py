@@ -53,6 +53,12 @@ class AgcClipper(Clipper):
 
     def _unit_factors(self, index: int) -> Tensor:
         """What each unit of a gradient is multiplied with, in a shape that broadcasts; 1 for most."""
+        gradient = self._parameters[index].grad
+        if gradient is not None and gradient.is_sparse:
+            raise UnsupportedGradient(
+                f"clip kind agc measures whole units, and parameter {index} has a sparse gradient: "
+                "set sparse=False, or clip kind to adagc, norm or auto"
+            )
         limits = unit_norms(self._parameters[index]).clamp_(min=self.config.eps).mul_(self.config.clip_factor)
         norms = unit_norms(self._gradient(index))
         return torch.where(norms > limits, limits / norms, 1.0)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.clips.config import ClipConfig
+from guard.gradients import elements
 from guard.observe import Observation
-from guard.shards import Shards, local
+from guard.shards import Shards
 
 EPSILON = 1e-6
 Floats = NDArray[np.float64]
@@ -61,6 +62,7 @@ class Clipper:
         self.config = config
         self._parameters = list(parameters)
         self._shards = Shards.of(self._parameters)
+        self._special = self._shards is not None or any(p.is_complex() for p in self._parameters)
 
     def plan(
         self,
@@ -118,20 +120,22 @@ class Clipper:
         return ratio_of(seen.layer_norms * factors, seen)
 
     def _gradients(self) -> list[Tensor]:
-        """Those that exist, of sharded ones this rank's part."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return gradients if self._shards is None else [local(gradient) for gradient in gradients]
+        """The elements on this rank of those that exist."""
+        return [self._elements(p.grad) for p in self._parameters if p.grad is not None]
+
+    def _elements(self, gradient: Tensor) -> Tensor:
+        return elements(gradient) if gradient.is_sparse or self._special else gradient
 
     def _has_gradient(self, index: int) -> bool:
         """Whether this rank holds at least one element of it."""
         gradient = self._parameters[index].grad
-        return gradient is not None and (gradient if self._shards is None else local(gradient)).numel() > 0
+        return gradient is not None and self._elements(gradient).numel() > 0
 
     def _gradient(self, index: int) -> Tensor:
         gradient = self._parameters[index].grad
         if gradient is None:
             raise RuntimeError(f"parameter {index} has a gradient norm but no gradient any more")
-        return gradient if self._shards is None else local(gradient)
+        return self._elements(gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers, as plain numbers and lists, with the kind that remembers it."""
