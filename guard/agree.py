@@ -57,7 +57,8 @@ class Agreement:
         self.world_size = dist.get_world_size(group) if distributed else 1
         self.rank = dist.get_rank(group) if distributed else 0
         self._device = device
-        self._pending: list[tuple[Tensor, dist.Work | None]] = []
+        self._slots: list[_Slot] = []
+        self._works: list[dist.Work | None] = []
 
     def send(
         self,
@@ -70,12 +71,13 @@ class Agreement:
         buffer_jump: Tensor | None = None,
     ) -> None:
         """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before."""
-        row = self._row([0.0, float(stop), math.nan, grad_norm, _NO_JUMP, float(digest)])
-        row[LOSS] = loss.detach()
-        row[LOCAL_NORM] = local_norm
+        slot = self._slot(len(self._works))
+        slot.write([0.0, float(stop), math.nan, grad_norm, _NO_JUMP, float(digest)])
+        slot.row[LOSS] = loss.detach()
+        slot.row[LOCAL_NORM] = local_norm
         if buffer_jump is not None:
-            row[JUMP] = buffer_jump
-        self._pending.append(self._gather(row, async_op=True))
+            slot.row[JUMP] = buffer_jump
+        self._works.append(self._gather(slot, async_op=True))
 
     def receive(self) -> Agreed:
         """Waits for the rows of every ``send`` since the last call, and reads them.
@@ -87,16 +89,20 @@ class Agreement:
         return self.read(self.receive_rows().cpu().numpy().astype(np.float64))
 
     def receive_rows(self) -> Tensor:
-        """The rows of every ``send`` since the last call, [micro-batches, ranks, WIDTH], not read yet."""
-        if not self._pending:
+        """The rows of every ``send`` since the last call, [micro-batches, ranks, WIDTH], not read yet.
+
+        Valid until the next ``send``.
+        """
+        works, self._works = self._works, []
+        if not works:
             raise GuardError(
                 "step was called without backward: call guard.backward(loss), not loss.backward()"
             )
-        pending, self._pending = self._pending, []
-        for _, work in pending:
+        for work in works:
             if work is not None:
                 work.wait()
-        return torch.stack([gathered for gathered, _ in pending])
+        rows = [slot.rows for slot in self._slots[: len(works)]]
+        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
     def read(self, rows: NDArray[np.float64]) -> Agreed:
         """What ``receive_rows`` says, once it is on the host. Raises as ``receive`` does."""
@@ -123,24 +129,42 @@ class Agreement:
         The row is as wide as that of ``send``: a rank that came to another verdict, because its memory was
         damaged after the all-reduce, and has gone on to its next ``send``, shows by its digest.
         """
-        row = self._row([0.0, 0.0, local_norm, 0.0, _NO_JUMP, float(digest)])
-        gathered, _ = self._gather(row, async_op=False)
-        rows = gathered.cpu().numpy().astype(np.float64)
+        slot = self._slot(0)
+        slot.write([0.0, 0.0, local_norm, 0.0, _NO_JUMP, float(digest)])
+        self._gather(slot, async_op=False)
+        rows = slot.rows.cpu().numpy().astype(np.float64)
         _check_digests(rows[:, DIGEST])
         return rows[:, LOCAL_NORM]
 
-    def _row(self, values: list[float]) -> Tensor:
-        if self._device.type == "cpu":
-            return torch.tensor(values)
-        # pinned and not waited for: a plain copy to the device would stop the host
-        return torch.tensor(values, pin_memory=True).to(self._device, non_blocking=True)
+    def _slot(self, index: int) -> _Slot:
+        """The memory of the gather ``index`` of a step: made once, since a step has a few micro-batches."""
+        while index >= len(self._slots):
+            self._slots.append(_Slot(self.world_size, self._device))
+        return self._slots[index]
 
-    def _gather(self, row: Tensor, *, async_op: bool) -> tuple[Tensor, dist.Work | None]:
+    def _gather(self, slot: _Slot, *, async_op: bool) -> dist.Work | None:
         if self.world_size == 1:
-            return row.unsqueeze(0), None
-        gathered = torch.empty(self.world_size * row.numel(), device=self._device)
-        work = _all_gather(gathered, row, group=self._group, async_op=async_op)
-        return gathered.view(self.world_size, -1), work
+            slot.rows[0] = slot.row
+            return None
+        return _all_gather(slot.gathered, slot.row, group=self._group, async_op=async_op)
+
+
+class _Slot:
+    """The memory of one gather: this rank's row and everybody's.
+
+    It outlives the gather. A worker thread of gloo that held the last reference to a tensor would need the
+    interpreter to free it, and a thread that asks for that while the interpreter ends aborts the process.
+    """
+
+    def __init__(self, world_size: int, device: torch.device) -> None:
+        self.row = torch.empty(WIDTH, device=device)
+        self.gathered = torch.empty(world_size * WIDTH, device=device)
+        self.rows = self.gathered.view(world_size, WIDTH)
+
+    def write(self, values: list[float]) -> None:
+        """Fills this rank's row; the host does not wait for a device."""
+        on_host = torch.tensor(values, pin_memory=self.row.is_cuda)
+        self.row.copy_(on_host, non_blocking=True)
 
 
 def digest(*parts: object) -> int:

@@ -43,6 +43,9 @@ class GuardConfig(Config):
     local_norm: Literal["off", "always"] | PositiveInt = "always"
     """Each rank's gradient norm before the all-reduce: never, always, or every k steps. Names the culprit."""
 
+    local_norm_by: Literal["auto", "hooks", "comm"] = "auto"
+    """How it is taken: by one hook a parameter, by DDP's communication hook, or as suits the device."""
+
     update_norm: Literal["off", "always"] | PositiveInt = 25
     """How far the weights move: measured never, after every step, or after every k steps (and each snapshot).
     Shows damage to weights, moments and learning rate; needs one more copy of the weights."""

@@ -162,7 +162,8 @@ class DeferredCycle(Cycle):
         self.attempt += 1
         self._actor.take_snapshot_when_due(self.step + 1)
         if self._parts.local is not None:
-            self.last_local = self._parts.local.tensor()
+            total = self._parts.local.total()
+            self.last_local = math.nan if total is None else total
         host, arrived = self._on_device.send_home(skip, rows, pieces)
         return Launched(limits, owners, rows.shape, host, arrived, moved, learning_rate, self._ids())
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from guard.gradients import elements
 from guard.norms import square_norms
+from guard.shards import Shards, local
 
 GROUP_ELEMENTS = 1 << 18
 """So many weights are compared and copied at a time: they stay in the processor's cache."""
@@ -25,17 +29,18 @@ class Displacement:
     """The distance that the weights have moved since they were last measured.
 
     Args:
-        parameters: the weights to watch; a copy of them is kept.
+        parameters: the weights to watch; a copy of them (of sharded ones: of this rank's part) is kept.
         optimizer: whose learning rate the distance is divided by.
         every_steps: optimizer steps between two measurements.
     """
 
     def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, every_steps: int) -> None:
         self._parameters = list(parameters)
+        self._shards = Shards.of(parameters)
         self._optimizer = optimizer
         self._every = every_steps
         self._places: list[int] = []
-        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._groups: list[_Group] = []
         self._measured_at = 0
 
     @torch.no_grad()
@@ -44,8 +49,8 @@ class Displacement:
         self._measured_at = step
         if self._places != self._present_places():
             self._regroup()
-        for weights, copies in self._groups:
-            torch._foreach_copy_(copies, weights)
+        for group in self._groups:
+            group.save()
 
     def state_dict(self) -> dict[str, Any]:
         """When it was measured last; the copy is not saved, so the stretch after a resume is a short one."""
@@ -73,33 +78,51 @@ class Displacement:
             self.start(step)
             return math.nan, None
         with np.errstate(invalid="ignore", over="ignore"):
-            distance = math.sqrt(sum(self._move(*group) for group in self._groups))
+            squares = np.zeros(len(self._parameters))
+            for group in self._groups:
+                np.add.at(squares, group.owners, group.move())
+            distance = math.sqrt((squares if self._shards is None else self._shards.sum(squares)).sum())
         rate = float(self._optimizer.param_groups[0]["lr"])
         return distance / steps, distance / (rate * self._every) if rate > 0 else None
 
-    def _move(self, weights: list[Tensor], copies: list[Tensor]) -> float:
-        """The squared distance of one group, whose copies then follow."""
-        square = float(square_norms(torch._foreach_sub(weights, copies)).sum())
-        torch._foreach_copy_(copies, weights)
-        return square
-
     def _present_places(self) -> list[int]:
-        return [p.data_ptr() for p in self._parameters]
+        return [local(p).data_ptr() for p in self._parameters]
 
     def _regroup(self) -> None:
         """Views of the weights in groups of bounded size, each with room for its copy."""
         self._places = self._present_places()
         self._groups = []
         room = 0
-        for parameter in self._parameters:
-            for piece in _pieces(parameter.detach()):
+        for i, parameter in enumerate(self._parameters):
+            for piece in _pieces(local(parameter.detach())):
                 if piece.numel() > room:
-                    self._groups.append(([], []))
+                    self._groups.append(_Group([], [], []))
                     room = GROUP_ELEMENTS
-                weights, copies = self._groups[-1]
-                weights.append(piece)
-                copies.append(torch.empty_like(piece))
+                self._groups[-1].add(i, piece)
                 room -= piece.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pieces of weights, the parameter that each belongs to, and their copies."""
+
+    owners: list[int]
+    weights: list[Tensor]
+    copies: list[Tensor]
+
+    def add(self, owner: int, piece: Tensor) -> None:
+        self.owners.append(owner)
+        self.weights.append(piece)
+        self.copies.append(torch.empty_like(piece))
+
+    def move(self) -> NDArray[np.float64]:
+        """The squared distance of each piece, whose copy then follows."""
+        squares = square_norms([elements(d) for d in torch._foreach_sub(self.weights, self.copies)])
+        self.save()
+        return squares
+
+    def save(self) -> None:
+        torch._foreach_copy_(self.copies, self.weights)
 
 
 def _pieces(weight: Tensor) -> Sequence[Tensor]:

@@ -3,7 +3,7 @@
 GuardError
 ├── GuardHalt            the budget is spent; raised on every rank, with the incident
 ├── RankDivergence       ranks would decide differently; raised on every rank
-└── UnsupportedGradient  a gradient the guard cannot measure (sparse, complex)
+└── UnsupportedGradient  a gradient the guard cannot measure or clip
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from guard.act import DATA, Actor
@@ -24,7 +23,7 @@ from guard.deferred import DeferredCycle
 from guard.errors import GuardError
 from guard.judge import Judge
 from guard.ledger import Ledger
-from guard.local_norms import LocalNorms
+from guard.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.metrics import GuardMetrics
 from guard.observe import Observer, parameter_names
 from guard.recompute import Closure, Rewinder
@@ -102,7 +101,8 @@ class GradientGuard:
             device=device,
         )
         self._cycle = self._make_cycle()
-        broadcasts = isinstance(model, DistributedDataParallel) and model.broadcast_buffers
+        self._ddp = find_ddp(model)
+        broadcasts = self._ddp is not None and self._ddp.broadcast_buffers
         self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # else rank 0's replace them
         self._stop = False
         self._begun = False
@@ -127,6 +127,21 @@ class GradientGuard:
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
+
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """Instead of DDP's method of this name, before the first backward: DDP takes one hook only.
+
+        Args:
+            state: passed to the hook.
+            hook: called as ``hook(state, bucket)``, for each bucket of local gradients.
+
+        Raises:
+            GuardError: the model is not in DDP, or the hook's second argument has another name.
+        """
+        if self._parts.local is None:
+            give_hook(self._ddp, state, hook)
+        else:
+            self._parts.local.register_comm_hook(state, hook)
 
     def backward(self, loss: Tensor) -> None:
         """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
@@ -266,6 +281,8 @@ class GradientGuard:
         return journal if isinstance(journal, Journal) else Journal(journal)
 
     def _local_norms(self, observer: Observer, model: nn.Module) -> LocalNorms | None:
+        if observer.shards is not None:
+            return None  # FSDP2 reduces a gradient before it becomes that of a parameter
         if self.config.local_norm == "off" or self.config.mode == "off" or self._agreement.world_size == 1:
             return None
-        return LocalNorms(observer.parameters, model)
+        return local_norms(observer.parameters, model, self.config.local_norm_by)

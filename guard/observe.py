@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guard.errors import UnsupportedGradient
+from guard.gradients import coalesce_, elements
 from guard.norms import square_pieces, sum_pieces
+from guard.shards import Shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,8 @@ class Observer:
     def __init__(self, named: dict[str, Tensor]) -> None:
         self.names = [name for name, parameter in named.items() if parameter.requires_grad]
         self.parameters = [parameter for parameter in named.values() if parameter.requires_grad]
-        for name, parameter in named.items():
-            if parameter.requires_grad and parameter.is_complex():
-                raise UnsupportedGradient(f"{name} is complex: freeze it or store real and imaginary parts")
+        self._complex = any(parameter.is_complex() for parameter in self.parameters)
+        self.shards = Shards.of(self.parameters, self.names)
 
     def gradients(self) -> list[Tensor]:
         """The gradients that exist in this step."""
@@ -57,8 +57,10 @@ class Observer:
     def observe(self) -> Observation:
         """Norms of the present gradients; non-finite ones give a non-finite norm, never an error.
 
+        Where parameters are sharded it is collective: every rank calls it once a step.
+
         Raises:
-            UnsupportedGradient: a gradient is sparse.
+            UnsupportedGradient: a gradient is sharded otherwise than its parameter.
         """
         pieces, owners = self.measure()
         return self.read(pieces.cpu().numpy(), owners)
@@ -67,20 +69,25 @@ class Observer:
     def measure(self) -> tuple[Tensor, list[int]]:
         """The squared norms of all pieces, where the gradients are; and the parameter each belongs to."""
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
-        pieces, owners = square_pieces([self._dense(i) for i in present])
+        pieces, owners = square_pieces([self._elements(i) for i in present])
         return pieces, [present[owner] for owner in owners]
 
     def read(self, pieces: NDArray[np.float64], owners: list[int]) -> Observation:
-        """What ``measure`` returned, once it is on the host."""
+        """What ``measure`` returned, once it is on the host; collective where parameters are sharded."""
         with np.errstate(invalid="ignore", over="ignore"):
             squares = sum_pieces(pieces, owners, len(self.parameters))
+            if self.shards is not None:
+                squares = self.shards.sum(squares)
             return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
 
-    def _dense(self, index: int) -> Tensor:
-        gradient = self.parameters[index].grad
-        if gradient is None or gradient.is_sparse:
-            raise UnsupportedGradient(f"{self.names[index]} has a sparse gradient: set sparse=False")
-        return gradient
+    def _elements(self, index: int) -> Tensor:
+        parameter = self.parameters[index]
+        gradient = parameter.grad if self.shards is None else self.shards.gradient(index, parameter)
+        if gradient is None:
+            raise RuntimeError(f"the gradient of {self.names[index]} was dropped while it was measured")
+        if gradient.is_sparse:
+            return elements(coalesce_(parameter, gradient))
+        return elements(gradient) if self._complex else gradient
 
 
 def unwrap(model: nn.Module) -> nn.Module:

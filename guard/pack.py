@@ -24,6 +24,8 @@ class Pack:
     def __init__(self, live: list[Tensor]) -> None:
         self._live = [tensor.detach() for tensor in live]
         self._sizes = [tensor.numel() for tensor in live]
+        self._views = all(tensor.is_contiguous() for tensor in live)
+        self._flat = [tensor.reshape(-1) for tensor in self._live]
         self._kept = self._gather()
         self.copies: list[Tensor] = [
             piece.view(tensor.shape)
@@ -39,7 +41,7 @@ class Pack:
 
     def save(self) -> None:
         """Copies the tensors."""
-        torch.cat([tensor.reshape(-1) for tensor in self._live], out=self._kept)
+        torch.cat(self._flattened(), out=self._kept)
         self._count()
 
     def save_unless(self, skip: Tensor) -> None:
@@ -77,7 +79,10 @@ class Pack:
         self._norms = None if norms is None else torch.tensor(norms, device=self._kept.device)
 
     def _gather(self) -> Tensor:
-        return torch.cat([tensor.reshape(-1) for tensor in self._live])
+        return torch.cat(self._flattened())
+
+    def _flattened(self) -> list[Tensor]:
+        return self._flat if self._views else [tensor.reshape(-1) for tensor in self._live]
 
     def _measure_norms(self) -> Tensor:
         """The norm of each tensor, kept off zero."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from guard.base import Config
 from guard.regularize import pull_, soft_threshold_
+from guard.shards import locals_of
 
 
 class RecoveryConfig(Config):
@@ -108,8 +109,8 @@ class Recovery:
     def _penalize(self, parameters: list[Tensor], lr: float, strengths: dict[str, float]) -> None:
         anchored = [p for p in parameters if id(p) in self._anchors]
         anchors = [self._anchors[id(p)] for p in anchored]
-        pull_(anchored, anchors, min(1.0, lr * strengths["anchor_l2"]))
-        soft_threshold_([p for p in parameters if p.requires_grad], lr * strengths["l1"])
+        pull_(locals_of(anchored), locals_of(anchors), min(1.0, lr * strengths["anchor_l2"]))
+        soft_threshold_(locals_of([p for p in parameters if p.requires_grad]), lr * strengths["l1"])
 
     def _cool(self) -> None:
         self._remaining -= 1

@@ -25,4 +25,7 @@ def soft_threshold_(parameters: Sequence[Tensor], amount: float) -> None:
     if amount <= 0:
         return
     for parameter in parameters:
-        parameter.copy_(torch.nn.functional.softshrink(parameter, amount))
+        if parameter.is_complex():
+            parameter.copy_(parameter.sgn() * (parameter.abs() - amount).clamp_(min=0))
+        else:
+            parameter.copy_(torch.nn.functional.softshrink(parameter, amount))

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from guard import rng
 from guard.base import Config
 from guard.buffers import Buffers
+from guard.shards import version
 from guard.stores import BufferStore, OptimizerStore, TensorStore
 
 GENERATORS = "guard.generators"
@@ -100,7 +101,7 @@ class Subject:
         """Changes whenever a parameter, a buffer or the optimizer's state was loaded anew."""
         moments = [v for s in self._optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
         buffers = [b for b in self._buffers.read() if b is not None]
-        return len(moments), sum(t._version for t in (*self._parameters, *buffers, *moments))
+        return len(moments), sum(version(t) for t in (*self._parameters, *buffers, *moments))
 
 
 class SnapshotRing:

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guard.buffers import Buffers
+from guard.shards import laid_out, layout, locals_of
 
 
 class TensorStore:
-    """A copy of a list of tensors; saving and restoring are one foreach call each."""
+    """A copy of a list of tensors (of sharded ones: this rank's part); saved and restored in one call."""
 
     def __init__(self) -> None:
         self._copies: list[Tensor] = []
@@ -26,21 +27,22 @@ class TensorStore:
     @torch.no_grad()
     def save(self, tensors: Sequence[Tensor]) -> None:
         """Copies ``tensors``; allocates only when their number, shapes or dtypes changed."""
-        if _alike(self._copies, tensors):
-            if tensors:
-                torch._foreach_copy_(self._copies, list(tensors))
+        parts = locals_of(tensors)
+        if _alike(self._copies, parts):
+            if parts:
+                torch._foreach_copy_(self._copies, parts)
         else:
-            self._copies = [tensor.detach().clone() for tensor in tensors]
+            self._copies = [part.detach().clone() for part in parts]
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
         """Writes the copies back into ``tensors``, in place."""
         if tensors:
-            torch._foreach_copy_(list(tensors), self._copies)
+            torch._foreach_copy_(locals_of(tensors), self._copies)
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether ``tensors`` have the number, shapes, dtypes and devices of the copies."""
-        return _alike(self._copies, tensors)
+        return _alike(self._copies, locals_of(tensors))
 
     @property
     def copies(self) -> list[Tensor]:
@@ -72,6 +74,7 @@ class OptimizerStore:
 
     def __init__(self) -> None:
         self._tensors = TensorStore()
+        self._layouts: list[Any] = []
         self._slots: list[tuple[int, str]] = []
         self._values: dict[int, dict[str, Any]] = {}
         self._groups: list[dict[str, Any]] = []
@@ -80,6 +83,7 @@ class OptimizerStore:
         """Copies the state of every parameter and the settings of every group."""
         self._slots, tensors, self._values = _flatten(optimizer)
         self._tensors.save(tensors)
+        self._layouts = [layout(tensor) for tensor in tensors]
         self._groups = [
             {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
             for group in optimizer.param_groups
@@ -100,8 +104,8 @@ class OptimizerStore:
         parameters = _parameters(optimizer)
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
-        for (index, key), tensor in zip(self._slots, self._tensors.copies, strict=True):
-            optimizer.state[parameters[index]][key] = tensor.clone()
+        for (index, key), copied, laid in zip(self._slots, self._tensors.copies, self._layouts, strict=True):
+            optimizer.state[parameters[index]][key] = laid_out(copied.clone(), laid)
         self._write_values(optimizer)
 
     def _write_values(self, optimizer: Optimizer) -> None:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from guard.buffers import BufferShield
+from guard.local_norms import find_ddp
 
 
 class AccumulationWindow:
@@ -27,6 +27,7 @@ class AccumulationWindow:
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor], *, active: bool) -> None:
         self._model = model
+        self._ddp = find_ddp(model)
         self._parameters = parameters
         self._active = active
         self._before = 1
@@ -66,9 +67,7 @@ class AccumulationWindow:
             self._shield.accept()
 
     def _several(self) -> bool:
-        no_sync = (
-            isinstance(self._model, DistributedDataParallel) and not self._model.require_backward_grad_sync
-        )
+        no_sync = self._ddp is not None and not self._ddp.require_backward_grad_sync
         return no_sync or self._now > 1 or self._before > 1
 
 

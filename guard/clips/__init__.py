@@ -14,6 +14,7 @@ from guard.clips.agc import AgcClipper
 from guard.clips.base import Clipper, Plan, coefficient, scale_
 from guard.clips.config import ClipConfig
 from guard.clips.fixed import GroupClipper, NormClipper, ValueClipper
+from guard.errors import UnsupportedGradient
 
 __all__ = ["ClipConfig", "Clipper", "Plan", "coefficient", "make_clipper", "scale_"]
 
@@ -26,7 +27,16 @@ def make_clipper(
     Args:
         parameters: those whose gradients are clipped, in the order of ``Observation.layer_norms``.
         optimizer: whose groups the kind ``group`` clips one by one; without it all parameters are one group.
+
+    Raises:
+        UnsupportedGradient: the kind cannot be right for sharded or complex parameters.
     """
+    real_only = config.kind in ("value", "agc") or config.norm_type != 2
+    if real_only and any(parameter.is_complex() for parameter in parameters):
+        raise UnsupportedGradient(
+            f"clip kind {config.kind} (norm_type {config.norm_type:g}) means nothing for complex parameters: "
+            "set clip kind to auto, adagc, or norm with norm_type 2"
+        )
     makers: dict[str, Callable[[ClipConfig, Sequence[Tensor]], Clipper]] = {
         "off": Clipper,
         "auto": AutoClipper,

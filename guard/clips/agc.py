@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guard.clips.base import Clipper, ratio_of
+from guard.clips.config import ClipConfig
 from guard.clips.fixed import to_floats
+from guard.errors import UnsupportedGradient
 from guard.norms import square_norms
 from guard.observe import Observation
 
@@ -23,6 +26,14 @@ class AgcClipper(Clipper):
     vector or a scalar, such as a bias or a gain, is one unit as a whole. The paper leaves the last linear
     layer out; here all take part. A tensor whose gradient is below ``clip_factor * eps`` is not read.
     """
+
+    def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
+        super().__init__(config, parameters)
+        if self._shards is not None:
+            raise UnsupportedGradient(
+                "clip kind agc measures whole units, and the model is sharded, which may split a unit over "
+                "ranks: set clip kind to adagc (each tensor), norm or auto"
+            )
 
     def _clip_elements_(self, seen: Observation) -> float | None:
         if not math.isfinite(seen.grad_norm):
@@ -42,6 +53,12 @@ class AgcClipper(Clipper):
 
     def _unit_factors(self, index: int) -> Tensor:
         """What each unit of a gradient is multiplied with, in a shape that broadcasts; 1 for most."""
+        gradient = self._parameters[index].grad
+        if gradient is not None and gradient.is_sparse:
+            raise UnsupportedGradient(
+                f"clip kind agc measures whole units, and parameter {index} has a sparse gradient: "
+                "set sparse=False, or clip kind to adagc, norm or auto"
+            )
         limits = unit_norms(self._parameters[index]).clamp_(min=self.config.eps).mul_(self.config.clip_factor)
         norms = unit_norms(self._gradient(index))
         return torch.where(norms > limits, limits / norms, 1.0)

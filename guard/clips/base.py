@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.clips.config import ClipConfig
+from guard.gradients import elements
 from guard.observe import Observation
+from guard.shards import Shards
 
 EPSILON = 1e-6
 Floats = NDArray[np.float64]
@@ -59,6 +61,8 @@ class Clipper:
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
         self.config = config
         self._parameters = list(parameters)
+        self._shards = Shards.of(self._parameters)
+        self._special = self._shards is not None or any(p.is_complex() for p in self._parameters)
 
     def plan(
         self,
@@ -115,17 +119,28 @@ class Clipper:
         changed = np.flatnonzero(factors != 1.0).tolist()
         if not changed or not math.isfinite(seen.grad_norm):
             return None
-        torch._foreach_mul_([self._gradient(i) for i in changed], [float(factors[i]) for i in changed])
+        held = [i for i in changed if self._has_gradient(i)]
+        if held:
+            torch._foreach_mul_([self._gradient(i) for i in held], [float(factors[i]) for i in held])
         return ratio_of(seen.layer_norms * factors, seen)
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters if p.grad is not None]
+        """The elements on this rank of those that exist."""
+        return [self._elements(p.grad) for p in self._parameters if p.grad is not None]
+
+    def _elements(self, gradient: Tensor) -> Tensor:
+        return elements(gradient) if gradient.is_sparse or self._special else gradient
+
+    def _has_gradient(self, index: int) -> bool:
+        """Whether this rank holds at least one element of it."""
+        gradient = self._parameters[index].grad
+        return gradient is not None and self._elements(gradient).numel() > 0
 
     def _gradient(self, index: int) -> Tensor:
         gradient = self._parameters[index].grad
         if gradient is None:
             raise RuntimeError(f"parameter {index} has a gradient norm but no gradient any more")
-        return gradient
+        return self._elements(gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers, as plain numbers and lists, with the kind that remembers it."""

@@ -14,12 +14,24 @@ from guard.clips.base import Clipper, Floats, Plan, Step, coefficient, ratio_of,
 from guard.clips.config import ClipConfig
 from guard.norms import square_norms
 from guard.observe import Observation
+from guard.shards import Shards
 
 _SURELY = 0.99
 """An L2 norm below this share of a limit has no element above the limit, whatever its rounding error."""
 
 
-class NormClipper(Clipper):
+class _PNormClipper(Clipper):
+    """What the kinds with a ``norm_type`` share."""
+
+    def _p_norms(self, p: float) -> Floats:
+        """The p-norm of each parameter's gradient; 0 where there is none."""
+        with_gradient = [i for i, parameter in enumerate(self._parameters) if parameter.grad is not None]
+        norms = np.zeros(len(self._parameters))
+        norms[with_gradient] = p_norms([self._gradient(i) for i in with_gradient], p)
+        return norms if self._shards is None else self._shards.p_norms(norms, p)
+
+
+class NormClipper(_PNormClipper):
     """``norm``: the p-norm of all gradients together is held to ``max_norm``.
 
     Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks" (2013),
@@ -35,14 +47,13 @@ class NormClipper(Clipper):
     def _clip_elements_(self, seen: Observation) -> float | None:
         if self.config.norm_type == 2 or not math.isfinite(seen.grad_norm):
             return None
-        gradients = self._gradients()
-        total = total_norm(p_norms(gradients, self.config.norm_type), self.config.norm_type)
+        total = total_norm(self._p_norms(self.config.norm_type), self.config.norm_type)
         factor = coefficient(total, self.config.max_norm)
-        scale_(gradients, factor)
+        scale_(self._gradients(), factor)
         return None if factor == 1.0 else factor
 
 
-class GroupClipper(Clipper):
+class GroupClipper(_PNormClipper):
     """``group``: the p-norm of each parameter group of the optimizer is held to ``max_norm``.
 
     It equals ``clip_grad_norm_`` (see ``NormClipper``) called once for each group. L2 norms are put together
@@ -60,10 +71,7 @@ class GroupClipper(Clipper):
         return Plan(step.seen, factors=self._of_groups(step.seen.layer_norms) if measured else None)
 
     def _clip_elements_(self, seen: Observation) -> float | None:
-        with_gradient = [i for i, p in enumerate(self._parameters) if p.grad is not None]
-        norms = np.zeros(len(self._parameters))
-        norms[with_gradient] = p_norms([self._gradient(i) for i in with_gradient], self.config.norm_type)
-        return self._scale_each_(seen, self._of_groups(norms))
+        return self._scale_each_(seen, self._of_groups(self._p_norms(self.config.norm_type)))
 
     def _of_groups(self, norms: Floats) -> Floats:
         """Each parameter's factor from the p-norms of all."""
@@ -93,20 +101,29 @@ class ValueClipper(Clipper):
 
     def _clip_elements_(self, seen: Observation) -> float | None:
         limit = self.config.max_value or math.inf
-        norms = seen.layer_norms.copy()
-        read = [int(i) for i in np.flatnonzero(~(norms < _SURELY * limit)) if self._has_gradient(int(i))]
+        large = np.flatnonzero(~(seen.layer_norms < _SURELY * limit)).tolist()  # the same on every rank
+        read = [i for i in large if self._has_gradient(i)]
         highest = peaks([self._gradient(i) for i in read])
         above = [i for i, peak in zip(read, highest, strict=True) if not peak <= self._rounded(i, limit)]
-        if not above:
-            return None
         for i in above:
             self._gradient(i).clamp_(-limit, limit)
+        norms = seen.layer_norms.copy()
+        if self._shards is not None and large:
+            return self._over_shards(self._shards, seen, read, above)
         norms[above] = np.sqrt(square_norms([self._gradient(i) for i in above]))
-        return ratio_of(norms, seen)
+        return ratio_of(norms, seen) if above else None
 
-    def _has_gradient(self, index: int) -> bool:
-        gradient = self._parameters[index].grad
-        return gradient is not None and gradient.numel() > 0
+    def _over_shards(
+        self, shards: Shards, seen: Observation, read: list[int], above: list[int]
+    ) -> float | None:
+        """The ratio where each rank clamped its shards; all ranks come here, whether they clamped or not."""
+        clamped, squares = np.zeros(len(seen.layer_norms)), np.zeros(len(seen.layer_norms))
+        clamped[above] = 1.0
+        squares[read] = square_norms([self._gradient(i) for i in read])
+        clamped, squares = shards.sum(clamped), shards.sum(squares)
+        if not clamped.any():
+            return None
+        return ratio_of(np.where(clamped > 0, np.sqrt(squares), seen.layer_norms), seen)
 
     def _rounded(self, index: int, limit: float) -> float:
         """The limit as the gradient's dtype has it, which is what clamping leaves behind."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,5 +34,9 @@ def _rank(rank: int, world_size: int, work: Callable[[int, int, Path], Any], fol
             warnings.simplefilter("error")
             result = work(rank, world_size, folder)
     finally:
+        gc.collect()  # models in reference cycles hold the process group
         dist.destroy_process_group()
     torch.save(result, folder / f"rank-{rank}.pt")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # torch's threads do not survive the end of an interpreter reliably

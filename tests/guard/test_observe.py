@@ -10,7 +10,6 @@ import torch
 from loops import network
 from torch import Tensor, nn
 
-from guard import GradientGuard, GuardConfig, UnsupportedGradient
 from guard.observe import Observer, parameter_names
 
 LARGE = 1 << 20
@@ -86,20 +85,6 @@ def test_one_bad_element_makes_its_layer_and_the_norm_not_finite(bad: float, dty
     seen = Observer(named).observe()
     assert not math.isfinite(seen.grad_norm)
     assert [math.isfinite(n) for n in seen.layer_norms] == [True, False, True]
-
-
-def test_a_sparse_gradient_is_refused_by_name() -> None:
-    model = nn.Sequential(nn.Embedding(10, 3, sparse=True), nn.Linear(3, 1))
-    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    guard.backward(model(torch.tensor([1, 2])).sum())
-    with pytest.raises(UnsupportedGradient, match=r"0\.weight .*sparse=False"):
-        guard.step()
-
-
-def test_a_complex_parameter_is_refused_by_name() -> None:
-    model = nn.Linear(2, 2, dtype=torch.complex64)
-    with pytest.raises(UnsupportedGradient, match="weight is complex"):
-        GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1), GuardConfig())
 
 
 @pytest.mark.slow

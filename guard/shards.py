@@ -1,0 +1,153 @@
+"""Parameters of which each rank holds a shard, as FSDP2 (``fully_shard``) lays them out.
+
+A sharded tensor is a ``DTensor``. What is done element by element (copying, scaling, clamping) is done on
+the local shard; what is measured on a whole tensor is measured on the shards and put together by one small
+collective over the ranks that share it, never over the replicas of an HSDP mesh.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.errors import UnsupportedGradient
+
+Floats = NDArray[np.float64]
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a ``DTensor``: nobody has one who has not imported its module, which is slow."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of ``tensor``, sharing its memory; a plain tensor is its own."""
+    return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's part of each tensor, for the foreach functions, which take no mixture of kinds."""
+    return [local(tensor) for tensor in tensors]
+
+
+def version(tensor: Tensor) -> int:
+    """Grows whenever ``tensor`` or this rank's part of it is written to."""
+    return tensor._version + local(tensor)._version if is_distributed(tensor) else tensor._version
+
+
+def layout(tensor: Any) -> Any:
+    """What ``laid_out`` needs to make a tensor like ``tensor`` of a new local part; None if it is plain."""
+    if not is_distributed(tensor):
+        return None
+    return tensor.device_mesh, tensor.placements, tensor.shape, tensor.stride()
+
+
+def laid_out(part: Tensor, layout: Any) -> Tensor:
+    """The tensor of which ``part`` is this rank's part."""
+    if layout is None:
+        return part
+    mesh, placements, shape, stride = layout
+    made: Tensor = sys.modules["torch.distributed.tensor"].DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    )
+    return made
+
+
+class Shards:
+    """Puts what the ranks measured on their shards of the parameters together.
+
+    Use ``Shards.of``. Every method is collective: all ranks call it in the same order.
+    """
+
+    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
+        self._groups: list[tuple[dist.ProcessGroup, torch.device, list[int]]] = []
+        self._names = list(names)
+        known: dict[tuple[int, ...], list[int]] = {}
+        for i, parameter in enumerate(parameters):
+            for group in _sharing(parameter, self._names[i]):
+                ranks = tuple(sorted(dist.get_process_group_ranks(group)))
+                if ranks not in known:
+                    known[ranks] = []
+                    self._groups.append((group, _device(parameter), known[ranks]))
+                known[ranks].append(i)
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> Shards | None:
+        """None where no parameter is a ``DTensor``: then nothing of this costs anything.
+
+        Raises:
+            UnsupportedGradient: a parameter holds partial sums.
+        """
+        if not any(is_distributed(parameter) for parameter in parameters):
+            return None
+        return cls(names or [f"parameter {i}" for i in range(len(parameters))], parameters)
+
+    def sum(self, values: Floats) -> Floats:
+        """The sums over the shards of one value a parameter, float64 [parameters], equal on their ranks."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def p_norms(self, norms: Floats, p: float) -> Floats:
+        """The p-norms of whole parameters from those of their shards; scaled, so that no power overflows."""
+        highest = self._reduce(norms, dist.ReduceOp.MAX)
+        if p == np.inf:
+            return highest
+        scales = np.where(highest > 0, highest, 1.0)
+        with np.errstate(invalid="ignore"):
+            return scales * self.sum((norms / scales) ** p) ** (1 / p)
+
+    def gradient(self, index: int, parameter: Tensor) -> Tensor | None:
+        """This rank's part of the gradient of ``parameter``, which has the place ``index``.
+
+        Raises:
+            UnsupportedGradient: the gradient is laid out otherwise than its parameter.
+        """
+        gradient = parameter.grad
+        if gradient is None or not is_distributed(gradient):
+            return gradient
+        here, there = gradient.placements, parameter.placements  # type: ignore[attr-defined]
+        if here != there:
+            raise UnsupportedGradient(
+                f"{self._names[index]} is laid out as {_words(there)}, its gradient as {_words(here)}: "
+                "redistribute the gradient to the parameter's placements before guard.step"
+            )
+        return local(gradient)
+
+    def _reduce(self, values: Floats, op: Any) -> Floats:
+        whole = values.copy()
+        for group, device, members in self._groups:
+            part = torch.from_numpy(whole[members]).to(device)
+            dist.all_reduce(part, op=op, group=group)  # SUM or MAX; every rank of the group comes here
+            whole[members] = part.cpu().numpy()
+        return whole
+
+
+def _sharing(parameter: Any, name: str) -> list[dist.ProcessGroup]:
+    """The groups, one for each mesh dimension that splits it, over which ``parameter`` is sharded."""
+    if not is_distributed(parameter):
+        return []
+    mesh = parameter.device_mesh
+    if any(placement.is_partial() for placement in parameter.placements):
+        raise UnsupportedGradient(f"{name} holds partial sums: redistribute it to Replicate() or Shard()")
+    split = [d for d, placement in enumerate(parameter.placements) if not placement.is_replicate()]
+    return [mesh.get_group(d) for d in split if mesh.size(d) > 1]
+
+
+def _device(parameter: Any) -> torch.device:
+    """Where the collectives of the parameter's mesh run, wherever the parameter itself is offloaded to."""
+    kind = parameter.device_mesh.device_type
+    if kind == "cpu":
+        return torch.device("cpu")
+    return torch.device(kind, torch.accelerator.current_device_index())
+
+
+def _words(placements: Any) -> str:
+    return ", ".join(map(str, placements))
