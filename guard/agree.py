@@ -106,6 +106,8 @@ class Agreement:
 
     def read(self, rows: NDArray[np.float64]) -> Agreed:
         """What ``receive_rows`` says, once it is on the host. Raises as ``receive`` does."""
+        if rows.size == WIDTH:
+            return _alone(rows.ravel().tolist())
         last = rows[-1]
         if self.world_size > 1:
             _check_digests(last[:, DIGEST])
@@ -144,7 +146,6 @@ class Agreement:
 
     def _gather(self, slot: _Slot, *, async_op: bool) -> dist.Work | None:
         if self.world_size == 1:
-            slot.rows[0] = slot.row
             return None
         return _all_gather(slot.gathered, slot.row, group=self._group, async_op=async_op)
 
@@ -160,6 +161,8 @@ class _Slot:
         self.row = torch.empty(WIDTH, device=device)
         self.gathered = torch.empty(world_size * WIDTH, device=device)
         self.rows = self.gathered.view(world_size, WIDTH)
+        if world_size == 1:
+            self.row = self.rows[0]
 
     def write(self, values: list[float]) -> None:
         """Fills this rank's row; the host does not wait for a device."""
@@ -200,6 +203,18 @@ def _minority(equal: NDArray[np.bool_]) -> str:
     common = equal[equal.sum(axis=1).argmax()]
     odd = np.flatnonzero(~common).tolist()
     return f"rank {', '.join(map(str, odd))}" if odd else ""
+
+
+def _alone(row: list[float]) -> Agreed:
+    """What the only row of the only rank says: the common case of one process, without arrays."""
+    jump = row[JUMP]
+    return Agreed(
+        loss=row[LOSS],
+        losses=np.array([row[LOSS]]),
+        local_norms=np.array([row[LOCAL_NORM]]),
+        stop=bool(row[STOP]),
+        buffer_jump=None if jump == _NO_JUMP else jump,
+    )
 
 
 def _losses(losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:

@@ -30,12 +30,13 @@ class LayerHistory:
 
     def accept(self, norms: NDArray[np.float64]) -> None:
         """Folds the norms of a clean step in; norms that are not finite (nothing is judged) are left out."""
-        if not np.isfinite(norms).all():
+        if not math.isfinite(norms.sum()):
             return
         if self._mean is None:
             self._mean = norms.copy()
         else:
-            self._mean += (1 - _DECAY) * (norms - self._mean)
+            self._mean *= _DECAY
+            self._mean += (1 - _DECAY) * norms
 
     def rank(self, norms: NDArray[np.float64]) -> list[dict[str, Any]]:
         """The layers with the largest share of the squared norm, non-finite ones first."""

@@ -26,7 +26,13 @@ from guard.base import Config
 from guard.observe import parameter_names
 
 Kind = Literal[
-    "poisoned_batch", "nan_loss", "scaled_gradient", "lr_spike", "bitflip_weight", "bitflip_gradient"
+    "poisoned_batch",
+    "nan_loss",
+    "scaled_gradient",
+    "lr_spike",
+    "bitflip_weight",
+    "bitflip_gradient",
+    "bitflip_moment",
 ]
 T = TypeVar("T")
 _INTEGER_VIEW = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
@@ -70,6 +76,7 @@ class FaultInjector:
         self._faults = list(faults)
         self._fired = [0] * len(self._faults)
         self._rank = rank
+        self._optimizer = optimizer
         self._armed: list[FaultConfig] = []
         self._named = {n: p for n, p in parameter_names(model).items() if p.requires_grad}
         self._unscaled: list[Any] = []
@@ -88,7 +95,21 @@ class FaultInjector:
                     self._armed.append(fault)
         for fault in self._of("bitflip_weight"):
             flip_bit_(self._target(fault), fault.index, fault.bit)
+        for fault in self._of("bitflip_moment"):
+            self._flip_moment(fault)
         return list(self._armed)
+
+    def repeat(self) -> None:
+        """The same batch is computed again: what the hardware broke in it is not broken a second time."""
+        self._armed = [fault for fault in self._armed if fault.kind != "bitflip_gradient"]
+
+    def _flip_moment(self, fault: FaultConfig) -> None:
+        """In the first moment of the optimizer, if it has one by now."""
+        state = self._optimizer.state.get(self._target(fault), {})
+        for name in ("exp_avg", "momentum_buffer"):
+            if isinstance(moment := state.get(name), Tensor):
+                flip_bit_(moment, fault.index, fault.bit)
+                return
 
     def batch(self, batch: T) -> T:
         """The batch, its floating-point tensors multiplied if it is to be poisoned."""
@@ -112,7 +133,7 @@ class FaultInjector:
 
     def _hook_gradients(self) -> None:
         for fault in self._faults:
-            if fault.kind == "bitflip_weight":
+            if fault.kind in ("bitflip_weight", "bitflip_moment"):
                 self._target(fault)
             elif fault.kind == "bitflip_gradient":
                 self._target(fault).register_hook(self._flipped(fault))

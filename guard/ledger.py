@@ -14,7 +14,7 @@ from guard.act import Outcome
 from guard.attribute import LayerHistory, first_mover, rank_ranks
 from guard.detect import Verdict
 from guard.judge import Evidence
-from guard.metrics import GuardMetrics
+from guard.metrics import GuardMetrics, Layers
 from guard.record import Incident, Journal
 from guard.report import StepReport
 
@@ -112,7 +112,6 @@ class Ledger:
         """Counts the step in the metrics."""
         if self._metrics is None:
             return
-        layers = dict(zip(self._names, layer_norms.tolist(), strict=True))
         recovery = report.recovery
         self._metrics.step(
             action=report.action,
@@ -122,7 +121,7 @@ class Ledger:
             clip_coef=report.clip_coef,
             learning_rate=report.learning_rate,
             guard_seconds=report.guard_seconds,
-            layers=layers,
+            layers=Layers(self._names, layer_norms),
             local_norms=report.local_norms,
             update_norm=report.update_norm,
             buffer_jump=report.buffer_jump,

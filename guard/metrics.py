@@ -5,15 +5,20 @@
 any number of snapshots (one a job) at scrape time. No label grows with the number of steps.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -63,6 +68,18 @@ F = TypeVar("F", bound=Metric)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """One norm a layer; float64 [layers], not written to later."""
+
+    names: Sequence[str]
+    norms: NDArray[np.float64]
+
+    def named(self) -> dict[str, float]:
+        """By name."""
+        return dict(zip(self.names, self.norms.tolist(), strict=True))
+
+
 class GuardMetrics:
     """Totals and last values of one job.
 
@@ -90,6 +107,7 @@ class GuardMetrics:
         self._nonfinite = dict.fromkeys(NONFINITE_SIGNALS, 0)
         self._steps_lost = 0
         self._hardware_faults = {"unknown": 0}
+        self._latest_layers: Layers | None = None
         self._micro_batches_rejected = 0
         self._guard_seconds = _Histogram(GUARD_BUCKETS)
         self._rollback_seconds = _Histogram(ROLLBACK_BUCKETS)
@@ -106,7 +124,7 @@ class GuardMetrics:
         guard_seconds: float,
         update_norm: float | None = None,
         buffer_jump: float | None = None,
-        layers: Mapping[str, float] | None = None,
+        layers: Mapping[str, float] | Layers | None = None,
         local_norms: Sequence[float] | None = None,
         regularization: Mapping[str, float] | None = None,
     ) -> None:
@@ -129,7 +147,7 @@ class GuardMetrics:
             if local_norms is not None and not all(map(math.isnan, local_norms)):
                 self._ranks(local_norms)
             if layers is not None:
-                self._signals("layer_grad_norm", layers)
+                self._take_layers(layers)
             if regularization is not None:
                 _update_finite(self._keyed["regularization_strength"], regularization)
 
@@ -166,6 +184,7 @@ class GuardMetrics:
     def state_dict(self) -> dict[str, Any]:
         """Totals and last values. `created` (unix seconds) says when the totals began."""
         with self._lock:
+            self._name_layers()
             keyed = {name: dict(values) for name, values in self._keyed.items()}
             return {"created": self._created, "values": {**self._values, **keyed}, "totals": self._totals()}
 
@@ -173,6 +192,7 @@ class GuardMetrics:
         """Continue from `state`; a total that is already larger here stays."""
         with self._lock:
             totals = _larger(self._totals(), state["totals"])
+            self._latest_layers = None
             self._created = min(self._created, float(state["created"]))
             values = dict(state["values"])
             self._keyed = {name: dict(values.pop(name)) for name in self._keyed}
@@ -185,7 +205,7 @@ class GuardMetrics:
             self._guard_seconds.load(totals["guard_seconds"])
             self._rollback_seconds.load(totals["rollback_seconds"])
 
-    def register(self, registry: CollectorRegistry) -> "GuardCollector":
+    def register(self, registry: CollectorRegistry) -> GuardCollector:
         """Serve this job on `registry`; returns the collector, to unregister it later. Several jobs of one
         process need one `GuardCollector` over all their snapshots, since a registry takes each name once."""
         collector = GuardCollector(lambda: [self.snapshot()])
@@ -197,6 +217,19 @@ class GuardMetrics:
 
     def _signals(self, name: str, values: Mapping[str, float]) -> None:
         self._nonfinite[name] += _update_finite(self._keyed[name], values)
+
+    def _take_layers(self, layers: Mapping[str, float] | Layers) -> None:
+        """Norms that are all finite are named only when somebody asks for them."""
+        if isinstance(layers, Layers) and math.isfinite(layers.norms.sum()):
+            self._latest_layers = layers
+            return
+        self._name_layers()
+        self._signals("layer_grad_norm", layers.named() if isinstance(layers, Layers) else layers)
+
+    def _name_layers(self) -> None:
+        if self._latest_layers is not None:
+            self._keyed["layer_grad_norm"].update(self._latest_layers.named())
+            self._latest_layers = None
 
     def _ranks(self, local_norms: Sequence[float]) -> None:
         self._signals("grad_norm_local", {str(rank): norm for rank, norm in enumerate(local_norms)})

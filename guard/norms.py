@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Places = NDArray[np.intp]
 SPLIT_ELEMENTS = 1 << 20
 SMALL_ELEMENTS = 1 << 12
 
@@ -35,14 +36,14 @@ def square_pieces(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """
     if not gradients:
         return torch.zeros(0, dtype=torch.float64), []
-    if all(_plain(gradient) for gradient in gradients):
-        return _by_dot_products(gradients)
-    return _by_norms(gradients)
+    return _by_dot_products(gradients) or _by_norms(gradients)
 
 
-def sum_pieces(pieces: NDArray[np.float64], owners: Sequence[int], gradients: int) -> NDArray[np.float64]:
+def sum_pieces(
+    pieces: NDArray[np.float64], owners: Sequence[int] | Places, gradients: int
+) -> NDArray[np.float64]:
     """The squares of ``square_pieces`` put together for each of so many gradients."""
-    if not owners:
+    if not len(owners):
         return np.zeros(gradients)
     return np.bincount(owners, weights=pieces, minlength=gradients).astype(np.float64, copy=False)
 
@@ -57,21 +58,28 @@ def _plain(gradient: Tensor) -> bool:
     return gradient.dtype is torch.float32 and gradient.is_cpu and gradient.is_contiguous()
 
 
-def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    owners = [i for i, gradient in enumerate(gradients) if gradient.numel() <= SMALL_ELEMENTS]
-    squares = []
-    if owners:
-        norms = torch.stack(torch._foreach_norm([gradients[i] for i in owners])).double()
-        squares.append(norms * norms)
+def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]] | None:
+    """None where a gradient is not plain: it is then no dot product of a view with itself."""
+    small: list[Tensor] = []
+    owners: list[int] = []
     products: list[Tensor] = []
+    owners_of_products: list[int] = []
     for i, gradient in enumerate(gradients):
-        if gradient.numel() > SMALL_ELEMENTS:
-            for piece in _pieces(gradient.view(-1)):
-                owners.append(i)
-                products.append(torch.dot(piece, piece))
-    if products:
-        squares.append(torch.stack(products).double())
-    return torch.cat(squares), owners
+        if not _plain(gradient):
+            return None
+        elements = gradient.numel()
+        if elements <= SMALL_ELEMENTS:
+            small.append(gradient)
+            owners.append(i)
+            continue
+        flat = gradient.view(-1)
+        for piece in (flat,) if elements <= SPLIT_ELEMENTS else flat.split(SPLIT_ELEMENTS):
+            products.append(torch.dot(piece, piece))
+            owners_of_products.append(i)
+    norms = torch._foreach_norm(small) if small else ()
+    squares = torch.stack([*norms, *products]).double()
+    squares[: len(small)].square_()
+    return squares, owners + owners_of_products
 
 
 def _by_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard.gradients import coalesce_, elements
-from guard.norms import square_pieces, sum_pieces
+from guard.norms import Places, square_pieces, sum_pieces
 from guard.shards import Shards
 
 
@@ -43,6 +43,8 @@ class Observer:
         self.parameters = [parameter for parameter in named.values() if parameter.requires_grad]
         self._complex = any(parameter.is_complex() for parameter in self.parameters)
         self.shards = Shards.of(self.parameters, self.names)
+        self._owners: list[int] = []
+        self._places: Places = np.zeros(0, dtype=np.intp)
 
     def gradients(self) -> list[Tensor]:
         """The gradients that exist in this step."""
@@ -75,7 +77,9 @@ class Observer:
     def read(self, pieces: NDArray[np.float64], owners: list[int]) -> Observation:
         """What ``measure`` returned, once it is on the host; collective where parameters are sharded."""
         with np.errstate(invalid="ignore", over="ignore"):
-            squares = sum_pieces(pieces, owners, len(self.parameters))
+            if owners != self._owners:
+                self._owners, self._places = owners, np.array(owners, dtype=np.intp)
+            squares = sum_pieces(pieces, self._places, len(self.parameters))
             if self.shards is not None:
                 squares = self.shards.sum(squares)
             return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
