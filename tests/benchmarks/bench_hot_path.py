@@ -1,10 +1,11 @@
 """What the guard costs in a step, as a ratio to ``clip_grad_norm_``.
 
-    python tests/benchmarks/bench_hot_path.py [--rounds N] [--json FILE]
+    python tests/benchmarks/bench_hot_path.py [--rounds N] [--device cpu|cuda] [--json FILE]
 
 For a ResNet-50 and a transformer of 10 M parameters with fused AdamW. The guard's cost is guard.backward
-and guard.step less the bare backward and optimizer.step, with per-layer norms, detector and metrics.
-Snapshots are timed apart.
+and guard.step less the bare backward and optimizer.step, with per-layer norms, detector and metrics; it is
+deferred on a GPU. Snapshots and the measurement of the update norm, which come once in many steps, are timed
+apart. On a GPU the waits and kernel launches of one bfloat16 ResNet-50 step are counted too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cuda_counts import launches, waits
 from measure import interleaved, median_ms, show, timed
 from torch import nn
 
@@ -39,15 +41,18 @@ SNAPSHOT_EVERY = 50
 class Subject:
     """One model with gradients, an optimizer and perhaps a guard; ``step`` times one step on them."""
 
-    def __init__(self, make: Callable[[], nn.Module], clip: ClipConfig | None) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], clip: ClipConfig | None, device: str, dtype: torch.dtype
+    ) -> None:
         torch.manual_seed(0)
-        self.model = make()
+        self.model = make().to(device, dtype)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
-        self.source = torch.ones((), requires_grad=True)
+        self.source = torch.ones((), requires_grad=True, device=device)
         self.gradients = [torch.randn_like(p) * 1e-3 for p in self.model.parameters()]
         self.guard = None
         if clip is not None:
-            config = GuardConfig(clip=clip, snapshot={"every_steps": 10**9})
+            mode = "deferred" if device == "cuda" else "exact"
+            config = GuardConfig(mode=mode, clip=clip, snapshot={"every_steps": 10**9})
             self.guard = GradientGuard(self.model, self.optimizer, config, metrics=GuardMetrics(job="bench"))
 
     def step(self) -> float:
@@ -63,7 +68,7 @@ class Subject:
         assert self.guard is not None
         self.guard.backward(self.source * 1.0)
         report = self.guard.step()
-        assert report.applied, report.verdict
+        assert report.applied or report.pending, report.verdict
 
     def clip(self) -> float:
         for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
@@ -71,11 +76,13 @@ class Subject:
         return timed(lambda: torch.nn.utils.clip_grad_norm_(self.model.parameters(), NEVER))
 
 
-def hot_path(name: str, make: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
+def hot_path(
+    name: str, make: Callable[[], nn.Module], rounds: int, device: str, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """The guard's share of a step against clip_grad_norm_ alone, medians of paired differences."""
-    bare = Subject(make, None)
-    idle = Subject(make, ClipConfig(max_norm=NEVER))
-    clipping = Subject(make, ClipConfig(max_norm=ALWAYS))
+    bare = Subject(make, None, device, dtype)
+    idle = Subject(make, ClipConfig(max_norm=NEVER), device, dtype)
+    clipping = Subject(make, ClipConfig(max_norm=ALWAYS), device, dtype)
     variants = {"clip": bare.clip, "bare": bare.step, "idle": idle.step, "clipping": clipping.step}
     seconds = interleaved(variants, rounds)
     clip = statistics.median(seconds["clip"])
@@ -84,14 +91,34 @@ def hot_path(name: str, make: Callable[[], nn.Module], rounds: int) -> dict[str,
         pairs = zip(seconds[variant], seconds["bare"], strict=True)
         return statistics.median(guarded - bare for guarded, bare in pairs) / clip
 
-    return {
+    row = {
         "model": name,
         "clip_grad_norm_ ms": 1e3 * clip,
         "optimizer.step ms": median_ms(seconds["bare"]),
         "guard / clip, nothing clipped": ratio("idle"),
         "guard / clip, every step clipped": ratio("clipping"),
         **snapshots(idle, rounds),
+        **update_norm(idle, rounds),
     }
+    return row if device == "cpu" else {**row, **counts({"clip": bare.clip, "guard": idle.step})}
+
+
+def counts(steps: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Host waits and kernel launches of each, with those of making the gradients."""
+    waited = {f"waits, {name}": waits(step) for name, step in steps.items()}
+    return {**waited, **{f"launches, {name}": launches(step) for name, step in steps.items()}}
+
+
+def update_norm(subject: Subject, rounds: int) -> dict[str, float]:
+    """One measurement of the distance that the weights moved, spread over the steps between two."""
+    from guard.displacement import Displacement
+
+    every = GuardConfig().update_norm
+    assert isinstance(every, int)
+    moved = Displacement(list(subject.model.parameters()), subject.optimizer, every)
+    moved.start(0)
+    seconds = interleaved({"measure": lambda: timed(lambda: moved.measure(1))}, max(5, rounds // 4))
+    return {f"update norm ms a step, every {every}": median_ms(seconds["measure"]) / every}
 
 
 def snapshots(subject: Subject, rounds: int) -> dict[str, float]:
@@ -129,9 +156,15 @@ def snapshots(subject: Subject, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = [hot_path(name, make, options.rounds) for name, make in MODELS.items()]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here: leave --device out")
+    rows = [hot_path(name, make, options.rounds, options.device) for name, make in MODELS.items()]
+    if options.device == "cuda":
+        make = MODELS["resnet50"]
+        rows.append(hot_path("resnet50 bf16", make, options.rounds, options.device, torch.bfloat16))
     show("hot path", rows, options.json)
 
 

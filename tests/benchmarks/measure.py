@@ -27,9 +27,13 @@ def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds of one call."""
+    """Seconds of one call, with what it started on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     started = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import guarded_run, network
+from loops import MakeOptimizer, adamw, differences, guarded_run, network, sgd
 from torch import nn
 
 from guard import FaultConfig, FaultInjector
@@ -156,3 +156,31 @@ def test_a_spiked_rate_lasts_one_step_and_leaves_no_trace() -> None:
 def test_a_fault_that_matches_no_parameter_is_refused_at_once(kind: str) -> None:
     with pytest.raises(ValueError, match="no parameter matches 'nothing'"):
         injector({"kind": kind, "step": 0, "parameter": "nothing"})
+
+
+def test_of_a_repeated_batch_only_the_hardware_fault_is_gone() -> None:
+    model = network()
+    clean = gradients(model)
+    flip = {"kind": "bitflip_gradient", "step": 0, "index": 5, "bit": 30, "parameter": "0.weight"}
+    faults = injector(flip, {"kind": "nan_loss", "step": 0}, model=model)
+    faults.begin(0)
+    assert differences(clean, gradients(model)) != []
+    faults.repeat()
+    assert differences(clean, gradients(model)) == []
+    assert faults.loss(torch.tensor(1.0)).isnan()
+
+
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_a_bit_flips_in_the_moment_that_the_optimizer_has(make: MakeOptimizer) -> None:
+    model = network()
+    optimizer = make(list(model.parameters()))
+    fault = FaultConfig.model_validate({"kind": "bitflip_moment", "step": 1, "parameter": "0.weight"})
+    faults = FaultInjector([fault], model=model, optimizer=optimizer)
+    faults.begin(0)
+    gradients(model)
+    optimizer.step()
+    moments = optimizer.state[next(iter(model.parameters()))]
+    name = "exp_avg" if "exp_avg" in moments else "momentum_buffer"
+    before = moments[name].clone()
+    faults.begin(1)
+    assert int((before != moments[name]).sum()) == 1

@@ -1,0 +1,48 @@
+"""On a GPU: a deferred step never makes the host wait, and ends where the exact one does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from guard import GradientGuard, GuardConfig
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def train(
+    mode: str, steps: int, *, watch_from: int | None = None, bad: int | None = None
+) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.Tanh(), nn.Linear(256, 8)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    config: dict[str, Any] = {"mode": mode, "snapshot": {"every_steps": 1000}, "update_norm": "off"}
+    guard = GradientGuard(model, optimizer, GuardConfig.model_validate(config))
+    batches = [torch.randn(32, 64, device="cuda") for _ in range(steps)]
+    bad_batch = torch.full((32, 64), torch.inf, device="cuda")
+    torch.cuda.synchronize()
+    for i, x in enumerate(batches):
+        if i == watch_from:
+            torch.cuda.set_sync_debug_mode("error")
+        optimizer.zero_grad()
+        guard.backward(model(bad_batch if i == bad else x).square().mean())
+        guard.step()
+    torch.cuda.set_sync_debug_mode("default")
+    guard.flush()
+    return [t.detach().clone() for t in model.state_dict().values()]
+
+
+def test_a_deferred_step_makes_the_host_wait_for_nothing() -> None:
+    train("deferred", 60, watch_from=40)
+
+
+@pytest.mark.parametrize("bad", [None, 50])
+def test_deferred_and_exact_end_alike(bad: int | None) -> None:
+    for ours, theirs in zip(train("deferred", 80, bad=bad), train("exact", 80, bad=bad), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
