@@ -17,6 +17,7 @@ from guard.snapshot import Stateful
 from jobs.checkpoint import Checkpoints
 from jobs.data.cursor import DataCursor
 from jobs.folder import JobFolder
+from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule
 from jobs.progress import Progress
 from jobs.spec import JobSpec
@@ -64,7 +65,8 @@ def build(spec: JobSpec, hub: Any) -> Run:
     workload = load_workload(spec)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
-    model = prepare_model(workload.build_model(), parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    initialized = build_initialized(spec, workload)
+    model = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     optimizer = build_optimizer(spec.optimizer, model.parameters())
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
