@@ -19,6 +19,7 @@ from jobs.data.cursor import DataCursor
 from jobs.folder import JobFolder
 from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule
+from jobs.preflight import before_first_step
 from jobs.progress import Progress
 from jobs.spec import JobSpec
 from jobs.workloads import load_workload
@@ -95,6 +96,8 @@ def build(spec: JobSpec, hub: Any) -> Run:
     resumed = checkpoints.load_latest()
     if resumed is not None:
         progress.event("info", f"continuing from the checkpoint of step {resumed}")
+    else:
+        before_first_step(spec, workload, unwrap(model), folder, progress)
     return Run(
         spec=spec,
         workload=workload,

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -105,6 +105,10 @@ class JobSpec(Config):
 
     train: TrainSpec = Field(default_factory=TrainSpec)
     """Length of the training, evaluation, checkpoints."""
+
+    preflight: Literal["warn", "strict", "off"] = "warn"
+    """Before the first step, one batch goes through the model: ``warn`` reports a network that explodes,
+    vanishes, is dead or overflows; ``strict`` does not train it; ``off`` does not look."""
 
     guard: GuardConfig = Field(default_factory=GuardConfig)
     """The gradient guard."""

@@ -164,6 +164,9 @@ class TrainSpec(Config):
     """Passes over the training set; with ``max_steps`` too, what comes first ends the training.
     Default: 2, or no limit where ``max_steps`` is given."""
 
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """``bf16``: autocast. ``fp16``: autocast with a loss scale that adapts."""
+
     eval_every_epochs: PositiveInt = 1
     """Epochs between evaluations on the test set; there is always one at the end."""
 

@@ -55,7 +55,14 @@ def _once() -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         std = float(output.float().std(correction=0))
         if not _LEAST_STD < std < float("inf"):
             return None  # nothing comes through, or nothing finite: scaling cannot help
-        module.weight.div_(std)
+        _weight(module).div_(std)
         return output / std
 
     return scale
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{type(module).__name__} has no weight tensor")
+    return weight.data
