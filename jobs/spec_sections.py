@@ -167,6 +167,12 @@ class TrainSpec(Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """``bf16``: autocast. ``fp16``: autocast with a loss scale that adapts."""
 
+    micro_batches: PositiveInt = 1
+    """Parts in which each worker's share of a batch goes through the model: less memory, same step."""
+
+    ema_decay: Share | None = None
+    """Keeps a moving average of the weights with this decay, such as 0.999, and evaluates that."""
+
     eval_every_epochs: PositiveInt = 1
     """Epochs between evaluations on the test set; there is always one at the end."""
 
