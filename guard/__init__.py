@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guard.faults import FaultConfig, FaultInjector
     from guard.guard import GradientGuard
     from guard.metrics import GuardMetrics
+    from guard.preflight import run_preflight
     from guard.record import Incident, Journal
     from guard.recover import RecoveryConfig
     from guard.report import StepReport
@@ -46,6 +47,7 @@ _HOME = {
     "StepReport": "report",
     "UnsupportedGradient": "errors",
     "Verdict": "detect",
+    "run_preflight": "preflight",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "StepReport",
     "UnsupportedGradient",
     "Verdict",
+    "run_preflight",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +13,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from jobs.spec_sections import OptimizerSpec, ScheduleSpec
 
+DecayOn = Literal["auto", "all", "weights"]
 
-def build_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimizer:
-    """The optimizer of the spec over ``parameters``; the fused implementation."""
-    trained = [p for p in parameters if p.requires_grad]
+
+def build_optimizer(
+    spec: OptimizerSpec, parameters: Iterable[Tensor], *, decay_on: DecayOn = "all"
+) -> Optimizer:
+    """The optimizer of the spec over ``parameters``; the fused implementation.
+
+    Args:
+        spec: algorithm and rates.
+        parameters: those that take no gradient are left out.
+        decay_on: ``weights`` spares what has fewer than two dimensions, that is norms and biases, the weight
+            decay; ``auto`` does so for adamw.
+    """
+    trained = _groups([p for p in parameters if p.requires_grad], spec, decay_on)
     if spec.name == "sgd":
         return torch.optim.SGD(
             trained,
@@ -27,6 +39,14 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimi
         )
     kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
     return kind(trained, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+
+
+def _groups(trained: list[Tensor], spec: OptimizerSpec, decay_on: DecayOn) -> list[dict[str, Any]]:
+    weights_only = decay_on == "weights" or (decay_on == "auto" and spec.name == "adamw")
+    spared = [p for p in trained if p.ndim < 2]
+    if not weights_only or not spec.weight_decay or not spared:
+        return [{"params": trained}]
+    return [{"params": [p for p in trained if p.ndim >= 2]}, {"params": spared, "weight_decay": 0.0}]
 
 
 def build_schedule(spec: ScheduleSpec, optimizer: Optimizer, total_steps: int) -> LambdaLR:

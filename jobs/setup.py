@@ -16,10 +16,15 @@ from guard.observe import unwrap
 from guard.snapshot import Stateful
 from jobs.checkpoint import Checkpoints
 from jobs.data.cursor import DataCursor
+from jobs.dropout import set_randomness
 from jobs.folder import JobFolder
+from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule
+from jobs.preflight import before_first_step
 from jobs.progress import Progress
+from jobs.regularize import Regularizer
 from jobs.spec import JobSpec
+from jobs.stepping import Stepper, make_average, make_scaler
 from jobs.workloads import load_workload
 from jobs.workloads.base import Workload
 
@@ -37,6 +42,7 @@ class Run:
     guard: GradientGuard
     checkpoints: Checkpoints
     progress: Progress
+    stepper: Stepper
     device: torch.device
     rank: int
     world_size: int
@@ -48,6 +54,13 @@ class Run:
     def bare_model(self) -> nn.Module:
         """The model without its DDP wrapper."""
         return unwrap(self.model)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The moving average of the weights where there is one, else the model."""
+        average = self.stepper.average
+        averaged: nn.Module | None = None if average is None else average.module
+        return self.bare_model if averaged is None else averaged
 
     @property
     def eval_every(self) -> int:
@@ -64,17 +77,22 @@ def build(spec: JobSpec, hub: Any) -> Run:
     workload = load_workload(spec)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
-    model = prepare_model(workload.build_model(), parallel_strategy_kwargs={"gradient_as_bucket_view": True})
-    optimizer = build_optimizer(spec.optimizer, model.parameters())
+    initialized = build_initialized(spec, workload)
+    model = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    set_randomness(unwrap(model), spec.regularize)
+    optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on=spec.regularize.weight_decay_on)
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
+    scaler = make_scaler(get_device(), spec.train.precision)
+    average = make_average(unwrap(model), spec.train.ema_decay)
     metrics = GuardMetrics(job=spec.name, info=_info(spec, world_size))
     guard = GradientGuard(
         model,
         optimizer,
         spec.guard,
         scheduler=schedule,
-        state={"data": cursor},
+        scaler=scaler,
+        state={"data": cursor} if average is None else {"data": cursor, "average": average},
         metrics=metrics,
         journal=folder.incidents,
         job=spec.name,
@@ -84,6 +102,8 @@ def build(spec: JobSpec, hub: Any) -> Run:
         "model": unwrap(model),
         "optimizer": optimizer,
         "schedule": schedule,
+        **({} if scaler is None else {"scaler": scaler}),
+        **({} if average is None else {"average": average}),
         "cursor": cursor,
         "faults": faults,
         "guard": guard,
@@ -93,6 +113,21 @@ def build(spec: JobSpec, hub: Any) -> Run:
     resumed = checkpoints.load_latest()
     if resumed is not None:
         progress.event("info", f"continuing from the checkpoint of step {resumed}")
+    else:
+        before_first_step(spec, workload, unwrap(model), folder, progress)
+    stepper = Stepper(
+        workload=workload,
+        model=model,
+        optimizer=optimizer,
+        guard=guard,
+        regularizer=Regularizer(spec.regularize, unwrap(model), total_steps=total_steps, seed=spec.seed),
+        faults=faults,
+        device=get_device(),
+        precision=spec.train.precision,
+        micro_batches=spec.train.micro_batches,
+        scaler=scaler,
+        average=average,
+    )
     return Run(
         spec=spec,
         workload=workload,
@@ -103,6 +138,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         guard=guard,
         checkpoints=checkpoints,
         progress=progress,
+        stepper=stepper,
         device=get_device(),
         rank=rank,
         world_size=world_size,

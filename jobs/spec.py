@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -16,6 +16,7 @@ from guard.faults import FaultConfig
 from jobs.spec_errors import Problem, SpecError, did_you_mean, problems_of, related
 from jobs.spec_load import Document, read_document
 from jobs.spec_override import apply_overrides
+from jobs.spec_regularize import RegularizeSpec
 from jobs.spec_schema import without_empty_sections
 from jobs.spec_sections import (
     DataSpec,
@@ -103,8 +104,15 @@ class JobSpec(Config):
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
     """The learning-rate schedule."""
 
+    regularize: RegularizeSpec = Field(default_factory=RegularizeSpec)
+    """Penalties, dropout and noise."""
+
     train: TrainSpec = Field(default_factory=TrainSpec)
     """Length of the training, evaluation, checkpoints."""
+
+    preflight: Literal["warn", "strict", "off"] = "warn"
+    """Before the first step, one batch goes through the model: ``warn`` reports a network that explodes,
+    vanishes, is dead or overflows; ``strict`` does not train it; ``off`` does not look."""
 
     guard: GuardConfig = Field(default_factory=GuardConfig)
     """The gradient guard."""
@@ -244,6 +252,19 @@ class JobSpec(Config):
             field="batch_size",
             value=value.batch_size,
             suggestion=f"write {nearest}",
+        )
+
+    @field_validator("train")
+    @classmethod
+    def _equal_parts(cls, value: TrainSpec, info: ValidationInfo) -> TrainSpec:
+        scale, data = info.data.get("scale"), info.data.get("data")
+        if scale is None or data is None or data.batch_size % (scale.workers * value.micro_batches) == 0:
+            return value
+        share = data.batch_size // scale.workers
+        raise related(
+            f"must divide a worker's share of the batch, {share} samples",
+            field="micro_batches",
+            value=value.micro_batches,
         )
 
     @field_validator("train")

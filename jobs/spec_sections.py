@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from guard.base import Config
+from jobs.spec_init import InitChoice, InitSpec
 
 _BY_OPTIMIZER: dict[str, dict[str, float]] = {
     "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
@@ -54,6 +55,23 @@ class ModelSpec(Config):
 
     pretrained: bool = False
     """Start from torchvision's published weights, wherever their shapes fit this model."""
+
+    init: InitChoice = "default"
+    """Initial weights: the name of a scheme, or a section with more."""
+
+    @field_validator("init")
+    @classmethod
+    def _not_overwriting(cls, value: InitSpec | str, info: ValidationInfo) -> InitSpec | str:
+        if info.data.get("pretrained") and value not in ("default", InitSpec()):
+            raise ValueError(
+                "would overwrite the published weights: set model.pretrained: false, or leave it out"
+            )
+        return value
+
+    @property
+    def initialization(self) -> InitSpec:
+        """``init`` in its long form."""
+        return self.init if isinstance(self.init, InitSpec) else InitSpec(scheme=self.init)
 
 
 class DataSpec(Config):
@@ -145,6 +163,15 @@ class TrainSpec(Config):
     epochs: PositiveInt | None = Field(default_factory=lambda train: None if train["max_steps"] else 2)
     """Passes over the training set; with ``max_steps`` too, what comes first ends the training.
     Default: 2, or no limit where ``max_steps`` is given."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """``bf16``: autocast. ``fp16``: autocast with a loss scale that adapts."""
+
+    micro_batches: PositiveInt = 1
+    """Parts in which each worker's share of a batch goes through the model: less memory, same step."""
+
+    ema_decay: Share | None = None
+    """Keeps a moving average of the weights with this decay, such as 0.999, and evaluates that."""
 
     eval_every_epochs: PositiveInt = 1
     """Epochs between evaluations on the test set; there is always one at the end."""

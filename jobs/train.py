@@ -63,20 +63,17 @@ def train_step(run: Run) -> StepReport:
     if run.progress.stop_requested():
         run.guard.request_stop()
     ids = shard(batch.ids, run.rank, run.world_size)
-    inputs = run.faults.batch(run.workload.train_batch(ids, batch.epoch, run.device))
-    run.optimizer.zero_grad()
-    loss = run.faults.loss(run.workload.loss(run.model, inputs))
-    run.guard.backward(loss)
-    return run.guard.step()
+    return run.stepper.step(ids, batch.epoch)
 
 
 def evaluate(run: Run) -> None:
     """Metrics on the held-out data; every rank takes its share, and the sums are added over ranks."""
     run.progress.enter("evaluating")
-    for buffer in run.bare_model.buffers():
+    model = run.evaluated_model
+    for buffer in model.buffers():
         if run.world_size > 1:
             dist.broadcast(buffer, src=0)  # BatchNorm's statistics are each rank's own; rank 0's are saved
-    sums = run.workload.evaluate(run.bare_model, run.rank, run.world_size, run.device)
+    sums = run.workload.evaluate(model, run.rank, run.world_size, run.device)
     if run.world_size > 1:
         added = torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)
         dist.all_reduce(added)  # sum; every rank evaluates after the same steps, with the same keys

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from jobs.errors import JobError
 from jobs.folder import JobFolder
 from jobs.report import write_report
-from jobs.spec import JobSpec
-from service.options import SetOption, SpecArgument
+from service.check_command import check
 from service.replay_command import replay
 
 
@@ -21,22 +19,6 @@ def add_local_commands(app: typer.Typer) -> None:
     app.command()(check)
     app.command()(report)
     app.command()(replay)
-
-
-def check(
-    spec: SpecArgument,
-    overrides: SetOption = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole spec, defaults included.")] = False,
-) -> None:
-    """Validate a spec, without training anything."""
-    job = JobSpec.load(spec, overrides or [])
-    console = Console(highlight=False)
-    if show:
-        console.print(job.to_yaml(), end="", markup=False, soft_wrap=True)
-    else:
-        console.print(
-            f"{spec} is valid: job {job.name}, files in {job.job_dir}", markup=False, soft_wrap=True
-        )
 
 
 def report(

@@ -13,6 +13,7 @@ from torch.nn import functional
 from jobs.data import load_images
 from jobs.data.transforms import ImageTransform
 from jobs.models import build_model
+from jobs.workloads.losses import cross_entropy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +51,10 @@ class VisionWorkload:
         return images, self._train.labels[rows].to(device, non_blocking=True)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean cross-entropy in nats."""
+        """Mean cross-entropy in nats, with the label smoothing and the z-loss of the spec."""
         images, labels = batch
-        return functional.cross_entropy(model(images), labels)
+        own = self._spec.regularize
+        return cross_entropy(model(images), labels, label_smoothing=own.label_smoothing, z_loss=own.z_loss)
 
     @torch.no_grad()
     def evaluate(

@@ -1,0 +1,65 @@
+"""One real batch, forward and backward, on a model that is left exactly as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from guard.observe import unwrap
+from guard.preflight.judge import judge
+from guard.preflight.probe import probed, summarize
+from guard.preflight.report import Precision, PreflightReport
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run_preflight(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], *, precision: Precision = "fp32"
+) -> PreflightReport:
+    """Runs one batch through the model and judges how signal and gradient get through.
+
+    Weights, buffers, gradients, modes and random number generators are afterwards as before. Computed in the
+    model's own precision; ``precision`` is what the figures are compared with. No collective is called.
+
+    Args:
+        model: the module, or its DDP wrapper; its gradients are set aside meanwhile.
+        loss: makes the scalar loss of the batch from the bare module.
+        precision: that the training will compute in.
+    """
+    bare = unwrap(model)
+    limits = torch.finfo(_DTYPES[precision])
+    smallest = limits.smallest_normal * limits.eps  # the least subnormal number
+    with _untouched(bare), torch.enable_grad(), probed(bare, smallest=smallest) as seen:
+        value = loss(bare)
+        if value.requires_grad and math.isfinite(float(value.detach())):
+            value.backward()
+        layers = summarize(seen)
+        total = float(value.detach())
+        gradients = [p.grad for p in bare.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients, dtype=torch.float64) if gradients else []
+        grad_norm = math.sqrt(sum(float(norm) ** 2 for norm in norms))
+    return judge(layers, loss=total, grad_norm=grad_norm, precision=precision, largest=limits.max)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Puts buffers, gradients and generators back, whatever the block does to them."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    parameters = list(model.parameters())
+    gradients = [p.grad for p in parameters]
+    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -1,0 +1,78 @@
+"""The pre-flight of a job: one batch of its own data through its own model, before the first step."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from guard.preflight import LrRange, PreflightReport, learning_rate_range, run_preflight
+from jobs.data.cursor import DataCursor
+from jobs.errors import JobError
+from jobs.files import write_text_atomic
+from jobs.optim import build_optimizer
+
+if TYPE_CHECKING:
+    from jobs.folder import JobFolder
+    from jobs.progress import Progress
+    from jobs.spec import JobSpec
+    from jobs.workloads.base import Workload
+
+FILE = "preflight.json"
+_MOST_SAMPLES = 64
+
+
+def before_first_step(
+    spec: JobSpec, workload: Workload, model: nn.Module, folder: JobFolder, progress: Progress
+) -> None:
+    """Runs the pre-flight on rank 0, tells the verdict, and keeps it in ``preflight.json``.
+
+    Raises:
+        JobError: on all ranks, when the verdict is bad and the spec says ``preflight: strict``.
+    """
+    if spec.preflight == "off":
+        return
+    distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    device = next(model.parameters()).device
+    stop = torch.zeros(1, device=device)
+    line = "the pre-flight of rank 0 found the network unfit"
+    if not distributed or dist.get_rank() == 0:
+        report = fly(spec, workload, model)
+        line = report.line()
+        progress.event("info" if report.fine else "warning", line)
+        _keep(report, folder, progress)
+        stop.fill_(float(spec.preflight == "strict" and not report.fine))
+    if distributed:
+        dist.broadcast(stop, src=0)  # rank 0's decision; every rank comes here before its first step
+    if stop.item():
+        raise JobError(f"{line}; preflight: warn trains nevertheless")
+
+
+def fly(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
+    """The pre-flight on the first samples that the job will train on; the model is left as it was."""
+    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids[:_MOST_SAMPLES]
+    batch = workload.train_batch(ids, 0, next(model.parameters()).device)
+    return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
+
+
+def find_learning_rates(spec: JobSpec, workload: Workload, model: nn.Module) -> LrRange:
+    """The range test with the job's optimizer, on its first batches; the model is left as it was."""
+    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
+    device = next(model.parameters()).device
+
+    def loss(twin: nn.Module, _: int) -> Tensor:
+        batch = cursor.next_batch()
+        return workload.loss(twin, workload.train_batch(batch.ids, batch.epoch, device))
+
+    return learning_rate_range(model, loss, lambda twin: build_optimizer(spec.optimizer, twin.parameters()))
+
+
+def _keep(report: PreflightReport, folder: JobFolder, progress: Progress) -> None:
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    try:
+        write_text_atomic(folder.path / FILE, text + "\n")
+    except OSError as error:
+        progress.event("warning", f"cannot write {FILE}: {error.strerror}; training goes on")
