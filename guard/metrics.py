@@ -28,6 +28,7 @@ ACTIONS = ("applied", "clipped", "skipped", "rolled_back")
 SOURCES = ("memory", "disk")
 SIGNALS = ("loss", "grad_norm", "update_norm")
 VERDICTS = ("suspect", "spike", "nonfinite", "drift", "vanishing")
+CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
 
 # Name without the prefix: help, labels beside `job`.
@@ -41,6 +42,9 @@ GAUGES: dict[str, tuple[str, ...]] = {
     "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
     "learning_rate": ("Learning rate of the first parameter group.",),
     "regularization_strength": ("Strength of one regularization.", "kind"),
+    "checkpoint_last_step": ("Optimizer step of the checkpoint written last.",),
+    "checkpoint_last_timestamp_seconds": ("When the last checkpoint was written, unix time.",),
+    "checkpoint_bytes": ("Size of the checkpoint written last.",),
 }
 COUNTERS: dict[str, tuple[str, ...]] = {
     "steps": ("Attempted optimizer steps, by what the guard did.", "action"),
@@ -48,10 +52,14 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     "nonfinite": ("NaN or infinite values seen in a signal.", "signal"),
     "rollbacks": ("Rollbacks, by where the state came from.", "source"),
     "steps_lost": ("Optimizer steps thrown away by rollbacks.",),
+    "checkpoints": ("Checkpoints, by what became of them.", "outcome"),
+    "checkpoint_failures": ("Checkpoints that could not be written.",),
 }
 HISTOGRAMS = {
     "guard_seconds": "Time the guard adds to a step.",
     "rollback_seconds": "Duration of a rollback.",
+    "checkpoint_seconds": "Time from the copy of the state until its checkpoint is on disk.",
+    "checkpoint_blocked_seconds": "Time for which training waits while the state is copied.",
 }
 GUARD_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 ROLLBACK_BUCKETS = (1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -88,6 +96,9 @@ class GuardMetrics:
         self._steps_lost = 0
         self._guard_seconds = _Histogram(GUARD_BUCKETS)
         self._rollback_seconds = _Histogram(ROLLBACK_BUCKETS)
+        self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
+        self._checkpoint_seconds = _Histogram(ROLLBACK_BUCKETS)
+        self._checkpoint_blocked_seconds = _Histogram(ROLLBACK_BUCKETS)
 
     def step(
         self,
@@ -140,6 +151,23 @@ class GuardMetrics:
             self._steps_lost += steps_lost
             self._rollback_seconds.observe(seconds)
 
+    def checkpoint(self, outcome: str) -> None:
+        """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""
+        with self._lock:
+            if outcome not in self._checkpoints:
+                raise ValueError(f"outcome must be one of {', '.join(CHECKPOINT_OUTCOMES)}; got {outcome!r}")
+            self._checkpoints[outcome] += 1
+
+    def checkpoint_written(self, *, step: int, seconds: float, blocked_seconds: float, size: int) -> None:
+        """Count a checkpoint of `size` bytes that is on disk, and for how long training waited for it."""
+        self.checkpoint("written")
+        with self._lock:
+            self._values["checkpoint_last_step"] = float(step)
+            self._values["checkpoint_last_timestamp_seconds"] = time.time()
+            self._values["checkpoint_bytes"] = float(size)
+            self._checkpoint_seconds.observe(seconds)
+            self._checkpoint_blocked_seconds.observe(blocked_seconds)
+
     def snapshot(self) -> dict[str, Any]:
         """Everything a scrape needs, as strict JSON: nothing in it is NaN or infinite."""
         return {"job": self.job, "info": dict(self.info), **self.state_dict()}
@@ -163,6 +191,9 @@ class GuardMetrics:
             self._steps_lost = totals["steps_lost"]
             self._guard_seconds.load(totals["guard_seconds"])
             self._rollback_seconds.load(totals["rollback_seconds"])
+            self._checkpoints = totals["checkpoints"]
+            self._checkpoint_seconds.load(totals["checkpoint_seconds"])
+            self._checkpoint_blocked_seconds.load(totals["checkpoint_blocked_seconds"])
 
     def register(self, registry: CollectorRegistry) -> "GuardCollector":
         """Serve this job on `registry`; returns the collector, to unregister it later. Several jobs of one
@@ -197,6 +228,10 @@ class GuardMetrics:
             "steps_lost": self._steps_lost,
             "guard_seconds": self._guard_seconds.dump(),
             "rollback_seconds": self._rollback_seconds.dump(),
+            "checkpoints": dict(self._checkpoints),
+            "checkpoint_failures": self._checkpoints["failed"],
+            "checkpoint_seconds": self._checkpoint_seconds.dump(),
+            "checkpoint_blocked_seconds": self._checkpoint_blocked_seconds.dump(),
         }
 
 
