@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from jobs.checkpoints.manifest import MANIFEST
 from jobs.checkpoints.storage import DAMAGED, is_name
+from jobs.errors import JobError
 
 
 class RemoteStorage:
@@ -18,7 +19,7 @@ class RemoteStorage:
     ``s3://bucket/folder?region=eu-west-1`` or ``?endpoint_override=http://host:9000``.
 
     Raises:
-        ValueError: no file system for this URL.
+        JobError: no file system for this URL.
     """
 
     private = True
@@ -108,6 +109,6 @@ def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:
 
     try:
         system, path = url_to_fs(url)
-    except ImportError as error:
-        raise ValueError(f"{url}: {error}") from None
+    except (ImportError, ValueError) as error:
+        raise JobError(f"{url.partition('?')[0]} is no place for checkpoints: {error}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)

@@ -78,7 +78,7 @@ def open_storage(place: str | Path) -> Storage:
     """The storage at a path or URL.
 
     Raises:
-        ValueError: the URL has a scheme that neither pyarrow nor fsspec knows.
+        JobError: the URL has a scheme that neither pyarrow nor fsspec knows.
         OSError: the file system does not answer.
     """
     text = str(place)

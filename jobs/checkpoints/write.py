@@ -72,6 +72,7 @@ class Writer:
                 self._storage.discard(tag)
 
     def _write_half(self, name: str, tag: str, staged: Staged) -> _Half:
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -87,7 +88,7 @@ class Writer:
             )
             for file in sorted(folder.glob(f"shard-{self._ranks.rank + 1:05d}-*")):
                 files[file.name] = self._put(name, file)
-        except Exception as caught:  # noqa: BLE001 - told to all ranks, of which none may wait for ever
+        except (Exception, CheckpointException) as caught:  # noqa: BLE001 - the latter is no Exception
             error = _plain(caught)
         return _Half(files, staged.parts, staged.generators, error)
 
@@ -143,7 +144,7 @@ def _state(halves: list[_Half]) -> dict[str, Any]:
     return {"parts": first, "ranks": ranks}
 
 
-def _plain(error: Exception) -> Exception:
+def _plain(error: BaseException) -> Exception:
     """The same error, fit to be sent to another rank: DCP's holds tracebacks."""
     first = cause(error)
     if isinstance(first, OSError):
