@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, empty
 
-from jobs.checkpoints.errors import DamagedCheckpoint, reason
+from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.manifest import MANIFEST, STATE, Manifest, digest_of, parse
 from jobs.checkpoints.stage import generators_name
 from jobs.checkpoints.state import Tensors, put_together
@@ -119,9 +119,9 @@ def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.state_dict_loader import load
+
+    from jobs.checkpoints.alone import load_alone
 
     reader = HuggingFaceStorageReader(path=str(folder))
     described: Iterable[tuple[str, Any]] = reader.read_metadata().state_dict_metadata.items()
@@ -129,8 +129,5 @@ def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:
         name: empty(about.size, dtype=about.properties.dtype) for name, about in described if wanted(name)
     }
     if tensors:
-        try:
-            load(tensors, storage_reader=reader, no_dist=True)
-        except CheckpointException as error:  # a BaseException
-            raise DamagedCheckpoint(reason(error)) from None
+        load_alone(tensors, reader)
     return tensors

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-
-# One rank saves without torch.distributed on purpose. A filter, since catch_warnings is not for threads.
-warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 
 class Ranks:

@@ -76,16 +76,16 @@ class Writer:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
+        from jobs.checkpoints.alone import save_alone
+
         files, error = {}, None
         try:
             folder = self._storage.workspace(tag)
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
-            save(
-                dict(staged.tensors),
-                storage_writer=writer,
-                process_group=self._ranks.group,
-                no_dist=self._ranks.alone,
-            )
+            if self._ranks.alone:
+                save_alone(dict(staged.tensors), writer)
+            else:
+                save(dict(staged.tensors), storage_writer=writer, process_group=self._ranks.group)
             for file in sorted(folder.glob(f"shard-{self._ranks.rank + 1:05d}-*")):
                 files[file.name] = self._put(name, file)
         except (Exception, CheckpointException) as caught:  # noqa: BLE001 - the latter is no Exception

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_fixture import Told, names, parts, proven, train
 
 from jobs.checkpoints import Checkpoints, DamagedCheckpoint
 from jobs.checkpoints.load import verify
 from jobs.checkpoints.manifest import MANIFEST, Manifest, parse, record_of
 from jobs.checkpoints.storage import LocalStorage
+from tests.jobs.checkpoint_fixture import Told, names, parts, proven, train
 
 FLIPS_PER_FILE = 60
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-sys.path.append(str(Path(__file__).parent.parent / "guard"))
-
-from checkpoint_fixture import Told, names, parts, proven, train
-from ranks import on_ranks
-
 from jobs.checkpoints import Checkpoints, newest_step
+from tests.guard.ranks import on_ranks
+from tests.jobs.checkpoint_fixture import Told, names, parts, proven, train
 
 pytestmark = pytest.mark.slow
 

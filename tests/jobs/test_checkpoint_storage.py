@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_fixture import Told, parts, proven, train
 
 from jobs.checkpoints import Checkpoints, DamagedCheckpoint, checkpoint_name, newest_step
 from jobs.checkpoints.load import verify
 from jobs.checkpoints.manifest import MANIFEST
 from jobs.checkpoints.storage import Storage, open_storage
 from jobs.errors import JobError
+from tests.jobs.checkpoint_fixture import Told, parts, proven, train
 
 BUCKET = "checkpoints"
 

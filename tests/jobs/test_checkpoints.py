@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_fixture import Told, names, parts, proven, train
 
 from guard import GuardMetrics
 from jobs.checkpoints import Checkpoints, Policy, newest_step
 from jobs.errors import JobError
 from jobs.spec_errors import SpecError
+from tests.jobs.checkpoint_fixture import Told, names, parts, proven, train
 
 
 def test_a_loaded_run_continues_bit_identically(tmp_path: Path) -> None:
