@@ -1,8 +1,8 @@
-"""What the guard shows to Prometheus: totals and last values of one job, and how they are rendered.
+"""What the guard shows to Prometheus: totals and last values of one job.
 
 `GuardMetrics` is plain Python, costs a few microseconds a step and belongs to whoever runs the loop. Its
-`snapshot()` is cumulative and JSON-able, so it can be rendered in another process. `GuardCollector` renders
-any number of snapshots (one a job) at scrape time. No label grows with the number of steps.
+`snapshot()` is cumulative and JSON-able, so it can be rendered in another process (`guard.exposition`). No
+label grows with the number of steps.
 """
 
 from __future__ import annotations
@@ -12,59 +12,28 @@ import re
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
+
+from guard.exposition import GuardCollector
 
 ACTIONS = ("applied", "clipped", "skipped", "rolled_back")
 SOURCES = ("memory", "disk")
 SIGNALS = ("loss", "grad_norm", "update_norm", "buffers")
 VERDICTS = ("suspect", "spike", "nonfinite", "drift", "vanishing")
+CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
 
-# Name without the prefix: help, labels beside `job`.
-GAUGES: dict[str, tuple[str, ...]] = {
-    "grad_norm": ("Global gradient norm before clipping, last finite value.",),
-    "grad_norm_local": ("Gradient norm of one rank before the all-reduce, last finite value.", "rank"),
-    "layer_grad_norm": ("Gradient norm of one parameter, last finite value.", "layer"),
-    "update_norm": ("Norm of the last parameter update, last finite value.",),
-    "buffer_jump": ("How far the last forward moved the buffers, in units of their norms; last finite.",),
-    "loss": ("Training loss, mean over ranks, last finite value.",),
-    "clip_threshold": ("Gradient norm above which gradients are clipped; absent while nothing is.",),
-    "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
-    "learning_rate": ("Learning rate of the first parameter group.",),
-    "regularization_strength": ("Strength of one regularization.", "kind"),
-}
-COUNTERS: dict[str, tuple[str, ...]] = {
-    "steps": ("Attempted optimizer steps, by what the guard did.", "action"),
-    "anomalies": ("Verdicts other than ok.", "signal", "verdict"),
-    "nonfinite": ("NaN or infinite values seen in a signal.", "signal"),
-    "rollbacks": ("Rollbacks, by where the state came from.", "source"),
-    "steps_lost": ("Optimizer steps thrown away by rollbacks.",),
-    "hardware_faults": ("Batches that gave another result when they were computed again.", "rank"),
-    "micro_batches_rejected": ("Micro-batches left out of their accumulation window.",),
-}
-HISTOGRAMS = {
-    "guard_seconds": "Time the guard adds to a step.",
-    "rollback_seconds": "Duration of a rollback.",
-}
 GUARD_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 ROLLBACK_BUCKETS = (1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-F = TypeVar("F", bound=Metric)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -111,6 +80,9 @@ class GuardMetrics:
         self._micro_batches_rejected = 0
         self._guard_seconds = _Histogram(GUARD_BUCKETS)
         self._rollback_seconds = _Histogram(ROLLBACK_BUCKETS)
+        self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
+        self._checkpoint_seconds = _Histogram(ROLLBACK_BUCKETS)
+        self._checkpoint_blocked_seconds = _Histogram(ROLLBACK_BUCKETS)
 
     def step(
         self,
@@ -177,6 +149,23 @@ class GuardMetrics:
         with self._lock:
             self._micro_batches_rejected += micro_batches
 
+    def checkpoint(self, outcome: str) -> None:
+        """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""
+        with self._lock:
+            if outcome not in self._checkpoints:
+                raise ValueError(f"outcome must be one of {', '.join(CHECKPOINT_OUTCOMES)}; got {outcome!r}")
+            self._checkpoints[outcome] += 1
+
+    def checkpoint_written(self, *, step: int, seconds: float, blocked_seconds: float, size: int) -> None:
+        """Count a checkpoint of `size` bytes that is on disk, and for how long training waited for it."""
+        self.checkpoint("written")
+        with self._lock:
+            self._values["checkpoint_last_step"] = float(step)
+            self._values["checkpoint_last_timestamp_seconds"] = time.time()
+            self._values["checkpoint_bytes"] = float(size)
+            self._checkpoint_seconds.observe(seconds)
+            self._checkpoint_blocked_seconds.observe(blocked_seconds)
+
     def snapshot(self) -> dict[str, Any]:
         """Everything a scrape needs, as strict JSON: nothing in it is NaN or infinite."""
         return {"job": self.job, "info": dict(self.info), **self.state_dict()}
@@ -204,6 +193,9 @@ class GuardMetrics:
             self._micro_batches_rejected = totals["micro_batches_rejected"]
             self._guard_seconds.load(totals["guard_seconds"])
             self._rollback_seconds.load(totals["rollback_seconds"])
+            self._checkpoints = totals["checkpoints"]
+            self._checkpoint_seconds.load(totals["checkpoint_seconds"])
+            self._checkpoint_blocked_seconds.load(totals["checkpoint_blocked_seconds"])
 
     def register(self, registry: CollectorRegistry) -> GuardCollector:
         """Serve this job on `registry`; returns the collector, to unregister it later. Several jobs of one
@@ -253,24 +245,11 @@ class GuardMetrics:
             "micro_batches_rejected": self._micro_batches_rejected,
             "guard_seconds": self._guard_seconds.dump(),
             "rollback_seconds": self._rollback_seconds.dump(),
+            "checkpoints": dict(self._checkpoints),
+            "checkpoint_failures": self._checkpoints["failed"],
+            "checkpoint_seconds": self._checkpoint_seconds.dump(),
+            "checkpoint_blocked_seconds": self._checkpoint_blocked_seconds.dump(),
         }
-
-
-class GuardCollector(Collector):
-    """Renders the snapshots that `source()` returns at the time of the scrape; label `job` on all."""
-
-    def __init__(self, source: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        self._source = source
-
-    def describe(self) -> Iterable[Metric]:
-        """The families without samples, so that registering does not call `source`."""
-        return _Families().all()
-
-    def collect(self) -> Iterable[Metric]:
-        families = _Families()
-        for snapshot in self._source():
-            families.add(snapshot)
-        return families.all()
 
 
 def carry_totals(previous: Mapping[str, Any] | None, latest: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,38 +261,6 @@ def carry_totals(previous: Mapping[str, Any] | None, latest: Mapping[str, Any]) 
     if previous is None or previous["created"] != latest["created"]:
         return dict(latest)
     return {**latest, "totals": _larger(previous["totals"], latest["totals"])}
-
-
-class _Families:
-    """The metric families of the guard, filled one snapshot at a time."""
-
-    def __init__(self) -> None:
-        self.gauges = {name: _family(GaugeMetricFamily, name, *about) for name, about in GAUGES.items()}
-        self.counters = {name: _family(CounterMetricFamily, name, *about) for name, about in COUNTERS.items()}
-        self.histograms = {
-            name: _family(HistogramMetricFamily, name, text) for name, text in HISTOGRAMS.items()
-        }
-        self.info = InfoMetricFamily(
-            "gradguard_job", "What runs: versions, model, world size.", labels=["job"]
-        )
-
-    def add(self, snapshot: Mapping[str, Any]) -> None:
-        """What a pusher of another version has not, or has on top, is left out."""
-        job, values, totals = snapshot["job"], snapshot["values"], snapshot["totals"]
-        self.info.add_metric([job], snapshot["info"])
-        for name in self.gauges.keys() & values.keys():
-            for labels, value in _leaves(values[name]):
-                self.gauges[name].add_metric([job, *labels], value)
-        for name in self.counters.keys() & totals.keys():
-            for labels, total in _leaves(totals[name]):
-                self.counters[name].add_metric([job, *labels], total)
-        for name in self.histograms.keys() & totals.keys():
-            buckets = list(totals[name]["buckets"].items())
-            self.histograms[name].add_metric([job], buckets, totals[name]["sum"])
-
-    def all(self) -> list[Metric]:
-        families = (self.gauges, self.counters, self.histograms)
-        return [self.info, *(family for named in families for family in named.values())]
 
 
 class _Histogram:
@@ -336,19 +283,6 @@ class _Histogram:
         cumulative = list(accumulate((state["buckets"][edge] for edge in self._edges), max))
         self._counts = [after - before for before, after in pairwise([0, *cumulative])]
         self._sum = float(state["sum"])
-
-
-def _family(kind: Callable[..., F], name: str, text: str, *labels: str) -> F:
-    return kind(f"gradguard_{name}", text, labels=["job", *labels])
-
-
-def _leaves(value: Any, *labels: str) -> Iterator[tuple[tuple[str, ...], float]]:
-    """The numbers of a nested mapping, each with the keys that lead to it."""
-    if isinstance(value, Mapping):
-        for label, inner in value.items():
-            yield from _leaves(inner, *labels, label)
-    else:
-        yield labels, value
 
 
 def _keep_finite(values: dict[str, float], name: str, value: float) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from jobs.checkpoint import checkpoint_name, newest_step
+from jobs.checkpoints import checkpoint_name, newest_step
 from jobs.cluster import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
 from jobs.files import write_json_atomic

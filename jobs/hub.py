@@ -20,7 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from ray.actor import ActorHandle
 
-from guard.metrics import GuardCollector, carry_totals
+from guard.exposition import GuardCollector
+from guard.metrics import carry_totals
 
 logger = logging.getLogger(__name__)
 

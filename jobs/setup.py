@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from guard import FaultInjector, GradientGuard, GuardMetrics
 from guard.observe import unwrap
 from guard.snapshot import Stateful
-from jobs.checkpoint import Checkpoints
+from jobs.checkpoints import Checkpoints, Policy
 from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
 from jobs.folder import JobFolder
@@ -109,7 +109,20 @@ def build(spec: JobSpec, hub: Any) -> Run:
         "guard": guard,
         "progress": progress,
     }
-    checkpoints = Checkpoints(folder.checkpoints, parts)
+    checkpoints = Checkpoints(
+        spec.checkpoint_place,
+        parts,
+        policy=Policy(
+            keep=spec.train.checkpoint_keep,
+            best=spec.train.checkpoint_best,
+            clean_steps=spec.guard.snapshot.clean_steps,
+        ),
+        spec=spec.model_dump(mode="json"),
+        describe=lambda: (guard.attempts, progress.evaluation),
+        metrics=metrics,
+        notify=progress.event,
+        timeout_s=spec.scale.timeout_s,
+    )
     resumed = checkpoints.load_latest()
     if resumed is not None:
         progress.event("info", f"continuing from the checkpoint of step {resumed}")

@@ -166,6 +166,15 @@ class JobSpec(Config):
         """The folder of the job's files."""
         return Path(self.storage).expanduser() / self.name
 
+    @property
+    def checkpoint_place(self) -> str | Path:
+        """The folder or URL of the job's checkpoints."""
+        url = self.train.checkpoint_storage
+        if url is None:
+            return self.job_dir / "checkpoints"
+        base, query, options = url.partition("?")
+        return f"{base.rstrip('/')}/{self.name}/checkpoints{query}{options}"
+
     def absolute(self) -> Self:
         """The same spec with absolute folders, for workers that run in another working directory."""
         root = self.data.root

@@ -179,6 +179,17 @@ class TrainSpec(Config):
     checkpoint_every_steps: PositiveInt = 200
     """Steps between checkpoints; there is always one at the end."""
 
+    checkpoint_keep: PositiveInt = 3
+    """Newest good checkpoints that stay."""
+
+    checkpoint_best: str | None = Field(default=None, pattern=r"^(min|max):\w+$")
+    """``max:test_accuracy``, ``min:test_loss``: the good checkpoint with the best value of that metric in the
+    evaluation before it stays, too."""
+
+    checkpoint_storage: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9+.\-]*://.+$")
+    """URL under which checkpoints lie instead of the job's folder, as ``s3://bucket/folder``: any file system
+    of pyarrow or fsspec. Those of this job go to ``<checkpoint_storage>/<name>/checkpoints/``."""
+
     log_layers_every: PositiveInt = 10
     """Steps between rows that record the gradient norm of every layer."""
 

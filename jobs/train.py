@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from guard import GuardHalt, StepReport
+from jobs.checkpoints import Checkpoints
 from jobs.data.cursor import shard
 from jobs.setup import Run, build
 from jobs.spec import JobSpec
@@ -31,7 +32,7 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
         run.progress.event("error", error)
     if status == "succeeded" and run.guard.steps not in run.evaluated_at:
         evaluate(run)
-    save(run)
+    save(run, closing=True)
     run.progress.enter("finished")
     return result(run, status, error)
 
@@ -41,8 +42,7 @@ def train_steps(run: Run) -> bool:
     while run.guard.steps < run.total_steps:
         report = train_step(run)
         run.progress.step(report)
-        if report.rolled_back_to is not None:
-            run.checkpoints.forget_after(report.rolled_back_to)
+        judge(run.checkpoints, report)
         if report.stop:
             return False
         if report.applied and due(report, run.eval_every):
@@ -83,11 +83,20 @@ def evaluate(run: Run) -> None:
     run.progress.enter("training")
 
 
-def save(run: Run) -> None:
-    """A checkpoint of the present state. A disk that refuses does not end the training."""
+def judge(checkpoints: Checkpoints, report: StepReport) -> None:
+    """What this step says of the checkpoints before it: clean, in doubt, or undone."""
+    if report.rolled_back_to is not None:
+        checkpoints.forget_after(report.rolled_back_to)
+    elif report.verdict.kind != "ok":
+        checkpoints.doubt()
+    elif report.applied:
+        checkpoints.clean_step()
+
+
+def save(run: Run, *, closing: bool = False) -> None:
+    """A checkpoint of the present state; training waits only for a copy of it, at its end for the disk."""
     run.progress.enter("saving")
-    if problem := run.checkpoints.save(run.guard.steps):
-        run.progress.event("warning", f"no checkpoint of step {run.guard.steps}: {problem}; training goes on")
+    run.checkpoints.save(run.guard.steps, closing=closing)
     run.progress.enter("training")
 
 

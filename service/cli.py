@@ -11,6 +11,7 @@ from rich.console import Console
 from guard.replay import TraceError
 from jobs.entrypoint import BAD_INPUT, INTERRUPTED, USER_ERRORS, train_and_summarize
 from jobs.spec import JobSpec
+from service.checkpoint_commands import add_checkpoint_commands
 from service.cluster_commands import add_cluster_commands
 from service.local_commands import add_local_commands
 from service.options import SetOption, SpecArgument
@@ -47,6 +48,7 @@ def train(
 
 
 add_local_commands(app)
+add_checkpoint_commands(app)
 add_cluster_commands(app)
 
 

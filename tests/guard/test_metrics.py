@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.metrics import ACTIONS, SIGNALS, SOURCES, VERDICTS, GuardCollector, GuardMetrics, carry_totals
+from guard.exposition import GuardCollector
+from guard.metrics import ACTIONS, SIGNALS, SOURCES, VERDICTS, GuardMetrics, carry_totals
 
 DESIGNED_NAMES = {
     "gradguard_grad_norm",
@@ -35,6 +36,11 @@ DESIGNED_NAMES = {
     "gradguard_guard_seconds_bucket",
     "gradguard_guard_seconds_count",
     "gradguard_guard_seconds_sum",
+    *(f"gradguard_checkpoint_{what}" for what in ("last_step", "last_timestamp_seconds", "bytes")),
+    "gradguard_checkpoints_total",
+    "gradguard_checkpoint_failures_total",
+    *(f"gradguard_checkpoint_seconds_{part}" for part in ("bucket", "count", "sum")),
+    *(f"gradguard_checkpoint_blocked_seconds_{part}" for part in ("bucket", "count", "sum")),
     "gradguard_job_info",
 }
 
@@ -86,7 +92,24 @@ def metrics() -> GuardMetrics:
 
 def test_a_scrape_shows_exactly_the_designed_names(metrics: GuardMetrics) -> None:
     step(metrics)
+    metrics.checkpoint_written(step=10, seconds=0.5, blocked_seconds=0.01, size=1000)
     assert {name for name, _ in scrape(metrics)} == DESIGNED_NAMES
+
+
+def test_checkpoints_are_counted_by_what_became_of_them(metrics: GuardMetrics) -> None:
+    metrics.checkpoint_written(step=10, seconds=0.5, blocked_seconds=0.01, size=1000)
+    for outcome in ("good", "failed", "failed"):
+        metrics.checkpoint(outcome)
+    for _ in range(2):
+        assert value(metrics, "gradguard_checkpoints_total", outcome="written") == 1
+        assert value(metrics, "gradguard_checkpoints_total", outcome="good") == 1
+        assert value(metrics, "gradguard_checkpoint_failures_total") == 2
+        assert value(metrics, "gradguard_checkpoint_last_step") == 10
+        assert value(metrics, "gradguard_checkpoint_bytes") == 1000
+        assert value(metrics, "gradguard_checkpoint_seconds_sum") == 0.5
+        metrics.load_state_dict(metrics.state_dict())
+    with pytest.raises(ValueError, match="outcome must be one of"):
+        metrics.checkpoint("lost")
 
 
 def test_every_sample_carries_the_job(metrics: GuardMetrics) -> None:

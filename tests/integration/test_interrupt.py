@@ -39,7 +39,7 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_continue(interrupted: tuple) -> 
     result = sandbox.result("digits")
     assert result["status"] == "stopped"
     assert result["steps"] > 0
-    assert (sandbox.path / "runs" / "digits" / result["checkpoint"] / "state.pt").exists()
+    assert (sandbox.path / "runs" / "digits" / result["checkpoint"] / "manifest.json").exists()
     assert result["resume"] == "gradguard train digits.yaml --resume"
     assert result["resume"] in output
     assert "Traceback" not in output

@@ -76,7 +76,7 @@ def test_the_command_line_submits_lists_and_stops(cluster: Cluster) -> None:
     assert sandbox.run(GRADGUARD, "stop", job_id, address).returncode == 0
     assert client.wait(job_id, timeout_s=60).status == "stopped"
     checkpoints = sandbox.path / "gradguard" / "runs" / job_id / "checkpoints"
-    assert list(checkpoints.glob("step-*/state.pt")), "the state was kept"
+    assert list(checkpoints.glob("step-*/manifest.json")), "the state was kept"
 
 
 def test_wrong_addresses_and_ids_are_one_clear_line(cluster: Cluster) -> None:

@@ -1,0 +1,38 @@
+"""What lies in a folder of checkpoints: which are good, which are damaged, which is the newest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.checkpoints.errors import DamagedCheckpoint
+from jobs.checkpoints.load import read_manifest
+from jobs.checkpoints.manifest import Manifest
+from jobs.checkpoints.storage import Storage, open_storage
+from jobs.checkpoints.write import checkpoint_folder
+
+
+def manifests(storage: Storage) -> tuple[list[Manifest], dict[str, str]]:
+    """The manifests that can be read, oldest first; and by name what is wrong with the others."""
+    readable, damaged = [], {}
+    for name in storage.names():
+        try:
+            readable.append(read_manifest(storage, name))
+        except DamagedCheckpoint as error:
+            damaged[name] = str(error)
+    return readable, damaged
+
+
+def good_steps(storage: Storage) -> list[int]:
+    """The steps of the good checkpoints, newest first. Their files are not verified here."""
+    return [m.step for m in reversed(manifests(storage)[0]) if m.health == "good"]
+
+
+def newest_step(folder: str | Path) -> int | None:
+    """The step of the newest good checkpoint in a folder or under a URL, None where there is none."""
+    return next(iter(good_steps(open_storage(folder))), None)
+
+
+def checkpoint_name(folder: str | Path, step: int) -> str:
+    """A checkpoint relative to the job's folder; under a URL, all of it."""
+    text = str(folder)
+    return f"{text if '://' in text else Path(text).name}/{checkpoint_folder(step)}"

@@ -1,0 +1,133 @@
+"""Reads a checkpoint, but only if every byte of it is as it was written. No pickle is read anywhere."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, empty
+
+from jobs.checkpoints.errors import DamagedCheckpoint
+from jobs.checkpoints.manifest import MANIFEST, STATE, Manifest, digest_of, parse
+from jobs.checkpoints.stage import generators_name
+from jobs.checkpoints.state import Tensors, put_together
+from jobs.checkpoints.storage import Storage
+
+
+class Content:
+    """A verified checkpoint in memory.
+
+    Attributes:
+        manifest: what it says of itself.
+        tensors: all tensors by name, on the CPU.
+        state: state.json.
+    """
+
+    def __init__(self, manifest: Manifest, tensors: Tensors, state: dict[str, Any]) -> None:
+        self.manifest, self.tensors, self.state = manifest, tensors, state
+
+    def parts(self, rank: int, world_size: int) -> dict[str, Any]:
+        """The state dicts by part. In a world of another size every rank gets rank 0's view."""
+        trees = dict(self.state["parts"])
+        if world_size == self.manifest.world_size:
+            trees.update(self.state["ranks"][rank]["own"])
+        return {name: put_together(tree, self.tensors) for name, tree in trees.items()}
+
+    def generators(self, rank: int, world_size: int) -> dict[str, Any] | None:
+        """The state of a rank's random number generators; None in a world of another size."""
+        if world_size != self.manifest.world_size:
+            return None
+        state: dict[str, Any] = put_together(self.state["ranks"][rank]["generators"], self.tensors)
+        return state
+
+
+def read_manifest(storage: Storage, name: str) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: it is damaged, foreign, or of another step than the folder's name says.
+    """
+    try:
+        manifest = parse(storage.read(name, MANIFEST))
+    except OSError as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
+    if int(name.removeprefix("step-")) != manifest.step:
+        raise DamagedCheckpoint(f"{MANIFEST} is that of step {manifest.step}")
+    return manifest
+
+
+def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda _: True) -> Content:
+    """Verifies a whole checkpoint and reads it.
+
+    Args:
+        storage: where it lies.
+        name: ``step-NNNNNNNN``.
+        wanted: which tensors to read, by name.
+
+    Raises:
+        DamagedCheckpoint: with the file that is damaged, and how.
+    """
+    manifest = read_manifest(storage, name)
+    with tempfile.TemporaryDirectory(prefix="gradguard-") as scratch:
+        try:
+            folder = storage.local_copy(name, Path(scratch))
+            _verify(folder, manifest, storage.files(name))
+            state = _read_state(folder / STATE, manifest)
+            tensors = _read_tensors(folder, wanted)
+        except OSError as error:
+            raise DamagedCheckpoint(f"cannot be read: {error.strerror or error}") from None
+    return Content(manifest, tensors, state)
+
+
+def verify(storage: Storage, name: str) -> Manifest:
+    """Reads every byte of a checkpoint and keeps none.
+
+    Raises:
+        DamagedCheckpoint: as ``read``.
+    """
+    return read(storage, name, wanted=lambda _: False).manifest
+
+
+def of_rank(rank: int) -> Callable[[str], bool]:
+    """Which tensors a rank needs: all but the other ranks' generators."""
+    mine = generators_name(rank) + "."
+    return lambda name: not name.startswith("generators.") or name.startswith(mine)
+
+
+def _verify(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:
+    for extra in sorted(found.keys() - manifest.files.keys()):
+        raise DamagedCheckpoint(f"{extra} does not belong to it")
+    for name, record in manifest.files.items():
+        if name not in found:
+            raise DamagedCheckpoint(f"{name} is missing")
+        if found[name] != record.size:
+            raise DamagedCheckpoint(f"{name} has {found[name]} bytes instead of {record.size}")
+        with (folder / name).open("rb") as file:
+            if digest_of(file) != record:
+                raise DamagedCheckpoint(f"{name} does not match its checksum")
+
+
+def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(path.read_bytes())
+    ranks = len(state["ranks"])
+    if ranks != manifest.world_size:
+        raise DamagedCheckpoint(f"{MANIFEST} says {manifest.world_size} ranks, {STATE} has {ranks}")
+    return state
+
+
+def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    from jobs.checkpoints.alone import load_alone
+
+    reader = HuggingFaceStorageReader(path=str(folder))
+    described: Iterable[tuple[str, Any]] = reader.read_metadata().state_dict_metadata.items()
+    tensors: dict[str, Tensor] = {
+        name: empty(about.size, dtype=about.properties.dtype) for name, about in described if wanted(name)
+    }
+    if tensors:
+        load_alone(tensors, reader)
+    return tensors

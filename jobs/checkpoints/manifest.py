@@ -1,0 +1,123 @@
+"""``manifest.json``: what a checkpoint holds, a checksum of each file, and whether it is good.
+
+It is written last, so that a folder without one is no checkpoint, and it is replaced whole when a candidate
+becomes good. Its own ``checksum`` covers all the rest of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from guard.base import Config
+from guard.record import strict
+from jobs.checkpoints.errors import DamagedCheckpoint
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+Health = Literal["candidate", "good"]
+
+
+class FileRecord(Config):
+    """One file of a checkpoint."""
+
+    size: int
+    """Bytes."""
+
+    sha256: str
+    """Hexadecimal digest of the content."""
+
+
+class Manifest(Config):
+    """The description of one checkpoint."""
+
+    format: int
+    """Version of the layout; a reader refuses one that it does not know."""
+
+    step: int
+    """Optimizer steps applied."""
+
+    attempt: int
+    """Step attempts, skips included."""
+
+    health: Health
+    """``candidate`` until enough clean steps followed, then ``good``."""
+
+    created: float
+    """Unix seconds."""
+
+    world_size: int
+    """Ranks that wrote it."""
+
+    files: dict[str, FileRecord]
+    """Every file beside the manifest, by name."""
+
+    metrics: dict[str, float]
+    """The last evaluation before it."""
+
+    versions: dict[str, str]
+    """Of the libraries that wrote it."""
+
+    spec: dict[str, Any]
+    """The job's spec."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files.values())
+
+    def render(self) -> bytes:
+        """The one way in which this manifest is written; ``parse`` accepts no other."""
+        body = strict(self.model_dump(mode="python"))
+        return _text({**body, "checksum": _digest(body)})
+
+
+def parse(content: bytes) -> Manifest:
+    """Reads a manifest and checks it against its own checksum.
+
+    Raises:
+        DamagedCheckpoint: it is not JSON, was changed after it was written, or has another format.
+    """
+    try:
+        body = json.loads(content)
+        checksum = body.pop("checksum")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read") from None
+    if checksum != _digest(body) or _text({**body, "checksum": checksum}) != content:
+        raise DamagedCheckpoint(f"{MANIFEST} does not match its checksum")
+    if body.get("format") != FORMAT:
+        raise DamagedCheckpoint(f"{MANIFEST} has format {body.get('format')}; this version reads {FORMAT}")
+    try:
+        return Manifest.model_validate(body)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DamagedCheckpoint(f"{MANIFEST} has no valid {field}") from None
+
+
+def record_of(content: bytes) -> FileRecord:
+    """The record of a file's content."""
+    return FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def digest_of(file: Any) -> FileRecord:
+    """The record of what an open binary file holds from here to its end."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return FileRecord(size=size, sha256=digest.hexdigest())
+
+
+def _digest(body: dict[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _text(body: dict[str, Any]) -> bytes:
+    return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
