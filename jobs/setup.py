@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -16,6 +16,8 @@ from guard.observe import unwrap
 from guard.snapshot import Stateful
 from jobs.checkpoint import Checkpoints
 from jobs.data.cursor import DataCursor
+from jobs.evaluate import StopWatcher
+from jobs.exact import seed_generators, settle_buckets
 from jobs.folder import JobFolder
 from jobs.optim import build_optimizer, build_schedule
 from jobs.progress import Progress
@@ -42,7 +44,7 @@ class Run:
     world_size: int
     total_steps: int
     steps_per_epoch: int
-    evaluated_at: set[int] = field(default_factory=set)
+    stop: StopWatcher
 
     @property
     def bare_model(self) -> nn.Module:
@@ -60,11 +62,13 @@ def build(spec: JobSpec, hub: Any) -> Run:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     folder = JobFolder(spec.job_dir)
-    torch.manual_seed(spec.seed + rank)
+    seed_generators(spec.seed, rank)
     workload = load_workload(spec)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
     model = prepare_model(workload.build_model(), parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    if world_size > 2:
+        settle_buckets(model, workload, get_device())
     optimizer = build_optimizer(spec.optimizer, model.parameters())
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
@@ -91,6 +95,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
     }
     checkpoints = Checkpoints(folder.checkpoints, parts)
     resumed = checkpoints.load_latest()
+    progress.rewind_files()
     if resumed is not None:
         progress.event("info", f"continuing from the checkpoint of step {resumed}")
     return Run(
@@ -108,6 +113,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         world_size=world_size,
         total_steps=total_steps,
         steps_per_epoch=cursor.batches_per_epoch,
+        stop=StopWatcher(hub, spec.name),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -87,6 +87,10 @@ class JobSpec(Config):
 
     storage: str = Field(default="runs", min_length=1)
     """Folder for the files of jobs; those of this job go to ``<storage>/<name>/``."""
+
+    resume: Literal["manual", "auto"] = "manual"
+    """What a job of this name that is there already means. ``auto``: continue it, and leave a finished one
+    alone. ``manual``: the command says so, with ``--resume`` or ``--overwrite``."""
 
     scale: ScaleSpec = Field(default_factory=ScaleSpec)
     """Workers and resources."""
