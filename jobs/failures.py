@@ -58,8 +58,6 @@ def first_line(error: BaseException | None) -> str:
 def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] | None) -> None:
     """Appends an error, or that of each rank, with its traceback to a log file; a full disk is no matter."""
     errors = error if isinstance(error, Mapping) else {None: error}
-    if isinstance(error, WorkerGroupError):
-        errors = error.worker_failures
     try:
         with path.open("a", encoding="utf-8") as file:
             for rank, one in errors.items():

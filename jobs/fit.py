@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray._raylet import PlacementGroupID
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -56,7 +56,8 @@ class FitThread(threading.Thread):
                 self.notes.put("the training controller died: starting another one")
             except Exception as error:  # noqa: BLE001 - becomes the job's result
                 self._error = error
-                log_failure(log, error)
+                if not isinstance(error, WorkerGroupError):  # those were logged when they happened
+                    log_failure(log, error)
                 return
 
     def outcome(self) -> dict[str, Any]:
@@ -121,3 +122,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         return train(spec, config["hub"])
     except (JobError, SpecError, DataError, WorkloadError) as error:
         return {"status": REJECTED, "job": spec.name, "error": str(error)}
+    except Exception as error:
+        rank = ray.train.get_context().get_world_rank()
+        log_failure(JobFolder(spec.job_dir).log, {rank: error})  # the traceback does not leave this process
+        raise

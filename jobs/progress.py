@@ -168,16 +168,21 @@ class Progress:
         self._evaluated_step = state["evaluated_step"]
         self._sizes = {str(name): int(size) for name, size in state["files"].items()}
 
-    def rewind_files(self) -> None:
+    def rewind_files(self) -> bool:
         """Takes the rows off that were written after the state that was loaded: their steps come again.
 
         Call once, after the state was loaded, or where there was none to load.
+
+        Returns:
+            Whether there were such rows.
         """
+        cut = 0
         for name, path in self._files.items():
             try:
-                cut_back(path, self._sizes.get(name, 0))
+                cut += cut_back(path, self._sizes.get(name, 0))
             except OSError as error:
                 logger.warning("cannot write %s: %s; some rows stand there twice", path.name, error.strerror)
+        return cut > 0
 
 
 def _size(path: Path) -> int:

@@ -95,9 +95,11 @@ def build(spec: JobSpec, hub: Any) -> Run:
     }
     checkpoints = Checkpoints(folder.checkpoints, parts)
     resumed = checkpoints.load_latest()
-    progress.rewind_files()
+    undone = progress.rewind_files()
     if resumed is not None:
         progress.event("info", f"continuing from the checkpoint of step {resumed}")
+    elif undone:
+        progress.event("warning", "continuing from step 0: there is no checkpoint yet")
     return Run(
         spec=spec,
         workload=workload,
