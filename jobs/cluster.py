@@ -67,18 +67,20 @@ def ray_session(
     num_cpus: float | None = None,
     *,
     log_to_driver: bool = False,
+    train_defaults: Mapping[str, str] | None = None,
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of the block.
 
     In this order: a connection this process already has (left open afterwards), `address`, the address in
     `RAY_ADDRESS` (`ray job submit` sets it), a new embedded cluster with `num_cpus` CPUs (default: those of
-    this machine). Environment variables the user has set are never replaced, and all are put back at the end.
+    this machine). `train_defaults` are settings of Ray Train beyond ours. Environment variables that the user
+    has set are never replaced, and all are put back at the end.
 
     Raises:
         ClusterError: no cluster answers at the address, or it is of a kind that training cannot use.
     """
     with ExitStack() as stack:
-        stack.enter_context(_environment(TRAIN_DEFAULTS))
+        stack.enter_context(_environment({**TRAIN_DEFAULTS, **(train_defaults or {})}))
         if ray.is_initialized():
             yield _info(embedded=False)
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +19,14 @@ from rich.console import Console
 from jobs.checkpoints import checkpoint_name, newest_step
 from jobs.cluster import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
+from jobs.failures import log_failure
 from jobs.files import write_json_atomic
 from jobs.fit import REJECTED, FitThread
 from jobs.folder import JobFolder
+from jobs.head import HeadDied, HeadWatch
 from jobs.hub import ensure_hub
 from jobs.live import LiveView
+from jobs.ray_messages import ray_messages_to
 from jobs.report import write_report
 from jobs.result import complete
 from jobs.spec import JobSpec
@@ -31,7 +36,6 @@ from jobs.workloads import load_workload
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-STOP_GRACE_S = 6.0
 HUB_TIMEOUT_S = 5.0
 
 
@@ -67,8 +71,7 @@ def run_job(
     started = time.monotonic()
     with folder.locked():
         folder.prepare(spec, resume=resume, overwrite=overwrite)
-        with _cluster(spec, address) as cluster:
-            outcome = _follow(spec, folder, cluster, console)
+        outcome = _train(spec, folder, address, console)
         if outcome["status"] == REJECTED:
             raise JobError(outcome["error"])
         result = complete(outcome, spec, time.monotonic() - started, command)
@@ -76,10 +79,30 @@ def run_job(
     return result
 
 
+def _train(spec: JobSpec, folder: JobFolder, address: str | None, console: Console) -> dict[str, Any]:
+    """Trains on a cluster. An embedded one whose head dies is replaced, as often as workers are."""
+    for deaths in itertools.count(1):
+        embedded = False
+        try:
+            with ray_messages_to(folder.log), _cluster(spec, address) as cluster:
+                embedded = cluster.embedded
+                return _follow(spec, folder, cluster, console)
+        except HeadDied as death:
+            log_failure(folder.log, death)
+            if not embedded or deaths > spec.scale.max_failures:
+                return {**_last_kept(spec, folder), "status": "failed", "error": str(death)}
+            console.print(f"{death}: starting Ray again", style="red", markup=False)
+    raise AssertionError("the loop ends by itself")
+
+
 @contextmanager
 def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
     needed = spec.scale.workers * spec.scale.cpus_per_worker
-    with ray_session(address, max(math.ceil(needed), os.cpu_count() or 1)) as cluster:
+    with ray_session(
+        address,
+        max(math.ceil(needed), os.cpu_count() or 1),
+        train_defaults={"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.scale.stall_timeout_s)},
+    ) as cluster:
         yield cluster
 
 
@@ -88,44 +111,46 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     use_gpu = _use_gpu(spec, cluster)
     check_resources(_resources(spec, use_gpu), workers=spec.scale.workers)
     hub = ensure_hub(spec.metrics.port, spec.metrics.host)
-    _tell(hub.begin.remote(spec.name))
+    _tell(lambda: hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     thread = FitThread(spec, hub, use_gpu=use_gpu, scratch=scratch)
     with LiveView(console) as view, interrupts() as interrupted:
-        watch = Watch(hub, spec.name, view)
+        watch = Watch(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
         watch.say("info", f"starting {spec.scale.workers} workers on {where}; metrics at {metrics_at(hub)}")
         thread.start()
-        deadline = None
-        while thread.is_alive():
-            thread.join(POLL_S)
-            watch.poll()
-            if interrupted.is_set() and deadline is None:
-                deadline = time.monotonic() + (STOP_GRACE_S if watch.training else 0.0)
-                watch.stop()
-            if deadline is not None and watch.phase == "saving":
-                deadline = max(deadline, time.monotonic() + 1.0)
-            if deadline is not None and time.monotonic() > deadline:
-                break
-        watch.poll()
-    outcome = thread.outcome() if not thread.is_alive() else _abandoned(spec, folder)
-    _tell(hub.end.remote(spec.name, outcome["status"]))
+        _wait(thread, watch, HeadWatch(cluster), interrupted)
+    outcome = thread.outcome() if not thread.is_alive() else _last_kept(spec, folder)
+    _tell(lambda: hub.end.remote(spec.name, outcome["status"]))
     shutil.rmtree(scratch, ignore_errors=True)
     return outcome
 
 
-def _abandoned(spec: JobSpec, folder: JobFolder) -> dict[str, Any]:
-    """The result of a job that was asked to stop and did not in time: its last checkpoint stands."""
+def _wait(thread: FitThread, watch: Watch, head: HeadWatch, interrupted: threading.Event) -> None:
+    """Until the training ends, or was asked to stop and did not in time."""
+    while thread.is_alive() and not watch.out_of_time():
+        thread.join(POLL_S)
+        head.check()
+        watch.poll()
+        while not thread.notes.empty():
+            watch.say("error", thread.notes.get())
+        if interrupted.is_set():
+            watch.stop()
+    watch.poll()
+
+
+def _last_kept(spec: JobSpec, folder: JobFolder) -> dict[str, Any]:
+    """The result of a job that did not end by itself in time: its last checkpoint stands."""
     step = newest_step(folder.checkpoints)
     kept = None if step is None else checkpoint_name(folder.checkpoints, step)
     return {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
 
 
-def _tell(reply: Any) -> None:
+def _tell(message: Callable[[], Any]) -> None:
     """Waits until the hub has taken a message; one that is dead at this moment is no reason to fail."""
     try:
-        ray.get(reply, timeout=HUB_TIMEOUT_S)
+        ray.get(message(), timeout=HUB_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         logger.warning("the metrics hub does not answer: %s", error)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.cluster import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError
 from jobs.driver import run_job
-from jobs.errors import JobError
+from jobs.errors import JobError, JobFinished
 from jobs.live import print_summary
 from jobs.spec import JobSpec
 from jobs.spec_errors import SpecError
@@ -56,7 +56,11 @@ def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
 def train_and_summarize(spec: JobSpec, **options: Any) -> int:
     """Runs the job with the live view, prints the summary, returns the exit code."""
     console = Console()
-    result = run_job(spec, console=console, **options)
+    try:
+        result = run_job(spec, console=console, **options)
+    except JobFinished as finished:
+        console.print(str(finished), markup=False, highlight=False, soft_wrap=True)
+        return EXIT_CODES["succeeded"]
     print_summary(console, result, spec.job_dir)
     return EXIT_CODES[result["status"]]
 

@@ -3,3 +3,7 @@
 
 class JobError(RuntimeError):
     """The job cannot run as asked; nothing was lost. Exit code 2."""
+
+
+class JobFinished(JobError):
+    """The job was to be continued and has finished already. Exit code 0."""

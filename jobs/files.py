@@ -118,6 +118,27 @@ class JsonlWriter:
         self.close()
 
 
+def cut_back(path: str | Path, size: int) -> int:
+    """Takes what a file holds beyond ``size`` bytes off; it is kept in ``<stem>.undone<suffix>``.
+
+    Returns:
+        The bytes that were taken off; 0 where the file is missing or no longer.
+    """
+    path = Path(path)
+    if not path.exists() or path.stat().st_size <= size:
+        return 0
+    with path.open("rb+") as file:
+        file.seek(size)
+        rest = file.read()
+        with path.with_name(f"{path.stem}.undone{path.suffix}").open("ab") as undone:
+            undone.write(rest)
+            undone.flush()
+            os.fsync(undone.fileno())
+        file.truncate(size)
+        os.fsync(file.fileno())
+    return len(rest)
+
+
 def from_strict(value: Any) -> Any:
     """The inverse of `guard.record.strict`; the fields in `TEXT_FIELDS` are left alone."""
     if isinstance(value, str):

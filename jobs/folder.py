@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import JobError
+from jobs.errors import JobError, JobFinished
 from jobs.files import read_json, write_text_atomic
 from jobs.spec import JobSpec
 
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
-CHECKPOINTS, REPORT, RESULT = "checkpoints", "report.html", "result.json"
+CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
 
 
 class JobFolder:
@@ -28,6 +28,7 @@ class JobFolder:
         self.checkpoints = path / CHECKPOINTS
         self.report = path / REPORT
         self.result = path / RESULT
+        self.log = path / LOG
 
     def last_result(self) -> dict[str, Any] | None:
         """What result.json says, if there is one."""
@@ -37,10 +38,11 @@ class JobFolder:
         """Makes the folder ready for a run.
 
         Raises:
-            JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` says what to do, a
-                finished job would be resumed, or the folder cannot be written.
+            JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` nor the spec says
+                what to do, or the folder cannot be written.
+            JobFinished: a finished job would be resumed.
         """
-        exists = self._holds_work()
+        exists, resume = self._holds_work(), resume or spec.resume == "auto"
         if exists and overwrite:
             self._set_aside()
         elif exists and not resume:
@@ -49,7 +51,9 @@ class JobFolder:
                 "(the old folder is kept beside it), or give another name with --set name=..."
             )
         elif exists and (self.last_result() or {}).get("status") == "succeeded":
-            raise JobError(f"{self.path} has finished already: there is nothing to resume")
+            raise JobFinished(
+                f"{self.path} has finished already: nothing to resume; --overwrite starts it anew"
+            )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.spec, spec.to_yaml())

@@ -117,6 +117,21 @@ class Hub(Collector):
             self._entry(job).commands.add(name)
             return True
 
+    def note(self, job: str, level: str, text: str) -> None:
+        """An event of `job` that does not come from its rank 0; `level` is info, warning or error."""
+        with self._lock:
+            entry = self._entry(job)
+            last = entry.events[-1]["seq"] if entry.events else 0
+            seq = max(last + 1, time.time_ns() // 1000)
+            step = (entry.status or {}).get("step", 0)
+            entry.events.append({"seq": seq, "time": time.time(), "step": step, "level": level, "text": text})
+
+    def stop_requested(self, job: str) -> bool:
+        """Whether `job` was asked to stop and has not ended."""
+        with self._lock:
+            entry = self._jobs.get(job)
+            return entry is not None and "stop" in entry.commands
+
     def status(self, job: str, since_seq: int = 0) -> dict[str, Any]:
         """The last status pushed, the events after `since_seq`, and whether the job has ended."""
         with self._lock:

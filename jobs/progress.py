@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from guard import GradientGuard, StepReport
-from jobs.files import JsonlWriter
+from jobs.files import JsonlWriter, cut_back
 from jobs.folder import JobFolder
 from jobs.hub import HubLink
 from jobs.rows import describe, step_row
@@ -32,12 +33,15 @@ class Progress:
         self._guard = guard
         self._total_steps = total_steps
         self._path = folder.metrics if rank == 0 else None
+        self._files = {"metrics": folder.metrics, "incidents": folder.incidents} if rank == 0 else {}
+        self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
         self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
         self._last: StepReport | None = None
         self._evaluation: dict[str, float] | None = None
+        self._evaluated_step: int | None = None
         self._failed_writes = 0
         self._step_seconds = 0.0
         self._train_seconds = 0.0
@@ -48,6 +52,11 @@ class Progress:
         """The metrics of the last evaluation."""
         return dict(self._evaluation or {})
 
+    @property
+    def evaluated_step(self) -> int | None:
+        """The step of the last evaluation in the history that stands."""
+        return self._evaluated_step
+
     def step(self, report: StepReport) -> None:
         """One step attempt is over: a row, a status, an event if the guard did something."""
         now = time.perf_counter()
@@ -56,6 +65,8 @@ class Progress:
         decay = _RATE_DECAY if self._step_seconds else 0.0
         self._step_seconds = decay * self._step_seconds + (1 - decay) * seconds
         self._last = report
+        if report.rolled_back_to is not None and (self._evaluated_step or 0) > report.rolled_back_to:
+            self._evaluated_step = None
         special = report.incident is not None or report.overflow
         wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
         self._write(step_row(report, seconds, self._guard.layer_norms if wants_layers else None))
@@ -65,7 +76,7 @@ class Progress:
 
     def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
         """An evaluation is over."""
-        self._evaluation = metrics
+        self._evaluation, self._evaluated_step = metrics, self._guard.steps
         place = {"attempt": self._guard.attempts, "step": self._guard.steps}
         self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -143,12 +154,39 @@ class Progress:
         return None if epochs is None else min(epochs, 1 + step * epochs // self._total_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds trained so far and the last evaluation."""
-        return {"train_seconds": self._train_seconds, "evaluation": self._evaluation}
+        """Seconds trained so far, the last evaluation, and how long the files are at this moment."""
+        return {
+            "train_seconds": self._train_seconds,
+            "evaluation": self._evaluation,
+            "evaluated_step": self._evaluated_step,
+            "files": {name: _size(path) for name, path in self._files.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues the totals of ``state_dict``."""
         self._train_seconds, self._evaluation = state["train_seconds"], state["evaluation"]
+        self._evaluated_step = state["evaluated_step"]
+        self._sizes = {str(name): int(size) for name, size in state["files"].items()}
+
+    def rewind_files(self) -> bool:
+        """Takes the rows off that were written after the state that was loaded: their steps come again.
+
+        Call once, after the state was loaded, or where there was none to load.
+
+        Returns:
+            Whether there were such rows.
+        """
+        cut = 0
+        for name, path in self._files.items():
+            try:
+                cut += cut_back(path, self._sizes.get(name, 0))
+            except OSError as error:
+                logger.warning("cannot write %s: %s; some rows stand there twice", path.name, error.strerror)
+        return cut > 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _totals(guard: GradientGuard) -> dict[str, Any]:

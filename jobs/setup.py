@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -17,6 +17,8 @@ from guard.snapshot import Stateful
 from jobs.checkpoints import Checkpoints, Policy
 from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
+from jobs.evaluate import StopWatcher
+from jobs.exact import seed_generators, settle_buckets
 from jobs.folder import JobFolder
 from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule
@@ -48,7 +50,7 @@ class Run:
     world_size: int
     total_steps: int
     steps_per_epoch: int
-    evaluated_at: set[int] = field(default_factory=set)
+    stop: StopWatcher
 
     @property
     def bare_model(self) -> nn.Module:
@@ -73,13 +75,15 @@ def build(spec: JobSpec, hub: Any) -> Run:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     folder = JobFolder(spec.job_dir)
-    torch.manual_seed(spec.seed + rank)
+    seed_generators(spec.seed, rank)
     workload = load_workload(spec)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
     initialized = build_initialized(spec, workload)
     model = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     set_randomness(unwrap(model), spec.regularize)
+    if world_size > 2:
+        settle_buckets(model, workload, get_device())
     optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on=spec.regularize.weight_decay_on)
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
@@ -124,8 +128,11 @@ def build(spec: JobSpec, hub: Any) -> Run:
         timeout_s=spec.scale.timeout_s,
     )
     resumed = checkpoints.load_latest()
+    undone = progress.rewind_files()
     if resumed is not None:
         progress.event("info", f"continuing from the checkpoint of step {resumed}")
+    elif undone:
+        progress.event("warning", "continuing from step 0: there is no checkpoint yet")
     else:
         before_first_step(spec, workload, unwrap(model), folder, progress)
     stepper = Stepper(
@@ -157,6 +164,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         world_size=world_size,
         total_steps=total_steps,
         steps_per_epoch=cursor.batches_per_epoch,
+        stop=StopWatcher(hub, spec.name),
     )
 
 

@@ -89,6 +89,10 @@ class JobSpec(Config):
     storage: str = Field(default="runs", min_length=1)
     """Folder for the files of jobs; those of this job go to ``<storage>/<name>/``."""
 
+    resume: Literal["manual", "auto"] = "manual"
+    """What a job of this name that is there already means. ``auto``: continue it, and leave a finished one
+    alone. ``manual``: the command says so, with ``--resume`` or ``--overwrite``."""
+
     scale: ScaleSpec = Field(default_factory=ScaleSpec)
     """Workers and resources."""
 

@@ -39,7 +39,15 @@ class ScaleSpec(Config):
     """How often the job is restarted from its latest good checkpoint after a worker died."""
 
     timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    """Seconds after which a collective that a dead worker never joins counts as failed."""
+    """Seconds after which a collective that a dead or stuck worker never joins counts as failed."""
+
+    stall_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """Seconds after which a worker process that does not answer, because it is frozen, is given up; all
+    workers are then started again from the latest checkpoint."""
+
+    stop_grace_s: float = Field(default=6.0, gt=0, allow_inf_nan=False)
+    """Seconds that a job has to save its state when it is asked to stop; after that its latest checkpoint
+    stands."""
 
 
 class ModelSpec(Config):

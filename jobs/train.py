@@ -8,12 +8,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from guard import GuardHalt, StepReport
 from jobs.checkpoints import Checkpoints
 from jobs.data.cursor import shard
+from jobs.evaluate import evaluate
 from jobs.setup import Run, build
 from jobs.spec import JobSpec
 
@@ -24,14 +22,12 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
     run.progress.enter("training")
     status, error = "succeeded", None
     try:
-        if not train_steps(run):
+        if not (train_steps(run) and evaluated(run)):
             status = "stopped"
     except GuardHalt as halt:
         status, error = "halted", str(halt)
         run.checkpoints.forget_after(run.guard.steps)
         run.progress.event("error", error)
-    if status == "succeeded" and run.guard.steps not in run.evaluated_at:
-        evaluate(run)
     save(run, closing=True)
     run.progress.enter("finished")
     return result(run, status, error)
@@ -39,19 +35,18 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
 
 def train_steps(run: Run) -> bool:
     """Steps until the last one; false if somebody asked to stop before."""
+    if due(run.guard.steps, run.eval_every) and not evaluated(run):
+        return False  # the run before this one was stopped between a step and its evaluation
     while run.guard.steps < run.total_steps:
         report = train_step(run)
         run.progress.step(report)
         judge(run.checkpoints, report)
         if report.stop:
             return False
-        if report.applied and due(report, run.eval_every):
-            evaluate(run)
-        if (
-            report.applied
-            and report.verdict.kind == "ok"
-            and due(report, run.spec.train.checkpoint_every_steps)
-        ):
+        if report.applied and due(report.step, run.eval_every) and not evaluated(run):
+            return False
+        healthy = report.applied and report.verdict.kind == "ok"
+        if healthy and due(report.step, run.spec.train.checkpoint_every_steps):
             save(run)
     return True
 
@@ -66,21 +61,16 @@ def train_step(run: Run) -> StepReport:
     return run.stepper.step(ids, batch.epoch)
 
 
-def evaluate(run: Run) -> None:
-    """Metrics on the held-out data; every rank takes its share, and the sums are added over ranks."""
+def evaluated(run: Run) -> bool:
+    """Evaluates unless this step's metrics are there already; false if somebody asked to stop meanwhile."""
+    if run.progress.evaluated_step == run.guard.steps:
+        return True
     run.progress.enter("evaluating")
-    model = run.evaluated_model
-    for buffer in model.buffers():
-        if run.world_size > 1:
-            dist.broadcast(buffer, src=0)  # BatchNorm's statistics are each rank's own; rank 0's are saved
-    sums = run.workload.evaluate(model, run.rank, run.world_size, run.device)
-    if run.world_size > 1:
-        added = torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)
-        dist.all_reduce(added)  # sum; every rank evaluates after the same steps, with the same keys
-        sums = dict(zip(sums, added.tolist(), strict=True))
-    run.progress.evaluated(run.workload.metrics(sums), run.guard.steps / run.steps_per_epoch)
-    run.evaluated_at.add(run.guard.steps)
+    sums = evaluate(run)
+    if sums is not None:
+        run.progress.evaluated(run.workload.metrics(sums), run.guard.steps / run.steps_per_epoch)
     run.progress.enter("training")
+    return sums is not None
 
 
 def judge(checkpoints: Checkpoints, report: StepReport) -> None:
@@ -100,9 +90,9 @@ def save(run: Run, *, closing: bool = False) -> None:
     run.progress.enter("training")
 
 
-def due(report: StepReport, every: int) -> bool:
+def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps happens after this one."""
-    return report.step % every == 0
+    return step > 0 and step % every == 0
 
 
 def result(run: Run, status: str, error: str | None) -> dict[str, Any]:

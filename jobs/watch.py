@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -17,8 +17,10 @@ from jobs.live import LiveView
 class Watch:
     """Polls the hub for one job and feeds the view."""
 
-    def __init__(self, hub: Any, job: str, view: LiveView) -> None:
+    def __init__(self, hub: Any, job: str, view: LiveView, *, grace_s: float) -> None:
         self._hub, self._job, self._view = hub, job, view
+        self._grace_s = grace_s
+        self._deadline: float | None = None
         self._seq = 0
         self.phase = "starting"
 
@@ -40,10 +42,19 @@ class Watch:
         self._view.update(answer["status"], answer["events"])
 
     def stop(self) -> None:
-        """Asks the job to save its state and end."""
-        text = "saving the state" if self.training else "nothing has been trained yet"
-        self.say("warning", f"stopping: {text}; a second Ctrl-C ends at once")
-        self._hub.command.remote(self._job, "stop")
+        """Asks the job to save its state and end; said again and again, since a hub that dies forgets it."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + (self._grace_s if self.training else 0.0)
+            text = "saving the state" if self.training else "nothing has been trained yet"
+            self.say("warning", f"stopping: {text}; a second Ctrl-C ends at once")
+        if self.phase == "saving":
+            self._deadline = max(self._deadline, time.monotonic() + 1.0)
+        with suppress(ray.exceptions.RayError):
+            self._hub.command.remote(self._job, "stop")
+
+    def out_of_time(self) -> bool:
+        """Whether the job was asked to stop and did not within its grace."""
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     def say(self, level: str, text: str) -> None:
         """Shows a line of the driver's own."""

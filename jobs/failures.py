@@ -1,0 +1,83 @@
+"""Why a training failed: one line for people, everything else for the log file."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+from ray.train import WorkerGroupError
+
+logger = logging.getLogger(__name__)
+
+LONGEST_LINE = 300
+# What the other ranks see when one of them is gone.
+_CONSEQUENCE = re.compile(r"gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE)
+_MEMORY = re.compile(r"out ?of ?memory|memory monitor|low on memory", re.IGNORECASE)
+_UNANSWERED = re.compile(
+    r"health check.*(hang|hung|timeout|timed out|taking too long)", re.IGNORECASE | re.DOTALL
+)
+
+
+def one_line(error: BaseException | None) -> str:
+    """What went wrong, and on which rank, in one line."""
+    if isinstance(error, WorkerGroupError):
+        return by_rank(error.worker_failures) or first_line(error)
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "the training controller died"
+    return first_line(cause(error))
+
+
+def by_rank(failures: Mapping[int, BaseException]) -> str:
+    """The failure of each rank; one that only lost its connection to a rank that failed is left out."""
+    lines = {rank: _of_worker(error) for rank, error in sorted(failures.items())}
+    first = {rank: line for rank, line in lines.items() if not _CONSEQUENCE.search(line)}
+    return "; ".join(f"rank {rank}: {line}" for rank, line in (first or lines).items())
+
+
+def cause(error: BaseException | None) -> BaseException | None:
+    """The user's exception inside Ray's."""
+    while True:
+        inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def first_line(error: BaseException | None) -> str:
+    """The type of an error and what it says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else "no message"
+    return f"{type(error).__name__}: {text}"[:LONGEST_LINE]
+
+
+def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] | None) -> None:
+    """Appends an error, or that of each rank, with its traceback to a log file; a full disk is no matter."""
+    errors = error if isinstance(error, Mapping) else {None: error}
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            for rank, one in errors.items():
+                where = "" if rank is None else f" rank {rank}"
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}{where}\n{_traceback(one)}\n")
+    except OSError as problem:
+        logger.warning("cannot write %s: %s", path, problem.strerror)
+
+
+def _of_worker(error: BaseException) -> str:
+    text = str(error)
+    if _MEMORY.search(text):
+        return "the worker was killed because its node ran out of memory"
+    inner = cause(error)
+    if isinstance(inner, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
+        return "the worker process died (killed, or out of memory)"
+    if _UNANSWERED.search(text):
+        return "the worker did not answer for longer than scale.stall_timeout_s"
+    return first_line(inner)
+
+
+def _traceback(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception(error)) if error is not None else "no message\n"

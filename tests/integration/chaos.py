@@ -1,0 +1,178 @@
+"""A job that is killed again and again, always started by the same command, and what became of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from jobs.checkpoint import Checkpoints
+
+from jobs.folder import JobFolder
+from jobs.spec import JobSpec
+from jobs.workloads import load_workload
+from tests.integration.kills import find, steps, wait_until
+from tests.integration.runner import GRADGUARD, Sandbox, descendants
+
+ORPHANS_GONE_S = 30
+CONTINUES = re.compile(r"continuing from (?:the checkpoint of )?step (\d+)")
+
+SPEC: dict[str, Any] = {
+    "resume": "auto",
+    "scale": {
+        "workers": 2,
+        "max_failures": 100,
+        "timeout_s": 5.0,
+        "stall_timeout_s": 8.0,
+        "stop_grace_s": 30.0,
+    },
+    "data": {"dataset": "digits", "batch_size": 64, "augment": "standard"},
+    "train": {"max_steps": 80, "checkpoint_every_steps": 10},
+    "faults": [
+        {"kind": "nan_loss", "step": 7, "rank": 1},
+        {"kind": "lr_spike", "step": 23, "factor": 10000.0},
+    ],
+}
+"""Skips a batch, rolls back, augments, evaluates on the way; comes back by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One blow: to whom, after which step has been taken and how long after that, and by which signal.
+
+    Without a step it falls ``delay_s`` after the one before, while the job is still starting again.
+    """
+
+    victim: str
+    step: int | None
+    delay_s: float = 0.0
+    signal: signal.Signals = signal.SIGKILL
+
+
+class ChaosRun:
+    """One job under blows."""
+
+    def __init__(self, sandbox: Sandbox, spec_file: str) -> None:
+        self.sandbox, self.job = sandbox, Path(spec_file).stem
+        self.orphans: list[str] = []
+        self._command = (GRADGUARD, "train", spec_file)
+        self._log = sandbox.path / f"{self.job}.out"
+        self._process = self._start()
+        self._family: list[psutil.Process] = []
+
+    def run(self, kills: Sequence[Kill]) -> list[dict[str, Any]]:
+        """Deals the blows, lets the job end, and returns what followed on each."""
+        rows = []
+        for number, kill in enumerate(kills):
+            row = self._strike(kill)
+            if row is None:
+                break  # the job had ended
+            chained = number + 1 < len(kills) and kills[number + 1].step is None
+            rows.append(row if chained else self._awaited(row))
+        for row in rows:
+            row.pop("at", None)
+        return rows
+
+    def finish(self) -> int:
+        """Waits until the job has ended and returns its exit code."""
+        self._family = descendants(self._process)
+        wait_until(lambda: False, self._process)
+        self._note_orphans()
+        return int(self._process.returncode)
+
+    @property
+    def output(self) -> str:
+        """All that was printed, by all drivers."""
+        return self._log.read_text()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                self._command,
+                cwd=self.sandbox.path,
+                env=self.sandbox.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+    def _strike(self, kill: Kill) -> dict[str, Any] | None:
+        if kill.step is not None and not wait_until(lambda: self._step() >= kill.step, self._process):
+            return None
+        time.sleep(kill.delay_s)  # the instant is what varies; nothing waits for it
+        found: list[psutil.Process] = []
+
+        def seen() -> bool:
+            victim = find(self._process, kill.victim, self.sandbox, self.job)
+            found.extend([victim] if victim else [])
+            return bool(found)
+
+        if not wait_until(seen, self._process):
+            return None
+        self._family = descendants(self._process)
+        row = {"victim": kill.victim, "signal": kill.signal.name, "step": self._step(), "at": time.time()}
+        row["continued_before"] = len(CONTINUES.findall(self.output))
+        found[0].send_signal(kill.signal)
+        if kill.victim == "driver":
+            self._process.wait(timeout=120)
+            self._note_orphans()
+            self._process = self._start()
+        return row
+
+    def _awaited(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Adds what followed; a hub may die without anybody continuing anything."""
+        before, reached = row.pop("continued_before"), row["step"]
+        if row["victim"] == "hub":
+            alive = wait_until(lambda: self._step() > reached, self._process)
+            return {**row, "resumed": alive, "steps_repeated": 0, "seconds": 0.0}
+
+        def continued() -> bool:
+            nonlocal reached
+            reached = max(reached, self._step())
+            return len(CONTINUES.findall(self.output)) > before
+
+        if not wait_until(continued, self._process):
+            return {**row, "resumed": self._process.returncode == 0, "steps_repeated": 0, "seconds": 0.0}
+        start = int(CONTINUES.findall(self.output)[-1])
+        wait_until(lambda: self._step() > start, self._process)
+        first = next(r for r in steps(self.sandbox, self.job) if r["step"] > start and r["time"] > row["at"])
+        seconds = first["time"] - row["at"]
+        return {**row, "resumed": True, "steps_repeated": reached - start, "seconds": seconds}
+
+    def _step(self) -> int:
+        rows = steps(self.sandbox, self.job)
+        return rows[-1]["step"] if rows else 0
+
+    def _note_orphans(self) -> None:
+        _, left = psutil.wait_procs(self._family, timeout=ORPHANS_GONE_S)
+        self.orphans += [p.name() for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def final_weights(sandbox: Sandbox, job: str) -> dict[str, torch.Tensor]:
+    """The model in the newest checkpoint of a job."""
+    folder = JobFolder(sandbox.path / "runs" / job)
+    model = load_workload(JobSpec.load(folder.spec)).build_model()
+    assert Checkpoints(folder.checkpoints, {"model": model}).load_latest() is not None
+    return model.state_dict()
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two models are equal to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def history(sandbox: Sandbox, job: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl and incidents.jsonl without their times, which alone may differ."""
+    rows = sandbox.rows(job, "metrics.jsonl") + sandbox.rows(job, "incidents.jsonl")
+    return [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
+
+
+_TIMES = {"time", "step_seconds", "guard_seconds", "seconds", "job"}

@@ -1,0 +1,113 @@
+"""Death in every form: the job continues to the bit, or ends with the cause on one line; no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.chaos import SPEC, ChaosRun, Kill, final_weights, history, same_weights
+from tests.integration.runner import GRADGUARD, Sandbox
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+WORKLOAD = "chaos_workload:Noisy"
+BLOWS = [
+    Kill("worker", 12),
+    Kill("controller", 18),
+    Kill("rank 0", None, 1.0),
+    Kill("hub", 26),
+    Kill("gcs_server", 34),
+    Kill("worker", 44, signal=signal.SIGSTOP),
+    Kill("driver", 52, signal=signal.SIGTERM),
+    Kill("driver", 64),
+]
+
+
+def noisy(path: Path) -> Sandbox:
+    sandbox = Sandbox(path)
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    sandbox.environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return sandbox
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, ChaosRun, list[dict[str, Any]]]:
+    """One job uninterrupted, and the same under blows."""
+    sandbox = noisy(tmp_path_factory.mktemp("killed"))
+    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **SPEC, workload=WORKLOAD))
+    assert calm.returncode == 0, calm.stdout
+    chaos = ChaosRun(sandbox, sandbox.spec("chaos", **SPEC, workload=WORKLOAD))
+    rows = chaos.run(BLOWS)
+    assert chaos.finish() == 0, chaos.output
+    return sandbox, chaos, rows
+
+
+def test_the_job_survives_every_death(killed: tuple) -> None:
+    sandbox, chaos, rows = killed
+    assert len(rows) == len(BLOWS), chaos.output
+    assert all(row["resumed"] for row in rows if "resumed" in row), rows
+    assert sandbox.result("chaos")["status"] == "succeeded"
+    assert chaos.orphans == []
+
+
+def test_the_weights_are_those_of_the_uninterrupted_run(
+    killed: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    sandbox = killed[0]
+    assert same_weights(final_weights(sandbox, "calm"), final_weights(sandbox, "chaos"))
+
+
+def test_every_step_incident_and_evaluation_is_there_once_and_alike(killed: tuple) -> None:
+    sandbox = killed[0]
+    calm, chaos = history(sandbox, "calm"), history(sandbox, "chaos")
+    assert len(calm) == len(chaos)
+    assert calm == chaos
+    one, other = sandbox.result("calm"), sandbox.result("chaos")
+    totals = ("steps", "attempts", "metrics", "anomalies", "skips", "rollbacks", "clips", "steps_lost")
+    assert {key: one[key] for key in totals} == {key: other[key] for key in totals}
+    assert one["rollbacks"] == 1
+    assert one["skips"] >= 1
+
+
+def test_each_death_is_said_in_one_line_and_the_rest_is_in_the_log(killed: tuple) -> None:
+    _, chaos, _ = killed
+    assert "rank 1: the worker process died" in chaos.output
+    assert "the training controller died: starting another one" in chaos.output
+    assert "Ray's gcs_server died: starting Ray again" in chaos.output
+    assert "Traceback" not in chaos.output
+    assert "ActorDiedError" in (chaos.sandbox.path / "runs" / "chaos" / "train.log").read_text()
+
+
+def test_a_finished_job_is_not_run_twice(killed: tuple) -> None:
+    sandbox = killed[0]
+    before = sandbox.result("chaos")
+    again = sandbox.run(GRADGUARD, "train", "chaos.yaml")
+    assert again.returncode == 0
+    assert "has finished already" in again.stdout
+    assert sandbox.result("chaos") == before
+
+
+def test_what_cannot_be_survived_ends_with_its_cause_on_one_line(tmp_path: Path) -> None:
+    sandbox = noisy(tmp_path)
+    spec = sandbox.spec(
+        "broken",
+        workload=WORKLOAD,
+        options={"die_at": 3, "raise_at": 5},
+        scale={"workers": 2, "max_failures": 1},
+        train={"max_steps": 20},
+    )
+    run = sandbox.run(GRADGUARD, "train", spec)
+    assert run.returncode == 1, run.stdout
+    assert "Traceback" not in run.stdout
+    assert "rank 1: the worker process died" in run.stdout
+    result = sandbox.result("broken")
+    assert result["status"] == "failed"
+    assert result["error"] == "rank 1: ValueError: the loss of sample 17 is undefined"
+    assert result["error"] in run.stdout
+    assert "Traceback" in (sandbox.path / "runs" / "broken" / "train.log").read_text()
