@@ -143,17 +143,19 @@ class GradientGuard:
         else:
             self._parts.local.register_comm_hook(state, hook)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, weight: float = 1.0) -> None:
         """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
 
         Args:
             loss: 0-dim, the mean over this rank's (micro-)batch. Call once for each micro-batch; of several,
                 one that is not finite adds nothing, and the others make up the mean.
+            weight: what the loss is multiplied with for backward, but not for the record: 1 / k for each of k
+                micro-batches.
         """
         window = self._parts.window
         left_out = window.rejects(loss)
         self._send(loss, watch_buffers=not left_out)
-        scaled = self._actor.scaler.scale(loss)
+        scaled = self._actor.scaler.scale(loss if weight == 1.0 else loss * weight)
         if left_out:
             with window.leaving_out():
                 scaled.backward()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -61,12 +61,14 @@ class Stepper:
             epoch: of the batch.
         """
         self.optimizer.zero_grad()
-        step, parts = self.guard.steps, np.split(ids, self.micro_batches)
-        for number, part in enumerate(parts, start=1):
-            with self._exchanging(number == len(parts)):
-                self._backward(part, epoch, step)
-        self.regularizer.noise_(step, self.scaler.get_scale() if self.scaler else 1.0)
-        report = self.guard.step(settle=False)
+        step = self.guard.steps
+        self._gradients(ids, epoch, step)
+
+        def again() -> None:
+            self.faults.repeat()
+            self._gradients(ids, epoch, step)
+
+        report = self.guard.step(again, settle=False)
         if report.applied:
             self.regularizer.after_step_(step, report.learning_rate)
             if self.average is not None:
@@ -74,20 +76,20 @@ class Stepper:
         self.guard.settle()  # now a snapshot holds all that the step has changed
         return report
 
+    def _gradients(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
+        parts = np.split(ids, self.micro_batches)
+        for number, part in enumerate(parts, start=1):
+            with self._exchanging(number == len(parts)):
+                self._backward(part, epoch, step)
+        self.regularizer.noise_(step, self.scaler.get_scale() if self.scaler else 1.0)
+
     def _backward(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
         batch = self.faults.batch(self.workload.train_batch(ids, epoch, self.device))
         with autocast(self.device, self.precision):
             loss = self.workload.loss(self.model, batch)
         penalty = self.regularizer.penalty(step)
         loss = self.faults.loss(loss if penalty is None else loss + penalty)
-        if self.micro_batches == 1:
-            self.guard.backward(loss)
-            return
-        self.guard.observe_loss(loss)
-        self._scaled(loss / self.micro_batches).backward()
-
-    def _scaled(self, loss: Tensor) -> Tensor:
-        return loss if self.scaler is None else self.scaler.scale(loss)
+        self.guard.backward(loss, weight=1.0 / self.micro_batches)
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Gradients cross the network once for each step, with the last micro-batch."""

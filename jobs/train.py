@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from guard import GuardHalt, StepReport
@@ -37,11 +38,10 @@ def train_steps(run: Run) -> bool:
     """Steps until the last one; false if somebody asked to stop before."""
     if due(run.guard.steps, run.eval_every) and not evaluated(run):
         return False  # the run before this one was stopped between a step and its evaluation
-    while run.guard.steps < run.total_steps:
-        report = train_step(run)
-        run.progress.step(report)
-        judge(run.checkpoints, report)
+    for report in steps(run):
+        note(run, report)
         if report.stop:
+            settle(run)
             return False
         if report.applied and due(report.step, run.eval_every) and not evaluated(run):
             return False
@@ -49,6 +49,16 @@ def train_steps(run: Run) -> bool:
         if healthy and due(report.step, run.spec.train.checkpoint_every_steps):
             save(run)
     return True
+
+
+def steps(run: Run) -> Iterator[StepReport]:
+    """What became of each attempt until the last step stands; a deferred guard tells it one attempt later."""
+    while run.guard.steps < run.total_steps:
+        report = train_step(run)
+        if not report.pending:
+            yield report
+        if run.guard.steps >= run.total_steps and (late := run.guard.flush()) is not None:
+            yield late
 
 
 def train_step(run: Run) -> StepReport:
@@ -61,8 +71,21 @@ def train_step(run: Run) -> StepReport:
     return run.stepper.step(ids, batch.epoch)
 
 
+def note(run: Run, report: StepReport) -> None:
+    """Records what became of an attempt, and what it says of the checkpoints before it."""
+    run.progress.step(report)
+    judge(run.checkpoints, report)
+
+
+def settle(run: Run) -> None:
+    """Waits for the step that a deferred guard has under way: what comes next needs a state that stands."""
+    if (late := run.guard.flush()) is not None:
+        note(run, late)
+
+
 def evaluated(run: Run) -> bool:
     """Evaluates unless this step's metrics are there already; false if somebody asked to stop meanwhile."""
+    settle(run)
     if run.progress.evaluated_step == run.guard.steps:
         return True
     run.progress.enter("evaluating")
@@ -85,6 +108,7 @@ def judge(checkpoints: Checkpoints, report: StepReport) -> None:
 
 def save(run: Run, *, closing: bool = False) -> None:
     """A checkpoint of the present state; training waits only for a copy of it, at its end for the disk."""
+    settle(run)
     run.progress.enter("saving")
     run.checkpoints.save(run.guard.steps, closing=closing)
     run.progress.enter("training")
