@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
+from guard.clips.config import _KINDS_OF as SETTINGS_OF
+from guard.clips.config import Kind
 from jobs.cluster import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
 from tests.integration.runner import BIN, GRADGUARD, Sandbox, read_until
@@ -67,6 +70,13 @@ def test_the_loop_of_the_readme_trains_under_the_guard() -> None:
     guard, report = names["guard"], names["report"]
     assert (guard.steps, guard.attempts) == (39, 40)
     assert report.loss < 0.3
+
+
+def test_the_table_of_clips_has_every_kind_with_all_its_settings() -> None:
+    rows = {row.split("`")[1]: row for row in README.splitlines() if row.startswith("  | `")}
+    assert set(rows) == set(get_args(Kind))
+    for setting, kinds in SETTINGS_OF.items():
+        assert all(f"`{setting}`" in rows[kind] for kind in kinds), setting
 
 
 @pytest.mark.slow
