@@ -19,7 +19,7 @@ from guard.clips import scale_
 from guard.config import GuardConfig
 from guard.detect import Verdict
 from guard.errors import GuardHalt
-from guard.judge import Evidence, Judge
+from guard.judge import Evidence, Fault, Judge
 from guard.ledger import Ledger
 from guard.local_norms import LocalNorms
 from guard.observe import Observation, Observer
@@ -100,15 +100,15 @@ class Cycle:
         overflow = self._actor.scaler.unscale()
         seen = self._correct(agreed, self._observer.observe())
         moved = self._actor.moved(self.step)
-        faulty: tuple[int, ...] = ()
+        fault: Fault | None = None
         if again is not None and not overflow:
-            rewinder = self._parts.rewinder
-            if rewinder.ready and self._judge.foresee(agreed, seen, moved).kind in _WORTH_REPEATING:
-                agreed, seen, faulty = self._repeat(again, agreed, seen)
-            rewinder.arm()
+            expected = self._judge.foresee(agreed, seen, moved)
+            if self._parts.rewinder.ready and expected.kind in _WORTH_REPEATING:
+                agreed, seen, fault = self._repeat(again, agreed, seen, expected)
+            self._parts.rewinder.arm()
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
-        evidence = self._evidence(agreed, seen, moved, overflow=handled, faulty=faulty)
+        evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
         local_norms = self._evidence_norms(evidence.verdict)
         samples = self._samples(evidence)
         outcome = self._actor.overflow(self.step) if handled else self._act(evidence)
@@ -121,8 +121,8 @@ class Cycle:
         return self._report(started, evidence, outcome, incident, overflow=handled)
 
     def _repeat(
-        self, again: Callable[[], None], agreed: Agreed, seen: Observation
-    ) -> tuple[Agreed, Observation, tuple[int, ...]]:
+        self, again: Callable[[], None], agreed: Agreed, seen: Observation, expected: Verdict
+    ) -> tuple[Agreed, Observation, Fault | None]:
         """Computes the batch again. All ranks come here, since the verdict is that of agreed numbers."""
         first = Result(agreed, self._collect(), seen.grad_norm)
         self._actor.undo_forward()
@@ -132,7 +132,9 @@ class Cycle:
         self._actor.scaler.unscale()
         seen = self._correct(agreed, self._observer.observe())
         second = Result(agreed, self._collect(), seen.grad_norm)
-        return agreed, seen, tuple(faulty_ranks(first, second, self._parts.device))
+        ranks = tuple(faulty_ranks(first, second, self._parts.device))
+        value = first.agreed.loss if expected.signal == "loss" else first.grad_norm
+        return agreed, seen, Fault(ranks, expected, value) if ranks else None
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
         """Micro-batches that were left out are missing in the mean: the others make it up."""
@@ -149,7 +151,7 @@ class Cycle:
         moved: Moved | None,
         *,
         overflow: bool = False,
-        faulty: tuple[int, ...] = (),
+        fault: Fault | None = None,
     ) -> Evidence:
         self.layer_norms, self.last_norm = seen.layer_norms, seen.grad_norm
         return self._judge.judge(
@@ -161,7 +163,7 @@ class Cycle:
             learning_rate=self._actor.learning_rate,
             can_roll_back=self._actor.can_roll_back(),
             overflow=overflow,
-            faulty_ranks=faulty,
+            fault=fault,
         )
 
     def _act(self, evidence: Evidence) -> Outcome:

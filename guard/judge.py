@@ -33,6 +33,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """A batch that gave another result the second time: on which ranks, and what the first looked like."""
+
+    ranks: tuple[int, ...]
+    verdict: Verdict
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known of one step attempt, equal on every rank."""
 
@@ -47,12 +56,12 @@ class Evidence:
     learning_rate: float
     update_norm: float | None = None
     ratios: dict[str, float] | None = None
-    faulty_ranks: tuple[int, ...] = ()
+    fault: Fault | None = None
 
     @property
     def clean(self) -> bool:
         """Whether nothing was wrong with the step that is applied."""
-        return self.verdict.kind == "ok" or bool(self.faulty_ranks)
+        return self.verdict.kind == "ok"
 
 
 class Judge:
@@ -94,7 +103,7 @@ class Judge:
         learning_rate: float,
         can_roll_back: bool,
         overflow: bool = False,
-        faulty_ranks: tuple[int, ...] = (),
+        fault: Fault | None = None,
     ) -> Evidence:
         """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged."""
         verdict, decision = OK, Decision("apply", "ok")
@@ -121,7 +130,7 @@ class Judge:
             learning_rate=learning_rate,
             update_norm=None if moved is None else moved[0],
             ratios=self.detector.ratios(),
-            faulty_ranks=faulty_ranks,
+            fault=fault,
         )
 
     def limits(self) -> Limits:

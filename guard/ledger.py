@@ -55,7 +55,7 @@ class Ledger:
         self._last_kind = kind
         if kind == "drift":
             return kind != last
-        return kind != "ok" or evidence.agreed.rejected > 0 or bool(evidence.faulty_ranks)
+        return kind != "ok" or evidence.agreed.rejected > 0 or evidence.fault is not None
 
     def incident(
         self,
@@ -89,7 +89,7 @@ class Ledger:
             would=evidence.decision.rung if self._shadow else None,
             recovery=recovery,
             moved_first=first_mover(self._window, verdict),
-            faulty_ranks=list(evidence.faulty_ranks),
+            faulty_ranks=[] if evidence.fault is None else list(evidence.fault.ranks),
             rejected=evidence.agreed.rejected,
             window=list(self._window),
             layers=self.layers.rank(evidence.layer_norms),
@@ -173,11 +173,11 @@ class Ledger:
 
 def _told(evidence: Evidence) -> tuple[Verdict, str]:
     """Verdict and reason as an incident tells them: also what was put right before it could do harm."""
-    verdict, agreed = evidence.verdict, evidence.agreed
-    if evidence.faulty_ranks:
-        ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in evidence.faulty_ranks)
-        found = f"computed again, the batch gave another result on rank {ranks}: a hardware fault"
-        return verdict, f"{found}; {evidence.decision.reason}" if verdict.kind != "ok" else found
+    verdict, agreed, fault = evidence.verdict, evidence.agreed, evidence.fault
+    if fault is not None:
+        ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in fault.ranks)
+        reason = f"computed again, the batch gave another result on rank {ranks}: a hardware fault"
+        return fault.verdict, reason if verdict.kind == "ok" else f"{reason}; {evidence.decision.reason}"
     if agreed.rejected and verdict.kind == "ok":
         reason = f"{agreed.rejected} of {agreed.micro_batches} micro-batches not finite: left out"
         return Verdict("nonfinite", "loss", math.inf, verdict.baseline), reason
@@ -185,7 +185,11 @@ def _told(evidence: Evidence) -> tuple[Verdict, str]:
 
 
 def _value(evidence: Evidence, signal: str) -> float:
-    """What the signal was."""
+    """What the signal was when it was found bad."""
+    if evidence.fault is not None:
+        return evidence.fault.value
+    if evidence.agreed.rejected and evidence.verdict.kind == "ok":
+        return math.nan
     values = {
         "loss": evidence.agreed.loss,
         "grad_norm": evidence.grad_norm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+log = logging.getLogger("guard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,10 @@ class Journal:
             with self.path.open("a+b") as file:
                 torn = _ends_torn(file)
                 file.write(b"\n" * torn + json.dumps(record, allow_nan=False).encode() + b"\n")
-        except OSError:
+        except OSError as error:
             self.failures += 1
+            if self.failures == 1:
+                log.warning("cannot write %s: %s; training goes on", self.path, error.strerror)
 
 
 def _ends_torn(file: BinaryIO) -> bool:

@@ -80,6 +80,9 @@ class Incident:
     seconds: float | None
     reason: str = ""
     would: str = ""
+    moved_first: str = ""
+    faulty_ranks: tuple[int, ...] = ()
+    rejected: int = 0
     window: tuple[WindowRow, ...] = ()
     layers: tuple[LayerEvidence, ...] = ()
     ranks: tuple[RankEvidence, ...] = ()
@@ -130,6 +133,9 @@ def parse_incident(row: Mapping[str, Any], number: int = 1) -> Incident:
         seconds=as_float(row.get("seconds")),
         reason=as_text(row.get("reason")),
         would=as_text(row.get("would")),
+        moved_first=_mover(row.get("moved_first")),
+        faulty_ranks=_integers(row.get("faulty_ranks")),
+        rejected=_or(as_int(row.get("rejected")), 0),
         window=tuple(_window_row(item, index) for index, item in enumerate(_rows(row, "window"))),
         layers=tuple(_layer(item) for item in _rows(row, "layers")),
         ranks=tuple(_rank(item, index) for index, item in enumerate(_rows(row, "ranks"))),
@@ -140,6 +146,15 @@ def parse_incident(row: Mapping[str, Any], number: int = 1) -> Incident:
 
 def parse_outcome(row: Mapping[str, Any]) -> Outcome:
     return Outcome(as_text(row.get("outcome")), as_int(row.get("step")), as_int(row.get("steps")))
+
+
+def _mover(value: Any) -> str:
+    return as_text(value.get("signal")) if isinstance(value, Mapping) else ""
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    found = [as_int(value) for value in values] if isinstance(values, list) else []
+    return tuple(value for value in found if value is not None)
 
 
 def _rows(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -6,7 +6,12 @@ from typing import TypeGuard
 from jobs.report.incidents import Incident, LayerEvidence, RankEvidence, Recovery
 from jobs.report.quantities import count, listing, number, percent, plural, times
 
-SIGNALS = {"loss": "loss", "grad_norm": "gradient norm", "update_norm": "update norm"}
+SIGNALS = {
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "update_norm": "update norm",
+    "buffers": "jump of the buffers",
+}
 
 STATUSES = {
     "succeeded": "Succeeded",
@@ -80,7 +85,15 @@ def badge(incident: Incident) -> str:
 
 def story(incident: Incident) -> list[str]:
     """The incident from cause to outcome, a sentence an entry."""
-    sentences = [seen(incident), layers(incident), ranks(incident), action(incident), outcome(incident)]
+    sentences = [
+        seen(incident),
+        first(incident),
+        layers(incident),
+        ranks(incident),
+        put_right(incident),
+        action(incident),
+        outcome(incident),
+    ]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -98,6 +111,27 @@ def seen(incident: Incident) -> str:
     verbs = {"spike": "rose to", "suspect": "looked suspicious at", "drift": "had drifted to"}
     verb = verbs.get(incident.verdict, f"was reported as “{incident.verdict}” at")
     return f"{where} {verb} {number(incident.value)}{_compared(incident)}{score}."
+
+
+def first(incident: Incident) -> str:
+    """Which other signal left its level before."""
+    if not incident.moved_first or incident.moved_first == incident.signal:
+        return ""
+    return f"The {signal_name(incident.moved_first)} had moved first."
+
+
+def put_right(incident: Incident) -> str:
+    """What was found out and set right before it could do harm."""
+    if incident.faulty_ranks:
+        where = "on a rank that cannot be told"
+        if min(incident.faulty_ranks) >= 0:
+            where = f"on rank {listing([str(rank) for rank in incident.faulty_ranks])}"
+        return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
+    if incident.rejected:
+        return f"{plural(incident.rejected, 'micro-batch', 'micro-batches')} not finite: left out alone."
+    if incident.reason.startswith("no gradient"):
+        return f"{incident.reason[0].upper()}{incident.reason[1:]}."
+    return ""
 
 
 def layers(incident: Incident) -> str:

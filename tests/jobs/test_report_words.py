@@ -241,3 +241,27 @@ def test_growth_and_lists():
         "a and b",
         "a, b and c",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"faulty_ranks": [1]}, "another result on rank 1: a hardware fault"),
+        ({"faulty_ranks": [0, 2]}, "another result on rank 0 and 2: a hardware fault"),
+        ({"faulty_ranks": [-1]}, "on a rank that cannot be told: a hardware fault"),
+        ({"rejected": 2, "verdict": "nonfinite"}, "2 micro-batches not finite: left out alone."),
+        (
+            {"verdict": "vanishing", "reason": "no gradient in 100 steps: fc.weight"},
+            "No gradient in 100 steps",
+        ),
+        ({"moved_first": {"signal": "update_norm", "attempt": 3}}, "The update norm had moved first."),
+    ],
+)
+def test_what_was_put_right_is_told(changes, sentence):
+    row = {"type": "incident", "signal": "loss", "verdict": "suspect", "action": "applied", "value": 3.0}
+    assert sentence in story({**row, **changes})
+
+
+def test_a_signal_that_moved_first_itself_is_not_told_twice():
+    row = {"type": "incident", "signal": "loss", "verdict": "spike", "action": "skipped"}
+    assert "moved first" not in story({**row, "moved_first": {"signal": "loss"}})
