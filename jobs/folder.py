@@ -39,10 +39,13 @@ class JobFolder:
 
         Raises:
             JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` nor the spec says
-                what to do, or the folder cannot be written.
+                what to do, the folder cannot be written, or checkpoints lie already under the URL where those
+                of a new job would go.
             JobFinished: a finished job would be resumed.
         """
         exists, resume = self._holds_work(), resume or spec.resume == "auto"
+        if not resume:
+            _must_be_empty(spec.checkpoint_place)
         if exists and overwrite:
             self._set_aside()
         elif exists and not resume:
@@ -98,3 +101,20 @@ class JobFolder:
         while (kept := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
         self.path.rename(kept)
+
+
+def _must_be_empty(place: str | Path) -> None:
+    """A URL is not moved aside like a folder, and what lies there would be taken for this job's."""
+    if isinstance(place, Path):
+        return
+    from jobs.checkpoints.storage import open_storage
+
+    try:
+        taken = bool(open_storage(place).names())
+    except OSError as error:
+        raise JobError(f"cannot read {place}: {error.strerror or error}") from None
+    if taken:
+        raise JobError(
+            f"{place} already holds checkpoints: continue with --resume, or start anew with another name "
+            "or train.checkpoint_storage"
+        )

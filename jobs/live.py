@@ -118,7 +118,7 @@ def print_summary(console: Console, result: Mapping[str, Any], job_dir: Path) ->
         "report": str(job_dir / as_text(result.get("report"), "report.html")),
         "result": str(job_dir / "result.json"),
         "incidents": str(job_dir / "incidents.jsonl") if summary.anomalies else "",
-        "checkpoint": str(job_dir / summary.checkpoint) if summary.checkpoint else "",
+        "checkpoint": _place(job_dir, summary.checkpoint),
         "continue": one_line(summary.resume),
     }
     for label, text in lines.items():
@@ -227,6 +227,11 @@ def _pairs(items: Sequence[tuple[str, str, str]]) -> Text:
             one_line(value), style=style
         )
     return line
+
+
+def _place(job_dir: Path, checkpoint: str) -> str:
+    """Where a checkpoint lies: in the job's folder, or under a URL of its own."""
+    return checkpoint if "://" in checkpoint or not checkpoint else str(job_dir / checkpoint)
 
 
 def _guard_line(result: Mapping[str, Any]) -> str:

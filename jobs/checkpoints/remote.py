@@ -28,6 +28,11 @@ class RemoteStorage:
         self._fs, self._root = _file_system(url)
         self._staging: dict[str, Path] = {}
 
+    def begin(self, name: str) -> None:
+        """Removes an older one of this name, damaged or not, whose files would mix with the new ones."""
+        if name in self._folders():
+            self.remove(name)
+
     def workspace(self, tag: str) -> Path:
         if tag not in self._staging:
             self._staging[tag] = Path(tempfile.mkdtemp(prefix="gradguard-"))

@@ -25,6 +25,10 @@ class Storage(Protocol):
     private: bool
     """Whether every rank has a workspace of its own, rather than all the same."""
 
+    def begin(self, name: str) -> None:
+        """Called once, before any rank puts a file of ``name``."""
+        ...
+
     def workspace(self, tag: str) -> Path:
         """A local folder in which this rank writes its files; made if need be."""
         ...
@@ -104,6 +108,9 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def begin(self, name: str) -> None:
+        """Nothing: an older checkpoint of this name stands until the commit."""
+
     def workspace(self, tag: str) -> Path:
         folder = self._temporary(tag)
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,9 +139,8 @@ class LocalStorage:
             target = self._root / replaced.name.removeprefix(".").removesuffix(".old")
             if not target.exists():  # killed between the two renames: the older one stands
                 replaced.rename(target)
-        for pattern in (".step-*.tmp", ".step-*.old"):
-            for leftover in self._root.glob(pattern):
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *self._half()):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def names(self) -> list[str]:
         found = (path.name for path in self._root.glob("step-*") if (path / MANIFEST).exists())
@@ -168,6 +174,11 @@ class LocalStorage:
 
     def local_copy(self, name: str, into: Path) -> Path:  # noqa: ARG002 - as in Storage
         return self._root / name
+
+    def _half(self) -> list[Path]:
+        """Checkpoints whose removal was cut short."""
+        found = (path for path in self._root.glob("step-*") if is_name(path.name))
+        return [path for path in found if not ((path / MANIFEST).exists() or (path / DAMAGED).exists())]
 
     def _temporary(self, tag: str) -> Path:
         return self._root / f".{tag}.tmp"

@@ -80,6 +80,8 @@ class Writer:
 
         files, error = {}, None
         try:
+            if self._ranks.rank == 0:
+                self._storage.begin(name)  # before any rank puts a file: DCP's planning comes between
             folder = self._storage.workspace(tag)
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
             if self._ranks.alone:

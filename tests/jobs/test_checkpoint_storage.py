@@ -84,6 +84,8 @@ def test_a_run_continues_from_anywhere_and_never_from_what_is_damaged(place: str
     assert Checkpoints(place, parts(), notify=told).load_latest() == 20
     assert len(told) == 1
     assert storage.names() == ["step-00000010", "step-00000020"]
+    proven(checkpoints, 31, 30)
+    verify(storage, "step-00000030")
 
 
 def test_candidates_suspects_and_retention_are_the_same_everywhere(place: str) -> None:

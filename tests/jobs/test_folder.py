@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.checkpoints.storage import open_storage
 from jobs.errors import JobError
 from jobs.files import write_json_atomic
 from jobs.folder import JobFolder
@@ -83,3 +84,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     spec = JobSpec.from_dict({"name": "job", "storage": str(tmp_path / "file")})
     with pytest.raises(JobError, match="set storage to another folder"), JobFolder(spec.job_dir).locked():
         pass
+
+
+def test_a_new_job_does_not_take_the_checkpoints_of_another_under_a_url(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}"
+    spec = JobSpec.from_dict({"name": "new", "storage": str(tmp_path), "train": {"checkpoint_storage": url}})
+    storage = open_storage(spec.checkpoint_place)
+    folder = JobFolder(spec.job_dir)
+    folder.prepare(spec, resume=False, overwrite=False)
+    storage.replace_manifest("step-00000010", b"{}")
+    for overwrite in (False, True):
+        with pytest.raises(JobError, match=f"{url}/new/checkpoints already holds checkpoints"):
+            folder.prepare(spec, resume=False, overwrite=overwrite)
+    folder.prepare(spec, resume=True, overwrite=False)
