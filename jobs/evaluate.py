@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from guard import rng
+from jobs.drain import DrainWatch
 
 if TYPE_CHECKING:
     from jobs.setup import Run
@@ -23,20 +24,31 @@ class EvaluationStopped(BaseException):
 
 
 class StopWatcher:
-    """Asks the hub, on any rank and without waiting, whether the job is to stop."""
+    """Knows on any rank, without waiting, whether the job is to stop: by the hub, or for its node's sake."""
 
-    def __init__(self, hub: ActorHandle, job: str) -> None:
-        self._hub, self._job = hub, job
+    def __init__(self, hub: ActorHandle, job: str, rank: int) -> None:
+        self._hub, self._job, self._rank = hub, job, rank
         self._reply: Any = None
         self._next = 0.0
+        self._drain = DrainWatch(self._tell)
+        self._drain.start()
+
+    @property
+    def draining(self) -> bool:
+        """Whether this rank's node is about to be taken away."""
+        return self._drain.draining
 
     def requested(self) -> bool:
-        """Whether the hub has said so by now; asks again every half second."""
+        """Whether the node goes, or the hub has said so by now; asks it again every half second."""
         try:
-            return self._answered()
+            return self.draining or self._answered()
         except Exception:  # noqa: BLE001 - a hub that is away must never end a training
             self._reply = None
             return False
+
+    def _tell(self) -> None:
+        text = f"the node of rank {self._rank} is about to be taken away: saving and stopping"
+        self._hub.note.remote(self._job, "warning", text)
 
     def _answered(self) -> bool:
         if self._reply is None and time.monotonic() >= self._next:

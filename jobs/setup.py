@@ -164,7 +164,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         world_size=world_size,
         total_steps=total_steps,
         steps_per_epoch=cursor.batches_per_epoch,
-        stop=StopWatcher(hub, spec.name),
+        stop=StopWatcher(hub, spec.name, rank),
     )
 
 

@@ -65,7 +65,7 @@ def train_step(run: Run) -> StepReport:
     """One batch: forward, backward, and what the guard makes of it."""
     batch = run.cursor.next_batch()
     run.faults.begin(run.guard.steps)
-    if run.progress.stop_requested():
+    if run.progress.stop_requested() or run.stop.draining:
         run.guard.request_stop()
     ids = shard(batch.ids, run.rank, run.world_size)
     return run.stepper.step(ids, batch.epoch)

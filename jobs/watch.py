@@ -21,7 +21,7 @@ class Watch:
         self._hub, self._job, self._view = hub, job, view
         self._grace_s = grace_s
         self._deadline: float | None = None
-        self._seq = 0
+        self._seq = self._step = 0
         self.phase = "starting"
 
     @property
@@ -38,7 +38,7 @@ class Watch:
         for event in answer["events"]:
             self._seq = max(self._seq, event["seq"])
         if answer["status"] is not None:
-            self.phase = answer["status"]["phase"]
+            self.phase, self._step = answer["status"]["phase"], answer["status"]["step"]
         self._view.update(answer["status"], answer["events"])
 
     def stop(self) -> None:
@@ -58,7 +58,7 @@ class Watch:
 
     def say(self, level: str, text: str) -> None:
         """Shows a line of the driver's own."""
-        event = {"seq": 0, "time": time.time(), "step": 0, "level": level, "text": text}
+        event = {"seq": 0, "time": time.time(), "step": self._step, "level": level, "text": text}
         self._view.update(None, [event])
 
 

@@ -21,7 +21,8 @@ from jobs.workloads import load_workload
 from tests.integration.kills import find, steps, wait_until
 from tests.integration.runner import GRADGUARD, Sandbox, descendants
 
-ORPHANS_GONE_S = 30
+ORPHANS_GONE_S = 120
+"""Ray's agents take a minute to notice that nobody is there any more."""
 CONTINUES = re.compile(r"continuing from (?:the checkpoint of )?step (\d+)")
 
 SPEC: dict[str, Any] = {
@@ -61,11 +62,10 @@ class ChaosRun:
 
     def __init__(self, sandbox: Sandbox, spec_file: str) -> None:
         self.sandbox, self.job = sandbox, Path(spec_file).stem
-        self.orphans: list[str] = []
         self._command = (GRADGUARD, "train", spec_file)
         self._log = sandbox.path / f"{self.job}.out"
         self._process = self._start()
-        self._family: list[psutil.Process] = []
+        self._family: set[psutil.Process] = set()
 
     def run(self, kills: Sequence[Kill]) -> list[dict[str, Any]]:
         """Deals the blows, lets the job end, and returns what followed on each."""
@@ -82,10 +82,14 @@ class ChaosRun:
 
     def finish(self) -> int:
         """Waits until the job has ended and returns its exit code."""
-        self._family = descendants(self._process)
+        self._family.update(descendants(self._process))
         wait_until(lambda: False, self._process)
-        self._note_orphans()
         return int(self._process.returncode)
+
+    def orphans(self) -> list[str]:
+        """The processes of the job that did not go with it."""
+        _, left = psutil.wait_procs(list(self._family), timeout=ORPHANS_GONE_S)
+        return [p.name() for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     @property
     def output(self) -> str:
@@ -117,13 +121,12 @@ class ChaosRun:
 
         if not wait_until(seen, self._process):
             return None
-        self._family = descendants(self._process)
+        self._family.update(descendants(self._process))
         row = {"victim": kill.victim, "signal": kill.signal.name, "step": self._step(), "at": time.time()}
         row["continued_before"] = len(CONTINUES.findall(self.output))
         found[0].send_signal(kill.signal)
         if kill.victim == "driver":
             self._process.wait(timeout=120)
-            self._note_orphans()
             self._process = self._start()
         return row
 
@@ -151,10 +154,6 @@ class ChaosRun:
         rows = steps(self.sandbox, self.job)
         return rows[-1]["step"] if rows else 0
 
-    def _note_orphans(self) -> None:
-        _, left = psutil.wait_procs(self._family, timeout=ORPHANS_GONE_S)
-        self.orphans += [p.name() for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
 
 def final_weights(sandbox: Sandbox, job: str) -> dict[str, torch.Tensor]:
     """The model in the newest checkpoint of a job."""
@@ -170,9 +169,12 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def history(sandbox: Sandbox, job: str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl and incidents.jsonl without their times, which alone may differ."""
+    """The rows of metrics.jsonl and incidents.jsonl, without their times and the ranks' own norms.
+
+    Those two may differ: the norms of the ranks are told one step late, and after a resume not at all.
+    """
     rows = sandbox.rows(job, "metrics.jsonl") + sandbox.rows(job, "incidents.jsonl")
     return [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
 
 
-_TIMES = {"time", "step_seconds", "guard_seconds", "seconds", "job"}
+_TIMES = {"time", "step_seconds", "guard_seconds", "seconds", "job", "local_norms", "ranks"}

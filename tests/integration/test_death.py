@@ -52,7 +52,7 @@ def test_the_job_survives_every_death(killed: tuple) -> None:
     assert len(rows) == len(BLOWS), chaos.output
     assert all(row["resumed"] for row in rows if "resumed" in row), rows
     assert sandbox.result("chaos")["status"] == "succeeded"
-    assert chaos.orphans == []
+    assert chaos.orphans() == []
 
 
 def test_the_weights_are_those_of_the_uninterrupted_run(

@@ -1,7 +1,8 @@
-"""Ctrl-C: the state is kept, nobody is left behind, and the run continues where it stopped."""
+"""Ctrl-C and SIGTERM: the state is kept, nobody is left behind, and the run continues where it stopped."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -64,4 +65,59 @@ def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=CTRL_C_S)
     assert process.returncode == 1
+    assert alive(family) == []
+
+
+@pytest.fixture(scope="module")
+def evaluating(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, str]:
+    """A job that is asked to stop in the middle of a long evaluation, as by the end of a node's grace."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("evaluating"))
+    here = Path(__file__).parent
+    sandbox.environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parents[1])])
+    spec = sandbox.spec(
+        workload="chaos_workload:Noisy",
+        options={"evaluations": 100_000},
+        scale={"workers": 2, "stop_grace_s": 60.0},
+        train={"max_steps": 24, "checkpoint_every_steps": 100},
+    )
+    process = sandbox.start(GRADGUARD, "train", spec)
+    output = read_until(process, lambda line: "phase=evaluating" in line)
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output + rest
+    return sandbox, output + rest
+
+
+def test_a_stop_in_an_evaluation_keeps_the_state_at_its_step(evaluating: tuple[Sandbox, str]) -> None:
+    sandbox, output = evaluating
+    result = sandbox.result("digits")
+    assert (result["status"], result["steps"], result["metrics"]) == ("stopped", 22, {}), output
+    assert result["checkpoint"] == "checkpoints/step-00000022"
+    assert result["resume"] in output
+
+
+def test_the_evaluation_that_was_given_up_comes_first_after_the_resume(
+    evaluating: tuple[Sandbox, str],
+) -> None:
+    sandbox, _ = evaluating
+    again = sandbox.run(GRADGUARD, "train", "digits.yaml", "--resume", "--set", "options.evaluations=1")
+    assert again.returncode == 0, again.stdout
+    rows = sandbox.rows("digits", "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval" in row] == [22, 24]
+    assert [row["step"] for row in rows if "action" in row] == list(range(1, 25))
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    spec = sandbox.spec(scale={"workers": 1, "stop_grace_s": 3600.0}, train={"max_steps": 100_000})
+    process = sandbox.start(GRADGUARD, "train", spec)
+    read_until(process, lambda line: "phase=training" in line and "loss=" in line)
+    family = descendants(process)
+    worker = next(p for p in family if "RayTrainWorker" in " ".join(p.cmdline()))
+    worker.suspend()  # so that nothing can be saved in answer to the first one
+    process.send_signal(signal.SIGINT)
+    read_until(process, lambda line: "a second Ctrl-C ends at once" in line)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
     assert alive(family) == []

@@ -1,11 +1,13 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from guard.record import strict
 from jobs.files import (
     JsonlWriter,
+    cut_back,
     from_strict,
     iter_jsonl,
     read_json,
@@ -111,3 +113,13 @@ def test_strict_form_is_inverted_by_reading():
         "a": [1, 2.5, math.inf, None, True, "text"],
         "b": {"c": [-math.inf]},
     }
+
+
+def test_rows_that_come_again_are_kept_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert cut_back(path, 0) == 0
+    path.write_bytes(b"one\ntwo\nthr")
+    assert cut_back(path, 4) == 7
+    assert cut_back(path, 4) == 0
+    assert path.read_bytes() == b"one\n"
+    assert (tmp_path / "rows.undone.jsonl").read_bytes() == b"two\nthr"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.checkpoints.storage import open_storage
-from jobs.errors import JobError
+from jobs.errors import JobError, JobFinished
 from jobs.files import write_json_atomic
 from jobs.folder import JobFolder
 from jobs.spec import JobSpec
@@ -49,6 +49,11 @@ def test_an_existing_job_is_refused_until_the_user_decides(spec: JobSpec, traine
     assert trained.metrics.exists()
 
 
+def test_a_spec_may_say_that_an_existing_job_is_continued(spec: JobSpec, trained: JobFolder) -> None:
+    trained.prepare(spec.model_copy(update={"resume": "auto"}), resume=False, overwrite=False)
+    assert trained.metrics.exists()
+
+
 def test_overwrite_sets_every_older_run_aside(spec: JobSpec, trained: JobFolder, tmp_path: Path) -> None:
     trained.prepare(spec, resume=False, overwrite=True)
     trained.metrics.write_text("second\n")
@@ -60,8 +65,9 @@ def test_overwrite_sets_every_older_run_aside(spec: JobSpec, trained: JobFolder,
 
 def test_a_finished_job_is_not_resumed(spec: JobSpec, trained: JobFolder) -> None:
     write_json_atomic(trained.result, {"status": "succeeded"})
-    with pytest.raises(JobError, match="has finished already"):
-        trained.prepare(spec, resume=True, overwrite=False)
+    for again in (spec, spec.model_copy(update={"resume": "auto"})):
+        with pytest.raises(JobFinished, match="has finished already"):
+            trained.prepare(again, resume=again is spec, overwrite=False)
     write_json_atomic(trained.result, {"status": "stopped"})
     trained.prepare(spec, resume=True, overwrite=False)
 

@@ -1,0 +1,94 @@
+"""A job under random kills: how often it came back, what that cost, and whether its weights are the same.
+
+``python tests/benchmarks/bench_chaos.py --kills 20 --seed 0``
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from measure import show
+
+from tests.integration.chaos import SPEC, ChaosRun, Kill, final_weights, same_weights
+from tests.integration.runner import GRADGUARD, Sandbox
+
+VICTIMS = ("worker", "rank 0", "driver", "controller", "hub", "gcs_server", "raylet")
+STEPS_PER_KILL = 12
+WHILE_STARTING = 0.2
+"""Share of the kills that fall while the job is still starting again after the one before."""
+
+
+def random_kills(number: int, seed: int) -> list[Kill]:
+    """That many kills, at random steps and moments after them, of random parts of the job."""
+    chance = random.Random(seed)
+    steps = sorted(chance.sample(range(5, STEPS_PER_KILL * number + 5), number))
+    kills = [Kill(chance.choice(VICTIMS), step, chance.uniform(0, 0.3)) for step in steps]
+    for i in range(1, number):
+        if chance.random() < WHILE_STARTING:
+            victim = chance.choice(("worker", "driver", "controller"))
+            kills[i] = Kill(victim, None, chance.uniform(0.5, 8.0))
+    return kills
+
+
+def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One job uninterrupted and one under the kills.
+
+    Returns:
+        What followed on each kill, and the sums: resumed, steps repeated, median seconds to the first new
+        step, orphans, and whether the final weights are equal to the bit.
+    """
+    sandbox = Sandbox(folder)
+    sandbox.environment["PYTHONPATH"] = str(ROOT)
+    train = {"max_steps": STEPS_PER_KILL * len(kills) + 20, "checkpoint_every_steps": 10}
+    spec = {**SPEC, "train": train}
+    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
+    if calm.returncode:
+        raise RuntimeError(calm.stdout)
+    run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
+    rows = run.run(kills)
+    code = run.finish()
+    equal = code == 0 and same_weights(final_weights(sandbox, "calm"), final_weights(sandbox, "chaos"))
+    seconds = sorted(row["seconds"] for row in rows if row.get("seconds"))
+    total = {
+        "kills": len(rows),
+        "resumed": sum(row.get("resumed", True) for row in rows) if code == 0 else 0,
+        "steps_repeated": sum(row.get("steps_repeated", 0) for row in rows),
+        "median_seconds": seconds[len(seconds) // 2] if seconds else 0.0,
+        "orphans": len(run.orphans()),
+        "exit_code": code,
+        "bit_identical": equal,
+    }
+    return rows, total
+
+
+def main() -> None:
+    """Prints a table of the kills, the sums, and both as JSON."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        rows, total = chaos(random_kills(options.kills, options.seed), Path(folder))
+    columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
+    table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
+    show(f"chaos: {options.kills} kills, seed {options.seed}", table, None)
+    show("chaos: sums", [total], options.json)
+    sys.exit(not total["bit_identical"])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
