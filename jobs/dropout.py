@@ -61,7 +61,7 @@ def _set_depth(model: nn.Module, most: float) -> None:
     for index, place in enumerate(places):
         share = most * index / max(1, len(places) - 1)
         if own:
-            place.p = share
+            place.p = share  # type: ignore[assignment]
         else:
             place.register_forward_hook(partial(_drop_branch, share))
 
