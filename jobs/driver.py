@@ -142,8 +142,8 @@ def _wait(thread: FitThread, watch: Watch, head: HeadWatch, interrupted: threadi
 
 def _last_kept(spec: JobSpec, folder: JobFolder) -> dict[str, Any]:
     """The result of a job that did not end by itself in time: its last checkpoint stands."""
-    step = newest_step(folder.checkpoints)
-    kept = None if step is None else checkpoint_name(folder.checkpoints, step)
+    step = newest_step(spec.checkpoint_place)
+    kept = None if step is None else checkpoint_name(spec.checkpoint_place, step)
     return {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
 
 

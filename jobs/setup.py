@@ -82,7 +82,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
     initialized = build_initialized(spec, workload)
     model = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     set_randomness(unwrap(model), spec.regularize)
-    if world_size > 2:
+    if world_size > 1:
         settle_buckets(model, workload, get_device())
     optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on=spec.regularize.weight_decay_on)
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
