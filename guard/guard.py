@@ -25,7 +25,9 @@ from guard.detect import SpikeDetector, Verdict
 from guard.errors import GuardError, GuardHalt
 from guard.ledger import Evidence, Ledger
 from guard.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
+from guard.lost import names_the_lost, report_failure
 from guard.metrics import GuardMetrics
+from guard.noise_scale import NoiseEstimate, NoiseScale
 from guard.observe import Observation, Observer, parameter_names
 from guard.record import Incident, Journal
 from guard.report import StepReport
@@ -93,6 +95,7 @@ class GradientGuard:
         self._local, self._ddp = self._local_norms(model), find_ddp(model)
         self._last_local = math.nan
         self._last_norm = math.nan
+        self._noise = NoiseScale()
         self._step = 0
         self._attempt = 0
         self._stop = False
@@ -118,6 +121,15 @@ class GradientGuard:
         """The gradient norm of every parameter in the last step, before clipping."""
         return dict(zip(self._observer.names, self._layer_norms.tolist(), strict=True))
 
+    @property
+    def noise_scale(self) -> NoiseEstimate | None:
+        """The gradient noise scale, a hint on batch size; None until known (it needs two ranks)."""
+        return self._noise.estimate(len(self._samples()) or None)
+
+    def report_failure(self, error: BaseException) -> None:
+        """Tells the other ranks why this one fails, before it leaves: theirs is a ``RankLost`` that names it."""
+        report_failure(error)
+
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
@@ -137,6 +149,7 @@ class GradientGuard:
         else:
             self._local.register_comm_hook(state, hook)
 
+    @names_the_lost
     def backward(self, loss: Tensor) -> None:
         """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
 
@@ -146,6 +159,7 @@ class GradientGuard:
         self.observe_loss(loss)
         self._actor.scaler.scale(loss).backward()
 
+    @names_the_lost
     def observe_loss(self, loss: Tensor) -> None:
         """The half of ``backward`` that is the guard's, for a loop that runs the other half itself.
 
@@ -167,6 +181,7 @@ class GradientGuard:
             self._local.arm(self._wants_local(), self._actor.scaler.factor())
         self._seconds += time.perf_counter() - started
 
+    @names_the_lost
     def step(self, *, settle: bool = True) -> StepReport:
         """Observes the gradients, agrees with the other ranks, decides, acts and records.
 
@@ -180,12 +195,14 @@ class GradientGuard:
         """
         started = time.perf_counter()
         agreed = self._agreement.receive()
+        self._noise.complete(agreed.local_norms.tolist())
         overflow = self._actor.scaler.unscale()
         seen = self._observer.observe()
         self._attempt += 1
         self._layer_norms, self._last_norm = seen.layer_norms, seen.grad_norm
         handled = overflow and math.isfinite(agreed.loss)
         evidence = self._decide(agreed, seen, handled)
+        self._noise.begin(seen.grad_norm, accepted=evidence.verdict.kind == "ok" and not handled)
         local_norms = self._evidence_norms(evidence.verdict)
         samples = [] if evidence.verdict.kind == "ok" else self._samples()
         outcome = self._actor.overflow(self._step) if handled else self._act(evidence)
@@ -295,6 +312,9 @@ class GradientGuard:
         )
         if self._local is not None:
             self._last_local = self._local.take()
+        estimate = self._noise.estimate()
+        if self.metrics is not None and estimate is not None:
+            self.metrics.noise_scale(estimate.ratio)
         self._ledger.step(report, self.layer_norms if self.metrics is not None else None)
         return report
 
@@ -304,6 +324,7 @@ class GradientGuard:
             "step": self._step,
             "attempt": self._attempt,
             "last_local": self._last_local,
+            "noise_scale": self._noise.state_dict(),
             "detector": self._detector.state_dict(),
             "clip": self._clipper.state_dict(),
             "ladder": self._ladder.state_dict(),
@@ -316,6 +337,8 @@ class GradientGuard:
         """Resumes. Load all else before, random number generators too: it becomes the first snapshot."""
         self._step, self._attempt = int(state["step"]), int(state["attempt"])
         self._last_local, self._last_norm = float(state["last_local"]), math.nan
+        if "noise_scale" in state:
+            self._noise.load_state_dict(state["noise_scale"])
         self._detector.load_state_dict(state["detector"])
         self._clipper.load_state_dict(state["clip"])
         self._ladder.load_state_dict(state["ladder"])

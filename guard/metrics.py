@@ -40,6 +40,7 @@ GAUGES: dict[str, tuple[str, ...]] = {
     "clip_threshold": ("Gradient norm above which gradients are clipped; absent while nothing is.",),
     "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
     "learning_rate": ("Learning rate of the first parameter group.",),
+    "gradient_noise_scale": ("Noise scale of the gradient in global batches; above 1 a larger batch pays.",),
     "regularization_strength": ("Strength of one regularization.", "kind"),
 }
 COUNTERS: dict[str, tuple[str, ...]] = {
@@ -124,6 +125,11 @@ class GuardMetrics:
                 self._signals("layer_grad_norm", layers)
             if regularization is not None:
                 _update_finite(self._keyed["regularization_strength"], regularization)
+
+    def noise_scale(self, ratio: float) -> None:
+        """The gradient noise scale, in global batches."""
+        with self._lock:
+            _keep_finite(self._values, "gradient_noise_scale", ratio)
 
     def anomaly(self, *, signal: str, verdict: str) -> None:
         """Count one verdict that was not `ok`."""
