@@ -127,7 +127,7 @@ class GradientGuard:
         return self._noise.estimate(len(self._samples()) or None)
 
     def report_failure(self, error: BaseException) -> None:
-        """Tells the other ranks why this one fails, before it leaves: theirs is a ``RankLost`` that names it."""
+        """Tells the other ranks why this one fails: theirs is a ``RankLost`` that names it."""
         report_failure(error)
 
     def request_stop(self) -> None:
