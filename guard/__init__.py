@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from guard.config import GuardConfig
     from guard.decide import BudgetConfig
     from guard.detect import DetectConfig, SpikeDetector, Verdict
-    from guard.errors import GuardError, GuardHalt, RankDivergence, UnsupportedGradient
+    from guard.errors import GuardError, GuardHalt, RankDivergence, RankLost, UnsupportedGradient
     from guard.faults import FaultConfig, FaultInjector
     from guard.guard import GradientGuard
     from guard.metrics import GuardMetrics
@@ -41,6 +41,7 @@ _HOME = {
     "Incident": "record",
     "Journal": "record",
     "RankDivergence": "errors",
+    "RankLost": "errors",
     "RecoveryConfig": "recover",
     "SnapshotConfig": "snapshot",
     "SpikeDetector": "detect",
@@ -64,6 +65,7 @@ __all__ = [
     "Incident",
     "Journal",
     "RankDivergence",
+    "RankLost",
     "RecoveryConfig",
     "SnapshotConfig",
     "SpikeDetector",

@@ -22,6 +22,7 @@ from guard.errors import GuardHalt
 from guard.judge import Evidence, Fault, Judge
 from guard.ledger import Ledger
 from guard.local_norms import LocalNorms
+from guard.noise_scale import NoiseScale
 from guard.observe import Observation, Observer
 from guard.recompute import Result, Rewinder, faulty_ranks
 from guard.record import Incident
@@ -63,6 +64,7 @@ class Cycle:
         self.layer_norms: NDArray[np.float64] = np.zeros(len(parts.observer.names))
         self.seconds = 0.0
         """What the guard spent on the present attempt outside of ``run``."""
+        self.noise = NoiseScale()
         self._unsettled: bool | None = None
 
     @property
@@ -154,7 +156,7 @@ class Cycle:
         fault: Fault | None = None,
     ) -> Evidence:
         self.layer_norms, self.last_norm = seen.layer_norms, seen.grad_norm
-        return self._judge.judge(
+        evidence = self._judge.judge(
             agreed,
             seen,
             moved,
@@ -165,6 +167,9 @@ class Cycle:
             overflow=overflow,
             fault=fault,
         )
+        self.noise.complete(agreed.local_norms.tolist())  # of the attempt before
+        self.noise.begin(seen.grad_norm, accepted=evidence.verdict.kind == "ok" and not overflow)
+        return evidence
 
     def _act(self, evidence: Evidence) -> Outcome:
         if not self._parts.config.acts:
@@ -215,7 +220,7 @@ class Cycle:
             local=self._parts.local is not None,
             recovery=self._actor.recovery.strengths(),
         )
-        self._ledger.step(report, self.layer_norms)
+        self._ledger.step(report, self.layer_norms, self.noise.estimate())
         if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report

@@ -2,6 +2,7 @@
 
 GuardError
 ├── GuardHalt            the budget is spent; raised on every rank, with the incident
+├── RankLost             another rank died, hung or failed; names it and the cause where known
 ├── RankDivergence       ranks would decide differently; raised on every rank
 └── UnsupportedGradient  a gradient the guard cannot measure or clip
 """
@@ -28,6 +29,10 @@ class GuardHalt(GuardError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RankLost(GuardError):
+    """A collective failed because another rank is gone; says which and why, where that is known."""
 
 
 class RankDivergence(GuardError):

@@ -25,6 +25,7 @@ GAUGES: dict[str, tuple[str, ...]] = {
     "clip_threshold": ("Gradient norm above which gradients are clipped; absent while nothing is.",),
     "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
     "learning_rate": ("Learning rate of the first parameter group.",),
+    "gradient_noise_scale": ("Noise scale of the gradient in global batches; above 1 a larger batch pays.",),
     "regularization_strength": ("Strength of one regularization.", "kind"),
     "checkpoint_last_step": ("Optimizer step of the checkpoint written last.",),
     "checkpoint_last_timestamp_seconds": ("When the last checkpoint was written, unix time.",),

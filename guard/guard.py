@@ -24,7 +24,9 @@ from guard.errors import GuardError
 from guard.judge import Judge
 from guard.ledger import Ledger
 from guard.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
+from guard.lost import names_the_lost, report_failure
 from guard.metrics import GuardMetrics
+from guard.noise_scale import NoiseEstimate
 from guard.observe import Observer, parameter_names
 from guard.recompute import Closure, Rewinder
 from guard.record import Journal
@@ -124,6 +126,15 @@ class GradientGuard:
         """The gradient norm of every parameter in the last step, before clipping."""
         return dict(zip(self._parts.observer.names, self._cycle.layer_norms.tolist(), strict=True))
 
+    @property
+    def noise_scale(self) -> NoiseEstimate | None:
+        """The gradient noise scale, a hint on batch size; None until known (it needs two ranks)."""
+        return self._cycle.noise.estimate(len(getattr(self._parts.data, "last_ids", ())) or None)
+
+    def report_failure(self, error: BaseException) -> None:
+        """Tells the other ranks why this one fails: theirs is a ``RankLost`` that names it."""
+        report_failure(error)
+
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
@@ -143,6 +154,7 @@ class GradientGuard:
         else:
             self._parts.local.register_comm_hook(state, hook)
 
+    @names_the_lost
     def backward(self, loss: Tensor, *, weight: float = 1.0) -> None:
         """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
 
@@ -162,6 +174,7 @@ class GradientGuard:
         else:
             scaled.backward()
 
+    @names_the_lost
     def observe_loss(self, loss: Tensor) -> None:
         """The half of ``backward`` that is the guard's, for a loop that runs the other half itself.
 
@@ -190,6 +203,7 @@ class GradientGuard:
             local.arm(cycle.wants_local(), self._actor.scaler.factor())
         cycle.seconds += time.perf_counter() - started
 
+    @names_the_lost
     def step(self, closure: Closure | None = None, *, settle: bool = True) -> StepReport:
         """Observes the gradients, agrees with the other ranks, decides, acts and records.
 
@@ -217,6 +231,7 @@ class GradientGuard:
         """
         self._cycle.settle()
 
+    @names_the_lost
     def flush(self) -> StepReport | None:
         """What a deferred guard has not reported yet; None where there is nothing.
 
@@ -237,6 +252,7 @@ class GradientGuard:
             "step": cycle.step,
             "attempt": cycle.attempt,
             "last_local": float(cycle.last_local),
+            "noise_scale": cycle.noise.state_dict(),
             "judge": parts.judge.state_dict(),
             "actor": self._actor.state_dict(),
             "ledger": parts.ledger.state_dict(),
@@ -248,6 +264,7 @@ class GradientGuard:
         cycle, parts = self._make_cycle(), self._parts
         cycle.step, cycle.attempt = int(state["step"]), int(state["attempt"])
         cycle.last_local = float(state["last_local"])
+        cycle.noise.load_state_dict(state["noise_scale"])
         self._cycle = cycle
         parts.judge.load_state_dict(state["judge"])
         parts.ledger.load_state_dict(state["ledger"])

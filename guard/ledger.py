@@ -15,6 +15,7 @@ from guard.attribute import LayerHistory, first_mover, rank_ranks
 from guard.detect import Verdict
 from guard.judge import Evidence
 from guard.metrics import GuardMetrics, Layers
+from guard.noise_scale import NoiseEstimate
 from guard.record import Incident, Journal
 from guard.report import StepReport
 
@@ -108,10 +109,12 @@ class Ledger:
         if self._open and step > max(left for _, _, left in self._open):
             self._close_all("recovered", step, evidence.attempt)
 
-    def step(self, report: StepReport, layer_norms: NDArray[np.float64]) -> None:
+    def step(self, report: StepReport, layer_norms: NDArray[np.float64], noise: NoiseEstimate | None) -> None:
         """Counts the step in the metrics."""
         if self._metrics is None:
             return
+        if noise is not None:
+            self._metrics.noise_scale(noise.ratio)
         recovery = report.recovery
         self._metrics.step(
             action=report.action,

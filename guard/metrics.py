@@ -123,6 +123,11 @@ class GuardMetrics:
             if regularization is not None:
                 _update_finite(self._keyed["regularization_strength"], regularization)
 
+    def noise_scale(self, ratio: float) -> None:
+        """The gradient noise scale, in global batches."""
+        with self._lock:
+            _keep_finite(self._values, "gradient_noise_scale", ratio)
+
     def anomaly(self, *, signal: str, verdict: str) -> None:
         """Count one verdict that was not `ok`."""
         with self._lock:

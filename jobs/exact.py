@@ -25,8 +25,8 @@ def settle_buckets(model: nn.Module, workload: Workload, device: torch.device) -
     """Lets DDP arrange its buckets before the first step, so that every step of every run sums alike.
 
     DDP orders the gradients anew after its first backward pass. With three or more ranks the order decides
-    in which sequence the ranks are added up, and so the last bit of the sum; with any number it decides how a
-    gradient is aligned in memory, and so the last bit of its norm: the first step after a resume would differ.
+    in which sequence the ranks are added up, and so the last bit of the sum; with any number it decides how
+    a gradient is aligned in memory, and so the last bit of its norm: the first step after a resume differs.
     Two passes over two samples settle it; what they touch is put back.
     """
     generators = rng.capture()
