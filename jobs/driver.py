@@ -90,7 +90,7 @@ def _train(spec: JobSpec, folder: JobFolder, address: str | None, console: Conso
         except HeadDied as death:
             log_failure(folder.log, death)
             if not embedded or deaths > spec.scale.max_failures:
-                return {**_last_kept(spec, folder), "status": "failed", "error": str(death)}
+                return {**_last_kept(spec), "status": "failed", "error": str(death)}
             console.print(f"{death}: starting Ray again", style="red", markup=False)
     raise AssertionError("the loop ends by itself")
 
@@ -121,7 +121,7 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
         watch.say("info", f"starting {spec.scale.workers} workers on {where}; metrics at {metrics_at(hub)}")
         thread.start()
         _wait(thread, watch, HeadWatch(cluster), interrupted)
-    outcome = thread.outcome() if not thread.is_alive() else _last_kept(spec, folder)
+    outcome = thread.outcome() if not thread.is_alive() else _last_kept(spec)
     _tell(lambda: hub.end.remote(spec.name, outcome["status"]))
     shutil.rmtree(scratch, ignore_errors=True)
     return outcome
@@ -140,7 +140,7 @@ def _wait(thread: FitThread, watch: Watch, head: HeadWatch, interrupted: threadi
     watch.poll()
 
 
-def _last_kept(spec: JobSpec, folder: JobFolder) -> dict[str, Any]:
+def _last_kept(spec: JobSpec) -> dict[str, Any]:
     """The result of a job that did not end by itself in time: its last checkpoint stands."""
     step = newest_step(spec.checkpoint_place)
     kept = None if step is None else checkpoint_name(spec.checkpoint_place, step)

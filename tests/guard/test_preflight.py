@@ -26,7 +26,10 @@ def mlp(activation: Callable[[], nn.Module], gain: float, depth: int = DEPTH) ->
         nn.init.normal_(layer.weight, std=gain * WIDTH**-0.5, generator=generator)
         nn.init.zeros_(layer.bias)
         parts += [layer, activation()]
-    return nn.Sequential(*parts, nn.Linear(WIDTH, 10))
+    last = nn.Linear(WIDTH, 10)
+    nn.init.uniform_(last.weight, -(WIDTH**-0.5), WIDTH**-0.5, generator=generator)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*parts, last)
 
 
 def flight(model: nn.Module, inputs: Tensor = INPUTS, precision: str = "fp32") -> PreflightReport:
