@@ -84,7 +84,7 @@ class Rootless(nn.Module):
         (mlp(nn.ReLU, 4.0), "exploding", "18 20", "model.init: lsuv"),
         (mlp(nn.Identity, 3.0), "exploding", "18", "model.init: lsuv"),
         (mlp(nn.ReLU, 0.5), "vanishing", "20 22 24", "model.init: lsuv"),
-        (mlp(nn.Sigmoid, 1.0), "vanishing", "30 32", "model.init: lsuv"),
+        (mlp(nn.Sigmoid, 1.0), "vanishing", "28 30 32", "model.init: lsuv"),
         (dying(), "dead", "10", "model.init: kaiming"),
         (FunctionalRelu(), "dead", "first", "model.init: kaiming"),
         (nn.Sequential(nn.Linear(WIDTH, 10), Logarithm()), "nan", "1", "this layer"),

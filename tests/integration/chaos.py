@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import torch
-from jobs.checkpoint import Checkpoints
 
+from jobs.checkpoints import Checkpoints
 from jobs.folder import JobFolder
 from jobs.spec import JobSpec
 from jobs.workloads import load_workload
@@ -169,12 +169,20 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def history(sandbox: Sandbox, job: str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl and incidents.jsonl, without their times and the ranks' own norms.
+    """The rows of metrics.jsonl and incidents.jsonl, without their times and what a resume begins anew.
 
-    Those two may differ: the norms of the ranks are told one step late, and after a resume not at all.
+    That is the update norm: the copy of the weights that it is measured from is not saved.
     """
     rows = sandbox.rows(job, "metrics.jsonl") + sandbox.rows(job, "incidents.jsonl")
-    return [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
+    return [_comparable(row) for row in rows]
 
 
-_TIMES = {"time", "step_seconds", "guard_seconds", "seconds", "job", "local_norms", "ranks"}
+def _comparable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_comparable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items() if key not in _LEFT_OUT}
+    return value
+
+
+_LEFT_OUT = {"time", "step_seconds", "guard_seconds", "seconds", "job", "update_norm"}
