@@ -25,6 +25,8 @@ DATA = "data"
 EMA = "ema"
 
 Action = Literal["applied", "clipped", "skipped", "rolled_back"]
+Source = Literal["memory", "disk"]
+Restore = Callable[[int], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Outcome:
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
     clip_coef: float = 1.0
+    source: Source = "memory"
 
 
 class Actor:
@@ -60,6 +63,7 @@ class Actor:
         self._scaler = ScalerAdapter(scaler, optimizer)
         self._replay = config.recovery.data == "replay"
         self.recovery = Recovery(config.recovery, observer.parameters)
+        self.restore: Restore | None = None
         self._ema = states.get(EMA)
         self._ema_kept: dict[str, Any] | None = None
         self._active = config.acts
@@ -198,12 +202,28 @@ class Actor:
         return Outcome("skipped", step)
 
     def roll_back(self, step: int) -> Outcome:
-        """Returns to the newest healthy snapshot and starts the recovery."""
+        """Returns to the newest healthy snapshot, or where that did not help, to disk; starts the recovery."""
         started = time.perf_counter()
-        target = self.rewind()
+        source: Source = "memory"
+        spent = self._ring.spent()
+        target = None if spent is None else self._from_disk(spent.step - 1)
+        if target is not None:
+            source = "disk"
+        else:
+            target = self.rewind().step
         self.recovery.begin()
         seconds = time.perf_counter() - started
-        return Outcome("rolled_back", target.step, target.step, step - target.step, seconds)
+        return Outcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
+
+    def _from_disk(self, before: int) -> int | None:
+        """Loads an older state in place of all snapshots; None where there is none. Collective."""
+        if self.restore is None or (step := self.restore(before)) is None:
+            return None
+        self._scaler.forget()
+        self._observer.drop_gradients()
+        self._ema_kept = None
+        self.start(step)
+        return step
 
     def halt(self, step: int) -> Outcome:
         """Leaves the newest healthy state behind, without recovery; where there is none, that of before."""

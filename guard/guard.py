@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,15 @@ class GradientGuard:
     def report_failure(self, error: BaseException) -> None:
         """Tells the other ranks why this one fails: theirs is a ``RankLost`` that names it."""
         report_failure(error)
+
+    def restore_from(self, restore: Callable[[int], int | None]) -> None:
+        """Says where to go when the last snapshot in memory was returned to twice and did not help.
+
+        Args:
+            restore: loads a healthy state of the given step or an earlier one, of all but the guard, on every
+                rank alike, and returns its step; None where there is none: then the snapshot stays.
+        """
+        self._actor.restore = restore
 
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""

@@ -88,6 +88,7 @@ class Ledger:
             steps_lost=outcome.steps_lost,
             seconds=outcome.seconds,
             would=evidence.decision.rung if self._shadow else None,
+            source=outcome.source if outcome.rolled_back_to is not None else None,
             recovery=recovery,
             moved_first=first_mover(self._window, verdict),
             faulty_ranks=[] if evidence.fault is None else list(evidence.fault.ranks),
@@ -139,7 +140,9 @@ class Ledger:
             self._metrics.hardware_fault(rank=rank)
         self._metrics.rejected(incident.rejected)
         if outcome.rolled_back_to is not None:
-            self._metrics.rollback(source="memory", seconds=outcome.seconds, steps_lost=outcome.steps_lost)
+            self._metrics.rollback(
+                source=outcome.source, seconds=outcome.seconds, steps_lost=outcome.steps_lost
+            )
 
     def _follow(self, incident: Incident) -> None:
         if incident.action == "rolled_back":

@@ -40,6 +40,7 @@ class Incident:
     rolled_back_to: int | None = None
     steps_lost: int = 0
     seconds: float = 0.0
+    source: str | None = None
     would: str | None = None
     recovery: dict[str, Any] | None = None
     moved_first: dict[str, Any] | None = None

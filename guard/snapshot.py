@@ -157,6 +157,11 @@ class SnapshotRing:
         """Whether there is a snapshot to return to."""
         return any(s.healthy for s in self._held)
 
+    def spent(self) -> Snapshot | None:
+        """The only healthy snapshot, if it was returned to twice without success."""
+        healthy = [s for s in self._held if s.healthy]
+        return healthy[0] if len(healthy) == 1 and healthy[0].returns >= 2 else None
+
     def target(self) -> Snapshot | None:
         """The snapshot a rollback returns to: the newest healthy one.
 

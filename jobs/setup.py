@@ -127,6 +127,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         notify=progress.event,
         timeout_s=spec.scale.timeout_s,
     )
+    guard.restore_from(checkpoints.restore)
     resumed = checkpoints.load_latest()
     undone = progress.rewind_files()
     if resumed is not None:

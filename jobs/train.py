@@ -29,6 +29,9 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
         status, error = "halted", str(halt)
         run.checkpoints.forget_after(run.guard.steps)
         run.progress.event("error", error)
+    except Exception as failure:
+        run.guard.report_failure(failure)
+        raise
     save(run, closing=True)
     run.progress.enter("finished")
     return result(run, status, error)

@@ -175,9 +175,9 @@ class Checkpoints:
             self.forget_after(loaded.step)
         return loaded
 
-    def restore(self) -> int | None:
-        """``load_good`` of the newest, in the form that a guard asks for: the step, None if there is none."""
-        loaded = self.load_good()
+    def restore(self, before: int | None = None) -> int | None:
+        """``load_good`` in the form that a guard asks for: the step, None if there is none."""
+        loaded = self.load_good(before)
         return None if loaded is None else loaded.step
 
     def _save(self, step: int, health: Health) -> None:

@@ -13,7 +13,7 @@ from ranks import on_ranks
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from guard import GradientGuard, GuardConfig
+from guard import GradientGuard, GuardConfig, GuardMetrics
 
 STEPS = 90
 REPLAY = {"lr_backoff": 1.0, "weight_decay_factor": 1.0, "anchor_l2": 0.0, "data": "replay"}
@@ -148,3 +148,31 @@ def test_weights_outside_the_model_are_rewound_too() -> None:
         report = guard.step()
     assert report.rolled_back_to == 0
     assert temperature.item() == 1.0
+
+
+def test_when_memory_does_not_help_an_older_state_comes_from_disk() -> None:
+    """Resumed from a state that explodes again and again: after two returns to it, further back."""
+    config = {"snapshot": SNAPSHOT, "recovery": {**REPLAY, "cooldown_steps": 0}}
+    fault = {"kind": "lr_spike", "factor": 1e4, "step": 31, "times": 6}
+    run = guarded_run(config, adamw, faults=[fault], metrics=GuardMetrics(job="test")).train(10)
+    assert run.guard is not None
+    assert run.guard.metrics is not None
+    parts, asked = (run.model, run.optimizer, run.scheduler), []
+    kept = copy.deepcopy([part.state_dict() for part in parts])
+
+    def restore(before: int) -> int:
+        asked.append(before)
+        for part, state in zip(parts, kept, strict=True):
+            part.load_state_dict(state)
+        return 10
+
+    run.train(30)
+    run.guard.restore_from(restore)
+    run.guard.load_state_dict(copy.deepcopy(run.guard.state_dict()))
+    run.train(STEPS)
+    back = [r for r in run.reports if r.action == "rolled_back"]
+    assert [r.rolled_back_to for r in back] == [30, 30, 10]
+    assert asked == [29]
+    assert [r.incident.source for r in back if r.incident is not None] == ["memory", "memory", "disk"]
+    assert run.guard.metrics.snapshot()["totals"]["rollbacks"] == {"memory": 2, "disk": 1}
+    assert run.guard.steps == STEPS
