@@ -202,7 +202,7 @@ class Actor:
         return Outcome("skipped", step)
 
     def roll_back(self, step: int) -> Outcome:
-        """Returns to the newest healthy snapshot, or where that did not help, to disk; starts the recovery."""
+        """Returns to the newest healthy snapshot, or where that did not help to disk; starts the recovery."""
         started = time.perf_counter()
         source: Source = "memory"
         spent = self._ring.spent()

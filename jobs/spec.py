@@ -280,6 +280,31 @@ class JobSpec(Config):
             value=value.micro_batches,
         )
 
+    @field_validator("guard")
+    @classmethod
+    def _can_be_deferred(cls, value: GuardConfig, info: ValidationInfo) -> GuardConfig:
+        """What comes after each applied step must know at once that it was applied."""
+        train, regularize = info.data.get("train"), info.data.get("regularize")
+        if value.mode != "deferred" or train is None or regularize is None:
+            return value
+        reasons = {
+            "train.ema_decay": train.ema_decay is not None,
+            "train.precision fp16": train.precision == "fp16",
+            "regularize.l1": regularize.l1 > 0,
+            "regularize.l2": regularize.l2 > 0,
+            f"guard.clip.kind {value.clip.kind}": value.clip.kind not in ("auto", "norm", "off"),
+            "guard.on_suspect clip": value.on_suspect == "clip",
+        }
+        found = [name for name, there in reasons.items() if there]
+        if found:
+            raise related(
+                f"does not go with {' and '.join(found)}",
+                field="mode",
+                value=value.mode,
+                suggestion="write exact",
+            )
+        return value
+
     @field_validator("train")
     @classmethod
     def _longer_than_warmup(cls, value: TrainSpec, info: ValidationInfo) -> TrainSpec:

@@ -44,7 +44,7 @@ class RegularizeSpec(Config):
 
     weight_decay_on: Literal["auto", "all", "weights"] = "auto"
     """What ``optimizer.weight_decay`` acts on: ``all`` parameters, or only ``weights``, which leaves norms
-    and biases out. ``auto``: ``weights`` for adamw and muon, else ``all``."""
+    and biases out. ``auto``: ``weights`` for adamw, else ``all``."""
 
     parameters: tuple[str, ...] = ()
     """Names of the parameters that l1, l2 and orthogonal act on, with * and ? as in file names. Default: all

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -214,3 +215,20 @@ def test_a_word_that_looks_like_something_else_survives_being_written(word: str)
     spec = JobSpec.from_dict({"workload": "my.lab:Gpt", "options": {"word": word}})
     assert load_yaml(spec.to_yaml())[1]["options"]["word"] == word
     assert yaml.safe_load(spec.to_yaml())["options"]["word"] == word
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"train": {"ema_decay": 0.99}},
+        {"train": {"precision": "fp16"}},
+        {"regularize": {"l1": 0.1}},
+        {"guard": {"clip": {"kind": "agc"}}},
+        {"guard": {"on_suspect": "clip"}},
+    ],
+)
+def test_what_must_know_each_step_at_once_cannot_be_deferred(other: dict[str, Any]) -> None:
+    guard = {**other.get("guard", {}), "mode": "deferred"}
+    with pytest.raises(SpecError, match=r"guard\.mode.*does not go with"):
+        JobSpec.from_dict({"name": "job", **other, "guard": guard})
+    assert JobSpec.from_dict({"name": "job", "guard": {"mode": "deferred"}}).guard.mode == "deferred"
