@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,18 @@ class Progress:
     """
 
     def __init__(
-        self, spec: JobSpec, folder: JobFolder, hub: Any, guard: GradientGuard, total_steps: int, *, rank: int
+        self,
+        spec: JobSpec,
+        folder: JobFolder,
+        hub: Any,
+        guard: GradientGuard,
+        total_steps: int,
+        *,
+        rank: int,
+        places: Sequence[str] = (),
     ) -> None:
         self._spec = spec
+        self._places = places
         self._guard = guard
         self._total_steps = total_steps
         self._path = folder.metrics if rank == 0 else None
@@ -71,7 +81,7 @@ class Progress:
         wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
         self._write(step_row(report, seconds, self._guard.layer_norms if wants_layers else None))
         if special:
-            self.event(*describe(report))
+            self.event(*describe(report, self._places))
         self._push(force=special)
 
     def evaluated(self, metrics: dict[str, float], epoch: float) -> None:

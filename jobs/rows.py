@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from guard import StepReport
@@ -32,8 +33,14 @@ def step_row(report: StepReport, step_seconds: float, layers: dict[str, float] |
     return row if layers is None else {**row, "layers": layers}
 
 
-def describe(report: StepReport) -> tuple[str, str]:
-    """Level and text of the event of a step that was not just applied."""
+def where(ranks: Sequence[int], places: Sequence[str]) -> str:
+    """``rank 1 (node 3f2a, cpu)``, for each; rank -1 is unknown."""
+    named = [f"rank {r} ({places[r]})" if 0 <= r < len(places) else f"rank {r}" for r in ranks if r >= 0]
+    return ", ".join(named) or "a rank that cannot be told"
+
+
+def describe(report: StepReport, places: Sequence[str] = ()) -> tuple[str, str]:
+    """Level and text of the event of a step that was not just applied; ``places`` are those of the ranks."""
     incident = report.incident
     if incident is None:
         return "info", f"step {report.step}: the loss scaler met an overflow and lowers its scale"
@@ -41,6 +48,10 @@ def describe(report: StepReport) -> tuple[str, str]:
     if incident.baseline is not None:
         seen += f" (usually {incident.baseline:.4g})"
     text = f"step {incident.step}: {incident.verdict}, {seen}"
+    if incident.faulty_ranks:
+        return "error", f"{text}: hardware fault on {where(incident.faulty_ranks, places)}; computed again"
+    if incident.rejected:
+        return "warning", f"step {incident.step}: {incident.reason}"
     if len(incident.ranks) > 1 and incident.ranks[0]["nonfinite"]:
         text += f", from rank {incident.ranks[0]['rank']}"
     if incident.action == "rolled_back":

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 from torch.optim import Optimizer
@@ -101,7 +103,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         journal=folder.incidents,
         job=spec.name,
     )
-    progress = Progress(spec, folder, hub, guard, total_steps, rank=rank)
+    progress = Progress(spec, folder, hub, guard, total_steps, rank=rank, places=_places(world_size))
     parts: dict[str, Stateful] = {
         "model": unwrap(model),
         "optimizer": optimizer,
@@ -176,3 +178,12 @@ def _info(spec: JobSpec, world_size: int) -> dict[str, str]:
         "mode": spec.guard.mode,
         "world_size": str(world_size),
     }
+
+
+def _places(world_size: int) -> list[str]:
+    """Node and device of every rank."""
+    place = f"node {ray.get_runtime_context().get_node_id()[:8]}, {get_device()}"
+    places = [place] * world_size
+    if world_size > 1:
+        dist.all_gather_object(places, place)  # once, before the first step; every rank comes here
+    return places

@@ -50,3 +50,17 @@ def test_a_rollback_is_told_with_where_it_went() -> None:
     level, text = describe(rolled)
     assert level == "error"
     assert f"rewound {rolled.incident.steps_lost} steps to step {rolled.rolled_back_to}" in text
+
+
+def test_a_hardware_fault_is_told_with_node_and_device() -> None:
+    """The loss is bad the first time and good the second."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for bad in (False, False, True):
+        guard.backward(model(torch.ones(8, 4)).mean() * (float("nan") if bad else 1.0))
+        report = guard.step(lambda: model(torch.ones(8, 4)).mean())
+    level, text = describe(report, ["node 3f2a, cpu"])
+    assert level == "error"
+    assert "hardware fault on rank 0 (node 3f2a, cpu); computed again" in text
+    assert "hardware fault on rank 0; " in describe(report)[1]
