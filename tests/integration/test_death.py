@@ -22,7 +22,6 @@ BLOWS = [
     Kill("hub", 26),
     Kill("gcs_server", 34),
     Kill("worker", 44, signal=signal.SIGSTOP),
-    Kill("driver", 52, signal=signal.SIGTERM),
     Kill("driver", 64),
 ]
 
