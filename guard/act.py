@@ -179,6 +179,11 @@ class Actor:
         if self._active and self._ring.due(step):
             self._ring.take(step)
 
+    def take_snapshot(self, step: int) -> None:
+        """A candidate of the present state, out of turn."""
+        if self._active and self._ring.is_new(step):
+            self._ring.take(step)
+
     def skip(self, step: int) -> Outcome:
         """Leaves everything as it was before this batch: weights, moments, counters, buffers, loss scale."""
         self.undo_forward()

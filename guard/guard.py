@@ -240,6 +240,14 @@ class GradientGuard:
         """
         self._cycle.settle()
 
+    def snapshot(self) -> None:
+        """Takes a snapshot of the present state in memory, out of turn.
+
+        Where a checkpoint is written too, a run that is resumed from it later has the same place to return
+        to as the run that was never interrupted.
+        """
+        self._actor.take_snapshot(self._cycle.step)
+
     @names_the_lost
     def flush(self) -> StepReport | None:
         """What a deferred guard has not reported yet; None where there is nothing.

@@ -115,8 +115,12 @@ class SnapshotRing:
 
     def due(self, step: int) -> bool:
         """Whether a snapshot should be taken after ``step``."""
+        return step % self._config.every_steps == 0 and self.is_new(step)
+
+    def is_new(self, step: int) -> bool:
+        """Whether a snapshot can be taken after ``step``: there is none of it, and room for one."""
         newest = self._held[-1].step if self._held else -1
-        return step % self._config.every_steps == 0 and step > newest and self._has_room()
+        return step > newest and self._has_room()
 
     def take(self, step: int, *, healthy: bool = False) -> None:
         """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""

@@ -113,6 +113,8 @@ def save(run: Run, *, closing: bool = False) -> None:
     """A checkpoint of the present state; training waits only for a copy of it, at its end for the disk."""
     settle(run)
     run.progress.enter("saving")
+    if not closing:
+        run.guard.snapshot()
     run.checkpoints.save(run.guard.steps, closing=closing)
     run.progress.enter("training")
 

@@ -176,3 +176,13 @@ def test_when_memory_does_not_help_an_older_state_comes_from_disk() -> None:
     assert [r.incident.source for r in back if r.incident is not None] == ["memory", "memory", "disk"]
     assert run.guard.metrics.snapshot()["totals"]["rollbacks"] == {"memory": 2, "disk": 1}
     assert run.guard.steps == STEPS
+
+
+def test_a_snapshot_out_of_turn_is_a_place_to_return_to() -> None:
+    """As taken with a checkpoint: the run resumed from it and the uninterrupted one then go back alike."""
+    fault = {"kind": "lr_spike", "factor": 1e4, "step": 15}
+    run = guarded_run({"snapshot": SNAPSHOT}, adamw, faults=[fault]).train(10)
+    assert run.guard is not None
+    run.guard.snapshot()
+    run.train(30)
+    assert [r.rolled_back_to for r in run.reports if r.action == "rolled_back"] == [10]

@@ -17,12 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WORKLOAD = "chaos_workload:Noisy"
 BLOWS = [
     Kill("worker", 12),
-    Kill("controller", 18),
-    Kill("rank 0", None, 1.0),
-    Kill("hub", 26),
-    Kill("gcs_server", 34),
-    Kill("worker", 44, signal=signal.SIGSTOP),
-    Kill("driver", 64),
+    Kill("controller", 22),
+    Kill("worker", 36, signal=signal.SIGSTOP),
+    Kill("driver", 52),
 ]
 
 
@@ -78,7 +75,6 @@ def test_each_death_is_said_in_one_line_and_the_rest_is_in_the_log(killed: tuple
     _, chaos, _ = killed
     assert "rank 1: the worker process died" in chaos.output
     assert "the training controller died: starting another one" in chaos.output
-    assert "Ray's gcs_server died: starting Ray again" in chaos.output
     assert "Traceback" not in chaos.output
     assert "ActorDiedError" in (chaos.sandbox.path / "runs" / "chaos" / "train.log").read_text()
 

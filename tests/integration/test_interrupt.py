@@ -76,10 +76,10 @@ def evaluating(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, str]:
     sandbox.environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parents[1])])
     spec = sandbox.spec(
         workload="chaos_workload:Noisy",
-        options={"evaluations": 100_000},
         scale={"workers": 2, "stop_grace_s": 60.0},
         train={"max_steps": 24, "checkpoint_every_steps": 100},
     )
+    sandbox.environment["NOISY_EVALUATIONS"] = "100000"
     process = sandbox.start(GRADGUARD, "train", spec)
     output = read_until(process, lambda line: "phase=evaluating" in line)
     process.send_signal(signal.SIGTERM)
@@ -100,7 +100,8 @@ def test_the_evaluation_that_was_given_up_comes_first_after_the_resume(
     evaluating: tuple[Sandbox, str],
 ) -> None:
     sandbox, _ = evaluating
-    again = sandbox.run(GRADGUARD, "train", "digits.yaml", "--resume", "--set", "options.evaluations=1")
+    sandbox.environment["NOISY_EVALUATIONS"] = "1"
+    again = sandbox.run(GRADGUARD, "train", "digits.yaml", "--resume")
     assert again.returncode == 0, again.stdout
     rows = sandbox.rows("digits", "metrics.jsonl")
     assert [row["step"] for row in rows if "eval" in row] == [22, 24]
