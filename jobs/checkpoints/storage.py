@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.checkpoints.manifest import MANIFEST
+from jobs.files import sync
 
 DAMAGED = "manifest.damaged.json"
 _NAME = re.compile(r"step-\d{8,}")
@@ -117,18 +118,18 @@ class LocalStorage:
         return folder
 
     def put(self, name: str, file: Path) -> None:  # noqa: ARG002 - as in Storage
-        _fsync(file)
+        sync(file)
 
     def commit(self, name: str, tag: str, manifest: bytes) -> None:
         folder, target = self._temporary(tag), self._root / name
         _write_synced(folder / MANIFEST, manifest)
-        _fsync(folder)
+        sync(folder)
         replaced = self._root / f".{name}.old"
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
             target.rename(replaced)
         folder.rename(target)
-        _fsync(self._root)
+        sync(self._root)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def discard(self, tag: str) -> None:
@@ -162,7 +163,7 @@ class LocalStorage:
             temporary.replace(folder / MANIFEST)
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync(folder)
+        sync(folder)
 
     def set_aside(self, name: str) -> None:
         folder = self._root / name
@@ -189,11 +190,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,19 +27,22 @@ def train(
     batches = [torch.randn(32, 64, device="cuda") for _ in range(steps)]
     bad_batch = torch.full((32, 64), torch.inf, device="cuda")
     torch.cuda.synchronize()
-    for i, x in enumerate(batches):
-        if i == watch_from:
-            torch.cuda.set_sync_debug_mode("error")
-        optimizer.zero_grad()
-        guard.backward(model(bad_batch if i == bad else x).square().mean())
-        guard.step()
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        for i, x in enumerate(batches):
+            if i == watch_from:
+                torch.cuda.set_sync_debug_mode("error")
+            optimizer.zero_grad()
+            guard.backward(model(bad_batch if i == bad else x).square().mean())
+            guard.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     guard.flush()
     return [t.detach().clone() for t in model.state_dict().values()]
 
 
 def test_a_deferred_step_makes_the_host_wait_for_nothing() -> None:
-    train("deferred", 60, watch_from=40)
+    """torch raises at the first wait; what is left is a model that has trained."""
+    assert all(bool(tensor.isfinite().all()) for tensor in train("deferred", 60, watch_from=40))
 
 
 @pytest.mark.parametrize("bad", [None, 50])
