@@ -119,9 +119,9 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
         watch = Watch(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
         watch.say("info", f"starting {spec.scale.workers} workers on {where}; metrics at {metrics_at(hub)}")
-        thread.start()
-        _wait(thread, watch, HeadWatch(cluster), interrupted)
-    outcome = thread.outcome() if not thread.is_alive() else _last_kept(spec)
+        with thread.running():
+            _wait(thread, watch, HeadWatch(cluster), interrupted)
+    outcome = thread.outcome() or _last_kept(spec)
     _tell(lambda: hub.end.remote(spec.name, outcome["status"]))
     shutil.rmtree(scratch, ignore_errors=True)
     return outcome

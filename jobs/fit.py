@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._raylet import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.data.errors import DataError
@@ -20,11 +22,13 @@ from jobs.failures import by_rank, log_failure, one_line
 from jobs.folder import JobFolder
 from jobs.spec import JobSpec
 from jobs.spec_errors import SpecError
+from jobs.trainer import GivenUp, Trainer
 from jobs.workloads.errors import WorkloadError
 
 logger = logging.getLogger(__name__)
 
 CONTROLLER_FAILURES = 5
+GIVE_UP_S = 5.0
 REJECTED = "rejected"
 
 
@@ -39,6 +43,7 @@ class FitThread(threading.Thread):
         self._spec, self._hub, self._use_gpu, self._scratch = spec, hub, use_gpu, scratch
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What the user is to be told."""
+        self._give_up = threading.Event()
         self._result: dict[str, Any] | None = None
         self._error: BaseException | None = None
 
@@ -48,6 +53,9 @@ class FitThread(threading.Thread):
         for attempt in range(self._spec.scale.max_failures + 1):
             try:
                 self._result = self._trainer(attempt).fit().return_value
+                return
+            except GivenUp:
+                self._error = None
                 return
             except ray.exceptions.ActorDiedError as error:
                 self._error = error
@@ -60,16 +68,29 @@ class FitThread(threading.Thread):
                     log_failure(log, error)
                 return
 
-    def outcome(self) -> dict[str, Any]:
-        """The result of rank 0, or that the job failed and why, in one line."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Starts the training; at the end of the block one that has not ended is given up on."""
+        self.start()
+        try:
+            yield
+        finally:
+            self._give_up.set()
+            self.join(GIVE_UP_S)
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The result of rank 0, or that the job failed and why, in one line; none if it was given up on."""
         if self._result is not None:
             return self._result
+        if self._error is None:
+            return None
         return {"status": "failed", "job": self._spec.name, "error": one_line(self._error)}
 
-    def _trainer(self, attempt: int) -> TorchTrainer:
+    def _trainer(self, attempt: int) -> Trainer:
         spec, use_gpu = self._spec, self._use_gpu
-        return TorchTrainer(
+        return Trainer(
             train_worker,
+            give_up=self._give_up,
             train_loop_config={"spec": spec.model_dump(mode="json"), "hub": self._hub},
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))

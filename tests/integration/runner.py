@@ -40,6 +40,7 @@ class Sandbox:
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GRADGUARD_"))},
             "HOME": str(path),
+            "PYTHONFAULTHANDLER": "1",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
 

@@ -63,8 +63,8 @@ def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
     read_until(process, lambda line: "phase=starting" in line or "starting" in line)
     family = descendants(process)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=CTRL_C_S)
-    assert process.returncode == 1
+    output, _ = process.communicate(timeout=CTRL_C_S)
+    assert process.returncode == 1, output
     assert alive(family) == []
 
 
@@ -119,6 +119,6 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     read_until(process, lambda line: "a second Ctrl-C ends at once" in line)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
     assert alive(family) == []

@@ -1,0 +1,52 @@
+"""Ray Train's trainer, in a form that another thread can give up on.
+
+`ray.shutdown` takes the core of Ray away: a thread that is inside a call of it at that moment crashes the
+whole process. `TorchTrainer.fit` is one call that lasts as long as the training, so the waiting is done here
+instead, in short turns.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+from ray.train import Result
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+
+TURN_S = 0.2
+
+
+class GivenUp(RuntimeError):
+    """The training was given up on before it ended."""
+
+
+class Trainer(TorchTrainer):
+    """A `TorchTrainer` whose `fit` raises `GivenUp` soon after the event `give_up` is set."""
+
+    def __init__(self, *args: Any, give_up: threading.Event, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._give_up = give_up
+
+    def _initialize_and_run_controller(self, **options: Any) -> Result:
+        """Runs the controller on this node, as Ray Train does, but waits for it in turns."""
+        controller = (
+            ray.remote(TrainController)
+            .options(
+                num_cpus=0,
+                label_selector={ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
+                runtime_env={"env_vars": get_env_vars_to_propagate()},
+            )
+            .remote(**options)
+        )
+        self._wait(controller.run.remote())
+        result: Result = self._wait(controller.get_result.remote())
+        return result
+
+    def _wait(self, answer: Any) -> Any:
+        while not ray.wait([answer], timeout=TURN_S)[0]:
+            if self._give_up.is_set():
+                raise GivenUp
+        return ray.get(answer)
