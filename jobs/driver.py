@@ -129,8 +129,7 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
 
 def _wait(thread: FitThread, watch: Watch, head: HeadWatch, interrupted: threading.Event) -> None:
     """Until the training ends, or was asked to stop and did not in time."""
-    while thread.is_alive() and not watch.out_of_time():
-        thread.join(POLL_S)
+    while not (thread.wait(POLL_S) or watch.out_of_time()):
         head.check()
         watch.poll()
         while not thread.notes.empty():

@@ -43,12 +43,25 @@ class FitThread(threading.Thread):
         self._spec, self._hub, self._use_gpu, self._scratch = spec, hub, use_gpu, scratch
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What the user is to be told."""
-        self._give_up = threading.Event()
+        self._give_up, self._ended = threading.Event(), threading.Event()
         self._result: dict[str, Any] | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
         """Trains until the end or an error."""
+        try:
+            self._train()
+        finally:
+            self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the training has ended, now or within the time.
+
+        Not `join`: before Python 3.13 a Ctrl-C in it makes a thread that runs pass for one that has ended.
+        """
+        return self._ended.wait(seconds)
+
+    def _train(self) -> None:
         log = JobFolder(self._spec.job_dir).log
         for attempt in range(self._spec.scale.max_failures + 1):
             try:
@@ -76,7 +89,8 @@ class FitThread(threading.Thread):
             yield
         finally:
             self._give_up.set()
-            self.join(GIVE_UP_S)
+            if self.wait(GIVE_UP_S):
+                self.join()
 
     def outcome(self) -> dict[str, Any] | None:
         """The result of rank 0, or that the job failed and why, in one line; none if it was given up on."""
