@@ -1,7 +1,7 @@
 """A rank that failed ends the step on all others, with its cause: it leaves one line in the default store.
 
 The others read it when a collective fails, be it the guard's or DDP's own all-reduce in backward. A rank that
-was killed leaves nothing; then the error says so, with what the collective reported.
+was killed leaves nothing; then those that live call the roll there, and the error names who does not answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from guard.errors import GuardError, RankLost
 
-COUNT, ENTRY = "gradguard/failures", "gradguard/failure/"
+COUNT, ENTRY, PRESENT = "gradguard/failures", "gradguard/failure/", "gradguard/present/"
 GRACE_S = 3.0
 _SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -62,17 +62,22 @@ def _cause(error: RuntimeError) -> str:
     """What the failed ranks left, waited for a moment, since a connection may break before it is written."""
     said = (str(error).strip().splitlines() or [""])[0][:300]
     deadline = time.monotonic() + GRACE_S
+    silent: list[int] = []
     try:
         store = _store()
+        store.set(f"{PRESENT}{dist.get_rank()}", "")
         while time.monotonic() < deadline:
             told = store.add(COUNT, 0)
             if told:
                 store.wait([f"{ENTRY}1"], timedelta(seconds=GRACE_S))
                 return "; ".join(store.get(f"{ENTRY}{i + 1}").decode() for i in range(told))
+            silent = [rank for rank in range(dist.get_world_size()) if not store.check([f"{PRESENT}{rank}"])]
             time.sleep(0.05)
     except RuntimeError:
-        return f"a rank is gone, and with it the store (rank 0 holds it, unless a launcher does): {said}"
-    return f"a rank does not answer and left no cause (killed, out of memory or hung): {said}"
+        if not silent:
+            return f"a rank is gone, and with it the store (rank 0 holds it, unless a launcher does): {said}"
+    who = f"rank {', '.join(map(str, silent))}" if silent else "a rank"
+    return f"{who} does not answer and left no cause (killed, out of memory or hung): {said}"
 
 
 def _several() -> bool:

@@ -1,9 +1,10 @@
-"""A rank that raises, is killed or hangs ends the step on the others within the group's timeout."""
+"""A rank that raises, is killed or hangs ends the step on the others within the group's timeout, by name."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,44 +19,112 @@ from guard import GradientGuard, RankLost
 
 pytestmark = pytest.mark.slow
 
+LOST_RANK, LAST_STEP = 1, 2
 
-def _rank(rank: int, how: str, folder: Path) -> None:
+
+class Fails(torch.autograd.Function):
+    """Raises in backward, as a kernel that is out of memory does."""
+
+    @staticmethod
+    def forward(_: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(*_: object) -> torch.Tensor:
+        raise ValueError("bad batch")
+
+
+class Victim:
+    """What befalls one rank in its last step, and where."""
+
+    def __init__(self, how: str, guard: GradientGuard, model: nn.Module) -> None:
+        self.how, self._guard, self._model = how, guard, model
+
+    def last_step(self) -> None:
+        if self.how == "told":
+            self._guard.report_failure(ValueError("bad batch"))
+            os._exit(1)
+        if self.how == "raises in backward":
+            self._raise()
+        if self.how.endswith("in the all-reduce"):
+            self._guard.observe_loss(torch.tensor(1.0))  # its row arrives: the next to fail is DDP itself
+        os.kill(os.getpid(), signal.SIGSTOP if "stopped" in self.how else signal.SIGKILL)
+
+    def _raise(self) -> None:
+        try:
+            self._guard.backward(Fails.apply(self._model(torch.ones(4, 3))).square().mean())
+        finally:
+            os._exit(1)
+
+
+def _rank(rank: int, ranks: int, how: str, port: int | None, folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=4))
+    dist.init_process_group(
+        "gloo",
+        store=_store(rank, ranks, port, folder),
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=4),
+    )
     model = DistributedDataParallel(nn.Linear(3, 1))
     guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    for step in range(3):
-        if rank == 1 and step == 2:
-            (folder / "pid").write_text(str(os.getpid()))
-            if how == "raises":
-                guard.report_failure(ValueError("bad batch"))
-                os._exit(1)
-            os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    victim = Victim(how, guard, model)
+    for step in range(LAST_STEP + 1):
+        if rank == LOST_RANK and step == LAST_STEP:
+            victim.last_step()
         try:
             guard.backward(model(torch.ones(4, 3)).square().mean())
+            (folder / f"backward-{rank}").write_text(str(step))
             guard.step()
         except RankLost as error:
-            (folder / "message").write_text(str(error))
+            (folder / f"message-{rank}").write_text(str(error))
             os._exit(0)
+
+
+def _store(rank: int, ranks: int, port: int | None, folder: Path) -> dist.Store:
+    if port is None:
+        return dist.FileStore(str(folder / "store"), ranks)
+    return dist.TCPStore("127.0.0.1", port, ranks, is_master=rank == 0, wait_for_workers=False)
+
+
+def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None) -> dict[int, str]:
+    """What each survivor said; fails if one of them has not ended by itself."""
+    context = mp.start_processes(
+        _rank, (ranks, how, port, folder), nprocs=ranks, join=False, start_method="spawn"
+    )
+    survivors = [p for rank, p in enumerate(context.processes) if rank != LOST_RANK]
+    for process in survivors:
+        process.join(60)
+    context.processes[LOST_RANK].kill()
+    context.processes[LOST_RANK].join(10)
+    assert [p.exitcode for p in survivors] == [0] * (ranks - 1)
+    return {r: (folder / f"message-{r}").read_text() for r in range(ranks) if r != LOST_RANK}
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("raises", "rank 1 failed: ValueError: bad batch"),
-        ("killed", "does not answer and left no cause"),
-        ("stopped", "does not answer and left no cause"),
+        ("told", "rank 1 failed: ValueError: bad batch"),
+        ("raises in backward", "rank 1 failed: ValueError: bad batch"),
+        ("killed", "rank 1 does not answer and left no cause"),
+        ("stopped", "rank 1 does not answer and left no cause"),
     ],
 )
 def test_a_lost_rank_ends_the_step_of_the_other_with_the_cause(
     tmp_path: Path, how: str, message: str
 ) -> None:
-    context = mp.start_processes(_rank, (how, tmp_path), nprocs=2, join=False, start_method="spawn")
-    survivor, lost = context.processes
-    survivor.join(60)
-    lost.kill()
-    lost.join(10)
-    assert survivor.exitcode == 0
-    assert message in (tmp_path / "message").read_text()
+    assert message in messages(tmp_path, how)[0]
+
+
+def test_the_all_reduce_of_ddp_ends_with_the_cause_too(tmp_path: Path) -> None:
+    assert "rank 1 does not answer" in messages(tmp_path, "killed in the all-reduce")[0]
+    assert (tmp_path / "backward-0").read_text() == str(LAST_STEP - 1), "it was lost within backward"
+
+
+def test_three_ranks_around_a_tcp_store_name_the_one_that_hangs(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = messages(tmp_path, "stopped", ranks=3, port=port)
+    assert all("rank 1 does not answer" in text for text in said.values()), said

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from guard import GuardMetrics
+from guard import GradientGuard, GuardConfig, GuardMetrics
 from guard.noise_scale import LEAST_STEPS, NoiseScale
 
 FEATURES = 4
 NOISE = 0.5
 RANK_SAMPLES = 8
+STEPS = 400
 
 
 def fed(ranks: int, steps: int, scale: NoiseScale | None = None, seed: int = 0) -> NoiseScale:
@@ -81,3 +86,31 @@ def test_it_is_a_gauge() -> None:
     metrics = GuardMetrics(job="mine")
     metrics.noise_scale(2.5)
     assert metrics.snapshot()["values"]["gradient_noise_scale"] == 2.5
+
+
+def _regression(rank: int, ranks: int, _: Path) -> tuple[float, float, float]:
+    """A real guarded run of the same regression; the weights stay where they are."""
+    torch.manual_seed(rank)
+    model = DistributedDataParallel(nn.Linear(FEATURES, 1, bias=False, dtype=torch.float64))
+    torch.nn.init.zeros_(model.module.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    metrics = GuardMetrics(job="noise")
+    config = GuardConfig.model_validate({"local_norm": "always"})
+    guard = GradientGuard(model, optimizer, config, metrics=metrics)
+    for _step in range(STEPS):
+        x = torch.randn(RANK_SAMPLES, FEATURES, dtype=torch.float64)
+        y = x.sum(-1, keepdim=True) + NOISE * torch.randn(RANK_SAMPLES, 1, dtype=torch.float64)
+        optimizer.zero_grad()
+        guard.backward((model(x) - y).square().mean() / 2)
+        guard.step()
+    found = guard.noise_scale
+    assert found is not None
+    return found.ratio, metrics.snapshot()["values"]["gradient_noise_scale"], guard.steps
+
+
+@pytest.mark.slow
+def test_a_guarded_run_on_two_ranks_finds_it_and_shows_it(tmp_path: Path) -> None:
+    (one, gauge, steps), (other, *_) = on_ranks(2, _regression, tmp_path)
+    assert steps == STEPS
+    assert one == other == gauge, "all ranks hold the same estimate"
+    assert one * 2 * RANK_SAMPLES == pytest.approx(closed_form(), rel=0.25)
