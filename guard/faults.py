@@ -27,9 +27,13 @@ from guard.observe import parameter_names
 
 Kind = Literal[
     "poisoned_batch",
+    "label_noise",
     "nan_loss",
+    "infinite_activation",
     "scaled_gradient",
     "lr_spike",
+    "lr_drift",
+    "poisoned_buffers",
     "bitflip_weight",
     "bitflip_gradient",
     "bitflip_moment",
@@ -55,10 +59,12 @@ class FaultConfig(Config):
     """On how many attempts it fires."""
 
     factor: float = 1e4
-    """What a poisoned batch, a scaled gradient or the learning rate is multiplied with."""
+    """What a poisoned batch, a scaled gradient, a buffer or the learning rate is multiplied with; of a
+    drift, what each attempt multiplies the rate with once more."""
 
     parameter: str = "*"
-    """Name pattern of the parameters whose gradient is scaled; a bit flips in the largest match."""
+    """Name pattern of the parameters whose gradient is scaled; a bit flips in the largest match, and the
+    output of its layer becomes infinite. Of the buffers, if it is they that are poisoned."""
 
     bit: int = Field(default=30, ge=0, le=62)
     """Which bit flips; 30 is the top exponent bit of a float32."""
@@ -78,10 +84,12 @@ class FaultInjector:
         self._rank = rank
         self._optimizer = optimizer
         self._armed: list[FaultConfig] = []
+        self._model = model
         self._named = {n: p for n, p in parameter_names(model).items() if p.requires_grad}
         self._unscaled: list[Any] = []
         self._hook_gradients()
-        if any(fault.kind == "lr_spike" for fault in self._faults):
+        self._hook_layers()
+        if any(fault.kind in ("lr_spike", "lr_drift") for fault in self._faults):
             optimizer.register_step_pre_hook(self._raise_lr)
             optimizer.register_step_post_hook(self._reset_lr)
 
@@ -97,6 +105,8 @@ class FaultInjector:
             flip_bit_(self._target(fault), fault.index, fault.bit)
         for fault in self._of("bitflip_moment"):
             self._flip_moment(fault)
+        for fault in self._of("poisoned_buffers"):
+            self._poison_buffers(fault)
         return list(self._armed)
 
     def repeat(self) -> None:
@@ -111,12 +121,22 @@ class FaultInjector:
                 flip_bit_(moment, fault.index, fault.bit)
                 return
 
+    @torch.no_grad()
+    def _poison_buffers(self, fault: FaultConfig) -> None:
+        for name, buffer in self._model.named_buffers():
+            if fnmatch.fnmatch(name, fault.parameter) and buffer.is_floating_point():
+                buffer.mul_(fault.factor)
+
     def batch(self, batch: T) -> T:
-        """The batch, its floating-point tensors multiplied if it is to be poisoned."""
+        """The batch, its floating-point tensors multiplied if it is to be poisoned.
+
+        Noise in the labels shifts each sample's label to the next sample: labels are what has that name in a
+        dictionary, else the last integer tensor of a tuple or list.
+        """
         for fault in self._of("poisoned_batch"):
             factor = fault.factor
             batch = _map_floats(batch, lambda tensor: tensor * factor)  # noqa: B023 - used at once
-        return batch
+        return _shift_labels(batch) if self._of("label_noise") else batch
 
     def loss(self, loss: Tensor) -> Tensor:
         """The loss, NaN if it is to be."""
@@ -143,6 +163,21 @@ class FaultInjector:
                     if fnmatch.fnmatch(name, fault.parameter):
                         parameter.register_hook(self._scaled(fault))
 
+    def _hook_layers(self) -> None:
+        for fault in self._faults:
+            if fault.kind == "infinite_activation":
+                target = self._target(fault)
+                layers = [m for m in self._model.modules() if any(p is target for p in m.parameters(False))]
+                layers[0].register_forward_hook(self._made_infinite(fault))
+
+    def _made_infinite(self, fault: FaultConfig) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if not any(armed is fault for armed in self._armed):
+                return None
+            return _map_floats(output, lambda tensor: tensor + float("inf"))
+
+        return hook
+
     def _flipped(self, fault: FaultConfig) -> Callable[[Tensor], Tensor]:
         def hook(gradient: Tensor) -> Tensor:
             if not any(armed is fault for armed in self._armed):
@@ -162,8 +197,9 @@ class FaultInjector:
     def _raise_lr(self, optimizer: Optimizer, *_: Any) -> None:
         self._unscaled = [group["lr"] for group in optimizer.param_groups]
         for fault in self._of("lr_spike"):
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * fault.factor
+            _multiply_rate(optimizer, fault.factor)
+        for fault in self._of("lr_drift"):
+            _multiply_rate(optimizer, fault.factor ** self._fired[self._faults.index(fault)])
 
     def _reset_lr(self, optimizer: Optimizer, *_: Any) -> None:
         for group, lr in zip(optimizer.param_groups, self._unscaled, strict=False):
@@ -190,6 +226,24 @@ def flip_bit_(tensor: Tensor, index: int, bit: int) -> None:
     mask = 1 << (bit % width)
     mask = mask - (1 << width) if mask >= 1 << (width - 1) else mask
     tensor[place] = (element ^ mask).view(tensor.dtype)[0]
+
+
+def _multiply_rate(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor
+
+
+def _shift_labels(batch: T) -> T:
+    """The batch with the labels of its neighbours."""
+    shifted: Any = batch
+    if isinstance(batch, dict):
+        names = [name for name in ("labels", "label", "targets", "target") if name in batch]
+        return {**batch, names[0]: batch[names[0]].roll(1, 0)} if names else batch  # type: ignore[return-value]
+    if isinstance(batch, tuple | list):
+        places = [i for i, v in enumerate(batch) if isinstance(v, Tensor) and not v.is_floating_point()]
+        items = [v.roll(1, 0) if places and i == places[-1] else v for i, v in enumerate(batch)]
+        shifted = type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return shifted
 
 
 def _map_floats(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -184,3 +184,52 @@ def test_a_bit_flips_in_the_moment_that_the_optimizer_has(make: MakeOptimizer) -
     before = moments[name].clone()
     faults.begin(1)
     assert int((before != moments[name]).sum()) == 1
+
+
+@pytest.mark.parametrize(
+    "container", [tuple, list, lambda items: dict(zip(("x", "labels"), items, strict=True))]
+)
+def test_noisy_labels_are_those_of_the_neighbours(container: Any) -> None:
+    faults = injector({"kind": "label_noise", "step": 0})
+    x, labels = torch.rand(3, 2), torch.tensor([4, 5, 6])
+    faults.begin(0)
+    noisy = faults.batch(container((x, labels)))
+    values = list(noisy.values()) if isinstance(noisy, dict) else list(noisy)
+    assert torch.equal(values[0], x)
+    assert values[1].tolist() == [6, 4, 5]
+    assert labels.tolist() == [4, 5, 6], "the data set is not touched"
+
+
+def test_an_infinite_activation_is_that_of_the_layer_of_the_parameter() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    faults = injector({"kind": "infinite_activation", "step": 1, "parameter": "2.*"}, model=model)
+    faults.begin(0)
+    assert model(torch.ones(1, 3)).isfinite().all()
+    faults.begin(1)
+    assert model(torch.ones(1, 3)).isinf().all()
+
+
+def test_poisoned_buffers_are_those_that_match() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    fault = {"kind": "poisoned_buffers", "step": 0, "parameter": "1.running_var", "factor": 1e6}
+    injector(fault, model=model).begin(0)
+    values = {name: buffer.tolist() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    assert values["1.running_var"] == [1e6, 1e6]
+    assert values["0.running_var"] == [1.0, 1.0]
+    assert values["1.running_mean"] == [0.0, 0.0]
+
+
+def test_a_drifting_rate_grows_from_attempt_to_attempt_and_leaves_no_trace() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    fault = FaultConfig.model_validate({"kind": "lr_drift", "step": 1, "times": 3, "factor": 2.0})
+    faults = FaultInjector([fault], model=nn.ParameterList([weight]), optimizer=optimizer)
+    moved = []
+    for step in range(5):
+        faults.begin(step)
+        before = weight.item()
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        moved.append(before - weight.item())
+    assert moved == [0.5, 1.0, 2.0, 4.0, 0.5]
+    assert optimizer.param_groups[0]["lr"] == 0.5
