@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -137,6 +139,10 @@ class Actor:
         if self._moved is None or not (self._moved.due(step) or self._ring.is_fresh(step)):
             return None
         return self._moved.measure(step)
+
+    def distances(self, step: int) -> NDArray[np.float64] | None:
+        """How far each parameter has moved since it was looked at last; None where that is not watched."""
+        return None if self._moved is None else self._moved.distances(step)
 
     def apply(self, step: int, clip: Callable[[], float | None]) -> Outcome:
         """Clips the gradients, steps the optimizer, advances the schedule.

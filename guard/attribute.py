@@ -67,6 +67,23 @@ class LayerHistory:
         self._mean = None if means is None else np.asarray(means, dtype=np.float64)
 
 
+def rank_moved(names: Sequence[str], distances: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The parameters that moved farthest, non-finite ones first; ``share`` is of the squared distance."""
+    with np.errstate(all="ignore"):
+        squares = distances * distances
+        finite = np.where(np.isfinite(squares), squares, 0.0)
+    total = float(finite.sum()) or 1.0
+    order = sorted(range(len(names)), key=lambda i: (math.isfinite(squares[i]), -finite[i]))
+    return [
+        {
+            "name": names[i],
+            "distance": float(distances[i]),
+            "share": float(finite[i]) / total if math.isfinite(squares[i]) else None,
+        }
+        for i in order[:TOP_LAYERS]
+    ]
+
+
 def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) -> list[dict[str, Any]]:
     """The ranks, worst first: non-finite, then by share of the squared local norm, else of the loss."""
     taken = not np.isnan(local_norms).all()

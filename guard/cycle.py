@@ -113,9 +113,10 @@ class Cycle:
         evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
         local_norms = self._evidence_norms(evidence.verdict)
         samples = self._samples(evidence)
+        distances = self._distances(evidence)
         outcome = self._actor.overflow(self.step) if handled else self._act(evidence)
         self._parts.window.close()
-        incident = self._record(evidence, outcome, local_norms, samples)
+        incident = self._record(evidence, outcome, local_norms, samples, distances)
         if settle:
             self.settle()
         if self._parts.local is not None:
@@ -126,7 +127,7 @@ class Cycle:
         self, again: Callable[[], None], agreed: Agreed, seen: Observation, expected: Verdict
     ) -> tuple[Agreed, Observation, Fault | None]:
         """Computes the batch again. All ranks come here, since the verdict is that of agreed numbers."""
-        first = Result(agreed, self._collect(), seen.grad_norm)
+        first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
         self._actor.undo_forward()
         self._parts.rewinder.rewind()
         again()
@@ -136,7 +137,7 @@ class Cycle:
         second = Result(agreed, self._collect(), seen.grad_norm)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
         value = first.agreed.loss if expected.signal == "loss" else first.grad_norm
-        return agreed, seen, Fault(ranks, expected, value) if ranks else None
+        return agreed, seen, Fault(ranks, expected, value, norms) if ranks else None
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
         """Micro-batches that were left out are missing in the mean: the others make it up."""
@@ -185,7 +186,12 @@ class Cycle:
         return self._actor.apply(self.step, lambda: self._judge.clipper.clip_(evidence.clip, fold))
 
     def _record(
-        self, evidence: Evidence, outcome: Outcome, local_norms: NDArray[np.float64], samples: list[int]
+        self,
+        evidence: Evidence,
+        outcome: Outcome,
+        local_norms: NDArray[np.float64],
+        samples: list[int],
+        distances: NDArray[np.float64] | None,
     ) -> Incident | None:
         self.step = outcome.step
         begins = self._ledger.note(evidence)
@@ -197,7 +203,12 @@ class Cycle:
             return None
         recovery = self._actor.recovery.plan(outcome.step) if outcome.action == "rolled_back" else None
         return self._ledger.incident(
-            evidence, outcome, local_norms=local_norms, samples=samples, recovery=recovery
+            evidence,
+            outcome,
+            local_norms=local_norms,
+            samples=samples,
+            recovery=recovery,
+            distances=distances,
         )
 
     def _report(
@@ -235,6 +246,10 @@ class Cycle:
 
     def _gather(self, local_norm: float) -> NDArray[np.float64]:
         return self._agreement.collect(local_norm, digest=self.digest("evidence"))
+
+    def _distances(self, evidence: Evidence) -> NDArray[np.float64] | None:
+        """How far each parameter has moved of late, where something is wrong: all ranks come here alike."""
+        return None if evidence.verdict.kind == "ok" else self._actor.distances(self.step)
 
     def _nothing(self) -> NDArray[np.float64]:
         return np.full(self._agreement.world_size, np.nan)

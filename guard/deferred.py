@@ -178,9 +178,10 @@ class DeferredCycle(Cycle):
         local_norms = self._nothing()
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
             local_norms = self._gather(float(self.last_local))
+        distances = self._distances(evidence)
         outcome = self._act_late(evidence, late, refused=refused)
         samples = [] if evidence.verdict.kind == "ok" else late.samples
-        incident = self._record(evidence, outcome, local_norms, samples)
+        incident = self._record(evidence, outcome, local_norms, samples, distances)
         self._unsettled = None
         if outcome.action != "rolled_back":
             self._actor.judge_snapshots(self.step, clean=evidence.clean and not refused)

@@ -42,11 +42,12 @@ class Displacement:
         self._places: list[int] = []
         self._groups: list[_Group] = []
         self._measured_at = 0
+        self._last: NDArray[np.float64] | None = None
 
     @torch.no_grad()
     def start(self, step: int) -> None:
         """The weights of now, after ``step`` steps, are good: distances begin here."""
-        self._measured_at = step
+        self._measured_at, self._last = step, None
         if self._places != self._present_places():
             self._regroup()
         for group in self._groups:
@@ -77,13 +78,34 @@ class Displacement:
         if self._places != self._present_places():
             self.start(step)
             return math.nan, None
+        self._last = self._squares(follow=True)
         with np.errstate(invalid="ignore", over="ignore"):
-            squares = np.zeros(len(self._parameters))
-            for group in self._groups:
-                np.add.at(squares, group.owners, group.move())
-            distance = math.sqrt((squares if self._shards is None else self._shards.sum(squares)).sum())
+            distance = math.sqrt(self._last.sum())
         rate = float(self._optimizer.param_groups[0]["lr"])
         return distance / steps, distance / (rate * self._every) if rate > 0 else None
+
+    @torch.no_grad()
+    def distances(self, step: int) -> NDArray[np.float64] | None:
+        """Of each parameter, since the last measurement or, right after one, before it. Nothing is changed.
+
+        Returns:
+            One number a parameter; None where there is nothing to compare with.
+        """
+        squares = self._last if step == self._measured_at else None
+        if squares is None and self._places == self._present_places():
+            squares = self._squares(follow=False)
+        with np.errstate(invalid="ignore"):
+            return None if squares is None else np.sqrt(squares)
+
+    def _squares(self, *, follow: bool) -> NDArray[np.float64]:
+        """The squared distance of each parameter from its copy, which then follows if asked to."""
+        squares = np.zeros(len(self._parameters))
+        with np.errstate(invalid="ignore", over="ignore"):
+            for group in self._groups:
+                np.add.at(squares, group.owners, group.squares())
+                if follow:
+                    group.save()
+        return squares if self._shards is None else self._shards.sum(squares)
 
     def _present_places(self) -> list[int]:
         return [local(p).data_ptr() for p in self._parameters]
@@ -115,11 +137,9 @@ class _Group:
         self.weights.append(piece)
         self.copies.append(torch.empty_like(piece))
 
-    def move(self) -> NDArray[np.float64]:
-        """The squared distance of each piece, whose copy then follows."""
-        squares = square_norms([elements(d) for d in torch._foreach_sub(self.weights, self.copies)])
-        self.save()
-        return squares
+    def squares(self) -> NDArray[np.float64]:
+        """The squared distance of each piece."""
+        return square_norms([elements(d) for d in torch._foreach_sub(self.weights, self.copies)])
 
     def save(self) -> None:
         torch._foreach_copy_(self.copies, self.weights)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.base import Config
-from guard.observe import parameter_names
+from guard.observe import parameter_names, unwrap
 
 Kind = Literal[
     "poisoned_batch",
@@ -84,7 +84,7 @@ class FaultInjector:
         self._rank = rank
         self._optimizer = optimizer
         self._armed: list[FaultConfig] = []
-        self._model = model
+        self._model = unwrap(model)
         self._named = {n: p for n, p in parameter_names(model).items() if p.requires_grad}
         self._unscaled: list[Any] = []
         self._hook_gradients()

@@ -39,6 +39,7 @@ class Fault:
     ranks: tuple[int, ...]
     verdict: Verdict
     value: float
+    layer_norms: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.act import Outcome
-from guard.attribute import LayerHistory, first_mover, rank_ranks
+from guard.attribute import LayerHistory, first_mover, rank_moved, rank_ranks
 from guard.detect import Verdict
 from guard.judge import Evidence
 from guard.metrics import GuardMetrics, Layers
@@ -66,6 +66,7 @@ class Ledger:
         local_norms: NDArray[np.float64],
         samples: list[int],
         recovery: dict[str, Any] | None,
+        distances: NDArray[np.float64] | None = None,
     ) -> Incident:
         """Builds, counts and journals the incident of this attempt."""
         verdict, reason = _told(evidence)
@@ -94,7 +95,10 @@ class Ledger:
             faulty_ranks=[] if evidence.fault is None else list(evidence.fault.ranks),
             rejected=evidence.agreed.rejected,
             window=list(self._window),
-            layers=self.layers.rank(evidence.layer_norms),
+            layers=self.layers.rank(
+                evidence.layer_norms if evidence.fault is None else evidence.fault.layer_norms
+            ),
+            moved=[] if distances is None else rank_moved(self._names, distances),
             ranks=rank_ranks(evidence.agreed.losses, local_norms),
             samples=samples[:MAX_SAMPLES],
         )

@@ -19,10 +19,11 @@ log = logging.getLogger("guard")
 class Incident:
     """One event that the guard acted on, with its evidence.
 
-    ``layers`` and ``ranks`` are worst first; ``window`` holds the last attempts before it; ``samples`` the
-    ids of the global batch, where the data state tells them. ``moved_first`` is the signal that left its
-    level first, and on which attempt; ``faulty_ranks`` those whose result differed when the batch was
-    computed again; ``rejected`` counts micro-batches that were left out.
+    ``layers`` and ``ranks`` are worst first; so is ``moved``, how far the weights went of late: a weight or a
+    moment that was damaged shows there, not in the gradient. ``window`` holds the last attempts before it,
+    ``samples`` the ids of the global batch, where the data state tells them. ``moved_first`` is the signal
+    that left its level first, and on which attempt; ``faulty_ranks`` those whose result differed when the
+    batch was computed again; ``rejected`` counts micro-batches that were left out.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Incident:
     rejected: int = 0
     window: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    moved: list[dict[str, Any]] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
 

@@ -143,7 +143,7 @@ def test_a_malformed_row_is_named_by_file_and_line(
 
 
 @pytest.mark.parametrize(
-    "data", [b"step,loss\n0,\xff\xfe\n", gzip.compress(b"step,loss\n" + b"0,1.0\n" * 99)[:30]]
+    "data", [b"step,loss\n0,\xff\xfe\n", gzip.compress(b"step,loss\n" + b"0,1.0\n" * 99, mtime=0)[:30]]
 )
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "log.csv"

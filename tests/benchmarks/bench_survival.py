@@ -1,0 +1,105 @@
+"""Faults against methods, on two workers: who survives, how near to the clean run, and what it costs.
+
+    python tests/benchmarks/bench_survival.py [--quick] [--seeds N] [--tasks resnet gpt] [--json FILE]
+
+Prints one table of survivors for each task and the details of our guard; the JSON has every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import machine
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from survival.cases import Case, cases
+from survival.fleet import Order, fleet
+from survival.rivals import GUARD, METHODS
+from survival.tasks import tasks
+from survival.verdicts import judge
+
+QUICK_METHODS = ("no guard", "clip 1.0", "skip-step 6 sigma", "stop and restart", GUARD)
+
+
+def main() -> None:
+    options = _options()
+    known = {name: cases(task) for name, task in tasks().items() if name in options.tasks}
+    if options.cases:
+        known = {n: [c for c in cs if c.name in ("clean", *options.cases)] for n, cs in known.items()}
+    orders = _orders(known, options.methods, options.seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = fleet(orders, Path(folder))
+        console = Console(stderr=True)
+        results = dict(track(runs, description="training", total=len(orders), console=console))
+    rows = judge(results, known)
+    for task in known:
+        Console(width=200).print(_survivors(task, rows, options.methods))
+    Console(width=200).print(_details(rows))
+    text = json.dumps({"benchmark": "survival", "machine": machine(), "rows": rows}, indent=2)
+    if options.json:
+        options.json.write_text(text + "\n")
+    else:
+        print(text)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, the ResNet, five methods")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--tasks", nargs="+", choices=["resnet", "gpt"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--cases", nargs="+", default=[])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.seeds = options.seeds or (1 if options.quick else 3)
+    options.tasks = options.tasks or (["resnet"] if options.quick else ["resnet", "gpt"])
+    options.methods = options.methods or (QUICK_METHODS if options.quick else METHODS)
+    return options
+
+
+def _orders(known: dict[str, list[Case]], methods: Sequence[str], seeds: int) -> list[Order]:
+    return [
+        (task, case.name, method, seed)
+        for task, list_ in known.items()
+        for case in list_
+        for method in methods
+        for seed in range(seeds)
+    ]
+
+
+def _survivors(task: str, rows: list[dict[str, Any]], methods: Sequence[str]) -> Table:
+    table = Table(
+        "fault", *methods, title=f"{task}: runs survived, held-out loss to the clean run's", box=None
+    )
+    by_case: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["task"] == task:
+            by_case.setdefault(row["case"], {})[row["method"]] = row
+    for case, found in by_case.items():
+        table.add_row(case, *(_cell(found[method]) for method in methods))
+    return table
+
+
+def _cell(row: dict[str, Any]) -> str:
+    ratio = f"{row['loss / clean']:.3f}" if math.isfinite(row["loss / clean"]) else "lost"
+    return f"{row['survived']}/{row['seeds']}  {ratio}"
+
+
+def _details(rows: list[dict[str, Any]]) -> Table:
+    ours = [row for row in rows if row["method"] == GUARD]
+    names = [name for name in ours[0] if name != "method"]
+    table = Table(*names, title=f"{GUARD} in detail", box=None)
+    for row in ours:
+        table.add_row(*(f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names))
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Faults against methods: who survives, at what cost, and who can say what happened."""

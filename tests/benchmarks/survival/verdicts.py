@@ -1,0 +1,79 @@
+"""From outcomes to a table: who survived, how near to the clean run, at what cost, and who could say why."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from survival.cases import Case
+from survival.rivals import GUARD
+
+SURVIVED = 1.1
+"""Held-out loss at most this much of the clean run's, of the same method and seed."""
+WITHIN = 1.01
+
+
+def judge(
+    results: Mapping[tuple[str, str, str, int], dict[str, Any]], known: Mapping[str, list[Case]]
+) -> list[dict[str, Any]]:
+    """One row for each task, case and method, over seeds."""
+    grouped: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for (task, name, method, seed), outcome in results.items():
+        clean = results[task, "clean", method, seed]
+        case = next(case for case in known[task] if case.name == name)
+        grouped[task, name, method].append(_row(case, outcome, clean))
+    return [_over_seeds(key, rows) for key, rows in grouped.items()]
+
+
+def _row(case: Case, outcome: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
+    ratio = outcome["score"] / clean["score"]
+    named = _named(case, outcome["incidents"]) if case.faults else {}
+    return {
+        "survived": math.isfinite(ratio) and ratio <= SURVIVED and not outcome["halted"],
+        "ratio": ratio,
+        "near": math.isfinite(ratio) and ratio <= WITHIN,
+        "same": outcome["digest"] == clean["digest"],
+        "lost": outcome["lost"],
+        "incidents": len(outcome["incidents"]),
+        "halted": outcome["halted"],
+        **named,
+    }
+
+
+def _named(case: Case, incidents: list[dict[str, Any]]) -> dict[str, bool]:
+    """Whether the first incident names the step, and the ranks and layers that were hit."""
+    if not incidents:
+        return {"step": False, "rank": False, "layer": False}
+    first = incidents[0]
+    found = {"step": abs(int(first["attempt"]) - 1 - int(case.first_step or 0)) <= 1}
+    if case.rank is not None:
+        named = [entry.get("rank") for entry in first["ranks"][:1]] + list(first["faulty_ranks"])
+        found["rank"] = case.rank in named
+    if case.layer is not None:
+        found["layer"] = case.layer in (first["layers"][0]["name"], first["moved"][0]["name"])
+    return found
+
+
+def _over_seeds(key: tuple[str, str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    task, name, method = key
+    finite = [row["ratio"] for row in rows if math.isfinite(row["ratio"])]
+    summary: dict[str, Any] = {
+        "task": task,
+        "case": name,
+        "method": method,
+        "seeds": len(rows),
+        "survived": sum(row["survived"] for row in rows),
+        "within 1 %": sum(row["near"] for row in rows),
+        "to the bit": sum(row["same"] for row in rows),
+        "loss / clean": sum(finite) / len(finite) if len(finite) == len(rows) else math.inf,
+        "steps lost": sum(row["lost"] for row in rows) / len(rows),
+    }
+    if method == GUARD:
+        summary["incidents"] = sum(row["incidents"] for row in rows) / len(rows)
+        summary["halted"] = sum(row["halted"] for row in rows)
+        for what in ("step", "rank", "layer"):
+            told = [row[what] for row in rows if what in row]
+            summary[f"{what} named"] = f"{sum(told)}/{len(told)}" if told else ""
+    return summary
