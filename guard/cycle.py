@@ -136,7 +136,9 @@ class Cycle:
         seen = self._correct(agreed, self._observer.observe())
         second = Result(agreed, self._collect(), seen.grad_norm)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
-        value = first.agreed.loss if expected.signal == "loss" else first.grad_norm
+        value = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}.get(
+            expected.signal, first.grad_norm
+        )
         return agreed, seen, Fault(ranks, expected, value, norms) if ranks else None
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:

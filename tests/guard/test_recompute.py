@@ -17,6 +17,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "flipped gradient": {"kind": "bitflip_gradient", "parameter": "0.weight"},
     "scaled gradient": {"kind": "scaled_gradient", "factor": 1e5},
     "nan loss": {"kind": "nan_loss"},
+    "damaged statistics": {"kind": "poisoned_buffers", "parameter": "*.running_var", "factor": 1e6},
 }
 
 

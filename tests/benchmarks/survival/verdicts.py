@@ -52,7 +52,7 @@ def _named(case: Case, incidents: list[dict[str, Any]]) -> dict[str, bool]:
         named = [entry.get("rank") for entry in first["ranks"][:1]] + list(first["faulty_ranks"])
         found["rank"] = case.rank in named
     if case.layer is not None:
-        found["layer"] = case.layer in (first["layers"][0]["name"], first["moved"][0]["name"])
+        found["layer"] = case.layer in [entry["name"] for entry in first["layers"][:1] + first["moved"][:1]]
     return found
 
 
