@@ -9,17 +9,30 @@ from typing import Any
 
 import pytest
 
-from tests.integration.chaos import SPEC, ChaosRun, Kill, final_weights, history, same_weights
+from tests.integration.chaos import (
+    SPEC,
+    ChaosRun,
+    Kill,
+    final_weights,
+    history,
+    random_kills,
+    same_weights,
+)
+from tests.integration.kills import VICTIMS
 from tests.integration.runner import GRADGUARD, Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORKLOAD = "chaos_workload:Noisy"
+SEED = 204
+"""Of three random kills that fall on those parts of the job which the named blows leave out."""
 BLOWS = [
     Kill("worker", 12),
+    Kill("hub", 17),
     Kill("controller", 22),
     Kill("worker", 36, signal=signal.SIGSTOP),
     Kill("driver", 52),
+    *random_kills(3, SEED, after=58),
 ]
 
 
@@ -45,6 +58,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, ChaosRun,
 
 def test_the_job_survives_every_death(killed: tuple) -> None:
     sandbox, chaos, rows = killed
+    assert {row["victim"] for row in rows} == set(VICTIMS)
     assert len(rows) == len(BLOWS), chaos.output
     assert all(row["resumed"] for row in rows if "resumed" in row), rows
     assert sandbox.result("chaos")["status"] == "succeeded"
@@ -73,7 +87,10 @@ def test_every_step_incident_and_evaluation_is_there_once_and_alike(killed: tupl
 
 def test_each_death_is_said_in_one_line_and_the_rest_is_in_the_log(killed: tuple) -> None:
     _, chaos, _ = killed
+    assert "rank 0: the worker process died" in chaos.output
     assert "rank 1: the worker process died" in chaos.output
+    assert "Ray's raylet died: starting Ray again" in chaos.output
+    assert "Ray's gcs_server died: starting Ray again" in chaos.output
     assert "the training controller died: starting another one" in chaos.output
     assert "Traceback" not in chaos.output
     assert "ActorDiedError" in (chaos.sandbox.path / "runs" / "chaos" / "train.log").read_text()
