@@ -34,8 +34,8 @@ SPEC: dict[str, Any] = {
     "scale": {
         "workers": 2,
         "max_failures": 100,
-        "timeout_s": 5.0,
-        "stall_timeout_s": 8.0,
+        "timeout_s": 20.0,
+        "stall_timeout_s": 10.0,
         "stop_grace_s": 30.0,
     },
     "data": {"dataset": "digits", "batch_size": 64, "augment": "standard"},
