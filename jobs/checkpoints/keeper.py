@@ -27,7 +27,7 @@ from jobs.checkpoints.write import Place, Writer, checkpoint_folder
 from jobs.errors import JobError
 
 Notify = Callable[[str, str], None]
-STAYS = frozenset({"guard", "faults", "progress", "cursor"})
+STAYS = frozenset({"guard", "faults", "progress", "cursor", "hardware"})
 """What a rollback within a run leaves as it is: counters and budgets go on, and so does the data."""
 
 

@@ -95,6 +95,18 @@ class Sandbox:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+NOISY = "chaos_workload:Noisy"
+
+
+def noisy(path: Path) -> Sandbox:
+    """A sandbox in which ``NOISY`` can be trained."""
+    sandbox = Sandbox(path)
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    sandbox.environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return sandbox
+
+
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """All processes that came from this one."""
     return psutil.Process(process.pid).children(recursive=True)

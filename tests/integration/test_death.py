@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from tests.integration.chaos import (
     same_weights,
 )
 from tests.integration.kills import VICTIMS
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.runner import GRADGUARD, NOISY, Sandbox, noisy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-WORKLOAD = "chaos_workload:Noisy"
 SEED = 204
 """Of three random kills that fall on those parts of the job which the named blows leave out."""
 BLOWS = [
@@ -36,21 +34,13 @@ BLOWS = [
 ]
 
 
-def noisy(path: Path) -> Sandbox:
-    sandbox = Sandbox(path)
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    sandbox.environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return sandbox
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, ChaosRun, list[dict[str, Any]]]:
     """One job uninterrupted, and the same under blows."""
     sandbox = noisy(tmp_path_factory.mktemp("killed"))
-    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **SPEC, workload=WORKLOAD))
+    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **SPEC, workload=NOISY))
     assert calm.returncode == 0, calm.stdout
-    chaos = ChaosRun(sandbox, sandbox.spec("chaos", **SPEC, workload=WORKLOAD))
+    chaos = ChaosRun(sandbox, sandbox.spec("chaos", **SPEC, workload=NOISY))
     rows = chaos.run(BLOWS)
     assert chaos.finish() == 0, chaos.output
     return sandbox, chaos, rows
@@ -103,23 +93,3 @@ def test_a_finished_job_is_not_run_twice(killed: tuple) -> None:
     assert again.returncode == 0
     assert "has finished already" in again.stdout
     assert sandbox.result("chaos") == before
-
-
-def test_what_cannot_be_survived_ends_with_its_cause_on_one_line(tmp_path: Path) -> None:
-    sandbox = noisy(tmp_path)
-    spec = sandbox.spec(
-        "broken",
-        workload=WORKLOAD,
-        options={"die_at": 3, "raise_at": 5},
-        scale={"workers": 2, "max_failures": 1},
-        train={"max_steps": 20},
-    )
-    run = sandbox.run(GRADGUARD, "train", spec)
-    assert run.returncode == 1, run.stdout
-    assert "Traceback" not in run.stdout
-    assert "rank 1: the worker process died" in run.stdout
-    result = sandbox.result("broken")
-    assert result["status"] == "failed"
-    assert result["error"] == "rank 1: ValueError: the loss of sample 17 is undefined"
-    assert result["error"] in run.stdout
-    assert "Traceback" in (sandbox.path / "runs" / "broken" / "train.log").read_text()
