@@ -119,7 +119,9 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     with LiveView(console) as view, interrupts() as interrupted:
         watch = Watch(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
-        watch.say("info", f"starting {_number(spec)} workers on {where}; metrics at {metrics_at(hub)}")
+        watch.say(
+            "info", f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
+        )
         with thread.running():
             _wait(thread, watch, HeadWatch(cluster), interrupted)
     outcome = thread.outcome() or _last_kept(spec)
@@ -154,11 +156,6 @@ def _tell(message: Callable[[], Any]) -> None:
         ray.get(message(), timeout=HUB_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         logger.warning("the metrics hub does not answer: %s", error)
-
-
-def _number(spec: JobSpec) -> str:
-    sizes = spec.scale.world_sizes
-    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
 def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:

@@ -140,7 +140,8 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     resumed = checkpoints.load_latest()
     undone = progress.rewind_files()
     if resumed is not None:
-        on = "" if world_size == spec.scale.workers else f" with {world_size} of {spec.scale.workers} workers"
+        scale = spec.scale
+        on = "" if scale.min_workers is None else f" with {world_size} of {scale.sizes_text} workers"
         progress.event("info", f"continuing from the checkpoint of step {resumed}{on}")
     elif undone:
         progress.event("warning", "continuing from step 0: there is no checkpoint yet")

@@ -262,10 +262,9 @@ class JobSpec(Config):
         if scale is None or value.batch_size % unit == 0:
             return value
         nearest = max(1, round(value.batch_size / unit)) * unit
-        sizes = scale.world_sizes
-        all_of = f"{sizes[0]}..{sizes[-1]} workers" if len(sizes) > 1 else f"scale.workers = {sizes[0]}"
+        elastic = ", for all numbers of workers down to scale.min_workers" if unit > scale.workers else ""
         raise related(
-            f"must be a multiple of {all_of}, so that all shares are equal",
+            f"must be a multiple of scale.workers = {scale.workers}{elastic}, so that all shares are equal",
             field="batch_size",
             value=value.batch_size,
             suggestion=f"write {nearest}",

@@ -72,6 +72,12 @@ class ScaleSpec(Config):
         """All numbers of workers that the job may have."""
         return range(self.fewest_workers, self.workers + 1)
 
+    @property
+    def sizes_text(self) -> str:
+        """``4``, or ``2 to 4``."""
+        sizes = self.world_sizes
+        return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
     @field_validator("min_workers")
     @classmethod
     def _not_above_workers(cls, value: int | None, info: ValidationInfo) -> int | None:

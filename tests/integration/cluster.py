@@ -22,9 +22,10 @@ RAY = str(BIN / "ray")
 class Cluster:
     """A head node of its own, in a sandbox of its own."""
 
-    def __init__(self, sandbox: Sandbox, url: str) -> None:
+    def __init__(self, sandbox: Sandbox, url: str, address: str) -> None:
         self.sandbox = sandbox
         self.url = url
+        self.address = address
 
 
 @contextlib.contextmanager
@@ -48,10 +49,28 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
         read_until(head, lambda line: "Ray runtime started" in line)
         url = f"http://127.0.0.1:{ports[1]}"
         wait_for_api(url)
-        yield Cluster(sandbox, url)
+        yield Cluster(sandbox, url, f"127.0.0.1:{ports[0]}")
     finally:
         end(head)
         shutil.rmtree(session, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def joined_node(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
+    """A second node, on this machine too, for the length of the block."""
+    sandbox = Sandbox(cluster.sandbox.path)
+    sandbox.environment["RAY_AUTH_MODE"] = "disabled"
+    node = sandbox.start(
+        *(RAY, "start", "--block", "--num-cpus=2", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
+        f"--address={cluster.address}",
+        f"--dashboard-agent-listen-port={free_ports(1)[0]}",
+        *("--min-worker-port=30002", "--max-worker-port=39999"),
+    )
+    try:
+        read_until(node, lambda line: "Ray runtime started" in line)
+        yield node
+    finally:
+        end(node)
 
 
 def free_ports(number: int) -> list[int]:
