@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -56,19 +57,13 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def joined_node(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
-    """A second node, on this machine too, for the length of the block."""
-    sandbox = Sandbox(cluster.sandbox.path)
-    sandbox.environment["RAY_AUTH_MODE"] = "disabled"
-    node = sandbox.start(
-        *(RAY, "start", "--block", "--num-cpus=2", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
-        f"--address={cluster.address}",
-        f"--dashboard-agent-listen-port={free_ports(1)[0]}",
-        *("--min-worker-port=30002", "--max-worker-port=39999"),
-    )
+def joined_node(cluster: Cluster) -> Iterator[None]:
+    """A second node of two cores, on this machine too, for the length of the block."""
+    script = Path(__file__).with_name("second_node.py")
+    node = cluster.sandbox.start(sys.executable, str(script), cluster.address, "2")
     try:
-        read_until(node, lambda line: "Ray runtime started" in line)
-        yield node
+        read_until(node, lambda line: "has joined" in line)
+        yield
     finally:
         end(node)
 
