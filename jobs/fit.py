@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.data.errors import DataError
 from jobs.errors import JobError
-from jobs.failures import by_rank, log_failure, one_line
+from jobs.failures import CONTROLLER_DEATHS, by_rank, log_failure, one_line
 from jobs.folder import JobFolder
 from jobs.hardware import named
 from jobs.placement import plan, worker_resources
@@ -69,12 +69,12 @@ class FitThread(threading.Thread):
             except GivenUp:
                 self._error = None
                 return
-            except ray.exceptions.ActorDiedError as error:
+            except CONTROLLER_DEATHS as error:
                 deaths += 1
                 self._error = error
                 log_failure(log, error)
                 free_reserved()
-                self.notes.put("the training controller died: starting another one")
+                self.notes.put(f"{one_line(error)}: starting another one")
             except Exception as error:  # noqa: BLE001 - becomes the job's result
                 self._error = error
                 if not isinstance(error, WorkerGroupError):  # those were logged when they happened
@@ -107,6 +107,7 @@ class FitThread(threading.Thread):
         spec, use_gpu = self._spec, self._use_gpu
         placement = plan(spec.scale, ray.nodes(), self._avoid, use_gpu=use_gpu)
         if placement is None:  # a node that was to take over has gone since
+            self.notes.put(f"no other node has room any more: {named(sorted(self._avoid))} may be used again")
             self._avoid.clear()
             placement = plan(spec.scale, [], (), use_gpu=use_gpu)
         assert placement is not None

@@ -136,7 +136,12 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
         notify=progress.event,
         timeout_s=spec.scale.timeout_s,
     )
-    guard.restore_from(checkpoints.restore)
+
+    def restore(before: int | None) -> int | None:
+        pulse.rest()  # reading a checkpoint may take longer than a batch
+        return checkpoints.restore(before)
+
+    guard.restore_from(restore)
     resumed = checkpoints.load_latest()
     undone = progress.rewind_files()
     if resumed is not None:
