@@ -16,14 +16,17 @@ from torch import Tensor, nn, randn_like
 
 from jobs.workloads.vision import VisionWorkload
 
+MIB = 2**20
+
 
 class Noisy(VisionWorkload):
     """The digits, with dropout and with noise from Python's, NumPy's and torch's generators.
 
     Options: what happens once in the life of a job, by the call of ``loss`` in a process. On rank 1:
-    ``die_at``, as if by the kernel, and ``raise_at``. On a rank that is alone: ``hang_at``. ``record: true``
-    keeps the sample ids of each share in ``samples/<world size>-<rank>.jsonl``. ``NOISY_EVALUATIONS`` in the
-    environment: how often the test set is gone through.
+    ``die_at``, as if by the kernel, and ``raise_at``. On a rank that is alone: ``hang_at``, and ``eat_at``,
+    which takes ``eat_mib`` of memory and waits. ``record: true`` keeps the sample ids of each share in
+    ``samples/<world size>-<rank>.jsonl``. ``NOISY_EVALUATIONS`` in the environment: how often the test set is
+    gone through.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -61,6 +64,9 @@ class Noisy(VisionWorkload):
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 1 and self._now("raise_at"):
             raise ValueError("the loss of sample 17 is undefined")
+        if world_size == 1 and self._now("eat_at"):
+            eaten = [np.ones(MIB, dtype=np.uint8) for _ in range(self._options["eat_mib"])]
+            threading.Event().wait(timeout=len(eaten))
         if world_size == 1 and self._now("hang_at"):
             threading.Event().wait()
 
