@@ -26,6 +26,7 @@ from jobs.folder import JobFolder
 from jobs.head import HeadDied, HeadWatch
 from jobs.hub import ensure_hub
 from jobs.live import LiveView
+from jobs.placement import worker_resources
 from jobs.ray_messages import ray_messages_to
 from jobs.report import write_report
 from jobs.result import complete
@@ -109,7 +110,7 @@ def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
 def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
     """Starts the training, shows it until it ends, and passes a Ctrl-C on as a request to stop."""
     use_gpu = _use_gpu(spec, cluster)
-    check_resources(_resources(spec, use_gpu), workers=spec.scale.workers)
+    check_resources(_resources(spec, use_gpu), workers=spec.scale.fewest_workers)
     hub = ensure_hub(spec.metrics.port, spec.metrics.host)
     _tell(lambda: hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
@@ -118,7 +119,9 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     with LiveView(console) as view, interrupts() as interrupted:
         watch = Watch(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
-        watch.say("info", f"starting {spec.scale.workers} workers on {where}; metrics at {metrics_at(hub)}")
+        watch.say(
+            "info", f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
+        )
         with thread.running():
             _wait(thread, watch, HeadWatch(cluster), interrupted)
     outcome = thread.outcome() or _last_kept(spec)
@@ -156,14 +159,14 @@ def _tell(message: Callable[[], Any]) -> None:
 
 def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:
     if spec.scale.device == "auto":
-        return cluster.gpus >= spec.scale.workers
+        return cluster.gpus >= spec.scale.fewest_workers
     return spec.scale.device == "gpu"
 
 
 def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
-    workers = spec.scale.workers
-    needed = {"CPU": float(workers * spec.scale.cpus_per_worker)}
-    return {**needed, "GPU": float(workers)} if use_gpu else needed
+    """What the job cannot do without."""
+    each = worker_resources(spec.scale, use_gpu=use_gpu)
+    return {name: spec.scale.fewest_workers * amount for name, amount in each.items()}
 
 
 def _write(folder: JobFolder, result: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ LONGEST_LINE = 300
 # What the other ranks see when one of them is gone.
 _CONSEQUENCE = re.compile(r"gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE)
 _MEMORY = re.compile(r"out ?of ?memory|memory monitor|low on memory", re.IGNORECASE)
+CONTROLLER_DEATHS = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
+"""What Ray raises where the controller's answer was waited for."""
 _UNANSWERED = re.compile(
     r"health check.*(hang|hung|timeout|timed out|taking too long)", re.IGNORECASE | re.DOTALL
 )
@@ -27,8 +29,9 @@ def one_line(error: BaseException | None) -> str:
     """What went wrong, and on which rank, in one line."""
     if isinstance(error, WorkerGroupError):
         return by_rank(error.worker_failures) or first_line(error)
-    if isinstance(error, ray.exceptions.ActorDiedError):
-        return "the training controller died"
+    if isinstance(error, CONTROLLER_DEATHS):
+        how = "was killed because its node ran out of memory" if _MEMORY.search(str(error)) else "died"
+        return f"the training controller {how}"
     return first_line(cause(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -13,13 +14,17 @@ from typing import Any
 import ray
 from ray._raylet import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, get_device
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.data.errors import DataError
 from jobs.errors import JobError
-from jobs.failures import by_rank, log_failure, one_line
+from jobs.failures import CONTROLLER_DEATHS, by_rank, log_failure, one_line
 from jobs.folder import JobFolder
+from jobs.hardware import named
+from jobs.placement import plan, worker_resources
+from jobs.pulse import Pulse, watched
+from jobs.result import MOVING
 from jobs.spec import JobSpec
 from jobs.spec_errors import SpecError
 from jobs.trainer import GivenUp, Trainer
@@ -46,6 +51,8 @@ class FitThread(threading.Thread):
         self._give_up, self._ended = threading.Event(), threading.Event()
         self._result: dict[str, Any] | None = None
         self._error: BaseException | None = None
+        self._avoid: set[str] = set()
+        self._groups = itertools.count()
 
     def run(self) -> None:
         """Trains until the end or an error."""
@@ -63,23 +70,33 @@ class FitThread(threading.Thread):
 
     def _train(self) -> None:
         log = JobFolder(self._spec.job_dir).log
-        for attempt in range(self._spec.scale.max_failures + 1):
+        deaths = 0
+        while deaths <= self._spec.scale.max_failures:
             try:
-                self._result = self._trainer(attempt).fit().return_value
+                result = self._trainer().fit().return_value
+                if result["status"] == MOVING:
+                    self._move(result["avoid"])
+                    continue
+                self._result = result
                 return
             except GivenUp:
                 self._error = None
                 return
-            except ray.exceptions.ActorDiedError as error:
+            except CONTROLLER_DEATHS as error:
+                deaths += 1
                 self._error = error
                 log_failure(log, error)
                 free_reserved()
-                self.notes.put("the training controller died: starting another one")
+                self.notes.put(f"{one_line(error)}: starting another one")
             except Exception as error:  # noqa: BLE001 - becomes the job's result
                 self._error = error
                 if not isinstance(error, WorkerGroupError):  # those were logged when they happened
                     log_failure(log, error)
                 return
+
+    def _move(self, nodes: list[str]) -> None:
+        self._avoid.update(nodes)
+        self.notes.put(f"{named(nodes)} had too many hardware faults: training goes on without it")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -100,8 +117,14 @@ class FitThread(threading.Thread):
             return None
         return {"status": "failed", "job": self._spec.name, "error": one_line(self._error)}
 
-    def _trainer(self, attempt: int) -> Trainer:
+    def _trainer(self) -> Trainer:
         spec, use_gpu = self._spec, self._use_gpu
+        placement = plan(spec.scale, ray.nodes(), self._avoid, use_gpu=use_gpu)
+        if placement is None:  # a node that was to take over has gone since
+            self.notes.put(f"no other node has room any more: {named(sorted(self._avoid))} may be used again")
+            self._avoid.clear()
+            placement = plan(spec.scale, [], (), use_gpu=use_gpu)
+        assert placement is not None
         return Trainer(
             train_worker,
             give_up=self._give_up,
@@ -110,12 +133,14 @@ class FitThread(threading.Thread):
                 backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))
             ),
             scaling_config=ScalingConfig(
-                num_workers=spec.scale.workers,
+                num_workers=placement.workers,
                 use_gpu=use_gpu,
-                resources_per_worker={"CPU": spec.scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+                resources_per_worker=worker_resources(spec.scale, use_gpu=use_gpu),
+                label_selector=placement.label_selector,
+                elastic_resize_monitor_interval_s=spec.scale.resize_every_s,
             ),
             run_config=RunConfig(
-                name=f"{spec.name}-{attempt}",
+                name=f"{spec.name}-{next(self._groups)}",
                 storage_path=str(self._scratch),
                 failure_config=FailureConfig(
                     max_failures=spec.scale.max_failures, controller_failure_limit=CONTROLLER_FAILURES
@@ -150,14 +175,25 @@ class TellFailures(UserCallback):
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on every worker. What is wrong with the spec is no reason to try again."""
-    from jobs.train import train
-
     spec = JobSpec.from_dict(config["spec"])
+    pulse = Pulse(spec.scale.stall_timeout_s)
     try:
-        return train(spec, config["hub"])
+        return watched(lambda: _train_here(spec, config["hub"], pulse), pulse)
     except (JobError, SpecError, DataError, WorkloadError) as error:
         return {"status": REJECTED, "job": spec.name, "error": str(error)}
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
         log_failure(JobFolder(spec.job_dir).log, {rank: error})  # the traceback does not leave this process
         raise
+
+
+def _train_here(spec: JobSpec, hub: Any, pulse: Pulse) -> dict[str, Any]:
+    """In a thread of its own, which does not know yet which GPU Ray has given to this worker."""
+    import torch
+
+    from jobs.train import train
+
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return train(spec, hub, pulse)

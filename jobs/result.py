@@ -9,10 +9,14 @@ from typing import Any
 from jobs.folder import REPORT
 from jobs.spec import JobSpec
 
+MOVING = "moving"
+"""Status of a training that goes on elsewhere; never that of a job."""
+
 
 def complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
     """result.json: what the loop said, what the driver knows, and how the user would go on."""
     finished = outcome["status"] == "succeeded"
+    outcome = {name: value for name, value in outcome.items() if name != "avoid"}
     return {
         **dict.fromkeys(("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost"), 0),
         "guard_share": 0.0,

@@ -22,10 +22,12 @@ from jobs.dropout import set_randomness
 from jobs.evaluate import StopWatcher
 from jobs.exact import seed_generators, settle_buckets
 from jobs.folder import JobFolder
+from jobs.hardware import HardwareFaults, named
 from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule
 from jobs.preflight import before_first_step
 from jobs.progress import Progress
+from jobs.pulse import Pulse
 from jobs.regularize import Regularizer
 from jobs.spec import JobSpec
 from jobs.stepping import Stepper, make_average, make_scaler
@@ -53,6 +55,8 @@ class Run:
     total_steps: int
     steps_per_epoch: int
     stop: StopWatcher
+    pulse: Pulse
+    hardware: HardwareFaults
 
     @property
     def bare_model(self) -> nn.Module:
@@ -72,7 +76,7 @@ class Run:
         return self.spec.train.eval_every_epochs * self.steps_per_epoch
 
 
-def build(spec: JobSpec, hub: Any) -> Run:
+def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     """Makes all parts, wraps the model for DDP, and loads the job's newest checkpoint, if there is one."""
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -103,7 +107,9 @@ def build(spec: JobSpec, hub: Any) -> Run:
         journal=folder.incidents,
         job=spec.name,
     )
-    progress = Progress(spec, folder, hub, guard, total_steps, rank=rank, places=_places(world_size))
+    nodes, places = _places(world_size)
+    hardware = HardwareFaults(nodes, spec.scale.max_hardware_faults)
+    progress = Progress(spec, folder, hub, guard, total_steps, rank=rank, places=places)
     parts: dict[str, Stateful] = {
         "model": unwrap(model),
         "optimizer": optimizer,
@@ -114,6 +120,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         "faults": faults,
         "guard": guard,
         "progress": progress,
+        "hardware": hardware,
     }
     checkpoints = Checkpoints(
         spec.checkpoint_place,
@@ -129,11 +136,18 @@ def build(spec: JobSpec, hub: Any) -> Run:
         notify=progress.event,
         timeout_s=spec.scale.timeout_s,
     )
-    guard.restore_from(checkpoints.restore)
+
+    def restore(before: int | None) -> int | None:
+        pulse.rest()  # reading a checkpoint may take longer than a batch
+        return checkpoints.restore(before)
+
+    guard.restore_from(restore)
     resumed = checkpoints.load_latest()
     undone = progress.rewind_files()
     if resumed is not None:
-        progress.event("info", f"continuing from the checkpoint of step {resumed}")
+        scale = spec.scale
+        on = "" if scale.min_workers is None else f" with {world_size} of {scale.sizes_text} workers"
+        progress.event("info", f"continuing from the checkpoint of step {resumed}{on}")
     elif undone:
         progress.event("warning", "continuing from step 0: there is no checkpoint yet")
     else:
@@ -168,6 +182,8 @@ def build(spec: JobSpec, hub: Any) -> Run:
         total_steps=total_steps,
         steps_per_epoch=cursor.batches_per_epoch,
         stop=StopWatcher(hub, spec.name, rank),
+        pulse=pulse,
+        hardware=hardware,
     )
 
 
@@ -180,10 +196,11 @@ def _info(spec: JobSpec, world_size: int) -> dict[str, str]:
     }
 
 
-def _places(world_size: int) -> list[str]:
-    """Node and device of every rank."""
-    place = f"node {ray.get_runtime_context().get_node_id()[:8]}, {get_device()}"
-    places = [place] * world_size
+def _places(world_size: int) -> tuple[list[str], list[str]]:
+    """The node's id of every rank, and its node and device as people are told them."""
+    node = ray.get_runtime_context().get_node_id()
+    mine = (node, f"{named([node])}, {get_device()}")
+    all_of = [mine] * world_size
     if world_size > 1:
-        dist.all_gather_object(places, place)  # once, before the first step; every rank comes here
-    return places
+        dist.all_gather_object(all_of, mine)  # once, before the first step; every rank comes here
+    return [node for node, _ in all_of], [place for _, place in all_of]

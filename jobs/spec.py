@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -257,11 +258,13 @@ class JobSpec(Config):
     @classmethod
     def _equal_shares(cls, value: DataSpec, info: ValidationInfo) -> DataSpec:
         scale = info.data.get("scale")
-        if scale is None or value.batch_size % scale.workers == 0:
+        unit = 1 if scale is None else math.lcm(*scale.world_sizes)
+        if scale is None or value.batch_size % unit == 0:
             return value
-        nearest = max(1, round(value.batch_size / scale.workers)) * scale.workers
+        nearest = max(1, round(value.batch_size / unit)) * unit
+        elastic = ", for all numbers of workers down to scale.min_workers" if unit > scale.workers else ""
         raise related(
-            f"must be a multiple of scale.workers = {scale.workers}, so that all shares are equal",
+            f"must be a multiple of scale.workers = {scale.workers}{elastic}, so that all shares are equal",
             field="batch_size",
             value=value.batch_size,
             suggestion=f"write {nearest}",
@@ -271,9 +274,12 @@ class JobSpec(Config):
     @classmethod
     def _equal_parts(cls, value: TrainSpec, info: ValidationInfo) -> TrainSpec:
         scale, data = info.data.get("scale"), info.data.get("data")
-        if scale is None or data is None or data.batch_size % (scale.workers * value.micro_batches) == 0:
+        if scale is None or data is None:
             return value
-        share = data.batch_size // scale.workers
+        shares = [data.batch_size // workers for workers in scale.world_sizes]
+        share = next((share for share in shares if share % value.micro_batches), None)
+        if share is None:
+            return value
         raise related(
             f"must divide a worker's share of the batch, {share} samples",
             field="micro_batches",

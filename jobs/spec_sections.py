@@ -29,6 +29,14 @@ class ScaleSpec(Config):
     workers: PositiveInt = 1
     """Worker processes; each holds a replica of the model and takes an equal share of every batch."""
 
+    min_workers: PositiveInt | None = None
+    """Makes the job elastic: it trains with as many workers as the cluster's nodes have room for, from this
+    many up to ``workers``, and continues from its latest good checkpoint with more or fewer of them when a
+    node comes or goes. Ray counts whole nodes, whatever other jobs use of them."""
+
+    resize_every_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Seconds between looks whether an elastic job could have more workers."""
+
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """``gpu`` gives each worker one GPU; ``auto`` does so where the cluster has enough of them."""
 
@@ -38,16 +46,44 @@ class ScaleSpec(Config):
     max_failures: NonNegativeInt = 3
     """How often the job is restarted from its latest good checkpoint after a worker died."""
 
+    max_hardware_faults: PositiveInt | None = 3
+    """After this many batches that gave another result when computed again, the job leaves the node of the
+    worker that erred, if the others have room for it. ``null``: never."""
+
     timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Seconds after which a collective that a dead or stuck worker never joins counts as failed."""
 
     stall_timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
-    """Seconds after which a worker process that does not answer, because it is frozen, is given up; all
-    workers are then started again from the latest checkpoint."""
+    """Seconds after which a worker is given up that does not answer, because its process is frozen, or that
+    does not get on with one batch, because its code hangs; all workers are then started again from the latest
+    checkpoint."""
 
     stop_grace_s: float = Field(default=6.0, gt=0, allow_inf_nan=False)
     """Seconds that a job has to save its state when it is asked to stop; after that its latest checkpoint
     stands."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers with which the job can run."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def world_sizes(self) -> range:
+        """All numbers of workers that the job may have."""
+        return range(self.fewest_workers, self.workers + 1)
+
+    @property
+    def sizes_text(self) -> str:
+        """``4``, or ``2 to 4``."""
+        sizes = self.world_sizes
+        return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+    @field_validator("min_workers")
+    @classmethod
+    def _not_above_workers(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and "workers" in info.data and value > info.data["workers"]:
+            raise ValueError(f"is more than scale.workers = {info.data['workers']}")
+        return value
 
 
 class ModelSpec(Config):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from guard import FaultInjector, GradientGuard, StepReport
+from guard import FaultInjector, GradientGuard, StepReport, rng
 from jobs.regularize import Regularizer
 
 if TYPE_CHECKING:
@@ -62,9 +62,11 @@ class Stepper:
         """
         self.optimizer.zero_grad()
         step = self.guard.steps
+        generators = rng.capture()
         self._gradients(ids, epoch, step)
 
         def again() -> None:
+            rng.restore(generators)  # what the workload draws before its forward pass is part of the batch
             self.faults.repeat()
             self._gradients(ids, epoch, step)
 

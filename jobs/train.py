@@ -13,18 +13,21 @@ from guard import GuardHalt, StepReport
 from jobs.checkpoints import Checkpoints
 from jobs.data.cursor import shard
 from jobs.evaluate import evaluate
+from jobs.hardware import named, room_elsewhere
+from jobs.pulse import Pulse
+from jobs.result import MOVING
 from jobs.setup import Run, build
 from jobs.spec import JobSpec
 
 
-def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
-    """Trains on this rank until the end, a stop, or a halt, and returns the job's result."""
-    run = build(spec, hub)
+def train(spec: JobSpec, hub: Any, pulse: Pulse) -> dict[str, Any]:
+    """Trains on this rank until the end, a stop, a move or a halt, and returns the job's result."""
+    run = build(spec, hub, pulse)
     run.progress.enter("training")
     status, error = "succeeded", None
     try:
         if not (train_steps(run) and evaluated(run)):
-            status = "stopped"
+            status = MOVING if run.hardware.leaving else "stopped"
     except GuardHalt as halt:
         status, error = "halted", str(halt)
         run.checkpoints.forget_after(run.guard.steps)
@@ -38,12 +41,14 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
 
 
 def train_steps(run: Run) -> bool:
-    """Steps until the last one; false if somebody asked to stop before."""
+    """Steps until the last one; false if somebody asked to stop before, or a node is to be left."""
+    if leaves(run):
+        return False
     if due(run.guard.steps, run.eval_every) and not evaluated(run):
         return False  # the run before this one was stopped between a step and its evaluation
     for report in steps(run):
         note(run, report)
-        if report.stop:
+        if report.stop or leaves(run):
             settle(run)
             return False
         if report.applied and due(report.step, run.eval_every) and not evaluated(run):
@@ -66,6 +71,7 @@ def steps(run: Run) -> Iterator[StepReport]:
 
 def train_step(run: Run) -> StepReport:
     """One batch: forward, backward, and what the guard makes of it."""
+    run.pulse.beat()
     batch = run.cursor.next_batch()
     run.faults.begin(run.guard.steps)
     if run.progress.stop_requested() or run.stop.draining:
@@ -78,6 +84,23 @@ def note(run: Run, report: StepReport) -> None:
     """Records what became of an attempt, and what it says of the checkpoints before it."""
     run.progress.step(report)
     judge(run.checkpoints, report)
+    if report.incident is not None:
+        run.hardware.note(report.incident.faulty_ranks)
+
+
+def leaves(run: Run) -> bool:
+    """Whether a node has erred too often and the job goes on elsewhere; all ranks come here alike."""
+    bad = run.hardware.bad
+    if not bad:
+        return False
+    if room_elsewhere(run.spec.scale, bad, use_gpu=run.device.type == "cuda"):
+        run.hardware.leave(bad)
+        return True
+    run.hardware.keep(bad)
+    run.progress.event(
+        "error", f"{named(bad)} had too many hardware faults, and no other has room: training goes on there"
+    )
+    return False
 
 
 def settle(run: Run) -> None:
@@ -91,6 +114,7 @@ def evaluated(run: Run) -> bool:
     settle(run)
     if run.progress.evaluated_step == run.guard.steps:
         return True
+    run.pulse.beat()
     run.progress.enter("evaluating")
     sums = evaluate(run)
     if sums is not None:
@@ -112,6 +136,7 @@ def judge(checkpoints: Checkpoints, report: StepReport) -> None:
 def save(run: Run, *, closing: bool = False) -> None:
     """A checkpoint of the present state; training waits only for a copy of it, at its end for the disk."""
     settle(run)
+    run.pulse.rest()
     run.progress.enter("saving")
     if not closing:
         run.guard.snapshot()
@@ -137,6 +162,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
         "checkpoint": run.checkpoints.latest(),
         "world_size": run.world_size,
         "error": error,
+        "avoid": run.hardware.leaving,
     }
 
 

@@ -10,6 +10,7 @@
 ``write``          the background: torch.distributed.checkpoint, fsync, manifest, rename
 ``storage``        a local folder; ``remote``: S3 and any other URL
 ``load``           verify every byte, then read; ``spec_match``: does it belong to this spec?
+``shards``         FSDP2: whole tensors become shards of any number of ranks
 ``folder``         what lies in a folder of checkpoints
 =================  ==========================================================================
 """

@@ -19,6 +19,7 @@ from jobs.checkpoints.load import Content, of_rank, read, read_manifest
 from jobs.checkpoints.manifest import Health
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.retention import retired
+from jobs.checkpoints.shards import lay_out
 from jobs.checkpoints.spec_match import check_spec
 from jobs.checkpoints.stage import Stage
 from jobs.checkpoints.storage import open_storage
@@ -26,7 +27,7 @@ from jobs.checkpoints.write import Place, Writer, checkpoint_folder
 from jobs.errors import JobError
 
 Notify = Callable[[str, str], None]
-STAYS = frozenset({"guard", "faults", "progress", "cursor"})
+STAYS = frozenset({"guard", "faults", "progress", "cursor", "hardware"})
 """What a rollback within a run leaves as it is: counters and budgets go on, and so does the data."""
 
 
@@ -325,7 +326,7 @@ class Checkpoints:
         states = content.parts(rank, world_size)
         for name, part in self._parts.items():
             if name not in leave and name in states:
-                part.load_state_dict(states[name])
+                part.load_state_dict(lay_out(states[name], part))
         self._saved = content.manifest.step
         self._candidates.returned()
         self._tell()

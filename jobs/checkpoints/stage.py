@@ -1,8 +1,9 @@
 """The copy for which the training loop waits: this rank's share of the state, in memory of its own.
 
 What data-parallel ranks hold alike (parameters, the optimizer's moments) is shared out, so that each copies
-and writes an equal part. All else is rank 0's: buffers are not alike on all ranks, and it is rank 0's that
-DistributedDataParallel hands out. Generators are each rank's own.
+and writes an equal part; of a sharded tensor (FSDP2) each writes its shard. All else is rank 0's: buffers
+are not alike on all ranks, and it is rank 0's that DistributedDataParallel hands out. Generators are each
+rank's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard import rng
+from guard.shards import is_distributed, laid_out, layout, local
 from guard.snapshot import Stateful
 from jobs.checkpoints.state import Tensors, take_apart
 
@@ -51,9 +53,14 @@ class Stage:
 
     def _share(self, tensors: Tensors) -> Tensors:
         alike = self._alike()
-        shared = {name: t for name, t in tensors.items() if name in alike or _of_optimizer(name, self._parts)}
+        sharded = {name for name, tensor in tensors.items() if is_distributed(tensor)}
+        shared = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name not in sharded and (name in alike or _of_optimizer(name, self._parts))
+        }
         owners = share_out({name: t.nbytes for name, t in shared.items()}, self._world_size)
-        return {name: t for name, t in tensors.items() if owners.get(name, 0) == self._rank}
+        return {n: t for n, t in tensors.items() if n in sharded or owners.get(n, 0) == self._rank}
 
     def _alike(self) -> set[str]:
         return {
@@ -65,12 +72,13 @@ class Stage:
 
     @torch.no_grad()
     def _copy(self, tensors: Tensors) -> Tensors:
-        self._memory = {name: self._slot(name, tensor) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
+        mine = {name: local(tensor) for name, tensor in tensors.items()}
+        self._memory = {name: self._slot(name, tensor) for name, tensor in mine.items()}
+        for name, tensor in mine.items():
             self._memory[name].copy_(tensor, non_blocking=tensor.is_cuda)
-        if any(tensor.is_cuda for tensor in tensors.values()):
+        if any(tensor.is_cuda for tensor in mine.values()):
             torch.cuda.synchronize()
-        return self._memory
+        return {name: laid_out(self._memory[name], layout(tensor)) for name, tensor in tensors.items()}
 
     def _slot(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._memory.get(name)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,25 +17,16 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from measure import show
 
-from tests.integration.chaos import SPEC, ChaosRun, Kill, final_weights, same_weights
+from tests.integration.chaos import (
+    SPEC,
+    STEPS_PER_KILL,
+    ChaosRun,
+    Kill,
+    final_weights,
+    random_kills,
+    same_weights,
+)
 from tests.integration.runner import GRADGUARD, Sandbox
-
-VICTIMS = ("worker", "rank 0", "driver", "controller", "hub", "gcs_server", "raylet")
-STEPS_PER_KILL = 12
-WHILE_STARTING = 0.2
-"""Share of the kills that fall while the job is still starting again after the one before."""
-
-
-def random_kills(number: int, seed: int) -> list[Kill]:
-    """That many kills, at random steps and moments after them, of random parts of the job."""
-    chance = random.Random(seed)
-    steps = sorted(chance.sample(range(5, STEPS_PER_KILL * number + 5), number))
-    kills = [Kill(chance.choice(VICTIMS), step, chance.uniform(0, 0.3)) for step in steps]
-    for i in range(1, number):
-        if chance.random() < WHILE_STARTING:
-            victim = chance.choice(("worker", "driver", "controller"))
-            kills[i] = Kill(victim, None, chance.uniform(0.5, 8.0))
-    return kills
 
 
 def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

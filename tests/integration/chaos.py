@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import subprocess
@@ -18,11 +19,14 @@ from jobs.checkpoints import Checkpoints
 from jobs.folder import JobFolder
 from jobs.spec import JobSpec
 from jobs.workloads import load_workload
-from tests.integration.kills import find, steps, wait_until
+from tests.integration.kills import VICTIMS, find, steps, wait_until
 from tests.integration.runner import GRADGUARD, Sandbox, descendants
 
 ORPHANS_GONE_S = 120
 """Ray's agents take a minute to notice that nobody is there any more."""
+STEPS_PER_KILL = 12
+WHILE_STARTING = 0.2
+"""Share of the random kills that fall while the job is still starting again after the one before."""
 CONTINUES = re.compile(r"continuing from (?:the checkpoint of )?step (\d+)")
 
 SPEC: dict[str, Any] = {
@@ -30,12 +34,12 @@ SPEC: dict[str, Any] = {
     "scale": {
         "workers": 2,
         "max_failures": 100,
-        "timeout_s": 5.0,
-        "stall_timeout_s": 8.0,
+        "timeout_s": 20.0,
+        "stall_timeout_s": 10.0,
         "stop_grace_s": 30.0,
     },
     "data": {"dataset": "digits", "batch_size": 64, "augment": "standard"},
-    "train": {"max_steps": 80, "checkpoint_every_steps": 10},
+    "train": {"max_steps": 96, "checkpoint_every_steps": 10},
     "faults": [
         {"kind": "nan_loss", "step": 7, "rank": 1},
         {"kind": "lr_spike", "step": 23, "factor": 10000.0},
@@ -55,6 +59,18 @@ class Kill:
     step: int | None
     delay_s: float = 0.0
     signal: signal.Signals = signal.SIGKILL
+
+
+def random_kills(number: int, seed: int, *, after: int = 5) -> list[Kill]:
+    """That many kills of random parts of a job, at random steps from ``after`` on and moments after them."""
+    chance = random.Random(seed)
+    steps = sorted(chance.sample(range(after, STEPS_PER_KILL * number + after), number))
+    kills = [Kill(chance.choice(VICTIMS), step, chance.uniform(0, 0.3)) for step in steps]
+    for i in range(1, number):
+        if chance.random() < WHILE_STARTING:
+            victim = chance.choice(("worker", "driver", "controller"))
+            kills[i] = Kill(victim, None, chance.uniform(0.5, 8.0))
+    return kills
 
 
 class ChaosRun:

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ RAY = str(BIN / "ray")
 class Cluster:
     """A head node of its own, in a sandbox of its own."""
 
-    def __init__(self, sandbox: Sandbox, url: str) -> None:
+    def __init__(self, sandbox: Sandbox, url: str, address: str) -> None:
         self.sandbox = sandbox
         self.url = url
+        self.address = address
 
 
 @contextlib.contextmanager
@@ -48,10 +50,22 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
         read_until(head, lambda line: "Ray runtime started" in line)
         url = f"http://127.0.0.1:{ports[1]}"
         wait_for_api(url)
-        yield Cluster(sandbox, url)
+        yield Cluster(sandbox, url, f"127.0.0.1:{ports[0]}")
     finally:
         end(head)
         shutil.rmtree(session, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def joined_node(cluster: Cluster) -> Iterator[None]:
+    """A second node of two cores, on this machine too, for the length of the block."""
+    script = Path(__file__).with_name("second_node.py")
+    node = cluster.sandbox.start(sys.executable, str(script), cluster.address, "2")
+    try:
+        read_until(node, lambda line: "has joined" in line)
+        yield
+    finally:
+        end(node)
 
 
 def free_ports(number: int) -> list[int]:

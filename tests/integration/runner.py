@@ -15,7 +15,7 @@ import yaml
 
 BIN = Path(sys.executable).parent
 GRADGUARD = str(BIN / "gradguard")
-DEADLINE_S = 240
+DEADLINE_S = 500
 
 DIGITS: dict[str, Any] = {
     "name": "digits",
@@ -93,6 +93,18 @@ class Sandbox:
         path = self.path / "runs" / job / file
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+NOISY = "chaos_workload:Noisy"
+
+
+def noisy(path: Path) -> Sandbox:
+    """A sandbox in which ``NOISY`` can be trained."""
+    sandbox = Sandbox(path)
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    sandbox.environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return sandbox
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
 from jobs.failures import LONGEST_LINE, log_failure, one_line
@@ -26,6 +26,8 @@ def test_dead_processes_are_named() -> None:
     assert one_line(ActorDiedError()) == "the training controller died"
     oom = RuntimeError("Task was killed due to the node running low on memory.")
     assert "ran out of memory" in one_line(WorkerGroupError("failed", {0: oom}))
+    killed = OutOfMemoryError("Task was killed due to the node running low on memory.\nRefer to the manual.")
+    assert one_line(killed) == "the training controller was killed because its node ran out of memory"
 
 
 def test_the_line_is_short_whatever_the_error_says() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -204,3 +206,24 @@ def test_the_z_loss_has_the_gradient_of_its_formula():
     shares = logits.detach().softmax(-1)
     expected = 2 * 0.3 * logits.detach().logsumexp(-1, keepdim=True) * shares / 7
     torch.testing.assert_close(logits.grad, expected)
+
+
+class Jittery(Blobs):
+    """Draws from Python's, NumPy's and torch's generators before its forward pass."""
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        scale = 1 + random.random() + np.random.rand()
+        return super().loss(model, (batch[0] * scale + torch.randn_like(batch[0]), batch[1]))
+
+
+def test_what_a_workload_draws_before_its_forward_pass_is_no_hardware_fault():
+    _, stepper = trained()
+    fault = FaultConfig(kind="scaled_gradient", step=STEPS + 30, factor=1e6)
+    faults = FaultInjector((fault,), model=stepper.model, optimizer=stepper.optimizer)
+    jittery = dataclasses.replace(stepper, workload=Jittery(), faults=faults)
+    reports = []
+    for attempt in range(32):
+        jittery.faults.begin(jittery.guard.steps)
+        reports.append(jittery.step(np.arange(BATCH) + BATCH * (attempt % STEPS), 0))
+    (incident,) = [report.incident for report in reports if report.incident is not None]
+    assert incident.faulty_ranks == []

@@ -1,0 +1,64 @@
+"""Sharded tensors in a checkpoint: every rank writes its shard, whole tensors are read, and shared out anew.
+
+So a model that FSDP2 (``fully_shard``) lays out over some ranks is continued on any other number of them.
+Reading holds one whole copy of the state in each rank's main memory for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guard.shards import is_distributed
+
+
+def lay_out(state: Any, part: Any) -> Any:
+    """A state dict of whole tensors with those cut into shards that ``part`` holds as shards.
+
+    Args:
+        state: as a checkpoint has it.
+        part: what it is loaded into; modules and optimizers may hold ``DTensor``s.
+    """
+    if isinstance(part, nn.Module):
+        return _like_module(state, part.state_dict())
+    if isinstance(part, Optimizer):
+        return _like_parameters(state, part)
+    return state
+
+
+def _like_module(state: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _cut(value, now.get(name)) for name, value in state.items()}
+
+
+def _like_parameters(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """A moment is laid out as its parameter, which has the place in the groups that the state dict names."""
+    parameters = dict(enumerate(_parameters(optimizer)))
+    moments = {
+        place: {name: _cut(value, parameters.get(place)) for name, value in of_one.items()}
+        for place, of_one in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _cut(value: Any, like: Any) -> Any:
+    """This rank's shard of a whole tensor, if ``like`` is a sharded tensor of its shape; nobody is asked."""
+    if not (isinstance(value, Tensor) and isinstance(like, Tensor) and is_distributed(like)):
+        return value
+    if value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    with torch.no_grad():
+        return distribute_tensor(
+            value.to(like.to_local().device), like.device_mesh, like.placements, src_data_rank=None
+        )

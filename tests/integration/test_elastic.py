@@ -1,0 +1,48 @@
+"""An elastic job takes a node in that joins the cluster, and leaves it when its hardware errs."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from tests.integration.cluster import Cluster, joined_node
+from tests.integration.runner import GRADGUARD, read_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SPEC: dict[str, Any] = {
+    "scale": {
+        "workers": 2,
+        "min_workers": 1,
+        "cpus_per_worker": 2,
+        "resize_every_s": 2.0,
+        "max_hardware_faults": 1,
+        "stop_grace_s": 60.0,
+    },
+    "train": {"max_steps": 5000, "checkpoint_every_steps": 10, "eval_every_epochs": 100},
+    "faults": [
+        {"kind": "bitflip_gradient", "step": 15, "rank": 1, "times": 5000, "parameter": "fc.weight"},
+    ],
+}
+"""The second worker, once there is one, computes rubbish."""
+
+
+def test_a_job_grows_onto_a_node_and_leaves_it_again_when_it_errs(cluster: Cluster) -> None:
+    sandbox = cluster.sandbox
+    job = sandbox.start(GRADGUARD, "train", sandbox.spec("elastic", **SPEC), "--address", cluster.address)
+    output = read_until(job, lambda line: "phase=training" in line)
+    assert "starting 1 to 2 workers" in output
+    with joined_node(cluster):
+        output = read_until(job, lambda line: "with 2 of 1 to 2 workers" in line)
+        output += read_until(job, lambda line: "with 1 of 1 to 2 workers" in line)
+        assert "hardware fault on rank 1 (node " in output
+        assert "had too many hardware faults: training goes on without it" in output
+        job.send_signal(signal.SIGINT)
+        rest, _ = job.communicate(timeout=240)
+    assert "stopped" in rest
+    result = sandbox.result("elastic")
+    assert (result["status"], result["world_size"]) == ("stopped", 1)
+    steps = [row["step"] for row in sandbox.rows("elastic", "metrics.jsonl") if "action" in row]
+    assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"
