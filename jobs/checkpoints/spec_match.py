@@ -18,6 +18,7 @@ MAY_DIFFER = (
     "data.root",
     "data.download",
     "data.test_limit",
+    "data.workers",
 )
 """Sections and fields that may change between a checkpoint and its continuation."""
 
