@@ -16,7 +16,7 @@ from torch import Generator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from jobs.data.cursor import DataCursor, shard
-from jobs.data.errors import DataError
+from jobs.data.errors import SampleError
 from jobs.data.reader import Request, Samples
 
 _START = "spawn"  # a fork of a process with the threads of Ray, gloo and CUDA may hang
@@ -56,14 +56,14 @@ class ReadAhead:
             pin_memory=pin,
             generator=Generator(),  # else it draws from the global one, which training owns
         )
-        self._answers: Iterator[Samples | DataError] | None = None
+        self._answers: Iterator[Samples | SampleError] | None = None
         self._held: deque[tuple[Request, Samples]] = deque(maxlen=parts)
 
     def read(self, request: Request) -> Samples:
         """The samples; waits until they are there.
 
         Raises:
-            DataError: as the reader does.
+            SampleError: as the reader does.
         """
         held = next((samples for known, samples in self._held if known.same(request)), None)
         if held is not None:
@@ -104,7 +104,7 @@ class ReadAhead:
             raise RuntimeError("nothing is being read")
         self._queue.taken()
         answer = next(self._answers)
-        if isinstance(answer, DataError):
+        if isinstance(answer, SampleError):
             raise answer
         return answer
 
@@ -144,14 +144,14 @@ class _Queue(Sampler[Request]):
         self._sent.popleft()
 
 
-class _Reading(Dataset[Samples | DataError]):
+class _Reading(Dataset[Samples | SampleError]):
     """What a process runs; a broken image is an answer, for to an exception torch adds a traceback."""
 
     def __init__(self, reader: Reads) -> None:
         self._reader = reader
 
-    def __getitem__(self, request: Request) -> Samples | DataError:
+    def __getitem__(self, request: Request) -> Samples | SampleError:
         try:
             return self._reader.read(request)
-        except DataError as error:
+        except SampleError as error:
             return error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.data.errors import DataError
+from jobs.data.errors import DataError, SampleError
 from jobs.vision_compat import import_torchvision
 
 _SUBSET_SEED = 20170828
@@ -41,7 +41,7 @@ class Images(Protocol):
         """One image, uint8 [C, H, W].
 
         Raises:
-            DataError: it cannot be read.
+            SampleError: it cannot be read.
         """
 
     def first(self, limit: int | None) -> Self:
@@ -147,7 +147,7 @@ class ImageFiles:
         """One image, uint8 [3, H, W]; a grey or transparent one is converted.
 
         Raises:
-            DataError: the file is broken or gone; it is named.
+            SampleError: the file is broken or gone; it is named.
         """
         import_torchvision()
         from PIL import Image
@@ -159,7 +159,7 @@ class ImageFiles:
                 pixels: Tensor = functional.pil_to_tensor(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{path}: is not a readable image: {reason}") from None
+            raise SampleError(f"{path}: is not a readable image: {reason}") from None
         return pixels
 
     def chosen(self, rows: Tensor) -> ImageFiles:

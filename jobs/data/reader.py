@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.errors import DataError
+from jobs.data.errors import SampleError
 from jobs.data.images import ImageData, Images
 from jobs.data.mixing import Mix, Mixer
 from jobs.data.transforms import Pipeline
@@ -98,7 +98,7 @@ class ImageReader:
         """The samples that are asked for.
 
         Raises:
-            DataError: an image is broken, and is not to be skipped.
+            SampleError: an image is broken, and is not to be skipped.
         """
         if request.split == "test":
             return self._fixed(self.test, request.ids)
@@ -149,13 +149,13 @@ class ImageReader:
         for row in range(sample, sample + _MOST_BROKEN):
             try:
                 return _Found(source.pixels(row % len(source)), row % len(source), tuple(broken))
-            except DataError as error:
+            except SampleError as error:
                 if not self._skip:
-                    raise DataError(f"{error}; data.on_broken: skip goes on without it") from None
+                    raise SampleError(f"{error}; data.on_broken: skip goes on without it") from None
                 broken.append(str(error))
             if not replace:
                 return _Found(torch.empty(0), -1, tuple(broken))
-        raise DataError(f"{broken[0]}; and so are the {_MOST_BROKEN - 1} images after it")
+        raise SampleError(f"{broken[0]}; and so are the {_MOST_BROKEN - 1} images after it")
 
     def _labels(self, source: Images, found: Sequence[_Found]) -> Tensor:
         return source.labels[torch.tensor([row for _, row, _ in found if row >= 0], dtype=torch.int64)]

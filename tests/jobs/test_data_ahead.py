@@ -15,7 +15,7 @@ import pytest
 import torch
 from image_folder_fixture import break_image, write_images
 
-from jobs.data import DataCursor, DataError
+from jobs.data import DataCursor, SampleError
 from jobs.data.cursor import shard
 from jobs.spec import JobSpec
 from jobs.workloads import load_workload
@@ -29,18 +29,10 @@ MICRO_BATCHES = 2
 
 
 def spec(root: Path, workers: int, **data: Any) -> JobSpec:
-    section = {
-        "dataset": "imagefolder",
-        "root": str(root),
-        "image_size": 16,
-        "batch_size": 8,
-        "workers": workers,
-    }
-    augment = {"crop": "resized", "color": {}, "mixup": 0.2, "cutmix": 1.0}
-    train = {"micro_batches": MICRO_BATCHES}
-    return JobSpec.from_dict(
-        {"data": {"augment": augment, "workers": workers, **section, **data}, "train": train}
-    )
+    section: dict[str, Any] = {"dataset": "imagefolder", "root": str(root), "image_size": 16, "batch_size": 8}
+    section["augment"] = {"crop": "resized", "color": {}, "mixup": 0.2, "cutmix": 1.0}
+    section |= {"workers": workers, **data}
+    return JobSpec.from_dict({"data": section, "train": {"micro_batches": MICRO_BATCHES}})
 
 
 class Training:
@@ -151,7 +143,7 @@ def until_it_fails(training: Training, kind: type[Exception]) -> str:
             training.step()
         except kind as error:
             return str(error)
-        except DataError:
+        except SampleError:
             continue
     raise AssertionError("nothing failed")
 
@@ -163,7 +155,7 @@ def test_a_broken_image_is_one_line_from_another_process_too_and_a_dead_process_
     others = {process.pid for process in children()}
     training = Training(root, workers=1)
     try:
-        said = until_it_fails(training, DataError)
+        said = until_it_fails(training, SampleError)
         assert re.search(r"green/\S+: is not a readable image", said)
         assert "\n" not in said
         (own,) = {process.pid for process in children()} - others

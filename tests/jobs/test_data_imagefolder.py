@@ -11,7 +11,7 @@ import pytest
 import torch
 from image_folder_fixture import break_image, grey_image, write_images
 
-from jobs.data import DataError, load_images
+from jobs.data import DataError, SampleError, load_images
 from jobs.data.images import ImageFiles, Images
 from jobs.spec import DataSpec, JobSpec, SpecError
 from jobs.workloads import Workload, load_workload
@@ -129,12 +129,12 @@ def broken(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_broken_image_ends_the_job_with_its_name_on_one_line(tmp_path: Path):
     in_train, in_test = broken(tmp_path)
     job = workload(tmp_path)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(SampleError) as caught:
         job.train_batch(np.arange(9), 0, CPU)
     assert str(caught.value).startswith(f"{in_train}: is not a readable image: ")
     assert "data.on_broken: skip" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=str(in_test)):
+    with pytest.raises(SampleError, match=str(in_test)):
         job.evaluate(job.build_model(), 0, 1, CPU)
 
 
