@@ -19,6 +19,7 @@ MAY_DIFFER = (
     "data.download",
     "data.test_limit",
     "data.workers",
+    "data.on_broken",
 )
 """Sections and fields that may change between a checkpoint and its continuation."""
 

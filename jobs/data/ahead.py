@@ -8,6 +8,9 @@ for nothing is thrown away, and the same processes begin at the new place.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -53,6 +56,7 @@ class ReadAhead:
             persistent_workers=True,
             prefetch_factor=_PER_WORKER,
             multiprocessing_context=_START,
+            worker_init_fn=_end_with_parent,
             pin_memory=pin,
             generator=Generator(),  # else it draws from the global one, which training owns
         )
@@ -122,6 +126,18 @@ def plan_of(
                 yield Request("train", batch.epoch, own[start : start + size])
 
     return plan
+
+
+def _end_with_parent(_: int) -> None:
+    """Runs in each process; torch's own watch misses a parent that died while the process was starting."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Queue(Sampler[Request]):

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).resolve().parents[2] / "jobs" / "examples" / "resnet50-imagefolder-cpu.yaml"
 SMALL = ("train.max_steps=10", "schedule.warmup_steps=2", "data.batch_size=16", "metrics.port=0")
 
+UNREADABLE = ("data.on_broken=error", "preflight=off", "scale.max_failures=0", "model.name=resnet18")
+
 
 def train(sandbox: Sandbox, *overrides: str) -> tuple[int, str]:
     flags = [part for override in (*SMALL, *overrides) for part in ("--set", override)]
@@ -47,7 +49,7 @@ def test_the_example_trains_on_image_files_and_counts_the_broken_ones(sandbox: S
 def test_a_broken_image_ends_the_job_with_its_name(sandbox: Sandbox) -> None:
     for path in (sandbox.path / "images" / "train").rglob("*.png"):
         break_image(path)
-    code, output = train(sandbox, "data.on_broken=error", "preflight=off", "scale.max_failures=0")
+    code, output = train(sandbox, *UNREADABLE)
     assert code == 1, output
     error = sandbox.result("resnet50-cpu")["error"]
     assert "is not a readable image" in error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from jobs.workloads.vision import VisionWorkload
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO_BATCHES = 2
 
 
@@ -163,3 +166,38 @@ def test_a_broken_image_is_one_line_from_another_process_too_and_a_dead_process_
         assert "exited unexpectedly" in until_it_fails(training, RuntimeError)
     finally:
         training.job.close()
+
+
+KILLED = """
+import os, signal, sys, psutil
+from jobs.data import DataCursor
+from jobs.spec import JobSpec
+from jobs.workloads import load_workload
+
+if __name__ == "__main__":
+    data = {"dataset": "imagefolder", "root": sys.argv[1], "image_size": 16, "batch_size": 4, "workers": 2}
+    job = load_workload(JobSpec.from_dict({"data": data}))
+    cursor = DataCursor(job.n_train, 4, 0)
+    job.read_ahead(cursor, 0, 1, "cpu")
+    batch = cursor.next_batch()
+    job.train_batch(batch.ids, batch.epoch, "cpu")
+    print(*(process.pid for process in psutil.Process().children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_process_outlives_a_trainer_that_was_killed(tmp_path: Path):
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    run = subprocess.run(
+        [sys.executable, str(program), str(write_images(tmp_path / "images", 4))],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == -signal.SIGKILL
+    pids = {int(pid) for pid in run.stdout.split()}
+    assert len(pids) >= 2
+    left = [process for process in psutil.process_iter() if process.pid in pids]
+    assert psutil.wait_procs(left, timeout=60)[1] == []
