@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from jobs.cluster import JOB_CONFIG_VAR, ClusterError
-from jobs.data.errors import DataError
+from jobs.data.errors import DataError, SampleError
 from jobs.driver import run_job
 from jobs.errors import JobError, JobFinished
 from jobs.live import print_summary
@@ -24,7 +24,7 @@ EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
 BAD_INPUT = 2
 INTERRUPTED = 130
 SPEC_VARIABLE = "GRADGUARD_SPEC"
-USER_ERRORS = (SpecError, JobError, ClusterError, DataError, WorkloadError)
+USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, WorkloadError)
 
 
 def main(arguments: list[str]) -> int:

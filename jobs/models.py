@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SMALL_IMAGE = 64
 _ONE_OUTPUT: dict[str, Any] = {"aux_logits": False, "init_weights": True}
-_EXTRA_ARGUMENTS = {"googlenet": _ONE_OUTPUT, "inception_v3": _ONE_OUTPUT}
+_MANY_OUTPUTS = ("googlenet", "inception_v3")
 
 
 class ModelError(ValueError):
@@ -59,11 +59,18 @@ def _published(name: str, classes: int, image_size: int) -> nn.Module:
     if name not in known:
         question = did_you_mean(name, known) or f"known are {', '.join(known)}"
         raise ModelError(f"model {name}: torchvision has no such classification model; {question}")
-    extra = {"image_size": image_size} if name.startswith("vit_") else _EXTRA_ARGUMENTS.get(name, {})
     try:
-        return zoo.get_model(name, weights=None, num_classes=classes, **extra)
-    except (RuntimeError, AssertionError) as error:
+        return zoo.get_model(name, weights=None, num_classes=classes, **_extra_arguments(name, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise _unfit(name, image_size, error) from error
+
+
+def _extra_arguments(name: str, image_size: int) -> dict[str, Any]:
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit_"):
+        return {"input_size": (image_size, image_size)}
+    return _ONE_OUTPUT if name in _MANY_OUTPUTS else {}
 
 
 def _adapt_stem(model: nn.Module, config: ModelSpec, channels: int, image_size: int) -> None:

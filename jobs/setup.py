@@ -17,6 +17,7 @@ from guard import FaultInjector, GradientGuard, GuardMetrics
 from guard.observe import unwrap
 from guard.snapshot import Stateful
 from jobs.checkpoints import Checkpoints, Policy
+from jobs.compile import compile_forward
 from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
 from jobs.evaluate import StopWatcher
@@ -32,7 +33,7 @@ from jobs.regularize import Regularizer
 from jobs.spec import JobSpec
 from jobs.stepping import Stepper, make_average, make_scaler
 from jobs.workloads import load_workload
-from jobs.workloads.base import Workload
+from jobs.workloads.base import ReadsAhead, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,11 @@ class Run:
         averaged: nn.Module | None = None if average is None else average.module
         return self.bare_model if averaged is None else averaged
 
+    def close(self) -> None:
+        """Ends what the workload has running beside the training."""
+        if isinstance(self.workload, ReadsAhead):
+            self.workload.close()
+
     @property
     def eval_every(self) -> int:
         """Steps between evaluations."""
@@ -86,6 +92,8 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
     initialized = build_initialized(spec, workload)
+    if spec.train.channels_last:
+        initialized = initialized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     set_randomness(unwrap(model), spec.regularize)
     if world_size > 1:
@@ -152,6 +160,10 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
         progress.event("warning", "continuing from step 0: there is no checkpoint yet")
     else:
         before_first_step(spec, workload, unwrap(model), folder, progress)
+    if spec.train.compile:
+        compile_forward(unwrap(model), get_device())
+    if isinstance(workload, ReadsAhead):
+        workload.read_ahead(cursor, rank, world_size, get_device())
     stepper = Stepper(
         workload=workload,
         model=model,

@@ -14,13 +14,13 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from guard.base import Config
 from guard.config import GuardConfig
 from guard.faults import FaultConfig
+from jobs.spec_data import DataSpec
 from jobs.spec_errors import Problem, SpecError, did_you_mean, problems_of, related
 from jobs.spec_load import Document, read_document
 from jobs.spec_override import apply_overrides
 from jobs.spec_regularize import RegularizeSpec
 from jobs.spec_schema import without_empty_sections
 from jobs.spec_sections import (
-    DataSpec,
     MetricsSpec,
     ModelSpec,
     OptimizerSpec,

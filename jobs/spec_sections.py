@@ -118,32 +118,6 @@ class ModelSpec(Config):
         return self.init if isinstance(self.init, InitSpec) else InitSpec(scheme=self.init)
 
 
-class DataSpec(Config):
-    """What is learned, and how much of it at a time."""
-
-    dataset: Literal["auto", "fashion-mnist", "digits"] = "auto"
-    """``auto``: Fashion-MNIST where it is found, else the digits that come with scikit-learn."""
-
-    root: str | None = None
-    """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout. If it is given, the
-    data set comes from there or nowhere."""
-
-    batch_size: PositiveInt = 128
-    """Samples of a global batch, over all workers; a multiple of ``scale.workers``."""
-
-    train_limit: PositiveInt | None = None
-    """Train on this many samples only, a fixed random choice."""
-
-    test_limit: PositiveInt | None = None
-    """Evaluate on this many samples only, a fixed random choice."""
-
-    augment: Literal["none", "standard"] = "none"
-    """``standard``: random crop of the padded image and, where it keeps the meaning, random mirroring."""
-
-    download: bool = False
-    """Whether torchvision may download the data set if it is found nowhere."""
-
-
 class OptimizerSpec(Config):
     """The optimizer. Learning rate, momentum and weight decay default by its name."""
 
@@ -236,6 +210,13 @@ class TrainSpec(Config):
 
     log_layers_every: PositiveInt = 10
     """Steps between rows that record the gradient norm of every layer."""
+
+    channels_last: bool = False
+    """Stores images and convolutions channel by channel within each pixel: faster on a GPU in half precision,
+    and on many CPUs."""
+
+    compile: bool = False
+    """Compiles the forward pass with ``torch.compile``: the first steps take longer, the others less."""
 
     @field_validator("epochs")
     @classmethod

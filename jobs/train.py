@@ -35,6 +35,8 @@ def train(spec: JobSpec, hub: Any, pulse: Pulse) -> dict[str, Any]:
     except Exception as failure:
         run.guard.report_failure(failure)
         raise
+    finally:
+        run.close()
     save(run, closing=True)
     run.progress.enter("finished")
     return result(run, status, error)

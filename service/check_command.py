@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jobs.errors import JobError
 from jobs.spec import JobSpec
@@ -88,7 +88,9 @@ def _range(rates: LrRange) -> dict[str, Any]:
 
 
 def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> None:
-    table = Table("layer", "kind", "mean", "std", "growth", "dead", "gradient", "gradient/weight", box=None)
+    figures_of = ("mean", "std", "growth", "dead", "gradient", "per weight")
+    names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never cut short
+    table = Table(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
     for layer in flight.layers:
         style = "red" if layer.name == flight.layer else None
         figures = (layer.mean, layer.std, layer.growth)

@@ -18,6 +18,8 @@ MAY_DIFFER = (
     "data.root",
     "data.download",
     "data.test_limit",
+    "data.workers",
+    "data.on_broken",
 )
 """Sections and fields that may change between a checkpoint and its continuation."""
 

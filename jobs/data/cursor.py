@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,7 @@ class DataCursor:
         """Index, within its epoch, of the batch that comes next."""
         self.last_ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """Sample ids of the batch that was given out last; an incident names them."""
+        self._last: Batch | None = None
         self._permutation: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -75,16 +76,23 @@ class DataCursor:
         start = self.index * self.batch_size
         ids = self._order()[start : start + self.batch_size]
         batch = Batch(self.epoch, self.index, ids, self.index + 1 == self.batches_per_epoch)
-        self.last_ids = ids
+        self.last_ids, self._last = ids, batch
         self.epoch, self.index = (self.epoch + 1, 0) if batch.ends_epoch else (self.epoch, self.index + 1)
         return batch
 
     def _order(self) -> NDArray[np.int64]:
         if self._permutation is None or self._permutation[0] != self.epoch:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_samples)
-            order.flags.writeable = False  # batches are views of it
-            self._permutation = (self.epoch, order)
+            self._permutation = (self.epoch, epoch_order(self.n_samples, self.seed, self.epoch))
         return self._permutation[1]
+
+    def upcoming(self) -> Iterator[Batch]:
+        """The batch given out last, if there is one, then those that follow; the cursor itself stays."""
+        if self._last is not None:
+            yield self._last
+        ahead = DataCursor(self.n_samples, self.batch_size, self.seed)
+        ahead.epoch, ahead.index = self.epoch, self.index
+        while True:
+            yield ahead.next_batch()
 
     def state_dict(self) -> dict[str, int]:
         """Identity and position, as plain integers."""
@@ -111,6 +119,13 @@ class DataCursor:
                 f"batch {state['index']} of {self.batches_per_epoch}"
             )
         self.epoch, self.index = int(state["epoch"]), int(state["index"])
+
+
+def epoch_order(n_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The ids of all samples in the order of an epoch; not to be written to."""
+    order = np.random.default_rng([seed, epoch]).permutation(n_samples)
+    order.flags.writeable = False  # batches are views of it
+    return order
 
 
 def shard(ids: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:

@@ -1,21 +1,59 @@
-"""Labelled images in memory: what every image source delivers."""
+"""Labelled images: what every image source delivers, in memory or as files that are read when needed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.data.errors import DataError
+from jobs.data.errors import DataError, SampleError
+from jobs.vision_compat import import_torchvision
 
 _SUBSET_SEED = 20170828
 
 
+class Images(Protocol):
+    """One split of a data set."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, shape [N], each an index into ``classes``."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+
+    @property
+    def name(self) -> str:
+        """The data set, for messages."""
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of an image."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, row: int) -> Tensor:
+        """One image, uint8 [C, H, W].
+
+        Raises:
+            SampleError: it cannot be read.
+        """
+
+    def first(self, limit: int | None) -> Self:
+        """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
+
+        None, or a limit beyond the end, keeps all samples in their stored order.
+        """
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageData:
-    """One split of a data set.
+    """Images of one size in memory.
 
     Attributes:
         images: uint8, shape [N, C, H, W].
@@ -37,10 +75,7 @@ class ImageData:
             )
         if len(self.images) != len(self.labels):
             raise DataError(f"{self.name}: {len(self.images)} images but {len(self.labels)} labels")
-        if len(self.labels) == 0:
-            raise DataError(f"{self.name}: holds no images")
-        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classes):
-            raise DataError(f"{self.name}: a label lies outside 0..{len(self.classes) - 1}")
+        _check_labels(self)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,14 +90,15 @@ class ImageData:
         """Height of an image in pixels."""
         return self.images.shape[2]
 
-    def first(self, limit: int | None) -> ImageData:
-        """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
+    def pixels(self, row: int) -> Tensor:
+        """One image, uint8 [C, H, W]."""
+        return self.images[row]
 
-        None, or a limit beyond the end, keeps all samples in their stored order.
-        """
-        if limit is None or limit >= len(self):
+    def first(self, limit: int | None) -> ImageData:
+        """The first ``limit`` samples of a fixed shuffling; all in their stored order without a limit."""
+        chosen = _subset(len(self), limit)
+        if chosen is None:
             return self
-        chosen = torch.from_numpy(np.random.default_rng(_SUBSET_SEED).permutation(len(self))[:limit])
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
@@ -76,3 +112,74 @@ class ImageData:
             means.append(mean)
             deviations.append(max(variance**0.5, 1 / 255))  # a blank channel must not divide by zero
         return means, deviations
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFiles:
+    """Image files of any size and format, read as colour when they are needed.
+
+    Attributes:
+        folder: that the paths are relative to.
+        paths: of the files.
+        labels: int64, shape [N], each an index into ``classes``.
+        classes: the names of the classes.
+        name: the data set, for messages.
+    """
+
+    folder: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str = "imagefolder"
+
+    def __post_init__(self) -> None:
+        _check_labels(self)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def channels(self) -> int:
+        """Red, green and blue."""
+        return 3
+
+    def pixels(self, row: int) -> Tensor:
+        """One image, uint8 [3, H, W]; a grey or transparent one is converted.
+
+        Raises:
+            SampleError: the file is broken or gone; it is named.
+        """
+        import_torchvision()
+        from PIL import Image
+        from torchvision.transforms.v2 import functional
+
+        path = self.folder / self.paths[row]
+        try:
+            with Image.open(path) as image:
+                pixels: Tensor = functional.pil_to_tensor(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+            raise SampleError(f"{path}: is not a readable image: {reason}") from None
+        return pixels
+
+    def chosen(self, rows: Tensor) -> ImageFiles:
+        """These samples alone."""
+        return replace(self, paths=tuple(self.paths[row] for row in rows.tolist()), labels=self.labels[rows])
+
+    def first(self, limit: int | None) -> ImageFiles:
+        """The first ``limit`` samples of a fixed shuffling; all in their stored order without a limit."""
+        rows = _subset(len(self), limit)
+        return self if rows is None else self.chosen(rows)
+
+
+def _check_labels(images: ImageData | ImageFiles) -> None:
+    if len(images.labels) == 0:
+        raise DataError(f"{images.name}: holds no images")
+    if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(images.classes):
+        raise DataError(f"{images.name}: a label lies outside 0..{len(images.classes) - 1}")
+
+
+def _subset(size: int, limit: int | None) -> Tensor | None:
+    if limit is None or limit >= size:
+        return None
+    return torch.from_numpy(np.random.default_rng(_SUBSET_SEED).permutation(size)[:limit])

@@ -1,4 +1,4 @@
-"""Where images come from: Fashion-MNIST from disk, scikit-learn's digits from its package."""
+"""Where images come from: a folder of the user's, torchvision, the system's Fashion-MNIST, scikit-learn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from jobs.data.errors import DataError
 from jobs.data.idx import read_idx
-from jobs.data.images import ImageData
+from jobs.data.images import ImageData, Images
 
 if TYPE_CHECKING:
-    from jobs.spec_sections import DataSpec
+    from jobs.spec_data import DataSpec
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _CLASSES = (
 _SPLIT_SEED = 0
 
 
-def load_images(config: DataSpec) -> tuple[ImageData, ImageData]:
+def load_images(config: DataSpec) -> tuple[Images, Images]:
     """The training and the test split that a spec asks for, with its limits applied.
 
     Raises:
@@ -38,9 +38,21 @@ def load_images(config: DataSpec) -> tuple[ImageData, ImageData]:
     return train.first(config.train_limit), test.first(config.test_limit)
 
 
-def _find(config: DataSpec) -> tuple[ImageData, ImageData]:
+def _find(config: DataSpec) -> tuple[Images, Images]:
     if config.dataset == "digits":
         return load_digits()
+    if config.dataset == "imagefolder":
+        from jobs.data.imagefolder import load_image_folder  # imports torchvision, which takes a second
+
+        return load_image_folder(config)
+    if config.dataset not in ("auto", "fashion-mnist"):
+        from jobs.data.named import load_named
+
+        return load_named(config)
+    return _fashion_or_digits(config)
+
+
+def _fashion_or_digits(config: DataSpec) -> tuple[ImageData, ImageData]:
     folder = _fashion_folder(config)
     if folder is not None:
         _log.info("data: fashion-mnist from %s", folder)

@@ -1,63 +1,138 @@
-"""From stored bytes to what the model sees: augmentation per sample, scaling and normalisation per batch."""
+"""What is done to an image before the model sees it: size, augmentation, normalisation; all of transforms v2.
+
+Size and augmentation work on bytes, sample by sample where anything is random; normalisation on whole batches
+on the device.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from jobs.data.images import ImageData
+from jobs.data.errors import DataError
+from jobs.data.images import ImageData, Images
 from jobs.vision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402
 
-_MIRRORED_MEANS_SOMETHING_ELSE = frozenset({"digits"})
+if TYPE_CHECKING:
+    from jobs.spec_augment import AugmentSpec, ColorSpec
+    from jobs.spec_data import DataSpec
+
+_CHARACTERS = frozenset({"digits", "mnist", "kmnist", "svhn", "usps"})
+_ANY_DEPTH = -1
+_PADDING = 8
 
 
-class ImageTransform:
-    """Training and test transform of one data set.
+class Pipeline:
+    """The transforms of one data set, from stored bytes to what the model sees.
 
-    A sample is augmented from ``(seed, epoch, sample id)`` alone: however many workers share the batch,
-    and in whatever order, it comes out the same, and the global random number generators stay untouched.
+    Attributes:
+        size: height and width in pixels at which the model sees the images.
+        fixed: what every image goes through; None if it stays as it is.
+        random: what a training image goes through instead, drawn from torch's global generator; None if
+            nothing is random.
+        normalize: uint8 -> normalised float32, for images and batches.
     """
 
-    def __init__(self, train: ImageData, *, augment: Literal["none", "standard"], seed: int) -> None:
-        mean, std = train.mean_and_std()
-        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-        self._augment = _standard(train) if augment == "standard" else None
-        self._seed = seed
+    def __init__(self, train: Images, config: DataSpec) -> None:
+        augment = config.augmentation
+        self.mean, self.std = _normalization(train, config)
+        self.size = _size(train, config)
+        self.normalize = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+        )
+        self.fixed = _sized(train, config, self.size)
+        steps = [] if augment is None else list(self._random_steps(augment, train))
+        self.random = v2.Compose(steps) if steps else None
 
-    def train(self, images: Tensor, ids: np.ndarray, epoch: int, device: torch.device | str) -> Tensor:
-        """uint8 [N, C, H, W] with their sample ids -> normalised float32 of the same shape, on ``device``."""
-        if self._augment is not None:
-            images = self._augmented(self._augment, images, ids, epoch)
-        return self.test(images, device)
+    def _random_steps(self, augment: AugmentSpec, train: Images) -> Iterator[v2.Transform]:
+        """In this order: geometry, colour, the policies, erasing."""
+        yield from self._cropped(augment, train)
+        yield from _mirrored(augment, train)
+        if augment.rotation:
+            yield v2.RandomRotation(augment.rotation, interpolation=v2.InterpolationMode.BILINEAR)
+        if augment.color is not None:
+            yield _jitter(augment.color)
+        if (rand := augment.randaugment) is not None:
+            yield v2.RandAugment(rand.operations, rand.magnitude)
+        if (mix := augment.augmix) is not None:
+            yield v2.AugMix(mix.severity, mix.width, mix.depth or _ANY_DEPTH, mix.alpha)
+        if (erasing := augment.erasing) is not None:
+            fill = [round(255 * level) for level in _each(self.mean, train.channels)]
+            yield v2.RandomErasing(erasing.probability, erasing.scale, value=fill)
 
-    def test(self, images: Tensor, device: torch.device | str) -> Tensor:
-        """uint8 [N, C, H, W] -> normalised float32 of the same shape, on ``device``; nothing random."""
-        return self.normalize(images.to(device, non_blocking=True))
-
-    def _augmented(self, augment: v2.Transform, images: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
-        augmented = []
-        with torch.random.fork_rng(devices=[]):
-            for image, sample in zip(images, ids, strict=True):
-                # Only the CPU generator: torch.manual_seed would reseed the GPU generators too.
-                torch.default_generator.manual_seed(_sample_seed(self._seed, epoch, int(sample)))
-                augmented.append(augment(image))
-        return torch.stack(augmented)
+    def _cropped(self, augment: AugmentSpec, train: Images) -> Iterator[v2.Transform]:
+        in_memory = isinstance(train, ImageData)
+        crop = augment.crop if augment.crop != "auto" else "pad" if in_memory else "resized"
+        if crop == "resized":
+            yield v2.RandomResizedCrop(self.size, scale=augment.crop_scale, antialias=True)
+            return
+        if self.fixed is not None:
+            yield self.fixed
+        if crop == "pad":
+            yield v2.RandomCrop(self.size, padding=augment.crop_padding or max(1, self.size // _PADDING))
 
 
-def _standard(data: ImageData) -> v2.Transform:
-    """Crop a padded image at random, and mirror it unless that changes its meaning."""
-    size = tuple(data.images.shape[-2:])
-    crop = v2.RandomCrop(size, padding=max(1, data.image_size // 8))
-    if data.name in _MIRRORED_MEANS_SOMETHING_ELSE:
-        return crop
-    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+def _size(train: Images, config: DataSpec) -> int:
+    if config.size is not None:
+        return config.size
+    if not isinstance(train, ImageData):
+        raise DataError(f"{train.name}: set data.image_size")
+    height, width = train.images.shape[-2:]
+    if height != width:
+        raise DataError(f"{train.name}: the images have {height}x{width} pixels: set data.image_size")
+    return height
 
 
-def _sample_seed(seed: int, epoch: int, sample: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, sample]).generate_state(1, np.uint64)[0])
+def _sized(train: Images, config: DataSpec, size: int) -> v2.Transform | None:
+    """The shorter side scaled, the middle cut out."""
+    resize = config.resize_to
+    stored = train.image_size if isinstance(train, ImageData) else None
+    if resize is None or resize == size == stored:
+        return None
+    return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+
+
+def _normalization(train: Images, config: DataSpec) -> tuple[list[float], list[float]]:
+    given = config.normalization
+    if given is not None:
+        return _fitting(given.mean, train), _fitting(given.std, train)
+    if isinstance(train, ImageData):
+        return train.mean_and_std()
+    raise DataError(
+        "data.normalize = dataset: would read every image file: write imagenet, or mean and std in numbers"
+    )
+
+
+def _fitting(numbers: Sequence[float], train: Images) -> list[float]:
+    """One for each channel; three, as ImageNet's, become their mean for grey images."""
+    if len(numbers) == 3 and train.channels == 1:
+        return [sum(numbers) / 3]
+    if len(numbers) not in (1, train.channels):
+        raise DataError(
+            f"data.normalize: has {len(numbers)} numbers, and the images of {train.name} have "
+            f"{train.channels} channels: write {train.channels}, or one for all"
+        )
+    return list(numbers)
+
+
+def _each(numbers: Sequence[float], channels: int) -> list[float]:
+    return list(numbers) * (channels // len(numbers))
+
+
+def _mirrored(augment: AugmentSpec, train: Images) -> Iterator[v2.Transform]:
+    flip = augment.flip
+    if flip == "auto":
+        flip = "none" if train.name in _CHARACTERS else "horizontal"
+    if flip in ("horizontal", "both"):
+        yield v2.RandomHorizontalFlip()
+    if flip in ("vertical", "both"):
+        yield v2.RandomVerticalFlip()
+
+
+def _jitter(color: ColorSpec) -> v2.Transform:
+    return v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import numpy as np
 
+    from jobs.data.cursor import DataCursor
     from jobs.spec import JobSpec
 
 
@@ -55,4 +56,21 @@ class Workload(Protocol):
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The metrics that follow from the sums over all ranks, such as ``test_accuracy``."""
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A workload that prepares batches before they are asked for; one of yours may do so too."""
+
+    def read_ahead(self, cursor: DataCursor, rank: int, world_size: int, device: torch.device) -> None:
+        """Called once, before the first step; ``cursor.upcoming()`` says what will be asked for.
+
+        The cursor may be set back at any time: what ``train_batch`` returns must not depend on what was
+        prepared.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends whatever prepares batches; called when training ends, in whatever way."""
         ...

@@ -1,54 +1,93 @@
-"""The built-in image classification: a torchvision model on Fashion-MNIST or on digits."""
+"""The built-in image classification: a torchvision model on a data set by name or on a folder of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.data import load_images
-from jobs.data.transforms import ImageTransform
+from jobs.data.ahead import ReadAhead, plan_of
+from jobs.data.images import ImageData
+from jobs.data.reader import ImageReader, Request, Samples
 from jobs.models import build_model
 from jobs.workloads.losses import cross_entropy
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from jobs.data.cursor import DataCursor
     from jobs.spec import JobSpec
 
+_log = logging.getLogger(__name__)
+
 _EVAL_BATCH = 500
+_EVAL_PIXELS = 500 * 64 * 64
+_GPU_WORKERS = 4
 
 
 class VisionWorkload:
-    """Cross-entropy on labelled images; fulfils ``jobs.workloads.base.Workload``."""
+    """Cross-entropy on labelled images; fulfils ``jobs.workloads.base.Workload``.
+
+    Attributes:
+        n_train: training samples.
+        classes: their names, in the order of the outputs.
+    """
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
-        self._train, self._test = load_images(spec.data)
-        self._transform = ImageTransform(self._train, augment=spec.data.augment, seed=spec.seed)
-        self.n_train = len(self._train)
+        train, test = load_images(spec.data)
+        self._reader = ImageReader(train, test, spec.data, seed=spec.seed)
+        self._ahead: ReadAhead | None = None
+        self._skipped = 0
+        self.n_train, self.classes = len(train), train.classes
 
     def build_model(self) -> nn.Module:
         """The spec's model for these images and classes."""
         return build_model(
             self._spec.model,
-            channels=self._train.channels,
-            classes=len(self._train.classes),
-            image_size=self._train.image_size,
+            channels=self._reader.train.channels,
+            classes=len(self.classes),
+            image_size=self._reader.pipeline.size,
             seed=self._spec.seed,
         )
+
+    def read_ahead(self, cursor: DataCursor, rank: int, world_size: int, device: torch.device | str) -> None:
+        """From now on ``data.workers`` processes read what this cursor will ask for; ``close`` ends them."""
+        on_gpu = torch.device(device).type == "cuda"
+        workers = self._spec.data.workers
+        if workers is None:
+            workers = _GPU_WORKERS if on_gpu and not isinstance(self._reader.train, ImageData) else 0
+        if workers:
+            parts = self._spec.train.micro_batches
+            plan = plan_of(cursor, rank, world_size, parts)
+            self._ahead = ReadAhead(self._reader, workers=workers, plan=plan, parts=parts, pin=on_gpu)
+
+    def close(self) -> None:
+        """Ends the processes that read ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def train_batch(
         self, ids: NDArray[np.int64], epoch: int, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
-        """Normalised images, float32 [N, C, H, W], and labels, int64 [N]."""
-        rows = torch.from_numpy(ids.copy())
-        images = self._transform.train(self._train.images[rows], ids, epoch, device)
-        return images, self._train.labels[rows].to(device, non_blocking=True)
+        """Normalised images, float32 [N, C, H, W], and labels.
+
+        Labels are int64 [N]; with MixUp or CutMix they are shares of the classes, float32 [N, classes].
+        """
+        request = Request("train", epoch, ids)
+        samples = (self._ahead or self._reader).read(request)
+        self._skipped += self._told(samples)
+        images, labels = self._images(samples.images, device), samples.labels.to(device, non_blocking=True)
+        if samples.mix is None:
+            return images, labels
+        partners = self._images(samples.mix.images, device)
+        return samples.mix.into(images, partners), samples.mix.targets(labels, len(self.classes))
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy in nats, with the label smoothing and the z-loss of the spec."""
@@ -64,18 +103,43 @@ class VisionWorkload:
         was_training = model.training
         model.eval()
         sums = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}
-        for rows in torch.arange(len(self._test))[rank::world_size].split(_EVAL_BATCH):
-            if len(rows) == 0:
-                continue  # more ranks than samples
-            labels = self._test.labels[rows].to(device)
-            outputs = model(self._transform.test(self._test.images[rows], device)).float()
+        skipped = 0
+        for samples in self._test_samples(rank, world_size):
+            skipped += self._told(samples)
+            if len(samples.labels) == 0:
+                continue  # all of them broken
+            labels = samples.labels.to(device)
+            outputs = model(self._images(samples.images, device)).float()
             sums["correct"] += (outputs.argmax(1) == labels).sum().item()
             sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
-            sums["count"] += len(rows)
+            sums["count"] += len(labels)
         model.train(was_training)
+        if self._spec.data.on_broken == "skip":
+            sums |= {"train_skipped": float(self._skipped), "test_skipped": float(skipped)}
         return sums
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Accuracy and mean loss over the test set."""
-        count = sums["count"]
-        return {"test_accuracy": sums["correct"] / count, "test_loss": sums["loss_sum"] / count}
+        """Accuracy and mean loss over the test set.
+
+        Where broken images are skipped, ``test_skipped`` counts those left out, and ``train_skipped`` how
+        often one was replaced since the workers started.
+        """
+        count = max(sums["count"], 1.0)
+        skipped = {key: sums[key] for key in ("train_skipped", "test_skipped") if key in sums}
+        return {"test_accuracy": sums["correct"] / count, "test_loss": sums["loss_sum"] / count, **skipped}
+
+    def _test_samples(self, rank: int, world_size: int) -> Iterator[Samples]:
+        own = np.arange(rank, len(self._reader.test), world_size)
+        size = max(1, min(_EVAL_BATCH, _EVAL_PIXELS // self._reader.pipeline.size**2))
+        requests = [Request("test", 0, own[at : at + size]) for at in range(0, len(own), size)]
+        return self._ahead.all(requests) if self._ahead else map(self._reader.read, requests)
+
+    def _images(self, images: Tensor, device: torch.device | str) -> Tensor:
+        normalised: Tensor = self._reader.pipeline.normalize(images.to(device, non_blocking=True))
+        last = self._spec.train.channels_last
+        return normalised.contiguous(memory_format=torch.channels_last) if last else normalised
+
+    def _told(self, samples: Samples) -> int:
+        for line in samples.broken:
+            _log.warning("data: %s; skipped", line)
+        return len(samples.broken)

@@ -1,0 +1,106 @@
+"""``gradguard check``: a verdict on a spec's network as table, JSON and drawing; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from jobs.errors import JobError
+from jobs.spec_errors import SpecError
+from service.cli import app
+
+SPEC: dict[str, Any] = {
+    "name": "checked",
+    "storage": "runs",
+    "scale": {"device": "cpu"},
+    "model": {"name": "resnet18", "stem": "tiny"},
+    "data": {"dataset": "digits", "batch_size": 16},
+}
+EXPLODING = {"name": "squeezenet1_1", "init": {"scheme": "kaiming", "gain": 10.0}}
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "checked.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    return path
+
+
+def exploding(folder: Path) -> Path:
+    path = folder / "exploding.yaml"
+    data = {**SPEC["data"], "image_size": 64}
+    path.write_text(yaml.safe_dump({**SPEC, "model": EXPLODING, "data": data}))
+    return path
+
+
+def check(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["check", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_healthy_network_is_fine_layer_by_layer_and_nothing_is_written(spec: Path) -> None:
+    output = check(spec).output
+    assert "checked.yaml is valid: job checked" in output
+    assert "layer4.1.conv2" in output
+    assert "pre-flight: fine" in output
+    assert [path.name for path in spec.parent.iterdir()] == [spec.name]
+
+
+def test_json_has_the_verdict_and_the_layers_and_nothing_else(spec: Path) -> None:
+    document = json.loads(check(spec, "--json").output)
+    assert (document["job"], document["lr_range"]) == ("checked", None)
+    flight = document["preflight"]
+    assert (flight["verdict"], flight["layer"], flight["suggestion"]) == ("fine", None, "")
+    assert flight["loss"] == pytest.approx(2.3, abs=1.0)
+    names = [layer["name"] for layer in flight["layers"]]
+    assert names[0] == "conv1"
+    assert names[-1] == "fc"
+    assert {"mean", "std", "grad_norm", "dead_share", "growth"} <= set(flight["layers"][0])
+
+
+def test_a_network_that_explodes_is_named_with_its_layer_and_its_cure(spec: Path) -> None:
+    path = exploding(spec.parent)
+    output = check(path, code=1).output
+    assert "pre-flight: exploding at layer " in output
+    assert "model.init" in output
+    flight = json.loads(check(path, "--json", code=1).output)["preflight"]
+    assert flight["verdict"] == "exploding"
+    assert flight["layer"] in [layer["name"] for layer in flight["layers"]]
+    assert "valid" in check(path, "--no-preflight").output
+    assert "valid" in check(path, "--set", "preflight=off").output
+
+
+@pytest.mark.slow
+def test_the_learning_rate_range_is_found_and_drawn(spec: Path) -> None:
+    plots = [spec.parent / name for name in ("layers.svg", "range.png")]
+    check(spec, "--plot", plots[0])
+    document = json.loads(check(spec, "--json", "--lr-range", "--plot", plots[1]).output)
+    found = document["lr_range"]
+    assert found["rates"] == sorted(found["rates"])
+    assert len(found["rates"]) == len(found["losses"])
+    assert found["rates"][0] < found["suggested"] < 1.0
+    assert found["suggested"] < found["largest"]
+    assert plots[0].read_bytes().lstrip().startswith(b"<?xml")
+    assert plots[1].read_bytes().startswith(b"\x89PNG")
+    advice = check(spec, "--lr-range").output
+    assert f"try optimizer.lr={found['suggested']:.2g}" in advice
+
+
+def test_a_drawing_that_cannot_be_made_is_one_line(spec: Path) -> None:
+    for name, said in (("plot.xyz", "plot.xyz"), ("missing/plot.svg", "No such file")):
+        with pytest.raises(JobError, match=said) as caught:
+            check(spec, "--plot", spec.parent / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_bad_spec_is_named_before_anything_is_built(spec: Path) -> None:
+    with pytest.raises(SpecError, match=r'model\.name = "resnet19".*did you mean "resnet18"'):
+        check(spec, "--set", "model.name=resnet19")
+    assert "gain" in check(exploding(spec.parent), "--show").output
