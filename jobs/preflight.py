@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from guard.preflight import LrRange, PreflightReport, learning_rate_range, run_preflight
 from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.files import write_text_atomic
-from jobs.optim import build_optimizer
+from jobs.optim import build_optimizer, tables_of
 
 if TYPE_CHECKING:
     from jobs.folder import JobFolder
@@ -67,7 +68,10 @@ def find_learning_rates(spec: JobSpec, workload: Workload, model: nn.Module) -> 
         batch = cursor.next_batch()
         return workload.loss(twin, workload.train_batch(batch.ids, batch.epoch, device))
 
-    return learning_rate_range(model, loss, lambda twin: build_optimizer(spec.optimizer, twin.parameters()))
+    def optimizer(twin: nn.Module) -> Optimizer:
+        return build_optimizer(spec.optimizer, twin.parameters(), tables=tables_of(twin))
+
+    return learning_rate_range(model, loss, optimizer)
 
 
 def _keep(report: PreflightReport, folder: JobFolder, progress: Progress) -> None:

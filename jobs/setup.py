@@ -23,7 +23,7 @@ from jobs.evaluate import StopWatcher
 from jobs.exact import seed_generators, settle_buckets
 from jobs.folder import JobFolder
 from jobs.init import build_initialized
-from jobs.optim import build_optimizer, build_schedule
+from jobs.optim import build_optimizer, build_schedule, tables_of
 from jobs.preflight import before_first_step
 from jobs.progress import Progress
 from jobs.regularize import Regularizer
@@ -86,7 +86,12 @@ def build(spec: JobSpec, hub: Any) -> Run:
     set_randomness(unwrap(model), spec.regularize)
     if world_size > 1:
         settle_buckets(model, workload, get_device())
-    optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on=spec.regularize.weight_decay_on)
+    optimizer = build_optimizer(
+        spec.optimizer,
+        model.parameters(),
+        decay_on=spec.regularize.weight_decay_on,
+        tables=tables_of(unwrap(model)),
+    )
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
     scaler = make_scaler(get_device(), spec.train.precision)
