@@ -17,6 +17,7 @@ from guard import FaultInjector, GradientGuard, GuardMetrics
 from guard.observe import unwrap
 from guard.snapshot import Stateful
 from jobs.checkpoints import Checkpoints, Policy
+from jobs.data.agreement import check_same_data
 from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
 from jobs.evaluate import StopWatcher
@@ -79,6 +80,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
     folder = JobFolder(spec.job_dir)
     seed_generators(spec.seed, rank)
     workload = load_workload(spec)
+    check_same_data(workload, world_size)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
     initialized = build_initialized(spec, workload)

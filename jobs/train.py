@@ -13,6 +13,7 @@ from guard import GuardHalt, StepReport
 from jobs.checkpoints import Checkpoints
 from jobs.data.cursor import shard
 from jobs.evaluate import evaluate
+from jobs.samples import write_samples
 from jobs.setup import Run, build
 from jobs.spec import JobSpec
 
@@ -33,8 +34,9 @@ def train(spec: JobSpec, hub: Any) -> dict[str, Any]:
         run.guard.report_failure(failure)
         raise
     save(run, closing=True)
+    samples = write_samples(run) if status == "succeeded" else None
     run.progress.enter("finished")
-    return result(run, status, error)
+    return {**result(run, status, error), "samples": samples}
 
 
 def train_steps(run: Run) -> bool:
