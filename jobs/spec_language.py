@@ -12,7 +12,7 @@ from guard.base import Config
 from jobs.spec_errors import did_you_mean, related
 
 if TYPE_CHECKING:
-    from jobs.spec_sections import DataSpec, ModelSpec
+    from jobs.spec import DataSpec, ModelSpec
 
 LANGUAGE = "language"
 _SIZES = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jobs.data.errors import DataError
 
 if TYPE_CHECKING:
-    from jobs.spec_sections import DataSpec
+    from jobs.spec import DataSpec
 
 _log = logging.getLogger(__name__)
 

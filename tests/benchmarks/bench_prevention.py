@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measure import show
 from torch import nn
@@ -60,7 +61,7 @@ class Plain(VisionWorkload):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._spec.seed)
             layers: list[nn.Module] = []
-            channels = self._train.channels
+            channels = self.train_batch(np.arange(1), 0, CPU)[0].shape[1]
             for width in (16, 32, 64):
                 layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.ReLU()]
                 channels = width

@@ -17,9 +17,8 @@ from jobs.data.errors import DataError
 from jobs.data.text import load_text
 from jobs.data.tokens import Bytes, TokenizerFile, Windows
 from jobs.gpt import GPT, rotated, rotation
-from jobs.spec import JobSpec, SpecError
+from jobs.spec import DataSpec, JobSpec, SpecError
 from jobs.spec_language import GptShape, gpt_shape
-from jobs.spec_sections import DataSpec
 from jobs.workloads import load_workload
 from jobs.workloads.language import LanguageWorkload
 
