@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jobs.workloads.base import Workload
 
 FILE = "preflight.json"
-_MOST_SAMPLES = 64
+_MOST_SAMPLES, _FEWEST_SAMPLES = 64, 8
 
 
 def before_first_step(
@@ -54,7 +54,9 @@ def before_first_step(
 
 def fly(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
     """The pre-flight on the first samples that the job will train on; the model is left as it was."""
-    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids[:_MOST_SAMPLES]
+    at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # what fits into memory
+    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids
+    ids = ids[: min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once))]
     batch = workload.train_batch(ids, 0, next(model.parameters()).device)
     return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
 
