@@ -83,6 +83,12 @@ def test_what_means_nothing_is_named(sections: dict, said: str):
     assert said in problem(**sections)
 
 
+def test_workers_in_another_folder_find_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    data = spec(data={"path": "book.txt", "tokenizer": "words.json"}).absolute().data
+    assert (data.path, data.tokenizer) == (str(tmp_path / "book.txt"), str(tmp_path / "words.json"))
+
+
 def test_gpt_small_with_the_vocabulary_of_gpt2_has_124_million_parameters():
     named = JobSpec.from_dict({"workload": "language", "model": {"name": "gpt-small", "vocabulary": 50304}})
     with torch.device("meta"):
