@@ -133,7 +133,7 @@ class Ledger:
             local_norms=report.local_norms,
             update_norm=report.update_norm,
             buffer_jump=report.buffer_jump,
-            regularization={k: v for k, v in recovery.items() if k != "lr_scale"},
+            regularization={f"recovery_{k}": v for k, v in recovery.items() if k != "lr_scale"},
         )
 
     def _count(self, incident: Incident, outcome: Outcome) -> None:

@@ -123,6 +123,11 @@ class GuardMetrics:
             if regularization is not None:
                 _update_finite(self._keyed["regularization_strength"], regularization)
 
+    def regularization(self, strengths: Mapping[str, float]) -> None:
+        """What keeps the weights small at present, by kind; a kind that is not named keeps its value."""
+        with self._lock:
+            _update_finite(self._keyed["regularization_strength"], strengths)
+
     def noise_scale(self, ratio: float) -> None:
         """The gradient noise scale, in global batches."""
         with self._lock:

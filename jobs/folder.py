@@ -15,6 +15,7 @@ from jobs.spec import JobSpec
 
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
+SAMPLES = "samples.txt"
 
 
 class JobFolder:

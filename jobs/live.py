@@ -115,6 +115,7 @@ def print_summary(console: Console, result: Mapping[str, Any], job_dir: Path) ->
         "error": one_line(summary.error),
         "metrics": ", ".join(f"{name} {metric_text(name, value)}" for name, value in summary.metrics.items()),
         "guard": _guard_line(result),
+        "samples": _place(job_dir, as_text(result.get("samples"))),
         "report": str(job_dir / as_text(result.get("report"), "report.html")),
         "result": str(job_dir / "result.json"),
         "incidents": str(job_dir / "incidents.jsonl") if summary.anomalies else "",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from guard.preflight import LrRange, PreflightReport, learning_rate_range, run_preflight
 from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.files import write_text_atomic
-from jobs.optim import build_optimizer
+from jobs.optim import build_optimizer, tables_of
 
 if TYPE_CHECKING:
     from jobs.folder import JobFolder
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from jobs.workloads.base import Workload
 
 FILE = "preflight.json"
-_MOST_SAMPLES = 64
+_MOST_SAMPLES, _FEWEST_SAMPLES = 64, 8
 
 
 def before_first_step(
@@ -53,7 +54,9 @@ def before_first_step(
 
 def fly(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
     """The pre-flight on the first samples that the job will train on; the model is left as it was."""
-    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids[:_MOST_SAMPLES]
+    at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # what fits into memory
+    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids
+    ids = ids[: min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once))]
     batch = workload.train_batch(ids, 0, next(model.parameters()).device)
     return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
 
@@ -67,7 +70,10 @@ def find_learning_rates(spec: JobSpec, workload: Workload, model: nn.Module) -> 
         batch = cursor.next_batch()
         return workload.loss(twin, workload.train_batch(batch.ids, batch.epoch, device))
 
-    return learning_rate_range(model, loss, lambda twin: build_optimizer(spec.optimizer, twin.parameters()))
+    def optimizer(twin: nn.Module) -> Optimizer:
+        return build_optimizer(spec.optimizer, twin.parameters(), tables=tables_of(twin))
+
+    return learning_rate_range(model, loss, optimizer)
 
 
 def _keep(report: PreflightReport, folder: JobFolder, progress: Progress) -> None:

@@ -47,6 +47,20 @@ class Regularizer:
         fall = {"none": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return rise * fall[spec.fade]
 
+    def strengths(self, step: int) -> dict[str, float]:
+        """What is in force after ``step`` steps, by the spec's names; only what the spec asks for."""
+        spec, factor = self._spec, self.strength(step)
+        moving = {"l1": spec.l1, "l2": spec.l2, "orthogonal": spec.orthogonal}
+        fixed = {
+            "label_smoothing": spec.label_smoothing,
+            "z_loss": spec.z_loss,
+            "dropout": spec.dropout,
+            "stochastic_depth": spec.stochastic_depth,
+        }
+        noise = {"gradient_noise": spec.gradient_noise * (1 + step) ** -_NOISE_DECAY}
+        now = {**{name: value * factor for name, value in moving.items() if value}, **fixed, **noise}
+        return {name: value for name, value in now.items() if value or name in moving}
+
     def penalty(self, step: int) -> Tensor | None:
         """What is added to the loss of every micro-batch; None where nothing is."""
         if not self._spec.orthogonal:

@@ -18,6 +18,7 @@ from guard.observe import unwrap
 from guard.snapshot import Stateful
 from jobs.checkpoints import Checkpoints, Policy
 from jobs.compile import compile_forward
+from jobs.data.agreement import check_same_data
 from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
 from jobs.evaluate import StopWatcher
@@ -25,7 +26,7 @@ from jobs.exact import seed_generators, settle_buckets
 from jobs.folder import JobFolder
 from jobs.hardware import HardwareFaults, named
 from jobs.init import build_initialized
-from jobs.optim import build_optimizer, build_schedule
+from jobs.optim import build_optimizer, build_schedule, tables_of
 from jobs.preflight import before_first_step
 from jobs.progress import Progress
 from jobs.pulse import Pulse
@@ -89,6 +90,7 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     folder = JobFolder(spec.job_dir)
     seed_generators(spec.seed, rank)
     workload = load_workload(spec)
+    check_same_data(workload, world_size)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     total_steps = spec.total_steps(workload.n_train)
     initialized = build_initialized(spec, workload)
@@ -98,7 +100,12 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     set_randomness(unwrap(model), spec.regularize)
     if world_size > 1:
         settle_buckets(model, workload, get_device())
-    optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on=spec.regularize.weight_decay_on)
+    optimizer = build_optimizer(
+        spec.optimizer,
+        model.parameters(),
+        decay_on=spec.regularize.weight_decay_on,
+        tables=tables_of(unwrap(model)),
+    )
     schedule = build_schedule(spec.schedule, optimizer, total_steps)
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
     scaler = make_scaler(get_device(), spec.train.precision)

@@ -16,6 +16,15 @@ from guard.config import GuardConfig
 from guard.faults import FaultConfig
 from jobs.spec_data import DataSpec
 from jobs.spec_errors import Problem, SpecError, did_you_mean, problems_of, related
+from jobs.spec_language import (
+    LANGUAGE,
+    GptFields,
+    TextFields,
+    check_gpt,
+    check_text,
+    check_unused,
+    with_language_defaults,
+)
 from jobs.spec_load import Document, read_document
 from jobs.spec_override import apply_overrides
 from jobs.spec_regularize import RegularizeSpec
@@ -61,6 +70,17 @@ def _rank_exists(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
     return fault
 
 
+def _can_be_poisoned(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
+    if fault.kind == "poisoned_batch" and info.data.get("workload") == LANGUAGE:
+        raise related(
+            "does nothing to text, whose tokens are whole numbers",
+            field="kind",
+            value=fault.kind,
+            suggestion="write nan_loss or scaled_gradient",
+        )
+    return fault
+
+
 def _fires(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
     train = info.data.get("train")
     if train is not None and train.max_steps is not None and fault.step >= train.max_steps:
@@ -82,10 +102,13 @@ class JobSpec(Config):
     """Fixes initial weights, order of the data and augmentation."""
 
     workload: str = "vision"
-    """What is trained: a built-in name, or ``package.module:Class`` for your own."""
+    """What is trained: ``vision``, ``language``, or ``package.module:Class`` for your own: a class that
+    fulfils ``jobs.workloads.base.Workload``, in a module beside the spec or in one that is installed.
+    ``jobs/examples/own_workload`` is one."""
 
     options: dict[str, Any] = Field(default_factory=dict)
-    """Free fields for a workload of your own; the built-in ones have none."""
+    """Free fields for a workload of your own, which finds them in ``spec.options``; the built-in ones have
+    none."""
 
     storage: str = Field(default="runs", min_length=1)
     """Folder for the files of jobs; those of this job go to ``<storage>/<name>/``."""
@@ -122,7 +145,15 @@ class JobSpec(Config):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     """The gradient guard."""
 
-    faults: tuple[Annotated[FaultConfig, AfterValidator(_rank_exists), AfterValidator(_fires)], ...] = ()
+    faults: tuple[
+        Annotated[
+            FaultConfig,
+            AfterValidator(_rank_exists),
+            AfterValidator(_fires),
+            AfterValidator(_can_be_poisoned),
+        ],
+        ...,
+    ] = ()
     """Faults to inject, for drills and tests of the guard."""
 
     metrics: MetricsSpec = Field(default_factory=MetricsSpec)
@@ -154,6 +185,7 @@ class JobSpec(Config):
     def _validated(cls, document: Document, problems: list[Problem]) -> Self:
         # As JSON, because there strict means what it says: true is no number, and a list may be a tuple.
         data = without_empty_sections(json.loads(json.dumps(document.data, default=str)), cls)
+        data = with_language_defaults(data)
         try:
             spec = cls.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
@@ -182,8 +214,8 @@ class JobSpec(Config):
 
     def absolute(self) -> Self:
         """The same spec with absolute folders, for workers that run in another working directory."""
-        root = self.data.root
-        folders = {"root": None if root is None else str(Path(root).expanduser().absolute())}
+        named = {name: getattr(self.data, name) for name in ("root", "path", "tokenizer")}
+        folders = {name: path and str(Path(path).expanduser().absolute()) for name, path in named.items()}
         storage = str(Path(self.storage).expanduser().absolute())
         return self.model_copy(update={"storage": storage, "data": self.data.model_copy(update=folders)})
 
@@ -200,9 +232,10 @@ class JobSpec(Config):
         train = self.train
         in_epochs = None if train.epochs is None else train.epochs * (n_train // batch)
         total = min(steps for steps in (in_epochs, train.max_steps) if steps is not None)
-        if self.schedule.warmup_steps >= total:
-            message = f"must be fewer than the {total} steps of the run"
-            raise SpecError([Problem("schedule.warmup_steps", self.schedule.warmup_steps, message)])
+        wrong = self.schedule.too_long(total)
+        if wrong is not None:
+            field, message = wrong
+            raise SpecError([Problem(f"schedule.{field}", getattr(self.schedule, field), message)])
         return total
 
     @field_validator("name")
@@ -243,8 +276,11 @@ class JobSpec(Config):
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: ModelSpec, info: ValidationInfo) -> ModelSpec:
+        if info.data.get("workload") == LANGUAGE:
+            check_gpt(value)
         if info.data.get("workload") != "vision":
             return value  # what the name means is up to the workload
+        check_unused(value, GptFields, "vision")
         from jobs.models import classification_models  # imports torchvision, which takes a second
 
         known = classification_models()
@@ -252,6 +288,15 @@ class JobSpec(Config):
             suggestion = did_you_mean(value.name, known)
             message = "must be a torchvision classification model, such as resnet18"
             raise related(message, field="name", value=value.name, suggestion=suggestion)
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _of_this_workload(cls, value: DataSpec, info: ValidationInfo) -> DataSpec:
+        if info.data.get("workload") == LANGUAGE:
+            check_text(value)
+        if info.data.get("workload") == "vision":
+            check_unused(value, TextFields, "vision")
         return value
 
     @field_validator("data")
@@ -291,6 +336,7 @@ class JobSpec(Config):
     def _can_be_deferred(cls, value: GuardConfig, info: ValidationInfo) -> GuardConfig:
         """What comes after each applied step must know at once that it was applied."""
         train, regularize = info.data.get("train"), info.data.get("regularize")
+        optimizer = info.data.get("optimizer")
         if value.mode != "deferred" or train is None or regularize is None:
             return value
         reasons = {
@@ -300,6 +346,7 @@ class JobSpec(Config):
             "regularize.l2": regularize.l2 > 0,
             f"guard.clip.kind {value.clip.kind}": value.clip.kind not in ("auto", "norm", "off"),
             "guard.on_suspect clip": value.on_suspect == "clip",
+            "optimizer.name muon": optimizer is not None and optimizer.name == "muon",
         }
         found = [name for name, there in reasons.items() if there]
         if found:
@@ -313,15 +360,16 @@ class JobSpec(Config):
 
     @field_validator("train")
     @classmethod
-    def _longer_than_warmup(cls, value: TrainSpec, info: ValidationInfo) -> TrainSpec:
+    def _longer_than_schedule(cls, value: TrainSpec, info: ValidationInfo) -> TrainSpec:
         schedule = info.data.get("schedule")
-        if schedule is None or value.max_steps is None or schedule.warmup_steps < value.max_steps:
+        if schedule is None or value.max_steps is None or schedule.too_long(value.max_steps) is None:
             return value
-        raise related(
-            f"must be more than schedule.warmup_steps = {schedule.warmup_steps}",
-            field="max_steps",
-            value=value.max_steps,
-        )
+        needed = {
+            "schedule.warmup_steps": schedule.warmup_steps,
+            "schedule.decay_steps": schedule.decay_steps,
+        }
+        sizes = " and ".join(f"{name} = {steps}" for name, steps in needed.items() if steps)
+        raise related(f"must be more than {sizes}", field="max_steps", value=value.max_steps)
 
 
 def slug(text: str) -> str:

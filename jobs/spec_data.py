@@ -19,6 +19,7 @@ from guard.base import Config
 from jobs.spec_augment import AugmentChoice, AugmentSpec
 from jobs.spec_errors import related
 from jobs.spec_init import name_or_section
+from jobs.spec_language import TextFields
 
 _NEED_ROOT = ("imagefolder", "mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "usps")
 _FILE_SIZE = 224
@@ -46,7 +47,7 @@ NormalizeChoice = Annotated[
 """A name, or the numbers."""
 
 
-class DataSpec(Config):
+class DataSpec(TextFields):
     """What is learned, and how much of it at a time."""
 
     dataset: Literal[

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from guard.base import Config
+from jobs.spec_data import DataSpec
 from jobs.spec_init import InitChoice, InitSpec
+from jobs.spec_language import GptFields
+from jobs.spec_optim import OptimizerSpec, ScheduleSpec, Share
 
-_BY_OPTIMIZER: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-    "adam": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
-    "adamw": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.01},
-}
-_ADAM_BETAS = (0.9, 0.999)
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _by_name(field: str) -> Callable[[dict[str, Any]], float]:
-    return lambda optimizer: _BY_OPTIMIZER[optimizer["name"]][field]
+__all__ = [
+    "DataSpec",
+    "MetricsSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "ScaleSpec",
+    "ScheduleSpec",
+    "TrainSpec",
+]
 
 
 class ScaleSpec(Config):
@@ -86,11 +86,13 @@ class ScaleSpec(Config):
         return value
 
 
-class ModelSpec(Config):
+class ModelSpec(GptFields):
     """The network."""
 
     name: str = "resnet18"
-    """Any torchvision classification model, by its torchvision name."""
+    """Vision: any torchvision classification model, by its torchvision name. Language: ``gpt-tiny``,
+    ``gpt-mini``, ``gpt-small`` (as GPT-2, 124 M with its vocabulary), ``gpt-medium``, ``gpt-large``,
+    ``gpt-xl``, or ``gpt`` with a size of your own."""
 
     stem: Literal["auto", "imagenet", "small", "tiny"] = "auto"
     """First layers of a ResNet. ``imagenet``: as published (7x7 stride 2, max-pool). ``small``: 3x3 stride 1,
@@ -116,60 +118,6 @@ class ModelSpec(Config):
     def initialization(self) -> InitSpec:
         """``init`` in its long form."""
         return self.init if isinstance(self.init, InitSpec) else InitSpec(scheme=self.init)
-
-
-class OptimizerSpec(Config):
-    """The optimizer. Learning rate, momentum and weight decay default by its name."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The algorithm."""
-
-    lr: float = Field(default_factory=_by_name("lr"), gt=0, allow_inf_nan=False)
-    """Peak learning rate. Default: 0.05 for sgd, 0.001 for adam and adamw."""
-
-    momentum: float = Field(default_factory=_by_name("momentum"), ge=0, lt=1)
-    """Momentum of sgd. Default: 0.9 for sgd; the others have none."""
-
-    betas: tuple[Share, Share] = _ADAM_BETAS
-    """Decay rates of the two moments of adam and adamw."""
-
-    weight_decay: float = Field(default_factory=_by_name("weight_decay"), ge=0, allow_inf_nan=False)
-    """Weight decay: L2 for sgd and adam, decoupled for adamw. Default: 0.0005 sgd, 0 adam, 0.01 adamw."""
-
-    nesterov: bool = False
-    """Nesterov momentum, for sgd."""
-
-    @field_validator("momentum", "nesterov")
-    @classmethod
-    def _only_sgd(cls, value: float | bool, info: ValidationInfo) -> float | bool:
-        name = info.data.get("name", "sgd")
-        if value and name != "sgd":
-            raise ValueError(f"is for sgd, and optimizer.name is {name}: remove it, or set betas")
-        return value
-
-    @field_validator("betas")
-    @classmethod
-    def _not_sgd(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
-        if info.data.get("name") == "sgd" and value != _ADAM_BETAS:
-            raise ValueError("is for adam and adamw, and optimizer.name is sgd: remove it, or set momentum")
-        return value
-
-    @field_validator("nesterov")
-    @classmethod
-    def _needs_momentum(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("momentum") == 0:
-            raise ValueError("needs momentum: set optimizer.momentum above 0")
-        return value
-
-
-class ScheduleSpec(Config):
-    """How the learning rate moves over the steps."""
-
-    name: Literal["constant", "cosine", "linear"] = "cosine"
-    """After the warm-up: stay at the peak, or fall to zero along a half cosine or a line."""
-
-    warmup_steps: NonNegativeInt = 0
-    """Steps over which the learning rate climbs from zero to its peak; fewer than the whole run."""
 
 
 class TrainSpec(Config):

@@ -75,6 +75,8 @@ class Stepper:
             self.regularizer.after_step_(step, report.learning_rate)
             if self.average is not None:
                 self.average.update_parameters(self.model)
+        if self.guard.metrics is not None:
+            self.guard.metrics.regularization(self.regularizer.strengths(self.guard.steps))
         self.guard.settle()  # now a snapshot holds all that the step has changed
         return report
 

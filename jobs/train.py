@@ -16,6 +16,7 @@ from jobs.evaluate import evaluate
 from jobs.hardware import named, room_elsewhere
 from jobs.pulse import Pulse
 from jobs.result import MOVING
+from jobs.samples import write_samples
 from jobs.setup import Run, build
 from jobs.spec import JobSpec
 
@@ -38,8 +39,9 @@ def train(spec: JobSpec, hub: Any, pulse: Pulse) -> dict[str, Any]:
     finally:
         run.close()
     save(run, closing=True)
+    samples = write_samples(run) if status == "succeeded" else None
     run.progress.enter("finished")
-    return result(run, status, error)
+    return {**result(run, status, error), "samples": samples}
 
 
 def train_steps(run: Run) -> bool:

@@ -79,6 +79,7 @@ class Run:
     incidents: tuple[Incident, ...]
     rewound: tuple[Span, ...]
     restarts: int
+    samples: str = ""
 
 
 _NUMBERS = (
@@ -117,6 +118,7 @@ def read_run(job_dir: Path) -> Run:
         incidents=tuple(join_outcomes(iter_jsonl(job_dir / "incidents.jsonl"))),
         rewound=tuple(rewound_spans(steps)),
         restarts=table.restarts,
+        samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
     )
 
 
@@ -237,6 +239,13 @@ def _rank_matrix(rows: list[tuple[int, list[Any]]]) -> Matrix:
 
 def _attempts(rows: list[tuple[int, Any]]) -> Floats:
     return np.array([attempt for attempt, _ in rows], dtype=np.float64)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _read_spec(path: Path) -> tuple[str, Mapping[str, Any]]:

@@ -24,6 +24,7 @@ from jobs.report.summary import (
 
 MOST_EVALUATIONS = 60
 MOST_SPEC_CHARACTERS = 20_000
+MOST_SAMPLE_CHARACTERS = 10_000
 TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped": "warn"}
 
 
@@ -76,6 +77,7 @@ def context(run: Run) -> dict[str, Any]:
         "layers": _heat(run, heat.layers) if len(run.layers.names) else None,
         "ranks": _heat(run, heat.ranks) if len(run.ranks.names) > 1 else None,
         "evaluations": evaluation_table(run.evaluations),
+        "samples": printable(run.samples[:MOST_SAMPLE_CHARACTERS]),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
         "versions": summary.versions,
         "world_size": summary.world_size,
@@ -121,6 +123,11 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
             (name.replace("_", " ").capitalize(), metric_text(name, value), "") for name, value in named
         ]
     return [item if item[1] != "unknown" else (item[0], "–", "") for item in items]
+
+
+def printable(text: str) -> str:
+    """The text with what is neither a character nor a line break replaced: a model writes anything."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def training_words(run: Run) -> str:

@@ -20,6 +20,10 @@ class Workload(Protocol):
     """Model, data, loss and evaluation. Any class with these members will do; no need to inherit.
 
     Every worker makes its own, from the same spec. No method may call a collective.
+
+    Two members more are used where they are there: ``fingerprint``, a str, says what the data is, and must be
+    the same on every worker; ``samples(model, device) -> list[tuple[str, str]]`` gives prompts and what the
+    trained model makes of them, for ``samples.txt`` and the report.
     """
 
     n_train: int

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from jobs.spec import JobSpec
     from jobs.workloads.base import Workload
 
-BUILTIN = {"vision": "jobs.workloads.vision:VisionWorkload"}
+BUILTIN = {
+    "vision": "jobs.workloads.vision:VisionWorkload",
+    "language": "jobs.workloads.language:LanguageWorkload",
+}
 """Import paths of the built-in workloads by name."""
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

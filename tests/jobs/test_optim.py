@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jobs.optim import build_optimizer, build_schedule, schedule_factor
+from jobs.spec import JobSpec, SpecError
 from jobs.spec_sections import OptimizerSpec, ScheduleSpec
 
 
@@ -35,6 +36,47 @@ def test_the_decay_ends_where_its_name_says(name: str, middle: float) -> None:
     assert math.isclose(factor(50), middle)
     assert math.isclose(factor(100), 1.0 if name == "constant" else 0.0, abs_tol=1e-12)
     assert factor(1000) == factor(100), "past the end it stays"
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_a_line_at_the_end() -> None:
+    factor = schedule_factor(ScheduleSpec(name="wsd", warmup_steps=5, decay_steps=10, final=0.1), 100)
+    assert [factor(step) for step in (4, 5, 50, 90)] == [1.0] * 4
+    assert math.isclose(factor(95), 0.55)
+    assert math.isclose(factor(100), 0.1)
+    by_default = schedule_factor(ScheduleSpec(name="wsd"), 100)
+    assert (by_default(80), by_default(90), by_default(100)) == (1.0, 0.5, 0.0)
+    assert schedule_factor(ScheduleSpec(name="wsd", warmup_steps=2), 3)(2) == 1.0
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_fall_may_end_above_zero(name: str) -> None:
+    factor = schedule_factor(ScheduleSpec(name=name, final=0.2, warmup_steps=10), 110)
+    assert factor(10) == 1.0
+    assert math.isclose(factor(60), 0.6)
+    assert math.isclose(factor(110), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "cosine", "decay_steps": 5}, "schedule.decay_steps = 5: is for wsd"),
+        ({"name": "constant", "final": 0.1}, "schedule.final = 0.1: is for schedules that fall"),
+        ({"name": "wsd", "warmup_steps": 30, "decay_steps": 80}, "train.max_steps = 100: must be more than"),
+        ({"name": "wdc"}, 'must be one of constant, cosine, linear, wsd; did you mean "wsd"?'),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_named(schedule: dict, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        JobSpec.from_dict({"schedule": schedule, "train": {"max_steps": 100}})
+    assert said in str(caught.value)
+
+
+def test_a_decay_that_does_not_fit_the_epochs_is_named_once_they_are_known() -> None:
+    schedule = {"name": "wsd", "warmup_steps": 5, "decay_steps": 6}
+    spec = JobSpec.from_dict({"schedule": schedule, "data": {"batch_size": 10}, "train": {"epochs": 1}})
+    assert spec.total_steps(110) == 11
+    with pytest.raises(SpecError, match=r"schedule.decay_steps = 6: must be at most 5"):
+        spec.total_steps(100)
 
 
 def test_a_restored_schedule_continues_identically() -> None:

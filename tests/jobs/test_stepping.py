@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,6 +74,7 @@ def trained(
     optimizer: str = "adamw",
     ema: float | None = None,
     attempts: int = STEPS,
+    metrics: CollectorRegistry | None = None,
 ) -> tuple[dict[str, Tensor], Stepper]:
     workload = Blobs()
     bare = workload.build_model()
@@ -83,7 +85,7 @@ def trained(
         workload=workload,
         model=model,
         optimizer=stepped,
-        guard=GradientGuard(model, stepped, GuardConfig(), scaler=scaler),
+        guard=GradientGuard(model, stepped, GuardConfig(), scaler=scaler, metrics=metrics),
         regularizer=Regularizer(spec, bare, total_steps=STEPS, seed=1),
         faults=FaultInjector(faults, model=model, optimizer=stepped),
         device=CPU,
@@ -227,3 +229,23 @@ def test_what_a_workload_draws_before_its_forward_pass_is_no_hardware_fault():
         reports.append(jittery.step(np.arange(BATCH) + BATCH * (attempt % STEPS), 0))
     (incident,) = [report.incident for report in reports if report.incident is not None]
     assert incident.faulty_ranks == []
+
+
+def test_the_strengths_of_the_regularizers_are_among_the_metrics():
+    spec = RegularizeSpec(l1=0.2, z_loss=1e-4, dropout=0.1, gradient_noise=2.0, fade="linear")
+    bare = Blobs().build_model()
+    regularizer = Regularizer(spec, bare, total_steps=10, seed=0)
+    assert regularizer.strengths(0) == {"l1": 0.2, "z_loss": 1e-4, "dropout": 0.1, "gradient_noise": 2.0}
+    assert regularizer.strengths(5)["l1"] == pytest.approx(0.1)
+    assert regularizer.strengths(10)["l1"] == 0.0, "faded, and shown as such"
+    assert Regularizer(RegularizeSpec(), bare, total_steps=10, seed=0).strengths(3) == {}
+    registry = CollectorRegistry()
+    trained(spec=spec.model_copy(update={"dropout": None}), attempts=3, metrics=registry)
+    shown = {
+        sample.labels["kind"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "gradguard_regularization_strength"
+    }
+    assert shown["l1"] == pytest.approx(0.2 * (1 - 3 / STEPS))
+    assert (shown["z_loss"], shown["recovery_l1"]) == (1e-4, 0.0)

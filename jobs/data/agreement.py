@@ -1,0 +1,36 @@
+"""Do all workers see the same data? Text of a system differs from node to node, and a copy may be cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from jobs.data.errors import DataError
+
+if TYPE_CHECKING:
+    from jobs.workloads.base import Workload
+
+
+def check_same_data(workload: Workload, world_size: int) -> None:
+    """Compares the size of the training set, and its fingerprint where the workload has one. Collective.
+
+    Raises:
+        DataError: on all ranks, when two of them differ.
+    """
+    if world_size == 1:
+        return
+    own = (int(workload.n_train), str(getattr(workload, "fingerprint", "")))
+    seen: list[tuple[int, str]] = [own] * world_size
+    dist.all_gather_object(seen, own)  # once, at the start of a run; every rank comes here
+    other = next((index for index, data in enumerate(seen) if data != seen[0]), None)
+    if other is not None:
+        raise DataError(
+            f"the workers have different data: rank 0 has {_said(seen[0])}, rank {other} has "
+            f"{_said(seen[other])}: put the same files on every node, or on storage that all of them see"
+        )
+
+
+def _said(data: tuple[int, str]) -> str:
+    samples, fingerprint = data
+    return f"{samples} samples ({fingerprint})" if fingerprint else f"{samples} samples"

@@ -1,0 +1,121 @@
+"""Text as tokens, and tokens as training samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.data.errors import DataError
+
+_ENDS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
+_AT_ONCE = 64
+_LIMIT_SEED = 0
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    size: int
+    """Ids are 0..size-1."""
+
+    def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
+        """The tokens of all texts in one row, something that marks the end after each."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens; what is no whole character is shown as such."""
+        ...
+
+
+class Bytes:
+    """A token is a byte of UTF-8; a text ends with a zero byte, which no text has in it."""
+
+    size = 256
+
+    def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
+        """uint8."""
+        return np.frombuffer(b"".join(text + b"\0" for text in texts), dtype=np.uint8)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Zero bytes become line breaks."""
+        return bytes(ids).replace(b"\0", b"\n").decode("utf-8", "replace")
+
+
+class TokenizerFile:
+    """A tokenizer of the library ``tokenizers``, from its JSON file.
+
+    Raises:
+        DataError: the library is not installed, or the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tokenizers
+        except ModuleNotFoundError:
+            raise DataError(
+                "data.tokenizer needs the library tokenizers: pip install 'gradguard[language]', "
+                "or leave it out and train on bytes"
+            ) from None
+        if not path.is_file():
+            raise DataError(f"data.tokenizer: there is no file {path}")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more particular
+            reason = " ".join(str(error).split())
+            raise DataError(f"data.tokenizer: {path} is no tokenizer file: {reason}") from error
+        self.size: int = self._tokenizer.get_vocab_size()
+        found = (self._tokenizer.token_to_id(end) for end in _ENDS)
+        self._end = [token for token in found if token is not None][:1]
+
+    def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
+        """uint16 where the ids fit, else int32."""
+        dtype = np.uint16 if self.size <= 1 << 16 else np.int32
+        rows: list[NDArray[Any]] = []
+        for first in range(0, len(texts), _AT_ONCE):
+            some = [text.decode("utf-8") for text in texts[first : first + _AT_ONCE]]
+            for encoded in self._tokenizer.encode_batch(some, add_special_tokens=False):
+                rows.append(np.array(encoded.ids + self._end, dtype=dtype))
+        return np.concatenate(rows) if rows else np.empty(0, dtype)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Special tokens are left out."""
+        return str(self._tokenizer.decode(list(ids)))
+
+
+def make_tokenizer(path: str | None) -> Tokenizer:
+    """That of the file, or bytes."""
+    return Bytes() if path is None else TokenizerFile(Path(path).expanduser())
+
+
+class Windows:
+    """Tokens cut into samples: sample i begins at token ``i * context`` and has ``context + 1`` tokens.
+
+    So each token but the first is predicted once.
+
+    Args:
+        tokens: one row.
+        context: tokens that are predicted in a sample.
+        limit: so many samples only, a fixed random choice.
+    """
+
+    def __init__(self, tokens: NDArray[Any], context: int, limit: int | None = None) -> None:
+        self._tokens = tokens
+        self._offsets = np.arange(context + 1)
+        starts = np.arange(max(0, len(tokens) - 1) // context) * context
+        if limit is not None and limit < len(starts):
+            starts = np.sort(np.random.default_rng(_LIMIT_SEED).permutation(starts)[:limit])
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def batch(self, ids: NDArray[np.int64]) -> Tensor:
+        """The tokens of samples, int64 [N, context + 1]."""
+        places = self._starts[ids][:, None] + self._offsets
+        return torch.from_numpy(self._tokens[places].astype(np.int64))
