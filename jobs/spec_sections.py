@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from guard.base import Config
+from guard.metrics import MAX_LAYERS, MAX_RANKS
 from jobs.spec_init import InitChoice, InitSpec
 
 _BY_OPTIMIZER: dict[str, dict[str, float]] = {
@@ -217,3 +218,9 @@ class MetricsSpec(Config):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address the endpoint listens on."""
+
+    max_layers: PositiveInt = MAX_LAYERS
+    """Parameters beyond so many are shown in groups, by module; the report has each of them."""
+
+    max_ranks: PositiveInt = MAX_RANKS
+    """Of more ranks than these, only those are shown whose local gradient norm stands out."""
