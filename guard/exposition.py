@@ -45,7 +45,7 @@ FAMILIES = (
     Family(
         "gauge", "grad_norm_local", "Gradient norm of one rank before the all-reduce, last finite.", ("rank",)
     ),
-    Family("gauge", "grad_norm_local_median", "Median over all ranks of the local gradient norms."),
+    Family("gauge", "grad_norm_local_median", "Lower median over all ranks of the local gradient norms."),
     Family(
         "gauge", "layer_grad_norm", "Gradient norm of one parameter or group, last finite value.", ("layer",)
     ),

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ class GuardMetrics:
         values = state["values"]
         local, layers = values["grad_norm_local"], values["layer_grad_norm"]
         if local:
-            values["grad_norm_local_median"] = median(local.values())
+            values["grad_norm_local_median"] = median_low(local.values())
         values["grad_norm_local"] = outliers(local, self._max_ranks)
         if len(layers) > self._max_layers:
             values["layer_grad_norm"] = group_norms(layers, self._grouping(layers))

@@ -23,7 +23,7 @@ from jobs.hub_server import HUB_FAMILIES
 PATH = Path(guard.__file__).with_name("METRICS.md")
 
 LABELS = {
-    "job": f"the training jobs that run or ended less than {ENDED_KEPT_S / 60:.0f} minutes ago; one that died "
+    "job": f"the training jobs that run, or ended less than {ENDED_KEPT_S / 60:.0f} minutes ago; what died "
     f"without a word goes after {SILENT_KEPT_S / 3600:.0f} hours",
     "rank": f"at most {MAX_RANKS} ranks, those whose norm is furthest from the median (`metrics.max_ranks`); "
     "for hardware faults those that had one, or `unknown`",
@@ -44,12 +44,12 @@ HEAD = """# Metrics
 Written by `python -m jobs.metrics_table`, from the code; a test fails where it is not up to date.
 
 A gauge keeps its last finite value and is never NaN, since `NaN > x` is never true in an alert: what is not
-finite is counted in `gradguard_nonfinite_total`. A counter starts at zero before the first step and never goes
-back while the job's folder stands, whatever is restarted. A histogram has `_bucket`, `_sum` and `_count`.
+finite is counted in `gradguard_nonfinite_total`. A counter starts at zero before the first step and never
+goes back while the job's folder stands, whatever is restarted. A histogram has `_bucket`, `_sum`, `_count`.
 
-Against the wall clock a rewound stretch looks like progress. `gradguard_attempts_total`, `gradguard_samples_total`
-and `gradguard_tokens_total` count all that was done; `gradguard_steps_accepted`, `gradguard_samples_accepted` and
-`gradguard_tokens_accepted` what of it stands, and go back when it is rewound.
+Against the wall clock a rewound stretch looks like progress. `gradguard_attempts_total`,
+`gradguard_samples_total` and `gradguard_tokens_total` count all that was done; `gradguard_steps_accepted`,
+`gradguard_samples_accepted` and `gradguard_tokens_accepted` what of it stands: they go back with a rollback.
 """
 
 
