@@ -161,7 +161,7 @@ def variable(name: str, label: str, values: str, *, several: bool) -> dashboard.
         dashboard.QueryVariable(name)
         .label(label)
         .datasource(SOURCE)
-        .query({"query": values, "refId": name})
+        .query(values)
         .refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(d.VariableSort.NATURAL_ASC if several else d.VariableSort.ALPHABETICAL_ASC)
         .multi(several)

@@ -87,7 +87,7 @@ def test_a_dashboard_fulfils_the_schemas_that_grafana_publishes(path: Path) -> N
         if kind != "stat":
             check(panel["fieldConfig"]["defaults"].get("custom", {}), kind, "FieldConfig")
         for target in panel["targets"]:
-            check(target, "prometheus", "Dataquery")
+            check(target, "prometheus", "dataquery")
 
 
 def check(content: Any, schema: str, definition: str) -> None:
@@ -138,7 +138,7 @@ def test_panels_have_their_own_number_and_place(path: Path) -> None:
 def test_a_dashboard_asks_for_the_job_and_where_it_matters_for_ranks(path: Path) -> None:
     variables = {variable["name"]: variable for variable in load(path)["templating"]["list"]}
     assert variables["datasource"]["query"] == "prometheus"
-    assert variables["job"]["query"]["query"].startswith("label_values(gradguard_")
+    assert variables["job"]["query"].startswith("label_values(gradguard_")
     assert ("rank" in variables) == ("$rank" in path.read_text())
     assert ("rank" in variables) == (path.stem != "gradguard-fleet")
 
