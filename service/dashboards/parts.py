@@ -102,6 +102,7 @@ def rows(title: str, description: str, unit: str, *queries: Query, width: int = 
     panel = (
         table.Panel()
         .align(c.FieldTextAlignment.AUTO)
+        .show_header(True)
         .with_transformation(d.DataTransformerConfig(id_val="merge", options={}))
     )
     panel = panel.with_transformation(
