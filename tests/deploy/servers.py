@@ -103,7 +103,7 @@ class Prometheus(Server):
         rules = re.sub(r"for: \d+m", "for: 1s", re.sub(r"\[\d+m\]", f"[{WINDOW}]", rules))
         (folder / "rules.yml").write_text(rules)
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "500ms"}
+        config["global"] = {"scrape_interval": "100ms", "evaluation_interval": "500ms"}
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{hub_port}"]}]
         config["alerting"]["alertmanagers"][0]["static_configs"] = [
             {"targets": [alertmanager.url.removeprefix("http://")]}
