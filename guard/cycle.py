@@ -233,7 +233,8 @@ class Cycle:
             local=self._parts.local is not None,
             recovery=self._actor.recovery.strengths(),
         )
-        self._ledger.step(report, self.layer_norms, self.noise.estimate())
+        left = self._judge.ladder.rollbacks_left(evidence.attempt)
+        self._ledger.step(report, self.layer_norms, self.noise.estimate(), rollbacks_left=left)
         if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report

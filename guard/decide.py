@@ -70,10 +70,10 @@ class Ladder:
             self._advanced = True
         return decision
 
-    @property
-    def rollbacks_left(self) -> int:
-        """Rollbacks that the budget still allows in the current window."""
-        return max(0, self._budget.rollbacks - len(self._rollbacks))
+    def rollbacks_left(self, attempt: int) -> int:
+        """Rollbacks that the budget still allows in the window that ends with this attempt."""
+        spent = sum(number > attempt - self._budget.window_steps for number in self._rollbacks)
+        return max(0, self._budget.rollbacks - spent)
 
     def _choose(self, verdict: Verdict, can_roll_back: bool) -> Decision:
         if verdict.kind == "spike":

@@ -1,9 +1,10 @@
-"""How snapshots of `GuardMetrics` become Prometheus' metric families, at the time of a scrape."""
+"""How snapshots of `GuardMetrics` become Prometheus' metric families and text, at the time of a scrape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -14,41 +15,72 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-# Name without the prefix: help, labels beside `job`.
-GAUGES: dict[str, tuple[str, ...]] = {
-    "grad_norm": ("Global gradient norm before clipping, last finite value.",),
-    "grad_norm_local": ("Gradient norm of one rank before the all-reduce, last finite value.", "rank"),
-    "layer_grad_norm": ("Gradient norm of one parameter, last finite value.", "layer"),
-    "update_norm": ("Norm of the last parameter update, last finite value.",),
-    "buffer_jump": ("How far the last forward moved the buffers, in units of their norms; last finite.",),
-    "loss": ("Training loss, mean over ranks, last finite value.",),
-    "clip_threshold": ("Gradient norm above which gradients are clipped; absent while nothing is.",),
-    "clip_coefficient": ("Factor on the last gradient; 1 where it was not clipped.",),
-    "learning_rate": ("Learning rate of the first parameter group.",),
-    "gradient_noise_scale": ("Noise scale of the gradient in global batches; above 1 a larger batch pays.",),
-    "regularization_strength": ("Strength of one regularization.", "kind"),
-    "checkpoint_last_step": ("Optimizer step of the checkpoint written last.",),
-    "checkpoint_last_timestamp_seconds": ("When the last checkpoint was written, unix time.",),
-    "checkpoint_bytes": ("Size of the checkpoint written last.",),
-}
-COUNTERS: dict[str, tuple[str, ...]] = {
-    "steps": ("Attempted optimizer steps, by what the guard did.", "action"),
-    "anomalies": ("Verdicts other than ok.", "signal", "verdict"),
-    "nonfinite": ("NaN or infinite values seen in a signal.", "signal"),
-    "rollbacks": ("Rollbacks, by where the state came from.", "source"),
-    "steps_lost": ("Optimizer steps thrown away by rollbacks.",),
-    "hardware_faults": ("Batches that gave another result when they were computed again.", "rank"),
-    "micro_batches_rejected": ("Micro-batches left out of their accumulation window.",),
-    "checkpoints": ("Checkpoints, by what became of them.", "outcome"),
-    "checkpoint_failures": ("Checkpoints that could not be written.",),
-}
-HISTOGRAMS = {
-    "guard_seconds": "Time the guard adds to a step.",
-    "rollback_seconds": "Duration of a rollback.",
-    "checkpoint_seconds": "Time from the copy of the state until its checkpoint is on disk.",
-    "checkpoint_blocked_seconds": "Time for which training waits while the state is copied.",
-}
-F = TypeVar("F", bound=Metric)
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: `name` is its key in a snapshot, `labels` come after `job`.
+
+    A gauge lies in a snapshot's `values`, a counter or histogram in its `totals`, an info in `info`.
+    """
+
+    kind: Literal["gauge", "counter", "histogram", "info"]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def exported(self) -> str:
+        """The name in a scrape; a histogram's has `_bucket`, `_sum` and `_count` after it."""
+        suffix = {"counter": "_total", "info": "_info"}.get(self.kind, "")
+        return f"gradguard_{self.name}{suffix}"
+
+
+FAMILIES = (
+    Family("info", "job", "What runs: model, optimizer, mode, world size."),
+    Family("gauge", "job_created_timestamp_seconds", "When the totals of the job began, unix time."),
+    Family("gauge", "loss", "Training loss, mean over ranks, last finite value."),
+    Family("gauge", "grad_norm", "Global gradient norm before clipping, last finite value."),
+    Family(
+        "gauge", "grad_norm_local", "Gradient norm of one rank before the all-reduce, last finite.", ("rank",)
+    ),
+    Family("gauge", "grad_norm_local_median", "Lower median over all ranks of the local gradient norms."),
+    Family(
+        "gauge", "layer_grad_norm", "Gradient norm of one parameter or group, last finite value.", ("layer",)
+    ),
+    Family("gauge", "update_norm", "Norm of the last parameter update, last finite value."),
+    Family("gauge", "buffer_jump", "How far the last forward moved the buffers, in units of their norms."),
+    Family("gauge", "clip_threshold", "Norm above which gradients are clipped; absent while nothing is."),
+    Family("gauge", "clip_coefficient", "Factor on the last gradient; 1 where it was not clipped."),
+    Family("gauge", "learning_rate", "Learning rate of the first parameter group."),
+    Family("gauge", "gradient_noise_scale", "Noise scale in global batches; above 1 a larger batch pays."),
+    Family("gauge", "regularization_strength", "Strength of one regularization.", ("kind",)),
+    Family("gauge", "steps_accepted", "Optimizer steps that stand; a rollback sets it back."),
+    Family("gauge", "samples_accepted", "Samples in the steps that stand; a rollback sets it back."),
+    Family("gauge", "tokens_accepted", "Tokens in the steps that stand; a rollback sets it back."),
+    Family("gauge", "rollback_budget", "Rollbacks that are allowed within the budget's window."),
+    Family("gauge", "rollback_budget_left", "Rollbacks that the budget still allows at present."),
+    Family("gauge", "checkpoint_last_step", "Optimizer step of the checkpoint written last."),
+    Family("gauge", "checkpoint_last_timestamp_seconds", "When it was written, unix time."),
+    Family("gauge", "checkpoint_bytes", "Size of the checkpoint written last."),
+    Family("counter", "attempts", "Attempted optimizer steps, whatever became of them."),
+    Family("counter", "samples", "Samples in all attempts, those of rewound steps too."),
+    Family("counter", "tokens", "Tokens in all attempts, those of rewound steps too."),
+    Family("counter", "steps", "Attempted optimizer steps, by what the guard did.", ("action",)),
+    Family("counter", "anomalies", "Verdicts other than ok.", ("signal", "verdict")),
+    Family("counter", "nonfinite", "NaN or infinite values seen in a signal.", ("signal",)),
+    Family("counter", "rollbacks", "Rollbacks, by where the state came from.", ("source",)),
+    Family("counter", "steps_lost", "Optimizer steps thrown away by rollbacks."),
+    Family("counter", "hardware_faults", "Batches that gave another result when computed again.", ("rank",)),
+    Family("counter", "micro_batches_rejected", "Micro-batches left out of their accumulation window."),
+    Family("counter", "checkpoints", "Checkpoints, by what became of them.", ("outcome",)),
+    Family("counter", "checkpoint_failures", "Checkpoints that could not be written."),
+    Family("histogram", "guard_seconds", "Time the guard adds to a step."),
+    Family("histogram", "rollback_seconds", "Duration of a rollback."),
+    Family("histogram", "checkpoint_seconds", "Time from the copy of the state until it is on disk."),
+    Family("histogram", "checkpoint_blocked_seconds", "Time for which training waits for that copy."),
+)
 
 
 class GuardCollector(Collector):
@@ -59,55 +91,74 @@ class GuardCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples, so that registering does not call `source`."""
-        return _Families().all()
+        return [_metric(family) for family in FAMILIES]
 
     def collect(self) -> Iterable[Metric]:
-        families = _Families()
-        for snapshot in self._source():
-            families.add(snapshot)
-        return families.all()
-
-
-class _Families:
-    """The metric families of the guard, filled one snapshot at a time."""
-
-    def __init__(self) -> None:
-        self.gauges = {name: _family(GaugeMetricFamily, name, *about) for name, about in GAUGES.items()}
-        self.counters = {name: _family(CounterMetricFamily, name, *about) for name, about in COUNTERS.items()}
-        self.histograms = {
-            name: _family(HistogramMetricFamily, name, text) for name, text in HISTOGRAMS.items()
-        }
-        self.info = InfoMetricFamily(
-            "gradguard_job", "What runs: versions, model, world size.", labels=["job"]
-        )
-
-    def add(self, snapshot: Mapping[str, Any]) -> None:
         """What a pusher of another version has not, or has on top, is left out."""
-        job, values, totals = snapshot["job"], snapshot["values"], snapshot["totals"]
-        self.info.add_metric([job], snapshot["info"])
-        for name in self.gauges.keys() & values.keys():
-            for labels, value in _leaves(values[name]):
-                self.gauges[name].add_metric([job, *labels], value)
-        for name in self.counters.keys() & totals.keys():
-            for labels, total in _leaves(totals[name]):
-                self.counters[name].add_metric([job, *labels], total)
-        for name in self.histograms.keys() & totals.keys():
-            buckets = list(totals[name]["buckets"].items())
-            self.histograms[name].add_metric([job], buckets, totals[name]["sum"])
-
-    def all(self) -> list[Metric]:
-        families = (self.gauges, self.counters, self.histograms)
-        return [self.info, *(family for named in families for family in named.values())]
+        snapshots = list(self._source())
+        for family in FAMILIES:
+            metric = _metric(family)
+            for snapshot in snapshots:
+                for suffix, labels, value in _samples(family, snapshot):
+                    metric.add_sample(
+                        f"gradguard_{family.name}{suffix}", {"job": snapshot["job"], **dict(labels)}, value
+                    )
+            yield metric
 
 
-def _family(kind: Callable[..., F], name: str, text: str, *labels: str) -> F:
-    return kind(f"gradguard_{name}", text, labels=["job", *labels])
+def render(snapshots: Iterable[Mapping[str, Any]]) -> str:
+    """Prometheus' text format, version 0.0.4: what `GuardCollector` gives through prometheus-client's own
+    writer, several times faster, which tells where one scrape shows hundreds of jobs."""
+    known = [(f'job="{_escaped(snapshot["job"])}"', snapshot) for snapshot in snapshots]
+    lines: list[str] = []
+    for family in FAMILIES:
+        kind = "gauge" if family.kind == "info" else family.kind
+        lines.append(f"# HELP {family.exported} {family.help}")
+        lines.append(f"# TYPE {family.exported} {kind}")
+        for job, snapshot in known:
+            for suffix, labels, value in _samples(family, snapshot):
+                rest = "".join([f',{name}="{_escaped(text)}"' for name, text in labels])
+                lines.append(f"gradguard_{family.name}{suffix}{{{job}{rest}}} {float(value)!r}")
+    return "\n".join(lines) + "\n"
 
 
-def _leaves(value: Any, *labels: str) -> Iterator[tuple[tuple[str, ...], float]]:
-    """The numbers of a nested mapping, each with the keys that lead to it."""
-    if isinstance(value, Mapping):
-        for label, inner in value.items():
-            yield from _leaves(inner, *labels, label)
-    else:
+def _metric(family: Family) -> Metric:
+    kinds: dict[str, Callable[..., Metric]] = {
+        "gauge": GaugeMetricFamily,
+        "counter": CounterMetricFamily,
+        "histogram": HistogramMetricFamily,
+        "info": InfoMetricFamily,
+    }
+    return kinds[family.kind](f"gradguard_{family.name}", family.help, labels=["job", *family.labels])
+
+
+def _samples(family: Family, snapshot: Mapping[str, Any]) -> Iterator[tuple[str, Labels, float]]:
+    """Suffix of the name, labels beside `job`, and value."""
+    if family.kind == "info":
+        yield "_info", tuple(snapshot["info"].items()), 1.0
+        return
+    found = snapshot["values" if family.kind == "gauge" else "totals"].get(family.name)
+    if found is None:
+        return
+    if family.kind == "histogram":
+        for edge, count in found["buckets"].items():
+            yield "_bucket", (("le", edge),), count
+        yield "_count", (), count
+        yield "_sum", (), found["sum"]
+        return
+    suffix = "_total" if family.kind == "counter" else ""
+    for labels, value in _leaves(found, family.labels):
+        yield suffix, labels, value
+
+
+def _leaves(value: Any, names: tuple[str, ...], labels: Labels = ()) -> Iterator[tuple[Labels, float]]:
+    """The numbers of a mapping that is nested as deep as there are names, with the keys that lead to each."""
+    if not names:
         yield labels, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, names[1:], (*labels, (names[0], key)))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

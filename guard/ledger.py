@@ -27,13 +27,20 @@ class Ledger:
     """Writes what happened. Its counters survive a rollback."""
 
     def __init__(
-        self, job: str, names: list[str], metrics: GuardMetrics | None, journal: Journal | None, shadow: bool
+        self,
+        job: str,
+        names: list[str],
+        metrics: GuardMetrics | None,
+        journal: Journal | None,
+        shadow: bool,
+        rollback_budget: int,
     ) -> None:
         self._job = job
         self._names = names
         self._metrics = metrics
         self._journal = journal
         self._shadow = shadow
+        self._rollback_budget = rollback_budget
         self._window: deque[dict[str, Any]] = deque(maxlen=WINDOW_ATTEMPTS)
         self._incidents = 0
         self._open: list[tuple[int, int, int]] = []
@@ -114,7 +121,14 @@ class Ledger:
         if self._open and step > max(left for _, _, left in self._open):
             self._close_all("recovered", step, evidence.attempt)
 
-    def step(self, report: StepReport, layer_norms: NDArray[np.float64], noise: NoiseEstimate | None) -> None:
+    def step(
+        self,
+        report: StepReport,
+        layer_norms: NDArray[np.float64],
+        noise: NoiseEstimate | None,
+        *,
+        rollbacks_left: int,
+    ) -> None:
         """Counts the step in the metrics."""
         if self._metrics is None:
             return
@@ -134,6 +148,9 @@ class Ledger:
             update_norm=report.update_norm,
             buffer_jump=report.buffer_jump,
             regularization={f"recovery_{k}": v for k, v in recovery.items() if k != "lr_scale"},
+            steps_accepted=report.step,
+            rollback_budget=self._rollback_budget,
+            rollbacks_left=rollbacks_left,
         )
 
     def _count(self, incident: Incident, outcome: Outcome) -> None:

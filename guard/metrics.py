@@ -11,18 +11,18 @@ import math
 import re
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from statistics import median_low
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.registry import CollectorRegistry
-from prometheus_client.utils import floatToGoString
 
+from guard.bounded import group_names, group_norms, outliers
 from guard.exposition import GuardCollector
+from guard.totals import Histogram, larger
 
 ACTIONS = ("applied", "clipped", "skipped", "rolled_back")
 SOURCES = ("memory", "disk")
@@ -33,6 +33,9 @@ NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
 
 GUARD_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 ROLLBACK_BUCKETS = (1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+MAX_LAYERS = 64
+MAX_RANKS = 64
 
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -56,12 +59,37 @@ class GuardMetrics:
     rollback leaves the counters alone and a restart continues them. A gauge keeps its last *finite* value and
     `gradguard_nonfinite_total` counts the rest, because `NaN > x` is never true in an alert.
 
-    `info` becomes the labels of `gradguard_job_info`. Safe to scrape while another thread steps.
+    Safe to scrape while another thread steps.
+
+    Args:
+        job: label of every series.
+        info: the labels of `gradguard_job_info`.
+        samples_per_step: of the global batch; without it no samples are counted.
+        tokens_per_step: the same for tokens.
+        max_layers: parameters beyond so many are shown in groups.
+        max_ranks: of more ranks than these, only those are shown whose local norm stands out.
+
+    Raises:
+        ValueError: a limit is below 1, or `info` has a name that is no label.
     """
 
-    def __init__(self, *, job: str = "", info: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        job: str = "",
+        info: Mapping[str, str] | None = None,
+        samples_per_step: int | None = None,
+        tokens_per_step: int | None = None,
+        max_layers: int = MAX_LAYERS,
+        max_ranks: int = MAX_RANKS,
+    ) -> None:
+        if min(max_layers, max_ranks) < 1:
+            raise ValueError(f"max_layers and max_ranks must be 1 or more; got {max_layers} and {max_ranks}")
         self.job = job
         self.info = _checked_info(info or {})
+        self._per_step = {"samples": samples_per_step, "tokens": tokens_per_step}
+        self._max_layers, self._max_ranks = max_layers, max_ranks
+        self._groups: dict[str, str] = {}
         self._lock = threading.Lock()
         self._created = time.time()
         self._values: dict[str, float] = {}
@@ -71,6 +99,7 @@ class GuardMetrics:
             "regularization_strength": {},
         }
         self._steps = dict.fromkeys(ACTIONS, 0)
+        self._seen = {name: 0 for name, size in self._per_step.items() if size is not None}
         self._anomalies = {signal: dict.fromkeys(VERDICTS, 0) for signal in SIGNALS}
         self._rollbacks = dict.fromkeys(SOURCES, 0)
         self._nonfinite = dict.fromkeys(NONFINITE_SIGNALS, 0)
@@ -78,11 +107,11 @@ class GuardMetrics:
         self._hardware_faults = {"unknown": 0}
         self._latest_layers: Layers | None = None
         self._micro_batches_rejected = 0
-        self._guard_seconds = _Histogram(GUARD_BUCKETS)
-        self._rollback_seconds = _Histogram(ROLLBACK_BUCKETS)
+        self._guard_seconds = Histogram(GUARD_BUCKETS)
+        self._rollback_seconds = Histogram(ROLLBACK_BUCKETS)
         self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
-        self._checkpoint_seconds = _Histogram(ROLLBACK_BUCKETS)
-        self._checkpoint_blocked_seconds = _Histogram(ROLLBACK_BUCKETS)
+        self._checkpoint_seconds = Histogram(ROLLBACK_BUCKETS)
+        self._checkpoint_blocked_seconds = Histogram(ROLLBACK_BUCKETS)
 
     def step(
         self,
@@ -99,13 +128,21 @@ class GuardMetrics:
         layers: Mapping[str, float] | Layers | None = None,
         local_norms: Sequence[float] | None = None,
         regularization: Mapping[str, float] | None = None,
+        steps_accepted: int | None = None,
+        rollback_budget: int | None = None,
+        rollbacks_left: int | None = None,
     ) -> None:
         """Record one attempted step. `None` leaves the last value standing; a threshold of `None` (nothing is
-        clipped at present) removes it. `local_norms` has one entry a rank; all NaN means not measured."""
+        clipped at present) removes it. `local_norms` has one entry a rank; all NaN means not measured.
+        `steps_accepted` are those of the history that stands, `rollbacks_left` of the `rollback_budget`."""
         with self._lock:
             if action not in self._steps:
                 raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
             self._steps[action] += 1
+            self._progress(steps_accepted)
+            if rollback_budget is not None and rollbacks_left is not None:
+                self._values["rollback_budget"] = float(rollback_budget)
+                self._values["rollback_budget_left"] = float(rollbacks_left)
             self._signal("loss", loss)
             self._signal("grad_norm", grad_norm)
             if update_norm is not None:
@@ -177,8 +214,18 @@ class GuardMetrics:
             self._checkpoint_blocked_seconds.observe(blocked_seconds)
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything a scrape needs, as strict JSON: nothing in it is NaN or infinite."""
-        return {"job": self.job, "info": dict(self.info), **self.state_dict()}
+        """Everything a scrape needs, as strict JSON: nothing in it is NaN or infinite, and it does not grow
+        with the number of layers and ranks beyond the limits."""
+        state = self.state_dict()
+        values = state["values"]
+        local, layers = values["grad_norm_local"], values["layer_grad_norm"]
+        if local:
+            values["grad_norm_local_median"] = median_low(local.values())
+        values["grad_norm_local"] = outliers(local, self._max_ranks)
+        if len(layers) > self._max_layers:
+            values["layer_grad_norm"] = group_norms(layers, self._grouping(layers))
+        values["job_created_timestamp_seconds"] = state["created"]
+        return {"job": self.job, "info": dict(self.info), **state}
 
     def state_dict(self) -> dict[str, Any]:
         """Totals and last values. `created` (unix seconds) says when the totals began."""
@@ -190,13 +237,14 @@ class GuardMetrics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; a total that is already larger here stays."""
         with self._lock:
-            totals = _larger(self._totals(), state["totals"])
+            totals = larger(self._totals(), state["totals"])
             self._latest_layers = None
             self._created = min(self._created, float(state["created"]))
             values = dict(state["values"])
             self._keyed = {name: dict(values.pop(name)) for name in self._keyed}
             self._values = values
             self._steps, self._anomalies = totals["steps"], totals["anomalies"]
+            self._seen = {name: totals[name] for name in ("samples", "tokens") if name in totals}
             self._rollbacks, self._nonfinite = totals["rollbacks"], totals["nonfinite"]
             self._steps_lost = totals["steps_lost"]
             self._hardware_faults = totals["hardware_faults"]
@@ -213,6 +261,21 @@ class GuardMetrics:
         collector = GuardCollector(lambda: [self.snapshot()])
         registry.register(collector)
         return collector
+
+    def _progress(self, steps_accepted: int | None) -> None:
+        if steps_accepted is not None:
+            self._values["steps_accepted"] = float(steps_accepted)
+        for name, size in self._per_step.items():
+            if size is None:
+                continue
+            self._seen[name] = self._seen.get(name, 0) + size
+            if steps_accepted is not None:
+                self._values[f"{name}_accepted"] = float(steps_accepted * size)
+
+    def _grouping(self, layers: Mapping[str, float]) -> dict[str, str]:
+        if self._groups.keys() != layers.keys():
+            self._groups = group_names(list(layers), self._max_layers)
+        return self._groups
 
     def _signal(self, name: str, value: float, *, gauge: str | None = None) -> None:
         self._nonfinite[name] += not _keep_finite(self._values, gauge or name, value)
@@ -246,6 +309,8 @@ class GuardMetrics:
 
     def _totals(self) -> dict[str, Any]:
         return {
+            "attempts": sum(self._steps.values()),
+            **self._seen,
             "steps": dict(self._steps),
             "anomalies": {signal: dict(verdicts) for signal, verdicts in self._anomalies.items()},
             "rollbacks": dict(self._rollbacks),
@@ -262,39 +327,6 @@ class GuardMetrics:
         }
 
 
-def carry_totals(previous: Mapping[str, Any] | None, latest: Mapping[str, Any]) -> dict[str, Any]:
-    """`latest`, with no total below `previous` when both are snapshots of the same run (same `created`).
-
-    A job that restarts from a checkpoint counts again what it lost; without this Prometheus would take the
-    smaller total for a counter reset and count everything before it twice.
-    """
-    if previous is None or previous["created"] != latest["created"]:
-        return dict(latest)
-    return {**latest, "totals": _larger(previous["totals"], latest["totals"])}
-
-
-class _Histogram:
-    """Counts per bucket; the last bucket takes what lies above all bounds."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._edges = [floatToGoString(bound) for bound in (*bounds, math.inf)]
-        self._counts = [0] * len(self._edges)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def dump(self) -> dict[str, Any]:
-        return {"buckets": dict(zip(self._edges, accumulate(self._counts), strict=True)), "sum": self._sum}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        cumulative = list(accumulate((state["buckets"][edge] for edge in self._edges), max))
-        self._counts = [after - before for before, after in pairwise([0, *cumulative])]
-        self._sum = float(state["sum"])
-
-
 def _keep_finite(values: dict[str, float], name: str, value: float) -> bool:
     finite = math.isfinite(value)
     if finite:
@@ -308,15 +340,6 @@ def _update_finite(values: dict[str, float], latest: Mapping[str, float]) -> int
         values.update(latest)
         return 0
     return sum(not _keep_finite(values, name, value) for name, value in latest.items())
-
-
-def _larger(old: Any, new: Any) -> Any:
-    """The larger of two totals, leaf by leaf; what only one of them has is taken from it."""
-    if isinstance(old, Mapping):
-        return {
-            key: _larger(old.get(key, new.get(key)), new.get(key, old.get(key))) for key in {**old, **new}
-        }
-    return max(old, new)
 
 
 def _checked_info(info: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from jobs.spec import JobSpec
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
 SAMPLES = "samples.txt"
+TOLD = ".told.json"
 
 
 class JobFolder:
@@ -30,6 +31,7 @@ class JobFolder:
         self.report = path / REPORT
         self.result = path / RESULT
         self.log = path / LOG
+        self.told = path / TOLD
 
     def last_result(self) -> dict[str, Any] | None:
         """What result.json says, if there is one."""

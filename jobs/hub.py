@@ -12,16 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
-from wsgiref.simple_server import WSGIServer
 
 import ray
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from ray.actor import ActorHandle
 
-from guard.exposition import GuardCollector
-from guard.metrics import carry_totals
+from guard.totals import carry_totals
+from jobs.hub_server import JobRow, serve
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +41,7 @@ class _Job:
     """What the hub knows of one job; `state` is `running` or how it ended."""
 
     touched: float
+    pushed_at: float | None = None
     state: str = RUNNING
     snapshot: dict[str, Any] | None = None
     status: dict[str, Any] | None = None
@@ -52,7 +49,7 @@ class _Job:
     commands: set[str] = field(default_factory=set)
 
 
-class Hub(Collector):
+class Hub:
     """The actor's class; works as a plain object too.
 
     Serves Prometheus on `host:port`, on a free port if that one is taken, on loopback if the host is not of
@@ -75,10 +72,7 @@ class Hub(Collector):
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._pushes = 0
-        registry = CollectorRegistry()
-        registry.register(GuardCollector(self._snapshots))
-        registry.register(self)
-        self._server, self._thread = _serve(port, host, registry)
+        self._server, self._thread = serve(port, host, self._rows)
 
     def begin(self, job: str) -> None:
         """A run of `job` starts: nothing that was left for an earlier run of this name is carried out."""
@@ -98,6 +92,7 @@ class Hub(Collector):
                 entry.state = RUNNING
             entry.snapshot = carry_totals(entry.snapshot, snapshot)
             entry.status = status
+            entry.pushed_at = time.time()
             last = entry.events[-1]["seq"] if entry.events else 0
             entry.events.extend(event for event in events if event["seq"] > last)
             self._pushes += 1
@@ -162,30 +157,12 @@ class Hub(Collector):
         self._server.server_close()
         self._thread.join()
 
-    def describe(self) -> Iterable[Metric]:
-        return self._families()
-
-    def collect(self) -> Iterable[Metric]:
-        """The hub's own metrics; those of the jobs come from `GuardCollector`."""
-        pushes, state = self._families()
+    def _rows(self) -> tuple[int, list[JobRow]]:
+        """What a scrape shows: how many pushes there were, and each job."""
         with self._lock:
             self._evict()
-            pushes.add_metric([], self._pushes)
-            for job, entry in self._jobs.items():
-                state.add_metric([job, entry.state], 1)
-        return [pushes, state]
-
-    @staticmethod
-    def _families() -> tuple[CounterMetricFamily, GaugeMetricFamily]:
-        return (
-            CounterMetricFamily("gradguard_hub_pushes", "Snapshots that jobs have pushed to the hub."),
-            GaugeMetricFamily("gradguard_hub_job", "1 for each job, by its state.", labels=["job", "state"]),
-        )
-
-    def _snapshots(self) -> list[dict[str, Any]]:
-        with self._lock:
-            self._evict()
-            return [entry.snapshot for entry in self._jobs.values() if entry.snapshot is not None]
+            rows = [JobRow(job, e.state, e.pushed_at, e.snapshot) for job, e in self._jobs.items()]
+            return self._pushes, rows
 
     def _entry(self, job: str) -> _Job:
         entry = self._jobs.setdefault(job, _Job(touched=0.0))
@@ -327,13 +304,3 @@ def stop_hub() -> None:
     except ValueError:
         return
     ray.kill(hub, no_restart=True)
-
-
-def _serve(port: int, host: str, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
-    """Anywhere rather than nowhere, since the hub also carries the status of the jobs and the commands."""
-    for candidate in (port, 0):
-        try:
-            return start_http_server(candidate, addr=host, registry=registry)
-        except OSError as error:
-            logger.warning("cannot listen on %s:%d: %s", host, candidate, error.strerror)
-    return start_http_server(0, addr="127.0.0.1", registry=registry)

@@ -14,6 +14,7 @@ from jobs.folder import JobFolder
 from jobs.hub import HubLink
 from jobs.rows import describe, step_row
 from jobs.spec import JobSpec
+from jobs.told import ToldTotals
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Progress:
         self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
         self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
+        self._told = ToldTotals(folder.told)
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
         self._last: StepReport | None = None
@@ -135,7 +137,8 @@ class Progress:
             return
         self._next_push = now + STATUS_INTERVAL_S
         events, self._events = self._events, []
-        self._link.push(self._guard.metrics.snapshot(), self._status(), events, force=True)
+        snapshot = self._told.carry(self._guard.metrics.snapshot())
+        self._link.push(snapshot, self._status(), events, force=True)
 
     def _status(self) -> dict[str, Any]:
         report, total_steps = self._last, self._total_steps

@@ -110,7 +110,7 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
     scaler = make_scaler(get_device(), spec.train.precision)
     average = make_average(unwrap(model), spec.train.ema_decay)
-    metrics = GuardMetrics(job=spec.name, info=_info(spec, world_size))
+    metrics = _metrics(spec, workload, world_size)
     guard = GradientGuard(
         model,
         optimizer,
@@ -203,6 +203,18 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
         stop=StopWatcher(hub, spec.name, rank),
         pulse=pulse,
         hardware=hardware,
+    )
+
+
+def _metrics(spec: JobSpec, workload: Workload, world_size: int) -> GuardMetrics:
+    tokens_per_sample: int | None = getattr(workload, "tokens_per_sample", None)
+    return GuardMetrics(
+        job=spec.name,
+        info=_info(spec, world_size),
+        samples_per_step=spec.data.batch_size,
+        tokens_per_step=tokens_per_sample and tokens_per_sample * spec.data.batch_size,
+        max_layers=spec.metrics.max_layers,
+        max_ranks=spec.metrics.max_ranks,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from guard.base import Config
+from guard.metrics import MAX_LAYERS, MAX_RANKS
 from jobs.spec_data import DataSpec
 from jobs.spec_init import InitChoice, InitSpec
 from jobs.spec_language import GptFields
@@ -182,3 +183,9 @@ class MetricsSpec(Config):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address the endpoint listens on."""
+
+    max_layers: PositiveInt = MAX_LAYERS
+    """Parameters beyond so many are shown in groups, by module; the report has each of them."""
+
+    max_ranks: PositiveInt = MAX_RANKS
+    """Of more ranks than these, only those are shown whose local gradient norm stands out."""

@@ -1,33 +1,32 @@
-"""The dashboards: every panel explains itself, and every query finds series in a real Prometheus."""
+"""The dashboards: what the generator makes, valid, and every panel explains itself.
+
+That every query finds series in a real Prometheus is in test_monitoring.py.
+"""
 
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from guard.metrics import GuardMetrics
-from jobs.hub import Hub
+from guard.exposition import FAMILIES
+from jobs.hub_server import HUB_FAMILIES
+from service.dashboards.__main__ import rendered
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 PROVISIONING = DEPLOY / "grafana" / "provisioning"
-DEADLINE_S = 60.0
-JOB = "fashion"
+SCHEMAS = os.environ.get("GRADGUARD_GRAFANA_SCHEMAS")
+"""The folder jsonschema/ of Grafana's repository grafana-foundation-sdk, branch v11.6.x."""
+
+per_dashboard = pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -42,43 +41,62 @@ def panels() -> list[Any]:
     ]
 
 
-def queries() -> list[str]:
-    """Every query of every dashboard, panels and annotations, with the variables filled in."""
-    found = []
-    for dashboard in map(load, DASHBOARDS):
-        found += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-        found += [annotation["target"]["expr"] for annotation in dashboard["annotations"]["list"]]
-    return [query.replace("$__rate_interval", "1m").replace("$job", JOB) for query in found]
+def expressions(dashboard: dict[str, Any]) -> list[str]:
+    """Of the panels and the annotations."""
+    found = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return found + [mark["expr"] for mark in dashboard.get("annotations", {}).get("list", [])]
 
 
-def rule_expressions() -> list[str]:
+def recorded() -> list[dict[str, Any]]:
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
-    return [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    return [rule for group in rules["groups"] for rule in group["rules"]]
 
 
-def names_in(expression: str) -> set[str]:
-    return set(re.findall(r"\bgradguard_\w+", expression))
+def exported() -> set[str]:
+    names: set[str] = set()
+    for family in (*FAMILIES, *HUB_FAMILIES):
+        parts = ("_bucket", "_sum", "_count") if family.kind == "histogram" else ("",)
+        names |= {f"{family.exported}{part}" for part in parts}
+    return names
 
 
-def play(metrics: GuardMetrics, attempts: int) -> None:
-    """Some steps of every kind, an anomaly and a rollback of every source."""
-    for index in range(attempts):
-        metrics.step(
-            action=("applied", "clipped", "skipped", "rolled_back")[index % 4],
-            loss=float("nan") if index % 4 == 2 else 1.0 / (index + 1),
-            grad_norm=1.0 + index,
-            clip_threshold=4.0,
-            clip_coef=0.5,
-            learning_rate=0.1,
-            guard_seconds=0.002,
-            update_norm=0.01,
-            layers={"conv.weight": 1.0, "fc.weight": 2.0},
-            local_norms=[1.0, 2.0],
-            regularization={"anchor_l2": 0.01},
-        )
-    metrics.anomaly(signal="loss", verdict="nonfinite")
-    metrics.rollback(source="memory", seconds=0.02, steps_lost=3)
-    metrics.rollback(source="disk", seconds=2.0, steps_lost=30)
+def test_the_files_are_what_the_generator_makes() -> None:
+    assert {path.name: path.read_text() for path in DASHBOARDS} == rendered(), "python -m service.dashboards"
+
+
+def test_there_is_one_for_the_fleet_one_for_a_job_and_one_for_an_incident() -> None:
+    assert [path.stem for path in DASHBOARDS] == ["gradguard-fleet", "gradguard-incident", "gradguard-job"]
+    assert all(load(path)["uid"] == path.stem for path in DASHBOARDS)
+
+
+@per_dashboard
+def test_the_sdk_reads_a_dashboard_as_its_own_types_and_writes_the_same(path: Path) -> None:
+    register_default_plugins()
+    again = json.loads(json.dumps(Dashboard.from_json(load(path)), cls=JSONEncoder))
+    assert again == load(path)
+
+
+@pytest.mark.skipif(SCHEMAS is None, reason="GRADGUARD_GRAFANA_SCHEMAS is not set")
+@per_dashboard
+def test_a_dashboard_fulfils_the_schemas_that_grafana_publishes(path: Path) -> None:
+    dashboard = load(path)
+    check(dashboard, "dashboard", "Dashboard")
+    for panel in dashboard["panels"]:
+        kind = panel["type"]
+        check(panel["options"], kind, "Options")
+        if kind != "stat":
+            check(panel["fieldConfig"]["defaults"].get("custom", {}), kind, "FieldConfig")
+        for target in panel["targets"]:
+            check(target, "prometheus", "dataquery")
+
+
+def check(content: Any, schema: str, definition: str) -> None:
+    """Also refuses fields that the schema does not know."""
+    assert SCHEMAS is not None
+    published = json.loads(Path(SCHEMAS, f"{schema}.jsonschema.json").read_text())
+    assert definition in published["definitions"]
+    validator = jsonschema.Draft7Validator({**published, "$ref": f"#/definitions/{definition}"})
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(content)] == []
 
 
 @pytest.mark.parametrize("panel", panels())
@@ -90,15 +108,18 @@ def test_a_panel_has_a_unit_a_description_and_a_legend(panel: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("panel", panels())
-def test_a_panel_shows_one_job_of_the_data_source_that_was_chosen(panel: dict[str, Any]) -> None:
+def test_a_panel_shows_the_chosen_job_from_the_chosen_data_source(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-        selectors = re.findall(r"gradguard_\w+(\{[^}]*\})?", target["expr"])
-        assert selectors
-        assert all('job="$job"' in selector for selector in selectors)
+        if "ALERTS" in target["expr"]:
+            continue  # of all jobs
+        selectors = re.findall(r"\{[^}]*\}", target["expr"])
+        names = re.findall(r"[\w:]*gradguard_[a-z][\w:]*", target["expr"])
+        assert len(selectors) >= max(1, len(names))
+        assert all(re.search(r'job=~?"\$job"', selector) for selector in selectors)
 
 
-@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+@per_dashboard
 def test_panels_have_their_own_number_and_place(path: Path) -> None:
     dashboard = load(path)
     numbers = [panel["id"] for panel in dashboard["panels"]]
@@ -110,33 +131,51 @@ def test_panels_have_their_own_number_and_place(path: Path) -> None:
     ]
     assert len(set(numbers)) == len(numbers)
     assert len(set(cells)) == len(cells)
-    assert max(x for x, _ in cells) < 24
+    assert max(x for x, _ in cells) == 23
 
 
-def test_the_variables_are_the_data_source_and_the_job() -> None:
-    for dashboard in map(load, DASHBOARDS):
-        variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
-        assert variables["datasource"]["query"] == "prometheus"
-        assert variables["job"]["query"]["query"] == "label_values(gradguard_steps_total, job)"
+@per_dashboard
+def test_a_dashboard_asks_for_the_job_and_where_it_matters_for_ranks(path: Path) -> None:
+    variables = {variable["name"]: variable for variable in load(path)["templating"]["list"]}
+    assert variables["datasource"]["query"] == "prometheus"
+    assert variables["job"]["query"].startswith("label_values(gradguard_")
+    assert ("rank" in variables) == ("$rank" in path.read_text())
+    assert ("rank" in variables) == (path.stem != "gradguard-fleet")
 
 
-def test_dashboards_and_rules_use_only_names_that_are_exported() -> None:
-    hub, metrics = Hub(0), GuardMetrics(job=JOB)
-    play(metrics, 4)
-    hub.push(JOB, metrics.snapshot(), {}, [])
-    registry = CollectorRegistry()
-    metrics.register(registry)
-    registry.register(hub)
-    families = text_string_to_metric_families(generate_latest(registry).decode())
-    exported = {sample.name for family in families for sample in family.samples}
-    hub.close()
-    used = set().union(*map(names_in, [*queries(), *rule_expressions()]))
-    assert used <= exported
+@pytest.mark.parametrize("name", ["gradguard-job", "gradguard-incident"])
+def test_incidents_are_marked_on_the_graphs(name: str) -> None:
+    marks = load(DEPLOY / "grafana" / "dashboards" / f"{name}.json")["annotations"]["list"]
+    assert [mark["name"] for mark in marks] == ["Rollback", "Spike", "Not finite"]
+    assert all(mark["enable"] and '{job="$job"' in mark["expr"] for mark in marks)
+
+
+def test_dashboards_and_rules_use_only_names_that_are_exported_or_recorded() -> None:
+    known = exported() | {rule["record"] for rule in recorded() if "record" in rule}
+    texts = [expr for path in DASHBOARDS for expr in expressions(load(path))]
+    texts += [rule["expr"] for rule in recorded()]
+    used = {name for text in texts for name in re.findall(r"[\w:]*gradguard_[a-z][\w:]*", text)}
+    assert used <= known
+
+
+def test_every_metric_of_the_guard_is_shown_somewhere() -> None:
+    everything = "".join(expr for path in DASHBOARDS for expr in expressions(load(path)))
+    everything += "".join(rule["expr"] for rule in recorded())
+    not_shown = {family.exported for family in FAMILIES if family.exported not in everything}
+    assert not_shown == {
+        "gradguard_job_info",
+        "gradguard_clip_coefficient",
+        "gradguard_micro_batches_rejected_total",
+        "gradguard_checkpoint_failures_total",
+        "gradguard_checkpoint_last_step",
+        *(f"gradguard_{what}_{how}" for what in ("samples", "tokens") for how in ("accepted", "total")),
+    }
 
 
 def test_provisioning_loads_the_dashboards_from_the_folder_the_readme_names() -> None:
     (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "gradguard.yml").read_text())["providers"]
     assert provider["type"] == "file"
+    assert provider["folder"] == "GradGuard"
     assert provider["options"]["path"] in (DEPLOY / "README.md").read_text()
 
 
@@ -145,106 +184,3 @@ def test_the_data_source_knows_the_scrape_interval() -> None:
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert source["type"] == "prometheus"
     assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(probe: Callable[[], bool], what: str) -> None:
-    pause, end = threading.Event(), time.monotonic() + DEADLINE_S
-    while not probe():
-        assert time.monotonic() < end, f"not within {DEADLINE_S} s: {what}"
-        pause.wait(0.1)
-
-
-class Prometheus:
-    """A real server on our own configuration, with only the target and the interval replaced."""
-
-    def __init__(self, folder: Path, target: str) -> None:
-        config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
-        config["rule_files"] = [str(DEPLOY / "prometheus" / "rules.yml")]
-        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        with (folder / "log").open("w") as log:
-            self.process = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={folder / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={folder / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
-                stdout=log,
-                stderr=log,
-                env={"PATH": os.environ["PATH"]},
-            )
-
-    def get(self, path: str, **parameters: str) -> Any:
-        query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"{self.url}{path}?{query}", timeout=30) as response:
-            return json.load(response)["data"]
-
-    def series(self, expression: str) -> list[Any]:
-        try:
-            return self.get("/api/v1/query", query=expression)["result"]
-        except urllib.error.URLError:
-            return []
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Prometheus that has seen a job at work: at least two scrapes with more steps in the later one."""
-    hub, metrics = Hub(0), GuardMetrics(job=JOB, info={"model": "resnet18"})
-    hub.push(JOB, metrics.snapshot(), {"phase": "training"}, [])
-    target = urllib.parse.urlsplit(hub.address()).netloc
-    server = Prometheus(tmp_path_factory.mktemp("prometheus"), target)
-
-    def scraped(expression: str) -> bool:
-        return bool(server.series(expression))
-
-    try:
-        eventually(lambda: scraped(f'gradguard_steps_total{{job="{JOB}"}}'), "the first scrape")
-        play(metrics, 8)
-        hub.push(JOB, metrics.snapshot(), {"phase": "training"}, [])
-        eventually(lambda: scraped(f'increase(gradguard_rollbacks_total{{job="{JOB}"}}[1m]) > 0'), "a second")
-        yield server
-    finally:
-        server.stop()
-        hub.close()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
-class TestLive:
-    @pytest.mark.parametrize("query", queries())
-    def test_a_query_of_a_dashboard_finds_series(self, prometheus: Prometheus, query: str) -> None:
-        result = prometheus.series(query)
-        assert result
-        assert all(series["value"][1] != "NaN" for series in result)
-
-    def test_the_job_variable_lists_the_job(self, prometheus: Prometheus) -> None:
-        jobs = prometheus.get("/api/v1/label/job/values", **{"match[]": "gradguard_steps_total"})
-        assert jobs == [JOB]
-
-    def test_the_target_is_up_under_the_name_of_the_scrape_job(self, prometheus: Prometheus) -> None:
-        assert [series["value"][1] for series in prometheus.series('up{job="gradguard"}')] == ["1"]
-
-    def test_the_alerts_of_what_happened_fire_and_no_others(self, prometheus: Prometheus) -> None:
-        def firing() -> set[tuple[str, str | None]]:
-            return {
-                (alert["labels"]["alertname"], alert["labels"].get("signal"))
-                for alert in prometheus.get("/api/v1/alerts")["alerts"]
-                if alert["state"] == "firing"
-            }
-
-        expected = {("GradGuardRollback", None), ("GradGuardNonFinite", "loss")}
-        eventually(lambda: firing() == expected, "the two alerts")

@@ -52,7 +52,7 @@ def test_a_suspect_step_can_be_clipped_instead() -> None:
 def test_a_spent_budget_halts() -> None:
     ladder = Ladder(BudgetConfig(rollbacks=2), "skip")
     assert rungs(ladder, [SPIKE, OK] * 2 + [SPIKE]) == ["rollback", "apply"] * 2 + ["halt"]
-    assert ladder.rollbacks_left == 0
+    assert ladder.rollbacks_left(6) == 0
 
 
 def test_rollbacks_leave_the_window() -> None:

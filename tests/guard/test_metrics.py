@@ -9,8 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.exposition import GuardCollector
-from guard.metrics import ACTIONS, SIGNALS, SOURCES, VERDICTS, GuardMetrics, carry_totals
+from guard.exposition import GuardCollector, render
+from guard.metrics import ACTIONS, SIGNALS, SOURCES, VERDICTS, GuardMetrics
+from guard.totals import carry_totals
 
 DESIGNED_NAMES = {
     "gradguard_grad_norm",
@@ -42,6 +43,14 @@ DESIGNED_NAMES = {
     *(f"gradguard_checkpoint_seconds_{part}" for part in ("bucket", "count", "sum")),
     *(f"gradguard_checkpoint_blocked_seconds_{part}" for part in ("bucket", "count", "sum")),
     "gradguard_job_info",
+    "gradguard_job_created_timestamp_seconds",
+    "gradguard_grad_norm_local_median",
+    "gradguard_attempts_total",
+    *(f"gradguard_{what}_accepted" for what in ("steps", "samples", "tokens")),
+    *(f"gradguard_{what}_total" for what in ("samples", "tokens")),
+    "gradguard_rollback_budget",
+    "gradguard_rollback_budget_left",
+    "gradguard_gradient_noise_scale",
 }
 
 
@@ -59,6 +68,9 @@ def step(metrics: GuardMetrics, **changed: Any) -> None:
         "layers": {"fc.weight": 1.5},
         "local_norms": [1.0, 3.0],
         "regularization": {"l1": 0.0},
+        "steps_accepted": 1,
+        "rollback_budget": 5,
+        "rollbacks_left": 5,
     }
     metrics.step(**{**values, **changed})
 
@@ -90,8 +102,10 @@ def metrics() -> GuardMetrics:
     return GuardMetrics(job="fashion", info={"model": "resnet18"})
 
 
-def test_a_scrape_shows_exactly_the_designed_names(metrics: GuardMetrics) -> None:
+def test_a_scrape_shows_exactly_the_designed_names() -> None:
+    metrics = GuardMetrics(job="fashion", samples_per_step=64, tokens_per_step=64 * 128)
     step(metrics)
+    metrics.noise_scale(2.0)
     metrics.checkpoint_written(step=10, seconds=0.5, blocked_seconds=0.01, size=1000)
     assert {name for name, _ in scrape(metrics)} == DESIGNED_NAMES
 
@@ -292,6 +306,50 @@ def test_a_new_run_of_the_same_name_starts_from_its_own_totals(metrics: GuardMet
     step(metrics)
     fresh = GuardMetrics(job="fashion").snapshot() | {"created": metrics.snapshot()["created"] + 1}
     assert carry_totals(metrics.snapshot(), fresh) == fresh
+
+
+def test_what_was_rewound_is_in_the_totals_and_not_in_what_is_accepted() -> None:
+    metrics = GuardMetrics(job="fashion", samples_per_step=64, tokens_per_step=1024)
+    for accepted in (1, 2, 3):
+        step(metrics, steps_accepted=accepted)
+    step(metrics, action="rolled_back", steps_accepted=1)
+    step(metrics, steps_accepted=2)
+    shown = {name: value(metrics, f"gradguard_{name}") for name in ("attempts_total", "steps_accepted")}
+    assert shown == {"attempts_total": 5, "steps_accepted": 2}
+    assert value(metrics, "gradguard_samples_total") == 5 * 64
+    assert value(metrics, "gradguard_samples_accepted") == 2 * 64
+    assert value(metrics, "gradguard_tokens_total") == 5 * 1024
+    assert value(metrics, "gradguard_tokens_accepted") == 2 * 1024
+    resumed = GuardMetrics(job="fashion", samples_per_step=64, tokens_per_step=1024)
+    resumed.load_state_dict(metrics.state_dict())
+    assert scrape(resumed) == scrape(metrics)
+
+
+def test_what_is_left_of_the_budget_is_shown_beside_the_budget(metrics: GuardMetrics) -> None:
+    step(metrics, rollback_budget=5, rollbacks_left=1)
+    assert value(metrics, "gradguard_rollback_budget") == 5
+    assert value(metrics, "gradguard_rollback_budget_left") == 1
+
+
+def test_the_fast_text_is_that_of_the_library(metrics: GuardMetrics) -> None:
+    awkward = GuardMetrics(job='a "b" \\ c\nd', info={"model": 'x"y'}, samples_per_step=8)
+    step(awkward, layers={'f"c\\.weight\n': 1e-30, "ä": 3e38})
+    awkward.rollback(source="disk", seconds=1e4, steps_lost=2)
+    jobs = [metrics.snapshot(), awkward.snapshot(), GuardMetrics(job="idle").snapshot()]
+    registry = CollectorRegistry()
+    registry.register(GuardCollector(lambda: jobs))
+
+    def told(text: str) -> dict[str, Any]:
+        return {family.name: family for family in text_string_to_metric_families(text)}
+
+    def samples(families: dict[str, Any]) -> dict[Any, float]:
+        return {(s.name, frozenset(s.labels.items())): s.value for f in families.values() for s in f.samples}
+
+    ours, theirs = told(render(jobs)), told(generate_latest(registry).decode())
+    assert samples(ours) == samples(theirs)
+    assert {(f.name, f.type, f.documentation) for f in ours.values()} == {
+        (f.name, f.type, f.documentation) for f in theirs.values()
+    }
 
 
 def test_several_jobs_share_one_scrape(metrics: GuardMetrics) -> None:
