@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from jobs.files import write_text_atomic
-from jobs.report import cards, charts, heat, words
+from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.data import Evaluation, Run, read_run
 from jobs.report.look import NARROW, WIDE, Size
-from jobs.report.quantities import accuracy, count, duration, number, percent, plural
+from jobs.report.quantities import accuracy, count, duration, number, percent, plural, size_text
 from jobs.report.summary import (
     Summary,
     guard_words,
@@ -24,19 +25,29 @@ from jobs.report.summary import (
 
 MOST_EVALUATIONS = 60
 MOST_SPEC_CHARACTERS = 20_000
+PALETTES = {"light": colors.LIGHT, "dark": colors.DARK, "paper": colors.PAPER}
 TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped": "warn"}
 
 
-def write_report(job_dir: str | Path) -> Path:
+def write_page(job_dir: str | Path) -> Path:
     """Write report.html from the job's files, any of which may be missing or cut. Returns its path."""
-    job_dir = Path(job_dir)
-    html = render(read_run(job_dir))
-    path = job_dir / "report.html"
-    write_text_atomic(path, html.encode("utf-8", "replace").decode("utf-8"))  # a lone surrogate is no text
+    path = Path(job_dir) / "report.html"
+    write_html(path, render(read_run(Path(job_dir))))
     return path
 
 
+def write_html(path: Path, html: str) -> None:
+    """Write a page; what is no text (a lone surrogate) becomes a question mark."""
+    write_text_atomic(path, html.encode("utf-8", "replace").decode("utf-8"))
+
+
 def render(run: Run) -> str:
+    """The page of a run."""
+    return template("report.html.j2").render(**context(run))
+
+
+def template(name: str) -> Template:
+    """A template of this folder, with the colours of the report; what it shows is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -45,13 +56,14 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    return environment.get_template("report.html.j2").render(**context(run))
+    return environment.get_template(name, globals=PALETTES)
 
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that the template names."""
     summary = summarize(run)
     shown, lines, left_out = cards.arrange(run.incidents)
+    cost_parts = cost.shares(run, summary)
     return {
         "name": run.name,
         "status": status_words(summary.status),
@@ -75,6 +87,11 @@ def context(run: Run) -> dict[str, Any]:
         "left_out": left_out,
         "layers": _heat(run, heat.layers) if len(run.layers.names) else None,
         "ranks": _heat(run, heat.ranks) if len(run.ranks.names) > 1 else None,
+        "cost": _both(lambda size: charts.cost(run, size)) if cost_parts else None,
+        "cost_parts": cost_parts,
+        "cost_words": cost.typical_milliseconds(run.steps),
+        "checkpoints": _both(lambda size: charts.checkpoints(run, size)) if run.checkpoints else None,
+        "checkpoint_rows": checkpoint_rows(run),
         "evaluations": evaluation_table(run.evaluations),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
         "versions": summary.versions,
@@ -176,6 +193,19 @@ def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | No
     ]
     heads = ["Step", *(name.replace("_", " ").capitalize() for name in names)]
     return {"heads": heads, "rows": rows, "left_out": max(0, len(evaluations) - MOST_EVALUATIONS)}
+
+
+def checkpoint_rows(run: Run) -> list[tuple[str, str, str, str]]:
+    """Step, health, size and time of each checkpoint, the newest first."""
+    return [
+        (
+            count(saved.step),
+            "good" if saved.good else "candidate",
+            size_text(saved.size),
+            datetime.fromtimestamp(saved.created, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        )
+        for saved in reversed(run.checkpoints)
+    ]
 
 
 def _heat(run: Run, draw: Callable[[Any, Any, Size], Markup]) -> dict[str, Markup]:
