@@ -1,4 +1,4 @@
-"""The Kubernetes files: valid by the published schemas, with least rights, and their parts find each other."""
+"""The Kubernetes files: valid by published schemas, with least rights, and their parts find each other."""
 
 import copy
 import json
