@@ -10,6 +10,7 @@ from typing import Any
 from jobs.checkpoints.folder import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.checkpoints.storage import open_storage
+from jobs.errors import JobError
 from jobs.folder import CHECKPOINTS
 from jobs.spec import JobSpec
 from jobs.spec_errors import SpecError
@@ -34,7 +35,7 @@ def read_checkpoints(job_dir: Path, spec: Mapping[str, Any]) -> tuple[Checkpoint
         return ()
     try:
         readable, _ = manifests(open_storage(place))
-    except (OSError, ValueError, ImportError):
+    except (OSError, JobError):
         return ()
     return tuple(_checkpoint(manifest) for manifest in readable)
 
