@@ -21,7 +21,7 @@ from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
 from jobs.evaluate import StopWatcher
 from jobs.exact import seed_generators, settle_buckets
-from jobs.folder import JobFolder
+from jobs.folder import HISTORY, JobFolder
 from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule
 from jobs.preflight import before_first_step
@@ -128,6 +128,7 @@ def build(spec: JobSpec, hub: Any) -> Run:
         metrics=metrics,
         notify=progress.event,
         timeout_s=spec.scale.timeout_s,
+        history=spec.job_dir / HISTORY,
     )
     guard.restore_from(checkpoints.restore)
     resumed = checkpoints.load_latest()

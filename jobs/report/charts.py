@@ -80,8 +80,8 @@ def cost(run: Run, size: Size) -> Markup:
 
 
 def checkpoints(run: Run, size: Size) -> Markup:
-    """Where the run can go back to: a row for the good ones, one for the candidates."""
-    panel = Panel("", 40, lambda axes: _checkpoints(axes, run.checkpoints))
+    """Where the run could go back to: a row for good ones, for candidates, for those that were removed."""
+    panel = Panel("", 54, lambda axes: _checkpoints(axes, run.checkpoints))
     with drawing(f"checkpoints-{size.name}"):
         figure = look.stack([panel], size, span(run), head=0, axis_name="step attempt")
         look.shade(figure.axes[0], run.rewound, Role.REWOUND, size)
@@ -184,19 +184,28 @@ def _milliseconds(axes: Axes, run: Run, seconds: Floats, color: str, size: Size)
 
 
 def _checkpoints(axes: Axes, saved: Sequence[Checkpoint]) -> None:
-    for row, (good, color) in enumerate(((False, Role.WARN), (True, Role.GOOD))):
-        places = [float(checkpoint.attempt) for checkpoint in saved if checkpoint.good is good]
+    """Filled where one is still there, pale where newer ones took its place."""
+    looks = (
+        (0, Role.DANGER, "x", 1.0, {"suspect", "undone", "unconfirmed", "failed"}),
+        (1, Role.WARN, "D", 1.0, {"written"}),
+        (2, Role.GOOD, "D", 0.35, {"retired"}),
+        (2, Role.GOOD, "D", 1.0, {"good"}),
+    )
+    for row, color, marker, alpha, fates in looks:
+        places = [float(c.attempt) for c in saved if c.fate in fates and c.attempt is not None]
+        heights = [row] * len(places)
         axes.plot(
             places,
-            [row] * len(places),
+            heights,
             color=color,
-            marker="D",
+            marker=marker,
+            alpha=alpha,
             markersize=7,
             linestyle="none",
             clip_on=False,
         )
-    axes.set_ylim(-0.7, 1.7)
-    axes.set_yticks([0, 1], ["candidate", "good"])
+    axes.set_ylim(-0.7, 2.7)
+    axes.set_yticks([0, 1, 2], ["removed", "candidate", "good"])
 
 
 def evaluation_points(run: Run, metric: str) -> tuple[list[float], list[float]]:

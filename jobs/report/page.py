@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from jobs.files import write_text_atomic
 from jobs.report import cards, charts, colors, cost, heat, words
+from jobs.report.checkpoints import FATES
 from jobs.report.data import Evaluation, Run, read_run
 from jobs.report.look import NARROW, WIDE, Size
 from jobs.report.quantities import accuracy, count, duration, number, percent, plural, size_text
@@ -24,6 +25,7 @@ from jobs.report.summary import (
 )
 
 MOST_EVALUATIONS = 60
+MOST_CHECKPOINTS = 40
 MOST_SPEC_CHARACTERS = 20_000
 PALETTES = {"light": colors.LIGHT, "dark": colors.DARK, "paper": colors.PAPER}
 TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped": "warn"}
@@ -91,6 +93,7 @@ def context(run: Run) -> dict[str, Any]:
         "cost_parts": cost_parts,
         "cost_words": cost.typical_milliseconds(run.steps),
         "checkpoints": _both(lambda size: charts.checkpoints(run, size)) if run.checkpoints else None,
+        "checkpoint_words": checkpoint_words(run),
         "checkpoint_rows": checkpoint_rows(run),
         "evaluations": evaluation_table(run.evaluations),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
@@ -195,17 +198,31 @@ def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | No
     return {"heads": heads, "rows": rows, "left_out": max(0, len(evaluations) - MOST_EVALUATIONS)}
 
 
+def checkpoint_words(run: Run) -> str:
+    """How many there were, and how many of them are there now."""
+    kept = sum(saved.kept for saved in run.checkpoints)
+    shown = f" The latest {MOST_CHECKPOINTS} are listed." if len(run.checkpoints) > MOST_CHECKPOINTS else ""
+    were = plural(len(run.checkpoints), "checkpoint was", "checkpoints were")
+    return f"{were} taken, {count(kept)} {'is' if kept == 1 else 'are'} there now.{shown}"
+
+
 def checkpoint_rows(run: Run) -> list[tuple[str, str, str, str]]:
-    """Step, health, size and time of each checkpoint, the newest first."""
+    """Step, fate, size and time of the latest checkpoints, the newest first."""
     return [
         (
             count(saved.step),
-            "good" if saved.good else "candidate",
-            size_text(saved.size),
-            datetime.fromtimestamp(saved.created, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            FATES[saved.fate],
+            "–" if saved.size is None else size_text(saved.size),
+            _clock(saved.created),
         )
-        for saved in reversed(run.checkpoints)
+        for saved in run.checkpoints[: -MOST_CHECKPOINTS - 1 : -1]
     ]
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None or not 0 < seconds < 1e11:
+        return "–"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _heat(run: Run, draw: Callable[[Any, Any, Size], Markup]) -> dict[str, Markup]:

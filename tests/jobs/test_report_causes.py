@@ -154,10 +154,10 @@ def job_with_checkpoints(tmp_path):
 
 def test_checkpoints_are_on_a_timeline_and_in_a_table(job_with_checkpoints):
     run = read_run(job_with_checkpoints)
-    assert [(c.step, c.attempt, c.good) for c in run.checkpoints] == [
-        (100, 101, True),
-        (200, 227, True),
-        (240, 267, False),
+    assert [(c.step, c.attempt, c.fate) for c in run.checkpoints] == [
+        (100, 101, "good"),
+        (200, 227, "good"),
+        (240, 267, "written"),
     ]
     shown = context(run)
     assert shown["checkpoint_rows"][0] == ("240", "candidate", "90 MB", "2025-11-25 12:04:27 UTC")
@@ -172,6 +172,35 @@ def test_a_damaged_manifest_and_an_unreachable_store_cost_only_the_timeline(job_
     spec = SPEC.replace("epochs: 2", "checkpoint_storage: 'nowhere://x/y', epochs: 2")
     (job_with_checkpoints / "spec.yaml").write_text(spec)
     assert len(read_run(job_with_checkpoints).steps) > 240
+
+
+def test_checkpoints_that_are_gone_stay_on_the_timeline_with_the_reason(job_with_checkpoints):
+    write_rows(
+        job_with_checkpoints / "checkpoints.jsonl",
+        [
+            {"time": 1.0, "event": "written", "step": 50, "attempt": 50, "size": 9},
+            {"time": 2.0, "event": "good", "step": 50},
+            {"time": 3.0, "event": "retired", "step": 50},
+            {"time": 4.0, "event": "written", "step": 150, "attempt": 151, "size": 9},
+            {"time": 5.0, "event": "suspect", "step": 150},
+            {"time": 6.0, "event": "written", "step": 240, "attempt": 200, "size": 9},
+            {"time": 7.0, "event": "undone", "step": 240},
+            {"event": "unheard of", "step": 1},
+            {"step": "text"},
+        ],
+    )
+    run = read_run(job_with_checkpoints)
+    assert [(c.step, c.fate) for c in run.checkpoints] == [
+        (50, "retired"),
+        (100, "good"),
+        (150, "suspect"),
+        (200, "good"),
+        (240, "written"),
+    ]
+    shown = context(run)
+    assert shown["checkpoint_words"] == "5 checkpoints were taken, 3 are there now."
+    assert ("150", "removed: an anomaly followed it") in [row[:2] for row in shown["checkpoint_rows"]]
+    assert render(run).count("newer ones took its place") == 1
 
 
 def test_layers_of_the_fixture_are_those_of_the_story():
