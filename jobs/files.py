@@ -75,12 +75,17 @@ def write_json_atomic(path: str | Path, obj: Mapping[str, Any]) -> None:
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write to a temporary name, fsync, rename, fsync the folder."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """As `write_text_atomic`, for what is no text."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

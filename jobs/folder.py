@@ -14,6 +14,7 @@ from jobs.files import read_json, write_text_atomic
 from jobs.spec import JobSpec
 
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
+HISTORY = "checkpoints.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
 SAMPLES = "samples.txt"
 TOLD = ".told.json"

@@ -23,7 +23,7 @@ from jobs.data.cursor import DataCursor
 from jobs.dropout import set_randomness
 from jobs.evaluate import StopWatcher
 from jobs.exact import seed_generators, settle_buckets
-from jobs.folder import JobFolder
+from jobs.folder import HISTORY, JobFolder
 from jobs.hardware import HardwareFaults, named
 from jobs.init import build_initialized
 from jobs.optim import build_optimizer, build_schedule, tables_of
@@ -150,6 +150,7 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
         metrics=metrics,
         notify=progress.event,
         timeout_s=spec.scale.timeout_s,
+        history=spec.job_dir / HISTORY,
     )
 
     def restore(before: int | None) -> int | None:

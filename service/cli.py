@@ -15,6 +15,7 @@ from service.checkpoint_commands import add_checkpoint_commands
 from service.cluster_commands import add_cluster_commands
 from service.local_commands import add_local_commands
 from service.options import SetOption, SpecArgument
+from service.report_commands import add_report_commands
 
 app = typer.Typer(
     name="gradguard",
@@ -50,6 +51,7 @@ def train(
 add_local_commands(app)
 add_checkpoint_commands(app)
 add_cluster_commands(app)
+add_report_commands(app)
 
 
 def main() -> None:

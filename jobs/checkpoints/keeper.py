@@ -15,6 +15,7 @@ from guard.snapshot import Stateful
 from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState, reason
 from jobs.checkpoints.folder import checkpoint_name, good_steps, manifests
 from jobs.checkpoints.health import Candidates
+from jobs.checkpoints.history import History
 from jobs.checkpoints.load import Content, of_rank, read, read_manifest
 from jobs.checkpoints.manifest import Health
 from jobs.checkpoints.ranks import Ranks
@@ -74,6 +75,7 @@ class Checkpoints:
         metrics: where saves are counted.
         notify: is told, as level and text, what a person should know; called in the loop's thread.
         timeout_s: how long a rank that does not answer is waited for.
+        history: the file that tells what became of every checkpoint.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Checkpoints:
         metrics: GuardMetrics | None = None,
         notify: Notify | None = None,
         timeout_s: float = 60.0,
+        history: Path | None = None,
     ) -> None:
         self._folder, self._parts = folder, dict(parts)
         self._policy, self._spec = policy or Policy(), dict(spec or {})
@@ -94,6 +97,7 @@ class Checkpoints:
         self._notify = _nobody if notify is None else notify
         self._storage = open_storage(folder)
         self._ranks = Ranks(timeout_s)
+        self._history = History(history if self._ranks.rank == 0 else None)
         self._stage = Stage(parts, self._ranks.rank, self._ranks.world_size)
         self._writer = Writer(self._storage, self._ranks)
         self._candidates = Candidates(self._policy.clean_steps)
@@ -204,16 +208,20 @@ class Checkpoints:
         except Exception as error:  # noqa: BLE001 - a checkpoint that fails does not end the training
             self._failed(place.step, error)
             return
+        if manifest is not None:
+            self._history.note("written", place.step, attempt=place.attempt, size=manifest.size)
         if self._metrics is not None and manifest is not None:
             seconds = blocked + time.perf_counter() - started
             self._metrics.checkpoint_written(
                 step=place.step, seconds=seconds, blocked_seconds=blocked, size=manifest.size
             )
         if place.health == "good":
+            self._history.note("good", place.step)
             self._retire()
 
     def _failed(self, step: int, error: Exception) -> None:
         self._saved = None
+        self._history.note("failed", step)
         if self._metrics is not None:
             self._metrics.checkpoint("failed")
         self._told.put(("warning", f"no checkpoint of step {step}: {reason(error)}; training goes on"))
@@ -237,27 +245,32 @@ class Checkpoints:
         manifest = read_manifest(self._storage, name).model_copy(update={"health": "good"})
         self._storage.replace_manifest(name, manifest.render())
         self._count("good")
+        self._history.note("good", step)
         self._retire()
 
     def _remove_suspect(self, step: int) -> None:
         if checkpoint_folder(step) in self._storage.names():
             self._storage.remove(checkpoint_folder(step))
             self._count("suspect")
+            self._history.note("suspect", step)
 
     def _remove_after(self, step: int) -> None:
         for name in self._storage.names():
             if name > checkpoint_folder(step):
                 self._storage.remove(name)
+                self._history.note("undone", int(name.rpartition("-")[2]))
 
     def _remove_candidates(self) -> None:
         for manifest in manifests(self._storage)[0]:
             if manifest.health == "candidate":
                 self._storage.remove(checkpoint_folder(manifest.step))
+                self._history.note("unconfirmed", manifest.step)
 
     def _retire(self) -> None:
         policy = self._policy
         for step in retired(manifests(self._storage)[0], keep=policy.keep, best=policy.best):
             self._storage.remove(checkpoint_folder(step))
+            self._history.note("retired", step)
 
     def _count(self, outcome: str) -> None:
         if self._metrics is not None:

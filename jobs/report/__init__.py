@@ -1,9 +1,11 @@
-"""The report of a job: one HTML file that needs nothing beside it.
+"""The report of a job: one HTML file that needs nothing beside it, and a picture of its main chart.
 
-`data` reads the job's files, `summary` and `words` say what happened, `charts` and `heat` draw it,
-`page` puts it together.
+`data` reads the job's files, `summary`, `cost`, `causes` and `words` say what happened, `charts` and `heat`
+draw it, `page` and `picture` put it together. `compare` does the same for two jobs.
 """
 
-from jobs.report.page import write_report
+from jobs.report.page import write_page
+from jobs.report.picture import write_picture
+from jobs.report.write import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_page", "write_picture", "write_report"]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from markupsafe import Markup
 
@@ -70,12 +69,16 @@ class Line:
 def arrange(incidents: Sequence[Incident]) -> tuple[list[Card], list[Line], int]:
     """The gravest incidents as cards, the others as lines, and how many are left to the file."""
     anchors = _anchors(incidents)
-    gravest = sorted(range(len(incidents)), key=lambda index: (_rank(incidents[index]), index))
-    chosen = set(gravest[:MOST_CARDS])
+    chosen = set(_gravest(incidents, MOST_CARDS))
     cards = [card(incidents[index], anchors[index]) for index in sorted(chosen)]
     rest = [index for index in range(len(incidents)) if index not in chosen]
     lines = [line(incidents[index], anchors[index]) for index in rest[:MOST_LINES]]
     return cards, lines, len(rest) - len(lines)
+
+
+def gravest(incidents: Sequence[Incident], most: int) -> list[Incident]:
+    """At most so many of the gravest, in the order in which they came."""
+    return [incidents[index] for index in sorted(_gravest(incidents, most))]
 
 
 def card(incident: Incident, anchor: str) -> Card:
@@ -92,7 +95,7 @@ def card(incident: Incident, anchor: str) -> Card:
         window_words=_window_words(incident),
         layers=[_layer_row(layer) for layer in incident.layers],
         ranks=[_rank_row(rank) for rank in incident.ranks],
-        samples=_runs(incident.samples),
+        samples=", ".join(words.sample_names(incident)),
     )
 
 
@@ -116,6 +119,10 @@ def _anchors(incidents: Sequence[Incident]) -> list[str]:
         again = f"-{used[incident.id]}" if used[incident.id] > 1 else ""
         anchors.append(f"incident-{incident.id}{again}")
     return anchors
+
+
+def _gravest(incidents: Sequence[Incident], most: int) -> list[int]:
+    return sorted(range(len(incidents)), key=lambda index: (_rank(incidents[index]), index))[:most]
 
 
 def _rank(incident: Incident) -> int:
@@ -179,15 +186,3 @@ def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
 
 def _bar(share: float | None) -> float:
     return round(100 * min(max(share, 0.0), 1.0), 1) if share is not None and math.isfinite(share) else 0.0
-
-
-def _runs(samples: Sequence[str]) -> str:
-    """Sample ids, with runs of neighbours written as 1000–1063."""
-    if not all(sample.isdecimal() for sample in samples):
-        return ", ".join(samples)
-    numbers = sorted({int(sample) for sample in samples})
-    parts: list[str] = []
-    for _, group in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
-        run = [value for _, value in group]
-        parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}")
-    return ", ".join(parts)

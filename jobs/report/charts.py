@@ -10,14 +10,17 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.report import look
+from jobs.report.checkpoints import Checkpoint
+from jobs.report.colors import Role
 from jobs.report.data import Run
 from jobs.report.incidents import Incident, WindowRow
 from jobs.report.look import Panel, Size
 from jobs.report.series import Flags, Floats, envelope, means
-from jobs.report.svg import Role, drawing, inline_svg
+from jobs.report.svg import drawing, inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BADGE_PIXELS, DIGIT_PIXELS = 14, 7
 TALL, LOW = 150, 58
@@ -46,15 +49,43 @@ def span(run: Run) -> look.Span:
 
 def training(run: Run, size: Size) -> Markup:
     """Loss, gradient norm, clipping, learning rate and accuracy over the step attempts."""
-    marks = incident_marks(run.incidents, span(run), size)
     with drawing(f"training-{size.name}"):
-        figure = look.stack(
-            _panels(run, size), size, span(run), head=24 if marks else 4, axis_name="step attempt"
-        )
+        return inline_svg(training_figure(run, size))
+
+
+def training_figure(run: Run, size: Size, room: float = 0.0) -> Figure:
+    """The training chart, with `room` units free at its top; to be called inside `drawing`."""
+    marks = incident_marks(run.incidents, span(run), size)
+    head = room + (24 if marks else 4)
+    figure = look.stack(_panels(run, size), size, span(run), head=head, axis_name="step attempt")
+    for axes in figure.axes:
+        look.shade(axes, run.rewound, Role.REWOUND, size)
+        _incident_lines(axes, run.incidents)
+    _badges(figure.axes[0], marks, size)
+    return figure
+
+
+def cost(run: Run, size: Size) -> Markup:
+    """What a step takes, and what of it the guard takes."""
+    steps = run.steps
+    panels = [
+        Panel("Step, ms", LOW, lambda axes: _milliseconds(axes, run, steps.step_seconds, Role.MUTED, size)),
+        Panel("Guard, ms", LOW, lambda axes: _milliseconds(axes, run, steps.guard_seconds, Role.NORM, size)),
+    ]
+    with drawing(f"cost-{size.name}"):
+        figure = look.stack(panels, size, span(run), head=4, axis_name="step attempt")
         for axes in figure.axes:
             look.shade(axes, run.rewound, Role.REWOUND, size)
-            _incident_lines(axes, run.incidents)
-        _badges(figure.axes[0], marks, size)
+        return inline_svg(figure)
+
+
+def checkpoints(run: Run, size: Size) -> Markup:
+    """Where the run could go back to: a row for good ones, for candidates, for those that were removed."""
+    panel = Panel("", 54, lambda axes: _checkpoints(axes, run.checkpoints))
+    with drawing(f"checkpoints-{size.name}"):
+        figure = look.stack([panel], size, span(run), head=0, axis_name="step attempt")
+        look.shade(figure.axes[0], run.rewound, Role.REWOUND, size)
+        _incident_lines(figure.axes[0], run.incidents)
         return inline_svg(figure)
 
 
@@ -144,6 +175,37 @@ def _accuracy(axes: Axes, run: Run) -> None:
     x, y = evaluation_points(run, "test_accuracy")
     axes.plot(x, y, color=Role.SCORE, marker="o", markersize=5, linewidth=1.4, clip_on=False)
     look.value_axis(axes, np.array(y), LOW)
+
+
+def _milliseconds(axes: Axes, run: Run, seconds: Floats, color: str, size: Size) -> None:
+    values = 1000 * seconds
+    look.value_axis(axes, values[np.isfinite(values)], LOW)
+    look.line(axes, run.steps.attempt, values, color, size)
+
+
+def _checkpoints(axes: Axes, saved: Sequence[Checkpoint]) -> None:
+    """Filled where one is still there, pale where newer ones took its place."""
+    looks = (
+        (0, Role.DANGER, "x", 1.0, {"suspect", "undone", "unconfirmed", "failed"}),
+        (1, Role.WARN, "D", 1.0, {"written"}),
+        (2, Role.GOOD, "D", 0.35, {"retired"}),
+        (2, Role.GOOD, "D", 1.0, {"good"}),
+    )
+    for row, color, marker, alpha, fates in looks:
+        places = [float(c.attempt) for c in saved if c.fate in fates and c.attempt is not None]
+        heights = [row] * len(places)
+        axes.plot(
+            places,
+            heights,
+            color=color,
+            marker=marker,
+            alpha=alpha,
+            markersize=7,
+            linestyle="none",
+            clip_on=False,
+        )
+    axes.set_ylim(-0.7, 2.7)
+    axes.set_yticks([0, 1, 2], ["removed", "candidate", "good"])
 
 
 def evaluation_points(run: Run, metric: str) -> tuple[list[float], list[float]]:

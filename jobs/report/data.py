@@ -14,9 +14,11 @@ import numpy as np
 import yaml
 
 from jobs.files import iter_jsonl, read_json
+from jobs.report.causes import with_first_layer
+from jobs.report.checkpoints import Checkpoint, read_checkpoints
 from jobs.report.incidents import Incident, join_outcomes
 from jobs.report.quantities import as_float, as_int, as_text
-from jobs.report.series import Flags, Floats, cell, matrix
+from jobs.report.series import Flags, Floats, Matrix, cell, matrix
 
 Span = tuple[float, float]
 
@@ -28,15 +30,6 @@ class Evaluation:
     attempt: int
     step: int | None
     metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Named rows over time: `values` is attempts x names; infinity stands for not finite."""
-
-    attempts: Floats
-    names: tuple[str, ...]
-    values: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +73,7 @@ class Run:
     rewound: tuple[Span, ...]
     restarts: int
     samples: str = ""
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 _NUMBERS = (
@@ -105,7 +99,8 @@ def read_run(job_dir: Path) -> Run:
     table = _Table()
     for row in iter_jsonl(job_dir / "metrics.jsonl"):
         table.add(row)
-    steps = table.steps()
+    steps, layers = table.steps(), _layer_matrix(table.layers)
+    incidents = join_outcomes(iter_jsonl(job_dir / "incidents.jsonl"))
     return Run(
         name=as_text((result or {}).get("job")) or as_text(spec.get("name")) or job_dir.resolve().name,
         spec=spec,
@@ -113,12 +108,13 @@ def read_run(job_dir: Path) -> Run:
         result=result,
         steps=steps,
         evaluations=tuple(table.evaluations),
-        layers=_layer_matrix(table.layers),
+        layers=layers,
         ranks=_rank_matrix(table.local_norms),
-        incidents=tuple(join_outcomes(iter_jsonl(job_dir / "incidents.jsonl"))),
+        incidents=tuple(with_first_layer(incident, layers) for incident in incidents),
         rewound=tuple(rewound_spans(steps)),
         restarts=table.restarts,
         samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
+        checkpoints=read_checkpoints(job_dir, spec),
     )
 
 

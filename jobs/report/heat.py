@@ -10,11 +10,11 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.report import look
-from jobs.report.data import Matrix
+from jobs.report.colors import Role
 from jobs.report.look import NARROW, POINTS_PER_INCH, Size
 from jobs.report.quantities import percent
-from jobs.report.series import Floats, bucket_max, column_count
-from jobs.report.svg import Role, drawing, inline_svg
+from jobs.report.series import Floats, Matrix, bucket_max, column_count
+from jobs.report.svg import drawing, inline_svg
 from jobs.report.words import layer_name
 
 if TYPE_CHECKING:

@@ -18,6 +18,15 @@ class LayerEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstLayer:
+    """The layer that left its level before the incident, and how many attempts before."""
+
+    name: str
+    growth: float
+    attempts_before: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankEvidence:
     """One rank at the incident."""
 
@@ -89,6 +98,7 @@ class Incident:
     samples: tuple[str, ...] = ()
     recovery: Recovery | None = None
     outcome: Outcome | None = None
+    first_layer: FirstLayer | None = None
 
     @property
     def rolled_back(self) -> bool:

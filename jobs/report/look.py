@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jobs.report.colors import Role
 from jobs.report.quantities import count, number
 from jobs.report.series import Flags, Floats, envelope, medians
-from jobs.report.svg import Role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

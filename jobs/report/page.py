@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from jobs.files import write_text_atomic
-from jobs.report import cards, charts, heat, words
+from jobs.report import cards, charts, colors, cost, heat, words
+from jobs.report.checkpoints import FATES
 from jobs.report.data import Evaluation, Run, read_run
 from jobs.report.look import NARROW, WIDE, Size
-from jobs.report.quantities import accuracy, count, duration, number, percent, plural
+from jobs.report.quantities import accuracy, count, duration, number, percent, plural, size_text
 from jobs.report.summary import (
     Summary,
     guard_words,
@@ -23,21 +25,32 @@ from jobs.report.summary import (
 )
 
 MOST_EVALUATIONS = 60
+MOST_CHECKPOINTS = 40
 MOST_SPEC_CHARACTERS = 20_000
 MOST_SAMPLE_CHARACTERS = 10_000
+PALETTES = {"light": colors.LIGHT, "dark": colors.DARK, "paper": colors.PAPER}
 TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped": "warn"}
 
 
-def write_report(job_dir: str | Path) -> Path:
+def write_page(job_dir: str | Path) -> Path:
     """Write report.html from the job's files, any of which may be missing or cut. Returns its path."""
-    job_dir = Path(job_dir)
-    html = render(read_run(job_dir))
-    path = job_dir / "report.html"
-    write_text_atomic(path, html.encode("utf-8", "replace").decode("utf-8"))  # a lone surrogate is no text
+    path = Path(job_dir) / "report.html"
+    write_html(path, render(read_run(Path(job_dir))))
     return path
 
 
+def write_html(path: Path, html: str) -> None:
+    """Write a page; what is no text (a lone surrogate) becomes a question mark."""
+    write_text_atomic(path, html.encode("utf-8", "replace").decode("utf-8"))
+
+
 def render(run: Run) -> str:
+    """The page of a run."""
+    return template("report.html.j2").render(**context(run))
+
+
+def template(name: str) -> Template:
+    """A template of this folder, with the colours of the report; what it shows is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -46,13 +59,14 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    return environment.get_template("report.html.j2").render(**context(run))
+    return environment.get_template(name, globals=PALETTES)
 
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that the template names."""
     summary = summarize(run)
     shown, lines, left_out = cards.arrange(run.incidents)
+    cost_parts = cost.shares(run, summary)
     return {
         "name": run.name,
         "status": status_words(summary.status),
@@ -76,6 +90,12 @@ def context(run: Run) -> dict[str, Any]:
         "left_out": left_out,
         "layers": _heat(run, heat.layers) if len(run.layers.names) else None,
         "ranks": _heat(run, heat.ranks) if len(run.ranks.names) > 1 else None,
+        "cost": _both(lambda size: charts.cost(run, size)) if cost_parts else None,
+        "cost_parts": cost_parts,
+        "cost_words": cost.typical_milliseconds(run.steps),
+        "checkpoints": _both(lambda size: charts.checkpoints(run, size)) if run.checkpoints else None,
+        "checkpoint_words": checkpoint_words(run),
+        "checkpoint_rows": checkpoint_rows(run),
         "evaluations": evaluation_table(run.evaluations),
         "samples": printable(run.samples[:MOST_SAMPLE_CHARACTERS]),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
@@ -183,6 +203,33 @@ def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | No
     ]
     heads = ["Step", *(name.replace("_", " ").capitalize() for name in names)]
     return {"heads": heads, "rows": rows, "left_out": max(0, len(evaluations) - MOST_EVALUATIONS)}
+
+
+def checkpoint_words(run: Run) -> str:
+    """How many there were, and how many of them are there now."""
+    kept = sum(saved.kept for saved in run.checkpoints)
+    shown = f" The latest {MOST_CHECKPOINTS} are listed." if len(run.checkpoints) > MOST_CHECKPOINTS else ""
+    were = plural(len(run.checkpoints), "checkpoint was", "checkpoints were")
+    return f"{were} taken, {count(kept)} {'is' if kept == 1 else 'are'} there now.{shown}"
+
+
+def checkpoint_rows(run: Run) -> list[tuple[str, str, str, str]]:
+    """Step, fate, size and time of the latest checkpoints, the newest first."""
+    return [
+        (
+            count(saved.step),
+            FATES[saved.fate],
+            "–" if saved.size is None else size_text(saved.size),
+            _clock(saved.created),
+        )
+        for saved in run.checkpoints[: -MOST_CHECKPOINTS - 1 : -1]
+    ]
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None or not 0 < seconds < 1e11:
+        return "–"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _heat(run: Run, draw: Callable[[Any, Any, Size], Markup]) -> dict[str, Markup]:

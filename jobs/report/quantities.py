@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 UNKNOWN = "unknown"
@@ -71,6 +72,24 @@ def times(ratio: float) -> str:
 
 def plural(quantity: int, noun: str, nouns: str = "") -> str:
     return f"{quantity:,} {noun if quantity == 1 else nouns or noun + 's'}"
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest decimal unit: 812 B, 1.5 MB, 94 MB, 3.1 GB."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value >= 999.5:
+            value, unit = value / 1000, larger
+    return f"{value:.2g} {unit}" if value < 10 and unit != "B" else f"{value:,.0f} {unit}"
+
+
+def runs(numbers: Sequence[int]) -> list[str]:
+    """Numbers in order, runs of neighbours as one: 7, 1000–1063."""
+    parts: list[str] = []
+    for _, group in groupby(enumerate(sorted(set(numbers))), key=lambda item: item[1] - item[0]):
+        run = [value for _, value in group]
+        parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}")
+    return parts
 
 
 def duration(seconds: float | None) -> str:

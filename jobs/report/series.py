@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,15 @@ from jobs.report.quantities import as_float
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Named rows over time: `values` is attempts x names; infinity stands for not finite."""
+
+    attempts: Floats
+    names: tuple[str, ...]
+    values: Floats
 
 
 def envelope(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:

@@ -1,6 +1,6 @@
 """From a matplotlib figure to a small inline SVG that takes its colours and font from the page.
 
-A chart is drawn in the colours of `Role`; each is a placeholder that becomes a CSS variable, so that
+A chart is drawn in the colours of `Role`; each stands for a placeholder that becomes a CSS variable, so that
 one drawing serves light, dark and paper.
 """
 
@@ -16,33 +16,14 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from jobs.report.colors import LIGHT, Palette, roles
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Role:
-    """Placeholder colours; the page says what they look like."""
-
-    INK = "#000001"
-    MUTED = "#000002"
-    GRID = "#000003"
-    LOSS = "#000004"
-    NORM = "#000005"
-    CLIP = "#000006"
-    RATE = "#000007"
-    SCORE = "#000008"
-    DANGER = "#000009"
-    WARN = "#00000a"
-    ON_MARK = "#00000b"
-    REWOUND = "#00000c"
-    RECOVERY = "#00000d"
-
-
-_VARIABLES = {
-    value: f"var(--{name.lower().replace('_', '-')})"
-    for name, value in vars(Role).items()
-    if not name.startswith("_")
-}
+_PLACEHOLDERS = {name: f"#{index:06x}" for index, name in enumerate(roles(LIGHT), start=1)}
+_VARIABLES = {color: f"var(--{name.partition(':')[2]})" for name, color in _PLACEHOLDERS.items()}
 _SETTINGS = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the font of the page
     "font.family": "sans-serif",
@@ -56,12 +37,18 @@ _LOCK = threading.Lock()  # matplotlib's settings and Python's warning filters a
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
-    """Draw inside this; `name` must be unique in the page, ids in the SVG derive from it."""
+def drawing(name: str, colors: Palette = _PLACEHOLDERS) -> Iterator[None]:
+    """Draw inside this; `name` must be unique in the page, ids in the SVG derive from it.
+
+    `colors` says what the names of `Role` look like; by default as the page says.
+    """
     import matplotlib as mpl
+    from matplotlib.colors import get_named_colors_mapping
 
     with _LOCK, mpl.rc_context({**_SETTINGS, "svg.hashsalt": f"gradguard-{name}"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for role, color in colors.items():
+            get_named_colors_mapping()[role] = color
         yield
 
 

@@ -4,7 +4,7 @@ import math
 from typing import TypeGuard
 
 from jobs.report.incidents import Incident, LayerEvidence, RankEvidence, Recovery
-from jobs.report.quantities import count, listing, number, percent, plural, times
+from jobs.report.quantities import count, listing, number, percent, plural, runs, times
 
 SIGNALS = {
     "loss": "loss",
@@ -28,6 +28,8 @@ UNDONE = {
     "rollback": "rewound the run",
     "halt": "halted the run",
 }
+
+FEW_SAMPLES = 3
 
 NO_INCIDENTS = "No incidents. The guard watched every step and found nothing to act on."
 FROM_NOTHING = 1e6
@@ -90,6 +92,7 @@ def story(incident: Incident) -> list[str]:
         first(incident),
         layers(incident),
         ranks(incident),
+        samples(incident),
         put_right(incident),
         action(incident),
         outcome(incident),
@@ -140,8 +143,8 @@ def layers(incident: Incident) -> str:
         return ""
     bad = [_in_text(layer.name) for layer in incident.layers if _is_bad(layer.norm)]
     if bad:
-        return _nonfinite_layers(bad, all_listed=len(bad) == len(incident.layers))
-    return _top_layer(incident.layers[0])
+        return _first_layer(incident) + _nonfinite_layers(bad, all_listed=len(bad) == len(incident.layers))
+    return _first_layer(incident) + _top_layer(incident.layers[0])
 
 
 def ranks(incident: Incident) -> str:
@@ -155,6 +158,24 @@ def ranks(incident: Incident) -> str:
         noun = "rank" if len(bad) == 1 else "ranks"
         return f"Only {noun} {listing(bad)} had non-finite numbers; the others were healthy."
     return _top_rank(incident.ranks[0], len(incident.ranks))
+
+
+def samples(incident: Incident) -> str:
+    """Which samples the batch held; a scattered batch by its first ones."""
+    named = sample_names(incident)
+    if not named:
+        return ""
+    if len(named) <= FEW_SAMPLES:
+        return f"The batch held {'sample' if len(incident.samples) == 1 else 'samples'} {listing(named)}."
+    rest = plural(len(incident.samples) - FEW_SAMPLES, "more", "more")
+    return f"The batch held samples {', '.join(incident.samples[:FEW_SAMPLES])} and {rest}."
+
+
+def sample_names(incident: Incident) -> list[str]:
+    """The samples of the batch, neighbours as one: 1000–1063."""
+    if not all(sample.isdecimal() for sample in incident.samples):
+        return list(incident.samples)
+    return runs([int(sample) for sample in incident.samples])
 
 
 def action(incident: Incident) -> str:
@@ -231,6 +252,15 @@ def _top_layer(layer: LayerEvidence) -> str:
     return f"The gradient of {_in_text(layer.name)} grew most ({tail})."
 
 
+def _first_layer(incident: Incident) -> str:
+    found = incident.first_layer
+    if found is None:
+        return ""
+    before = plural(found.attempts_before, "attempt")
+    grown = f"{times(found.growth)} its usual" if found.growth < FROM_NOTHING else "up from almost nothing"
+    return f"The gradient of {_in_text(layer_name(found.name))} grew first ({grown}, {before} before). "
+
+
 def _in_text(name: str) -> str:
     """A layer of a `Sequential` is only a number: layer 0."""
     said = layer_name(name)
@@ -264,7 +294,11 @@ def _rollback(incident: Incident) -> str:
 def _recovery(recovery: Recovery) -> list[str]:
     changes: list[str] = []
     if _finite(recovery.lr_scale) and recovery.lr_scale != 1:
-        changes.append(f"cut the learning rate to {percent(recovery.lr_scale)}")
+        halved = recovery.lr_scale == 0.5
+        cut = (
+            "halved the learning rate" if halved else f"cut the learning rate to {percent(recovery.lr_scale)}"
+        )
+        changes.append(cut)
     if _finite(recovery.weight_decay_scale) and recovery.weight_decay_scale != 1:
         changes.append(f"raised the weight decay to {times(recovery.weight_decay_scale)} its value")
     if recovery.anchor_l2:

@@ -78,6 +78,7 @@ def test_every_attempt_is_in_the_metrics_file(guarded: tuple[Sandbox, str]) -> N
 
 def test_the_report_is_one_file_that_names_the_incidents(guarded: tuple[Sandbox, str]) -> None:
     page = (guarded[0].path / "runs" / "digits" / "report.html").read_text()
+    assert (guarded[0].path / "runs" / "digits" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "rank 1" in page.lower()
     assert "<svg" in page
     assert 'src="http' not in page

@@ -18,7 +18,7 @@ from report_fixture import (
 )
 
 from jobs.files import read_jsonl, write_json_atomic
-from jobs.report import charts, write_report
+from jobs.report import charts, write_page
 from jobs.report.data import read_run
 from jobs.report.incidents import parse_incident
 from jobs.report.look import NARROW, WIDE
@@ -59,13 +59,13 @@ class Page(HTMLParser):
 
 
 def page_of(job_dir):
-    return Page(write_report(job_dir).read_text(encoding="utf-8"))
+    return Page(write_page(job_dir).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def job_dir(tmp_path_factory):
     job_dir = write_job(tmp_path_factory.mktemp("runs") / "fashion")
-    write_report(job_dir)
+    write_page(job_dir)
     return job_dir
 
 
@@ -139,7 +139,7 @@ def test_charts_follow_the_colours_of_the_page(html):
 
 
 def test_the_same_files_give_the_same_page(job_dir, html):
-    assert write_report(job_dir).read_text(encoding="utf-8") == html
+    assert write_page(job_dir).read_text(encoding="utf-8") == html
 
 
 def test_every_incident_is_on_the_page_once(tmp_path):
@@ -187,7 +187,7 @@ def test_whatever_the_files_say_is_only_text(tmp_path):
             {"attempt": last + 1, "step": 1, "eval": {HOSTILE: 1.0}},
         ],
     )
-    html = write_report(job).read_text(encoding="utf-8")
+    html = write_page(job).read_text(encoding="utf-8")
     assert_harmless(html)
     assert html.count("<script") == 0
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 8
@@ -276,7 +276,7 @@ def test_no_value_breaks_the_page(tmp_path, value):
     broken = [dict.fromkeys(rollback_incident(1), value), {**rollback_incident(2), **entries}]
     write_rows(tmp_path / "incidents.jsonl", [{**row, "type": "incident"} for row in broken])
     write_json_atomic(tmp_path / "result.json", dict.fromkeys(result("x", 1), value))
-    assert_harmless(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert_harmless(write_page(tmp_path).read_text(encoding="utf-8"))
 
 
 def test_a_run_of_one_step_has_charts(tmp_path):
@@ -314,7 +314,7 @@ def test_many_layers_keep_their_spike_and_the_page_stays_small(tmp_path):
     quiet = {"attempt": 1, "step": 1, "action": "applied", "loss": 1.0, "layers": dict.fromkeys(names, 1.0)}
     loud = {**quiet, "attempt": 2, "step": 2, "layers": {**quiet["layers"], names[777]: math.nan}}
     write_rows(tmp_path / "metrics.jsonl", [quiet, loud])
-    page = write_report(tmp_path)
+    page = write_page(tmp_path)
     assert page.stat().st_size < 200_000
     assert "Gradient norm by layer" in page.read_text()
 

@@ -20,7 +20,8 @@ def test_rollback_is_told_from_cause_to_outcome():
         "At step 151 the loss rose to 7.05, 17 times its usual 0.41 (score 33). "
         "The gradient of layer4.1.conv2 grew most (71 % of the norm, 35 times its usual). "
         "Rank 1 stood out (97 % of the gradient, loss 13.7). "
-        "The guard rewound 26 steps to step 125, cut the learning rate to 50 %, "
+        "The batch held samples 1000–1063. "
+        "The guard rewound 26 steps to step 125, halved the learning rate, "
         "raised the weight decay to 2 times its value, "
         "pulled the weights toward the healthy ones (anchor L2 0.01) until step 200 "
         "and moved on past the bad data. "
@@ -33,6 +34,7 @@ def test_nan_names_the_rank_and_says_that_nothing_was_touched():
         "At step 69 the loss was not a number (NaN). "
         "The gradients of 8 or more layers were not finite, conv1 among them. "
         "Only rank 1 had non-finite numbers; the others were healthy. "
+        "The batch held samples 1000–1063. "
         "The guard skipped the step: weights, optimizer and statistics are untouched."
     )
 

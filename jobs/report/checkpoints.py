@@ -1,0 +1,100 @@
+"""The checkpoints of a job: of those on disk their manifests tell, of those that are gone the history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.checkpoints.folder import manifests
+from jobs.checkpoints.manifest import Manifest
+from jobs.checkpoints.storage import open_storage
+from jobs.errors import JobError
+from jobs.files import iter_jsonl
+from jobs.folder import CHECKPOINTS, HISTORY
+from jobs.report.quantities import as_float, as_int, as_text
+from jobs.spec import JobSpec
+from jobs.spec_errors import SpecError
+
+FATES = {
+    "good": "good",
+    "written": "candidate",
+    "retired": "good; newer ones took its place",
+    "suspect": "removed: an anomaly followed it",
+    "undone": "removed: the run went back beyond it",
+    "unconfirmed": "removed: the run ended before it was good",
+    "failed": "could not be written",
+}
+"""What became of a checkpoint, by the last event of its history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state on disk, or one that was. `fate` is a key of `FATES`."""
+
+    step: int
+    attempt: int | None
+    fate: str
+    created: float | None
+    size: int | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is still there."""
+        return self.fate in {"good", "written"}
+
+
+def read_checkpoints(job_dir: Path, spec: Mapping[str, Any]) -> tuple[Checkpoint, ...]:
+    """All checkpoints that the history tells of, and those that lie in the job's folder or under its URL.
+
+    Of one that is there its manifest tells; where the place cannot be read, the history alone.
+    """
+    told = _history(iter_jsonl(job_dir / HISTORY))
+    found = {manifest.step: _checkpoint(manifest) for manifest in _on_disk(_place(job_dir, spec))}
+    both = {**told, **found}
+    return tuple(both[step] for step in sorted(both))
+
+
+def _history(rows: Iterable[Mapping[str, Any]]) -> dict[int, Checkpoint]:
+    """A checkpoint for each step: the later row stands, since a run that was killed comes there again."""
+    found: dict[int, Checkpoint] = {}
+    for row in rows:
+        step, event = as_int(row.get("step")), as_text(row.get("event"))
+        if step is None or event not in FATES:
+            continue
+        before = found.get(step)
+        if event in {"written", "failed"} or before is None:
+            attempt, size = as_int(row.get("attempt")), as_int(row.get("size"))
+            found[step] = Checkpoint(step, attempt, event, as_float(row.get("time")), size)
+        else:
+            found[step] = replace(before, fate=event)
+    return found
+
+
+def _on_disk(place: str | Path) -> list[Manifest]:
+    if isinstance(place, Path) and not place.is_dir():
+        return []
+    try:
+        return manifests(open_storage(place))[0]
+    except (OSError, JobError):
+        return []
+
+
+def _place(job_dir: Path, spec: Mapping[str, Any]) -> str | Path:
+    """The folder beside the report, wherever that was moved to; a URL only as a valid spec names it."""
+    try:
+        place = JobSpec.from_dict(dict(spec)).checkpoint_place
+    except (SpecError, TypeError):
+        return job_dir / CHECKPOINTS
+    return job_dir / CHECKPOINTS if isinstance(place, Path) else place
+
+
+def _checkpoint(manifest: Manifest) -> Checkpoint:
+    return Checkpoint(
+        step=manifest.step,
+        attempt=manifest.attempt,
+        fate="good" if manifest.health == "good" else "written",
+        created=manifest.created,
+        size=manifest.size,
+    )

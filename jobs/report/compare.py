@@ -1,0 +1,217 @@
+"""Two runs side by side: what came out, what differed in the spec, and what the guard had to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.report import words
+from jobs.report.cards import gravest, tone
+from jobs.report.data import Run, read_run
+from jobs.report.look import NARROW, WIDE
+from jobs.report.overlay import overlay, standing
+from jobs.report.page import TONES, template, write_html
+from jobs.report.quantities import UNKNOWN, count, duration, number, percent
+from jobs.report.summary import Summary, metric_text, status_words, summarize
+
+MOST_INCIDENTS = 24
+MISSING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of both runs; None where a run does not tell. `unit` says how it is written."""
+
+    key: str
+    name: str
+    first: float | None
+    second: float | None
+    unit: str
+
+    @property
+    def difference(self) -> float | None:
+        """Second minus first."""
+        known = self.first is not None and self.second is not None
+        return (self.second or 0) - (self.first or 0) if known else None
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """First, second and difference in words."""
+        difference = self.difference
+        sign = "+" if difference is not None and difference > 0 else ("−" if difference else "±")
+        change = MISSING if difference is None else f"{sign}{self._text(abs(difference))}"
+        return self._text(self.first), self._text(self.second), change
+
+    def _text(self, value: float | None) -> str:
+        text = UNKNOWN if value is None else _UNITS.get(self.unit, number)(value)
+        return MISSING if text == UNKNOWN else text
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that `compare` shows. `names` are those of the jobs, or their folders where both have one
+    name; `spec` and `versions`: dotted name to what each run has."""
+
+    names: tuple[str, str]
+    runs: tuple[Run, Run]
+    summaries: tuple[Summary, Summary]
+    figures: tuple[Figure, ...]
+    spec: Mapping[str, tuple[str, str]]
+    versions: Mapping[str, tuple[str, str]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as JSON types."""
+        both = zip(("first", "second"), self.names, self.runs, self.summaries, strict=True)
+        described = {
+            place: {
+                "name": name,
+                "status": summary.status,
+                "incidents": [words.title(incident) for incident in run.incidents],
+            }
+            for place, name, run, summary in both
+        }
+        return {
+            **described,
+            "figures": {
+                figure.key: {
+                    "first": figure.first,
+                    "second": figure.second,
+                    "difference": figure.difference,
+                    "unit": figure.unit,
+                }
+                for figure in self.figures
+            },
+            "spec": {name: list(values) for name, values in self.spec.items()},
+            "versions": {name: list(values) for name, values in self.versions.items()},
+        }
+
+
+def compare(first: str | Path, second: str | Path) -> Comparison:
+    """Compare the jobs in two folders; any of their files may be missing or cut."""
+    runs = read_run(Path(first)), read_run(Path(second))
+    summaries = summarize(runs[0]), summarize(runs[1])
+    names = runs[0].name, runs[1].name
+    return Comparison(
+        names=names if names[0] != names[1] else (str(first), str(second)),
+        runs=runs,
+        summaries=summaries,
+        figures=tuple(_figures(runs, summaries)),
+        spec=_differing(flat(runs[0].spec), flat(runs[1].spec)),
+        versions=_differing(summaries[0].versions, summaries[1].versions),
+    )
+
+
+def write_comparison(comparison: Comparison, path: Path) -> Path:
+    """Write the comparison as one HTML file that needs nothing beside it. Returns its path."""
+    write_html(path, template("compare.html.j2").render(**context(comparison)))
+    return path
+
+
+def context(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the template names."""
+    runs, summaries = comparison.runs, comparison.summaries
+    has_steps = any(len(run.steps) for run in runs)
+    return {
+        "names": comparison.names,
+        "badges": [
+            (status_words(summary.status), TONES.get(summary.status, "warn")) for summary in summaries
+        ],
+        "figures": [(figure.name, *figure.texts) for figure in comparison.figures],
+        "chart": {size.name: overlay(runs, size) for size in (WIDE, NARROW)} if has_steps else None,
+        "chart_words": f"Loss, gradient norm and learning rate of {' and '.join(comparison.names)} by step.",
+        "incidents": [_incidents(run) for run in runs],
+        "spec": comparison.spec,
+        "versions": comparison.versions,
+    }
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as dotted names, as `--set` writes them."""
+    found: dict[str, str] = {}
+    for name, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            found |= flat(entry, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = "null" if entry is None else str(entry)
+    return found
+
+
+def _differing(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    names = dict.fromkeys([*first, *second])
+    both = {name: (first.get(name, MISSING), second.get(name, MISSING)) for name in names}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
+
+
+def _figures(runs: tuple[Run, Run], summaries: tuple[Summary, Summary]) -> list[Figure]:
+    first, second = summaries
+    metrics = [
+        Figure(
+            f"metrics.{name}", _sentence(name), first.metrics.get(name), second.metrics.get(name), _unit(name)
+        )
+        for name in dict.fromkeys([*first.metrics, *second.metrics])
+    ]
+    told = [
+        Figure(key, name, getattr(first, key), getattr(second, key), unit)
+        for key, (name, unit) in _TOLD.items()
+    ]
+    measured = [
+        Figure(key, name, of(runs[0]), of(runs[1]), unit) for key, (name, of, unit) in _MEASURED.items()
+    ]
+    return [*metrics, *told, *measured]
+
+
+def _final_loss(run: Run) -> float | None:
+    """The median over the last twentieth of the steps that stand: one batch says little."""
+    losses = run.steps.loss[standing(run)]
+    last = losses[-max(1, len(losses) // 20) :]
+    return float(np.nanmedian(last)) if np.isfinite(last).any() else None
+
+
+def _step_milliseconds(run: Run) -> float | None:
+    seconds = run.steps.step_seconds[np.isfinite(run.steps.step_seconds)]
+    return 1000 * float(np.median(seconds)) if len(seconds) else None
+
+
+_TOLD = {
+    "steps": ("Steps", "count"),
+    "attempts": ("Attempts", "count"),
+    "seconds": ("Duration", "seconds"),
+    "anomalies": ("Anomalies", "count"),
+    "skips": ("Skips", "count"),
+    "rollbacks": ("Rollbacks", "count"),
+    "steps_lost": ("Steps lost", "count"),
+    "clips": ("Clipped", "count"),
+    "guard_share": ("Guard, of the step time", "share"),
+    "world_size": ("World size", "count"),
+}
+_MEASURED: dict[str, tuple[str, Callable[[Run], float | None], str]] = {
+    "final_loss": ("Training loss at the end", _final_loss, ""),
+    "step_milliseconds": ("Median step", _step_milliseconds, "milliseconds"),
+}
+_UNITS: dict[str, Callable[[float], str]] = {
+    "count": lambda value: count(int(value)),
+    "seconds": duration,
+    "milliseconds": lambda value: f"{number(value)} ms",
+    "share": percent,
+    "accuracy": lambda value: metric_text("accuracy", value),
+}
+
+
+def _unit(metric: str) -> str:
+    return "accuracy" if metric.endswith("accuracy") else ""
+
+
+def _sentence(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
+
+
+def _incidents(run: Run) -> dict[str, Any]:
+    shown = gravest(run.incidents, MOST_INCIDENTS)
+    return {
+        "shown": [(i.id, words.title(i), words.badge(i), tone(i)) for i in shown],
+        "left_out": len(run.incidents) - len(shown),
+    }

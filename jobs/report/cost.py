@@ -1,0 +1,92 @@
+"""Where the time of a run went, and what of it the guard took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.report.data import Run, Steps
+from jobs.report.quantities import UNKNOWN, duration, number, percent, plural
+from jobs.report.series import Flags
+from jobs.report.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One part of the time: seconds, its share of one (None where there is no whole), and what it is."""
+
+    name: str
+    seconds: float
+    share: float | None
+    note: str
+
+    @property
+    def text(self) -> str:
+        """The share in words."""
+        return "" if self.share is None else percent(self.share)
+
+    @property
+    def time(self) -> str:
+        """The seconds in words, those of a short restore too."""
+        return duration(self.seconds) if self.seconds >= 1 else f"{number(1000 * self.seconds)} ms"
+
+
+def shares(run: Run, summary: Summary) -> list[Share]:
+    """The wall time in parts that add up, then what the guard took of them; empty where no step was timed.
+
+    A rewound attempt is one whose step a rollback undid, the attempt that found the spike included.
+    """
+    seconds = np.nan_to_num(run.steps.step_seconds)
+    if not seconds.sum() > 0:
+        return []
+    undone = rewound(run)
+    skipped = run.steps.skipped & ~undone
+    stands = ~undone & ~skipped
+    inside = float(seconds.sum())
+    whole = max(summary.seconds or inside, inside)
+    parts = [
+        ("Steps that stand", float(seconds[stands].sum()), plural(int(stands.sum()), "attempt")),
+        ("Rewound", float(seconds[undone].sum()), plural(int(undone.sum()), "attempt")),
+        ("Skipped", float(seconds[skipped].sum()), plural(int(skipped.sum()), "attempt")),
+        ("Outside the steps", whole - inside, "start, evaluation, waiting for checkpoints"),
+    ]
+    found = [Share(name, part, part / whole, note) for name, part, note in parts if part > 0]
+    return [*found, *_guard(run, inside)]
+
+
+def rewound(run: Run) -> Flags:
+    """Which attempts were undone, each once, however many rollbacks undid it."""
+    undone = np.zeros(len(run.steps), dtype=np.bool_)
+    for first, last in run.rewound:
+        undone |= (run.steps.attempt >= first) & (run.steps.attempt <= last)
+    return undone
+
+
+def typical_milliseconds(steps: Steps) -> str:
+    """The medians of a step and of the guard's part in it."""
+    medians = [_median(column) for column in (steps.guard_seconds, steps.step_seconds)]
+    if None in medians:
+        return ""
+    guard, step = (number(1000 * (median or 0.0)) for median in medians)
+    return f"Half of all steps took less than {step} ms, and the guard in them less than {guard} ms."
+
+
+def _guard(run: Run, inside: float) -> list[Share]:
+    watching = float(np.nan_to_num(run.steps.guard_seconds).sum())
+    restoring = sum(incident.seconds or 0.0 for incident in run.incidents if incident.rolled_back)
+    parts = [
+        Share("Guard, of the steps", watching, watching / inside, "watching, clipping, deciding, snapshots"),
+        Share("Going back", restoring, None, f"restoring the state in {_rollbacks(run)}"),
+    ]
+    return [part for part in parts if part.seconds > 0]
+
+
+def _rollbacks(run: Run) -> str:
+    quantity = sum(incident.rolled_back for incident in run.incidents)
+    return plural(quantity, "rollback") if quantity else UNKNOWN
+
+
+def _median(column: np.ndarray) -> float | None:
+    known = column[np.isfinite(column)]
+    return float(np.median(known)) if len(known) else None

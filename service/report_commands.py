@@ -1,0 +1,88 @@
+"""``gradguard report`` and ``gradguard compare``: what happened in a job, and how two jobs differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from guard.record import strict
+from jobs.errors import JobError
+from jobs.folder import JobFolder
+from jobs.report import write_picture, write_report
+from jobs.report.compare import Comparison, write_comparison
+from jobs.report.compare import compare as compare_jobs
+
+JobArgument = Annotated[Path, typer.Argument(help="The folder of a job, such as runs/fashion.")]
+
+
+def add_report_commands(app: typer.Typer) -> None:
+    """Puts the commands on the app."""
+    app.command()(report)
+    app.command()(compare)
+
+
+def report(
+    job_dir: JobArgument,
+    png: Annotated[
+        bool, typer.Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
+    ] = False,
+) -> None:
+    """Write the report of a job, finished or not, from its files: report.html, and report.png beside it."""
+    folder = _job(job_dir)
+    typer.echo(str(write_picture(folder) if png else write_report(folder)))
+
+
+def compare(
+    first: JobArgument,
+    second: JobArgument,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; default: compare-SECOND.html in the folder of the first job."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Put two jobs side by side: a table here, and one HTML file with the curves."""
+    comparison = compare_jobs(_job(first), _job(second))
+    path = to or first / f"compare-{second.resolve().name}.html"
+    try:
+        write_comparison(comparison, path)
+    except OSError as error:
+        raise JobError(
+            f"cannot write {path}: {error.strerror or error}; name another file with --to"
+        ) from None
+    if as_json:
+        typer.echo(json.dumps(strict({**comparison.as_json(), "page": str(path)}), indent=2))
+    else:
+        _print(comparison)
+        typer.echo(str(path))
+
+
+def _job(job_dir: Path) -> Path:
+    folder = JobFolder(job_dir)
+    if not (folder.spec.exists() or folder.metrics.exists()):
+        raise JobError(
+            f"{job_dir} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl"
+        )
+    return job_dir
+
+
+def _print(comparison: Comparison) -> None:
+    console = Console()
+    names = [escape(name) for name in comparison.names]
+    table = Table("", *names, "difference", box=None)
+    for figure in comparison.figures:
+        table.add_row(figure.name, *figure.texts)
+    console.print(table)
+    if comparison.spec:
+        spec = Table("spec", *names, box=None)
+        for name, values in comparison.spec.items():
+            spec.add_row(Text(name), *map(Text, values))
+        console.print()
+        console.print(spec)

@@ -1,0 +1,100 @@
+"""The compose files: they are valid, run what exists, and nothing is reachable from outside the machine."""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from jobs.hub import DEFAULT_PORT
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+SCHEMA = os.environ.get("GRADGUARD_COMPOSE_SCHEMA", "")
+FILES = ("compose.yaml", "compose.gpu.yaml")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return load("compose.yaml")
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+@pytest.mark.skipif(not SCHEMA, reason="GRADGUARD_COMPOSE_SCHEMA does not name compose-spec.json")
+@pytest.mark.parametrize("name", FILES)
+def test_compose_files_follow_the_specification(name: str) -> None:
+    jsonschema.Draft7Validator(json.loads(Path(SCHEMA).read_text())).validate(load(name))
+
+
+def test_every_part_of_the_system_is_there(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]) == {"head", "worker", "service", "prometheus", "alertmanager", "grafana"}
+
+
+def test_ports_are_published_on_loopback_only(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert {port.rpartition(":")[2] for port in ports} == {"8080", "8265", "9090", "9093", "3000"}
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_no_secret_has_a_default_and_the_file_that_holds_it_is_ignored(compose: dict[str, Any]) -> None:
+    for name in ("head", "worker", "service"):
+        environment = compose["services"][name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+    assert "deploy/.env" in (DEPLOY.parent / ".gitignore").read_text().splitlines()
+
+
+def test_everything_that_is_mounted_or_built_exists(compose: dict[str, Any]) -> None:
+    named = set(compose["volumes"])
+    for service in compose["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in named or (DEPLOY / source).exists(), source
+    build = compose["services"]["head"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+
+
+def test_prometheus_finds_the_hub_and_grafana_finds_prometheus(compose: dict[str, Any]) -> None:
+    """All three look on the loopback interface of the head's network."""
+    for name in ("prometheus", "alertmanager", "grafana"):
+        assert compose["services"][name]["network_mode"] == "service:head"
+    scrapes = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+    assert f"127.0.0.1:{DEFAULT_PORT}" in scrapes
+    sources = (DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
+    assert "http://127.0.0.1:9090" in sources
+    mounted = {volume.split(":")[1] for volume in compose["services"]["grafana"]["volumes"]}
+    providers = (DEPLOY / "grafana" / "provisioning" / "dashboards" / "gradguard.yml").read_text()
+    assert re.search(r"path: (\S+)", providers)[1] in mounted
+
+
+def test_the_options_of_ray_start_exist(compose: dict[str, Any]) -> None:
+    from ray.scripts.scripts import start
+
+    known = {option for parameter in start.params for option in parameter.opts}
+    for name in ("head", "worker"):
+        words = shlex.split(compose["services"][name]["command"])
+        assert words[:2] == ["ray", "start"]
+        assert {word.partition("=")[0] for word in words[2:]} <= known
+
+
+def test_images_that_are_not_ours_are_pinned(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert service["image"] == "gradguard" or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+def test_prometheus_reads_files_that_exist(compose: dict[str, Any]) -> None:
+    """Alertmanager's lies beside them as soon as Prometheus is told of an Alertmanager."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    readers = ["prometheus", *(["alertmanager"] if "alerting" in config else [])]
+    for name in readers:
+        service = compose["services"][name]
+        (path,) = (word.partition("=")[2] for word in service["command"] if word.startswith("--config.file="))
+        source, folder, _ = next(volume for volume in service["volumes"] if volume.endswith(":ro")).split(":")
+        assert (DEPLOY / source / Path(path).relative_to(folder)).is_file()

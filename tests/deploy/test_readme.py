@@ -1,0 +1,48 @@
+"""deploy/README.md speaks of what is there, and of all of it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import typer.main
+
+from jobs.hub import DEFAULT_PORT, ENDED_KEPT_S
+from jobs.spec import JobSpec
+from service.cli import app
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+TEXT = (DEPLOY / "README.md").read_text()
+
+
+def test_every_file_is_in_the_table() -> None:
+    table = TEXT[: TEXT.index("What has been checked")]
+    named = set(re.findall(r"`([\w./-]+)`", table))
+    for path in DEPLOY.rglob("*"):
+        place = path.relative_to(DEPLOY)
+        known = {str(place), *(f"{parent}/" for parent in place.parents)}
+        assert path.is_dir() or path.name in {"README.md", ".env"} or named & known, place
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for name in re.findall(r"`((?:prometheus|grafana|kubernetes|systemd|cloud)/[\w./-]*)`", TEXT):
+        assert (DEPLOY / name).exists(), name
+    for name in re.findall(r"deploy/[\w./-]+", TEXT):
+        assert (
+            name == "deploy/.env" or (DEPLOY.parent / name.rstrip(".")).exists() or name == "deploy/gradguard"
+        )
+
+
+def test_every_option_of_the_training_commands_exists() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"gradguard ((?:train|submit) [^\n`]*)", TEXT):
+        name, *words = shlex.split(line)
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_figures_are_those_of_the_code() -> None:
+    spec = JobSpec.from_dict({"name": "any"})
+    assert f"`guard.snapshot.keep` ({spec.guard.snapshot.keep})" in TEXT
+    assert f"`train.checkpoint_keep` ({spec.train.checkpoint_keep})" in TEXT
+    assert f"{ENDED_KEPT_S // 60:.0f} minutes after it ended" in " ".join(TEXT.split())
+    assert f"| {DEFAULT_PORT} | metrics hub |" in TEXT
