@@ -5,9 +5,9 @@ Times are Unix seconds. A number that JSON cannot hold is the string nan, inf or
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal[
     "queued", "waiting", "starting", "running", "stopping", "stopped", "succeeded", "failed", "halted"
@@ -124,6 +124,10 @@ class PackageInfo(Document):
     files: int
 
 
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
+Restarts = Annotated[int, Field(ge=0, le=100)]
+
+
 class Submission(BaseModel):
     """A job to be handed in."""
 
@@ -131,10 +135,14 @@ class Submission(BaseModel):
 
     spec: dict[str, Any]
     """The job's spec, as in its YAML file."""
-    priority: int = 0
-    max_restarts: int = 3
+    priority: Priority = 0
+    """The higher, the sooner, where jobs wait."""
+    max_restarts: Restarts = 3
+    """How often it is started again after its driver or Ray's head died."""
     env: dict[str, str] = {}
-    working_dir: str | None = None
+    """Environment variables of the job: the way for secrets."""
+    working_dir: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Id of a package that was handed in before."""
 
 
 class CloneRequest(BaseModel):
@@ -144,5 +152,5 @@ class CloneRequest(BaseModel):
 
     set: list[str] = []
     """Changes of the spec, as in ``optimizer.lr=0.1``."""
-    priority: int | None = None
-    max_restarts: int | None = None
+    priority: Priority | None = None
+    max_restarts: Restarts | None = None

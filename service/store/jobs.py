@@ -250,7 +250,7 @@ def _one(session: Session, job_id: str) -> JobRow:
 
 
 def _event(job: JobRow, kind: str, level: str, text: str) -> EventRow:
-    data = {"state": job.state, "attempt": job.attempt}
+    data = {"status": job.state, "attempt": job.attempt}
     return EventRow(job_id=job.id, time=time.time(), kind=kind, level=level, text=text, data=data)
 
 

@@ -55,7 +55,6 @@ class JobRow(Base):
     max_restarts: Mapped[int] = mapped_column(default=3)
     restarts: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[float] = mapped_column(default=0.0)
-    stop_requested: Mapped[bool] = mapped_column(default=False)
     exit_code: Mapped[int | None]
     folder: Mapped[str | None]
     working_dir: Mapped[str | None]

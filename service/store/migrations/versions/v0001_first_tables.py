@@ -29,7 +29,6 @@ def upgrade() -> None:
         sa.Column("max_restarts", sa.Integer(), nullable=False),
         sa.Column("restarts", sa.Integer(), nullable=False),
         sa.Column("not_before", sa.Float(53), nullable=False),
-        sa.Column("stop_requested", sa.Boolean(), nullable=False),
         sa.Column("exit_code", sa.Integer()),
         sa.Column("folder", sa.Text()),
         sa.Column("working_dir", sa.Text()),
