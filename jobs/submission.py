@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import JOB_CONFIG_VAR, PACKAGE_ROOT, WORKER_DEFAULTS
 from jobs.files import read_json, write_json_atomic
 from jobs.spec import JobSpec
 
@@ -30,6 +29,8 @@ def runtime_env(
     spec: JobSpec, *, working_dir: str | Path | None = None, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Our packages, the spec, and what the user adds; secrets go here and never on a command line."""
+    from jobs.cluster import PACKAGE_ROOT, WORKER_DEFAULTS  # imports Ray
+
     packages = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
     variables = {**(env or {}), **WORKER_DEFAULTS, **_STOP_GRACEFULLY, SPEC_VARIABLE: spec.to_yaml()}
     environment: dict[str, Any] = {"py_modules": packages, "env_vars": variables}
@@ -43,6 +44,8 @@ def default_root() -> Path:
 
 def note_folder(spec: JobSpec) -> None:
     """A submitted job leaves a note of where its files lie, since its command line need not tell."""
+    from jobs.cluster import JOB_CONFIG_VAR
+
     submission = _submission_id(os.environ.get(JOB_CONFIG_VAR))
     if submission is None or "/" in submission:
         return

@@ -27,15 +27,19 @@ END_S = 20.0
 WORKER_PORTS = ("--min-worker-port=20002", "--max-worker-port=29999")
 
 
+def ask_for_token() -> None:
+    """A token in the environment of this process, and so of the head, never written to disk. Ray looks
+    at it when it is imported: it must not be yet."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 @contextmanager
 def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
     """A head for the length of the block; gives the URL of its dashboard, which stays over restarts.
 
-    Every call to it needs a token, which is made here, is in the environment of this process and of the head
-    only, and is never written to disk.
+    Every call to it needs the token that ``ask_for_token`` made.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ports = [str(port) for port in free_ports(4)]
     cpus = [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
     keeper = subprocess.Popen(
@@ -72,6 +76,7 @@ def _environment() -> Mapping[str, str]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **os.environ,
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # binds to the loopback interface
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
         ),

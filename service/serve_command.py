@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.errors import JobError
+from service.embedded import ask_for_token, embedded_ray
 from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, default_storage, is_loopback
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def serve(
     num_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
     """Serve jobs to a team: hand in, follow, stop, resume, by HTTP, Python and this command."""
+    if address is None:
+        ask_for_token()
     from service.api import Limits
 
     _configure_logging()
@@ -56,8 +59,6 @@ def serve(
     with ExitStack() as stack:
         context = _context(folder, url, asks, limits)
         if address is None:
-            from service.embedded import embedded_ray
-
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
         _run(context, address, host, port, (tls_cert, tls_key), lease_s)
 

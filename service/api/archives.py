@@ -26,8 +26,8 @@ def check_archive(content: bytes, limits: Limits) -> int:
     """Looks through a zip file without unpacking it to disk; returns how many files it holds.
 
     Raises:
-        Problem: it is none, is damaged, is too large unpacked, or holds a path that leaves the folder, a link,
-            or anything else that is no plain file.
+        Problem: it is none, is damaged, is too large unpacked, or holds a path that leaves the folder, a
+            link, or anything else that is no plain file.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

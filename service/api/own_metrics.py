@@ -98,7 +98,7 @@ def readyz(service: Service) -> dict[str, str]:
         raise Problem(503, "the database does not answer") from None
     supervisor = service.supervisor
     if supervisor is not None and not supervisor.ray_answers:
-        raise Problem(503, "the Ray cluster does not answer")
+        raise Problem(503, supervisor.ray_problem or "Ray was not asked yet")
     if supervisor is not None and time.monotonic() - supervisor.last_tick > STALLED_S:
         raise Problem(503, "the supervisor is stuck")
     return {"status": "ready"}

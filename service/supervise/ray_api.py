@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
 from jobs.spec import JobSpec
 from jobs.submission import MARK, SUPERVISED, entrypoint, runtime_env
 
 TIMEOUT_S = (5.0, 60.0)
+_ASKS_FOR_TOKEN = "the Ray cluster at {} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 _UNKNOWN = "does not exist"
 _DUPLICATE = "already exists"
 
@@ -75,13 +77,13 @@ class RayApi:
 
     def jobs(self) -> dict[str, JobDetails]:
         """All submissions that Ray knows, by id."""
-        found = self._call(lambda ray: ray.list_jobs())
+        found = self._call(lambda client: client.list_jobs())
         return {d.submission_id: d for d in found if d.type == JobType.SUBMISSION and d.submission_id}
 
     def job(self, submission_id: str) -> JobDetails | None:
         """One submission, None if Ray does not know it."""
         try:
-            found: JobDetails = self._call(lambda ray: ray.get_job_info(submission_id))
+            found: JobDetails = self._call(lambda client: client.get_job_info(submission_id))
         except RuntimeError as error:
             if _UNKNOWN in str(error):
                 return None
@@ -108,11 +110,11 @@ class RayApi:
 
     def stop(self, submission_id: str) -> None:
         """Asks a job to save its state and end."""
-        self._call(lambda ray: ray.stop_job(submission_id))
+        self._call(lambda client: client.stop_job(submission_id))
 
     def forget(self, submission_id: str) -> None:
         """Makes Ray forget an ended job."""
-        self._call(lambda ray: ray.delete_job(submission_id))
+        self._call(lambda client: client.delete_job(submission_id))
 
     def tail(self, submission_id: str) -> AsyncIterator[str]:
         """What a job prints, from its beginning to its end."""
@@ -121,16 +123,16 @@ class RayApi:
 
     def capacity(self) -> Capacity:
         """The resources of the nodes that are alive. What is in use is known some seconds late."""
-        listed = self._call(lambda ray: ray.ask("/api/v0/nodes?detail=1"))["result"]["result"]
+        listed = self._call(lambda client: client.ask("/api/v0/nodes?detail=1"))["result"]["result"]
         nodes = [dict(node["resources_total"]) for node in listed if node["state"] == "ALIVE"]
-        status = self._call(lambda ray: ray.ask("/api/cluster_status")).get("clusterStatus") or {}
+        status = self._call(lambda client: client.ask("/api/cluster_status")).get("clusterStatus") or {}
         usage = (status.get("loadMetricsReport") or {}).get("usage") or {}
         return Capacity(nodes, {name: float(used) for name, (used, _) in usage.items()})
 
     def _submit(self, handover: Handover, working_dir: Path | None) -> None:
         environment = runtime_env(handover.spec, working_dir=working_dir, env=handover.env)
         self._call(
-            lambda ray: ray.submit_job(
+            lambda client: client.submit_job(
                 entrypoint=entrypoint(resume=handover.resume),
                 submission_id=handover.submission_id,
                 metadata={MARK: "job", SUPERVISED: handover.job_id, "name": handover.name},
@@ -147,6 +149,9 @@ class RayApi:
     def _call(self, ask: Any) -> Any:
         try:
             return ask(self._client())
+        except ray.exceptions.AuthenticationError as error:
+            self._known = None
+            raise RayGone(_ASKS_FOR_TOKEN.format(self.address)) from error
         except OSError as error:  # also what requests raises
             self._known = None
             raise RayGone(f"the Ray cluster at {self.address} does not answer") from error
@@ -155,6 +160,6 @@ class RayApi:
         if self._known is None:
             try:
                 self._known = _Client(self.address)
-            except (OSError, RuntimeError, ValueError) as error:
+            except (ConnectionError, RuntimeError, ValueError) as error:
                 raise RayGone(f"the Ray cluster at {self.address} does not answer") from error
         return self._known

@@ -53,8 +53,10 @@ class Supervisor(threading.Thread):
         self._watcher = Watcher(store, ray, self._tails, root)
         self._closing = threading.Event()
         self._next_tidy = time.monotonic()
+        self._last_error = ""
         self.leading = False
         self.ray_answers = False
+        self.ray_problem = ""
         self.last_tick = time.monotonic()
 
     def run(self) -> None:
@@ -62,11 +64,16 @@ class Supervisor(threading.Thread):
         while not self._closing.wait(self._tick_s):
             try:
                 self.tick()
-            except Exception:
-                logger.exception("a round of the supervisor failed; the next one tries again")
+            except Exception as error:  # noqa: BLE001 - see above
+                self._log_once(error)
         if self.leading:
             self._lease.release()
         self._tails.close()
+
+    def _log_once(self, error: Exception) -> None:
+        if repr(error) != self._last_error:
+            logger.error("a round of the supervisor failed; the next one tries again", exc_info=error)
+        self._last_error = repr(error)
 
     def close(self) -> None:
         """Ends the loop; jobs go on."""
@@ -96,11 +103,11 @@ class Supervisor(threading.Thread):
         try:
             listing = self._ray.jobs()
         except (RayGone, RuntimeError) as error:
-            if self.ray_answers:
+            if str(error) != self.ray_problem:
                 logger.warning("%s", error)
-            self.ray_answers = False
+            self.ray_answers, self.ray_problem = False, str(error)
             return None
-        self.ray_answers = True
+        self.ray_answers, self.ray_problem = True, ""
         return listing
 
     def _one(self, job: JobRow, details: JobDetails | None) -> None:
