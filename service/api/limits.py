@@ -51,10 +51,6 @@ class Buckets:
         return min(float(self._burst), level + (self._clock() - when) * self._per_s)
 
 
-class TooLarge(Exception):
-    """The body of a request is larger than allowed."""
-
-
 class Gate:
     """Around the whole app: rates, sizes, headers that make browsers careful."""
 
@@ -92,18 +88,15 @@ class Gate:
         if _declared(scope) > most:
             await answer(problem)(scope, receive, send)
             return
-        began = False
+        body = _Counted(receive, most)
 
         async def watched(message: Message) -> None:
-            nonlocal began
-            began = True
-            await send(message)
+            if not body.too_large:
+                await send(message)
 
-        try:
-            await self._app(scope, _counted(receive, most), watched)
-        except TooLarge:
-            if not began:
-                await answer(problem)(scope, receive, send)
+        await self._app(scope, body, watched)
+        if body.too_large:
+            await answer(problem)(scope, receive, send)
 
 
 def _who(scope: Scope) -> str:
@@ -123,18 +116,18 @@ def _header(scope: Scope, wanted: bytes) -> str:
     return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
 
 
-def _counted(receive: Receive, most: int) -> Receive:
-    seen = 0
+class _Counted:
+    """The body of a request, which ends at once where it is larger than allowed."""
 
-    async def counting() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > most:
-            raise TooLarge
-        return message
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._left = receive, most
+        self.too_large = False
 
-    return counting
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        self.too_large = self.too_large or self._left < 0
+        return {"type": "http.disconnect"} if self.too_large else message
 
 
 def _with_headers(send: Send) -> Send:

@@ -55,7 +55,7 @@ class LogSpool:
         _write_at(self._file, masked, place)
         self._position = place + len(masked)
         keep = self._mask.longest - 1
-        self._tail = piece[-keep:] if keep > 0 else b""
+        self._tail = masked[-keep:] if keep > 0 else b""  # what may be the beginning of a secret
         return True
 
     def close(self) -> None:

@@ -22,9 +22,7 @@ class Api:
         self.engine = open_database(f"sqlite:///{path}/service.db")
         tokens = Tokens(self.engine)
         limits = limits or Limits(follow_s=0.1, requests_per_s=1e6, burst=1_000_000)
-        self.context = Context(
-            JobStore(self.engine), Packages(self.engine), tokens, self.root, auth, limits
-        )
+        self.context = Context(JobStore(self.engine), Packages(self.engine), tokens, self.root, auth, limits)
         self.app = make_app(self.context)
         self.tokens = {scope: tokens.create(scope, scope) for scope in SCOPES} if auth else {}
 

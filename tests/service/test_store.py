@@ -62,7 +62,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     else:
         engine = open_database(request.getfixturevalue("postgres_url"))
         with engine.begin() as connection:
-            connection.execute(text("TRUNCATE jobs, events, attempts, idempotency_keys, tokens, leases CASCADE"))
+            connection.execute(
+                text("TRUNCATE jobs, events, attempts, idempotency_keys, tokens, leases CASCADE")
+            )
     yield engine
     engine.dispose()
 
