@@ -19,7 +19,7 @@ from service.api.archives import check_archive
 from service.api.auth import Admin, Reader, Submitter
 from service.api.context import Context, Service
 from service.api.problems import Problem, documented
-from service.api.view import details, summary
+from service.api.view import details, listed
 from service.store import ENDED, PENDING, Caller, JobRow, WrongState
 from service.store.jobs import Request as Repeatable
 from service.supervise.log_spool import log_path
@@ -60,7 +60,7 @@ def list_jobs(
 ) -> JobList:
     """Jobs, the newest first: some of them, and where to go on."""
     page = service.store.page(states=status, name=name, cursor=cursor, limit=limit)
-    return JobList(jobs=[summary(job) for job in page.jobs], next_cursor=page.next_cursor)
+    return JobList(jobs=[listed(service, job) for job in page.jobs], next_cursor=page.next_cursor)
 
 
 @router.get("/jobs/{job_id}", responses=documented(404))

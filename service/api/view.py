@@ -9,14 +9,14 @@ from jobs.client.files import JobFiles
 from jobs.client.models import AttemptInfo, Event, JobInfo
 from service.api.context import Context
 from service.masking import MASKED, is_secret, masked
-from service.store import AttemptRow, EventRow, JobRow
+from service.store import ACTIVE, AttemptRow, EventRow, JobRow
 from service.supervise.adopt import folder_for
 
 READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report")
 
 
 def summary(job: JobRow) -> JobInfo:
-    """What a listing says."""
+    """What the store alone says."""
     return JobInfo(
         id=job.id,
         name=job.name,
@@ -34,6 +34,14 @@ def summary(job: JobRow) -> JobInfo:
         max_restarts=job.max_restarts,
         folder=job.folder,
     )
+
+
+def listed(service: Context, job: JobRow) -> JobInfo:
+    """What a listing says; of a job that trains, how far it is."""
+    if job.state not in ACTIVE:
+        return summary(job)
+    files = files_of(service, job)
+    return summary(job).model_copy(update={"progress": None if files is None else files.progress()})
 
 
 def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInfo:

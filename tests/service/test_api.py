@@ -228,8 +228,9 @@ def test_a_bucket_fills_up_again() -> None:
 
 
 def test_a_page_in_a_browser_can_neither_change_anything_nor_borrow_a_name(tmp_path: Path) -> None:
-    from service.api.app import LOOPBACK, make_app
     from starlette.testclient import TestClient
+
+    from service.api.app import LOOPBACK, make_app
 
     api = Api(tmp_path, auth=False)
     client = TestClient(make_app(api.context, hosts=LOOPBACK), base_url="http://127.0.0.1:8410")
