@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from service.masking import Mask
@@ -88,8 +89,8 @@ class LogTails:
 
     def close(self) -> None:
         """Stops to follow all."""
-        for submission_id in list(self._tasks):
-            self.forget(submission_id)
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(5.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5.0)
         self._loop.close()
@@ -115,6 +116,13 @@ class LogTails:
         task = self._tasks.pop(submission_id, None)
         if task is not None:
             task.cancel()
+
+    async def _cancel_all(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     async def _copy(self, submission_id: str, spool: LogSpool) -> None:
         try:

@@ -1,7 +1,7 @@
 """What the service bears: python tests/benchmarks/bench_service.py
 
-A thousand jobs in the store, two hundred who follow one log, a log of 100 MB, and a client that stops reading.
-The server runs in a process of its own; no cluster is needed.
+A thousand jobs in the store, two hundred who follow one log, a log of 100 MB, and a client that stops
+reading. The server runs in a process of its own; no cluster is needed.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def main() -> int:
 
 
 def _wait(url: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         try:
             httpx.get(f"{url}/healthz")

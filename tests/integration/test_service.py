@@ -19,6 +19,7 @@ from ray.job_submission import JobSubmissionClient
 
 from jobs import AsyncJobClient, JobClient, JobSpec
 from jobs.client import Conflict, Job, JobNotFound, NotAllowed, Unsupported
+from jobs.cluster import PACKAGE_ROOT
 from tests.integration.cluster import RAY, Cluster
 from tests.integration.runner import GRADGUARD, Sandbox, read_until
 
@@ -189,6 +190,18 @@ def test_asyncio_has_the_same_client(server: Server) -> None:
             return [job.status for job in jobs]
 
     assert set(asyncio.run(look())) == {"stopped"}
+
+
+def test_the_notebook_runs_from_top_to_bottom(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADGUARD_ADDRESS", server.url)
+    cells = json.loads((PACKAGE_ROOT / "jobs" / "examples" / "job_api.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["job"].status == "succeeded"
+    assert names["incident"]["verdict"] == "nonfinite"
+    assert asyncio.run(names["statuses"]()) == ["succeeded"]
 
 
 def test_off_loopback_a_token_is_asked_for(cluster: Cluster) -> None:
