@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.client import Job, JobClient
+    from jobs.client import AsyncJobClient, Job, JobClient
     from jobs.spec import JobSpec
 
-__all__ = ["Job", "JobClient", "JobSpec"]
+__all__ = ["AsyncJobClient", "Job", "JobClient", "JobSpec"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
         from jobs.spec import JobSpec
 
         return JobSpec
-    if name in ("Job", "JobClient"):
+    if name in ("AsyncJobClient", "Job", "JobClient"):
         from jobs import client
 
         return getattr(client, name)

@@ -18,12 +18,12 @@ from jobs.errors import JobError, JobFinished
 from jobs.live import print_summary
 from jobs.spec import JobSpec
 from jobs.spec_errors import SpecError
+from jobs.submission import SPEC_VARIABLE, note_folder
 from jobs.workloads.errors import WorkloadError
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
 BAD_INPUT = 2
 INTERRUPTED = 130
-SPEC_VARIABLE = "GRADGUARD_SPEC"
 USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, WorkloadError)
 
 
@@ -50,6 +50,7 @@ def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
     if JOB_CONFIG_VAR in os.environ:
         storage = Path.home() / "gradguard" / Path(spec.storage).expanduser()
         spec = spec.model_copy(update={"storage": str(storage)})
+        note_folder(spec)
     return spec, "--from-environment" if options.from_environment else str(options.spec)
 
 

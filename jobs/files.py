@@ -55,7 +55,7 @@ def iter_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     """`read_jsonl` row by row, for files that are too long to hold."""
     with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
         for line in file:
-            row = _parse(line)
+            row = parse_row(line)
             if row is not None:
                 yield row
 
@@ -63,7 +63,7 @@ def iter_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
 def read_json(path: str | Path) -> dict[str, Any] | None:
     """One JSON object, or None where there is none to be read (missing, empty, cut)."""
     try:
-        return _parse(Path(path).read_bytes())
+        return parse_row(Path(path).read_bytes())
     except FileNotFoundError:
         return None
 
@@ -155,7 +155,8 @@ def from_strict(value: Any) -> Any:
     return value
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """One line of a JSON-lines file, None where it is no JSON object."""
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):  # not JSON, cut inside a character, nested without end

@@ -63,7 +63,7 @@ def unknown_field(model: type[BaseModel], parts: Sequence[Part]) -> tuple[str, s
     """Message and suggestion for a field that does not exist; the name may be right in another section."""
     section = section_of(annotation_at(model, parts[:-1]))
     allowed = list(section.model_fields) if section else []
-    name = str(parts[-1])
+    name = str(parts[-1]) if parts else ""
     suggestion = did_you_mean(name, allowed)
     elsewhere = [path for path in leaf_paths(model) if path.rpartition(".")[2] == name]
     if elsewhere:

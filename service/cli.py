@@ -9,13 +9,19 @@ import typer
 from rich.console import Console
 
 from guard.replay import TraceError
-from jobs.entrypoint import BAD_INPUT, INTERRUPTED, USER_ERRORS, train_and_summarize
+from jobs.errors import JobError
 from jobs.spec import JobSpec
+from jobs.spec_errors import SpecError
 from service.checkpoint_commands import add_checkpoint_commands
-from service.cluster_commands import add_cluster_commands
+from service.compare_command import add_compare_command
+from service.job_commands import add_job_commands
 from service.local_commands import add_local_commands
+from service.look_commands import add_look_commands
 from service.options import SetOption, SpecArgument
-from service.report_commands import add_report_commands
+from service.serve_command import serve
+from service.tokens_command import tokens_app
+
+BAD_INPUT, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="gradguard",
@@ -41,6 +47,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a job here and show it live; at the end a summary and a report."""
+    from jobs.entrypoint import train_and_summarize  # imports Ray, which the other commands need not
+
     job = JobSpec.load(spec, overrides or [])
     command = " ".join(["gradguard train", str(spec), *(f"--set {item}" for item in overrides or [])])
     raise typer.Exit(
@@ -50,16 +58,33 @@ def train(
 
 add_local_commands(app)
 add_checkpoint_commands(app)
-add_cluster_commands(app)
-add_report_commands(app)
+add_compare_command(app)
+add_job_commands(app)
+add_look_commands(app)
+app.command()(serve)
+app.add_typer(tokens_app, name="tokens")
 
 
 def main() -> None:
     """Runs the command; bad input is one line and exit code 2, never a traceback."""
     try:
         app()
-    except (*USER_ERRORS, TraceError) as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
-        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not _is_the_users(error):
+            raise
+        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+
+
+def _is_the_users(error: Exception) -> bool:
+    if isinstance(error, JobError | SpecError | TraceError):
+        return True
+    from jobs.entrypoint import USER_ERRORS
+
+    return isinstance(error, USER_ERRORS)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ def test_every_part_of_the_system_is_there(compose: dict[str, Any]) -> None:
 
 def test_ports_are_published_on_loopback_only(compose: dict[str, Any]) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
-    assert {port.rpartition(":")[2] for port in ports} == {"8080", "8265", "9090", "9093", "3000"}
+    assert {port.rpartition(":")[2] for port in ports} == {"8410", "8265", "9090", "9093", "3000"}
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 

@@ -1,4 +1,4 @@
-"""``gradguard report`` and ``gradguard compare``: what happened in a job, and how two jobs differ."""
+"""``gradguard compare``: how two jobs differ."""
 
 from __future__ import annotations
 
@@ -15,28 +15,15 @@ from rich.text import Text
 from guard.record import strict
 from jobs.errors import JobError
 from jobs.folder import JobFolder
-from jobs.report import write_picture, write_report
 from jobs.report.compare import Comparison, write_comparison
 from jobs.report.compare import compare as compare_jobs
 
 JobArgument = Annotated[Path, typer.Argument(help="The folder of a job, such as runs/fashion.")]
 
 
-def add_report_commands(app: typer.Typer) -> None:
-    """Puts the commands on the app."""
-    app.command()(report)
+def add_compare_command(app: typer.Typer) -> None:
+    """Puts the command on the app."""
     app.command()(compare)
-
-
-def report(
-    job_dir: JobArgument,
-    png: Annotated[
-        bool, typer.Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
-    ] = False,
-) -> None:
-    """Write the report of a job, finished or not, from its files: report.html, and report.png beside it."""
-    folder = _job(job_dir)
-    typer.echo(str(write_picture(folder) if png else write_report(folder)))
 
 
 def compare(

@@ -1,0 +1,70 @@
+"""Finds out who answers at an address: a service, a Ray cluster, or a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from jobs.client.backend import Backend
+from jobs.client.errors import Unreachable
+
+SERVICE = "http://127.0.0.1:8410"
+RAY = "http://127.0.0.1:8265"
+TOKEN_VARIABLE = "GRADGUARD_TOKEN"
+TOKEN_FILE_VARIABLE = "GRADGUARD_TOKEN_FILE"
+PROBE_TIMEOUT_S = 10.0
+
+
+def connect(address: str | None, *, token: str | None = None) -> Backend:
+    """The backend for an address.
+
+    Args:
+        address: the URL of a service or of Ray's dashboard, or a folder of jobs; None looks for a service and
+            then for Ray on this machine.
+        token: of the service; default: ``$GRADGUARD_TOKEN``, or what is in ``$GRADGUARD_TOKEN_FILE``.
+
+    Raises:
+        Unreachable: nobody answers there.
+    """
+    if address is None:
+        address = SERVICE if is_service(SERVICE) else RAY
+    if not address.startswith(("http://", "https://")):
+        from jobs.client.folder_backend import FolderBackend
+
+        return FolderBackend(_folder(address))
+    if is_service(address):
+        from jobs.client.service_backend import ServiceBackend
+
+        return ServiceBackend(address, token=token or token_from_environment())
+    from jobs.client.ray_backend import RayBackend
+
+    return RayBackend(address)
+
+
+def is_service(address: str) -> bool:
+    """Whether a GradGuard service answers there."""
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT_S) as answer:
+            return bool(json.loads(answer.read(1000)).get("service") == "gradguard")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def token_from_environment() -> str | None:
+    """The token of the service, never from a command line, where others could see it."""
+    if token := os.environ.get(TOKEN_VARIABLE):
+        return token
+    file = os.environ.get(TOKEN_FILE_VARIABLE)
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8").strip() if file else None
+    except OSError as error:
+        raise Unreachable(f"the token file {file} cannot be read: {error.strerror}") from None
+
+
+def _folder(address: str) -> str:
+    if "://" in address and not address.startswith("file://"):
+        raise Unreachable(f"{address} is no address: give http://..., https://..., or a folder of jobs")
+    return address

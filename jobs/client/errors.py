@@ -1,0 +1,53 @@
+"""What a job client raises.
+
+JobError
+└── ClientError
+    ├── Unreachable        nothing answers at the address
+    ├── NotAllowed         no token, a wrong one, or one with too small a scope
+    ├── JobNotFound        there is no job of this id
+    ├── JobTimeout         the job did not end in the time it was given
+    ├── Conflict           the job is in a state in which this cannot be done
+    ├── Refused            the request is wrong; the text says what to write instead
+    │   └── Unsupported    nobody at this address can do that
+    └── TryLater           too many requests, or the service cannot answer now
+"""
+
+from __future__ import annotations
+
+from jobs.errors import JobError
+
+
+class ClientError(JobError):
+    """Of all errors of a job client."""
+
+
+class Unreachable(ClientError):
+    """Nothing answers at the address."""
+
+
+class NotAllowed(ClientError):
+    """The token is missing, wrong, or of too small a scope."""
+
+
+class JobNotFound(ClientError):
+    """The cluster knows no job of this id."""
+
+
+class JobTimeout(ClientError):
+    """The job did not end in the time it was given; it goes on."""
+
+
+class Conflict(ClientError):
+    """The job is in a state in which this cannot be done."""
+
+
+class Refused(ClientError):
+    """The request is wrong; the text says what to write instead."""
+
+
+class Unsupported(Refused):
+    """Nobody at this address can do that; the text says who can."""
+
+
+class TryLater(ClientError):
+    """Too many requests, or the service cannot answer now."""

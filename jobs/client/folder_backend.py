@@ -1,0 +1,141 @@
+"""A folder of jobs and nobody else: what they left there can be read, and nothing can be changed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jobs.client.backend import Order
+from jobs.client.errors import JobNotFound, Unreachable, Unsupported
+from jobs.client.files import JobFiles
+from jobs.client.models import STATUSES, CheckpointInfo, Event, JobInfo, JobList, Series, Status
+from jobs.client.pages import page_of
+from jobs.client.polling import poll_events
+
+POLL_S = 1.0
+
+
+class FolderBackend:
+    """Reads ``<folder>/<job>/``; the folder of one job will do too."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._root = Path(str(folder).removeprefix("file://")).expanduser()
+        if not self._root.is_dir():
+            raise Unreachable(f"{self._root} is no folder: give the storage folder of the jobs")
+
+    def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
+        """See ``Backend``."""
+        folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
+        folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        jobs = [self._info(JobFiles(path)) for path in folders]
+        return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
+
+    def get(self, job_id: str) -> JobInfo:
+        """See ``Backend``."""
+        files = self._files(job_id)
+        spec = files.spec()
+        return self._info(files).model_copy(
+            update={"spec": None if spec is None else spec.model_dump(mode="json"), "result": files.result()}
+        )
+
+    def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
+        """The log of Ray and of failures; what a job prints is at Ray or at the service."""
+        path = self._files(job_id).folder.log
+        if path.exists() and not follow:
+            yield path.read_bytes()[offset:].decode(errors="replace")
+        elif follow:
+            _read_only("following a log")
+
+    def events(self, job_id: str, *, after: int) -> Iterator[Event]:
+        """See ``Backend``."""
+        return poll_events(self, job_id, after=after, poll_s=POLL_S)
+
+    def incidents(self, job_id: str) -> list[dict[str, Any]]:
+        """See ``Backend``."""
+        return self._files(job_id).incidents()
+
+    def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
+        """See ``Backend``."""
+        return self._files(job_id).metrics(columns, after_attempt=after_attempt, points=points)
+
+    def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
+        """See ``Backend``."""
+        return self._files(job_id).checkpoints()
+
+    def report(self, job_id: str) -> str:
+        """See ``Backend``."""
+        return self._files(job_id).report()
+
+    def submit(self, order: Order) -> JobInfo:
+        """Refused."""
+        _read_only(f"handing in {order.spec.name}")
+
+    def stop(self, job_id: str) -> None:
+        """Refused."""
+        _read_only(f"stopping {job_id}")
+
+    def resume(self, job_id: str) -> JobInfo:
+        """Refused."""
+        _read_only(f"resuming {job_id}")
+
+    def delete(self, job_id: str, *, files: bool) -> None:  # noqa: ARG002
+        """Refused."""
+        _read_only(f"deleting {job_id}")
+
+    def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:  # noqa: ARG002
+        """Refused."""
+        _read_only(f"cloning {job_id}")
+
+    def close(self) -> None:
+        """See ``Backend``."""
+
+    def _files(self, job_id: str) -> JobFiles:
+        for path in (self._root / job_id, self._root):
+            if path.name == job_id and JobFiles(path).exists():
+                return JobFiles(path)
+        raise JobNotFound(f"there is no job {job_id} in {self._root}")
+
+    def _info(self, files: JobFiles) -> JobInfo:
+        path, result, progress = files.folder.path, files.result() or {}, files.progress()
+        status, reason = _status(path, result)
+        return JobInfo(
+            id=path.name,
+            name=path.name,
+            status=status,
+            reason=reason,
+            created=path.stat().st_mtime,
+            started=path.stat().st_mtime,
+            folder=str(path),
+            progress=progress,
+        )
+
+
+def _status(path: Path, result: dict[str, Any]) -> tuple[Status, str]:
+    known = result.get("status")
+    if known in STATUSES:
+        return known, str(result.get("error") or "")
+    if _is_trained(path):
+        return "running", ""
+    return "failed", "ended without a result: it was killed, or its machine died; --resume continues it"
+
+
+def _is_trained(path: Path) -> bool:
+    """Whether a process of this machine holds the job's lock."""
+    try:
+        descriptor = os.open(path.parent / f".{path.name}.lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read_only(what: str) -> NoReturn:
+    raise Unsupported(f"{what} is not possible: a folder is only read; give the URL of a service or of Ray")

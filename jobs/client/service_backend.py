@@ -1,0 +1,218 @@
+"""A GradGuard service at the other end, over HTTP."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from jobs.client.backend import Order
+from jobs.client.errors import (
+    ClientError,
+    Conflict,
+    JobNotFound,
+    NotAllowed,
+    Refused,
+    TryLater,
+    Unreachable,
+)
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, PackageInfo, Series
+from jobs.client.working_dir import pack
+
+T = TypeVar("T")
+
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+STREAM_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+RETRIES = 4
+PAUSE_S = 0.5
+BY_CODE: dict[int, type[ClientError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    404: JobNotFound,
+    409: Conflict,
+    429: TryLater,
+    503: TryLater,
+}
+
+
+class ServiceBackend:
+    """Talks to ``gradguard serve``. Requests that may be repeated are, when the connection breaks."""
+
+    def __init__(self, address: str, *, token: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.address = address.rstrip("/")
+        self._http = httpx.Client(base_url=f"{self.address}/v1", headers=headers, timeout=TIMEOUT)
+
+    def submit(self, order: Order) -> JobInfo:
+        """See ``Backend``. The key lets a submission be repeated that may have arrived or not."""
+        package = None if order.working_dir is None else self.upload(order.working_dir)
+        body = {
+            "spec": order.spec.model_dump(mode="json"),
+            "priority": order.priority,
+            "env": order.env,
+            "working_dir": package.id if package else None,
+        }
+        if order.max_restarts is not None:
+            body["max_restarts"] = order.max_restarts
+        key = order.key or secrets.token_hex(16)
+        return self._job("POST", "/jobs", json=body, headers={"Idempotency-Key": key})
+
+    def upload(self, folder: Path) -> PackageInfo:
+        """Hands in a working directory."""
+        answer = self._ask(
+            "POST", "/packages", content=pack(folder), headers={"Content-Type": "application/zip"}
+        )
+        return PackageInfo.model_validate(answer.json())
+
+    def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
+        """See ``Backend``."""
+        query = {"status": list(statuses), "name": name, "cursor": cursor, "limit": limit}
+        given = {key: value for key, value in query.items() if value}
+        return JobList.model_validate(self._ask("GET", "/jobs", params=given).json())
+
+    def get(self, job_id: str) -> JobInfo:
+        """See ``Backend``."""
+        return self._job("GET", f"/jobs/{job_id}")
+
+    def stop(self, job_id: str) -> None:
+        """See ``Backend``."""
+        self._ask("POST", f"/jobs/{job_id}/stop")
+
+    def resume(self, job_id: str) -> JobInfo:
+        """See ``Backend``."""
+        return self._job("POST", f"/jobs/{job_id}/resume")
+
+    def delete(self, job_id: str, *, files: bool) -> None:
+        """See ``Backend``."""
+        self._ask("DELETE", f"/jobs/{job_id}", params={"files": files})
+
+    def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:
+        """See ``Backend``."""
+        body = {"set": list(changes), "priority": priority}
+        key = secrets.token_hex(16)
+        return self._job("POST", f"/jobs/{job_id}/clone", json=body, headers={"Idempotency-Key": key})
+
+    def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
+        """See ``Backend``. A connection that breaks is made again where it broke."""
+        position = offset
+
+        def pieces(response: httpx.Response) -> Iterator[bytes]:
+            nonlocal position
+            for piece in response.iter_bytes():
+                position += len(piece)
+                yield piece
+
+        def ask() -> dict[str, Any]:
+            return {"url": f"/jobs/{job_id}/logs", "params": {"offset": position, "follow": follow}}
+
+        stream = self._follow(job_id, ask, pieces) if follow else self._stream(ask(), pieces)
+        yield from _decoded(stream)
+
+    def events(self, job_id: str, *, after: int) -> Iterator[Event]:
+        """See ``Backend``."""
+        seen = after
+
+        def events(response: httpx.Response) -> Iterator[Event]:
+            nonlocal seen
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    event = Event.model_validate(json.loads(line.removeprefix("data:")))
+                    seen = event.seq
+                    yield event
+
+        def ask() -> dict[str, Any]:
+            return {"url": f"/jobs/{job_id}/events", "params": {"after": seen, "follow": True}}
+
+        yield from self._follow(job_id, ask, events)
+
+    def incidents(self, job_id: str) -> list[dict[str, Any]]:
+        """See ``Backend``."""
+        rows: list[dict[str, Any]] = self._ask("GET", f"/jobs/{job_id}/incidents").json()
+        return rows
+
+    def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
+        """See ``Backend``."""
+        query = {"column": list(columns), "after_attempt": after_attempt, "points": points}
+        return Series.model_validate(self._ask("GET", f"/jobs/{job_id}/metrics", params=query).json())
+
+    def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
+        """See ``Backend``."""
+        rows = self._ask("GET", f"/jobs/{job_id}/checkpoints").json()
+        return [CheckpointInfo.model_validate(row) for row in rows]
+
+    def report(self, job_id: str) -> str:
+        """See ``Backend``."""
+        return self._ask("GET", f"/jobs/{job_id}/report").text
+
+    def close(self) -> None:
+        """See ``Backend``."""
+        self._http.close()
+
+    def _job(self, method: str, path: str, **request: Any) -> JobInfo:
+        return JobInfo.model_validate(self._ask(method, path, **request).json())
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Everything here may be repeated: submissions carry a key, and the rest changes nothing twice."""
+        for attempt in range(RETRIES):
+            try:
+                response = self._http.request(method, path, **request)
+                break
+            except httpx.TransportError as error:
+                if attempt + 1 == RETRIES:
+                    raise Unreachable(f"the service at {self.address} does not answer: {error}") from error
+                time.sleep(PAUSE_S * 2**attempt)
+        _check(response)
+        return response
+
+    def _follow(
+        self, job_id: str, ask: Callable[[], dict[str, Any]], read: Callable[[httpx.Response], Iterator[T]]
+    ) -> Iterator[T]:
+        """Streams until the job has ended and everything was read, however often the connection breaks."""
+        failures = 0
+        while True:
+            ended = self.get(job_id).status in ENDED
+            try:
+                for item in self._stream(ask(), read):
+                    failures = 0
+                    yield item
+            except httpx.TransportError as error:
+                failures += 1
+                if failures > RETRIES:
+                    raise Unreachable(f"the service at {self.address} does not answer: {error}") from error
+                time.sleep(PAUSE_S * 2**failures)
+                continue
+            if ended:
+                return
+
+    def _stream(self, request: dict[str, Any], read: Callable[[httpx.Response], Iterator[T]]) -> Iterator[T]:
+        with self._http.stream("GET", timeout=STREAM_TIMEOUT, **request) as response:
+            if response.is_error:
+                response.read()
+            _check(response)
+            yield from read(response)
+
+
+def _check(response: httpx.Response) -> None:
+    """Turns a problem document into the error that it is."""
+    if not response.is_error:
+        return
+    kind = BY_CODE.get(response.status_code, Refused if response.is_client_error else ClientError)
+    try:
+        problem = response.json()
+        text = str(problem.get("detail") or problem.get("title"))
+    except (ValueError, AttributeError):
+        text = f"the service answered {response.status_code}"
+    raise kind(text)
+
+
+def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        if text := decoder.decode(piece):
+            yield text

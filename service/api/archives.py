@@ -1,0 +1,83 @@
+"""Working directories that are handed in: nothing in them may reach beyond their folder."""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+from pathlib import PurePosixPath
+
+from service.api.context import Limits
+from service.api.problems import Problem
+
+_FILE_KINDS = (0, stat.S_IFREG)
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    OverflowError,
+)
+
+
+def check_archive(content: bytes, limits: Limits) -> int:
+    """Looks through a zip file without unpacking it to disk; returns how many files it holds.
+
+    Raises:
+        Problem: it is none, is damaged, is too large unpacked, or holds a path that leaves the folder, a
+            link, or anything else that is no plain file.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return _check(archive, limits)
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        OverflowError,
+    ):
+        raise Problem(422, "the body is no zip file that can be read: send a folder packed as .zip") from None
+
+
+def _check(archive: zipfile.ZipFile, limits: Limits) -> int:
+    entries = archive.infolist()
+    files = [entry for entry in entries if not entry.is_dir()]
+    if len(entries) > limits.unpacked_files:
+        raise Problem(413, f"the archive holds more than {limits.unpacked_files} files")
+    seen: set[str] = set()
+    for entry in entries:
+        _check_name(entry, seen)
+    left = limits.unpacked_bytes
+    for entry in files:
+        left -= _unpacked_size(archive, entry, left)
+    return len(files)
+
+
+def _check_name(entry: zipfile.ZipInfo, seen: set[str]) -> None:
+    name = entry.filename
+    path = PurePosixPath(name)
+    shown = name[:200]
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or ":" in path.parts[0]:
+        raise Problem(422, f"the archive holds {shown!r}: a path must stay inside the folder")
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if not entry.is_dir() and kind not in _FILE_KINDS:
+        raise Problem(422, f"the archive holds {shown!r}, which is a link or no plain file: leave it out")
+    if name in seen:
+        raise Problem(422, f"the archive holds {shown!r} twice")
+    seen.add(name)
+
+
+def _unpacked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, left: int) -> int:
+    """Counted, since what the archive says of itself need not be true; this checks the checksums too."""
+    size = 0
+    with archive.open(entry) as file:
+        while piece := file.read(1 << 20):
+            size += len(piece)
+            if size > left:
+                raise Problem(413, "the archive is too large when it is unpacked: leave data out of it")
+    return size

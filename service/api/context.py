@@ -1,0 +1,78 @@
+"""What the handlers of requests work with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.store import ENDED, JobStore, NoSuchJob, Packages, Tokens
+from service.supervise import Supervisor
+from service.supervise.ray_api import RayApi
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one caller may ask for."""
+
+    requests_per_s: float = 50.0
+    burst: int = 200
+    wrong_tokens_per_minute: int = 20
+    body_bytes: int = 1 << 20
+    upload_bytes: int = 50 << 20
+    unpacked_bytes: int = 500 << 20
+    unpacked_files: int = 20_000
+    follow_s: float = 3600.0
+    """A stream ends after so long; clients take it up again where it ended."""
+
+
+class Ended:
+    """Whether jobs have ended, asked of the database once in a while for however many that follow one."""
+
+    def __init__(self, store: JobStore, keep_s: float = 0.5) -> None:
+        self._store, self._keep_s = store, keep_s
+        self._known: dict[str, tuple[float, bool]] = {}
+
+    def __call__(self, job_id: str) -> bool:
+        asked, ended = self._known.get(job_id, (-1e9, False))
+        if time.monotonic() - asked < self._keep_s:
+            return ended
+        try:
+            ended = self._store.get(job_id).state in ENDED
+        except NoSuchJob:
+            ended = True
+        if len(self._known) > 10_000:
+            self._known.clear()
+        self._known[job_id] = (time.monotonic(), ended)
+        return ended
+
+
+@dataclass(slots=True)
+class Context:
+    """The service. ``supervisor`` and ``ray`` are None where only the store is served."""
+
+    store: JobStore
+    packages: Packages
+    tokens: Tokens
+    root: Path
+    auth: bool
+    limits: Limits = field(default_factory=Limits)
+    ray: RayApi | None = None
+    supervisor: Supervisor | None = None
+    ended: Ended = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.root = self.root.resolve()
+        self.ended = Ended(self.store)
+
+
+def context_of(request: Request) -> Context:
+    """The service that this request came to."""
+    found: Context = request.app.state.context
+    return found
+
+
+Service = Annotated[Context, Depends(context_of)]

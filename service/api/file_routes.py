@@ -1,0 +1,198 @@
+"""What a job has left so far: log, events, incidents, metrics, checkpoints, report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from jobs.client.files import COLUMNS, JobFiles
+from jobs.client.models import CheckpointInfo, Event, Series
+from service.api.auth import Reader
+from service.api.context import Context, Service
+from service.api.job_routes import COMMON, JobId
+from service.api.problems import Problem, documented
+from service.api.view import event, files_of
+from service.supervise.log_spool import log_path, log_size
+
+PIECE = 1 << 16
+POLL_S = 0.5
+HEARTBEAT_S = 15.0
+EVENTS_AT_ONCE = 200
+LARGEST = 2**53
+SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
+"""A report is written by a job: a browser shows it and runs nothing in it."""
+
+router = APIRouter(prefix="/v1", responses=documented(*COMMON, 404))
+Place = Annotated[int, Query(ge=0, le=LARGEST)]
+Column = Annotated[str, Query(pattern=r"^[a-z_]{1,40}$")]
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def logs(
+    job_id: JobId,
+    service: Service,
+    _: Reader,
+    offset: Place = 0,
+    limit: Annotated[int | None, Query(ge=1, le=LARGEST)] = None,
+    tail: Annotated[
+        int | None, Query(ge=1, le=LARGEST, description="From so many bytes before the end.")
+    ] = None,
+    follow: bool = False,
+) -> Response:
+    """What the job printed, over all its attempts, from a byte on; ``follow`` goes on until it has ended."""
+    await run_in_threadpool(service.store.get, job_id)
+    size = log_size(service.root, job_id)
+    start = offset if tail is None else max(0, size - tail)
+    end = size if limit is None else min(size, start + limit)
+    path = log_path(service.root, job_id)
+    pieces = _followed(service, job_id, path, start) if follow else _between(path, start, end)
+    headers = {"X-Log-Size": str(size), "X-Log-Offset": str(start)}
+    return StreamingResponse(pieces, media_type="text/plain; charset=utf-8", headers=headers)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=list[Event],
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def events(
+    job_id: JobId, http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
+) -> Response:
+    """What happened to the job. ``follow``, or Accept: text/event-stream, streams what happens later too."""
+    await run_in_threadpool(service.store.get, job_id)
+    return await _events(service, http, job_id, after, follow=follow)
+
+
+@router.get(
+    "/events",
+    response_model=list[Event],
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def all_events(
+    http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
+) -> Response:
+    """What happened to any job."""
+    return await _events(service, http, None, after, follow=follow)
+
+
+@router.get("/jobs/{job_id}/incidents")
+def incidents(job_id: JobId, service: Service, _: Reader) -> list[dict[str, Any]]:
+    """What the guard acted on, with the evidence."""
+    files = _files(service, job_id)
+    return [] if files is None else files.incidents()
+
+
+@router.get("/jobs/{job_id}/metrics")
+def metrics(
+    job_id: JobId,
+    service: Service,
+    _: Reader,
+    column: Annotated[list[Column], Query(max_length=40)] = list(COLUMNS),  # noqa: B006 - FastAPI copies it
+    after_attempt: Annotated[int, Query(ge=-1, le=LARGEST)] = -1,
+    points: Annotated[int, Query(ge=1, le=20_000)] = 2000,
+) -> Series:
+    """Metrics over the attempts, thinned out; what was no ordinary step always stays."""
+    files = _files(service, job_id) or JobFiles(Path(os.devnull))
+    return files.metrics(column, after_attempt=after_attempt, points=points)
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def checkpoints(job_id: JobId, service: Service, _: Reader) -> list[CheckpointInfo]:
+    """What the job can return to, the oldest first."""
+    files = _files(service, job_id)
+    try:
+        return [] if files is None else files.checkpoints()
+    except OSError as error:
+        raise Problem(404, f"the checkpoints of {job_id} cannot be read: {error.strerror or error}") from None
+
+
+@router.get("/jobs/{job_id}/report", response_class=HTMLResponse)
+def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
+    """The report, of the files as they are now."""
+    files = _files(service, job_id)
+    if files is None or not files.exists():
+        raise Problem(
+            404, f"{job_id} has not recorded anything yet, or not below the service's storage folder"
+        )
+    text = files.report().encode("utf-8", "replace")
+    return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX})
+
+
+async def _events(
+    service: Context, http: Request, job_id: str | None, after: int, *, follow: bool
+) -> Response:
+    last = http.headers.get("last-event-id", "")
+    after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else after
+    if follow or "text/event-stream" in http.headers.get("accept", ""):
+        return StreamingResponse(_streamed(service, job_id, after), media_type="text/event-stream")
+    rows = await run_in_threadpool(service.store.events, job_id, after=after, limit=EVENTS_AT_ONCE)
+    return JSONResponse([event(row).model_dump() for row in rows])
+
+
+async def _streamed(service: Context, job_id: str | None, after: int) -> AsyncIterator[str]:
+    """Ends when the job has; otherwise after a while, and the client takes it up again."""
+    until, quiet_since = time.monotonic() + service.limits.follow_s, time.monotonic()
+    yield ": begin\n\n"
+    while time.monotonic() < until:
+        over = job_id is not None and await run_in_threadpool(service.ended, job_id)
+        rows = await run_in_threadpool(service.store.events, job_id, after=after, limit=EVENTS_AT_ONCE)
+        for row in rows:
+            after = row.seq
+            text = json.dumps(event(row).model_dump(), allow_nan=False)
+            yield f"id: {row.seq}\nevent: {row.kind}\ndata: {text}\n\n"
+        if rows:
+            quiet_since = time.monotonic()
+            continue
+        if over:
+            return
+        if time.monotonic() - quiet_since > HEARTBEAT_S:
+            quiet_since = time.monotonic()
+            yield ": still here\n\n"
+        await asyncio.sleep(POLL_S)
+
+
+async def _between(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
+    while start < end and (piece := await run_in_threadpool(_read, path, start, min(PIECE, end - start))):
+        start += len(piece)
+        yield piece
+
+
+async def _followed(service: Context, job_id: str, path: Path, start: int) -> AsyncIterator[bytes]:
+    """Read piece by piece as fast as the client takes them: one that stops reading costs no memory."""
+    until = time.monotonic() + service.limits.follow_s
+    while time.monotonic() < until:
+        over = await run_in_threadpool(service.ended, job_id)
+        if piece := await run_in_threadpool(_read, path, start, PIECE):
+            start += len(piece)
+            yield piece
+        elif over:
+            return
+        else:
+            await asyncio.sleep(POLL_S)
+
+
+def _read(path: Path, start: int, length: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    except OSError:
+        return b""
+
+
+def _files(service: Context, job_id: str) -> JobFiles | None:
+    return files_of(service, service.store.get(job_id))

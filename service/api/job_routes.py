@@ -1,0 +1,198 @@
+"""Jobs: hand in, list, look at, stop, resume, clone, delete."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Path as PathParameter
+
+from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
+from jobs.spec import JobSpec
+from jobs.spec_errors import SpecError
+from jobs.spec_load import Document
+from jobs.spec_override import apply_overrides
+from service.api.admission import check_text, repeatable, row_of
+from service.api.archives import check_archive
+from service.api.auth import Admin, Reader, Submitter
+from service.api.context import Context, Service
+from service.api.problems import Problem, documented
+from service.api.view import details, listed
+from service.store import ENDED, PENDING, Caller, JobRow, WrongState
+from service.store.jobs import Request as Repeatable
+from service.supervise.log_spool import log_path
+from service.supervise.ray_api import RayGone
+
+COMMON = (400, 401, 403, 413, 422, 429)
+router = APIRouter(prefix="/v1", responses=documented(*COMMON))
+
+JobId = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")]
+Text = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+ZIP = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post("/jobs", status_code=201, responses=documented(409))
+def submit(
+    asked: Submission, http: Request, response: Response, service: Service, caller: Submitter, key: Key = None
+) -> JobInfo:
+    """Hand in a job. With an Idempotency-Key the same request makes one job, however often it comes."""
+    check_text(asked)
+    request = repeatable(key, http.url.path, caller, asked.model_dump())
+    return _add(service, caller, asked, request, response)
+
+
+@router.get("/jobs")
+def list_jobs(
+    service: Service,
+    _: Reader,
+    status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
+    name: Text = None,
+    cursor: Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_\-=]+$")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> JobList:
+    """Jobs, the newest first: some of them, and where to go on."""
+    page = service.store.page(states=status, name=name, cursor=cursor, limit=limit)
+    return JobList(jobs=[listed(service, job) for job in page.jobs], next_cursor=page.next_cursor)
+
+
+@router.get("/jobs/{job_id}", responses=documented(404))
+def get(job_id: JobId, service: Service, _: Reader) -> JobInfo:
+    """All that is known of a job; secrets are stars."""
+    return _details(service, job_id)
+
+
+@router.post("/jobs/{job_id}/stop", status_code=202, responses=documented(404, 409))
+def stop(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
+    """Ask a job to save its state and end. One that has ended stays as it is."""
+
+    def edit(job: JobRow) -> str | None:
+        if job.state in ENDED or job.state == "stopping":
+            return None
+        job.reason = f"{caller.name} asked it to stop"
+        job.state = "stopped" if job.state in PENDING else "stopping"
+        return f"{job.state}: {job.reason}"
+
+    service.store.change(job_id, edit)
+    return _details(service, job_id)
+
+
+@router.post("/jobs/{job_id}/resume", status_code=202, responses=documented(404, 409))
+def resume(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
+    """Continue an ended job from its last good checkpoint, with a new budget of restarts."""
+
+    def edit(job: JobRow) -> str | None:
+        if job.state not in ENDED:
+            raise WrongState(f"{job_id} is {job.state}: only a job that has ended can be resumed")
+        if job.state == "succeeded":
+            raise WrongState(f"{job_id} has succeeded: clone it to train it anew")
+        if job.spec is None:
+            raise WrongState(f"the spec of {job_id} is not known here: hand it in again with --resume")
+        job.state, job.resume, job.restarts, job.not_before = "queued", True, 0, 0.0
+        job.ended, job.exit_code, job.result = None, None, None
+        job.reason = f"resumed by {caller.name}"
+        return f"queued: {job.reason}"
+
+    service.store.change(job_id, edit)
+    return _details(service, job_id)
+
+
+@router.post("/jobs/{job_id}/clone", status_code=201, responses=documented(404, 409))
+def clone(
+    job_id: JobId,
+    changes: CloneRequest,
+    http: Request,
+    response: Response,
+    service: Service,
+    caller: Submitter,
+    key: Key = None,
+) -> JobInfo:
+    """Hand in a job like this one, with changes of its spec."""
+    check_text(changes)
+    job = service.store.get(job_id)
+    if job.spec is None:
+        raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
+    asked = Submission(
+        spec=_changed(job, changes.set),
+        priority=job.priority if changes.priority is None else changes.priority,
+        max_restarts=job.max_restarts if changes.max_restarts is None else changes.max_restarts,
+        env=dict(job.env),
+        working_dir=job.working_dir,
+    )
+    request = repeatable(key, http.url.path, caller, changes.model_dump())
+    return _add(service, caller, asked, request, response)
+
+
+@router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409))
+def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Response:
+    """Forget a job that has ended; with ``files`` its folder goes too, checkpoints and all."""
+    submissions = [attempt.submission_id for attempt in service.store.attempts(job_id)]
+    job = service.store.delete(job_id, _must_have_ended)
+    for submission in submissions:
+        _forget_at_ray(service, submission)
+    log_path(service.root, job_id).unlink(missing_ok=True)
+    if files and job.folder is not None:
+        _remove_folder(service.root, Path(job.folder))
+    return Response(status_code=204)
+
+
+@router.post("/packages", status_code=201, openapi_extra=ZIP)
+async def upload(http: Request, service: Service, _: Submitter) -> PackageInfo:
+    """Hand in a working directory as a zip file, to be named in a submission."""
+    from starlette.concurrency import run_in_threadpool
+
+    content = await http.body()
+    files = await run_in_threadpool(check_archive, content, service.limits)
+    digest = await run_in_threadpool(service.packages.add, content)
+    return PackageInfo(id=digest, size=len(content), files=files)
+
+
+def _add(
+    service: Context, caller: Caller, asked: Submission, request: Repeatable | None, response: Response
+) -> JobInfo:
+    earlier = service.store.made_by(request) if request else None
+    if earlier is None:
+        earlier, _ = service.store.add(row_of(service, caller, asked), request)
+    response.headers["Location"] = f"/v1/jobs/{earlier.id}"
+    return _details(service, earlier.id)
+
+
+def _details(service: Context, job_id: str) -> JobInfo:
+    return details(service, service.store.get(job_id), service.store.attempts(job_id))
+
+
+def _changed(job: JobRow, changes: list[str]) -> dict[str, Any]:
+    document = Document({**(job.spec or {}), "name": job.name})
+    problems = apply_overrides(document, changes, JobSpec)
+    if problems:
+        raise SpecError(problems)
+    return document.data
+
+
+def _must_have_ended(job: JobRow) -> None:
+    if job.state not in ENDED:
+        raise WrongState(f"{job.id} is {job.state}: stop it first")
+
+
+def _forget_at_ray(service: Context, submission: str) -> None:
+    """What Ray still lists would be adopted again."""
+    if service.ray is None:
+        return
+    try:
+        service.ray.forget(submission)
+    except (RayGone, RuntimeError):
+        return  # a head that is gone has forgotten it
+
+
+def _remove_folder(root: Path, folder: Path) -> None:
+    resolved = folder.resolve()
+    if folder.is_symlink() or resolved == root or not resolved.is_relative_to(root):
+        raise Problem(409, f"{folder} is not below the storage folder of the service: it was not deleted")
+    shutil.rmtree(resolved, ignore_errors=True)

@@ -1,0 +1,140 @@
+"""How much, how fast: sizes and rates, checked before a handler sees a request."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.context import Limits
+from service.api.problems import Problem, answer
+
+CALLERS_KEPT = 10_000
+UPLOADS = "/v1/packages"
+UNLIMITED = ("/healthz", "/readyz", "/metrics")
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Buckets:
+    """One token bucket for each caller: ``burst`` at once, ``per_s`` in the long run."""
+
+    def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._burst, self._clock = per_s, burst, clock
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def would_pass(self, who: str) -> bool:
+        """Whether one more is allowed now."""
+        return self._level(who) >= 1
+
+    def take(self, who: str) -> bool:
+        """Takes one if it is allowed."""
+        level = self._level(who)
+        passed = level >= 1
+        self._levels[who] = (self._clock(), level - 1 if passed else level)
+        self._levels.move_to_end(who)
+        while len(self._levels) > CALLERS_KEPT:
+            self._levels.popitem(last=False)
+        return passed
+
+    def _level(self, who: str) -> float:
+        when, level = self._levels.get(who, (self._clock(), float(self._burst)))
+        return min(float(self._burst), level + (self._clock() - when) * self._per_s)
+
+
+class Gate:
+    """Around the whole app: rates, sizes, headers that make browsers careful."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, hosts: list[str] | None = None) -> None:
+        self._app, self._limits, self._hosts = app, limits, hosts
+        self._rate = Buckets(limits.requests_per_s, limits.burst)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        if refusal := self._stranger(scope):
+            await answer(Problem(403, refusal))(scope, receive, send)
+            return
+        if scope["path"] not in UNLIMITED and not self._rate.take(_who(scope)):
+            problem = Problem(429, "too many requests; slow down", headers={"Retry-After": "1"})
+            await answer(problem)(scope, receive, send)
+            return
+        await self._limited(scope, receive, send)
+
+    def _stranger(self, scope: Scope) -> str | None:
+        """A page in somebody's browser that calls a service on loopback, or changes something anywhere."""
+        host, origin = _header(scope, b"host"), _header(scope, b"origin")
+        names = {host.lower(), host.rpartition(":")[0].lower()}
+        if self._hosts is not None and not names & set(self._hosts):
+            return "this service is called by a loopback name only, such as http://127.0.0.1"
+        if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
+            return "a page of another origin may not change anything here"
+        return None
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most = self._limits.upload_bytes if scope["path"] == UPLOADS else self._limits.body_bytes
+        problem = Problem(413, f"the request is larger than {most} bytes, the most that is taken here")
+        if _declared(scope) > most:
+            await answer(problem)(scope, receive, send)
+            return
+        body = _Counted(receive, most)
+
+        async def watched(message: Message) -> None:
+            if not body.too_large:
+                await send(message)
+
+        await self._app(scope, body, watched)
+        if body.too_large:
+            await answer(problem)(scope, receive, send)
+
+
+def _who(scope: Scope) -> str:
+    """The token, or else where the request comes from."""
+    if token := _header(scope, b"authorization"):
+        return hashlib.sha256(token.encode()).hexdigest()
+    client: Any = scope.get("client")
+    return client[0] if client else "?"
+
+
+def _declared(scope: Scope) -> int:
+    value = _header(scope, b"content-length")
+    return int(value) if value.isdigit() and len(value) < 20 else 0
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
+
+
+class _Counted:
+    """The body of a request, which ends at once where it is larger than allowed."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._left = receive, most
+        self.too_large = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        self.too_large = self.too_large or self._left < 0
+        return {"type": "http.disconnect"} if self.too_large else message
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            given = {name for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *((n, v) for n, v in HEADERS if n not in given)]
+        await send(message)
+
+    return sending

@@ -1,0 +1,126 @@
+"""The service's own health: for load balancers, and for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.client.models import STATUSES
+from service.api.auth import Reader
+from service.api.context import Context, Service
+from service.api.problems import Problem, documented
+
+STALLED_S = 60.0
+router = APIRouter(responses=documented(429))
+
+
+class ServiceMetrics(Collector):
+    """Requests, counted where they pass, and jobs, counted when Prometheus asks."""
+
+    def __init__(self, service: Context) -> None:
+        self._service = service
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gradguard_service_requests",
+            "Requests answered.",
+            ["method", "route", "code"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "gradguard_service_request_seconds",
+            "Until the answer began.",
+            ["route"],
+            registry=self.registry,
+        )
+        self.registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is asked of the database at registration."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Jobs by status, and whether this service leads and hears from Ray."""
+        jobs = GaugeMetricFamily("gradguard_service_jobs", "Jobs by status.", labels=["status"])
+        counts = self._service.store.counts()
+        for status in STATUSES:
+            jobs.add_metric([status], counts.get(status, 0))
+        yield jobs
+        supervisor = self._service.supervisor
+        leading = GaugeMetricFamily("gradguard_service_leading", "1 for the service that supervises.")
+        leading.add_metric([], float(supervisor is not None and supervisor.leading))
+        answers = GaugeMetricFamily("gradguard_service_ray_up", "1 while Ray answers.")
+        answers.add_metric([], float(supervisor is not None and supervisor.ray_answers))
+        yield from (leading, answers)
+
+
+class Counted:
+    """Around the app: counts what passes."""
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.requests.labels(_method(scope), route, str(message["status"])).inc()
+                self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, counting)
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"service": "gradguard", "status": "ok"}
+
+
+@router.get("/readyz", responses=documented(503))
+def readyz(service: Service) -> dict[str, str]:
+    """Database and Ray answer, and the supervisor moves."""
+    try:
+        service.store.counts()
+    except SQLAlchemyError:
+        raise Problem(503, "the database does not answer") from None
+    supervisor = service.supervisor
+    if supervisor is not None and not supervisor.ray_answers:
+        raise Problem(503, supervisor.ray_problem or "Ray was not asked yet")
+    if supervisor is not None and time.monotonic() - supervisor.last_tick > STALLED_S:
+        raise Problem(503, "the supervisor is stuck")
+    return {"status": "ready"}
+
+
+def add_metrics(app_router: APIRouter, metrics: ServiceMetrics) -> None:
+    """Puts /metrics on a router."""
+
+    @app_router.get(
+        "/metrics",
+        response_class=Response,
+        responses={
+            **documented(401, 403),
+            200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}},
+        },
+    )
+    def own_metrics(_: Reader) -> Response:
+        """The service's own metrics, for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _method(scope: Scope) -> str:
+    known = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
+    method: str = scope["method"]
+    return method if method in known else "other"

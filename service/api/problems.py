@@ -1,0 +1,115 @@
+"""Errors as problem documents (RFC 9457): every one says what is wrong and what to do instead."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from jobs.errors import JobError
+from jobs.spec_errors import SpecError
+from service.store import KeyReused, NoSuchJob, WrongState
+from service.supervise import RayGone
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDocument(BaseModel):
+    """What went wrong."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[str] = []
+    """Where more than one thing is wrong: each, with its place."""
+
+
+class Problem(Exception):
+    """Becomes the answer to the request."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: list[str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.headers = status, detail, errors or [], headers
+
+
+def answer(problem: Problem) -> JSONResponse:
+    """The document of a problem."""
+    document = ProblemDocument(
+        title=HTTPStatus(problem.status).phrase,
+        status=problem.status,
+        detail=printable(problem.detail),
+        errors=[printable(error) for error in problem.errors],
+    )
+    return JSONResponse(document.model_dump(), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def printable(text: str) -> str:
+    """Without what cannot be sent: half a character, as a client may have written it."""
+    return text.encode("utf-8", "replace").decode()[:4000]
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These answers, for the description of an endpoint."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Turns what handlers raise into problems."""
+    by_kind: dict[type[Exception], int] = {
+        NoSuchJob: 404,
+        KeyReused: 409,
+        WrongState: 409,
+        RayGone: 503,
+        JobError: 422,
+    }
+
+    def of_problem(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Problem)
+        return answer(error)
+
+    def of_kind(_: Request, error: Exception) -> JSONResponse:
+        status = next(code for kind, code in by_kind.items() if isinstance(error, kind))
+        return answer(Problem(status, str(error)))
+
+    app.add_exception_handler(Problem, of_problem)
+    for kind in by_kind:
+        app.add_exception_handler(kind, of_kind)
+    app.add_exception_handler(SpecError, _of_spec)
+    app.add_exception_handler(RequestValidationError, _of_request)
+    app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(Exception, _of_anything)
+
+
+def _of_spec(_: Request, error: Exception) -> JSONResponse:
+    problems = [str(problem) for problem in error.problems] if isinstance(error, SpecError) else []
+    return answer(Problem(422, str(error), errors=problems))
+
+
+def _of_request(_: Request, error: Exception) -> JSONResponse:
+    details = error.errors() if isinstance(error, RequestValidationError) else []
+    lines = [f"{'.'.join(str(part) for part in d['loc'])}: {d['msg']}" for d in details]
+    return answer(Problem(422, "; ".join(lines) or "the request is not valid", errors=lines))
+
+
+def _of_http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return answer(Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+
+
+def _of_anything(_: Request, __: Exception) -> JSONResponse:
+    """The log has the traceback; the caller gets nothing of it."""
+    return answer(Problem(500, "the service failed to answer; its log says why"))

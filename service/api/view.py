@@ -1,0 +1,99 @@
+"""A job of the store, as it is told to callers: secrets are stars, and only files below the root are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from guard.record import strict
+from jobs.client.files import JobFiles
+from jobs.client.models import AttemptInfo, Event, JobInfo
+from service.api.context import Context
+from service.masking import MASKED, is_secret, masked
+from service.store import ACTIVE, AttemptRow, EventRow, JobRow
+from service.supervise.adopt import folder_for
+
+READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report")
+
+
+def summary(job: JobRow) -> JobInfo:
+    """What the store alone says."""
+    return JobInfo(
+        id=job.id,
+        name=job.name,
+        status=job.state,  # type: ignore[arg-type]
+        reason=job.reason,
+        exit_code=job.exit_code,
+        priority=job.priority,
+        created=job.created,
+        started=job.started,
+        ended=job.ended,
+        submitted_by=job.submitted_by,
+        adopted=job.adopted,
+        attempt=job.attempt,
+        restarts=job.restarts,
+        max_restarts=job.max_restarts,
+        folder=job.folder,
+    )
+
+
+def listed(service: Context, job: JobRow) -> JobInfo:
+    """What a listing says; of a job that trains, how far it is."""
+    if job.state not in ACTIVE:
+        return summary(job)
+    files = files_of(service, job)
+    return summary(job).model_copy(update={"progress": None if files is None else files.progress()})
+
+
+def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInfo:
+    """All that is known of a job, without its secrets."""
+    files = files_of(service, job)
+    return summary(job).model_copy(
+        update={
+            "spec": None if job.spec is None else strict(masked(job.spec)),
+            "env": {name: MASKED if is_secret(name) else str(masked(v)) for name, v in job.env.items()},
+            "result": None if job.result is None else strict(job.result),
+            "progress": None if files is None else files.progress(),
+            "attempts": [_attempt(row) for row in attempts],
+        }
+    )
+
+
+def event(row: EventRow) -> Event:
+    """An event, as the stream tells it."""
+    return Event(
+        seq=row.seq,
+        job=row.job_id,
+        time=row.time,
+        kind=row.kind,
+        level=row.level,
+        text=row.text,
+        data=strict(row.data),
+    )
+
+
+def files_of(service: Context, job: JobRow) -> JobFiles | None:
+    """The files of a job. A job can put links into its folder: none is followed out of the root."""
+    folder = folder_for(job, service.root)
+    if folder is None or not _inside(folder, service.root):
+        return None
+    files = JobFiles(folder)
+    paths = [getattr(files.folder, name) for name in READ]
+    return files if all(_inside(path, service.root) for path in paths) else None
+
+
+def _inside(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):
+        return False
+
+
+def _attempt(row: AttemptRow) -> AttemptInfo:
+    return AttemptInfo(
+        number=row.number,
+        submission_id=row.submission_id,
+        started=row.started,
+        ended=row.ended,
+        outcome=row.outcome,
+        message=row.message,
+    )

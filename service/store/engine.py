@@ -1,0 +1,67 @@
+"""The database: SQLite in a file of its own, or PostgreSQL by URL."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from service.store.errors import StoreError
+from service.store.migrate import upgrade
+
+BUSY_TIMEOUT_S = 30
+PRIVATE = 0o600
+
+
+def open_database(url: str) -> Engine:
+    """Connects and brings the tables up to date.
+
+    Args:
+        url: ``sqlite:///file`` or ``postgresql://user@host/name``.
+
+    Raises:
+        StoreError: it cannot be used; one line says why.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StoreError("the database URL is none: write sqlite:///FILE or postgresql://HOST/NAME") from None
+    backend = parsed.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise StoreError(f"a {backend} database is not supported: write sqlite:///FILE or postgresql://...")
+    if backend == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    elif parsed.database:
+        _make_private(Path(parsed.database))
+    try:
+        engine = create_engine(parsed, pool_pre_ping=backend == "postgresql")
+        if backend == "sqlite":
+            event.listen(engine, "connect", _prepare_sqlite)
+        upgrade(engine)
+    except (SQLAlchemyError, NoSuchModuleError, ImportError) as error:
+        why = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise StoreError(f"cannot use the database {parsed.render_as_string()}: {why}") from None
+    return engine
+
+
+def _make_private(path: Path) -> None:
+    """The file holds what jobs get as environment: nobody else on the machine reads it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; set --database to another file") from None
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_TIMEOUT_S * 1000}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")

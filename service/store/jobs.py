@@ -1,0 +1,266 @@
+"""The jobs in the database. Every change of one is a compare-and-swap."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, Select, delete, func, select, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm.exc import StaleDataError
+
+from jobs.errors import JobError
+from service.store.errors import KeyReused, NoSuchJob
+from service.store.models import AttemptRow, EventRow, IdempotencyRow, JobRow
+
+KEYS_KEPT_S = 7 * 86_400.0
+TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, the newest first, and how to ask for those after them."""
+
+    jobs: list[JobRow]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What makes a submission repeatable: the same key, from the same caller, is the same submission."""
+
+    owner: str
+    key: str
+    digest: str
+
+
+class JobStore:
+    """Jobs, attempts and events. What it returns is a copy: changes go through ``change``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def add(self, job: JobRow, request: Request | None = None) -> tuple[JobRow, bool]:
+        """Keeps a new job; returns it and true, or false and the one that this request made before.
+
+        Raises:
+            KeyReused: the idempotency key came before with another request.
+        """
+        with self._session() as session:
+            session.add(job)
+            session.flush()
+            if request is not None:
+                session.add(
+                    IdempotencyRow(
+                        owner=request.owner,
+                        key=request.key,
+                        request_hash=request.digest,
+                        job_id=job.id,
+                        created=job.created,
+                    )
+                )
+            session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'handed in'}"))
+            try:
+                session.commit()
+            except IntegrityError:
+                session.rollback()
+                earlier = self.made_by(request) if request is not None else None
+                if earlier is None:
+                    raise
+                return earlier, False
+        return self.get(job.id), True
+
+    def made_by(self, request: Request) -> JobRow | None:
+        """The job that this request made before.
+
+        Raises:
+            KeyReused: it was another request that came with this key.
+        """
+        with self._session() as session:
+            row = session.get(IdempotencyRow, (request.owner, request.key))
+            if row is None:
+                return None
+            if row.request_hash != request.digest:
+                raise KeyReused(f"the idempotency key {request.key} came with another request before")
+            return session.get(JobRow, row.job_id)
+
+    def get(self, job_id: str) -> JobRow:
+        """A job with all its fields.
+
+        Raises:
+            NoSuchJob: there is none of this id.
+        """
+        with self._session() as session:
+            return _one(session, job_id)
+
+    def page(
+        self,
+        *,
+        states: Sequence[str] = (),
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """Jobs, the newest first.
+
+        Args:
+            states: those in one of these states; all if empty.
+            name: those whose name or id contains this.
+            cursor: of the page before.
+            limit: how many at most.
+
+        Raises:
+            JobError: the cursor is none of ours.
+        """
+        query = select(JobRow).order_by(JobRow.created.desc(), JobRow.id.desc()).limit(limit + 1)
+        if states:
+            query = query.where(JobRow.state.in_(states))
+        if name:
+            query = query.where(JobRow.id.contains(name, autoescape=True))
+        if cursor:
+            query = query.where(tuple_(JobRow.created, JobRow.id) < tuple_(*_position(cursor)))
+        rows = self._all(query)
+        more = len(rows) > limit
+        return Page(rows[:limit], _cursor(rows[limit - 1]) if more else None)
+
+    def in_states(self, states: Sequence[str]) -> list[JobRow]:
+        """All jobs in these states: the most urgent first, then the oldest."""
+        order = (JobRow.priority.desc(), JobRow.created, JobRow.id)
+        return self._all(select(JobRow).where(JobRow.state.in_(states)).order_by(*order))
+
+    def known_submissions(self, submission_ids: Sequence[str]) -> set[str]:
+        """Which of these submissions to Ray belong to a job here, also to an earlier attempt of it."""
+        now = select(JobRow.submission_id).where(JobRow.submission_id.in_(submission_ids))
+        before = select(AttemptRow.submission_id).where(AttemptRow.submission_id.in_(submission_ids))
+        with self._session() as session:
+            return {row for row in (*session.scalars(now), *session.scalars(before)) if row}
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with self._session() as session:
+            rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
+            return {str(state): int(number) for state, number in rows}
+
+    def change(
+        self, job_id: str, edit: Callable[[JobRow], str | None], *, kind: str = "state", level: str = "info"
+    ) -> JobRow:
+        """Applies ``edit`` to the job as it is now; if somebody else was faster, to what they made of it.
+
+        ``edit`` returns the text of the event to record, or None for none; what it raises undoes all.
+
+        Raises:
+            NoSuchJob: there is none of this id.
+        """
+        for _ in range(TRIES):
+            with self._session() as session:
+                job = _one(session, job_id)
+                text = edit(job)
+                if text is not None:
+                    session.add(_event(job, kind, level, text))
+                try:
+                    session.commit()
+                except StaleDataError:
+                    continue
+                return job
+        raise JobError(f"{job_id} is being changed by others all the time; try again")
+
+    def delete(self, job_id: str, check: Callable[[JobRow], None]) -> JobRow:
+        """Forgets a job, unless ``check`` raises."""
+        with self._session() as session:
+            job = _one(session, job_id)
+            check(job)
+            for table in (EventRow, AttemptRow, IdempotencyRow):
+                session.execute(delete(table).where(table.job_id == job_id))
+            session.delete(job)
+            session.commit()
+            return job
+
+    def begin_attempt(self, job: JobRow) -> None:
+        """Records the attempt that the job has just entered."""
+        with self._session() as session:
+            session.merge(
+                AttemptRow(
+                    job_id=job.id,
+                    number=job.attempt,
+                    submission_id=job.submission_id or "",
+                    started=time.time(),
+                    message="",
+                )
+            )
+            session.commit()
+
+    def end_attempt(self, job: JobRow, outcome: str, message: str) -> None:
+        """Records how the present attempt ended."""
+        with self._session() as session:
+            row = session.get(AttemptRow, (job.id, job.attempt))
+            if row is not None and row.ended is None:
+                row.ended, row.outcome, row.message = time.time(), outcome, message
+                session.commit()
+
+    def attempts(self, job_id: str) -> list[AttemptRow]:
+        """The attempts of a job, the first one first."""
+        query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
+        with self._session() as session:
+            return list(session.scalars(query))
+
+    def tell(
+        self, job_id: str, kind: str, level: str, text: str, data: dict[str, Any], *, key: str | None = None
+    ) -> bool:
+        """Records an event; false if one of this key is there already, or the job is gone."""
+        row = EventRow(job_id=job_id, time=time.time(), kind=kind, level=level, text=text, data=data, key=key)
+        with self._session() as session:
+            session.add(row)
+            try:
+                session.commit()
+            except IntegrityError:
+                return False
+        return True
+
+    def events(self, job_id: str | None, *, after: int = 0, limit: int = 200) -> list[EventRow]:
+        """Events after a number, the oldest first; of all jobs if no id is given."""
+        query = select(EventRow).where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
+        with self._session() as session:
+            return list(session.scalars(query if job_id is None else query.where(EventRow.job_id == job_id)))
+
+    def forget_old_keys(self) -> None:
+        """Idempotency keys are good for a week."""
+        with self._session() as session:
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created < time.time() - KEYS_KEPT_S))
+            session.commit()
+
+    def _session(self) -> Session:
+        return Session(self.engine, expire_on_commit=False)
+
+    def _all(self, query: Select[Any]) -> list[JobRow]:
+        with self._session() as session:
+            return list(session.scalars(query))
+
+
+def _one(session: Session, job_id: str) -> JobRow:
+    whole = [undefer(JobRow.spec), undefer(JobRow.env), undefer(JobRow.result)]
+    job = session.get(JobRow, job_id, options=whole)
+    if job is None:
+        raise NoSuchJob(f"there is no job {job_id}: `gradguard list` shows all")
+    return job
+
+
+def _event(job: JobRow, kind: str, level: str, text: str) -> EventRow:
+    data = {"status": job.state, "attempt": job.attempt}
+    return EventRow(job_id=job.id, time=time.time(), kind=kind, level=level, text=text, data=data)
+
+
+def _cursor(job: JobRow) -> str:
+    return base64.urlsafe_b64encode(f"{job.created!r} {job.id}".encode()).decode()
+
+
+def _position(cursor: str) -> tuple[float, str]:
+    try:
+        created, _, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(" ")
+        return float(created), job_id
+    except (ValueError, binascii.Error):
+        raise JobError("the cursor is none that a list gave: leave it out to begin anew") from None

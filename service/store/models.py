@@ -1,0 +1,157 @@
+"""The tables of the service. Times are Unix seconds, UTC."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+State = Literal[
+    "queued", "waiting", "starting", "running", "stopping", "stopped", "succeeded", "failed", "halted"
+]
+PENDING: tuple[State, ...] = ("queued", "waiting")
+ACTIVE: tuple[State, ...] = ("starting", "running", "stopping")
+ENDED: tuple[State, ...] = ("stopped", "succeeded", "failed", "halted")
+
+
+DOCUMENT = JSON(none_as_null=True)
+
+
+class Base(DeclarativeBase):
+    """Of all tables."""
+
+    type_annotation_map = {dict[str, Any]: DOCUMENT, str: Text}  # noqa: RUF012 - as SQLAlchemy reads it
+
+
+class JobRow(Base):
+    """One job, over all its attempts. ``version`` makes every change a compare-and-swap."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """Also the name of its folder and its label in the metrics."""
+
+    name: Mapped[str]
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    """What it waits for, or why it ended, for people."""
+
+    priority: Mapped[int] = mapped_column(default=0)
+    created: Mapped[float]
+    started: Mapped[float | None]
+    ended: Mapped[float | None]
+    submitted_by: Mapped[str]
+    """Name of the token, or what adopted it."""
+
+    adopted: Mapped[bool] = mapped_column(default=False)
+    attempt: Mapped[int] = mapped_column(default=0)
+    submission_id: Mapped[str | None] = mapped_column(unique=True)
+    """Of the present attempt, at Ray; set before Ray hears of it."""
+
+    resume: Mapped[bool] = mapped_column(default=False)
+    """Whether the next attempt continues from the last good checkpoint."""
+
+    max_restarts: Mapped[int] = mapped_column(default=3)
+    restarts: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    exit_code: Mapped[int | None]
+    folder: Mapped[str | None]
+    working_dir: Mapped[str | None]
+    cpus: Mapped[float] = mapped_column(default=0.0)
+    gpus: Mapped[float] = mapped_column(default=0.0)
+    workers: Mapped[int] = mapped_column(default=1)
+    log_start: Mapped[int] = mapped_column(default=0)
+    """Where in the job's log the present attempt begins, in bytes."""
+
+    spec: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)
+    env: Mapped[dict[str, Any]] = mapped_column(DOCUMENT, default=dict, deferred=True)
+    result: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)
+    version: Mapped[int] = mapped_column()
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - as SQLAlchemy reads it
+    __table_args__ = (Index("jobs_by_time", "created", "id"), Index("jobs_by_state", "state", "created"))
+
+    @property
+    def ended_for_good(self) -> bool:
+        """Whether nothing more happens unless somebody resumes it."""
+        return self.state in ENDED
+
+
+class AttemptRow(Base):
+    """One submission to Ray."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    submission_id: Mapped[str]
+    started: Mapped[float]
+    ended: Mapped[float | None]
+    outcome: Mapped[str | None]
+    message: Mapped[str] = mapped_column(default="")
+
+
+class EventRow(Base):
+    """Something that happened to a job; ``key`` keeps one thing from being told twice."""
+
+    __tablename__ = "events"
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    time: Mapped[float]
+    kind: Mapped[str]
+    level: Mapped[str]
+    text: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    key: Mapped[str | None]
+
+    __table_args__ = (UniqueConstraint("job_id", "key"), {"sqlite_autoincrement": True})
+
+
+class IdempotencyRow(Base):
+    """A request that made a job; the same key with the same request gives the same job."""
+
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[str]
+    job_id: Mapped[str]
+    created: Mapped[float] = mapped_column(index=True)
+
+
+class TokenRow(Base):
+    """A token, of which only a hash is kept."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    secret_hash: Mapped[str]
+    scope: Mapped[str]
+    created: Mapped[float]
+    expires: Mapped[float | None]
+    last_used: Mapped[float | None]
+    revoked: Mapped[float | None]
+
+
+class PackageRow(Base):
+    """A working directory that was handed in, as a zip file named by its digest."""
+
+    __tablename__ = "packages"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int]
+    created: Mapped[float]
+    content: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+
+
+class LeaseRow(Base):
+    """Who does something that only one service may do, and until when."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    until: Mapped[float]

@@ -1,0 +1,109 @@
+"""Tokens: who may do what. Only a hash of each is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from jobs.errors import JobError
+from service.store.models import TokenRow
+
+Scope = Literal["read", "submit", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+"""Each includes those before it."""
+
+PREFIX = "gg"
+NAMES = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$")
+TOUCH_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a request."""
+
+    name: str
+    scope: Scope
+
+    def may(self, scope: Scope) -> bool:
+        """Whether this caller has at least this scope."""
+        return SCOPES.index(self.scope) >= SCOPES.index(scope)
+
+
+class Tokens:
+    """The tokens in a database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, name: str, scope: Scope, *, days: float | None = None) -> str:
+        """Makes a token and returns it; it cannot be read again.
+
+        Raises:
+            JobError: the name is taken, or is none.
+        """
+        if not NAMES.match(name):
+            raise JobError(f"{name!r} is no name for a token: use letters, digits and . _ @ -, up to 63")
+        ident, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+        now = time.time()
+        row = TokenRow(
+            id=ident,
+            name=name,
+            secret_hash=_hash(secret),
+            scope=scope,
+            created=now,
+            expires=None if days is None else now + days * 86_400,
+        )
+        with Session(self._engine) as session:
+            session.add(row)
+            try:
+                session.commit()
+            except IntegrityError:
+                raise JobError(f"there is a token {name} already: give another name") from None
+        return f"{PREFIX}_{ident}_{secret}"
+
+    def all(self) -> list[TokenRow]:
+        """All that were ever made, the oldest first."""
+        with Session(self._engine) as session:
+            return list(session.scalars(select(TokenRow).order_by(TokenRow.created)))
+
+    def revoke(self, name: str) -> None:
+        """Makes a token useless at once.
+
+        Raises:
+            JobError: there is none of this name that is still good.
+        """
+        good = (TokenRow.name == name, TokenRow.revoked.is_(None))
+        with self._engine.begin() as connection:
+            changed = connection.execute(update(TokenRow).where(*good).values(revoked=time.time()))
+        if not changed.rowcount:
+            raise JobError(f"there is no token {name} to revoke: `gradguard tokens list` shows all")
+
+    def check(self, token: str) -> Caller | None:
+        """Who has this token; None if it is none, or not good any more."""
+        prefix, _, rest = token.partition("_")
+        ident, _, secret = rest.partition("_")
+        with Session(self._engine) as session:
+            row = session.get(TokenRow, ident) if prefix == PREFIX else None
+            known = row.secret_hash if row else _hash("")
+            same = hmac.compare_digest(known, _hash(secret))
+            now = time.time()
+            if row is None or not same or row.revoked or (row.expires is not None and row.expires < now):
+                return None
+            if now - (row.last_used or 0) > TOUCH_EVERY_S:
+                row.last_used = now
+                session.commit()
+            return Caller(row.name, row.scope)  # type: ignore[arg-type]
+
+
+def _hash(secret: str) -> str:
+    """Plain SHA-256: the secrets are random and 256 bits long, so there is nothing to guess."""
+    return hashlib.sha256(secret.encode()).hexdigest()
