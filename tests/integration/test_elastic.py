@@ -32,11 +32,11 @@ SPEC: dict[str, Any] = {
 def test_a_job_grows_onto_a_node_and_leaves_it_again_when_it_errs(cluster: Cluster) -> None:
     sandbox = cluster.sandbox
     job = sandbox.start(GRADGUARD, "train", sandbox.spec("elastic", **SPEC), "--address", cluster.address)
-    output = read_until(job, lambda line: "phase=training" in line)
+    output = read_until(job, lambda line: "world size of 1" in line)
     assert "starting 1 to 2 workers" in output
     with joined_node(cluster):
-        output = read_until(job, lambda line: "with 2 of 1 to 2 workers" in line)
-        output += read_until(job, lambda line: "with 1 of 1 to 2 workers" in line)
+        output = read_until(job, lambda line: "world size of 2" in line)
+        output += read_until(job, lambda line: "world size of 1" in line)
         assert "hardware fault on rank 1 (node " in output
         assert "had too many hardware faults: training goes on without it" in output
         job.send_signal(signal.SIGINT)
