@@ -23,7 +23,7 @@ SPEC: dict[str, Any] = {
     },
     "train": {"max_steps": 5000, "checkpoint_every_steps": 10, "eval_every_epochs": 100},
     "faults": [
-        {"kind": "bitflip_gradient", "step": 15, "rank": 1, "times": 5000, "parameter": "fc.weight"},
+        {"kind": "bitflip_gradient", "step": 25, "rank": 1, "times": 5000, "parameter": "fc.weight"},
     ],
 }
 """The second worker, once there is one, computes rubbish."""
