@@ -87,7 +87,8 @@ class FitThread(threading.Thread):
                 self._error = error
                 log_failure(log, error)
                 free_reserved()
-                self.notes.put(f"{one_line(error)}: starting another one")
+                next_one = deaths <= self._spec.scale.max_failures
+                self.notes.put(f"{one_line(error)}{': starting another one' if next_one else ''}")
             except Exception as error:  # noqa: BLE001 - becomes the job's result
                 self._error = error
                 if not isinstance(error, WorkerGroupError):  # those were logged when they happened

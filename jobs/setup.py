@@ -161,9 +161,7 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
     resumed = checkpoints.load_latest()
     undone = progress.rewind_files()
     if resumed is not None:
-        scale = spec.scale
-        on = "" if scale.min_workers is None else f" with {world_size} of {scale.sizes_text} workers"
-        progress.event("info", f"continuing from the checkpoint of step {resumed}{on}")
+        progress.event("info", f"continuing from the checkpoint of step {resumed}")
     elif undone:
         progress.event("warning", "continuing from step 0: there is no checkpoint yet")
     else:
@@ -172,6 +170,8 @@ def build(spec: JobSpec, hub: Any, pulse: Pulse) -> Run:
         compile_forward(unwrap(model), get_device())
     if isinstance(workload, ReadsAhead):
         workload.read_ahead(cursor, rank, world_size, get_device())
+    if spec.scale.min_workers is not None:
+        progress.event("info", f"training on a world size of {world_size}")
     stepper = Stepper(
         workload=workload,
         model=model,

@@ -15,7 +15,7 @@ import yaml
 
 BIN = Path(sys.executable).parent
 GRADGUARD = str(BIN / "gradguard")
-DEADLINE_S = 500
+DEADLINE_S = 600
 
 DIGITS: dict[str, Any] = {
     "name": "digits",

@@ -51,7 +51,7 @@ def test_what_cannot_be_survived_ends_with_its_cause_on_one_line(broken: tuple[S
 
 def test_one_worker_goes_on_and_is_started_again_when_its_code_hangs(broken: tuple[Sandbox, str]) -> None:
     sandbox = broken[0]
-    output = continued(sandbox, "one", "scale.workers=1", "scale.stall_timeout_s=8")
+    output = continued(sandbox, "one", "scale.workers=1", "scale.stall_timeout_s=8", "scale.max_failures=5")
     said = (
         r"rank 0: WorkerStalled: no batch was finished for 8 s .*: it hangs in _fail, line \d+ of .*_workload"
     )
