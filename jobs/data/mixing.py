@@ -71,10 +71,10 @@ class Mixer:
         """For these samples, whichever global batches of the epoch they belong to."""
         order, place_of = self._order(epoch)
         batches, within = np.divmod(place_of[ids], self._batch_size)
-        whole = [self._batch(order, epoch, int(index)) for index in np.unique(batches)]
-        at = np.searchsorted(np.unique(batches), batches)
-        parts = [whole[batch].rows(np.array([place])) for batch, place in zip(at, within, strict=True)]
-        return Draw(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+        rows = [np.flatnonzero(batches == index) for index in np.unique(batches)]
+        parts = [self._batch(order, epoch, int(batches[own[0]])).rows(within[own]) for own in rows]
+        back = np.argsort(np.concatenate(rows))
+        return Draw(*(np.concatenate(field)[back] for field in zip(*parts, strict=True)))
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The samples of the epoch in order, and the place of each; kept for one epoch."""

@@ -14,7 +14,7 @@ from tests.jobs.image_folder_fixture import break_image
 pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "jobs" / "examples" / "resnet50-imagefolder-cpu.yaml"
-SMALL = ("train.max_steps=10", "schedule.warmup_steps=2", "data.batch_size=16", "metrics.port=0")
+SMALL = ("train.max_steps=6", "schedule.warmup_steps=2", "data.batch_size=16", "metrics.port=0")
 
 UNREADABLE = ("data.on_broken=error", "preflight=off", "scale.max_failures=0", "model.name=resnet18")
 
@@ -27,7 +27,7 @@ def train(sandbox: Sandbox, *overrides: str) -> tuple[int, str]:
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:
-    assert to_folder(["digits", str(tmp_path / "images"), "--limit", "100"]) == 0
+    assert to_folder(["digits", str(tmp_path / "images"), "--limit", "60"]) == 0
     return Sandbox(tmp_path)
 
 
@@ -38,8 +38,8 @@ def test_the_example_trains_on_image_files_and_counts_the_broken_ones(sandbox: S
     code, output = train(sandbox)
     assert code == 0, output
     result = sandbox.result("resnet50-cpu")
-    assert (result["status"], result["steps"], result["world_size"]) == ("succeeded", 10, 2)
-    assert result["metrics"]["test_skipped"] == 5
+    assert (result["status"], result["steps"], result["world_size"]) == ("succeeded", 6, 2)
+    assert result["metrics"]["test_skipped"] == 3
     assert 0 <= result["metrics"]["test_accuracy"] <= 1
     assert "Traceback" not in output
     left = [p for p in psutil.process_iter(["environ"]) if _in(sandbox, p)]

@@ -109,6 +109,7 @@ def test_building_leaves_the_global_random_numbers_and_the_statistics_alone():
         ("squeezenet1_1", {"stem": "small"}, "the stem small is for ResNets"),
         ("alexnet", {}, "not for images of 28x28: "),
         ("vit_b_16", {}, "not for images of 28x28: "),
+        ("maxvit_t", {}, "not for images of 28x28: "),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(name: str, spec: dict, said: str):
