@@ -153,9 +153,7 @@ def test_every_query_of_every_panel_and_every_mark_finds_series(watched: Watched
 def test_the_variables_list_the_job_and_its_ranks(watched: Watched, path: Path) -> None:
     found = {}
     for variable in json.loads(path.read_text())["templating"]["list"][1:]:
-        selector, label = (
-            variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
-        )
+        selector, label = variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
         labels = watched.prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": filled(selector)})
         found[variable["name"]] = labels["data"]
     assert found.pop("job") == [JOB]
