@@ -77,7 +77,7 @@ def told(watched: Watched) -> str:
     return (watched.folder / "job.log").read_text()
 
 
-@pytest.mark.timeout(2600)
+@pytest.mark.timeout(600)
 def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched) -> None:
     """Whether anomalies and skips are also too many depends on how many steps the machine makes in a window.
 
@@ -111,10 +111,10 @@ def test_rewound_steps_are_seen_as_such(watched: Watched) -> None:
     ]
     attempts = watched.prometheus.value(f'gradguard_attempts_total{{job="{JOB}"}}')
     lost = watched.prometheus.value(f'gradguard_steps_lost_total{{job="{JOB}"}}')
-    assert lost is not None
-    assert attempts is not None
-    assert lost > 0
+    assert lost
+    assert attempts
     assert attempts >= accepted[-1] + lost + 3  # two skipped and one rolled back
+    assert accepted != sorted(accepted)
 
 
 def test_counters_never_went_back(watched: Watched) -> None:
