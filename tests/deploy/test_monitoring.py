@@ -79,10 +79,8 @@ def told(watched: Watched) -> str:
 
 @pytest.mark.timeout(600)
 def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched) -> None:
-    """Whether anomalies and skips are also too many depends on how many steps the machine makes in a window.
-
-    Until the job is up the hub is down, which is an alert of its own.
-    """
+    """Which others fire depends on the machine: how many steps it makes in a window that is so short, and
+    whether all scrapes come in time; until the job is up the hub is down."""
     expected = {"GradGuardRollback", "GradGuardNonFinite"}
     possible = expected | {
         "GradGuardHubDown",
@@ -97,7 +95,7 @@ def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched)
         return set(now)
 
     eventually(lambda: expected <= active(), f"{expected} fire; {told(watched)}")
-    eventually(lambda: not active(), f"all alerts clear {WINDOW} later; {told(watched)}")
+    eventually(lambda: not expected & active(), f"they clear {WINDOW} later; {told(watched)}")
     assert seen.keys() <= possible
     assert set().union(*seen.values()) == {"morning"}
     assert watched.prometheus.value(f'gradguard_hub_job{{job="{JOB}", state="running"}}') == 1
