@@ -130,7 +130,7 @@ class Prometheus(Server):
         return list(answer["data"]["result"])
 
     def value(self, selector: str) -> float | None:
-        """The last value of the one series that is selected; a scrape that took too long may lie behind it."""
+        """The last value of the one series that is selected; the last scrape may have taken too long."""
         answer = self.get("/api/v1/query", query=f"last_over_time({selector}[1m])")
         result = answer["data"]["result"]
         return float(result[0]["value"][1]) if result else None
