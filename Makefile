@@ -45,6 +45,7 @@ format: setup  ## format the code
 
 bench: setup data  ## run the benchmarks; TRACES=folder adds the detector on a folder of logs
 	@$(BIN)/python tests/benchmarks/bench_hot_path.py
+	@$(BIN)/python tests/benchmarks/bench_hub.py
 	@if [ -n "$(TRACES)" ]; then $(BIN)/python tests/benchmarks/bench_detection.py "$(TRACES)"; fi
 	@$(BIN)/python tests/benchmarks/bench_explosion.py
 

@@ -72,13 +72,14 @@ class Hub:
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._pushes = 0
-        self._server, self._thread = serve(port, host, self._rows)
+        self._server, self._thread = serve(port, host, self.rows)
 
     def begin(self, job: str) -> None:
         """A run of `job` starts: nothing that was left for an earlier run of this name is carried out."""
         with self._lock:
             entry = self._entry(job)
             entry.state = RUNNING
+            entry.pushed_at = time.time()
             entry.commands.clear()
 
     def push(
@@ -157,7 +158,7 @@ class Hub:
         self._server.server_close()
         self._thread.join()
 
-    def _rows(self) -> tuple[int, list[JobRow]]:
+    def rows(self) -> tuple[int, list[JobRow]]:
         """What a scrape shows: how many pushes there were, and each job."""
         with self._lock:
             self._evict()

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 PUSHES = Family("counter", "hub_pushes", "Snapshots that jobs have pushed to the hub since it started.")
 STATE = Family("gauge", "hub_job", "1 for each job, by its state.", ("state",))
-LAST_PUSH = Family("gauge", "hub_last_push_timestamp_seconds", "When the job last pushed, unix time.")
+LAST_PUSH = Family(
+    "gauge", "hub_last_push_timestamp_seconds", "When the job began or last pushed, unix time."
+)
 HUB_FAMILIES = (PUSHES, STATE, LAST_PUSH)
 
 COMPRESSION = 1
@@ -30,7 +32,7 @@ COMPRESSION = 1
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """What a scrape shows of one job; `pushed_at` is unix time, None before the first push."""
+    """What a scrape shows of one job; `pushed_at` is unix time, None before its begin."""
 
     job: str
     state: str

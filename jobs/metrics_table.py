@@ -36,7 +36,7 @@ LABELS = {
     "verdict": ", ".join(f"`{name}`" for name in VERDICTS),
     "source": ", ".join(f"`{name}`" for name in SOURCES),
     "outcome": ", ".join(f"`{name}`" for name in CHECKPOINT_OUTCOMES),
-    "state": "`running`, `succeeded`, `failed`, `halted`, `stopped`",
+    "state": "`running`, `succeeded`, `failed`, `halted`, `stopped`, `rejected` (its spec or data)",
 }
 
 HEAD = """# Metrics

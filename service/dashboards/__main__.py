@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,5 +31,7 @@ def rendered() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if not FOLDER.is_dir():
+        sys.exit(f"there is no {FOLDER}: run this in a checkout of the repository")
     for name, text in rendered().items():
         (FOLDER / name).write_text(text)

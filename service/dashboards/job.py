@@ -153,7 +153,7 @@ def _gradients() -> list[Builder[Panel]]:
         ),
         graph(
             "Rank against the middle rank",
-            "An alert fires above 5 or below 0.2 for 5 minutes.",
+            "An alert fires where its median of 5 minutes is above 5 or below 0.2.",
             "short",
             Query(f"job_rank:gradguard_grad_norm_local:ratio{{{RANK}}}", "rank {{rank}}"),
             scale="log",

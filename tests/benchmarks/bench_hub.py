@@ -126,7 +126,7 @@ def cost_of_a_scrape(jobs: int, rounds: int) -> list[dict[str, Any]]:
     try:
         for number in range(jobs):
             hub.push(f"job-{number}", job(f"job-{number}"), STATUS, [])
-        rendered = page(*hub._rows())
+        rendered = page(*hub.rows())
         request = urllib.request.Request(hub.address(), headers={"Accept-Encoding": "gzip"})
         wall, own = [], []
         for _ in range(rounds):
@@ -135,7 +135,7 @@ def cost_of_a_scrape(jobs: int, rounds: int) -> list[dict[str, Any]]:
                 carried = len(response.read())
             wall.append(time.perf_counter() - started)
             own.append(time.process_time() - began)
-        cpu_s = cpu(lambda: page(*hub._rows()), rounds)
+        cpu_s = cpu(lambda: page(*hub.rows()), rounds)
     finally:
         hub.close()
     return [

@@ -103,7 +103,7 @@ class Prometheus(Server):
         rules = re.sub(r"for: \d+m", "for: 1s", re.sub(r"\[\d+m\]", f"[{WINDOW}]", rules))
         (folder / "rules.yml").write_text(rules)
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "100ms", "evaluation_interval": "500ms"}
+        config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "500ms"}
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{hub_port}"]}]
         config["alerting"]["alertmanagers"][0]["static_configs"] = [
             {"targets": [alertmanager.url.removeprefix("http://")]}
@@ -129,7 +129,8 @@ class Prometheus(Server):
         )
         return list(answer["data"]["result"])
 
-    def value(self, expression: str) -> float | None:
-        """The value of an expression with one series, now."""
-        result = self.get("/api/v1/query", query=expression)["data"]["result"]
+    def value(self, selector: str) -> float | None:
+        """The last value of the one series that is selected; the last scrape may have taken too long."""
+        answer = self.get("/api/v1/query", query=f"last_over_time({selector}[1m])")
+        result = answer["data"]["result"]
         return float(result[0]["value"][1]) if result else None

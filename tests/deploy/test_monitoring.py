@@ -77,12 +77,10 @@ def told(watched: Watched) -> str:
     return (watched.folder / "job.log").read_text()
 
 
-@pytest.mark.timeout(2600)
+@pytest.mark.timeout(600)
 def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched) -> None:
-    """Whether anomalies and skips are also too many depends on how many steps the machine makes in a window.
-
-    Until the job is up the hub is down, which is an alert of its own.
-    """
+    """Which others fire depends on the machine: how many steps it makes in a window that is so short, and
+    whether all scrapes come in time; until the job is up the hub is down."""
     expected = {"GradGuardRollback", "GradGuardNonFinite"}
     possible = expected | {
         "GradGuardHubDown",
@@ -97,7 +95,7 @@ def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched)
         return set(now)
 
     eventually(lambda: expected <= active(), f"{expected} fire; {told(watched)}")
-    eventually(lambda: not active(), f"all alerts clear {WINDOW} later; {told(watched)}")
+    eventually(lambda: not expected & active(), f"they clear {WINDOW} later; {told(watched)}")
     assert seen.keys() <= possible
     assert set().union(*seen.values()) == {"morning"}
     assert watched.prometheus.value(f'gradguard_hub_job{{job="{JOB}", state="running"}}') == 1
@@ -111,10 +109,10 @@ def test_rewound_steps_are_seen_as_such(watched: Watched) -> None:
     ]
     attempts = watched.prometheus.value(f'gradguard_attempts_total{{job="{JOB}"}}')
     lost = watched.prometheus.value(f'gradguard_steps_lost_total{{job="{JOB}"}}')
-    assert lost is not None
-    assert attempts is not None
-    assert lost > 0
+    assert lost
+    assert attempts
     assert attempts >= accepted[-1] + lost + 3  # two skipped and one rolled back
+    assert accepted != sorted(accepted)
 
 
 def test_counters_never_went_back(watched: Watched) -> None:

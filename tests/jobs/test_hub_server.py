@@ -36,16 +36,22 @@ def last_push(hub: Hub) -> float | None:
     return None
 
 
-def test_the_time_of_the_last_push_is_told_and_only_of_pushes(hub: Hub) -> None:
+def test_the_time_at_which_a_job_was_last_heard_of_is_told(hub: Hub) -> None:
     before = time.time()
     hub.command(JOB, "checkpoint")
     assert last_push(hub) is None
     hub.push(JOB, GuardMetrics(job=JOB).snapshot(), {"phase": "training"}, [])
     first = last_push(hub)
+    hub.note(JOB, "error", "a worker died")
     hub.command(JOB, "stop")
     assert last_push(hub) == first
     assert first is not None
     assert before <= first <= time.time()
+
+
+def test_a_job_that_begins_is_heard_of_before_its_first_push(hub: Hub) -> None:
+    hub.begin(JOB)
+    assert last_push(hub) is not None
 
 
 def test_a_scrape_is_compressed_for_whoever_takes_it_so(hub: Hub) -> None:

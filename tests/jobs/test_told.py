@@ -39,7 +39,7 @@ class Worker:
 
 
 def applied(hub: Hub) -> float:
-    _, (row,) = hub._rows()
+    _, (row,) = hub.rows()
     assert row.snapshot is not None
     totals = row.snapshot["totals"]
     assert totals["guard_seconds"]["buckets"]["+Inf"] == totals["attempts"] == totals["steps"]["applied"]
