@@ -35,8 +35,7 @@ def report(
     ] = False,
 ) -> None:
     """Write the report of a job, finished or not, from its files: report.html, and report.png beside it."""
-    folder = _job(job_dir)
-    typer.echo(str(write_picture(folder) if png else write_report(folder)))
+    typer.echo(str(local_report(job_dir, png=png)))
 
 
 def compare(
@@ -62,6 +61,16 @@ def compare(
     else:
         _print(comparison)
         typer.echo(str(path))
+
+
+def local_report(job_dir: Path, *, png: bool = False) -> Path:
+    """Writes the report of the job in this folder, or only its picture; returns where it is.
+
+    Raises:
+        JobError: it is not the folder of a job.
+    """
+    folder = _job(job_dir)
+    return write_picture(folder) if png else write_report(folder)
 
 
 def _job(job_dir: Path) -> Path:
