@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,8 +15,9 @@ from rich.text import Text
 from guard.record import strict
 from jobs.errors import JobError
 from jobs.folder import JobFolder
-from jobs.report.compare import Comparison, write_comparison
-from jobs.report.compare import compare as compare_jobs
+
+if TYPE_CHECKING:
+    from jobs.report.compare import Comparison
 
 JobArgument = Annotated[Path, typer.Argument(help="The folder of a job, such as runs/fashion.")]
 
@@ -36,6 +37,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Put two jobs side by side: a table here, and one HTML file with the curves."""
+    from jobs.report.compare import compare as compare_jobs
+    from jobs.report.compare import write_comparison
+
     comparison = compare_jobs(_job(first), _job(second))
     path = to or first / f"compare-{second.resolve().name}.html"
     try:

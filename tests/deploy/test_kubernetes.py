@@ -169,7 +169,11 @@ def test_the_monitors_select_ports_that_exist() -> None:
     service = named("Service")
     monitor = named("ServiceMonitor", "gradguard-service")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert monitor["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    secret = endpoint["authorization"]["credentials"]  # the metrics of the service need a token
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert f"create secret generic {secret['name']} --from-literal={secret['key']}=" in readme
 
 
 def test_kustomize_applies_everything_but_the_example() -> None:

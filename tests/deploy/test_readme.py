@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import typer.main
+import yaml
 
 from jobs.hub import DEFAULT_PORT, ENDED_KEPT_S
 from jobs.spec import JobSpec
@@ -38,6 +40,16 @@ def test_every_option_of_the_training_commands_exists() -> None:
         name, *words = shlex.split(line)
         known = {option for parameter in commands[name].params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_alerts_become_a_resource_of_the_prometheus_operator() -> None:
+    (command,) = re.findall(r"( +\{ printf.*?\})(?= \| kubectl)", TEXT, re.DOTALL)
+    done = subprocess.run(
+        ["sh", "-euc", command], cwd=DEPLOY.parent, capture_output=True, text=True, check=True
+    )
+    made = yaml.safe_load(done.stdout)
+    assert made["kind"] == "PrometheusRule"
+    assert made["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
 
 
 def test_the_figures_are_those_of_the_code() -> None:
