@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from guard.record import strict
 from jobs.cluster import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError, SampleError
 from jobs.driver import run_job
@@ -54,15 +56,18 @@ def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
     return spec, "--from-environment" if options.from_environment else str(options.spec)
 
 
-def train_and_summarize(spec: JobSpec, **options: Any) -> int:
-    """Runs the job with the live view, prints the summary, returns the exit code."""
-    console = Console()
+def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any) -> int:
+    """Runs the job with the live view, prints the summary, returns the exit code; ``as_json`` leaves standard
+    output to the result alone."""
+    console = Console(stderr=as_json)
     try:
         result = run_job(spec, console=console, **options)
     except JobFinished as finished:
         console.print(str(finished), markup=False, highlight=False, soft_wrap=True)
         return EXIT_CODES["succeeded"]
     print_summary(console, result, spec.job_dir)
+    if as_json:
+        print(json.dumps(strict(result), allow_nan=False))
     return EXIT_CODES[result["status"]]
 
 

@@ -17,7 +17,7 @@ from service.compare_command import add_compare_command
 from service.job_commands import add_job_commands
 from service.local_commands import add_local_commands
 from service.look_commands import add_look_commands
-from service.options import SetOption, SpecArgument
+from service.options import JsonOption, SetOption, SpecArgument
 from service.serve_command import serve
 from service.tokens_command import tokens_app
 
@@ -45,6 +45,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew; an existing job of this name is set aside.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a job here and show it live; at the end a summary and a report."""
     from jobs.entrypoint import train_and_summarize  # imports Ray, which the other commands need not
@@ -52,7 +53,9 @@ def train(
     job = JobSpec.load(spec, overrides or [])
     command = " ".join(["gradguard train", str(spec), *(f"--set {item}" for item in overrides or [])])
     raise typer.Exit(
-        train_and_summarize(job, command=command, address=address, resume=resume, overwrite=overwrite)
+        train_and_summarize(
+            job, command=command, address=address, resume=resume, overwrite=overwrite, as_json=as_json
+        )
     )
 
 

@@ -49,8 +49,12 @@ def serve(
     """Serve jobs to a team: hand in, follow, stop, resume, by HTTP, Python and this command."""
     if address is None:
         ask_for_token()
-    from service.api import Limits
-
+    try:
+        from service.api import Limits
+    except ModuleNotFoundError as error:
+        raise JobError(
+            f"gradguard serve needs {error.name}: install it with pip install 'gradguard[service]'"
+        ) from None
     _configure_logging()
     asks = _asks_for_tokens(host, auth)
     folder = (storage or default_storage()).expanduser().absolute()

@@ -15,7 +15,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from jobs.client.backend import Order
 from jobs.client.errors import ClientError, JobNotFound, Refused, Unreachable, Unsupported
 from jobs.client.files import JobFiles
-from jobs.client.models import CheckpointInfo, Event, JobInfo, JobList, Series, Status
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
 from jobs.spec import JobSpec
@@ -197,11 +197,13 @@ def folder_of(details: JobDetails) -> Path | None:
 
 def _info(details: JobDetails, files: JobFiles | None = None) -> JobInfo:
     job_id = details.submission_id or details.job_id or ""
+    status = status_of(details)
+    message = (details.message or "").strip().rpartition("\n")[2][:300]
     return JobInfo(
         id=job_id,
         name=(details.metadata or {}).get("name", job_id),
-        status=status_of(details),
-        reason=(details.message or "").strip().rpartition("\n")[2][:300],
+        status=status,
+        reason=message if status in ENDED else "",
         exit_code=details.driver_exit_code,
         created=_seconds(details.start_time),
         started=_seconds(details.start_time),
