@@ -169,15 +169,22 @@ def _usable_address(address: str | None) -> str | None:
 
 
 def _start(num_cpus: float | None, log_to_driver: bool) -> None:
-    with _loopback_only():
-        ray.init(
-            address="local",
-            num_cpus=None if num_cpus is None else math.ceil(num_cpus),
-            include_dashboard=False,
-            log_to_driver=log_to_driver,
-            logging_level=logging.ERROR,
-            _temp_dir=_temp_dir(),
-        )
+    try:
+        with _loopback_only():
+            ray.init(
+                address="local",
+                num_cpus=None if num_cpus is None else math.ceil(num_cpus),
+                include_dashboard=False,
+                log_to_driver=log_to_driver,
+                logging_level=logging.ERROR,
+                _temp_dir=_temp_dir(),
+            )
+    except (ConnectionError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ClusterError(
+            f"Ray does not start on this machine ({why}): a machine that is very busy or has no free memory is a "
+            "reason, Ray's own log in /tmp/ray/session_latest/logs tells more"
+        ) from error
 
 
 def _connect(address: str, log_to_driver: bool) -> None:
