@@ -64,9 +64,11 @@ def summarize(run: Run) -> Summary:
     told = from_result(run.result)
     if not len(run.steps):
         return told
-    counted = from_metrics(run)
-    missing = {name: getattr(counted, name) for name in COUNTED if getattr(told, name) is None}
-    return replace(told, **missing)
+    counted, empty = (
+        from_metrics(run),
+        (None,) if told.attempts else (None, 0),
+    )  # no attempts: it has no counts
+    return replace(told, **{name: getattr(counted, name) for name in COUNTED if getattr(told, name) in empty})
 
 
 def from_result(result: Mapping[str, Any]) -> Summary:
