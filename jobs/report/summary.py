@@ -1,7 +1,7 @@
 """The key figures of a run: from its result, or from its metrics as long as there is none."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,19 @@ from jobs.report.quantities import (
     plural,
 )
 from jobs.report.words import STATUSES
+
+COUNTED = (
+    "steps",
+    "attempts",
+    "anomalies",
+    "skips",
+    "rollbacks",
+    "clips",
+    "steps_lost",
+    "guard_share",
+    "seconds",
+)
+"""The figures that the rows tell too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,17 @@ class Summary:
 
 
 def summarize(run: Run) -> Summary:
-    return from_result(run.result) if run.result is not None else from_metrics(run)
+    """The figures of the result; what it does not say, as where a run was ended, of the rows."""
+    if run.result is None:
+        return from_metrics(run)
+    told = from_result(run.result)
+    if not len(run.steps):
+        return told
+    counted, empty = (
+        from_metrics(run),
+        (None,) if told.attempts else (None, 0),
+    )  # no attempts: it has no counts
+    return replace(told, **{name: getattr(counted, name) for name in COUNTED if getattr(told, name) in empty})
 
 
 def from_result(result: Mapping[str, Any]) -> Summary:

@@ -101,6 +101,16 @@ def test_figures_without_a_result_are_counted_from_the_rows(tmp_path):
     assert summary.seconds == pytest.approx(0.21 * (240 + 1 + 27 - 1), abs=0.3)
 
 
+@pytest.mark.parametrize("zeros", [{}, {"attempts": 0, "anomalies": 0, "skips": 0, "rollbacks": 0}])
+def test_what_a_short_result_does_not_say_is_counted_from_the_rows(tmp_path, zeros):
+    job = write_job(tmp_path / "job")
+    short = {"status": "stopped", "steps": 200, **zeros}
+    write_json_atomic(job / "result.json", short)
+    summary = summarize(read_run(job))
+    assert (summary.status, summary.steps) == ("stopped", 200)
+    assert (summary.skips, summary.rollbacks, summary.anomalies) == (1, 1, 4)
+
+
 def test_the_nan_row_is_in_the_series_at_its_attempt(tmp_path):
     run = read_run(write_job(tmp_path / "job"))
     assert run.steps.attempt[run.steps.loss_nonfinite].tolist() == [NAN_AT]
