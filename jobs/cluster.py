@@ -182,7 +182,7 @@ def _start(num_cpus: float | None, log_to_driver: bool) -> None:
     except (ConnectionError, RuntimeError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise ClusterError(
-            f"Ray does not start on this machine ({why}): a machine that is very busy or has no free memory is a "
+            f"Ray does not start on this machine ({why}): a very busy machine or one out of memory is a "
             "reason, Ray's own log in /tmp/ray/session_latest/logs tells more"
         ) from error
 

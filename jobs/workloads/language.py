@@ -57,6 +57,7 @@ class LanguageWorkload:
                 f"windows of {self._shape.context}: set data.path to more text, or model.context lower"
             )
         self.n_train = len(self._train)
+        self.tokens_per_sample = self._shape.context
         self.fingerprint = f"{len(train)} tokens, {zlib.crc32(train.tobytes()):08x}"
         _log.info("data: %d tokens of %s, %d held out", len(train), corpus.source, len(test))
 
