@@ -96,6 +96,7 @@ def _run(
     from service.api.app import LOOPBACK, make_app
     from service.supervise import RayApi, Supervisor
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
     context.ray = RayApi(address)
     context.supervisor = Supervisor(
         context.store, context.packages, context.ray, context.root, lease_s=lease_s
