@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -96,6 +97,7 @@ def _run(
     from service.api.app import LOOPBACK, make_app
     from service.supervise import RayApi, Supervisor
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
     context.ray = RayApi(address)
     context.supervisor = Supervisor(
         context.store, context.packages, context.ray, context.root, lease_s=lease_s
@@ -115,10 +117,15 @@ def _run(
     )
     context.supervisor.start()
     try:
-        server = uvicorn.Server(config)
         listening = config.bind_socket()
-        _announce(context, address, listening.getsockname()[:2], secure=tls[0] is not None)
-        server.run(sockets=[listening])
+        place = listening.getsockname()[:2]
+
+        class Announced(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                _announce(context, address, place, secure=tls[0] is not None)
+
+        Announced(config).run(sockets=[listening])
     finally:
         context.supervisor.close()
 

@@ -16,6 +16,7 @@ RAY = "http://127.0.0.1:8265"
 TOKEN_VARIABLE = "GRADGUARD_TOKEN"
 TOKEN_FILE_VARIABLE = "GRADGUARD_TOKEN_FILE"
 PROBE_TIMEOUT_S = 10.0
+PROBES = 6
 
 
 def connect(address: str | None, *, token: str | None = None) -> Backend:
@@ -46,11 +47,15 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
 
 def is_service(address: str) -> bool:
     """Whether a GradGuard service answers there."""
-    try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT_S) as answer:
-            return bool(json.loads(answer.read(1000)).get("service") == "gradguard")
-    except (OSError, ValueError, AttributeError):
-        return False
+    for _ in range(PROBES):
+        try:
+            with urllib.request.urlopen(f"{address.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT_S) as answer:
+                return bool(json.loads(answer.read(1000)).get("service") == "gradguard")
+        except TimeoutError:
+            continue  # somebody listens and is slow: ask again
+        except (OSError, ValueError, AttributeError):
+            return False
+    return False
 
 
 def token_from_environment() -> str | None:

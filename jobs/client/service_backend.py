@@ -6,6 +6,7 @@ import codecs
 import json
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ class ServiceBackend:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.address = address.rstrip("/")
         self._http = httpx.Client(base_url=f"{self.address}/v1", headers=headers, timeout=TIMEOUT)
+        weakref.finalize(self, self._http.close)
 
     def submit(self, order: Order) -> JobInfo:
         """See ``Backend``. The key lets a submission be repeated that may have arrived or not."""
