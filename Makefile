@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 data:  ## install the Fashion-MNIST package of Debian and Ubuntu where that is possible
 	@deploy/install-packages.sh dataset-fashion-mnist
 
-tools: data  ## install the tools that some tests use: Prometheus, Alertmanager, a browser
-	@deploy/install-packages.sh prometheus prometheus-alertmanager chromium
+tools: data  ## install the tools that some tests use: Prometheus, Alertmanager, a browser, PostgreSQL
+	@deploy/install-packages.sh prometheus prometheus-alertmanager chromium postgresql
 
 train: setup data  ## train a guarded ResNet on real images, with faults that it survives
 	@$(BIN)/gradguard train $(SPEC) --overwrite
