@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -19,6 +20,8 @@ from schemathesis.specs.openapi.checks import (
 from tests.service.api_fixture import Api
 
 pytestmark = pytest.mark.slow
+schemathesis.openapi.media_type("application/zip", st.binary(max_size=200))
+schemathesis.serializer("application/zip")(lambda _, value: value)
 EXAMPLES = 12
 CHECKS = (
     not_a_server_error,
