@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SPEC ?= jobs/examples/fashion.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data tools train test lint format bench clean
+.PHONY: help setup data tools train test soak lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ train: setup data  ## train a guarded ResNet on real images, with faults that it
 
 test: setup tools  ## run the tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+soak: setup tools  ## run the tests that take minutes each: elastic jobs, other world sizes, want of memory
+	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 lint: setup  ## lint, format check, type check
 	@$(BIN)/ruff check .

@@ -162,8 +162,8 @@ class ChaosRun:
             return {**row, "resumed": self._process.returncode == 0, "steps_repeated": 0, "seconds": 0.0}
         start = int(CONTINUES.findall(self.output)[-1])
         wait_until(lambda: self._step() > start, self._process)
-        first = next(r for r in steps(self.sandbox, self.job) if r["step"] > start and r["time"] > row["at"])
-        seconds = first["time"] - row["at"]
+        later = [r for r in steps(self.sandbox, self.job) if r["step"] > start and r["time"] > row["at"]]
+        seconds = later[0]["time"] - row["at"] if later else 0.0  # none if the last step had been taken
         return {**row, "resumed": True, "steps_repeated": reached - start, "seconds": seconds}
 
     def _step(self) -> int:

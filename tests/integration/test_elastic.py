@@ -10,7 +10,7 @@ import pytest
 from tests.integration.cluster import Cluster, joined_node
 from tests.integration.runner import GRADGUARD, read_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
 SPEC: dict[str, Any] = {
     "scale": {

@@ -17,7 +17,7 @@ from jobs.workloads import load_workload
 from tests.integration.chaos import CONTINUES, final_weights, history, same_weights
 from tests.integration.runner import GRADGUARD, NOISY, Sandbox, noisy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
 STEPS = 36
 SPEC: dict[str, Any] = {
