@@ -52,6 +52,7 @@ def test_a_small_gpt_with_regularizers_bf16_and_average_trains_and_writes(tmp_pa
     assert losses[-1] < losses[0] - 1
 
 
+@pytest.mark.soak
 def test_a_workload_of_ones_own_is_trained_by_its_import_path(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     shutil.copytree(EXAMPLES / "own_workload", tmp_path, dirs_exist_ok=True)

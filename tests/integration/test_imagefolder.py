@@ -11,7 +11,7 @@ from jobs.data.to_folder import main as to_folder
 from tests.integration.runner import GRADGUARD, Sandbox
 from tests.jobs.image_folder_fixture import break_image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "jobs" / "examples" / "resnet50-imagefolder-cpu.yaml"
 SMALL = ("train.max_steps=6", "schedule.warmup_steps=2", "data.batch_size=16", "metrics.port=0")

@@ -45,7 +45,6 @@ def test_figures_stand_side_by_side_with_their_difference(comparison):
 
 
 def test_what_one_run_does_not_tell_is_no_difference(comparison):
-    assert figure(comparison, "guard_share").texts == ("1.2 %", "–", "–")
     assert figure(comparison, "metrics.test_loss").difference is None
     assert Figure("x", "X", 1.0, 3.5, "").texts == ("1", "3.5", "+2.5")
 
