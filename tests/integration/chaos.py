@@ -98,7 +98,8 @@ class ChaosRun:
 
     def finish(self) -> int:
         """Waits until the job has ended and returns its exit code."""
-        self._family.update(descendants(self._process))
+        if self._process.poll() is None:
+            self._family.update(descendants(self._process))
         wait_until(lambda: False, self._process)
         return int(self._process.returncode)
 
