@@ -2,7 +2,9 @@
 
     python tests/benchmarks/bench_survival.py [--quick] [--seeds N] [--tasks resnet gpt] [--json FILE]
 
-Prints one table of survivors for each task and the details of our guard; the JSON has every row.
+Prints one table of survivors for each task and the details of our guard; the JSON has every row. The same
+seeds give the same table. With ``--keep FILE`` every run is written there as it ends and not made again: a
+long benchmark that was broken off continues.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,7 @@ def main() -> None:
     if options.cases:
         known = {n: [c for c in cs if c.name in ("clean", *options.cases)] for n, cs in known.items()}
     orders = _orders(known, options.methods, options.seeds)
-    with tempfile.TemporaryDirectory() as folder:
-        runs = fleet(orders, Path(folder))
-        console = Console(stderr=True)
-        results = dict(track(runs, description="training", total=len(orders), console=console))
+    results = _results(orders, options.keep)
     rows = judge(results, known)
     for task in known:
         Console(width=200).print(_survivors(task, rows, options.methods))
@@ -56,6 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=["resnet", "gpt"])
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--cases", nargs="+", default=[])
+    parser.add_argument("--keep", type=Path, help="runs that were made; new ones are added")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.seeds = options.seeds or (1 if options.quick else 3)
@@ -69,9 +70,26 @@ def _orders(known: dict[str, list[Case]], methods: Sequence[str], seeds: int) ->
         (task, case.name, method, seed)
         for task, list_ in known.items()
         for case in list_
-        for method in methods
         for seed in range(seeds)
+        for method in methods
     ]
+
+
+def _results(orders: list[Order], keep: Path | None) -> dict[Order, dict[str, Any]]:
+    """Of all orders, from the file of those that were run before or from running them."""
+    lines = keep.read_text().splitlines() if keep and keep.exists() else []
+    known = {tuple(order): outcome for order, outcome in map(json.loads, lines)}
+    missing = [order for order in orders if order not in known]
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        kept = stack.enter_context(keep.open("a")) if keep else None
+        runs = fleet(missing, Path(folder)) if missing else iter(())
+        for order, outcome in track(runs, "training", total=len(missing), console=console):
+            known[order] = outcome
+            if kept:
+                kept.write(json.dumps([order, outcome]) + "\n")
+                kept.flush()
+    return {order: known[order] for order in orders}
 
 
 def _survivors(task: str, rows: list[dict[str, Any]], methods: Sequence[str]) -> Table:
