@@ -46,11 +46,8 @@ format: setup  ## format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: setup data  ## run the benchmarks; TRACES=folder adds the detector on a folder of logs
-	@$(BIN)/python tests/benchmarks/bench_hot_path.py
-	@$(BIN)/python tests/benchmarks/bench_hub.py
-	@if [ -n "$(TRACES)" ]; then $(BIN)/python tests/benchmarks/bench_detection.py "$(TRACES)"; fi
-	@$(BIN)/python tests/benchmarks/bench_explosion.py
+bench: setup data  ## measure everything; QUICK=1: within 10 minutes; TRACES=folder: the detector on a folder of logs
+	@$(BIN)/python tests/benchmarks/suite.py $(if $(QUICK),--quick) $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 clean:  ## remove the virtual environment and caches; jobs are kept
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measure import show
+from measure import publish
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -96,8 +96,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    show("agreement, measured", [measured(ranks, options.rounds) for ranks in (2, 4, 8)], options.json)
-    show("agreement, modelled", [modelled(ranks) for ranks in MODELLED], None)
+    tables = {
+        "agreement, measured": [measured(ranks, options.rounds) for ranks in (2, 4, 8)],
+        "agreement, modelled": [modelled(ranks) for ranks in MODELLED],
+    }
+    publish("agreement", tables, options.json)
 
 
 if __name__ == "__main__":

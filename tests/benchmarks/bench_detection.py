@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import os
 import time
@@ -25,8 +24,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from measure import publish
 
 from guard.detect import DetectConfig, SpikeDetector
 from guard.replay import ALARMS, Row, read_trace
@@ -35,6 +33,7 @@ from guard.robust import RobustWindow
 Judge = Callable[[float | None, float | None], str]
 """From loss and gradient norm of a step to `ok`, `suspect` or `alarm`."""
 Interval = tuple[float, float, str]
+TITLE = "detection on real training logs"
 EPISODE_ROWS = 10
 CAUGHT = ("spike", "nan")
 
@@ -293,11 +292,7 @@ def main() -> None:
         return
     traces = load(Path(options.dir))
     scores = {name: score(traces, judge).to_dict() for name, judge in DETECTORS.items()}
-    result = {"detectors": scores, "observe": speed(traces)}
-    Console(width=110).print(_table(scores))
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    publish("detection", {TITLE: _rows(scores), "the detector alone": [speed(traces)]}, options.json)
 
 
 def speed(traces: Iterable[Trace]) -> dict[str, float]:
@@ -313,29 +308,19 @@ def speed(traces: Iterable[Trace]) -> dict[str, float]:
     return {"rows_per_second": round(len(rows) / best), "microseconds": round(1e6 * best / len(rows), 2)}
 
 
-def _table(scores: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="Detection on real training logs")
-    for heading in (
-        "detector",
-        "false/1,000 steps",
-        "sampled",
-        "caught",
-        "delay median",
-        "p90",
-        "suspect/1,000",
-    ):
-        table.add_column(heading, justify="left" if heading == "detector" else "right")
-    for name, found in scores.items():
-        table.add_row(
-            name,
-            f"{found['false_alarms_per_1000_steps']:.3f}",
-            f"{found['false_alarms_per_1000_sampled']:.3f}",
-            f"{found['caught']}/{found['intervals']}",
-            f"{found['delay_median']:g}",
-            f"{found['delay_p90']:g}",
-            f"{found['suspects_per_1000'][0]:.2f}",
-        )
-    return table
+def _rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "detector": name,
+            "false alarms a 1,000 steps": found["false_alarms_per_1000_steps"],
+            "a 1,000 sampled rows": found["false_alarms_per_1000_sampled"],
+            "caught": f"{found['caught']}/{found['intervals']}",
+            "delay, median": found["delay_median"],
+            "delay, p90": found["delay_p90"],
+            "suspects a 1,000 steps": found["suspects_per_1000"][0],
+        }
+        for name, found in scores.items()
+    ]
 
 
 if __name__ == "__main__":

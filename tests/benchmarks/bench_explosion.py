@@ -8,15 +8,14 @@ Prints a table and JSON; the figure shows both loss curves.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from measure import publish
 from rich.console import Console
-from rich.table import Table
 
 from jobs.driver import run_job
 from jobs.files import read_jsonl
@@ -39,10 +38,7 @@ def main() -> None:
             rows = [row for row in read_jsonl(spec.job_dir / "metrics.jsonl") if "action" in row]
             runs[label] = (result, rows)
     results = {label: result for label, (result, _) in runs.items()}
-    Console().print(_table(results))
-    print(json.dumps(results, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    publish("explosion", {"the same training with faults": _rows(results)}, options.json)
     if options.figure:
         _draw({label: rows for label, (_, rows) in runs.items()}, options.figure)
 
@@ -56,13 +52,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _table(results: dict[str, dict[str, Any]]) -> Table:
+def _rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     metrics = sorted({name for result in results.values() for name in result["metrics"]})
-    table = Table("run", *metrics, *SHOWN, box=None)
-    for label, result in results.items():
-        values = [result["metrics"].get(name) for name in metrics] + [result[name] for name in SHOWN]
-        table.add_row(label, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
-    return table
+    return [
+        {
+            "run": label,
+            **{name: result["metrics"].get(name) for name in metrics},
+            **{name: result[name] for name in SHOWN},
+        }
+        for label, result in results.items()
+    ]
 
 
 def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -22,7 +22,7 @@ import ray
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from measure import show
+from measure import publish
 
 from guard.metrics import GuardMetrics, Layers
 from jobs.cluster import ray_session
@@ -157,10 +157,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000, help="jobs that one scrape shows")
     parser.add_argument("--rounds", type=int, default=200, help="pushes that are timed")
-    parser.add_argument("--json", type=Path, help="write the first table to this file too")
+    parser.add_argument("--json", type=Path, help="write the tables to this file too")
     options = parser.parse_args()
-    show(f"a scrape of {options.jobs} jobs", cost_of_a_scrape(options.jobs, 5), None)
-    show("the hub's share of a step of 10 ms", cost_of_a_step(options.rounds), options.json)
+    tables = {
+        f"a scrape of {options.jobs} jobs": cost_of_a_scrape(options.jobs, 5),
+        "the hub's share of a step of 10 ms": cost_of_a_step(options.rounds),
+    }
+    publish("hub", tables, options.json)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from measure import machine
+from measure import publish
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,9 +25,9 @@ from survival.cases import Case, cases
 from survival.fleet import Order, fleet
 from survival.rivals import GUARD, METHODS
 from survival.tasks import tasks
-from survival.verdicts import judge
+from survival.verdicts import COMMON, judge
 
-QUICK_METHODS = ("no guard", "clip 1.0", "skip-step 6 sigma", "stop and restart", GUARD)
+QUICK_METHODS = ("no guard", "clip 1.0", "skip-step 6 sigma", GUARD)
 
 
 def main() -> None:
@@ -37,21 +36,17 @@ def main() -> None:
     if options.cases:
         known = {n: [c for c in cs if c.name in ("clean", *options.cases)] for n, cs in known.items()}
     orders = _orders(known, options.methods, options.seeds)
-    results = _results(orders, options.keep)
-    rows = judge(results, known)
+    rows = judge(_results(orders, options.keep), known)
     for task in known:
         Console(width=200).print(_survivors(task, rows, options.methods))
-    Console(width=200).print(_details(rows))
-    text = json.dumps({"benchmark": "survival", "machine": machine(), "rows": rows}, indent=2)
-    if options.json:
-        options.json.write_text(text + "\n")
-    else:
-        print(text)
+    tables = {task: [_common(row) for row in rows if row["task"] == task] for task in known}
+    ours = [_own(row) for row in rows if row["method"] == GUARD]
+    publish("survival", {**tables, **({f"{GUARD} in detail": ours} if ours else {})}, options.json)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, the ResNet, five methods")
+    parser.add_argument("--quick", action="store_true", help="one seed, the ResNet, four methods")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--tasks", nargs="+", choices=["resnet", "gpt"])
     parser.add_argument("--methods", nargs="+", choices=METHODS)
@@ -106,17 +101,18 @@ def _survivors(task: str, rows: list[dict[str, Any]], methods: Sequence[str]) ->
 
 
 def _cell(row: dict[str, Any]) -> str:
-    ratio = f"{row['loss / clean']:.3f}" if math.isfinite(row["loss / clean"]) else "lost"
+    ratio = "lost" if row["loss / clean"] is None else f"{row['loss / clean']:.3f}"
     return f"{row['survived']}/{row['seeds']}  {ratio}"
 
 
-def _details(rows: list[dict[str, Any]]) -> Table:
-    ours = [row for row in rows if row["method"] == GUARD]
-    names = [name for name in ours[0] if name != "method"]
-    table = Table(*names, title=f"{GUARD} in detail", box=None)
-    for row in ours:
-        table.add_row(*(f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names))
-    return table
+def _common(row: dict[str, Any]) -> dict[str, Any]:
+    """What is known of every method."""
+    return {name: row[name] for name in COMMON}
+
+
+def _own(row: dict[str, Any]) -> dict[str, Any]:
+    """What is known of our guard alone."""
+    return {name: row[name] for name in row if name not in COMMON[3:]}
 
 
 if __name__ == "__main__":

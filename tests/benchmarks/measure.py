@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +42,62 @@ def timed(work: Callable[[], Any]) -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "ray")},
+        "commit": _commit(),
+    }
 
 
-def show(title: str, rows: list[dict[str, Any]], json_path: Path | None) -> None:
-    """Prints a table and JSON, and writes the JSON if asked to."""
-    table = Table(*rows[0], title=title, box=None)
-    for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(width=160).print(table)
-    text = json.dumps({"benchmark": title, "machine": machine(), "rows": rows}, indent=2)
+def _processor() -> str:
+    """The name of the CPU, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Of this repository; with a plus if the code has been changed since."""
+    here = Path(__file__).parent
+    try:
+        told = subprocess.run(
+            ("git", "describe", "--always", "--dirty=+", "--exclude=*"),
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()
+
+
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Rows by the title of their table; the rows of a table have the same columns."""
+
+
+def publish(benchmark: str, tables: Tables, json_path: Path | None) -> None:
+    """Prints tables and JSON, and writes the JSON if asked to."""
+    for title, rows in tables.items():
+        table = Table(*rows[0], title=title, box=None)
+        for row in rows:
+            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        Console(width=200).print(table)
+    text = json.dumps({"benchmark": benchmark, "machine": machine(), "tables": tables}, indent=2)
     print(text)
     if json_path:
         json_path.write_text(text + "\n")
+
+
+def show(title: str, rows: list[dict[str, Any]], json_path: Path | None) -> None:
+    """Publishes a single table."""
+    publish(title, {title: rows}, json_path)
 
 
 def median_ms(seconds: list[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,13 @@ from survival.rivals import GUARD
 SURVIVED = 1.1
 """Held-out loss at most this much of the clean run's, of the same method and seed."""
 WITHIN = 1.01
+
+
+COMMON = (
+    *("task", "case", "method", "seeds", "survived", "within 1 %", "to the bit", "loss / clean"),
+    *("steps lost", "seconds"),
+)
+"""Columns that every method has."""
 
 
 def judge(
@@ -36,6 +44,7 @@ def _row(case: Case, outcome: dict[str, Any], clean: dict[str, Any]) -> dict[str
         "near": math.isfinite(ratio) and ratio <= WITHIN,
         "same": outcome["digest"] == clean["digest"],
         "lost": outcome["lost"],
+        "seconds": outcome["seconds"],
         "incidents": len(outcome["incidents"]),
         "halted": outcome["halted"],
         **named,
@@ -67,8 +76,9 @@ def _over_seeds(key: tuple[str, str, str], rows: list[dict[str, Any]]) -> dict[s
         "survived": sum(row["survived"] for row in rows),
         "within 1 %": sum(row["near"] for row in rows),
         "to the bit": sum(row["same"] for row in rows),
-        "loss / clean": sum(finite) / len(finite) if len(finite) == len(rows) else math.inf,
+        "loss / clean": sum(finite) / len(finite) if len(finite) == len(rows) else None,
         "steps lost": sum(row["lost"] for row in rows) / len(rows),
+        "seconds": statistics.median(row["seconds"] for row in rows),
     }
     if method == GUARD:
         summary["incidents"] = sum(row["incidents"] for row in rows) / len(rows)

@@ -1,0 +1,159 @@
+"""All benchmarks, one after the other, with progress; ``make bench`` is this.
+
+    python tests/benchmarks/suite.py [--quick] [--only PART ...] [--traces DIR] [--out bench.json]
+
+Writes every table to OUT, and beside it the same as text (``.md``) and as pictures (``.svg``). A part that
+fails is named, with what it said, and the others are run. Interrupted, it keeps the parts that ended; with
+--only, OUT keeps its other parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import machine
+from render import render
+from rich.console import Console
+
+HERE = Path(__file__).parent
+SAID_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One script of the benchmark.
+
+    Attributes:
+        options: of the whole benchmark.
+        quick: options of the quick form; None where it is left out there.
+    """
+
+    script: str
+    options: tuple[str, ...] = ()
+    quick: tuple[str, ...] | None = ()
+
+
+PARTS: dict[str, Part] = {
+    "hot path": Part("bench_hot_path.py", quick=("--rounds", "8")),
+    "agreement": Part("bench_agreement.py", quick=("--rounds", "20")),
+    "checkpoint": Part("bench_checkpoint.py", quick=("--saves", "2")),
+    "hub": Part("bench_hub.py", quick=("--rounds", "50")),
+    "service": Part("bench_service.py", quick=("--log-mb", "20", "--followers", "50")),
+    "detection": Part("bench_detection.py"),
+    "end to end": Part("bench_end_to_end.py", quick=("--rounds", "1", "--steps", "24")),
+    "gpu": Part("bench_gpu.py"),
+    "survival": Part("bench_survival.py", quick=("--quick",)),
+    "explosion": Part("bench_explosion.py", quick=None),
+    "prevention": Part("bench_prevention.py", quick=None),
+    "chaos": Part("bench_chaos.py", quick=None),
+}
+NEEDS_LOGS = "detection"
+
+
+def main() -> int:
+    """Returns 1 if a part failed."""
+    options = _options()
+    console = Console(stderr=True, highlight=False)
+    found = _before(options)
+    chosen = {name: part for name, part in PARTS.items() if _wanted(name, part, options, console)}
+    began = time.monotonic()
+    try:
+        for number, (name, part) in enumerate(chosen.items(), start=1):
+            console.print(f"[{number}/{len(chosen)}] {name} ({_minutes(began)} so far)", markup=False)
+            found["parts"][name] = result = _run(part, options)
+            console.print(f"    {result['seconds']:.0f} s{', FAILED' if 'error' in result else ''}")
+            _keep(found, options.out)
+    except KeyboardInterrupt:
+        console.print("stopped; what has ended is kept")
+    failed = [name for name in chosen if "error" in found["parts"].get(name, {})]
+    for name in failed:
+        console.print(f"{name}: {found['parts'][name]['error']}", style="red", markup=False)
+    text = _keep(found, options.out)
+    print(text)
+    named = (f"{options.out.stem}{ending}" for ending in (".json", ".md", "-survival.svg"))
+    written = ", ".join(str(path) for path in map(options.out.with_name, named) if path.exists())
+    console.print(f"{_minutes(began)} in all; written: {written}", soft_wrap=True)
+    return bool(failed) or not chosen.keys() <= found["parts"].keys()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a rough form of each, within 10 minutes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--traces", default=os.environ.get("GRADGUARD_TRACES"), help="labelled training logs")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    options = parser.parse_args()
+    if options.out.suffix != ".json":
+        parser.error(f"--out is {options.out}: give a name that ends in .json")
+    options.out = options.out.absolute()
+    if not options.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {options.out.parent}")
+    return options
+
+
+def _before(options: argparse.Namespace) -> dict[str, Any]:
+    """What OUT has already, where only some parts are run again."""
+    if len(options.only) < len(PARTS) and options.out.exists():
+        kept: dict[str, Any] = json.loads(options.out.read_text())
+        return kept
+    return {"parts": {}}
+
+
+def _wanted(name: str, part: Part, options: argparse.Namespace, console: Console) -> bool:
+    if name not in options.only or (options.quick and part.quick is None):
+        return False
+    if name == NEEDS_LOGS and not options.traces:
+        console.print(f"{name} is left out: it needs labelled training logs (make bench TRACES=folder)")
+        return False
+    return True
+
+
+def _run(part: Part, options: argparse.Namespace) -> dict[str, Any]:
+    """The tables of a part and its seconds, or its last words."""
+    arguments = part.quick if options.quick and part.quick is not None else part.options
+    environment = {**os.environ, "GRADGUARD_TRACES": options.traces or ""}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [sys.executable, str(HERE / part.script), *arguments, "--json", str(out)]
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        seconds = round(time.monotonic() - began, 1)
+        written = json.loads(out.read_text()) if out.exists() else {"machine": machine(), "tables": {}}
+    shown = " ".join(("python", f"tests/benchmarks/{part.script}", *arguments))
+    result = {"command": shown, "quick": options.quick, "seconds": seconds}
+    result |= {key: written[key] for key in ("machine", "tables")}
+    if done.returncode or not written["tables"]:
+        said = "\n".join(done.stdout.splitlines()[-SAID_LINES:])
+        result["error"] = f"ended with {done.returncode}:\n{said}"
+    return result
+
+
+def _keep(found: dict[str, Any], out: Path) -> str:
+    """Writes what is known so far; returns the text."""
+    found["parts"] = {name: found["parts"][name] for name in PARTS if name in found["parts"]}
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    return render(found, out)
+
+
+def _minutes(began: float) -> str:
+    return f"{(time.monotonic() - began) / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
