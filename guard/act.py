@@ -152,6 +152,7 @@ class Actor:
             clip: changes the gradients; the ratio of their norm after and before, None if it left them alone.
         """
         ratio = clip()
+        self._ring.before_step()
         started = time.perf_counter()
         with self.fused.armed():
             self._scaler.step(lambda: self.recovery.applied_to(self._optimizer))
@@ -245,6 +246,7 @@ class Actor:
 
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer unless ``skip`` (0-dim float32, on the device) is 1, as ``fused`` was told."""
+        self._ring.before_step()
         with self.fused.armed():
             self._optimizer.step()
         if self.shield is not None:

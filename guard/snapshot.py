@@ -20,7 +20,7 @@ from guard import rng
 from guard.base import Config
 from guard.buffers import Buffers
 from guard.shards import version
-from guard.stores import BufferStore, OptimizerStore, TensorStore
+from guard.stores import BufferStore, OptimizerStore, Place, TensorStore
 
 GENERATORS = "guard.generators"
 
@@ -49,6 +49,10 @@ class SnapshotConfig(Config):
     clean_steps: PositiveInt = 2
     """Clean steps that must follow a snapshot before it is a place to return to."""
 
+    place: Place = "device"
+    """Where the snapshots of a model on a GPU are: in its own memory, or pinned in the ``host``'s, where they
+    are copied while the next forward and backward run. Then change no weight between two steps yourself."""
+
 
 @dataclass(slots=True, eq=False)
 class Snapshot:
@@ -63,6 +67,16 @@ class Snapshot:
     optimizer: OptimizerStore = field(default_factory=OptimizerStore)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     generators: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, place: Place) -> Snapshot:
+        """An empty one; buffers stay on their device, since the next forward changes them."""
+        return cls(parameters=TensorStore(place), optimizer=OptimizerStore(place))
+
+    def wait(self) -> None:
+        """Before the weights change: lets that happen after they have been copied."""
+        self.parameters.wait()
+        self.optimizer.wait()
 
 
 class Subject:
@@ -133,6 +147,11 @@ class SnapshotRing:
         """Saves the present state over the newest snapshot, but for the named states in ``leave``."""
         self._subject.save_to(self._held[-1], leave=leave)
 
+    def before_step(self) -> None:
+        """The weights are about to change."""
+        if self._held:
+            self._held[-1].wait()
+
     def reset(self) -> None:
         """Forgets all snapshots; their memory is used again."""
         self._drop(list(self._held))
@@ -187,7 +206,7 @@ class SnapshotRing:
         if self._free:
             return self._free.pop()
         if len(self._held) < self._config.keep:
-            return Snapshot()
+            return Snapshot.at(self._config.place)
         oldest = next(s for s in self._held if s.healthy)
         self._held.remove(oldest)
         return oldest

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from guard.buffers import Buffers
 from guard.snapshot import SnapshotConfig, SnapshotRing, Subject
-from guard.stores import OptimizerStore, TensorStore
+from guard.stores import OptimizerStore, Place, TensorStore
 
 
 class Bench:
@@ -211,11 +211,12 @@ def test_what_other_code_keeps_in_the_optimizer_is_left_alone() -> None:
     assert dict(optimizer.state) == {"note": 1}
 
 
+@pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64, torch.bool, torch.float64], ids=str)
-def test_tensors_of_any_dtype_come_back_in_place(dtype: torch.dtype) -> None:
+def test_tensors_of_any_dtype_come_back_in_place(dtype: torch.dtype, place: Place) -> None:
     tensors = [torch.ones(3, dtype=dtype), torch.zeros((), dtype=dtype), torch.zeros(0, dtype=dtype)]
     before, places = [t.clone() for t in tensors], [t.data_ptr() for t in tensors]
-    store = TensorStore()
+    store = TensorStore(place)
     store.save(tensors)
     for tensor in tensors:
         tensor.fill_(0 if tensor.any() else 1)
