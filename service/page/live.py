@@ -1,4 +1,4 @@
-"""What the page is told while it is open: looks at the store and at files that grow, as far as they are new."""
+"""What the page is told while it is open: what is new in the store and in files that grow."""
 
 from __future__ import annotations
 

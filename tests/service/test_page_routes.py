@@ -157,7 +157,7 @@ def test_each_look_at_a_job_tells_only_what_is_new(api: Api) -> None:
     assert dict(look())["log"] == {"text": "stra"}, "half a letter waits for its other half"
     log_path(api.root, "live").write_bytes("straße".encode())
     assert dict(look())["log"] == {"text": "ße"}
-    api.context.store.delete("live", lambda job: None)
+    api.context.store.delete("live", lambda _: None)
     with pytest.raises(NoSuchJob):
         look()
 

@@ -62,13 +62,13 @@ function show(moved) {
   }
 }
 
-function entered(who) {
+function entered(who, moved = true) {
   me = who;
   const box = document.getElementById("who");
   const out = h("button", { class: "plain small", onclick: forget }, "Sign out");
   box.replaceChildren(...(who.tokens ? [h("span", null, `${who.name} (${who.scope})`), out] : []));
   document.getElementById("nav-submit").hidden = !app.may("submit");
-  show(true);
+  show(moved);
 }
 
 function forget(reason) {
@@ -104,7 +104,7 @@ async function begin() {
     return;
   }
   try {
-    entered(await call("GET", "/v1/me"));
+    entered(await call("GET", "/v1/me"), false);
   } catch (error) {
     if (error.status === 401) token.clear();
     show(false);

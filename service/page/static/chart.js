@@ -7,8 +7,8 @@ const LEFT = 58;
 const RIGHT = 10;
 const TOP = 14;
 const BOTTOM = 24;
-const LOG_FROM = 30; // a scale is logarithmic where the largest value is so many times the smallest
-const STEPS = [1, 2, 5, 10];
+const LOG_FROM = 10; // a scale is logarithmic where the largest value is so many times the smallest
+const STEPS = [1, 2, 2.5, 5, 10];
 
 /**
  * A chart of columns of the steps of a job over its attempts.
@@ -182,10 +182,12 @@ function linearTicks(low, high, most) {
 }
 
 function logTicks(low, high) {
-  const first = Math.ceil(Math.log10(low) - 1e-9);
-  const last = Math.floor(Math.log10(high) + 1e-9);
-  const apart = Math.max(1, Math.ceil((last - first + 1) / 5));
+  const decades = Math.log10(high / low);
+  const factors = decades < 1.5 ? [1, 2, 5] : decades < 3 ? [1, 3] : [1];
+  const apart = Math.max(1, Math.ceil(decades / 5));
   const ticks = [];
-  for (let power = first; power <= last; power += apart) ticks.push(10 ** power);
-  return ticks;
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += apart) {
+    ticks.push(...factors.map((factor) => Number((factor * 10 ** power).toPrecision(6))));
+  }
+  return ticks.filter((tick) => tick >= low && tick <= high);
 }

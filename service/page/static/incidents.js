@@ -86,7 +86,13 @@ function bad(norm) {
   return typeof norm === "string" ? "bad" : null;
 }
 
+/** Neighbours as one: 1000–1063. */
 function sampleWords(samples) {
-  const shown = samples.slice(0, MOST_SAMPLES).join(", ");
-  return samples.length > MOST_SAMPLES ? `${shown} and ${count(samples.length - MOST_SAMPLES)} more` : shown;
+  const runs = [];
+  for (const sample of samples) {
+    if (runs.length && sample === runs.at(-1)[1] + 1) runs.at(-1)[1] = sample;
+    else runs.push([sample, sample]);
+  }
+  const shown = runs.slice(0, MOST_SAMPLES).map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(", ");
+  return runs.length > MOST_SAMPLES ? `${shown} and more` : shown;
 }

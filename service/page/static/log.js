@@ -7,7 +7,7 @@ const KEPT = 200_000;
 export class Log {
   constructor() {
     this.text = "";
-    this.box = h("pre", { class: "log", tabindex: "0", role: "region", "aria-label": "Log" });
+    this.box = h("pre", { class: "log", tabindex: "0", role: "region", "aria-label": "What the job printed" });
     this.follows = h("input", { type: "checkbox", id: "follow", checked: true });
     this.follows.addEventListener("change", () => this.#end());
     this.element = h("div", { class: "panel" },
