@@ -73,8 +73,8 @@ def test_a_job_is_handed_in_watched_stopped_and_resumed(page: Any) -> None:
     loss.wait_for()
     drawn = points(loss)
     until(lambda: points(loss) > drawn + 5, DEADLINE_S)
-    page.locator("#incident-1").get_by_text("Step skipped").wait_for()
-    assert page.get_by_role("link", name="Incident 1:").count() == 3
+    page.locator("#incident-1").get_by_text("The guard skipped the step").wait_for()
+    assert page.get_by_role("link", name="Incident 1: Non-finite loss at step 5").count() == 3
     page.get_by_role("region", name="Checkpoints").get_by_text("step-00000010").wait_for()
     page.locator(".log", has_text="step").wait_for()
     keep(page, "real-running")
