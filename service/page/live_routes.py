@@ -24,7 +24,7 @@ JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
 HEARTBEAT_S = 15.0
 STREAM = "text/event-stream"
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
-_STREAMED = {"content": {STREAM: {"schema": {"type": "string"}}}}
+_STREAMED = {"content": {STREAM: {}}}
 
 
 @router.get("/live", response_class=StreamingResponse, responses={200: _STREAMED})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ def test_the_files_are_in_the_package_and_every_one_is_served(api: Api) -> None:
         assert (again.status_code, again.content) == (304, b"")
     for missing in ("index.html", "..%2Ffiles.py", "nothing.js", "__init__.py"):
         assert client.get(f"/page/{missing}").status_code == 404
+
+
+def test_the_wheel_takes_every_file_of_the_page() -> None:
+    root = Path(__file__).resolve().parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["service"]
+    taken = {path for pattern in patterns for path in (root / "service").glob(pattern)}
+    assert taken.issuperset((root / "service" / "page" / "static").rglob("*"))
 
 
 def test_scripts_name_only_files_that_are_there_and_no_other_host() -> None:

@@ -98,7 +98,7 @@ export function follow(path, handlers, connected) {
         await once(path, handlers, abort.signal, () => { pause = 500; connected("live"); });
       } catch (error) {
         if (abort.signal.aborted) return;
-        if (error.status === 401 || error.status === 404 || error.status === 422) {
+        if ([401, 403, 404, 422].includes(error.status)) {
           handlers.refused?.(error);
           return;
         }

@@ -8,6 +8,7 @@ const RIGHT = 10;
 const TOP = 14;
 const BOTTOM = 24;
 const LOG_FROM = 10; // a scale is logarithmic where the largest value is so many times the smallest
+const LEAST_SPAN = 0.02; // of the largest value
 const STEPS = [1, 2, 2.5, 5, 10];
 
 /**
@@ -69,7 +70,7 @@ export class Chart {
       ...this.rewound.map((span) => shade(span, x, this.height)),
       ...y.ticks.flatMap((tick) => [
         s("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y.at(tick), y2: y.at(tick) }),
-        s("text", { class: "label end", x: LEFT - 8, y: y.at(tick) + 4 }, number(tick)),
+        s("text", { class: "label end", x: LEFT - 8, y: y.at(tick) + 4 }, y.label(tick)),
       ]),
       ...x.ticks.map((tick) => s("text", { class: "label middle", x: x.at(tick), y: this.height - 6 }, count(tick))),
       ...[...this.lines].reverse().map((line) => s("path", { class: `line ${line.kind}`, d: path(this.rows, line.column, x, y) })),
@@ -163,12 +164,17 @@ function valueScale(values, bottom, top) {
   let high = Math.max(...values);
   const log = low > 0 && high / low > LOG_FROM;
   const turn = log ? Math.log10 : (value) => value;
-  if (low === high) { low -= Math.abs(low) / 10 || 1; high += Math.abs(high) / 10 || 1; }
+  // What hardly changes is drawn flat: its smallest movement would fill the picture.
+  const least = LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high)) || 1;
+  if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
   const from = turn(low);
   const perUnit = (bottom - top) / (turn(high) - from);
+  const ticks = log ? logTicks(low, high) : linearTicks(low, high, 4);
+  const digits = ticks.length > 1 ? Math.ceil(Math.log10(Math.abs(ticks.at(-1)) / (ticks[1] - ticks[0]))) + 1 : 3;
   return {
     at: (value) => bottom - (turn(value) - from) * perUnit,
-    ticks: log ? logTicks(low, high) : linearTicks(low, high, 4),
+    ticks,
+    label: (tick) => (digits > 3 && !log ? String(Number(tick.toPrecision(Math.min(digits, 15)))) : number(tick)),
   };
 }
 
