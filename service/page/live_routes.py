@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
@@ -24,7 +24,7 @@ JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
 HEARTBEAT_S = 15.0
 STREAM = "text/event-stream"
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
-_STREAMED = {"content": {STREAM: {}}}
+_STREAMED: dict[str, Any] = {"content": {STREAM: {}}}
 
 
 @router.get("/live", response_class=StreamingResponse, responses={200: _STREAMED})
@@ -37,8 +37,7 @@ async def list_live(
 ) -> StreamingResponse:
     """The newest jobs as server-sent events: ``jobs`` has their order, and those that changed, each with
     its progress and the last stretch of its loss and gradient norm."""
-    look = ListLive(service, [*status], name, limit).look
-    return StreamingResponse(_streamed(look, LIST_POLL_S, service.limits.follow_s), media_type=STREAM)
+    return _stream(ListLive(service, [*status], name, limit).look, LIST_POLL_S, service.limits.follow_s)
 
 
 @router.get(
@@ -51,8 +50,13 @@ async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingRespo
     list for each column), ``incidents``, ``checkpoints``, ``log`` (text), and ``gone`` where it was deleted.
     It goes on after the job has ended, since that may be resumed."""
     await run_in_threadpool(service.store.get, job_id)
-    look = JobLive(service, job_id).look
-    return StreamingResponse(_streamed(look, JOB_POLL_S, service.limits.follow_s), media_type=STREAM)
+    return _stream(JobLive(service, job_id).look, JOB_POLL_S, service.limits.follow_s)
+
+
+def _stream(look: Callable[[], list[Told]], poll_s: float, follow_s: float) -> StreamingResponse:
+    """For a proxy in between (nginx), which would hold back what comes in small pieces."""
+    headers = {"X-Accel-Buffering": "no"}
+    return StreamingResponse(_streamed(look, poll_s, follow_s), media_type=STREAM, headers=headers)
 
 
 async def _streamed(look: Callable[[], list[Told]], poll_s: float, follow_s: float) -> AsyncIterator[str]:

@@ -15,6 +15,7 @@ from service.store import JobRow
 from service.supervise.log_spool import log_path
 from tests.jobs.report_fixture import SPEC, incidents, rows, write_job, write_rows
 from tests.service.api_fixture import Api
+from tests.service.page_checks import NAMELESS, POOR_CONTRAST, STRUCTURE, TOO_SMALL, TOO_WIDE
 from tests.service.page_fixture import (
     CHROMIUM,
     DESK,
@@ -52,11 +53,15 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder.mkdir()
     (folder / "spec.yaml").write_text(SPEC)
     write_rows(folder / "metrics.jsonl", HISTORY[:BEFORE])
-    write_rows(folder / "incidents.jsonl", incidents("fashion"))
+    write_rows(folder / "incidents.jsonl", [*map(with_moved, incidents("fashion"))])
     play(api, folder.name, "running", spec=plain, started=1.0)
     log_path(api.root, folder.name).write_text("".join(f"step {i}/240\n" for i in range(BEFORE)))
     yield api
     api.engine.dispose()
+
+
+def with_moved(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "moved": [{"name": "fc.weight", "distance": 3.5, "share": 0.9}]}
 
 
 def evil_incident() -> dict[str, Any]:
@@ -146,6 +151,7 @@ def test_an_incident_shows_its_evidence_and_a_mark_leads_to_it(page: Any) -> Non
     assert "0.41" in said
     assert "26 steps, 21 ms" in said
     assert "layer4.1.conv2.weight" in card.get_by_role("region", name="Layers, the worst first").inner_text()
+    assert "3.5" in card.get_by_role("region", name="Weights that moved, the furthest first").inner_text()
     assert "97 %" in card.get_by_role("region", name="Ranks, the worst first").inner_text()
     assert "1000–1063" in card.locator(".wrap").inner_text()
     page.get_by_text("The steps as a table").click()
@@ -169,6 +175,19 @@ def test_a_change_of_state_is_said_and_the_buttons_follow_it(page: Any, api: Api
     assert api.context.store.get("asks-for-gpus").state == "stopped"
     change(api, "asks-for-gpus", state="waiting", reason="waiting for 2 GPUs, 1 free")
     page.get_by_role("button", name="Stop").wait_for()
+
+
+def test_a_stream_that_ends_is_taken_up_again(page: Any, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.context, "limits", Limits(follow_s=0.2))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/live") else None)
+    page.goto("/jobs/done")
+    page.locator("path.loss").first.wait_for()
+    until(lambda: page.evaluate("1") and len(asked) >= 3)
+    change(api, "done", reason="all is well")
+    page.locator("#state", has_text="Succeeded: all is well").wait_for()
+    assert page.locator("article.incident").count() == 2, "what came twice is there once"
+    change(api, "done", reason="")
 
 
 def test_what_a_job_wrote_is_text(page: Any) -> None:
@@ -294,7 +313,15 @@ def test_everything_can_be_done_with_the_keyboard(page: Any) -> None:
     page.get_by_role("heading", level=1, name="Jobs").wait_for()
 
 
-PLACES = ["/", "/jobs/fashion-0001", "/jobs/evil", "/submit", "/jobs/none"]
+def test_a_place_that_is_not_there_says_so(browser: Any, url: str, api: Api) -> None:
+    with visitor(browser, url, token=api.tokens["read"], expected="404") as page:
+        page.goto("/jobs/none")
+        page.locator("#state", has_text="There is no job none").wait_for()
+    with visitor(browser, url, token="gg_00000000_guess", expected="401") as page:
+        page.goto("/")
+        page.get_by_role("alert").filter(has_text="the token is wrong").wait_for()
+
+
 READY = {
     "/": "li.job svg.spark path",
     "/jobs/fashion-0001": "#incident-2",
@@ -303,7 +330,7 @@ READY = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES[:4])
+@pytest.mark.parametrize("place", READY)
 def test_a_telephone_does_not_scroll_sideways(browser: Any, url: str, api: Api, place: str) -> None:
     with visitor(browser, url, token=api.tokens["submit"], viewport=PHONE, has_touch=True) as page:
         page.goto(place)
@@ -316,60 +343,10 @@ def test_a_telephone_does_not_scroll_sideways(browser: Any, url: str, api: Api, 
         assert page.evaluate(TOO_SMALL) == []
 
 
-TOO_WIDE = """() => [...document.querySelectorAll("body *")]
-    .filter(e => !e.closest(".scroll, svg, .editor, .hidden, .skip"))
-    .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
-    .map(e => e.outerHTML.slice(0, 90))"""
-
-TOO_SMALL = """() => [...document.querySelectorAll("button, input:not([type=checkbox]), select, summary")]
-    .filter(e => e.getClientRects().length && e.getBoundingClientRect().height < 36)
-    .map(e => e.outerHTML.slice(0, 90))"""
-
-NAMELESS = """() =>
-    [...document.querySelectorAll("a, button, input, select, textarea, summary, [role=region]")]
-    .filter(e => ![e.getAttribute("aria-label"), e.labels?.[0]?.textContent, e.textContent]
-        .some(name => name?.trim()))
-    .map(e => e.outerHTML.slice(0, 90))"""
-
-STRUCTURE = """() => ({
-    main: document.querySelectorAll("main").length,
-    nav: document.querySelectorAll("nav[aria-label]").length,
-    h1: document.querySelectorAll("h1").length,
-    lang: document.documentElement.lang,
-    ids: [...document.querySelectorAll("[id]")].map(e => e.id),
-    levels: [...document.querySelectorAll("h1, h2, h3, h4")]
-        .filter(e => e.getClientRects().length).map(e => +e.tagName[1]),
-    broken: ["aria-labelledby", "aria-describedby", "for"]
-        .flatMap(n => [...document.querySelectorAll(`[${n}]`)].flatMap(e => e.getAttribute(n).split(" ")))
-        .filter(id => id && !document.getElementById(id)) })"""
-
-POOR_CONTRAST = """() => {
-    const parse = c => { const p = c.match(/[\\d.]+/g).map(Number); return p.length < 4 ? [...p, 1] : p; };
-    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    const light = ([r, g, b]) =>
-        0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-    const ground = e => {
-        const color = e ? parse(getComputedStyle(e).backgroundColor) : [255, 255, 255, 1];
-        return color[3] === 1 ? color : ground(e.parentElement);
-    };
-    const ratio = e => {
-        const style = getComputedStyle(e);
-        const ink = parse(e.closest("svg") ? style.fill : style.color);
-        const [a, b] = [light(ink), light(ground(e))].sort((x, y) => y - x);
-        return (a + 0.05) / (b + 0.05);
-    };
-    return [...document.querySelectorAll("body *")]
-        .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
-        .filter(e => e.getClientRects().length && !e.closest("button:disabled, .hidden, .mark"))
-        .filter(e => ratio(e) < 4.5)
-        .map(e => `${ratio(e).toFixed(2)} ${e.outerHTML.slice(0, 80)}`); }"""
-"""Text whose colour is too near to the ground it stands on (WCAG 2.2, 1.4.3)."""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read_and_read_aloud(browser: Any, url: str, api: Api, scheme: str) -> None:
     with visitor(browser, url, token=api.tokens["submit"], viewport=DESK, color_scheme=scheme) as page:
-        for place in PLACES[:4]:
+        for place in READY:
             page.goto(place)
             page.locator(READY[place]).first.wait_for(state="attached")
             for closed in page.locator("details > summary").all():

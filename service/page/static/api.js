@@ -19,10 +19,9 @@ export function onRefused(handler) {
 
 /** What the service answers where it does not do what was asked. */
 export class ApiError extends Error {
-  constructor(status, message, errors = []) {
+  constructor(status, message) {
     super(message);
     this.status = status;
-    this.errors = errors;
   }
 }
 
@@ -38,7 +37,7 @@ async function failure(response) {
   } catch {
     // no document: something between the page and the service answered
   }
-  const error = new ApiError(response.status, problem.detail ?? `the service answered ${response.status}`, problem.errors);
+  const error = new ApiError(response.status, problem.detail ?? `the service answered ${response.status}`);
   if (response.status === 401) refused(error.message);
   return error;
 }

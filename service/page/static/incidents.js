@@ -60,7 +60,7 @@ function cost({ steps_lost: lost, seconds }) {
 function proofs({ layers, ranks, samples, moved }) {
   const parts = [];
   if (layers?.length) parts.push(h("h4", null, "Layers"), table("Layers, the worst first", ["Layer", "Norm", "Share", "Growth"], first(layers, layerRow)));
-  if (moved?.length) parts.push(h("h4", null, "Weights that moved"), table("Weights that moved, the furthest first", Object.keys(moved[0]), first(moved, plainRow)));
+  if (moved?.length) parts.push(h("h4", null, "Weights that moved"), table("Weights that moved, the furthest first", ["Weight", "Distance", "Share"], first(moved, movedRow)));
   if (ranks?.length) parts.push(h("h4", null, "Ranks"), table("Ranks, the worst first", ["Rank", "Loss", "Local norm", "Share"], first(ranks, rankRow)));
   if (samples?.length) parts.push(h("h4", null, "Samples"), h("p", { class: "muted wrap" }, sampleWords(samples)));
   return parts.length ? parts : [h("p", { class: "muted" }, "None was kept.")];
@@ -78,8 +78,8 @@ function rankRow({ rank, loss, local_norm: norm, share, nonfinite }) {
   return { class: nonfinite ? "bad" : null, cells: [String(rank), number(loss), number(norm), percent(share)] };
 }
 
-function plainRow(row) {
-  return { class: null, cells: Object.values(row).map((value) => (typeof value === "number" ? number(value) : String(value))) };
+function movedRow({ name, distance, share }) {
+  return { class: bad(distance), cells: [name, number(distance), percent(share)] };
 }
 
 function bad(norm) {
