@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,25 @@ def read_document(path: Path) -> Document:
     Raises:
         SpecError: it cannot be read, its syntax is wrong, or it is not a mapping.
     """
-    text = _read(path)
     parse = _parse_json if path.suffix.lower() == ".json" else _parse_yaml
+    return _parsed(_read(path), str(path), parse)
+
+
+def parse_document(text: str, label: str = "spec") -> Document:
+    """Parses a spec that is YAML text already; ``label`` stands for the file in messages.
+
+    Raises:
+        SpecError: its syntax is wrong, or it is not a mapping.
+    """
+    return _parsed(_checked(text, label), label, _parse_yaml)
+
+
+def _parsed(text: str, label: str, parse: Callable[[str, str], Document]) -> Document:
     try:
-        document = parse(text, str(path))
+        document = parse(text, label)
     except RecursionError:
-        raise single("nested too deeply to be a spec", where=str(path)) from None
-    document.where[""] = str(path)
+        raise single("nested too deeply to be a spec", where=label) from None
+    document.where[""] = label
     return document
 
 
@@ -55,10 +68,14 @@ def _read(path: Path) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise single("is not a text file (UTF-8)", where=str(path)) from None
+    return _checked(text, str(path))
+
+
+def _checked(text: str, label: str) -> str:
     if "\0" in text:
-        raise single("is not a text file (it has NUL bytes)", where=str(path))
+        raise single("is not a text file (it has NUL bytes)", where=label)
     if not text.strip():
-        raise single("is empty", where=str(path))
+        raise single("is empty", where=label)
     return text
 
 

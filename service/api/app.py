@@ -13,6 +13,7 @@ from service.api.context import Context
 from service.api.limits import Buckets, Gate
 from service.api.own_metrics import Counted, ServiceMetrics, add_metrics
 from service.api.problems import ProblemDocument, add_handlers
+from service.page import page_routers
 
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -39,7 +40,7 @@ def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
     metrics = ServiceMetrics(service)
     more = APIRouter(responses=own_metrics.router.responses)
     add_metrics(more, metrics)
-    for router in (job_routes.router, file_routes.router, own_metrics.router, more):
+    for router in (job_routes.router, file_routes.router, own_metrics.router, more, *page_routers()):
         app.include_router(router)
     add_handlers(app)
     app.add_middleware(Gate, limits=service.limits, hosts=hosts)

@@ -17,6 +17,9 @@ from service.api.problems import Problem, answer
 CALLERS_KEPT = 10_000
 UPLOADS = "/v1/packages"
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
+PAGE_FILES = "/page/"
+"""Below it lie the files of the web page: the same few bytes for everybody, kept in memory."""
+
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -66,7 +69,7 @@ class Gate:
         if refusal := self._stranger(scope):
             await answer(Problem(403, refusal))(scope, receive, send)
             return
-        if scope["path"] not in UNLIMITED and not self._rate.take(_who(scope)):
+        if not _unlimited(scope["path"]) and not self._rate.take(_who(scope)):
             problem = Problem(429, "too many requests; slow down", headers={"Retry-After": "1"})
             await answer(problem)(scope, receive, send)
             return
@@ -97,6 +100,10 @@ class Gate:
         await self._app(scope, body, watched)
         if body.too_large:
             await answer(problem)(scope, receive, send)
+
+
+def _unlimited(path: str) -> bool:
+    return path in UNLIMITED or path.startswith(PAGE_FILES)
 
 
 def _who(scope: Scope) -> str:

@@ -1,0 +1,33 @@
+"""The web page of the service: jobs, one job as it runs, and a form to hand one in.
+
+It is a client of the HTTP API like any other: plain HTML, CSS and ES modules in ``static``, served as they
+are. What it needs beyond the API lies here: streams that feed its charts (``live``), the check of a spec as
+one types (``specs``), and who is asking (``files``).
+
+Who asks. A token is typed into the page, kept in the browser's ``sessionStorage`` and sent as the
+``Authorization`` header, as every other client sends it. A cookie was the alternative. It is not used because
+a browser adds a cookie to requests by itself: each route that changes something would need a defence against
+forged requests, and the API a second way to be asked. What speaks for a cookie is that a script cannot read
+it; here no foreign script can run: the page's content security policy allows the service's own files only,
+no inline script, no frame and no other host, Trusted Types forbid to make HTML of text, and whatever comes
+from a job is written as text. The token is forgotten with the tab. ``EventSource`` cannot send a header, so
+the streams are read with ``fetch``.
+
+The page's files are public: they hold nothing of any job.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+__all__ = ["page_routers"]
+
+
+def page_routers() -> list[APIRouter]:
+    """The routes of the page, and those that it asks beyond the API."""
+    from service.page import files, live_routes, specs  # they need the API, which needs this list
+
+    return [files.router, live_routes.router, specs.router]

@@ -1,0 +1,104 @@
+"""The files of the page, from the package, and who looks at it."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from jobs.report.colors import DARK, LIGHT, Palette
+from service.api.auth import Reader
+from service.api.context import Service
+from service.api.job_routes import COMMON
+from service.api.problems import Problem, documented
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+KINDS = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+COLORS = "colors.css"
+router = APIRouter()
+
+
+class Me(BaseModel):
+    """Who asks, and what they may do."""
+
+    name: str
+    scope: Literal["read", "submit", "admin"]
+    tokens: bool
+    """Whether this service asks for tokens."""
+
+
+@router.get("/", include_in_schema=False)
+@router.get("/submit", include_in_schema=False)
+@router.get("/jobs/{job_id}", include_in_schema=False)
+def page(service: Service) -> Response:
+    """One document for all places: which of them is shown is decided in the browser."""
+    tokens = "asked" if service.auth else "none"
+    content = _file("index.html").decode().replace("{{tokens}}", tokens)
+    headers = {"Content-Security-Policy": POLICY}
+    return Response(content, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@router.get("/page/{name}", include_in_schema=False)
+def file(name: str, http: Request) -> Response:
+    """A script, a style or a picture; asked for again, it is sent again only if it has changed."""
+    kind = KINDS.get(name.rpartition(".")[2])
+    if kind is None or name not in _names():
+        raise Problem(404, f"the page has no file {name[:80]}")
+    content = _file(name)
+    headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
+    if http.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=kind, headers={**headers, "Content-Security-Policy": POLICY})
+
+
+@router.get("/v1/me", responses=documented(*COMMON))
+def me(service: Service, caller: Reader) -> Me:
+    """Whose token this is, and its scope."""
+    return Me(name=caller.name, scope=caller.scope, tokens=service.auth)
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset({COLORS, *(found.name for found in files("service.page").joinpath("static").iterdir())})
+
+
+@cache
+def _file(name: str) -> bytes:
+    if name == COLORS:
+        return _colors().encode()
+    return files("service.page").joinpath("static", name).read_bytes()
+
+
+def _colors() -> str:
+    """The colours of the report, so that the page looks like it."""
+    dark = _variables(DARK, "    ")
+    return (
+        f":root {{\n{_variables(LIGHT, '  ')}}}\n"
+        f"@media (prefers-color-scheme: dark) {{\n  :root {{\n{dark}  }}\n}}\n"
+    )
+
+
+def _variables(palette: Palette, indent: str) -> str:
+    return "".join(f"{indent}--{name}: {color};\n" for name, color in palette.items())

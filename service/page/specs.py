@@ -1,0 +1,188 @@
+"""What the form asks: whether a spec is valid, examples to begin with, and a job's spec to begin anew."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.client.models import Submission
+from jobs.spec import JobSpec
+from jobs.spec_errors import Problem as SpecFault
+from jobs.spec_errors import SpecError, single
+from jobs.spec_load import Document, parse_document
+from jobs.spec_yaml import dump_yaml
+from service.api.admission import LARGEST_SPEC, row_of
+from service.api.auth import Reader, Submitter
+from service.api.context import Context, Service
+from service.api.job_routes import COMMON, JobId
+from service.api.problems import Problem, documented, printable
+from service.masking import MASKED, is_secret, masked
+from service.store import JobRow, WrongState
+
+LABEL = "spec"
+_PLACE = re.compile(rf"^{LABEL}:(\d+)(?::(\d+))?$")
+router = APIRouter(prefix="/v1", responses=documented(*COMMON))
+
+
+class SpecText(BaseModel):
+    """A spec as it is typed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(max_length=LARGEST_SPEC)]
+
+
+class Fault(BaseModel):
+    """One thing that is wrong with a spec."""
+
+    path: str
+    """The field, as in ``guard.clip.max_norm``; empty for the whole spec."""
+    line: int | None
+    """From 1; of the field, or of the section around it."""
+    column: int | None = None
+    message: str
+
+
+class SpecCheck(BaseModel):
+    """What became of the check: faults, or the spec as data, ready to be handed in."""
+
+    faults: list[Fault]
+    spec: dict[str, Any] | None = None
+    wants: str = ""
+    """What it will ask of the cluster."""
+
+
+class Example(BaseModel):
+    """A spec to begin with."""
+
+    name: str
+    title: str
+    text: str
+
+
+class Draft(BaseModel):
+    """A job as a submission that can be changed: like it, but for secrets, which do not come out."""
+
+    text: str
+    priority: int
+    max_restarts: int
+    env: dict[str, str]
+    secrets: list[str]
+    """Variables whose values must be given again."""
+    working_dir: str | None
+
+
+@router.post("/specs/check")
+def check(asked: SpecText, service: Service, caller: Submitter) -> SpecCheck:
+    """Whether a spec would be taken; nothing is handed in."""
+    document = Document({})
+    try:
+        document = parse_document(asked.text, LABEL)
+        _check_values(document.data)
+        row = row_of(service, caller, Submission(spec=document.data))
+    except SpecError as error:
+        return SpecCheck(faults=[_fault(problem, document) for problem in error.problems])
+    except Problem as problem:
+        return SpecCheck(faults=[Fault(path="", line=None, message=printable(problem.detail))])
+    return SpecCheck(faults=[], spec=json.loads(json.dumps(document.data)), wants=_wants(row))
+
+
+@router.get("/specs/examples")
+def examples(_: Reader) -> list[Example]:
+    """The example specs of the package."""
+    return list(_examples())
+
+
+@router.get("/jobs/{job_id}/draft", responses=documented(404, 409))
+def draft(job_id: JobId, service: Service, _: Submitter) -> Draft:
+    """A job's spec without what is the default anyway, to be changed and handed in again."""
+    job = service.store.get(job_id)
+    if job.spec is None:
+        raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
+    shown = {name: str(masked(value)) for name, value in job.env.items() if not is_secret(name)}
+    return Draft(
+        text=_text(service, job),
+        priority=job.priority,
+        max_restarts=job.max_restarts,
+        env={name: value for name, value in shown.items() if MASKED not in value},
+        secrets=[name for name in job.env if MASKED in shown.get(name, MASKED)],
+        working_dir=job.working_dir,
+    )
+
+
+def _fault(problem: SpecFault, document: Document) -> Fault:
+    """A problem with its place. Its words do not repeat the path and the line, which stand beside them."""
+    line, column = _place(problem, document.where)
+    said = str(SpecFault(problem.path, problem.value, problem.message, problem.suggestion))
+    message = said.removeprefix(problem.path).lstrip(": ")
+    return Fault(path=printable(problem.path), line=line, column=column, message=printable(message))
+
+
+def _place(problem: SpecFault, where: Mapping[str, str]) -> tuple[int | None, int | None]:
+    parts = problem.path.split(".") if problem.path else []
+    around = (where.get(".".join(parts[:end]), "") for end in range(len(parts), 0, -1))
+    for place in (problem.where, *around):
+        if found := _PLACE.match(place):
+            return int(found[1]), int(found[2]) if found[2] else None
+    return None, None
+
+
+def _check_values(data: Any, path: str = "") -> None:
+    """What YAML can hold and a submission cannot, and secrets that were shown as stars."""
+    for name, value in _items(data):
+        here = f"{path}.{name}" if path else name
+        if isinstance(value, str) and MASKED in value:
+            raise single("is a secret that was not shown: write it again", where="", path=here)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise single("must be a finite number", where="", path=here)
+        _check_values(value, here)
+
+
+def _items(data: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        yield from ((str(name), value) for name, value in data.items())
+    elif isinstance(data, list):
+        yield from ((str(index), value) for index, value in enumerate(data))
+
+
+def _wants(row: JobRow) -> str:
+    workers = f"{row.workers} worker{'' if row.workers == 1 else 's'}"
+    gpus = f", {row.gpus:g} GPU{'' if row.gpus == 1 else 's'}" if row.gpus else ""
+    return f"{workers}, {row.cpus:g} CPU{'' if row.cpus == 1 else 's'}{gpus}"
+
+
+def _text(service: Context, job: JobRow) -> str:
+    whole = {**(job.spec or {}), "name": job.name}
+    if (storage := Path(str(whole.get("storage", "")))).is_relative_to(service.root):
+        whole["storage"] = str(storage.relative_to(service.root))
+    try:
+        spec = JobSpec.from_dict(whole)
+        short = spec.model_dump(mode="json", exclude_defaults=True)
+        if JobSpec.from_dict(short) != spec:
+            short = whole
+    except SpecError:  # of an older version: the form says what is wrong with it now
+        short = whole
+    return dump_yaml(masked({"name": job.name, **short}))
+
+
+@cache
+def _examples() -> tuple[Example, ...]:
+    folder = files("jobs").joinpath("examples")
+    found = [item for item in folder.iterdir() if item.name.endswith(".yaml")]
+    texts = {item.name.removesuffix(".yaml"): item.read_text("utf-8") for item in found}
+    return tuple(Example(name=name, title=_title(text), text=text) for name, text in sorted(texts.items()))
+
+
+def _title(text: str) -> str:
+    """The first sentence of the comment at its head."""
+    comment = text.splitlines()[0].lstrip("# ")
+    return re.split(r"[.:;](?:\s|$)", comment)[0]

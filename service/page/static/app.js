@@ -1,0 +1,115 @@
+// The page: which of its places is shown, and who is looking.
+
+import { call, onRefused, token } from "/page/api.js";
+import { h, say } from "/page/dom.js";
+import { showJob } from "/page/job.js";
+import { showList } from "/page/list.js";
+import { showLogin } from "/page/login.js";
+import { showSubmit } from "/page/submit.js";
+
+const RANKS = ["read", "submit", "admin"];
+const CONNECTIONS = { live: "Live", lost: "Connection lost: trying again", paused: "Paused", none: "" };
+const main = document.getElementById("main");
+const asksForTokens = document.querySelector("meta[name=gradguard-tokens]").content === "asked";
+let me = null;
+let leave = () => {};
+let shownPath = null;
+
+const app = {
+  main,
+  /** Whether the one who looks has at least this scope. */
+  may: (scope) => me !== null && RANKS.indexOf(me.scope) >= RANKS.indexOf(scope),
+  usesTokens: () => asksForTokens,
+  go,
+  title: (text) => { document.title = text ? `${text} – GradGuard` : "GradGuard"; },
+  connected: (how) => {
+    const place = document.getElementById("connection");
+    place.className = `connection ${how}`;
+    say(place, CONNECTIONS[how]);
+  },
+};
+
+function go(url) {
+  history.pushState(null, "", url);
+  show(true);
+}
+
+function place() {
+  const path = location.pathname;
+  if (path === "/submit") return showSubmit;
+  return path.startsWith("/jobs/") ? showJob : showList;
+}
+
+/** Shows the place that the address names. The focus goes to its heading where one came by a link. */
+function show(moved) {
+  leave();
+  leave = () => {};
+  shownPath = location.pathname + location.search;
+  app.connected("none");
+  main.replaceChildren();
+  for (const link of document.querySelectorAll("#nav a")) {
+    if (link.getAttribute("href") === location.pathname) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (me === null) {
+    leave = showLogin(app, "", entered) ?? leave;
+  } else {
+    leave = place()(app, decodeURIComponent(location.pathname.split("/")[2] ?? "")) ?? leave;
+  }
+  if (moved) {
+    window.scrollTo(0, 0);
+    main.querySelector("h1")?.focus({ preventScroll: true });
+  }
+}
+
+function entered(who, moved = true) {
+  me = who;
+  const box = document.getElementById("who");
+  const out = h("button", { class: "plain small", onclick: forget }, "Sign out");
+  box.replaceChildren(...(who.tokens ? [h("span", null, `${who.name} (${who.scope})`), out] : []));
+  document.getElementById("nav-submit").hidden = !app.may("submit");
+  show(moved);
+}
+
+function forget(reason) {
+  token.clear();
+  me = null;
+  document.getElementById("who").replaceChildren();
+  document.getElementById("nav-submit").hidden = true;
+  show(true);
+  if (typeof reason === "string") main.querySelector("#login-problem").textContent = reason;
+}
+
+onRefused((reason) => {
+  if (me !== null) forget(reason);
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href]");
+  const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
+  if (!link || !plain || link.target || link.hasAttribute("download")) return;
+  const href = link.getAttribute("href");
+  if (typeof href !== "string" || !/^\/($|submit|jobs\/)/.test(href)) return;
+  event.preventDefault();
+  go(href);
+});
+
+window.addEventListener("popstate", () => {
+  if (location.pathname + location.search !== shownPath) show(true); // otherwise a place within the page
+});
+
+async function begin() {
+  if (asksForTokens && !token.get()) {
+    show(false);
+    return;
+  }
+  try {
+    entered(await call("GET", "/v1/me"), false);
+  } catch (error) {
+    if (error.status === 401) token.clear();
+    show(false);
+    main.querySelector("#login-problem").textContent = error.message;
+  }
+}
+
+begin();

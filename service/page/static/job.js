@@ -1,0 +1,188 @@
+// One job as it runs: its state, charts, incidents, checkpoints and log.
+
+import { ApiError, call, download, follow } from "/page/api.js";
+import { Chart } from "/page/chart.js";
+import { confirmed, facts, h, say, table } from "/page/dom.js";
+import { bytes, count, duration, moment, number, sentence, state, steps as far, tone } from "/page/format.js";
+import { Incidents, marks } from "/page/incidents.js";
+import { Log } from "/page/log.js";
+import { Steps } from "/page/series.js";
+
+const ENDED = ["stopped", "succeeded", "failed", "halted"];
+const TABLE_ROWS = 40;
+
+export function showJob(app, id) {
+  app.title(id);
+  const view = new JobView(app, id);
+  app.main.append(...view.elements);
+  const stop = follow(`/v1/jobs/${encodeURIComponent(id)}/live`, view.handlers, app.connected);
+  return () => { stop(); view.close(); };
+}
+
+class JobView {
+  constructor(app, id) {
+    Object.assign(this, { app, id, job: null, steps: new Steps(), incidents: { total: 0, shown: [] } });
+    this.charts = [
+      new Chart("Loss", [{ column: "loss", label: "loss", kind: "loss" }], 210),
+      new Chart("Gradient norm", [
+        { column: "grad_norm", label: "norm", kind: "norm" },
+        { column: "clip_threshold", label: "clip threshold", kind: "clip" },
+      ], 210),
+      new Chart("Learning rate", [{ column: "lr", label: "learning rate", kind: "rate" }], 130),
+    ];
+    this.badge = h("span", { class: "badge" });
+    this.state = h("p", { id: "state", role: "status", class: "lead" }, "Looking for the job");
+    this.far = h("p", { class: "muted" });
+    this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "What can be done" });
+    this.problem = h("p", { class: "problem", role: "alert" });
+    this.facts = h("div");
+    this.cards = new Incidents();
+    this.checkpoints = h("div", { class: "panel" }, h("p", { class: "muted" }, "None yet."));
+    this.log = new Log();
+    this.values = h("div");
+    this.details = h("details", { class: "panel", ontoggle: () => this.#table() }, h("summary", null, "The steps as a table"), this.values);
+    this.elements = this.#elements();
+    this.handlers = {
+      open: () => this.log.begin(),
+      job: (job) => this.#job(job),
+      history: ({ columns }) => { this.steps.begin(columns); this.#draw(); },
+      steps: ({ columns }) => { this.steps.add(columns); this.#draw(); },
+      incidents: (found) => { this.incidents = found; this.cards.show(found); this.#draw(); this.#goToHash(); },
+      checkpoints: (found) => this.#checkpoints(found),
+      log: ({ text }) => this.log.add(text),
+      gone: () => this.#refused(new ApiError(404, "the job was deleted")),
+      refused: (error) => this.#refused(error),
+    };
+  }
+
+  close() {
+    for (const chart of this.charts) chart.close();
+  }
+
+  #elements() {
+    const part = (name, title, ...children) => h("section", { "aria-labelledby": name }, h("h2", { id: name }, title), ...children);
+    return [
+      h("div", { class: "title" }, h("h1", { tabindex: "-1" }, this.id), this.badge),
+      this.state, this.far, this.buttons, this.problem, this.facts,
+      part("training", "Training",
+        h("p", { class: "muted" }, "Over the attempts; what was rewound is shaded, and numbers lead to the incidents."),
+        ...this.charts.map((chart) => chart.element), this.details),
+      part("incidents", "Incidents", this.cards.element),
+      part("checkpoints", "Checkpoints", this.checkpoints),
+      part("log", "Log", this.log.element),
+    ];
+  }
+
+  #job(job) {
+    this.job = job;
+    this.badge.className = `badge ${tone(job.status)}`;
+    say(this.badge, job.status);
+    say(this.state, state(job));
+    this.#progress();
+    this.#offer();
+    const running = job.started && !job.ended ? Date.now() / 1000 : job.ended;
+    this.facts.replaceChildren(facts([
+      ["Handed in", [moment(job.created), job.submitted_by && `by ${job.submitted_by}`].filter(Boolean).join(" ")],
+      ["Started", moment(job.started)],
+      ["Ended", moment(job.ended)],
+      ["Took", job.started && job.ended ? duration(running - job.started) : null],
+      ["Exit code", job.exit_code === null ? null : String(job.exit_code)],
+      ["Restarts", job.restarts ? `${job.restarts} of ${job.max_restarts}` : null],
+      ["Priority", job.priority ? String(job.priority) : null],
+      ...Object.entries(job.result?.metrics ?? {}).map(([name, value]) => [sentence(name.replaceAll("_", " ")), number(value)]),
+      ["Folder", job.folder],
+    ]));
+  }
+
+  #progress() {
+    const last = this.steps.last;
+    const total = this.job?.progress?.total_steps ?? this.job?.spec?.train?.max_steps ?? null;
+    say(this.far, last ? far({ step: last.step, total_steps: total }) : "");
+  }
+
+  /** The buttons that make sense now, for those who may press them. The focus stays where it was. */
+  #offer() {
+    const { job } = this;
+    const offered = [];
+    const ended = ENDED.includes(job.status);
+    if (this.app.may("submit")) {
+      if (!ended) offered.push(["stop", "Stop", () => this.#stop(), job.status === "stopping"]);
+      if (ended && job.status !== "succeeded" && job.spec) offered.push(["resume", "Resume", () => this.#resume(), false]);
+      if (job.spec) offered.push(["clone", "Clone", () => this.app.go(`/submit?like=${encodeURIComponent(job.id)}`), false]);
+    }
+    offered.push(["report", "Save the report", () => this.#report(), false]);
+    const key = JSON.stringify(offered.map(([name, , , off]) => [name, off]));
+    if (key === this.offered) return;
+    this.offered = key;
+    const focused = this.buttons.contains(document.activeElement);
+    this.buttons.replaceChildren(...offered.map(([name, label, action, off]) =>
+      h("button", { class: name === "stop" ? "danger-button" : "plain", id: `do-${name}`, disabled: off, onclick: action }, label)));
+    if (focused) (this.buttons.querySelector("button:not([disabled])") ?? this.state).focus();
+  }
+
+  async #stop() {
+    const saved = ["queued", "waiting"].includes(this.job.status) ? "It has not started yet." : "It saves its state first, and can be resumed.";
+    if (await confirmed(`Stop ${this.id}?`, saved, "Stop the job")) await this.#ask("stop");
+  }
+
+  async #resume() {
+    const detail = "It goes on from its last good checkpoint, with a new budget of restarts.";
+    if (await confirmed(`Resume ${this.id}?`, detail, "Resume the job")) await this.#ask("resume");
+  }
+
+  async #ask(what) {
+    await this.#try(async () => this.#job(await call("POST", `/v1/jobs/${encodeURIComponent(this.id)}/${what}`)));
+  }
+
+  #report() {
+    return this.#try(() => download(`/v1/jobs/${encodeURIComponent(this.id)}/report`, `${this.id}.html`));
+  }
+
+  async #try(action) {
+    this.problem.textContent = "";
+    try {
+      await action();
+    } catch (error) {
+      this.problem.textContent = sentence(error.message);
+    }
+  }
+
+  #draw() {
+    const spans = this.steps.rewound();
+    const found = marks(this.incidents.shown);
+    for (const chart of this.charts) chart.show(this.steps.rows, spans, found);
+    this.#progress();
+    this.#table();
+  }
+
+  #table() {
+    if (!this.details.open) return;
+    const rows = this.steps.rows.slice(-TABLE_ROWS).reverse().map((row) => ({
+      class: row.verdict !== "ok" ? "bad" : null,
+      cells: [count(row.attempt), count(row.step), number(row.loss), number(row.grad_norm), number(row.clip_threshold), number(row.lr), row.action],
+    }));
+    const head = ["Attempt", "Step", "Loss", "Gradient norm", "Clip threshold", "Learning rate", "Action"];
+    this.values.replaceChildren(table(`The last ${rows.length} attempts, the newest first`, head, rows));
+  }
+
+  #checkpoints(found) {
+    const rows = [...found].reverse().map((one) => ({
+      class: one.health === "damaged" ? "bad" : null,
+      cells: [one.name, one.step === null ? "–" : count(one.step), one.problem ? `${one.health}: ${one.problem}` : one.health, moment(one.created) ?? "–", bytes(one.size)],
+    }));
+    const shown = rows.length ? table("Checkpoints, the newest first", ["Name", "Step", "Health", "Written", "Size"], rows) : h("p", { class: "muted" }, "None yet.");
+    this.checkpoints.replaceChildren(shown);
+  }
+
+  /** An address that names an incident leads there once it has arrived. */
+  #goToHash() {
+    if (this.wentToHash || !location.hash.startsWith("#incident-")) return;
+    this.wentToHash = true;
+    document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  }
+
+  #refused(error) {
+    say(this.state, sentence(error.message));
+    this.buttons.replaceChildren();
+  }
+}

@@ -1,0 +1,39 @@
+// Who has no token yet is asked for one.
+
+import { call, token } from "/page/api.js";
+import { h } from "/page/dom.js";
+
+export function showLogin(app, _, entered) {
+  app.title("Sign in");
+  const problem = h("p", { id: "login-problem", class: "problem", role: "alert" });
+  const field = h("input", {
+    id: "token", type: "password", autocomplete: "off", spellcheck: "false", required: true, "aria-describedby": "login-problem token-help",
+  });
+
+  async function enter(event) {
+    event.preventDefault();
+    const given = field.value.trim();
+    if (!/^[\x21-\x7e]+$/.test(given)) {
+      problem.textContent = "A token is one word, such as gg_1234abcd_…";
+      return;
+    }
+    problem.textContent = "";
+    token.set(given);
+    try {
+      entered(await call("GET", "/v1/me"));
+    } catch (error) {
+      token.clear();
+      problem.textContent = error.message;
+      field.select();
+    }
+  }
+
+  app.main.append(
+    h("h1", { tabindex: "-1" }, "Sign in"),
+    h("form", { class: "panel narrow", onsubmit: enter },
+      h("label", { for: "token" }, "Token"),
+      field,
+      h("p", { id: "token-help", class: "muted" }, "Made by ", h("code", null, "gradguard tokens create"), ". It is kept until this tab is closed."),
+      problem,
+      h("div", { class: "buttons" }, h("button", { class: "main" }, "Sign in"))));
+}
