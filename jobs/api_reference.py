@@ -1,6 +1,7 @@
-"""Writes guard/API.md and jobs/API.md, what a program may use, from the docstrings: ``python -m jobs.api_reference``.
+"""Writes guard/API.md and jobs/API.md, what a program may use: ``python -m jobs.api_reference``.
 
-The sources are read by griffe and not run; nothing is written down here but which objects, in which order.
+The text is that of the docstrings. The sources are read by griffe and not run; nothing is written down here
+but which objects, in which order.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ DOCUMENTS = {
         GUARD,
         "API of the guard",
         "[README.md](README.md) says how it works and how it is tuned. What is named `guard.NAME` comes by\n"
-        "`from guard import NAME`, all else from its module. Defaults and limits of the configuration are in\n"
-        "[jobs/SPEC.md](../jobs/SPEC.md#guard).",
+        "`from guard import NAME`, all else from its module. Defaults and limits of the configuration are\n"
+        "in [jobs/SPEC.md](../jobs/SPEC.md#guard).",
     ),
     "jobs/API.md": (
         JOBS,

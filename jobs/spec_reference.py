@@ -17,11 +17,11 @@ HEAD = """# The spec of a job: every field
 Written by `python -m jobs.spec_reference`, from the models; a test fails where it is not up to date.
 [README.md](README.md) says how specs are written and what for.
 
-Every field may be left out, unless it is called required. A default that *depends* is told in the meaning. YAML is
-read by the rules of version 1.2: `1e-4` is a number, `off` is a word. Any field can be set on the command line, too:
-`--set optimizer.lr=0.1`. An unknown field, a wrong type and a value out of range are refused, all at once, each with
-its place in the file and with what to write instead. `gradguard check SPEC --show` prints a spec with every default
-filled in.
+Every field may be left out, unless it is called required. A default that *depends* is told in the meaning.
+YAML is read by the rules of version 1.2: `1e-4` is a number, `off` is a word. Any field can be set on the
+command line, too: `--set optimizer.lr=0.1`. An unknown field, a wrong type and a value out of range are
+refused, all at once, each with its place in the file and with what to write instead. `gradguard check SPEC
+--show` prints a spec with every default filled in.
 """
 
 
@@ -44,7 +44,7 @@ def document() -> str:
 
 
 def _sections(schema: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Title, name and schema of the whole and of each section, as they come, the inner ones after the outer."""
+    """Title, name and schema of the whole and of each section, in their order, outer before inner."""
     yield TOP, "", schema
     yield from _inner(schema, schema["$defs"], "")
 

@@ -21,14 +21,15 @@ API, CLI = HERE / "API.md", HERE / "CLI.md"
 
 API_HEAD = """# HTTP API of the service
 
-Written by `python -m service.reference`, from the API's own description; a test fails where it is not up to date.
-[README.md](README.md) says how the service is started and used. A service that runs describes itself at
+Written by `python -m service.reference`, from the API's own description; a test fails where it is not up to
+date. [README.md](README.md) says how the service is started and used. A service that runs describes itself at
 `/openapi.json`.
 
 Requests and answers are JSON, unless it says otherwise. The token goes into the header
-`Authorization: Bearer TOKEN`; the scope that an endpoint needs includes those below it: `read`, `submit`, `admin`.
-Times are Unix seconds. `None` is `null`. A number that JSON cannot hold is the text `nan`, `inf` or `-inf`. Every error is a
-[problem document](#problemdocument), `application/problem+json`, whose `detail` says what to do.
+`Authorization: Bearer TOKEN`; the scope that an endpoint needs includes those below it: `read`, `submit`,
+`admin`. Times are Unix seconds. `None` is `null`. A number that JSON cannot hold is the text `nan`, `inf` or
+`-inf`. Every error is a [problem document](#problemdocument), `application/problem+json`, whose `detail` says
+what to do.
 
 | Status | Means |
 |---|---|
@@ -41,7 +42,7 @@ Times are Unix seconds. `None` is `null`. A number that JSON cannot hold is the 
 | 429 | too many requests; the header `Retry-After` says when to come again |
 | 503 | not ready, or Ray does not answer |
 """
-CLI_HEAD = """<!-- Written by `python -m service.reference`, from the code; a test fails where it is not up to date. -->
+CLI_HEAD = """<!-- Written by `python -m service.reference`, from the code; a test fails where it is old. -->
 
 """
 
