@@ -54,7 +54,8 @@ def kind(field: Schema, link: Linker) -> str:
     if field.get("type") == "object":
         inner = field.get("additionalProperties")
         return f"mapping of {kind(inner, link)}" if isinstance(inner, Mapping) else "mapping"
-    return _TYPES.get(field.get("type", ""), field.get("type", "anything"))
+    found = str(field.get("type", "anything"))
+    return _TYPES.get(found, found)
 
 
 def allowed(field: Schema) -> Iterator[str]:

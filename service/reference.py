@@ -91,7 +91,7 @@ def _described() -> tuple[dict[str, Any], dict[tuple[str, str], str]]:
     for route in _routes(app.routes):
         hints = list(get_type_hints(route.endpoint, include_extras=True).values())
         scope = next((name for dependency, name in names.items() if dependency in hints), "")
-        scopes.update({(route.path, method.lower()): scope for method in route.methods})
+        scopes.update({(route.path, method.lower()): scope for method in route.methods or ()})
     return described, scopes
 
 

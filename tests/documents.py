@@ -45,15 +45,20 @@ def name(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its language and what is in it."""
+    """One fenced block: its language, what is in it, and whether it stands right below another one."""
 
     language: str
     text: str
+    below: bool = False
 
 
 def blocks(path: Path) -> list[Block]:
     """The fenced blocks of a document, in order."""
-    return [Block(language, body) for _, language, body in FENCE.findall(path.read_text())]
+    text, end, found = path.read_text(), 0, []
+    for match in FENCE.finditer(text):
+        found.append(Block(match[2], match[3], below=bool(found) and not text[end : match.start()].strip()))
+        end = match.end()
+    return found
 
 
 def commands(block: Block) -> list[str]:
@@ -126,20 +131,19 @@ class Session:
         self._shell = shell
         self.names = names or {}
 
-    def run(self, folder: Path, *, first: int = 0, extra: str = "") -> int:
-        """Runs all from the block ``first`` on; ``extra`` is added to the files. Returns how many ran."""
-        ran, said = 0, None
-        for block in self._blocks[first:]:
+    def run(self, folder: Path, *, extra: str = "") -> int:
+        """Runs all; files go into ``folder``, with ``extra`` at their end. Returns how many blocks ran."""
+        ran, said = 0, ""
+        for block in self._blocks:
             if block.language == "python":
                 said = self._python(block.text)
             elif block.language == "sh":
                 said = "".join(self._shell(command) for command in commands(block))
             elif block.language == "yaml":
                 (folder / shlex.split(block.text.splitlines()[0])[-1]).write_text(block.text + extra)
-            elif said is not None:
+            elif block.below:
                 assert agrees(block.text, said), f"shown:\n{block.text}\nsaid:\n{said}"
             ran += block.language in ("python", "sh")
-            said = said if block.language in ("python", "sh") else None
         return ran
 
     def _python(self, program: str) -> str:
