@@ -215,6 +215,7 @@ def test_the_document_of_the_guard_runs_as_shown(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_document_of_the_jobs_runs_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = Sandbox(tmp_path)
     monkeypatch.chdir(tmp_path)
