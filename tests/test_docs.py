@@ -268,8 +268,21 @@ def service(tmp_path: Path) -> Iterator[tuple[Sandbox, str]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_document_of_the_service_runs_as_shown(service: tuple[Sandbox, str]) -> None:
+def test_the_document_of_the_service_runs_as_shown(
+    service: tuple[Sandbox, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sandbox, url = service
+    monkeypatch.chdir(sandbox.path)
+    monkeypatch.setenv("HOME", str(sandbox.path))
+    monkeypatch.setenv("GRADGUARD_ADDRESS", url)
+
+    def shell(command: str) -> str:
+        if command.startswith("gradguard ") and shlex.split(command)[1] not in ("submit", "logs"):
+            return _in_process(command)
+        done = sandbox.run("sh", "-c", command)
+        assert done.returncode == 0, (command, done.stdout)
+        return done.stdout
+
     small = {"train": {"max_steps": 6}, "scale": {"workers": 1}, "faults": [{"kind": "nan_loss", "step": 3}]}
     sandbox.spec("my-job", **small)
     (program,) = [block.text for block in blocks(SERVICE) if block.language == "python"]
@@ -288,11 +301,10 @@ def test_the_document_of_the_service_runs_as_shown(service: tuple[Sandbox, str])
             waiting = sandbox.run(GRADGUARD, "submit", spec).stdout.strip()
         changes = line.startswith(("gradguard stop", "gradguard resume", "gradguard clone"))
         line = line.replace("JOB_ID", waiting if changes else finished).replace("http://127.0.0.1:8410", url)
-        done = sandbox.run("sh", "-c", line)
-        assert done.returncode == 0, (line, done.stdout)
-        said[line.split()[1] if line.startswith("gradguard") else line.rpartition(url)[2]] = done.stdout
+        answer = shell(line)
+        said[line.split()[1] if line.startswith("gradguard") else line.rpartition(url)[2]] = answer
         if line.startswith("gradguard submit"):
-            finished = done.stdout.strip()
+            finished = answer.strip()
     printed, _ = python.communicate(timeout=300)
     assert python.returncode == 0, printed
     assert "succeeded 6 0" in printed
@@ -303,6 +315,5 @@ def test_the_document_of_the_service_runs_as_shown(service: tuple[Sandbox, str])
     shown = next(json.loads(block.text) for block in blocks(SERVICE) if block.language == "json")
     assert set(json.loads(refused)) == set(shown)
     assert shown["errors"][0].removesuffix(" ...") in json.loads(refused)["errors"][0]
-    deleted = sandbox.run("sh", "-c", deletion.replace("JOB_ID", finished))
-    assert deleted.returncode == 0, deleted.stdout
+    shell(deletion.replace("JOB_ID", finished))
     assert not os.path.lexists(sandbox.path / "gradguard" / "runs" / finished)
