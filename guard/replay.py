@@ -90,8 +90,9 @@ def replay(
     Args:
         path: a CSV file with a header, or JSON lines (.jsonl, .ndjson, .json); gzip is recognized.
         config: the detector's thresholds.
-        step, loss, grad_norm: names of the columns. Without a step column rows are counted from 0; without
-            one for the norm the loss is judged alone.
+        step: name of the column with the step; without such a column rows are counted from 0.
+        loss: name of the column with the loss.
+        grad_norm: name of the column with the gradient norm; without it the loss is judged alone.
 
     Raises:
         TraceError: a row is malformed, or there is no loss column.

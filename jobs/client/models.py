@@ -20,7 +20,9 @@ Number = float | Literal["nan", "inf", "-inf"]
 class Document(BaseModel):
     """Read-only; a field that a newer service adds is no error."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class Progress(Document):
@@ -131,7 +133,7 @@ Restarts = Annotated[int, Field(ge=0, le=100)]
 class Submission(BaseModel):
     """A job to be handed in."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     spec: dict[str, Any]
     """The job's spec, as in its YAML file."""
@@ -148,7 +150,7 @@ class Submission(BaseModel):
 class CloneRequest(BaseModel):
     """A job like another one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     set: list[str] = []
     """Changes of the spec, as in ``optimizer.lr=0.1``."""
