@@ -13,10 +13,20 @@ from typing import Any
 import ray
 from ray.train import Result
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import (
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.execution.controller import TrainController
 
 TURN_S = 0.2
+SPARED = (DatasetsCallback, PlacementGroupCleanerCallback)
+"""What Ray Train would start a process for, which takes seconds, and again with each group of workers: we
+pass it no data sets, and the driver itself frees what a dead controller had reserved."""
+SETTINGS = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
+"""Nor is its watcher of preemptions needed: each worker watches for its own node."""
 
 
 class GivenUp(RuntimeError):
@@ -30,6 +40,9 @@ class Trainer(TorchTrainer):
         super().__init__(*args, **options)
         self._give_up = give_up
 
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, SPARED)]
+
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         """Runs the controller on this node, as Ray Train does, but waits for it in turns."""
         controller = (
@@ -37,7 +50,7 @@ class Trainer(TorchTrainer):
             .options(
                 num_cpus=0,
                 label_selector={ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
-                runtime_env={"env_vars": get_env_vars_to_propagate()},
+                runtime_env={"env_vars": {**SETTINGS, **get_env_vars_to_propagate()}},
             )
             .remote(**options)
         )
