@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, get_device
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.data.errors import DataError
+from jobs.drain import draining_nodes
 from jobs.errors import JobError
 from jobs.failures import CONTROLLER_DEATHS, by_rank, log_failure, one_line
 from jobs.folder import JobFolder
@@ -74,10 +75,9 @@ class FitThread(threading.Thread):
         while deaths <= self._spec.scale.max_failures:
             try:
                 result = self._trainer().fit().return_value
-                if result["status"] == MOVING:
-                    self._move(result["avoid"])
+                if result["status"] == MOVING and self._move(result["avoid"]):
                     continue
-                self._result = result
+                self._result = {**result, "status": "stopped"} if result["status"] == MOVING else result
                 return
             except GivenUp:
                 self._error = None
@@ -95,9 +95,17 @@ class FitThread(threading.Thread):
                     log_failure(log, error)
                 return
 
-    def _move(self, nodes: list[str]) -> None:
+    def _move(self, nodes: list[str]) -> bool:
+        """Leaves some nodes out from now on; false where one of them takes this process away, too."""
+        away = draining_nodes().intersection(nodes)
+        if ray.get_runtime_context().get_node_id() in away:
+            return False
         self._avoid.update(nodes)
-        self.notes.put(f"{named(nodes)} had too many hardware faults: training goes on without it")
+        if bad := [node for node in nodes if node not in away]:
+            self.notes.put(f"{named(bad)} had too many hardware faults: training goes on without it")
+        if away:
+            self.notes.put(f"{named(sorted(away))} is being taken away: training goes on without it")
+        return True
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -129,6 +137,7 @@ class FitThread(threading.Thread):
         return Trainer(
             train_worker,
             give_up=self._give_up,
+            avoid=placement.avoid,
             train_loop_config={"spec": spec.model_dump(mode="json"), "hub": self._hub},
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from jobs.checkpoints.ranks import Ranks
+from jobs.drain import draining_nodes
 from jobs.placement import plan
 from jobs.spec_sections import ScaleSpec
 
@@ -72,3 +73,21 @@ def room_elsewhere(scale: ScaleSpec, avoid: Sequence[str], *, use_gpu: bool) -> 
     if ranks.rank == 0:
         found = plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
     return bool(ranks.from_first(found))
+
+
+def given_up_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str]:
+    """The nodes for whose sake alone a job stops that fits on the cluster's others; none if it is to stop.
+
+    Args:
+        scale: of the job.
+        asked: whether this rank knows that somebody asked the job to stop; every rank comes here.
+        use_gpu: whether each worker has a GPU.
+    """
+    ranks = Ranks(scale.timeout_s)
+    if any(ranks.gather(asked)):
+        return []
+    nodes: list[str] = []
+    if ranks.rank == 0:
+        nodes = sorted(draining_nodes())
+        nodes = nodes if nodes and plan(scale, ray.nodes(), nodes, use_gpu=use_gpu) is not None else []
+    return list(ranks.from_first(nodes))

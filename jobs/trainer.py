@@ -8,6 +8,7 @@ instead, in short turns.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -20,6 +21,8 @@ from ray.train.v2._internal.constants import (
     get_env_vars_to_propagate,
 )
 from ray.train.v2._internal.execution.controller import TrainController
+
+from jobs.elastic import UsableNodes
 
 TURN_S = 0.2
 SPARED = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -34,17 +37,22 @@ class GivenUp(RuntimeError):
 
 
 class Trainer(TorchTrainer):
-    """A `TorchTrainer` whose `fit` raises `GivenUp` soon after the event `give_up` is set."""
+    """A `TorchTrainer` whose `fit` raises `GivenUp` soon after the event `give_up` is set.
 
-    def __init__(self, *args: Any, give_up: threading.Event, **options: Any) -> None:
+    It is told of nodes to avoid, by their ids: Ray Train itself counts on the room that they have.
+    """
+
+    def __init__(self, *args: Any, give_up: threading.Event, avoid: Collection[str], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._give_up = give_up
+        self._give_up, self._avoid = give_up, avoid
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, SPARED)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         """Runs the controller on this node, as Ray Train does, but waits for it in turns."""
+        if self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = UsableNodes(self.scaling_config, self._avoid)
         controller = (
             ray.remote(TrainController)
             .options(

@@ -57,13 +57,16 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def joined_node(cluster: Cluster) -> Iterator[None]:
-    """A second node of two cores, on this machine too, for the length of the block."""
+def joined_node(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
+    """A second node of two cores, on this machine too, for the length of the block.
+
+    On SIGTERM it is drained, and ends when nobody uses it any more.
+    """
     script = Path(__file__).with_name("second_node.py")
     node = cluster.sandbox.start(sys.executable, str(script), cluster.address, "2")
     try:
         read_until(node, lambda line: "has joined" in line)
-        yield
+        yield node
     finally:
         end(node)
 
