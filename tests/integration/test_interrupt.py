@@ -14,6 +14,7 @@ import pytest
 from tests.integration.runner import (
     GRADGUARD,
     NOISY,
+    SMALL,
     Sandbox,
     alive,
     descendants,
@@ -48,7 +49,7 @@ class Interrupted:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         train = {"max_steps": STEPS, "checkpoint_every_steps": 20}
-        self.spec = sandbox.spec(workload=NOISY, train=train)
+        self.spec = sandbox.spec(workload=NOISY, model=SMALL, train=train)
 
     def until(
         self, seen: Callable[[str], bool], stop: Callable[[subprocess.Popen[str], list], str], *flags: str
@@ -159,7 +160,7 @@ def test_the_stopped_job_continues_to_its_end_with_the_evaluation_that_was_given
 
 def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
-    process = sandbox.start(GRADGUARD, "train", sandbox.spec())
+    process = sandbox.start(GRADGUARD, "train", sandbox.spec(model=SMALL))
     read_until(process, lambda line: "phase=starting" in line or "starting" in line)
     family = descendants(process)
     process.send_signal(signal.SIGINT)

@@ -18,11 +18,11 @@ from guard.clips.config import _KINDS_OF as SETTINGS_OF
 from guard.clips.config import Kind
 from jobs.cluster import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
-from tests.integration.runner import BIN, GRADGUARD, Sandbox, read_until
+from tests.integration.runner import BIN, GRADGUARD, SMALL, Sandbox, read_until
 
 README = (PACKAGE_ROOT / "README.md").read_text()
 EXAMPLE = "jobs/examples/fashion.yaml"
-QUICK = {"data": {"dataset": "digits", "batch_size": 64}, "scale": {"workers": 1}}
+QUICK = {"data": {"dataset": "digits", "batch_size": 64}, "scale": {"workers": 1}, "model": SMALL}
 
 
 def blocks(language: str) -> list[str]:

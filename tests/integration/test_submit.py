@@ -12,11 +12,11 @@ from jobs.client import JobNotFound, JobTimeout
 from jobs.cluster import PACKAGE_ROOT
 from jobs.errors import JobError
 from tests.integration.cluster import RAY, Cluster
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.runner import GRADGUARD, SMALL, Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SHORT = {"train": {"max_steps": 12}, "scale": {"workers": 1}}
+SHORT = {"train": {"max_steps": 12}, "scale": {"workers": 1}, "model": SMALL}
 
 
 def test_ray_job_submit_ends_succeeded(cluster: Cluster) -> None:
@@ -60,7 +60,7 @@ def test_the_client_submits_follows_and_waits_and_a_halted_job_says_so(cluster: 
 
 def test_the_command_line_submits_lists_and_stops(cluster: Cluster) -> None:
     sandbox, address = cluster.sandbox, f"--address={cluster.url}"
-    spec = sandbox.spec("bycli", train={"max_steps": 5000}, scale={"workers": 1})
+    spec = sandbox.spec("bycli", **{**SHORT, "train": {"max_steps": 5000}})
     job_id = sandbox.run(GRADGUARD, "submit", spec, address).stdout.strip()
     client = JobClient(cluster.url)
     for piece in client.logs(job_id, follow=True):
