@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 
 from jobs.drain import draining_nodes
 
@@ -15,18 +16,33 @@ from jobs.drain import draining_nodes
 class UsableNodes(ElasticScalingPolicy):
     """Ray Train's own policy would count the room of all nodes, and wait for ever for what it cannot have.
 
+    Nodes that are being taken away take no new workers. Those that they have are left alone: the job saves its
+    state and goes by itself, while Ray would end them at once.
+
     Args:
         scaling_config: of the training.
-        avoid: ids of nodes that are not to be used. Nodes that are being taken away count as little.
+        avoid: ids of nodes that are not to be used.
     """
 
     def __init__(self, scaling_config: ScalingConfig, avoid: Collection[str] = ()) -> None:
         super().__init__(scaling_config)
         self._avoid = frozenset(avoid)
+        self._running = 0
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """As Ray Train's."""
+        self._running = worker_group_state.num_workers
+        try:
+            return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        finally:
+            self._running = 0
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        away = self._avoid | draining_nodes()
-        usable = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in away}
-        reserved: int = super()._count_possible_workers(reserved_resources)
-        room: int = super()._count_possible_workers(usable)
-        return min(reserved, room)
+        usable = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+        usable = {node: has for node, has in usable.items() if node not in self._avoid}
+        going = draining_nodes()
+        staying = {node: has for node, has in usable.items() if node not in going}
+        reserved, room, sure = map(super()._count_possible_workers, (reserved_resources, usable, staying))
+        return int(max(min(reserved, sure), min(reserved, room, self._running)))
