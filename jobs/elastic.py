@@ -16,8 +16,8 @@ from jobs.drain import draining_nodes
 class UsableNodes(ElasticScalingPolicy):
     """Ray Train's own policy would count the room of all nodes, and wait for ever for what it cannot have.
 
-    Nodes that are being taken away take no new workers. Those that they have are left alone: the job saves its
-    state and goes by itself, while Ray would end them at once.
+    Nodes that are being taken away take no new workers. Those that they have are left alone: the job saves
+    its state and goes by itself, while Ray would end them at once.
 
     Args:
         scaling_config: of the training.
