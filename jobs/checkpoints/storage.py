@@ -96,6 +96,15 @@ def open_storage(place: str | Path) -> Storage:
     return LocalStorage(Path(place))
 
 
+def shown(place: str | Path) -> str:
+    """A place as people are told it: a URL without its user, password and options, which may be keys."""
+    scheme, found, rest = str(place).partition("://")
+    if not found:
+        return str(place)
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def is_name(name: str) -> bool:
     """Whether a folder of this name may be a checkpoint."""
     return _NAME.fullmatch(name) is not None

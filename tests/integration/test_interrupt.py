@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from jobs.checkpoints.storage import open_storage
 from tests.integration.runner import (
     GRADGUARD,
     NOISY,
@@ -21,6 +23,7 @@ from tests.integration.runner import (
     noisy,
     read_until,
 )
+from tests.jobs.s3_fixture import BUCKET, s3_server
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +32,7 @@ CTRL_C_S = 10
 
 
 STEPS, EPOCH = 66, 22
+KEYS = "keyname:keysecret"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,18 @@ class Ended:
 
 
 class Interrupted:
-    """One job of three epochs, started again after each end."""
+    """One job of three epochs, started again after each end; its checkpoints lie on an S3 server."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, options: str) -> None:
         self.sandbox = sandbox
-        train = {"max_steps": STEPS, "checkpoint_every_steps": 20}
+        self.url = f"s3://{KEYS}@{BUCKET}/runs?{options}"
+        train = {"max_steps": STEPS, "checkpoint_every_steps": 20, "checkpoint_storage": self.url}
         self.spec = sandbox.spec(workload=NOISY, model=SMALL, train=train)
+
+    @property
+    def place(self) -> str:
+        """Where its checkpoints lie."""
+        return self.url.replace("/runs?", "/runs/digits/checkpoints?")
 
     def until(
         self, seen: Callable[[str], bool], stop: Callable[[subprocess.Popen[str], list], str], *flags: str
@@ -76,8 +86,9 @@ def ctrl_c(process: subprocess.Popen[str], _: list[psutil.Process]) -> str:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    return Interrupted(noisy(tmp_path_factory.mktemp("interrupted")))
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
+    with s3_server() as options:
+        yield Interrupted(noisy(tmp_path_factory.mktemp("interrupted")), options)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +136,8 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_continue(job: Interrupted, first
     result = first.result
     assert result["status"] == "stopped"
     assert 0 < result["steps"] < STEPS
-    assert (job.sandbox.path / "runs" / "digits" / result["checkpoint"] / "manifest.json").exists()
+    assert result["checkpoint"] == f"s3://{BUCKET}/runs/digits/checkpoints/step-{result['steps']:08d}"
+    assert f"step-{result['steps']:08d}" in open_storage(job.place).names()
     assert result["resume"] == "gradguard train digits.yaml --resume"
     assert result["resume"] in first.output
     assert "Traceback" not in first.output
@@ -138,7 +150,7 @@ def test_a_stop_in_an_evaluation_keeps_the_state_at_its_step(first: Ended, evalu
     assert first.result["steps"] <= result["steps"]
     assert result["steps"] % EPOCH == 0
     assert result["metrics"] == first.result["metrics"], "those of the epoch before, if there was one"
-    assert result["checkpoint"] == f"checkpoints/step-{result['steps']:08d}"
+    assert result["checkpoint"].endswith(f"/checkpoints/step-{result['steps']:08d}")
     assert result["resume"] in evaluating.output
 
 
@@ -156,6 +168,29 @@ def test_the_stopped_job_continues_to_its_end_with_the_evaluation_that_was_given
     rows = job.sandbox.rows("digits", "metrics.jsonl")
     assert [row["step"] for row in rows if "action" in row] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "eval" in row] == [EPOCH, 2 * EPOCH, STEPS]
+
+
+def test_the_commands_that_look_at_a_job_read_its_checkpoints_where_they_lie(
+    job: Interrupted, twice: Ended
+) -> None:
+    run, folder = job.sandbox.run, "runs/digits"
+    for place in (folder, job.place):
+        listed = run(GRADGUARD, "checkpoints", place, "--verify", "--json")
+        assert listed.returncode == 0, listed.stdout
+        told = json.loads(listed.stdout)
+        assert told["place"] == f"s3://{BUCKET}/runs/digits/checkpoints"
+        assert [(row["step"], row["state"]) for row in told["checkpoints"]][-1] == (STEPS, "good")
+    report = run(GRADGUARD, "report", folder)
+    assert report.returncode == 0, report.stdout
+    page = (job.sandbox.path / folder / "report.html").read_text()
+    assert "checkpoints" in page
+    assert "keysecret" not in page
+    assert run(GRADGUARD, "status", "digits", "--address", "runs").stdout.strip() == "succeeded"
+    assert run(GRADGUARD, "incidents", folder).stdout.strip() == "no incidents"
+    for command in ("report", "incidents"):
+        refused = run(GRADGUARD, command, job.place)
+        assert refused.returncode == 2
+        assert refused.stdout.startswith(f"s3://{BUCKET}/runs/digits/checkpoints is a URL, under which only")
 
 
 def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
