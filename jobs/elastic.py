@@ -1,4 +1,4 @@
-"""How many workers an elastic job can have, when some nodes are not to be used."""
+"""How many workers Ray Train starts: all, or as many as the nodes that can be used have room for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,41 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    ScalingDecision,
+    ScalingPolicy,
+)
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 
 from jobs.drain import draining_nodes
+
+
+def scaling_policy(config: ScalingConfig, avoid: Collection[str], *, embedded: bool) -> ScalingPolicy:
+    """What decides on the number of workers.
+
+    Args:
+        config: of the training.
+        avoid: ids of nodes that are not to be used.
+        embedded: whether the cluster is ours alone.
+    """
+    if config.elasticity_enabled:
+        return UsableNodes(config, avoid)
+    return Alone(config) if embedded else FixedScalingPolicy(config)
+
+
+class Alone(FixedScalingPolicy):
+    """Reserves nothing with Ray's coordinator of clusters that grow, which would have to be started first."""
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass
 
 
 class UsableNodes(ElasticScalingPolicy):

@@ -44,9 +44,10 @@ class FitThread(threading.Thread):
     Ray Train starts workers again that died, but nobody starts its controller again: that is done here.
     """
 
-    def __init__(self, spec: JobSpec, hub: Any, *, use_gpu: bool, scratch: Path) -> None:
+    def __init__(self, spec: JobSpec, hub: Any, *, use_gpu: bool, embedded: bool, scratch: Path) -> None:
         super().__init__(name="ray-train", daemon=True)
-        self._spec, self._hub, self._use_gpu, self._scratch = spec, hub, use_gpu, scratch
+        self._spec, self._hub, self._scratch = spec, hub, scratch
+        self._use_gpu, self._embedded = use_gpu, embedded
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What the user is to be told."""
         self._give_up, self._ended = threading.Event(), threading.Event()
@@ -138,6 +139,7 @@ class FitThread(threading.Thread):
             train_worker,
             give_up=self._give_up,
             avoid=placement.avoid,
+            embedded=self._embedded,
             train_loop_config={"spec": spec.model_dump(mode="json"), "hub": self._hub},
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))

@@ -22,7 +22,7 @@ from ray.train.v2._internal.constants import (
 )
 from ray.train.v2._internal.execution.controller import TrainController
 
-from jobs.elastic import UsableNodes
+from jobs.elastic import scaling_policy
 
 TURN_S = 0.2
 SPARED = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -39,20 +39,22 @@ class GivenUp(RuntimeError):
 class Trainer(TorchTrainer):
     """A `TorchTrainer` whose `fit` raises `GivenUp` soon after the event `give_up` is set.
 
-    It is told of nodes to avoid, by their ids: Ray Train itself counts on the room that they have.
+    It is told of nodes to avoid, by their ids, since Ray Train counts on the room that they have; and whether
+    the cluster is ``embedded`` in this process and nobody else's.
     """
 
-    def __init__(self, *args: Any, give_up: threading.Event, avoid: Collection[str], **options: Any) -> None:
+    def __init__(
+        self, *args: Any, give_up: threading.Event, avoid: Collection[str], embedded: bool, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
-        self._give_up, self._avoid = give_up, avoid
+        self._give_up, self._avoid, self._embedded = give_up, avoid, embedded
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, SPARED)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         """Runs the controller on this node, as Ray Train does, but waits for it in turns."""
-        if self.scaling_config.elasticity_enabled:
-            options["scaling_policy"] = UsableNodes(self.scaling_config, self._avoid)
+        options["scaling_policy"] = scaling_policy(self.scaling_config, self._avoid, embedded=self._embedded)
         controller = (
             ray.remote(TrainController)
             .options(

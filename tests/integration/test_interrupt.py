@@ -202,3 +202,17 @@ def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=CTRL_C_S)
     assert process.returncode == 1, output
     assert alive(family) == []
+
+
+@pytest.mark.soak
+def test_a_job_whose_folder_was_lost_continues_from_its_checkpoints(
+    job: Interrupted, evaluating: Ended
+) -> None:
+    (job.sandbox.path / "runs").rename(job.sandbox.path / "lost")
+    start = int(open_storage(job.place).names()[-1].rpartition("-")[2])
+    again = job.sandbox.run(GRADGUARD, "train", job.spec, "--resume")
+    assert again.returncode == 0, again.stdout
+    assert f"continuing from the checkpoint of step {start}" in again.stdout
+    assert "metrics.jsonl lacks rows of before: this is not the folder of that run" in again.stdout
+    rows = job.sandbox.rows("digits", "metrics.jsonl")
+    assert [row["step"] for row in rows if "action" in row] == list(range(start + 1, STEPS + 1))
