@@ -18,11 +18,10 @@ from ray.train.torch import TorchConfig, get_device
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.data.errors import DataError
-from jobs.drain import draining_nodes
 from jobs.errors import JobError
 from jobs.failures import CONTROLLER_DEATHS, by_rank, log_failure, one_line
 from jobs.folder import JobFolder
-from jobs.hardware import named
+from jobs.hardware import TAKEN_AWAY, named
 from jobs.placement import plan, worker_resources
 from jobs.pulse import Pulse, watched
 from jobs.result import MOVING
@@ -76,7 +75,7 @@ class FitThread(threading.Thread):
         while deaths <= self._spec.scale.max_failures:
             try:
                 result = self._trainer().fit().return_value
-                if result["status"] == MOVING and self._move(result["avoid"]):
+                if result["status"] == MOVING and self._move(result["avoid"], result["why"]):
                     continue
                 self._result = {**result, "status": "stopped"} if result["status"] == MOVING else result
                 return
@@ -96,16 +95,12 @@ class FitThread(threading.Thread):
                     log_failure(log, error)
                 return
 
-    def _move(self, nodes: list[str]) -> bool:
+    def _move(self, nodes: list[str], why: str) -> bool:
         """Leaves some nodes out from now on; false where one of them takes this process away, too."""
-        away = draining_nodes().intersection(nodes)
-        if ray.get_runtime_context().get_node_id() in away:
+        if why == TAKEN_AWAY and ray.get_runtime_context().get_node_id() in nodes:
             return False
         self._avoid.update(nodes)
-        if bad := [node for node in nodes if node not in away]:
-            self.notes.put(f"{named(bad)} had too many hardware faults: training goes on without it")
-        if away:
-            self.notes.put(f"{named(sorted(away))} is being taken away: training goes on without it")
+        self.notes.put(f"{named(nodes)} {why}: training goes on without it")
         return True
 
     @contextmanager

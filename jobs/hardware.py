@@ -12,6 +12,8 @@ from jobs.drain import draining_nodes
 from jobs.placement import plan
 from jobs.spec_sections import ScaleSpec
 
+ERRED, TAKEN_AWAY = "had too many hardware faults", "is being taken away"
+
 
 class HardwareFaults:
     """Batches that gave another result when they were computed again, by the node of the rank that erred.
@@ -30,6 +32,8 @@ class HardwareFaults:
         self._kept: set[str] = set()
         self.leaving: list[str] = []
         """The nodes for whose sake this training ends here and goes on elsewhere."""
+        self.why = ERRED
+        """What people are told of them."""
 
     def note(self, ranks: Iterable[int]) -> None:
         """Ranks that erred in one step; one that cannot be told (-1) accuses no node."""
@@ -44,9 +48,9 @@ class HardwareFaults:
         used = sorted(set(self._nodes) - self._kept)
         return [node for node in used if self._counts.get(node, 0) >= self._limit]
 
-    def leave(self, nodes: Iterable[str]) -> None:
-        """The job goes on without these."""
-        self.leaving = list(nodes)
+    def leave(self, nodes: Iterable[str], why: str) -> None:
+        """The job goes on without these, for this reason."""
+        self.leaving, self.why = list(nodes), why
 
     def keep(self, nodes: Iterable[str]) -> None:
         """There is no other place: these nodes are used on."""
