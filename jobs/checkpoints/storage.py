@@ -18,6 +18,7 @@ from jobs.files import sync
 
 DAMAGED = "manifest.damaged.json"
 _NAME = re.compile(r"step-\d{8,}")
+_URL = re.compile(r"\b[a-z][a-z0-9+.\-]*://[^\s'\"]+")
 
 
 class Storage(Protocol):
@@ -103,6 +104,11 @@ def shown(place: str | Path) -> str:
         return str(place)
     host, slash, path = rest.partition("?")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def without_keys(text: str) -> str:
+    """A text in which every URL is as ``shown``."""
+    return _URL.sub(lambda url: shown(url[0]), text)
 
 
 def is_name(name: str) -> bool:

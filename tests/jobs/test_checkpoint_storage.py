@@ -12,7 +12,7 @@ import torch
 from jobs.checkpoints import Checkpoints, DamagedCheckpoint, checkpoint_name, newest_step
 from jobs.checkpoints.load import verify
 from jobs.checkpoints.manifest import MANIFEST
-from jobs.checkpoints.storage import Storage, open_storage, shown
+from jobs.checkpoints.storage import Storage, open_storage, shown, without_keys
 from jobs.errors import JobError
 from tests.jobs.checkpoint_fixture import Told, parts, proven, train
 from tests.jobs.s3_fixture import BUCKET, s3_server
@@ -134,4 +134,5 @@ def test_a_place_is_told_without_the_keys_to_it() -> None:
     assert shown("memory://a/b@c") == "memory://a/b@c"
     assert shown("runs/x?") == "runs/x?"
     assert checkpoint_name(url, 7) == "s3://bucket/runs/x/step-00000007"
+    assert without_keys(f"a: '{url}'\nb: http://host/x\n") == "a: 's3://bucket/runs/x'\nb: http://host/x\n"
     assert checkpoint_name(Path("runs/x/checkpoints"), 7) == "checkpoints/step-00000007"
