@@ -90,8 +90,9 @@ def wait_for_api(url: str) -> None:
 
 
 def end(head: subprocess.Popen[str]) -> None:
-    if head.poll() is not None:
-        return  # it died by itself: the test that noticed says more
+    if head.poll() is not None:  # it died by itself: the test that noticed says more
+        head.communicate()
+        return
     family = psutil.Process(head.pid).children(recursive=True)
     head.terminate()
     _, left = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=45)

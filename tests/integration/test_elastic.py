@@ -60,7 +60,7 @@ def test_a_job_goes_on_without_a_node_that_is_taken_away_and_grows_again(cluster
         read_until(job, lambda line: "phase=training" in line and "loss=" in line)
         node.send_signal(signal.SIGTERM)
         output = read_until(job, lambda line: "world size of 1" in line)
-        node.wait(timeout=120)
+        node.communicate(timeout=120)
     assert "is about to be taken away: saving the state" in output
     assert "is being taken away: training goes on without it" in output, output
     assert "died" not in output, "it left before the node did"
