@@ -1,4 +1,5 @@
-"""Preemption: a worker looks whether its node is about to be taken away, so that the job can save in time."""
+"""Preemption: a worker looks whether its node is about to be taken away, so that the job can save in time,
+and goes on elsewhere if there is room."""
 
 from __future__ import annotations
 
@@ -9,6 +10,14 @@ import ray
 from ray._private.state import state
 
 ASK_EVERY_S = 1.0
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the cluster's nodes that are about to be taken away; none where nobody answers."""
+    try:
+        return set(state.get_draining_nodes())
+    except Exception:  # noqa: BLE001 - a cluster that does not answer drains nobody
+        return set()
 
 
 class DrainWatch(threading.Thread):

@@ -115,7 +115,7 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
     _tell(lambda: hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
-    thread = FitThread(spec, hub, use_gpu=use_gpu, scratch=scratch)
+    thread = FitThread(spec, hub, use_gpu=use_gpu, embedded=cluster.embedded, scratch=scratch)
     with LiveView(console) as view, interrupts() as interrupted:
         watch = Watch(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"

@@ -30,6 +30,8 @@ class StopWatcher:
         self._hub, self._job, self._rank = hub, job, rank
         self._reply: Any = None
         self._next = 0.0
+        self.asked = False
+        """Whether the hub has said so, as far as this rank knows."""
         self._drain = DrainWatch(self._tell)
         self._drain.start()
 
@@ -47,7 +49,7 @@ class StopWatcher:
             return False
 
     def _tell(self) -> None:
-        text = f"the node of rank {self._rank} is about to be taken away: saving and stopping"
+        text = f"the node of rank {self._rank} is about to be taken away: saving the state"
         self._hub.note.remote(self._job, "warning", text)
 
     def _answered(self) -> bool:
@@ -57,7 +59,8 @@ class StopWatcher:
         if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
             return False
         reply, self._reply = self._reply, None
-        return bool(ray.get(reply, timeout=0))
+        self.asked = bool(ray.get(reply, timeout=0))
+        return self.asked
 
 
 def evaluate(run: Run) -> dict[str, float] | None:

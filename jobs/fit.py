@@ -21,7 +21,7 @@ from jobs.data.errors import DataError
 from jobs.errors import JobError
 from jobs.failures import CONTROLLER_DEATHS, by_rank, log_failure, one_line
 from jobs.folder import JobFolder
-from jobs.hardware import named
+from jobs.hardware import TAKEN_AWAY, named
 from jobs.placement import plan, worker_resources
 from jobs.pulse import Pulse, watched
 from jobs.result import MOVING
@@ -43,9 +43,10 @@ class FitThread(threading.Thread):
     Ray Train starts workers again that died, but nobody starts its controller again: that is done here.
     """
 
-    def __init__(self, spec: JobSpec, hub: Any, *, use_gpu: bool, scratch: Path) -> None:
+    def __init__(self, spec: JobSpec, hub: Any, *, use_gpu: bool, embedded: bool, scratch: Path) -> None:
         super().__init__(name="ray-train", daemon=True)
-        self._spec, self._hub, self._use_gpu, self._scratch = spec, hub, use_gpu, scratch
+        self._spec, self._hub, self._scratch = spec, hub, scratch
+        self._use_gpu, self._embedded = use_gpu, embedded
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What the user is to be told."""
         self._give_up, self._ended = threading.Event(), threading.Event()
@@ -74,10 +75,9 @@ class FitThread(threading.Thread):
         while deaths <= self._spec.scale.max_failures:
             try:
                 result = self._trainer().fit().return_value
-                if result["status"] == MOVING:
-                    self._move(result["avoid"])
+                if result["status"] == MOVING and self._move(result["avoid"], result["why"]):
                     continue
-                self._result = result
+                self._result = {**result, "status": "stopped"} if result["status"] == MOVING else result
                 return
             except GivenUp:
                 self._error = None
@@ -95,9 +95,13 @@ class FitThread(threading.Thread):
                     log_failure(log, error)
                 return
 
-    def _move(self, nodes: list[str]) -> None:
+    def _move(self, nodes: list[str], why: str) -> bool:
+        """Leaves some nodes out from now on; false where one of them takes this process away, too."""
+        if why == TAKEN_AWAY and ray.get_runtime_context().get_node_id() in nodes:
+            return False
         self._avoid.update(nodes)
-        self.notes.put(f"{named(nodes)} had too many hardware faults: training goes on without it")
+        self.notes.put(f"{named(nodes)} {why}: training goes on without it")
+        return True
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -129,6 +133,8 @@ class FitThread(threading.Thread):
         return Trainer(
             train_worker,
             give_up=self._give_up,
+            avoid=placement.avoid,
+            embedded=self._embedded,
             train_loop_config={"spec": spec.model_dump(mode="json"), "hub": self._hub},
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))

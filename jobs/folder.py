@@ -111,14 +111,14 @@ def _must_be_empty(place: str | Path) -> None:
     """A URL is not moved aside like a folder, and what lies there would be taken for this job's."""
     if isinstance(place, Path):
         return
-    from jobs.checkpoints.storage import open_storage
+    from jobs.checkpoints.storage import open_storage, shown
 
     try:
         taken = bool(open_storage(place).names())
     except OSError as error:
-        raise JobError(f"cannot read {place}: {error.strerror or error}") from None
+        raise JobError(f"cannot read {shown(place)}: {error.strerror or error}") from None
     if taken:
         raise JobError(
-            f"{place} already holds checkpoints: continue with --resume, or start anew with another name "
-            "or train.checkpoint_storage"
+            f"{shown(place)} already holds checkpoints: continue with --resume, or start anew with another "
+            "name or train.checkpoint_storage"
         )

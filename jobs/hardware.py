@@ -8,8 +8,11 @@ from typing import Any
 import ray
 
 from jobs.checkpoints.ranks import Ranks
+from jobs.drain import draining_nodes
 from jobs.placement import plan
 from jobs.spec_sections import ScaleSpec
+
+ERRED, TAKEN_AWAY = "had too many hardware faults", "is being taken away"
 
 
 class HardwareFaults:
@@ -29,6 +32,8 @@ class HardwareFaults:
         self._kept: set[str] = set()
         self.leaving: list[str] = []
         """The nodes for whose sake this training ends here and goes on elsewhere."""
+        self.why = ERRED
+        """What people are told of them."""
 
     def note(self, ranks: Iterable[int]) -> None:
         """Ranks that erred in one step; one that cannot be told (-1) accuses no node."""
@@ -43,9 +48,9 @@ class HardwareFaults:
         used = sorted(set(self._nodes) - self._kept)
         return [node for node in used if self._counts.get(node, 0) >= self._limit]
 
-    def leave(self, nodes: Iterable[str]) -> None:
-        """The job goes on without these."""
-        self.leaving = list(nodes)
+    def leave(self, nodes: Iterable[str], why: str) -> None:
+        """The job goes on without these, for this reason."""
+        self.leaving, self.why = list(nodes), why
 
     def keep(self, nodes: Iterable[str]) -> None:
         """There is no other place: these nodes are used on."""
@@ -72,3 +77,21 @@ def room_elsewhere(scale: ScaleSpec, avoid: Sequence[str], *, use_gpu: bool) -> 
     if ranks.rank == 0:
         found = plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
     return bool(ranks.from_first(found))
+
+
+def given_up_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str]:
+    """The nodes for whose sake alone a job stops that fits on the cluster's others; none if it is to stop.
+
+    Args:
+        scale: of the job.
+        asked: whether this rank knows that somebody asked the job to stop; every rank comes here.
+        use_gpu: whether each worker has a GPU.
+    """
+    ranks = Ranks(scale.timeout_s)
+    if any(ranks.gather(asked)):
+        return []
+    nodes: list[str] = []
+    if ranks.rank == 0:
+        nodes = sorted(draining_nodes())
+        nodes = nodes if nodes and plan(scale, ray.nodes(), nodes, use_gpu=use_gpu) is not None else []
+    return list(ranks.from_first(nodes))

@@ -47,16 +47,16 @@ def plan(
         use_gpu: whether each worker has a GPU.
     """
     if not avoid:
-        return Placement(scale.workers if scale.min_workers is None else (scale.min_workers, scale.workers))
+        return Placement(_sizes(scale))
     needed = worker_resources(scale, use_gpu=use_gpu)
     room = sum(_fit(n["Resources"], needed) for n in nodes if n["Alive"] and n["NodeID"] not in avoid)
     if room < scale.fewest_workers:
         return None
-    left = tuple(sorted(avoid))
-    if scale.min_workers is None:
-        return Placement(scale.workers, left)
-    # Ray counts the room of all nodes and would wait for ever for what the avoided ones have.
-    return Placement((scale.min_workers, min(scale.workers, room)), left)
+    return Placement(_sizes(scale), tuple(sorted(avoid)))
+
+
+def _sizes(scale: ScaleSpec) -> int | tuple[int, int]:
+    return scale.workers if scale.min_workers is None else (scale.min_workers, scale.workers)
 
 
 def _fit(have: Mapping[str, float], needed: Mapping[str, float]) -> int:

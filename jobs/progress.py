@@ -184,15 +184,19 @@ class Progress:
     def rewind_files(self) -> bool:
         """Takes the rows off that were written after the state that was loaded: their steps come again.
 
-        Call once, after the state was loaded, or where there was none to load.
+        Call once, after the state was loaded, or where there was none to load. Rows that are missing, as
+        where checkpoints lie behind a URL and the folder is another one, are told of.
 
         Returns:
             Whether there were such rows.
         """
         cut = 0
         for name, path in self._files.items():
+            size = self._sizes.get(name, 0)
+            if _size(path) < size:
+                self.event("warning", f"{path.name} lacks rows of before: this is not the folder of that run")
             try:
-                cut += cut_back(path, self._sizes.get(name, 0))
+                cut += cut_back(path, size)
             except OSError as error:
                 logger.warning("cannot write %s: %s; some rows stand there twice", path.name, error.strerror)
         return cut > 0

@@ -16,7 +16,7 @@ MOVING = "moving"
 def complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
     """result.json: what the loop said, what the driver knows, and how the user would go on."""
     finished = outcome["status"] == "succeeded"
-    outcome = {name: value for name, value in outcome.items() if name != "avoid"}
+    outcome = {name: value for name, value in outcome.items() if name not in ("avoid", "why")}
     return {
         **dict.fromkeys(("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost"), 0),
         "guard_share": 0.0,

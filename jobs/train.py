@@ -13,7 +13,7 @@ from guard import GuardHalt, StepReport
 from jobs.checkpoints import Checkpoints
 from jobs.data.cursor import shard
 from jobs.evaluate import evaluate
-from jobs.hardware import named, room_elsewhere
+from jobs.hardware import ERRED, TAKEN_AWAY, given_up_nodes, named, room_elsewhere
 from jobs.pulse import Pulse
 from jobs.result import MOVING
 from jobs.samples import write_samples
@@ -28,7 +28,7 @@ def train(spec: JobSpec, hub: Any, pulse: Pulse) -> dict[str, Any]:
     status, error = "succeeded", None
     try:
         if not (train_steps(run) and evaluated(run)):
-            status = MOVING if run.hardware.leaving else "stopped"
+            status = MOVING if run.hardware.leaving or gives_way(run) else "stopped"
     except GuardHalt as halt:
         status, error = "halted", str(halt)
         run.checkpoints.forget_after(run.guard.steps)
@@ -98,13 +98,19 @@ def leaves(run: Run) -> bool:
     if not bad:
         return False
     if room_elsewhere(run.spec.scale, bad, use_gpu=run.device.type == "cuda"):
-        run.hardware.leave(bad)
+        run.hardware.leave(bad, ERRED)
         return True
     run.hardware.keep(bad)
-    run.progress.event(
-        "error", f"{named(bad)} had too many hardware faults, and no other has room: training goes on there"
-    )
+    run.progress.event("error", f"{named(bad)} {ERRED}, and no other has room: training goes on there")
     return False
+
+
+def gives_way(run: Run) -> bool:
+    """Whether a job that stops does so only for nodes that are taken away, and goes on elsewhere."""
+    asked = run.stop.asked or run.progress.stop_requested()
+    going = given_up_nodes(run.spec.scale, asked, use_gpu=run.device.type == "cuda")
+    run.hardware.leave(going, TAKEN_AWAY)
+    return bool(run.hardware.leaving)
 
 
 def settle(run: Run) -> None:
@@ -167,6 +173,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
         "world_size": run.world_size,
         "error": error,
         "avoid": run.hardware.leaving,
+        "why": run.hardware.why,
     }
 
 

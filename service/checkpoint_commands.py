@@ -17,7 +17,7 @@ from jobs.checkpoints.export import export_model
 from jobs.checkpoints.folder import manifests
 from jobs.checkpoints.load import Content, read, verify
 from jobs.checkpoints.manifest import Manifest
-from jobs.checkpoints.storage import Storage, open_storage
+from jobs.checkpoints.storage import Storage, open_storage, shown
 from jobs.checkpoints.write import checkpoint_folder
 from jobs.errors import JobError
 from jobs.folder import CHECKPOINTS, SPEC
@@ -74,7 +74,7 @@ def _find(job: str) -> tuple[str, Storage]:
         if (folder / SPEC).exists():
             spec = JobSpec.load(folder / SPEC)
             place = spec.checkpoint_place if spec.train.checkpoint_storage else place
-    return str(place), open_storage(place)
+    return shown(place), open_storage(place)
 
 
 def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:

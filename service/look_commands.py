@@ -118,6 +118,13 @@ def report(
 
 def _is_here(job: str) -> bool:
     """What looks like a path is one: the ids of jobs have no slash."""
+    if "://" in job:
+        from jobs.checkpoints.storage import shown
+
+        raise JobError(
+            f"{shown(job)} is a URL, under which only checkpoints lie: name the job's folder, as in "
+            "runs/NAME, or its id; gradguard checkpoints reads a URL"
+        )
     return "/" in job or Path(job).is_dir()
 
 

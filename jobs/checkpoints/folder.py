@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.load import read_manifest
 from jobs.checkpoints.manifest import Manifest
-from jobs.checkpoints.storage import Storage, open_storage
+from jobs.checkpoints.storage import Storage, open_storage, shown
 from jobs.checkpoints.write import checkpoint_folder
 
 
@@ -33,6 +33,6 @@ def newest_step(folder: str | Path) -> int | None:
 
 
 def checkpoint_name(folder: str | Path, step: int) -> str:
-    """A checkpoint relative to the job's folder; under a URL, all of it."""
-    text = str(folder)
+    """A checkpoint relative to the job's folder; under a URL, all of that but its keys and options."""
+    text = shown(folder)
     return f"{text if '://' in text else Path(text).name}/{checkpoint_folder(step)}"

@@ -23,7 +23,7 @@ from jobs.checkpoints.retention import retired
 from jobs.checkpoints.shards import lay_out
 from jobs.checkpoints.spec_match import check_spec
 from jobs.checkpoints.stage import Stage
-from jobs.checkpoints.storage import open_storage
+from jobs.checkpoints.storage import open_storage, shown
 from jobs.checkpoints.write import Place, Writer, checkpoint_folder
 from jobs.errors import JobError
 
@@ -364,4 +364,5 @@ def _nobody(_level: str, _text: str) -> None:
 
 def _nothing_left(folder: str | Path, problems: Mapping[str, str]) -> str:
     listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
-    return f"no checkpoint under {folder} can be read ({listed}): restore one, or start anew with --overwrite"
+    none = f"no checkpoint under {shown(folder)} can be read ({listed})"
+    return f"{none}: restore one, or start anew with --overwrite"

@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow import fs
 
 from jobs.checkpoints.manifest import MANIFEST
-from jobs.checkpoints.storage import DAMAGED, is_name
+from jobs.checkpoints.storage import DAMAGED, is_name, shown
 from jobs.errors import JobError
 
 
@@ -115,5 +115,5 @@ def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise JobError(f"{url.partition('?')[0]} is no place for checkpoints: {error}") from None
+        raise JobError(f"{shown(url)} is no place for checkpoints: {error}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.spec import JobSpec
 from jobs.spec_errors import Problem, SpecError
+from jobs.spec_schema import annotation_at, section_of
 
 MAY_DIFFER = (
     "name",
@@ -30,21 +32,50 @@ MUST_MATCH = ("guard.clip.kind",)
 def check_spec(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) -> None:
     """Compares the spec in a checkpoint with the one that continues it; an empty one is not compared.
 
+    A field that the version which wrote the checkpoint did not have yet counts as left at its default.
+
     Raises:
         SpecError: with every field in which they differ and may not: the value now, and the saved one.
     """
     if not saved or not now:
         return
-    old, new = _leaves(saved), _leaves(now)
+    new = _leaves(now)
+    unsaid = {field: value for field, value in _leaves(_filled(saved)).items() if field in new}
+    old = {**unsaid, **_leaves(saved)}
     fields = [field for field in {**old, **new} if old.get(field) != new.get(field) and not _free(field)]
     if fields:
         raise SpecError([_problem(field, old.get(field), new.get(field), step) for field in sorted(fields)])
 
 
+def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved spec as this version would read it; nothing if it would refuse it.
+
+    What may differ need not be valid any more.
+    """
+    fixed = {name: value for name, value in saved.items() if name not in MAY_DIFFER}
+    try:
+        return JobSpec.from_dict(_known(fixed, JobSpec)).model_dump(mode="json")
+    except SpecError:
+        return {}
+
+
+def _known(data: Any, annotation: Any) -> Any:
+    """The data less fields that there are no more."""
+    section = section_of(annotation)
+    if section is None or not isinstance(data, Mapping):
+        return data
+    fields = section.model_fields
+    return {name: _known(value, fields[name].annotation) for name, value in data.items() if name in fields}
+
+
 def _problem(field: str, old: Any, new: Any, step: int) -> Problem:
+    if annotation_at(JobSpec, field.split(".")) is None:
+        way = "this version has no such field: continue it with the one that made it"
+    else:
+        way = f"write {old} to continue it"
     message = (
-        f"the checkpoint of step {step} was made with {old}: "
-        f"write {old} to continue it, or start a new job with --overwrite or another name"
+        f"the checkpoint of step {step} was made with {old}: {way}, "
+        "or start a new job with --overwrite or another name"
     )
     return Problem(field, "none" if new is None else new, message)
 

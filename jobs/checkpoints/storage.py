@@ -18,6 +18,7 @@ from jobs.files import sync
 
 DAMAGED = "manifest.damaged.json"
 _NAME = re.compile(r"step-\d{8,}")
+_URL = re.compile(r"\b[a-z][a-z0-9+.\-]*://[^\s'\"]+")
 
 
 class Storage(Protocol):
@@ -94,6 +95,20 @@ def open_storage(place: str | Path) -> Storage:
 
         return RemoteStorage(text)
     return LocalStorage(Path(place))
+
+
+def shown(place: str | Path) -> str:
+    """A place as people are told it: a URL without its user, password and options, which may be keys."""
+    scheme, found, rest = str(place).partition("://")
+    if not found:
+        return str(place)
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def without_keys(text: str) -> str:
+    """A text in which every URL is as ``shown``."""
+    return _URL.sub(lambda url: shown(url[0]), text)
 
 
 def is_name(name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.checkpoints.storage import without_keys
 from jobs.report import words
 from jobs.report.cards import gravest, tone
 from jobs.report.data import Run, read_run
@@ -136,7 +137,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(entry, Mapping) and entry:
             found |= flat(entry, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = "null" if entry is None else str(entry)
+            found[f"{prefix}{name}"] = "null" if entry is None else without_keys(str(entry))
     return found
 
 

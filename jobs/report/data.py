@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jobs.checkpoints.storage import without_keys
 from jobs.files import iter_jsonl, read_json
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
@@ -245,6 +246,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_spec(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """Its text for people, and what it says."""
     try:
         text = path.read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
@@ -253,4 +255,4 @@ def _read_spec(path: Path) -> tuple[str, Mapping[str, Any]]:
         spec = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         spec = None
-    return text, spec if isinstance(spec, Mapping) else {}
+    return without_keys(text), spec if isinstance(spec, Mapping) else {}

@@ -57,13 +57,16 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def joined_node(cluster: Cluster) -> Iterator[None]:
-    """A second node of two cores, on this machine too, for the length of the block."""
+def joined_node(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
+    """A second node of two cores, on this machine too, for the length of the block.
+
+    On SIGTERM it is drained, and ends when nobody uses it any more.
+    """
     script = Path(__file__).with_name("second_node.py")
     node = cluster.sandbox.start(sys.executable, str(script), cluster.address, "2")
     try:
         read_until(node, lambda line: "has joined" in line)
-        yield
+        yield node
     finally:
         end(node)
 
@@ -87,8 +90,9 @@ def wait_for_api(url: str) -> None:
 
 
 def end(head: subprocess.Popen[str]) -> None:
-    if head.poll() is not None:
-        return  # it died by itself: the test that noticed says more
+    if head.poll() is not None:  # it died by itself: the test that noticed says more
+        head.communicate()
+        return
     family = psutil.Process(head.pid).children(recursive=True)
     head.terminate()
     _, left = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=45)

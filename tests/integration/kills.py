@@ -12,7 +12,7 @@ import psutil
 
 from tests.integration.runner import Sandbox, descendants
 
-DEADLINE_S = 300
+DEADLINE_S = 600
 VICTIMS = ("worker", "rank 0", "driver", "controller", "hub", "gcs_server", "raylet")
 
 

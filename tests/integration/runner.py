@@ -31,6 +31,9 @@ DIGITS: dict[str, Any] = {
 }
 """A small real job: a ResNet-18 on scikit-learn's digits, two workers."""
 
+SMALL: dict[str, Any] = {"name": "shufflenet_v2_x0_5", "stem": "auto"}
+"""A model with a thirtieth of the weights, for tests in which it does not matter what is trained."""
+
 
 class Sandbox:
     """A folder that is HOME and working directory of the commands run in it."""

@@ -32,6 +32,7 @@ def main(address: str, cpus: str) -> None:
     print("the node has joined", flush=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, end)
     signal.sigwait(end)
+    node._drain_node_before_shutdown()  # as Ray's command line does on SIGTERM
     node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 

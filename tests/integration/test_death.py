@@ -18,7 +18,7 @@ from tests.integration.chaos import (
     same_weights,
 )
 from tests.integration.kills import VICTIMS
-from tests.integration.runner import GRADGUARD, NOISY, Sandbox, noisy
+from tests.integration.runner import GRADGUARD, NOISY, SMALL, Sandbox, noisy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -38,9 +38,10 @@ BLOWS = [
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, ChaosRun, list[dict[str, Any]]]:
     """One job uninterrupted, and the same under blows."""
     sandbox = noisy(tmp_path_factory.mktemp("killed"))
-    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **SPEC, workload=NOISY))
+    spec = {**SPEC, "workload": NOISY, "model": SMALL}
+    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
     assert calm.returncode == 0, calm.stdout
-    chaos = ChaosRun(sandbox, sandbox.spec("chaos", **SPEC, workload=NOISY))
+    chaos = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = chaos.run(BLOWS)
     assert chaos.finish() == 0, chaos.output
     return sandbox, chaos, rows

@@ -1,4 +1,5 @@
-"""An elastic job takes a node in that joins the cluster, and leaves it when its hardware errs."""
+"""An elastic job takes a node in that joins the cluster, and leaves it when its hardware errs or when it is
+taken away."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.chaos import CONTINUES
 from tests.integration.cluster import Cluster, joined_node
 from tests.integration.runner import GRADGUARD, read_until
 
@@ -45,4 +47,30 @@ def test_a_job_grows_onto_a_node_and_leaves_it_again_when_it_errs(cluster: Clust
     result = sandbox.result("elastic")
     assert (result["status"], result["world_size"]) == ("stopped", 1)
     steps = [row["step"] for row in sandbox.rows("elastic", "metrics.jsonl") if "action" in row]
+    assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"
+
+
+def test_a_job_goes_on_without_a_node_that_is_taken_away_and_grows_again(cluster: Cluster) -> None:
+    sandbox = cluster.sandbox
+    calm = {**SPEC, "faults": [], "train": {**SPEC["train"], "checkpoint_every_steps": 1000}}
+    job = sandbox.start(GRADGUARD, "train", sandbox.spec("drained", **calm), "--address", cluster.address)
+    read_until(job, lambda line: "world size of 1" in line)
+    with joined_node(cluster) as node:
+        read_until(job, lambda line: "world size of 2" in line)
+        read_until(job, lambda line: "phase=training" in line and "loss=" in line)
+        node.send_signal(signal.SIGTERM)
+        output = read_until(job, lambda line: "world size of 1" in line)
+        node.communicate(timeout=120)
+    assert "is about to be taken away: saving the state" in output
+    assert "is being taken away: training goes on without it" in output, output
+    assert "died" not in output, "it left before the node did"
+    assert int(CONTINUES.findall(output)[-1]) > 0, "from the state that was saved for the move"
+    with joined_node(cluster):
+        read_until(job, lambda line: "world size of 2" in line)
+        job.send_signal(signal.SIGINT)
+        rest, _ = job.communicate(timeout=240)
+    assert "stopped" in rest
+    result = sandbox.result("drained")
+    assert (result["status"], result["world_size"]) == ("stopped", 2)
+    steps = [row["step"] for row in sandbox.rows("drained", "metrics.jsonl") if "action" in row]
     assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"

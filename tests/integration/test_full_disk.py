@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.runner import GRADGUARD, SMALL, Sandbox
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def can_mount() -> bool:
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount a file system")
 def test_a_full_disk_does_not_end_the_training(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
-    spec = sandbox.spec(train={"max_steps": 40})
+    spec = sandbox.spec(train={"max_steps": 24}, scale={"workers": 1}, model=SMALL)
     look = "find runs -name 'step-*' -o -name '.step-*'"
     run = sandbox.run(*ISOLATED, f"{SMALL_DISK} && {GRADGUARD} train {spec} && echo left: && {look}")
     assert run.returncode == 0, run.stdout

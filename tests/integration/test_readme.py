@@ -18,11 +18,11 @@ from guard.clips.config import _KINDS_OF as SETTINGS_OF
 from guard.clips.config import Kind
 from jobs.cluster import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
-from tests.integration.runner import BIN, GRADGUARD, Sandbox, read_until
+from tests.integration.runner import BIN, GRADGUARD, SMALL, Sandbox, read_until
 
 README = (PACKAGE_ROOT / "README.md").read_text()
 EXAMPLE = "jobs/examples/fashion.yaml"
-QUICK = {"data": {"dataset": "digits", "batch_size": 64}, "scale": {"workers": 1}}
+QUICK = {"data": {"dataset": "digits", "batch_size": 64}, "scale": {"workers": 1}, "model": SMALL}
 
 
 def blocks(language: str) -> list[str]:
@@ -36,13 +36,13 @@ def commands(start: str) -> list[str]:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """A folder with our packages in it and the example made small."""
-    return as_checkout(Sandbox(tmp_path_factory.mktemp("readme")))
+    return as_checkout(Sandbox(tmp_path_factory.mktemp("readme")), steps=70)
 
 
-def as_checkout(sandbox: Sandbox) -> Sandbox:
+def as_checkout(sandbox: Sandbox, *, steps: int = 20) -> Sandbox:
     for package in ("guard", "jobs"):
         shutil.copytree(PACKAGE_ROOT / package, sandbox.path / package, dirs_exist_ok=True)
-    small = sandbox.spec("fashion", train={"max_steps": 20}, **QUICK)
+    small = sandbox.spec("fashion", train={"max_steps": steps}, **QUICK)
     (sandbox.path / small).rename(sandbox.path / EXAMPLE)
     return sandbox
 
@@ -104,11 +104,13 @@ def test_the_commands_for_one_machine(checkout: Sandbox) -> None:
     assert trained.returncode == 0, trained.stdout
     assert checkout.result("short")["steps"] == 60
 
-    assert checkout.run(GRADGUARD, "train", EXAMPLE).returncode == 0
-    (checkout.path / "runs" / "fashion" / "result.json").unlink()  # as if it had been killed at its end
+    killed = checkout.path / "runs" / "fashion"  # the same job under its own name, as if killed at step 60
+    shutil.copytree(checkout.path / "runs" / "short", killed)
+    (killed / "result.json").unlink()
     resumed = checkout.run("sh", "-c", resume)
     assert resumed.returncode == 0, resumed.stdout
-    assert "continuing from the checkpoint of step 20" in resumed.stdout
+    assert "continuing from the checkpoint of step 60" in resumed.stdout
+    assert checkout.result("fashion")["steps"] == 70
 
     rows = [f"{i},{2.0 + 0.01 * (i % 7) if i != 300 else 'nan'}" for i in range(400)]
     (checkout.path / "training.csv").write_text("\n".join(["step,loss", *rows]) + "\n")

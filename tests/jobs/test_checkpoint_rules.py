@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from typing import Any
@@ -14,8 +15,11 @@ from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
 from jobs.checkpoints.manifest import FORMAT, Manifest, parse
 from jobs.checkpoints.retention import retired
+from jobs.checkpoints.spec_match import check_spec
 from jobs.checkpoints.stage import share_out
 from jobs.checkpoints.state import Tensors, put_together, take_apart
+from jobs.spec import JobSpec
+from jobs.spec_errors import SpecError
 
 
 def manifest(step: int, health: Any = "good", **metrics: float) -> Manifest:
@@ -137,3 +141,37 @@ def test_a_reason_is_one_line_that_helps() -> None:
     assert reason(OSError(30, "Read-only file system")) == "Read-only file system"
     assert reason(ValueError("first\nsecond")) == "ValueError: first"
     assert reason(ValueError()) == "ValueError: ValueError"
+
+
+def test_a_field_that_is_newer_than_the_checkpoint_counts_as_left_at_its_default() -> None:
+    now = JobSpec.from_dict({"name": "x", "train": {"max_steps": 9}}).model_dump(mode="json")
+    saved = copy.deepcopy(now)
+    del saved["regularize"], saved["preflight"], saved["data"]["augment"], saved["model"]["init"]
+    del saved["guard"]["clip"]["kind"]
+    saved["train"] = {"steps": 9}  # a section that may differ, as another version wrote it
+    check_spec(saved, now, 10)
+
+    now["regularize"]["l2"] = 0.5
+    now["guard"]["clip"]["kind"] = "off"
+    with pytest.raises(SpecError) as caught:
+        check_spec(saved, now, 10)
+    assert {problem.path for problem in caught.value.problems} == {"regularize.l2", "guard.clip.kind"}
+    assert "the checkpoint of step 10 was made with 0.0: write 0.0 to continue it" in str(caught.value)
+
+
+def test_a_field_that_there_is_no_more_is_named_and_hides_no_other() -> None:
+    now = JobSpec.from_dict({"name": "x"}).model_dump(mode="json")
+    saved = copy.deepcopy(now)
+    saved["optimizer"]["warp"] = 3
+    del saved["optimizer"]["momentum"]
+    with pytest.raises(SpecError) as caught:
+        check_spec(saved, now, 10)
+    assert [problem.path for problem in caught.value.problems] == ["optimizer.warp"]
+    assert "was made with 3: this version has no such field" in str(caught.value)
+
+
+def test_a_language_job_is_filled_with_the_defaults_of_its_kind() -> None:
+    now = JobSpec.from_dict({"name": "x", "workload": "language"}).model_dump(mode="json")
+    saved = copy.deepcopy(now)
+    del saved["optimizer"]["betas"], saved["model"]["init"]
+    check_spec(saved, now, 10)

@@ -12,39 +12,30 @@ import torch
 from jobs.checkpoints import Checkpoints, DamagedCheckpoint, checkpoint_name, newest_step
 from jobs.checkpoints.load import verify
 from jobs.checkpoints.manifest import MANIFEST
-from jobs.checkpoints.storage import Storage, open_storage
+from jobs.checkpoints.storage import Storage, open_storage, shown, without_keys
 from jobs.errors import JobError
 from tests.jobs.checkpoint_fixture import Told, parts, proven, train
-
-BUCKET = "checkpoints"
+from tests.jobs.s3_fixture import BUCKET, s3_server
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    moto = pytest.importorskip("moto.server")
-    import boto3
-
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
-    yield f"{host}%3A{port}"
-    server.stop()
+    with s3_server() as options:
+        yield options
 
 
-@pytest.fixture(params=["path", "file", "memory", "s3"])
+@pytest.fixture(params=["path", "file", "local", "memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """``file`` is our own way to the local disk, ``local`` that of fsspec."""
+    name = uuid.uuid4().hex
     if request.param == "s3":
-        endpoint = request.getfixturevalue("s3")
-        options = f"region=us-east-1&scheme=http&endpoint_override={endpoint}&allow_bucket_creation=true"
-        return f"s3://test:test@{BUCKET}/{uuid.uuid4().hex}/run?{options}"
-    if request.param == "memory":
-        return f"memory://{uuid.uuid4().hex}/run"
-    return str(tmp_path / "run") if request.param == "path" else f"file://{tmp_path}/run"
+        return f"s3://test:test@{BUCKET}/{name}/run?{request.getfixturevalue('s3')}"
+    urls = {
+        "file": f"file://{tmp_path}/run",
+        "local": f"local://{tmp_path}/run",
+        "memory": f"memory://{name}/run",
+    }
+    return urls.get(request.param, str(tmp_path / "run"))
 
 
 def damage(storage: Storage, name: str, tmp_path: Path) -> None:
@@ -135,3 +126,13 @@ def test_a_manifest_is_replaced_whole(place: str) -> None:
 def test_a_url_that_nobody_knows_is_one_clear_line() -> None:
     with pytest.raises(JobError, match="nosuch://somewhere/run is no place"):
         open_storage("nosuch://somewhere/run")
+
+
+def test_a_place_is_told_without_the_keys_to_it() -> None:
+    url = "s3://key:secret@bucket/runs/x?region=eu-west-1&endpoint_override=http%3A%2F%2Fhost"
+    assert shown(url) == "s3://bucket/runs/x"
+    assert shown("memory://a/b@c") == "memory://a/b@c"
+    assert shown("runs/x?") == "runs/x?"
+    assert checkpoint_name(url, 7) == "s3://bucket/runs/x/step-00000007"
+    assert without_keys(f"a: '{url}'\nb: http://host/x\n") == "a: 's3://bucket/runs/x'\nb: http://host/x\n"
+    assert checkpoint_name(Path("runs/x/checkpoints"), 7) == "checkpoints/step-00000007"
