@@ -25,7 +25,7 @@ from service.store.jobs import Request as Repeatable
 from service.supervise.log_spool import log_path
 from service.supervise.ray_api import RayGone
 
-COMMON = (400, 401, 403, 413, 422, 429)
+COMMON = (400, 401, 403, 408, 413, 422, 429)
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
 
 JobId = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from guard.record import strict
@@ -79,6 +80,16 @@ def files_of(service: Context, job: JobRow) -> JobFiles | None:
     files = JobFiles(folder)
     paths = [getattr(files.folder, name) for name in READ]
     return files if all(_inside(path, service.root) for path in paths) else None
+
+
+def may_read(allowed: Sequence[str], url: str) -> bool:
+    """Whether a URL lies below one of those that are allowed. Its options may name another host:
+    they have to be the same."""
+    place, _, options = url.partition("?")
+    if ".." in place.split("/"):
+        return False
+    roots = (root.partition("?") for root in allowed)
+    return any(place.startswith(f"{base.rstrip('/')}/") and more == options for base, _, more in roots)
 
 
 def _inside(path: Path, root: Path) -> bool:
