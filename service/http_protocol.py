@@ -86,12 +86,8 @@ def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path |
         app: of the API.
         host: the interface.
         port: 0 takes a free one.
-        tls: certificate and private key, PEM; both None for plain HTTP.
-
-    Raises:
-        JobError: certificate and key cannot be used.
+        tls: certificate and private key, PEM, that ``check_tls`` took; both None for plain HTTP.
     """
-    _check_tls(*tls)
     return uvicorn.Config(
         app,
         host=host,
@@ -109,7 +105,12 @@ def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path |
     )
 
 
-def _check_tls(certificate: Path | None, key: Path | None) -> None:
+def check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Whether these can be served with.
+
+    Raises:
+        JobError: they cannot.
+    """
     if certificate is None and key is None:
         return
     if certificate is None or key is None:

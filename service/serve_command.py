@@ -56,11 +56,13 @@ def serve(
         ask_for_token()
     try:
         from service.api import Limits
+        from service.http_protocol import check_tls
     except ModuleNotFoundError as error:
         raise JobError(
             f"gradguard serve needs {error.name}: install it with pip install 'gradguard[service]'"
         ) from None
     _configure_logging()
+    check_tls(tls_cert, tls_key)
     asks = _asks_for_tokens(host, auth)
     _warn(host, database, secure=tls_cert is not None)
     folder = (storage or default_storage()).expanduser().absolute()

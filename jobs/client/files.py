@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,15 @@ class JobFiles:
         """Whether this is the folder of a job."""
         return self.folder.spec.exists() or self.folder.metrics.exists()
 
-    def touched(self) -> float | None:
-        """When the job last recorded a step."""
-        try:
-            return self.folder.metrics.stat().st_mtime
-        except OSError:
-            return None
+    def marks(self) -> dict[str, str]:
+        """Of the files that tell how far the job is: what changes whenever they do; nothing of one that is
+        not there. No clock is compared with another's."""
+        found = {}
+        for name, path in (("result", self.folder.result), ("metrics", self.folder.metrics)):
+            with suppress(OSError):
+                state = path.stat()
+                found[name] = f"{state.st_ino}:{state.st_mtime_ns}:{state.st_size}"
+        return found
 
     def _total_steps(self) -> int | None:
         try:

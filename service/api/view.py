@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from guard.record import strict
 from jobs.client.files import JobFiles
 from jobs.client.models import AttemptInfo, Event, JobInfo
 from service.api.context import Context
+from service.job_files import files_below
 from service.masking import MASKED, is_secret, masked
 from service.store import ACTIVE, AttemptRow, EventRow, JobRow
 from service.supervise.adopt import folder_for
-
-READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report")
 
 
 def summary(job: JobRow) -> JobInfo:
@@ -73,13 +71,8 @@ def event(row: EventRow) -> Event:
 
 
 def files_of(service: Context, job: JobRow) -> JobFiles | None:
-    """The files of a job. A job can put links into its folder: none is followed out of the root."""
-    folder = folder_for(job, service.root)
-    if folder is None or not _inside(folder, service.root):
-        return None
-    files = JobFiles(folder)
-    paths = [getattr(files.folder, name) for name in READ]
-    return files if all(_inside(path, service.root) for path in paths) else None
+    """The files of a job, as far as they are below the root."""
+    return files_below(folder_for(job, service.root), service.root)
 
 
 def may_read(allowed: Sequence[str], url: str) -> bool:
@@ -90,13 +83,6 @@ def may_read(allowed: Sequence[str], url: str) -> bool:
         return False
     roots = (root.partition("?") for root in allowed)
     return any(place.startswith(f"{base.rstrip('/')}/") and more == options for base, _, more in roots)
-
-
-def _inside(path: Path, root: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):
-        return False
 
 
 def _attempt(row: AttemptRow) -> AttemptInfo:

@@ -11,6 +11,7 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from jobs.client.files import JobFiles
+from jobs.files import write_json_atomic
 from jobs.spec import JobSpec
 from jobs.submission import MARK, SPEC_VARIABLE, SUPERVISED, entrypoint, runtime_env
 from service.store import JobRow, JobStore, open_database
@@ -55,19 +56,23 @@ def test_what_became_of_an_attempt(
     if result is not None:
         (tmp_path / "result.json").write_text(json.dumps(result))
     files = JobFiles(tmp_path)
-    outcome = outcome_of(details, files, since=0.0, stopping=False, log_end=log)
+    outcome = outcome_of(details, files, before=None, stopping=False, log_end=log)
     assert outcome.kind == becomes
     if becomes == "failed":
         assert outcome.reason in ("rank 0: ValueError", "optimizer.lr: must be positive")
 
 
-def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one(tmp_path: Path) -> None:
+def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "succeeded"}')
-    os.utime(tmp_path / "result.json", (1000, 1000))
-    found = outcome_of(None, JobFiles(tmp_path), since=2000.0, stopping=False, log_end="")
+    files = JobFiles(tmp_path)
+    before = files.marks()
+    found = outcome_of(None, files, before=before, stopping=False, log_end="")
     assert found.kind == "lost"
-    stopped = outcome_of(None, JobFiles(tmp_path), since=2000.0, stopping=True, log_end="")
+    stopped = outcome_of(None, files, before=before, stopping=True, log_end="")
     assert stopped.kind == "stopped"
+    write_json_atomic(tmp_path / "result.json", {"status": "succeeded"})
+    os.utime(tmp_path / "result.json", (1000, 1000))  # by a machine whose clock is half a century behind
+    assert outcome_of(None, files, before=before, stopping=False, log_end="").kind == "succeeded"
 
 
 def scaled(workers: int, device: str = "gpu") -> JobSpec:
