@@ -34,7 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     subprocess.run(CERTIFICATE, cwd=sandbox.path, check=True, capture_output=True)
     made = sandbox.run(GRADGUARD, "tokens", "create", "anna", "--scope=admin", "--storage=store")
     tls = ("--tls-cert=cert.pem", "--tls-key=key.pem")
-    server = Server(sandbox, f"--address={NOBODY}", "--auth", "--storage=store", *tls)
+    server = Server(sandbox, f"--address={NOBODY}", "--host=0.0.0.0", "--storage=store", *tls)
+    server.url = server.url.replace("0.0.0.0", "127.0.0.1")
     sandbox.environment |= {
         "GRADGUARD_TOKEN": made.stdout.strip(),
         "SSL_CERT_FILE": str(sandbox.path / "cert.pem"),
@@ -112,6 +113,8 @@ def test_what_it_takes_to_get_in_is_said_in_one_line(server: Server) -> None:
         one_line(server.run("list"), "set SSL_CERT_FILE")
     finally:
         server.sandbox.environment.update(known)
+    one_line(server.run("submit", server.sandbox.spec("bad", optimizer={"lr": -1})), "optimizer.lr")
+    one_line(server.run("list", "--status=sideways"), "status")
     half = server.sandbox.run(GRADGUARD, "serve", "--tls-cert=cert.pem")
     one_line(half, "give both")
     wrong = server.sandbox.run(GRADGUARD, "serve", "--tls-cert=key.pem", "--tls-key=life.yaml")
@@ -131,7 +134,7 @@ def test_no_secret_is_in_what_the_service_says_or_in_the_list_of_processes(serve
 def test_a_shell_completes_the_commands(server: Server) -> None:
     script = (
         'eval "$(_GRADGUARD_COMPLETE=source_bash gradguard)"; complete -p gradguard; '
-        'COMP_WORDS=(gradguard st); COMP_CWORD=1; _gradguard_completion; echo "${COMPREPLY[@]}"'
+        'COMP_WORDS=(gradguard st); COMP_CWORD=1; _gradguard_completion gradguard; echo "${COMPREPLY[@]}"'
     )
     run = server.sandbox.run("bash", "-c", script)
     assert run.stdout.split()[-2:] == ["status", "stop"], run.stdout
