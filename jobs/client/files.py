@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -52,12 +52,17 @@ class JobFiles:
         kept = [row for i, row in enumerate(rows) if i % stride == 0 or i == last or _odd(row)]
         return Series(rows=len(rows), columns={n: strict([row.get(n) for row in kept]) for n in names})
 
-    def progress(self) -> Progress | None:
-        """The newest step, from the end of the metrics file."""
+    def progress(self, spec: Mapping[str, Any] | None = None) -> Progress | None:
+        """The newest step, from the end of the metrics file.
+
+        Args:
+            spec: the job's, if it is at hand: to read the file of it takes longer than all the rest.
+        """
         for row in _last_rows(self.folder.metrics):
             if "action" in row and "step" in row:
                 told = strict({k: row.get(k) for k in ("step", "attempt", "loss", "grad_norm", "time")})
-                return Progress(**told, learning_rate=strict(row.get("lr")), total_steps=self._total_steps())
+                total = self._total_steps() if spec is None else (spec.get("train") or {}).get("max_steps")
+                return Progress(**told, learning_rate=strict(row.get("lr")), total_steps=total)
         return None
 
     def result(self) -> dict[str, Any] | None:

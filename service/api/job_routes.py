@@ -60,7 +60,7 @@ def list_jobs(
 ) -> JobList:
     """Jobs, the newest first: some of them, and where to go on."""
     page = service.store.page(states=status, name=name, cursor=cursor, limit=limit)
-    return JobList(jobs=[listed(service, job) for job in page.jobs], next_cursor=page.next_cursor)
+    return JobList(jobs=listed(service, page.jobs), next_cursor=page.next_cursor)
 
 
 @router.get("/jobs/{job_id}", responses=documented(404))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from guard.record import strict
 from jobs.client.files import JobFiles
@@ -35,12 +36,16 @@ def summary(job: JobRow) -> JobInfo:
     )
 
 
-def listed(service: Context, job: JobRow) -> JobInfo:
-    """What a listing says; of a job that trains, how far it is."""
-    if job.state not in ACTIVE:
+def listed(service: Context, jobs: Sequence[JobRow]) -> list[JobInfo]:
+    """What a listing says; of jobs that train, how far they are."""
+    specs = service.store.specs([job.id for job in jobs if job.state in ACTIVE])
+    return [_listed(service, job, specs.get(job.id)) for job in jobs]
+
+
+def _listed(service: Context, job: JobRow, spec: dict[str, Any] | None) -> JobInfo:
+    if job.state not in ACTIVE or (files := files_of(service, job)) is None:
         return summary(job)
-    files = files_of(service, job)
-    return summary(job).model_copy(update={"progress": None if files is None else files.progress()})
+    return summary(job).model_copy(update={"progress": files.progress(spec)})
 
 
 def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInfo:
@@ -51,7 +56,7 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
             "spec": None if job.spec is None else strict(masked(job.spec)),
             "env": {name: MASKED if is_secret(name) else str(masked(v)) for name, v in job.env.items()},
             "result": None if job.result is None else strict(job.result),
-            "progress": None if files is None else files.progress(),
+            "progress": None if files is None else files.progress(job.spec),
             "attempts": [_attempt(row) for row in attempts],
         }
     )

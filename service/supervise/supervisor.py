@@ -16,7 +16,7 @@ from service.supervise.adopt import adopt, folder_for, learn
 from service.supervise.capacity import free, needs, never_fits, waits_for
 from service.supervise.log_spool import LogTails, log_size
 from service.supervise.ray_api import RayApi, RayGone
-from service.supervise.watch import LONGEST_BACKOFF_S, Watcher, spec_for
+from service.supervise.watch import Watcher, pauses, spec_for
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Supervisor(threading.Thread):
         left = free(capacity, self._store.in_states(ACTIVE))
         blocked = False
         for job in waiting:
-            if 0 < job.not_before - time.time() <= LONGEST_BACKOFF_S:  # beyond that the clock was set back
+            if pauses(job, time.time()):
                 continue
             needed = needs(spec_for(self._store.get(job.id)), capacity)
             never = never_fits(needed, job.workers, capacity.nodes)

@@ -186,6 +186,11 @@ class Watcher:
             return ""
 
 
+def pauses(job: JobRow, now: float) -> bool:
+    """Whether its next attempt is not due yet; due later than ever means a clock set back."""
+    return 0 < job.not_before - now <= LONGEST_BACKOFF_S
+
+
 def spec_for(job: JobRow) -> JobSpec:
     """The job's spec, under the job's own name; one that was adopted has its name already."""
     spec = job.spec or {}

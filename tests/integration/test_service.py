@@ -26,7 +26,7 @@ from tests.service.server import DEADLINE_S, Server, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ONE_WORKER = {"scale": {"workers": 1, "cpus_per_worker": 1}, "metrics": {"enabled": False}}
+ONE_WORKER = {"scale": {"workers": 1, "cpus_per_worker": 1}, "preflight": "off"}
 SHORT = {**ONE_WORKER, "train": {"max_steps": 12, "checkpoint_every_steps": 4}}
 ENDLESS = {**ONE_WORKER, "train": {"max_steps": 100_000, "checkpoint_every_steps": 5}}
 DAY_S = 86_400
