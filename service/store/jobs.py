@@ -134,7 +134,7 @@ class JobStore:
             return {}
         with self._session() as session:
             rows = session.execute(select(JobRow.id, JobRow.spec).where(JobRow.id.in_(job_ids)))
-            return {job_id: spec for job_id, spec in rows}
+            return {str(job_id): spec for job_id, spec in rows}
 
     def in_states(self, states: Sequence[str]) -> list[JobRow]:
         """All jobs in these states: the most urgent first, then the oldest."""

@@ -76,7 +76,7 @@ def _files(folder: Path, spec: JobSpec, rows: int = 2000) -> None:
 def listing(url: str, requests: int, server: psutil.Process) -> dict[str, float]:
     """Milliseconds that a page of the list takes, also a deep one, and what each costs the server."""
     took = []
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         cursor = None
         before = server.cpu_times()
         for _ in range(requests):
