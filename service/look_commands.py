@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from service.job_commands import client_at
 from service.options import AddressOption, JsonOption
 
 if TYPE_CHECKING:
-    from jobs.client import Job, JobClient
+    from jobs.client import Job
 
 REFRESH_S = 1.0
 STYLES = {
@@ -30,7 +31,9 @@ STYLES = {
     "stopped": "yellow",
     "waiting": "magenta",
 }
-WatchOption = Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")]
+WatchOption = Annotated[
+    bool, typer.Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
+]
 
 
 def add_look_commands(app: typer.Typer) -> None:
@@ -54,12 +57,12 @@ def list_jobs(
     def found() -> list[Job]:
         return client.list(status=state or (), name=name, limit=limit)
 
-    if as_json:
-        typer.echo(json.dumps([job.info.model_dump(exclude_none=True) for job in found()]))
-    elif watch:
-        _watch(lambda: (_table(found()), False))
-    else:
-        _console().print(_table(found()))
+    def look() -> Look:
+        jobs = found()
+        text = json.dumps([job.info.model_dump(exclude_none=True) for job in jobs]) if as_json else None
+        return Look(text or _table(jobs), over=not watch)
+
+    _show(look)
 
 
 def status(
@@ -70,14 +73,14 @@ def status(
 ) -> None:
     """Say how a job is, and what it waits for or why it ended."""
     client = client_at(address)
-    if watch and not as_json:
-        _watch(lambda: _card(client, job_id))
-        return
-    job = client.get(job_id)
-    if as_json:
-        typer.echo(job.info.model_dump_json())
-    else:
-        typer.echo(f"{job.status}: {job.message}" if job.message else job.status)
+
+    def look() -> Look:
+        job = client.get(job_id)
+        line = f"{job.status}: {job.message}" if job.message else job.status
+        text = job.info.model_dump_json() if as_json else _table([job]) if watch else line
+        return Look(text, over=job.ended or not watch)
+
+    _show(look)
 
 
 def incidents(
@@ -171,20 +174,45 @@ def _table(jobs: list[Job]) -> Table:
     return table
 
 
-def _card(client: JobClient, job_id: str) -> tuple[Table, bool]:
-    job = client.get(job_id)
-    return _table([job]), job.ended
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is to be seen now, and whether it stays so."""
+
+    shown: Table | str
+    over: bool
 
 
-def _watch(look: Callable[[], tuple[Table, bool]]) -> None:
-    console = _console()
+def _show(look: Callable[[], Look]) -> None:
+    """On a terminal in one place; for a program, or as JSON, again below whenever it has changed."""
+    now, console = look(), _console()
+    if console.is_terminal and not now.over and not isinstance(now.shown, str):
+        _live(console, now, look)
+        return
+    last = None
+    while True:
+        text = now.shown if isinstance(now.shown, str) else _text_of(console, now.shown)
+        if text != last:
+            print(text, flush=True)
+            last = text
+        if now.over:
+            return
+        time.sleep(REFRESH_S)
+        now = look()
+
+
+def _live(console: Console, now: Look, look: Callable[[], Look]) -> None:
     with Live(console=console, auto_refresh=False) as live:
-        over = False
-        while not over:
-            shown, over = look()
-            live.update(shown, refresh=True)
-            if not over:
-                time.sleep(REFRESH_S)
+        live.update(now.shown, refresh=True)
+        while not now.over:
+            time.sleep(REFRESH_S)
+            now = look()
+            live.update(now.shown, refresh=True)
+
+
+def _text_of(console: Console, table: Table) -> str:
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
 
 
 def _console() -> Console:

@@ -40,6 +40,10 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM; with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    checkpoint_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoints below this URL are listed too, with the service's own credentials."),
+    ] = None,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest working directory, packed.")] = 50,
     rate: Annotated[float, typer.Option(min=0.1, help="Requests a second for each caller.")] = 50.0,
     lease_s: Annotated[
@@ -52,17 +56,21 @@ def serve(
         ask_for_token()
     try:
         from service.api import Limits
+        from service.http_protocol import check_tls
     except ModuleNotFoundError as error:
         raise JobError(
             f"gradguard serve needs {error.name}: install it with pip install 'gradguard[service]'"
         ) from None
     _configure_logging()
+    check_tls(tls_cert, tls_key)
     asks = _asks_for_tokens(host, auth)
+    _warn(host, database, secure=tls_cert is not None)
     folder = (storage or default_storage()).expanduser().absolute()
     url = database or default_database(folder)
     limits = Limits(requests_per_s=rate, burst=max(1, round(4 * rate)), upload_bytes=max_upload_mb << 20)
     with ExitStack() as stack:
         context = _context(folder, url, asks, limits)
+        context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
         _run(context, address, host, port, (tls_cert, tls_key), lease_s)
@@ -95,6 +103,7 @@ def _run(
     import uvicorn
 
     from service.api.app import LOOPBACK, make_app
+    from service.http_protocol import server_config
     from service.supervise import RayApi, Supervisor
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
@@ -103,18 +112,7 @@ def _run(
         context.store, context.packages, context.ray, context.root, lease_s=lease_s
     )
     app = make_app(context, hosts=LOOPBACK if is_loopback(host) else None)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        ssl_certfile=None if tls[0] is None else str(tls[0]),
-        ssl_keyfile=None if tls[1] is None else str(tls[1]),
-        log_config=None,
-        access_log=False,  # paths and addresses of people; /metrics has the counts
-        timeout_graceful_shutdown=3,
-        server_header=False,
-        h11_max_incomplete_event_size=64 << 10,
-    )
+    config = server_config(app, host, port, tls)
     context.supervisor.start()
     try:
         listening = config.bind_socket()
@@ -144,6 +142,13 @@ def _asks_for_tokens(host: str, auth: bool | None) -> bool:
             f"--no-auth is for loopback only: whoever reaches {host} could run any code; leave it out"
         )
     return not is_loopback(host) if auth is None else auth
+
+
+def _warn(host: str, database: str | None, *, secure: bool) -> None:
+    if not is_loopback(host) and not secure:
+        logger.warning("without --tls-cert tokens travel unencrypted: put a proxy that does TLS before it")
+    if database and "@" in database and any(database in argument for argument in sys.argv):
+        logger.warning("whoever lists processes reads --database: set %s instead", DATABASE_VARIABLE)
 
 
 def _configure_logging() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -53,6 +54,13 @@ def is_service(address: str) -> bool:
                 return bool(json.loads(answer.read(1000)).get("service") == "gradguard")
         except TimeoutError:
             continue  # somebody listens and is slow: ask again
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise Unreachable(
+                    f"the certificate of {address} is not one that this machine trusts "
+                    f"({error.reason.verify_message}): set SSL_CERT_FILE to that of its issuer"
+                ) from None
+            return False
         except (OSError, ValueError, AttributeError):
             return False
     return False

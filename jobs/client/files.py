@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from jobs.files import iter_jsonl, parse_row, read_json, read_jsonl
 from jobs.folder import JobFolder
 from jobs.spec import JobSpec
 
-TAIL_BYTES = 1 << 18
+FIRST_BYTES, TAIL_BYTES = 1 << 13, 1 << 18
+"""Read from the end of the metrics for the newest step: first little, then more."""
+
 COLUMNS = ("step", "attempt", "time", "loss", "grad_norm", "lr", "action", "verdict")
 
 
@@ -50,17 +54,23 @@ class JobFiles:
 
     def recent(self, columns: Iterable[str], *, points: int = 60) -> Series:
         """The steps at the end of the metrics file, however long that is, thinned out."""
-        rows = [row for row in _last_rows(self.folder.metrics) if "action" in row]
+        newest_first = _tail(self.folder.metrics, TAIL_BYTES)
+        rows = [row for row in reversed(newest_first) if "action" in row]
         stride = max(1, -(-len(rows) // max(points, 1)))
         kept = rows[(len(rows) - 1) % stride :: stride] if rows else []  # the last one always stays
         return Series(rows=len(rows), columns={n: strict([row.get(n) for row in kept]) for n in columns})
 
-    def progress(self) -> Progress | None:
-        """The newest step, from the end of the metrics file."""
-        for row in reversed(_last_rows(self.folder.metrics)):
+    def progress(self, spec: Mapping[str, Any] | None = None) -> Progress | None:
+        """The newest step, from the end of the metrics file.
+
+        Args:
+            spec: the job's, if it is at hand: to read the file of it takes longer than all the rest.
+        """
+        for row in _last_rows(self.folder.metrics):
             if "action" in row and "step" in row:
                 told = strict({k: row.get(k) for k in ("step", "attempt", "loss", "grad_norm", "time")})
-                return Progress(**told, learning_rate=strict(row.get("lr")), total_steps=self._total_steps())
+                total = self._total_steps() if spec is None else (spec.get("train") or {}).get("max_steps")
+                return Progress(**told, learning_rate=strict(row.get("lr")), total_steps=total)
         return None
 
     def result(self) -> dict[str, Any] | None:
@@ -75,15 +85,19 @@ class JobFiles:
         except ValueError:
             return None
 
+    def checkpoint_place(self) -> str | Path:
+        """The folder of the checkpoints, or the URL that the spec sends them to."""
+        spec = self.spec()
+        remote = spec is not None and spec.train.checkpoint_storage is not None
+        return spec.checkpoint_place if remote and spec is not None else self.folder.checkpoints
+
     def checkpoints(self) -> list[CheckpointInfo]:
         """The checkpoints, the oldest first; those that cannot be read say why."""
         from jobs.checkpoints.folder import manifests
         from jobs.checkpoints.storage import open_storage
         from jobs.checkpoints.write import checkpoint_folder
 
-        spec = self.spec()
-        remote = spec is not None and spec.train.checkpoint_storage is not None
-        place = spec.checkpoint_place if remote and spec is not None else self.folder.checkpoints
+        place = self.checkpoint_place()
         good, damaged = manifests(open_storage(place))
         return [
             *(
@@ -100,40 +114,58 @@ class JobFiles:
             *(CheckpointInfo(name=name, health="damaged", problem=why) for name, why in damaged.items()),
         ]
 
-    def report(self) -> str:
-        """The report as HTML, of the files as they are now."""
+    def report(self, *, remote: bool = True) -> str:
+        """The report as HTML, of the files as they are now; ``remote`` asks a storage elsewhere too."""
         from jobs.report.data import read_run
         from jobs.report.page import render
 
-        return render(read_run(self.folder.path))
+        return render(read_run(self.folder.path, remote=remote))
 
     def exists(self) -> bool:
         """Whether this is the folder of a job."""
         return self.folder.spec.exists() or self.folder.metrics.exists()
 
-    def touched(self) -> float | None:
-        """When the job last recorded a step."""
-        try:
-            return self.folder.metrics.stat().st_mtime
-        except OSError:
-            return None
+    def marks(self) -> dict[str, str]:
+        """Of the files that tell how far the job is: what changes whenever they do; nothing of one that is
+        not there. No clock is compared with another's."""
+        found = {}
+        for name, path in (("result", self.folder.result), ("metrics", self.folder.metrics)):
+            with suppress(OSError):
+                state = path.stat()
+                found[name] = f"{state.st_ino}:{state.st_mtime_ns}:{state.st_size}"
+        return found
 
     def _total_steps(self) -> int | None:
-        spec = self.spec()
-        return None if spec is None else spec.train.max_steps
+        try:
+            state = self.folder.spec.stat()
+        except OSError:
+            return None
+        return _total_steps(self.folder.spec, state.st_mtime_ns, state.st_size)
 
 
 def _odd(row: dict[str, Any]) -> bool:
     return row.get("action") not in ("applied", "clipped") or row.get("verdict") != "ok"
 
 
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows in the last stretch of a file, the first of which may be cut."""
+@lru_cache(maxsize=4096)
+def _total_steps(path: Path, _mtime_ns: int, _size: int) -> int | None:
+    """To read a spec takes as long as to read a hundred last rows, and it hardly ever changes."""
+    spec = JobFiles(path.parent).spec()
+    return None if spec is None else spec.train.max_steps
+
+
+def _last_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows at the end of a file, the last one first, no more of them read than are asked for."""
+    for reach in (FIRST_BYTES, TAIL_BYTES):
+        yield from _tail(path, reach)
+
+
+def _tail(path: Path, reach: int) -> list[dict[str, Any]]:
+    """The rows in the last ``reach`` bytes of a file, the last one first; a row that is cut is left out."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read(TAIL_BYTES).splitlines(keepends=True)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - reach))
+            lines = file.read(reach).splitlines(keepends=True)
     except OSError:
         return []
-    return [row for line in lines if (row := parse_row(line)) is not None]
+    return [row for line in reversed(lines) if (row := parse_row(line)) is not None]

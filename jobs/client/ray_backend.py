@@ -20,6 +20,7 @@ from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
 from jobs.spec import JobSpec
 from jobs.spec_errors import SpecError
+from jobs.spec_yaml import load_yaml
 from jobs.submission import MARK, SPEC_VARIABLE, default_root, entrypoint, noted_folder, runtime_env
 
 HALTED_EXIT_CODE = 3
@@ -184,8 +185,8 @@ def spec_of(details: JobDetails) -> JobSpec | None:
     """The spec that a job was submitted with, unless it lies in a file of the job's own."""
     text = ((details.runtime_env or {}).get("env_vars") or {}).get(SPEC_VARIABLE)
     try:
-        return None if text is None else JobSpec.from_dict(yaml.safe_load(text))
-    except (SpecError, yaml.YAMLError, TypeError, ValueError):
+        return None if text is None else JobSpec.from_dict(load_yaml(text)[1])
+    except (SpecError, yaml.YAMLError, TypeError, ValueError, RecursionError):
         return None
 
 

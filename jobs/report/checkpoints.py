@@ -45,13 +45,18 @@ class Checkpoint:
         return self.fate in {"good", "written"}
 
 
-def read_checkpoints(job_dir: Path, spec: Mapping[str, Any]) -> tuple[Checkpoint, ...]:
+def read_checkpoints(
+    job_dir: Path, spec: Mapping[str, Any], *, remote: bool = True
+) -> tuple[Checkpoint, ...]:
     """All checkpoints that the history tells of, and those that lie in the job's folder or under its URL.
 
-    Of one that is there its manifest tells; where the place cannot be read, the history alone.
+    Of one that is there its manifest tells; where the place cannot be read, the history alone; a URL is asked
+    only if ``remote``.
     """
     told = _history(iter_jsonl(job_dir / HISTORY))
-    found = {manifest.step: _checkpoint(manifest) for manifest in _on_disk(_place(job_dir, spec))}
+    place = _place(job_dir, spec)
+    there = _on_disk(place) if remote or isinstance(place, Path) else []
+    found = {manifest.step: _checkpoint(manifest) for manifest in there}
     both = {**told, **found}
     return tuple(both[step] for step in sorted(both))
 

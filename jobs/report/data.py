@@ -20,6 +20,7 @@ from jobs.report.checkpoints import Checkpoint, read_checkpoints
 from jobs.report.incidents import Incident, join_outcomes
 from jobs.report.quantities import as_float, as_int, as_text
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
+from jobs.spec_yaml import load_yaml
 
 Span = tuple[float, float]
 
@@ -93,8 +94,13 @@ _FLAGS = ("loss_nonfinite", "grad_norm_nonfinite", "clipped", "skipped", "anomal
 _CALM = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
 
 
-def read_run(job_dir: Path) -> Run:
-    """Read spec.yaml, metrics.jsonl, incidents.jsonl and result.json of a job."""
+def read_run(job_dir: Path, *, remote: bool = True) -> Run:
+    """Read spec.yaml, metrics.jsonl, incidents.jsonl and result.json of a job.
+
+    Args:
+        job_dir: the folder of the job.
+        remote: whether a storage elsewhere, which the spec names, may be asked for its checkpoints.
+    """
     spec_text, spec = _read_spec(job_dir / "spec.yaml")
     result = read_json(job_dir / "result.json")
     table = _Table()
@@ -115,7 +121,7 @@ def read_run(job_dir: Path) -> Run:
         rewound=tuple(rewound_spans(steps)),
         restarts=table.restarts,
         samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
-        checkpoints=read_checkpoints(job_dir, spec),
+        checkpoints=read_checkpoints(job_dir, spec, remote=remote),
     )
 
 
@@ -252,7 +258,7 @@ def _read_spec(path: Path) -> tuple[str, Mapping[str, Any]]:
     except FileNotFoundError:
         return "", {}
     try:
-        spec = yaml.safe_load(text)
+        spec = load_yaml(text)[1]
     except (yaml.YAMLError, ValueError, RecursionError):
         spec = None
     return without_keys(text), spec if isinstance(spec, Mapping) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import zipfile
 from pathlib import PurePosixPath
 
@@ -11,6 +12,11 @@ from service.api.context import Limits
 from service.api.problems import Problem
 
 _FILE_KINDS = (0, stat.S_IFREG)
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""The others may ask for a dictionary of gigabytes before they give a byte."""
+
+_END, _ENTRY = b"PK\x05\x06", b"PK\x01\x02"
+_END_REACH = 22 + (1 << 16)
 _UNREADABLE = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -29,29 +35,31 @@ def check_archive(content: bytes, limits: Limits) -> int:
         Problem: it is none, is damaged, is too large unpacked, or holds a path that leaves the folder, a
             link, or anything else that is no plain file.
     """
+    if _announced(content) > limits.unpacked_files:
+        raise Problem(413, f"the archive holds more than {limits.unpacked_files} files")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _check(archive, limits)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        OverflowError,
-    ):
+    except _UNREADABLE:
         raise Problem(422, "the body is no zip file that can be read: send a folder packed as .zip") from None
+
+
+def _announced(content: bytes) -> int:
+    """How many entries its directory has, at most: counted before anything is made of them, since a short
+    file can hold millions."""
+    end = content.rfind(_END, max(0, len(content) - _END_REACH))
+    if end < 0 or end + 22 > len(content):
+        return 0
+    (size,) = struct.unpack_from("<L", content, end + 12)
+    return content.count(_ENTRY, max(0, end - size), end)
 
 
 def _check(archive: zipfile.ZipFile, limits: Limits) -> int:
     entries = archive.infolist()
-    files = [entry for entry in entries if not entry.is_dir()]
-    if len(entries) > limits.unpacked_files:
-        raise Problem(413, f"the archive holds more than {limits.unpacked_files} files")
     seen: set[str] = set()
     for entry in entries:
         _check_name(entry, seen)
+    files = [entry for entry in entries if not entry.is_dir()]
     left = limits.unpacked_bytes
     for entry in files:
         left -= _unpacked_size(archive, entry, left)
@@ -59,17 +67,21 @@ def _check(archive: zipfile.ZipFile, limits: Limits) -> int:
 
 
 def _check_name(entry: zipfile.ZipInfo, seen: set[str]) -> None:
-    name = entry.filename
+    name = entry.orig_filename
     path = PurePosixPath(name)
     shown = name[:200]
+    if not name.isprintable() or not 0 < len(name) <= 1000:
+        raise Problem(422, f"the archive holds {shown!r}: a name has at most 1000 printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or ":" in path.parts[0]:
         raise Problem(422, f"the archive holds {shown!r}: a path must stay inside the folder")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if not entry.is_dir() and kind not in _FILE_KINDS:
         raise Problem(422, f"the archive holds {shown!r}, which is a link or no plain file: leave it out")
-    if name in seen:
+    if entry.flag_bits & 1 or entry.compress_type not in _METHODS:
+        raise Problem(422, f"the archive holds {shown!r} encrypted or packed by another method than deflate")
+    if str(path) in seen:
         raise Problem(422, f"the archive holds {shown!r} twice")
-    seen.add(name)
+    seen.add(str(path))
 
 
 def _unpacked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, left: int) -> int:

@@ -32,13 +32,11 @@ def needs(scope: Scope) -> Callable[..., Caller]:
         if given is None:
             advice = "a token is needed: set GRADGUARD_TOKEN to one that `gradguard tokens create` made"
             raise Problem(401, advice, headers=challenge)
-        failures = request.app.state.wrong_tokens
-        who = request.client.host if request.client else "?"
-        if not failures.would_pass(who):
-            raise Problem(429, "too many wrong tokens; try again later", headers={"Retry-After": "60"})
         caller = service.tokens.check(given.credentials)
+        who = request.client.host if request.client else "?"
+        if caller is None and not request.app.state.wrong_tokens.take(who):
+            raise Problem(429, "too many wrong tokens; try again later", headers={"Retry-After": "60"})
         if caller is None:
-            failures.take(who)
             raise Problem(401, "the token is wrong, expired or revoked", headers=challenge)
         if not caller.may(scope):
             raise Problem(403, f"this needs the scope {scope}; the token {caller.name} has {caller.scope}")

@@ -25,6 +25,12 @@ class Limits:
     upload_bytes: int = 50 << 20
     unpacked_bytes: int = 500 << 20
     unpacked_files: int = 20_000
+    body_pause_s: float = 20.0
+    """A body may stop to arrive for so long,"""
+
+    body_s: float = 300.0
+    """and take so long altogether."""
+
     follow_s: float = 3600.0
     """A stream ends after so long; clients take it up again where it ended."""
 
@@ -62,6 +68,9 @@ class Context:
     limits: Limits = field(default_factory=Limits)
     ray: RayApi | None = None
     supervisor: Supervisor | None = None
+    checkpoint_urls: tuple[str, ...] = ()
+    """Below these the service reads checkpoints too; others it does not ask, whatever a spec says."""
+
     ended: Ended = field(init=False)
 
     def __post_init__(self) -> None:

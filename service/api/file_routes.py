@@ -21,7 +21,8 @@ from service.api.auth import Reader
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented
-from service.api.view import event, files_of
+from service.api.view import event, files_of, may_read
+from service.masking import masked
 from service.supervise.log_spool import log_path, log_size
 
 PIECE = 1 << 16
@@ -114,8 +115,14 @@ def metrics(
 def checkpoints(job_id: JobId, service: Service, _: Reader) -> list[CheckpointInfo]:
     """What the job can return to, the oldest first."""
     files = _files(service, job_id)
+    if files is None:
+        return []
+    place = files.checkpoint_place()
+    if not _may_ask(service, place):
+        advice = f"start the service with --checkpoint-url, for {masked(str(place))}, to have them read"
+        raise Problem(404, f"the checkpoints of {job_id} are in a storage that is not asked: {advice}")
     try:
-        return [] if files is None else files.checkpoints()
+        return files.checkpoints()
     except OSError as error:
         raise Problem(404, f"the checkpoints of {job_id} cannot be read: {error.strerror or error}") from None
 
@@ -128,8 +135,13 @@ def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
         raise Problem(
             404, f"{job_id} has not recorded anything yet, or not below the service's storage folder"
         )
-    text = files.report().encode("utf-8", "replace")
+    text = files.report(remote=_may_ask(service, files.checkpoint_place())).encode("utf-8", "replace")
     return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX})
+
+
+def _may_ask(service: Context, place: str | Path) -> bool:
+    """A spec can name any host: the service asks those only that its operator allows."""
+    return isinstance(place, Path) or may_read(service.checkpoint_urls, place)
 
 
 async def _events(

@@ -25,7 +25,7 @@ from service.store.jobs import Request as Repeatable
 from service.supervise.log_spool import log_path
 from service.supervise.ray_api import RayGone
 
-COMMON = (400, 401, 403, 413, 422, 429)
+COMMON = (400, 401, 403, 408, 413, 422, 429)
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
 
 JobId = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")]
@@ -60,7 +60,7 @@ def list_jobs(
 ) -> JobList:
     """Jobs, the newest first: some of them, and where to go on."""
     page = service.store.page(states=status, name=name, cursor=cursor, limit=limit)
-    return JobList(jobs=[listed(service, job) for job in page.jobs], next_cursor=page.next_cursor)
+    return JobList(jobs=listed(service, page.jobs), next_cursor=page.next_cursor)
 
 
 @router.get("/jobs/{job_id}", responses=documented(404))

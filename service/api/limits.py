@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -34,10 +35,6 @@ class Buckets:
     def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._burst, self._clock = per_s, burst, clock
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def would_pass(self, who: str) -> bool:
-        """Whether one more is allowed now."""
-        return self._level(who) >= 1
 
     def take(self, who: str) -> bool:
         """Takes one if it is allowed."""
@@ -87,18 +84,19 @@ class Gate:
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         most = self._limits.upload_bytes if scope["path"] == UPLOADS else self._limits.body_bytes
-        problem = Problem(413, f"the request is larger than {most} bytes, the most that is taken here")
+        too_large = Problem(413, f"the request is larger than {most} bytes, the most that is taken here")
         if _declared(scope) > most:
-            await answer(problem)(scope, receive, send)
+            await answer(too_large)(scope, receive, send)
             return
-        body = _Counted(receive, most)
+        body = _Body(receive, most, self._limits)
 
         async def watched(message: Message) -> None:
-            if not body.too_large:
+            if body.refused is None:
                 await send(message)
 
         await self._app(scope, body, watched)
-        if body.too_large:
+        if body.refused is not None:
+            problem = too_large if body.refused == 413 else Problem(408, "the request did not arrive in time")
             await answer(problem)(scope, receive, send)
 
 
@@ -123,18 +121,32 @@ def _header(scope: Scope, wanted: bytes) -> str:
     return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
 
 
-class _Counted:
-    """The body of a request, which ends at once where it is larger than allowed."""
+class _Body:
+    """The body of a request, which ends at once where it is larger than allowed or does not come."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self._left = receive, most
-        self.too_large = False
+    def __init__(self, receive: Receive, most: int, limits: Limits) -> None:
+        self._receive, self._left, self._pause_s = receive, most, limits.body_pause_s
+        self._until = time.monotonic() + limits.body_s
+        self._complete = False
+        self.refused: int | None = None
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        if self._complete:
+            return await self._receive()  # until the client is gone
+        try:
+            message = await asyncio.wait_for(self._receive(), self._patience())
+        except TimeoutError:
+            return self._refuse(408)
         self._left -= len(message.get("body", b""))
-        self.too_large = self.too_large or self._left < 0
-        return {"type": "http.disconnect"} if self.too_large else message
+        self._complete = not message.get("more_body", False)
+        return self._refuse(413) if self._left < 0 else message
+
+    def _patience(self) -> float:
+        return max(0.0, min(self._pause_s, self._until - time.monotonic()))
+
+    def _refuse(self, status: int) -> Message:
+        self.refused = status
+        return {"type": "http.disconnect"}
 
 
 def _with_headers(send: Send) -> Send:

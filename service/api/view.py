@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 from guard.record import strict
 from jobs.client.files import JobFiles
 from jobs.client.models import AttemptInfo, Event, JobInfo
 from service.api.context import Context
+from service.job_files import files_below
 from service.masking import MASKED, is_secret, masked
 from service.store import ACTIVE, AttemptRow, EventRow, JobRow
 from service.supervise.adopt import folder_for
-
-READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report")
 
 
 def summary(job: JobRow) -> JobInfo:
@@ -36,12 +36,16 @@ def summary(job: JobRow) -> JobInfo:
     )
 
 
-def listed(service: Context, job: JobRow) -> JobInfo:
-    """What a listing says; of a job that trains, how far it is."""
-    if job.state not in ACTIVE:
+def listed(service: Context, jobs: Sequence[JobRow]) -> list[JobInfo]:
+    """What a listing says; of jobs that train, how far they are."""
+    specs = service.store.specs([job.id for job in jobs if job.state in ACTIVE])
+    return [_listed(service, job, specs.get(job.id)) for job in jobs]
+
+
+def _listed(service: Context, job: JobRow, spec: dict[str, Any] | None) -> JobInfo:
+    if job.state not in ACTIVE or (files := files_of(service, job)) is None:
         return summary(job)
-    files = files_of(service, job)
-    return summary(job).model_copy(update={"progress": None if files is None else files.progress()})
+    return summary(job).model_copy(update={"progress": files.progress(spec)})
 
 
 def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInfo:
@@ -52,7 +56,7 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
             "spec": None if job.spec is None else strict(masked(job.spec)),
             "env": {name: MASKED if is_secret(name) else str(masked(v)) for name, v in job.env.items()},
             "result": None if job.result is None else strict(job.result),
-            "progress": None if files is None else files.progress(),
+            "progress": None if files is None else files.progress(job.spec),
             "attempts": [_attempt(row) for row in attempts],
         }
     )
@@ -72,20 +76,18 @@ def event(row: EventRow) -> Event:
 
 
 def files_of(service: Context, job: JobRow) -> JobFiles | None:
-    """The files of a job. A job can put links into its folder: none is followed out of the root."""
-    folder = folder_for(job, service.root)
-    if folder is None or not _inside(folder, service.root):
-        return None
-    files = JobFiles(folder)
-    paths = [getattr(files.folder, name) for name in READ]
-    return files if all(_inside(path, service.root) for path in paths) else None
+    """The files of a job, as far as they are below the root."""
+    return files_below(folder_for(job, service.root), service.root)
 
 
-def _inside(path: Path, root: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):
+def may_read(allowed: Sequence[str], url: str) -> bool:
+    """Whether a URL lies below one of those that are allowed. Its options may name another host:
+    they have to be the same."""
+    place, _, options = url.partition("?")
+    if ".." in place.split("/"):
         return False
+    roots = (root.partition("?") for root in allowed)
+    return any(place.startswith(f"{base.rstrip('/')}/") and more == options for base, _, more in roots)
 
 
 def _attempt(row: AttemptRow) -> AttemptInfo:

@@ -170,7 +170,7 @@ class ListLive:
             return nothing
         key, known = (found.st_mtime_ns, found.st_size), self._glances.get(job.id)
         if known is None or known[0] != key:
-            progress = files.progress()
+            progress = files.progress(job.spec)
             spark = files.recent(SPARK_COLUMNS, points=SPARK_POINTS).columns
             told = {"progress": None if progress is None else progress.model_dump(), "spark": spark}
             known = self._glances[job.id] = (key, told)

@@ -128,6 +128,14 @@ class JobStore:
         more = len(rows) > limit
         return Page(rows[:limit], _cursor(rows[limit - 1]) if more else None)
 
+    def specs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+        """The specs of these jobs, by id."""
+        if not job_ids:
+            return {}
+        with self._session() as session:
+            rows = session.execute(select(JobRow.id, JobRow.spec).where(JobRow.id.in_(job_ids)))
+            return {str(job_id): spec for job_id, spec in rows}
+
     def in_states(self, states: Sequence[str]) -> list[JobRow]:
         """All jobs in these states: the most urgent first, then the oldest."""
         order = (JobRow.priority.desc(), JobRow.created, JobRow.id)

@@ -64,6 +64,10 @@ class JobRow(Base):
     log_start: Mapped[int] = mapped_column(default=0)
     """Where in the job's log the present attempt begins, in bytes."""
 
+    before: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
+    """The job's files as they were when the present attempt began: what has changed since is of this attempt,
+    whatever the clocks of the machines say."""
+
     spec: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)
     env: Mapped[dict[str, Any]] = mapped_column(DOCUMENT, default=dict, deferred=True)
     result: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)

@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.client.ray_backend import folder_of, spec_of, status_of
 from jobs.spec import JobSpec
-from jobs.submission import MARK, RESERVED, SUPERVISED, noted_folder
-from service.store import JobRow, JobStore
+from jobs.spec_errors import SpecError
+from jobs.submission import MARK, RESERVED, SUPERVISED, noted, noted_folder, noted_package
+from service.store import JobRow, JobStore, Packages
 from service.supervise.capacity import needs
 
 BY = "ray job submit"
@@ -27,6 +28,35 @@ def adopt(store: JobStore, listing: Mapping[str, JobDetails], root: Path) -> lis
     strangers = {i: d for i, d in listing.items() if _FITS.match(i) and _is_ours(d)}
     known = store.known_submissions(list(strangers)) if strangers else set()
     return [i for i, details in strangers.items() if i not in known and _add(store, i, details, root)]
+
+
+def learn(store: JobStore, packages: Packages, job: JobRow, root: Path) -> bool:
+    """What an adopted job says of itself once it runs: its spec, its folder and its working directory, which
+    it takes to start it again. False while it has not said it."""
+    note = noted(job.submission_id or "", root)
+    spec = _valid(note.get("spec"))
+    if spec is None:
+        return False
+    package = noted_package(note, root)
+    required, digest = needs(spec), None if package is None else packages.add(package)
+
+    def edit(row: JobRow) -> str | None:
+        if row.spec is not None and row.working_dir == digest:
+            return None
+        row.spec, row.folder, row.working_dir = _plain(spec), str(note["folder"]), digest
+        row.cpus, row.gpus, row.workers = required["CPU"], required["GPU"], spec.scale.workers
+        row.max_restarts = 0 if "not_kept" in note else spec.scale.max_failures
+        return f"its spec is known now: {note.get('not_kept') or 'it is started again if its driver dies'}"
+
+    store.change(job.id, edit, kind="note")
+    return True
+
+
+def _valid(document: object) -> JobSpec | None:
+    try:
+        return JobSpec.from_dict(document) if isinstance(document, dict) else None
+    except (SpecError, RecursionError):
+        return None
 
 
 def folder_for(job: JobRow, root: Path) -> Path | None:

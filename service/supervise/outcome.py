@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,6 @@ from jobs.client.files import JobFiles
 from jobs.entrypoint import BAD_INPUT, EXIT_CODES
 
 Kind = Literal["succeeded", "failed", "halted", "stopped", "lost"]
-SLACK_S = 2.0
 KILLED = frozenset({-9, -15, 137, 143})
 """Exit codes of a driver that somebody or something else ended."""
 
@@ -35,18 +35,23 @@ class Outcome:
 
 
 def outcome_of(
-    details: JobDetails | None, files: JobFiles | None, *, since: float, stopping: bool, log_end: str
+    details: JobDetails | None,
+    files: JobFiles | None,
+    *,
+    before: Mapping[str, str] | None,
+    stopping: bool,
+    log_end: str,
 ) -> Outcome:
-    """What became of an attempt that began at ``since``.
+    """What became of an attempt.
 
     Args:
         details: what Ray says; None if it knows nothing of it any more.
         files: those of the job, if they can be read here.
-        since: Unix seconds; an older result is that of an earlier attempt.
+        before: ``files.marks()`` when the attempt began: a result that was there is that of an earlier one.
         stopping: whether somebody asked it to stop.
         log_end: the last lines of what it printed.
     """
-    result = fresh_result(files, since)
+    result = fresh_result(files, before)
     code = None if details is None else details.driver_exit_code
     said = str((result or {}).get("error") or "")
     status = (result or {}).get("status")
@@ -80,12 +85,9 @@ def _failed(
     return Outcome("failed", said or last or (details.message or "").strip()[:300], code, result)
 
 
-def fresh_result(files: JobFiles | None, since: float) -> dict[str, Any] | None:
-    """result.json, if this attempt wrote it."""
+def fresh_result(files: JobFiles | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """result.json, if this attempt wrote it: a run removes that of the one before when it begins."""
     if files is None:
         return None
-    try:
-        written = files.folder.result.stat().st_mtime
-    except OSError:
-        return None
-    return files.result() if written >= since - SLACK_S else None
+    now = files.marks().get("result")
+    return None if now is None or now == (before or {}).get("result") else files.result()

@@ -10,12 +10,13 @@ from pathlib import Path
 from ray.job_submission import JobDetails
 
 from jobs.spec_errors import SpecError
+from service.job_files import files_below
 from service.store import ACTIVE, PENDING, JobRow, JobStore, Lease, Packages
-from service.supervise.adopt import adopt
+from service.supervise.adopt import adopt, folder_for, learn
 from service.supervise.capacity import free, needs, never_fits, waits_for
 from service.supervise.log_spool import LogTails, log_size
 from service.supervise.ray_api import RayApi, RayGone
-from service.supervise.watch import Watcher, spec_for
+from service.supervise.watch import Watcher, pauses, spec_for
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Supervisor(threading.Thread):
         self._tick_s = tick_s
         self._tails = LogTails(ray.tail, root)
         self._watcher = Watcher(store, ray, self._tails, root)
+        self._learned: set[str] = set()
         self._closing = threading.Event()
         self._next_tidy = time.monotonic()
         self._last_error = ""
@@ -113,9 +115,15 @@ class Supervisor(threading.Thread):
     def _one(self, job: JobRow, details: JobDetails | None) -> None:
         """One job that cannot be looked at is no reason not to look at the others."""
         try:
+            if job.adopted and job.attempt == 1 and job.id not in self._learned:
+                self._learn(job)
             self._watcher.watch(job, details, self._package(job))
         except (RayGone, SpecError, RuntimeError) as error:
             logger.warning("%s: %s", job.id, error)
+
+    def _learn(self, job: JobRow) -> None:
+        if learn(self._store, self._packages, job, self._root):
+            self._learned.add(job.id)
 
     def _start_what_fits(self) -> None:
         waiting = self._store.in_states(PENDING)
@@ -125,9 +133,7 @@ class Supervisor(threading.Thread):
         left = free(capacity, self._store.in_states(ACTIVE))
         blocked = False
         for job in waiting:
-            if job.not_before > time.time() + 3600:  # the clock was set back
-                self._store.change(job.id, _now)
-            if job.not_before > time.time():
+            if pauses(job, time.time()):
                 continue
             needed = needs(spec_for(self._store.get(job.id)), capacity)
             never = never_fits(needed, job.workers, capacity.nodes)
@@ -144,14 +150,15 @@ class Supervisor(threading.Thread):
     def _start(self, job: JobRow, needed: dict[str, float]) -> None:
         """The attempt and its id are on record before Ray hears of it: whenever the service dies, the next
         one knows what to ask Ray for."""
-        log_start = log_size(self._root, job.id)
+        log_start, files = log_size(self._root, job.id), files_below(folder_for(job, self._root), self._root)
+        before = {} if files is None else files.marks()
 
         def edit(row: JobRow) -> str | None:
             if row.state not in PENDING:
                 return None
             row.attempt += 1
             row.state, row.submission_id = "starting", f"{row.id}-a{row.attempt}"
-            row.reason, row.log_start = "starting its workers", log_start
+            row.reason, row.log_start, row.before = "starting its workers", log_start, before
             row.cpus, row.gpus = needed["CPU"], needed["GPU"]
             return f"starting: attempt {row.attempt}"
 
@@ -184,7 +191,3 @@ class Supervisor(threading.Thread):
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + TIDY_EVERY_S
             self._store.forget_old_keys()
-
-
-def _now(row: JobRow) -> None:
-    row.not_before = 0.0

@@ -10,6 +10,7 @@ from ray.job_submission import JobDetails, JobStatus
 from jobs.client.files import JobFiles
 from jobs.client.polling import incident_event
 from jobs.spec import JobSpec
+from service.job_files import files_below
 from service.store import ENDED, JobRow, JobStore
 from service.supervise.adopt import folder_for
 from service.supervise.log_spool import LogTails, log_path, log_size
@@ -31,6 +32,7 @@ class Watcher:
     def __init__(self, store: JobStore, ray: RayApi, tails: LogTails, root: Path) -> None:
         self._store, self._ray, self._tails, self._root = store, ray, tails, root
         self._ended: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
         self._incidents: dict[str, tuple[float, int]] = {}
 
     def watch(self, job: JobRow, details: JobDetails | None, package: bytes | None) -> None:
@@ -56,7 +58,7 @@ class Watcher:
             return
         if job.state == "stopping":
             self._ray.stop(submission)
-        elif job.state == "starting" and details.status == JobStatus.RUNNING and self._trains(job, details):
+        elif job.state == "starting" and details.status == JobStatus.RUNNING and self._trains(job):
             self._set(job, "running", "")
 
     def hand_over(self, job: JobRow, package: bytes | None) -> None:
@@ -77,25 +79,27 @@ class Watcher:
         """Drops what was kept in memory of an attempt."""
         self._tails.forget(job.submission_id or "")
         self._ended.pop(job.submission_id or "", None)
+        self._begun.pop(job.submission_id or "", None)
 
-    def _trains(self, job: JobRow, details: JobDetails) -> bool:
+    def _trains(self, job: JobRow) -> bool:
         """A job that Ray calls running may still wait for its workers: it trains once it records steps."""
-        files = self._files(job)
-        began = (details.start_time or 0) / 1000
-        touched = None if files is None else files.touched()
+        files, before = self._files(job), job.before or {}
+        recorded = None if files is None else files.marks().get("metrics")
+        if recorded is not None and recorded != before.get("metrics"):
+            return True
+        since = self._begun.setdefault(job.submission_id or "", time.monotonic())
         seen = files is not None and files.folder.path.exists()
-        return (touched is not None and touched >= began) or (not seen and time.time() - began > PATIENCE_S)
+        return not seen and time.monotonic() - since > PATIENCE_S
 
     def _log_is_complete(self, submission: str) -> bool:
         since = self._ended.setdefault(submission, time.monotonic())
         return self._tails.done(submission) or time.monotonic() - since > PATIENCE_S
 
     def _end(self, job: JobRow, details: JobDetails | None) -> None:
-        attempt = next((a for a in self._store.attempts(job.id) if a.number == job.attempt), None)
         outcome = outcome_of(
             details,
             self._files(job),
-            since=attempt.started if attempt else job.created,
+            before=job.before,
             stopping=job.state == "stopping",
             log_end=self._log_end(job.id),
         )
@@ -134,7 +138,7 @@ class Watcher:
             if not _same(row, job):
                 return None
             row.state, row.reason, row.exit_code = outcome.kind, outcome.reason, outcome.exit_code
-            row.result, row.ended = outcome.result, time.time()
+            row.result, row.ended = outcome.result, max(time.time(), row.started or row.created)
             return f"{outcome.kind}: {outcome.reason}" if outcome.reason else outcome.kind
 
         self._store.end_attempt(job, outcome.kind, outcome.reason)
@@ -171,8 +175,7 @@ class Watcher:
         self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> JobFiles | None:
-        folder = folder_for(job, self._root)
-        return None if folder is None else JobFiles(folder)
+        return files_below(folder_for(job, self._root), self._root)
 
     def _log_end(self, job_id: str) -> str:
         try:
@@ -183,9 +186,15 @@ class Watcher:
             return ""
 
 
+def pauses(job: JobRow, now: float) -> bool:
+    """Whether its next attempt is not due yet; due later than ever means a clock set back."""
+    return 0 < job.not_before - now <= LONGEST_BACKOFF_S
+
+
 def spec_for(job: JobRow) -> JobSpec:
-    """The job's spec, under the job's own name."""
-    return JobSpec.from_dict({**(job.spec or {}), "name": job.id})
+    """The job's spec, under the job's own name; one that was adopted has its name already."""
+    spec = job.spec or {}
+    return JobSpec.from_dict(spec if job.adopted else {**spec, "name": job.id})
 
 
 def _same(row: JobRow, seen: JobRow) -> bool:

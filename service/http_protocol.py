@@ -1,0 +1,122 @@
+"""HTTP/1.1 as uvicorn speaks it, to clients that do not keep up: each may be slow only for so long."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from jobs.errors import JobError
+
+MOST_CONNECTIONS = 900
+"""More are answered 503: the usual limit of a process is 1,024 open files."""
+
+LARGEST_HEAD = 64 << 10
+
+HEAD_S = 20.0
+"""The head of a request arrives within so long, from when the connection was made or its first byte came."""
+
+STALL_S = 120.0
+"""A client that reads nothing of an answer for so long is taken for gone."""
+
+
+class PatientProtocol(H11Protocol):
+    """One connection; uvicorn itself would wait for ever, and connections are few."""
+
+    head_s, stall_s = HEAD_S, STALL_S
+    _head: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The clock for the first head begins."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """The clock runs as long as a head has begun and has not ended."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._await_head()
+        elif self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def pause_writing(self) -> None:
+        """The client does not take what is sent."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It goes on."""
+        super().resume_writing()
+        self._cancel_stalled()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """No clock outlives its connection."""
+        super().connection_lost(exc)
+        self._cancel_stalled()
+        if self._head is not None:
+            self._head.cancel()
+
+    def _await_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(self.head_s, self._without_head)
+
+    def _without_head(self) -> None:
+        self._head = None
+        answered = self.cycle is None or self.cycle.response_complete
+        if self.conn.their_state is h11.IDLE and answered:
+            self.transport.abort()
+
+    def _cancel_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+
+def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path | None]) -> uvicorn.Config:
+    """How uvicorn serves the app.
+
+    Args:
+        app: of the API.
+        host: the interface.
+        port: 0 takes a free one.
+        tls: certificate and private key, PEM, that ``check_tls`` took; both None for plain HTTP.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=PatientProtocol,
+        ws="none",
+        ssl_certfile=None if tls[0] is None else str(tls[0]),
+        ssl_keyfile=None if tls[1] is None else str(tls[1]),
+        log_config=None,
+        access_log=False,  # paths and addresses of people; /metrics has the counts
+        timeout_graceful_shutdown=3,
+        server_header=False,
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+        limit_concurrency=MOST_CONNECTIONS,
+    )
+
+
+def check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Whether these can be served with.
+
+    Raises:
+        JobError: they cannot.
+    """
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise JobError("--tls-cert and --tls-key go together: give both, or neither")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:  # also what ssl raises
+        why = error.strerror or str(error)
+        raise JobError(f"--tls-cert {certificate}, --tls-key {key}: {why}; both are PEM files") from None
