@@ -1,7 +1,7 @@
 """Token ids that were made before: kept in files, so that only the first start of a job makes them.
 
-``<cache>/gradguard/tokens/<key>/ids.npy``, where ``<cache>`` is ``XDG_CACHE_HOME`` or ``~/.cache``, and the key
-is the content of the texts and of the tokenizer. Any of it may be deleted at any time.
+``<cache>/gradguard/tokens/<key>/ids.npy``, where ``<cache>`` is ``XDG_CACHE_HOME`` or ``~/.cache``, and the
+key is the content of the texts and of the tokenizer. Any of it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ _FILE = "ids.npy"
 
 def cache_folder() -> Path:
     """Where the files are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    place = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return place / "gradguard" / "tokens"
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "gradguard" / "tokens"
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:

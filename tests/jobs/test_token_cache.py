@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from jobs.data.token_cache import cache_folder, encoded
 from jobs.data.tokens import Bytes, TokenizerFile, Windows
 from jobs.spec import JobSpec
 from jobs.workloads import load_workload
+from tests.guard.ranks import on_ranks
 
 TEXTS = [b"one two two three\n" * 50, "grün\n".encode() * 20]
 
@@ -104,22 +105,14 @@ def test_a_cache_that_cannot_be_written_costs_no_job(
     assert "no tokens can be kept" in caplog.text
 
 
-def start(marks: Path, barrier: Any, answers: Any) -> None:
-    barrier.wait(timeout=60)
-    answers.put(int(encoded(Noted(marks), TEXTS).astype(np.int64).sum()))
+def start(rank: int, world_size: int, folder: Path) -> int:
+    dist.barrier()
+    return int(encoded(Noted(folder / "marks"), TEXTS).astype(np.int64).sum())
 
 
 def test_ranks_that_start_at_once_make_the_tokens_once(marks: Path):
-    context = multiprocessing.get_context("fork")
-    barrier, answers = context.Barrier(4), context.Queue()
-    ranks = [context.Process(target=start, args=(marks, barrier, answers)) for _ in range(4)]
-    for rank in ranks:
-        rank.start()
-    sums = {answers.get(timeout=60) for _ in ranks}
-    for rank in ranks:
-        rank.join(timeout=60)
-        assert rank.exitcode == 0
-    assert sums == {int(Bytes().encode(TEXTS).astype(np.int64).sum())}
+    sums = on_ranks(3, start, marks.parent)
+    assert sums == [int(Bytes().encode(TEXTS).astype(np.int64).sum())] * 3
     assert made(marks) == 1
     assert [path.name for path in kept()] == ["ids.npy"]
 
