@@ -59,7 +59,7 @@ class LanguageWorkload:
             )
         self.n_train = len(self._train)
         self.tokens_per_sample = self._shape.context
-        self.fingerprint = f"{len(train)} tokens, {zlib.crc32(memoryview(train)):08x}"
+        self.fingerprint = f"{len(train)} tokens, {zlib.crc32(train.data):08x}"
         _log.info("data: %d tokens of %s, %d held out", len(train), corpus.source, len(test))
 
     def build_model(self) -> nn.Module:
