@@ -1,4 +1,4 @@
-"""Real jobs whose network matters: compiled and stored channels last, and so deep that its gradient vanishes."""
+"""Real jobs about their network: compiled and channels last, and so deep that its gradient vanishes."""
 
 from __future__ import annotations
 
