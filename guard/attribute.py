@@ -42,17 +42,35 @@ class LayerHistory:
         """The layers with the largest share of the squared norm, non-finite ones first."""
         with np.errstate(all="ignore"):
             squares = norms * norms
-            finite = np.where(np.isfinite(squares), squares, 0.0)
-            total = float(finite.sum()) or 1.0
-            usual = np.zeros_like(norms) if self._mean is None else self._mean
-            growth = norms / usual
-        order = sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
+        finite = np.where(np.isfinite(squares), squares, 0.0)
+        return self._rows(
+            norms, sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
+        )
+
+    def rank_faded(self, norms: NDArray[np.float64], first: int | None) -> list[dict[str, Any]]:
+        """The layers that have lost the largest part of their usual norm; before them ``first``, if given."""
+        growth = self._growth(norms)
+        known = [i for i in range(len(norms)) if i != first and math.isfinite(growth[i])]
+        order = sorted(known, key=lambda i: growth[i])
+        return self._rows(norms, order if first is None else [first, *order])
+
+    def _growth(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Norm over usual norm; not finite where nothing is usual."""
+        with np.errstate(all="ignore"):
+            return norms / (np.zeros_like(norms) if self._mean is None else self._mean)
+
+    def _rows(self, norms: NDArray[np.float64], order: list[int]) -> list[dict[str, Any]]:
+        with np.errstate(all="ignore"):
+            squares = norms * norms
+        finite = np.where(np.isfinite(squares), squares, 0.0)
+        total = float(finite.sum()) or 1.0
+        growth = self._growth(norms)
         return [
             {
                 "name": self._names[i],
                 "norm": float(norms[i]),
                 "share": float(finite[i]) / total if math.isfinite(norms[i]) else None,
-                "growth": float(growth[i]) if usual[i] else None,
+                "growth": None if self._mean is None or not self._mean[i] else float(growth[i]),
             }
             for i in order[:TOP_LAYERS]
         ]

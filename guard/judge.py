@@ -16,6 +16,7 @@ from guard.agree import Agreed
 from guard.clips import ClipConfig, Plan, make_clipper
 from guard.config import GuardConfig
 from guard.decide import Decision, Ladder
+from guard.depth import FADED, Depth
 from guard.detect import SpikeDetector, Verdict
 from guard.observe import Observation
 
@@ -58,6 +59,7 @@ class Evidence:
     update_norm: float | None = None
     ratios: dict[str, float] | None = None
     fault: Fault | None = None
+    layer: int | None = None
 
     @property
     def clean(self) -> bool:
@@ -87,6 +89,7 @@ class Judge:
         )
         self.ladder = Ladder(config.budget, config.on_suspect)
         self._idle = np.zeros(len(names), dtype=np.int64)
+        self._depth = Depth(self._parameters, config.dead_steps)
 
     def foresee(self, agreed: Agreed, seen: Observation, moved: tuple[float, float | None] | None) -> Verdict:
         """What ``judge`` would say; nothing is counted or learned."""
@@ -107,13 +110,13 @@ class Judge:
         fault: Fault | None = None,
     ) -> Evidence:
         """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged."""
-        verdict, decision = OK, Decision("apply", "ok")
+        verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.typical("grad_norm")
         if self._config.mode != "off" and not overflow:
             update = None if moved is None else moved[1]
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
             decision = self.ladder.decide(verdict, attempt=attempt, can_roll_back=can_roll_back)
-            verdict, decision = self._dead(verdict, decision, seen)
+            verdict, decision, layer = self._silent(attempt, verdict, decision, seen)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -132,6 +135,7 @@ class Judge:
             update_norm=None if moved is None else moved[0],
             ratios=self.detector.ratios(),
             fault=fault,
+            layer=layer,
         )
 
     def limits(self) -> Limits:
@@ -146,16 +150,33 @@ class Judge:
         verdict = replace(evidence.verdict, kind="suspect")
         return replace(evidence, verdict=verdict, decision=Decision("skip", f"{verdict.signal} is suspect"))
 
-    def _dead(self, verdict: Verdict, decision: Decision, seen: Observation) -> tuple[Verdict, Decision]:
-        """A layer that has had no gradient for long is told once; the step is applied."""
+    def _silent(
+        self, attempt: int, verdict: Verdict, decision: Decision, seen: Observation
+    ) -> tuple[Verdict, Decision, int | None]:
+        """Layers that no gradient reaches any more are told once, the first of them by its index too.
+
+        The step is applied.
+        """
+        dead = self._dead(seen)
+        faded = self._depth.observe(attempt, seen.layer_norms)
+        if verdict.kind != "ok" or not (dead or faded):
+            return verdict, decision, None
+        if dead:
+            layers = ", ".join(self._names[i] for i in dead[:3]) + (", ..." if len(dead) > 3 else "")
+            reason = f"no gradient in {self._config.dead_steps} steps: {layers}"
+            return Verdict("vanishing", "grad_norm", float(len(dead))), Decision("apply", reason), dead[0]
+        assert faded is not None
+        layer, ratio = faded
+        name = self._names[layer]
+        reason = f"the gradient vanishes on its way back: from {name} on, {ratio:.1g} of it is left"
+        score = self._config.detect.sigmas * math.log(ratio) / math.log(FADED)
+        return Verdict("vanishing", "grad_norm", score), Decision("apply", reason), layer
+
+    def _dead(self, seen: Observation) -> list[int]:
+        """Layers that take part in the loss and have had no gradient for long, at the moment that is so."""
         self._idle = np.where(seen.layer_norms == 0.0, self._idle + 1, 0)
         due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
-        dead = [i for i in due if self._parameters[i].grad is not None]  # else it takes no part in the loss
-        if not dead or verdict.kind != "ok":
-            return verdict, decision
-        layers = ", ".join(self._names[i] for i in dead[:3]) + (", ..." if len(dead) > 3 else "")
-        reason = f"no gradient in {self._config.dead_steps} steps: {layers}"
-        return Verdict("vanishing", "grad_norm", float(len(dead)), None), Decision("apply", reason)
+        return [i for i in due if self._parameters[i].grad is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything remembered, as plain numbers and lists."""
@@ -164,6 +185,7 @@ class Judge:
             "clip": self.clipper.state_dict(),
             "ladder": self.ladder.state_dict(),
             "idle": self._idle.tolist(),
+            "faded": self._depth.rows,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,3 +194,4 @@ class Judge:
         self.clipper.load_state_dict(state["clip"])
         self.ladder.load_state_dict(state["ladder"])
         self._idle = np.asarray(state["idle"], dtype=np.int64)
+        self._depth.rows = int(state.get("faded", 0))

@@ -77,6 +77,9 @@ class Ledger:
     ) -> Incident:
         """Builds, counts and journals the incident of this attempt."""
         verdict, reason = _told(evidence)
+        layers = self._layers(evidence, verdict)
+        if verdict.kind == "vanishing" and evidence.layer is None and layers:
+            reason = f"the gradient has all but vanished, most of all in {layers[0]['name']}"
         self._incidents += 1
         halted = evidence.decision.rung == "halt" and not self._shadow
         incident = Incident(
@@ -102,9 +105,7 @@ class Ledger:
             faulty_ranks=[] if evidence.fault is None else list(evidence.fault.ranks),
             rejected=evidence.agreed.rejected,
             window=list(self._window),
-            layers=self.layers.rank(
-                evidence.layer_norms if evidence.fault is None else evidence.fault.layer_norms
-            ),
+            layers=layers,
             moved=[] if distances is None else rank_moved(self._names, distances),
             ranks=rank_ranks(evidence.agreed.losses, local_norms),
             samples=samples[:MAX_SAMPLES],
@@ -114,6 +115,13 @@ class Ledger:
             self._journal.incident(incident)
         self._follow(incident)
         return incident
+
+    def _layers(self, evidence: Evidence, verdict: Verdict) -> list[dict[str, Any]]:
+        if verdict.kind == "vanishing":
+            return self.layers.rank_faded(evidence.layer_norms, first=evidence.layer)
+        return self.layers.rank(
+            evidence.layer_norms if evidence.fault is None else evidence.fault.layer_norms
+        )
 
     def clean(self, evidence: Evidence, step: int) -> None:
         """A clean step was applied: layers learn what is usual, incidents left behind are closed."""

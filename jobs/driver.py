@@ -29,6 +29,7 @@ from jobs.live import LiveView
 from jobs.placement import worker_resources
 from jobs.ray_messages import ray_messages_to
 from jobs.report import write_report
+from jobs.report.summary import figures_of_rows
 from jobs.result import complete
 from jobs.spec import JobSpec
 from jobs.watch import Watch, interrupts, metrics_at
@@ -91,7 +92,7 @@ def _train(spec: JobSpec, folder: JobFolder, address: str | None, console: Conso
         except HeadDied as death:
             log_failure(folder.log, death)
             if not embedded or deaths > spec.scale.max_failures:
-                return {**_last_kept(spec), "status": "failed", "error": str(death)}
+                return {**_last_kept(spec, folder), "status": "failed", "error": str(death)}
             console.print(f"{death}: starting Ray again", style="red", markup=False)
     raise AssertionError("the loop ends by itself")
 
@@ -124,7 +125,9 @@ def _follow(spec: JobSpec, folder: JobFolder, cluster: ClusterInfo, console: Con
         )
         with thread.running():
             _wait(thread, watch, HeadWatch(cluster), interrupted)
-    outcome = thread.outcome() or _last_kept(spec)
+    outcome = thread.outcome() or {}
+    if "steps" not in outcome:  # it did not come to its own end
+        outcome = {**_last_kept(spec, folder), **outcome}
     _tell(lambda: hub.end.remote(spec.name, outcome["status"]))
     shutil.rmtree(scratch, ignore_errors=True)
     return outcome
@@ -142,11 +145,12 @@ def _wait(thread: FitThread, watch: Watch, head: HeadWatch, interrupted: threadi
     watch.poll()
 
 
-def _last_kept(spec: JobSpec) -> dict[str, Any]:
-    """The result of a job that did not end by itself in time: its last checkpoint stands."""
+def _last_kept(spec: JobSpec, folder: JobFolder) -> dict[str, Any]:
+    """The result of a job that did not come to its own end: its last checkpoint stands, its rows count."""
     step = newest_step(spec.checkpoint_place)
     kept = None if step is None else checkpoint_name(spec.checkpoint_place, step)
-    return {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
+    told = {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
+    return {**told, **figures_of_rows(folder.path)}
 
 
 def _tell(message: Callable[[], Any]) -> None:

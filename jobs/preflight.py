@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
-from guard.preflight import LrRange, PreflightReport, learning_rate_range, run_preflight
+from guard.preflight import PreflightReport, run_preflight
 from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.files import write_text_atomic
-from jobs.optim import build_optimizer, tables_of
 
 if TYPE_CHECKING:
     from jobs.folder import JobFolder
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 
 FILE = "preflight.json"
 _MOST_SAMPLES, _FEWEST_SAMPLES = 64, 8
+_MOST_TOKENS = 4096
+"""Of text; more tell nothing new, and their logits alone may fill the memory of a machine without a GPU."""
 
 
 def before_first_step(
@@ -56,24 +56,11 @@ def fly(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
     """The pre-flight on the first samples that the job will train on; the model is left as it was."""
     at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # what fits into memory
     ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids
-    ids = ids[: min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once))]
+    tokens: int = getattr(workload, "tokens_per_sample", None) or 1
+    most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once), max(1, _MOST_TOKENS // tokens))
+    ids = ids[:most]
     batch = workload.train_batch(ids, 0, next(model.parameters()).device)
     return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
-
-
-def find_learning_rates(spec: JobSpec, workload: Workload, model: nn.Module) -> LrRange:
-    """The range test with the job's optimizer, on its first batches; the model is left as it was."""
-    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
-    device = next(model.parameters()).device
-
-    def loss(twin: nn.Module, _: int) -> Tensor:
-        batch = cursor.next_batch()
-        return workload.loss(twin, workload.train_batch(batch.ids, batch.epoch, device))
-
-    def optimizer(twin: nn.Module) -> Optimizer:
-        return build_optimizer(spec.optimizer, twin.parameters(), tables=tables_of(twin))
-
-    return learning_rate_range(model, loss, optimizer)
 
 
 def _keep(report: PreflightReport, folder: JobFolder, progress: Progress) -> None:

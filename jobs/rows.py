@@ -52,6 +52,8 @@ def describe(report: StepReport, places: Sequence[str] = ()) -> tuple[str, str]:
         return "error", f"{text}: hardware fault on {where(incident.faulty_ranks, places)}; computed again"
     if incident.rejected:
         return "warning", f"step {incident.step}: {incident.reason}"
+    if incident.verdict == "vanishing":
+        text += f"; {incident.reason}"
     if len(incident.ranks) > 1 and incident.ranks[0]["nonfinite"]:
         text += f", from rank {incident.ranks[0]['rank']}"
     if incident.action == "rolled_back":

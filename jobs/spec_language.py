@@ -85,7 +85,8 @@ class TextFields(Config):
     library. ``auto``: the first, and where there is little of it the second."""
 
     tokenizer: str | None = Field(default=None, min_length=1)
-    """A tokenizer file, JSON as the library ``tokenizers`` writes it. Default: a token is a byte."""
+    """A tokenizer file, JSON as the library ``tokenizers`` writes it; the tokens are kept in
+    ~/.cache/gradguard/tokens for the next start. Default: a token is a byte."""
 
     holdout: float = Field(default=0.05, gt=0, lt=1)
     """Share of every text, at its end, that is kept for evaluation; not where the folder says it."""

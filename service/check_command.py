@@ -58,7 +58,8 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     import torch  # takes a second, and a mere validation needs none of it
 
     from jobs.init import build_initialized
-    from jobs.preflight import find_learning_rates, fly
+    from jobs.lr_range import find_learning_rates
+    from jobs.preflight import fly
     from jobs.workloads import load_workload
 
     workload = load_workload(job)
@@ -66,7 +67,9 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     model = build_initialized(job, workload).to("cuda" if on_gpu else "cpu")
     flight = fly(job, workload, model)
-    return flight, find_learning_rates(job, workload, model) if lr_range else None
+    if not lr_range:
+        return flight, None
+    return flight, find_learning_rates(job, workload, model, tell=lambda line: typer.echo(line, err=True))
 
 
 def _document(job: JobSpec, flight: PreflightReport | None, rates: LrRange | None) -> dict[str, Any]:

@@ -18,11 +18,36 @@ class AutoClipper(Clipper):
     """``auto``: the global norm is held to ``factor`` times the median of the recent accepted norms.
 
     The median is that of the spike detector, so an outlier moves nothing, and no limit holds until there is
-    enough history. There is no paper; limits relative to a running level are in AutoClip and ZClip below.
+    enough history. A median follows a run that slowly explodes, and would permit each next stage of it: hence
+    the limit never exceeds ``ceiling``, or twice ``factor`` times the first median where that is more. There
+    is no paper; limits relative to a running level are in AutoClip and ZClip below, a fixed one in ``norm``.
     """
 
+    _ROOM = 2.0
+    """So far above its first level the norm of a healthy run may rise without being held to it."""
+
+    def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
+        super().__init__(config, parameters)
+        self._first: float | None = None
+
     def _plan(self, step: Step) -> Plan:
-        return Plan(step.seen, limit=None if step.typical is None else self.config.factor * step.typical)
+        if step.typical is None:
+            return Plan(step.seen)
+        first = step.typical if self._first is None else self._first
+        if step.accepted:
+            self._first = first
+        return Plan(step.seen, limit=min(self.config.factor * step.typical, self._highest(first)))
+
+    def _highest(self, first: float) -> float:
+        ceiling = self.config.ceiling
+        return math.inf if ceiling is None else max(ceiling, self._ROOM * self.config.factor * first)
+
+    def _memory(self) -> dict[str, Any]:
+        return {"first": self._first}
+
+    def _recall(self, state: dict[str, Any]) -> None:
+        first = state.get("first")
+        self._first = None if first is None else float(first)
 
 
 class PercentileClipper(Clipper):

@@ -15,6 +15,7 @@ _KINDS_OF: dict[str, tuple[Kind, ...]] = {
     "norm_type": ("norm", "group"),
     "max_value": ("value",),
     "factor": ("auto",),
+    "ceiling": ("auto",),
     "clip_factor": ("agc",),
     "eps": ("agc",),
     "percentile": ("autoclip",),
@@ -38,11 +39,11 @@ class ClipConfig(Config):
     """How gradients are clipped. A field that does not belong to the kind may only have its default."""
 
     kind: Kind = "auto"
-    """``auto``: the global norm, to a multiple of the recent accepted norm; ``norm``: the global norm, to the
-    fixed ``max_norm``; ``value``: each element, to ``max_value``; ``group``: the norm of each parameter group
-    of the optimizer, to ``max_norm``; ``agc``: each unit, to a share of its weights' norm; ``autoclip``: the
-    global norm, to a percentile of its history; ``zclip``: the global norm, where its z-score is high;
-    ``adagc``: each tensor, to a multiple of its own recent norm; ``off``: never."""
+    """``auto``: the global norm, to a multiple of the recent accepted norm, below a ceiling; ``norm``: the
+    global norm, to the fixed ``max_norm``; ``value``: each element, to ``max_value``; ``group``: the norm of
+    each parameter group of the optimizer, to ``max_norm``; ``agc``: each unit, to a share of its weights'
+    norm; ``autoclip``: the global norm, to a percentile of its history; ``zclip``: the global norm, where its
+    z-score is high; ``adagc``: each tensor, to a multiple of its own recent norm; ``off``: never."""
 
     max_norm: float | None = Field(default=None, gt=0)
     """``norm``, ``group``: the fixed limit of the norm. Giving it without a kind selects ``kind: norm``."""
@@ -55,6 +56,10 @@ class ClipConfig(Config):
 
     factor: float = Field(default=3.0, gt=1)
     """``auto``: the limit as a multiple of the median accepted norm."""
+
+    ceiling: float | None = Field(default=1.0, gt=0)
+    """``auto``: however far the median rises, the limit never exceeds this, or twice ``factor`` times the
+    first median where that is more; null: it follows the median wherever that goes."""
 
     clip_factor: float = Field(default=0.01, gt=0)
     """``agc``: the largest ratio of a unit's gradient norm to the norm of its weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ class Tokenizer(Protocol):
 
     size: int
     """Ids are 0..size-1."""
+    identity: bytes | None
+    """The same for two tokenizers that give the same ids; None where making ids costs nothing."""
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """The tokens of all texts in one row, something that marks the end after each."""
@@ -37,6 +40,7 @@ class Bytes:
     """A token is a byte of UTF-8; a text ends with a zero byte, which no text has in it."""
 
     size = 256
+    identity: bytes | None = None
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """uint8."""
@@ -65,13 +69,15 @@ class TokenizerFile:
         if not path.is_file():
             raise DataError(f"data.tokenizer: there is no file {path}")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            content = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more particular
             reason = " ".join(str(error).split())
             raise DataError(f"data.tokenizer: {path} is no tokenizer file: {reason}") from error
         self.size: int = self._tokenizer.get_vocab_size()
         found = (self._tokenizer.token_to_id(end) for end in _ENDS)
         self._end = [token for token in found if token is not None][:1]
+        self.identity: bytes | None = tokenizers.__version__.encode() + hashlib.sha256(content).digest()
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """uint16 where the ids fit, else int32."""

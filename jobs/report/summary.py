@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.report.data import Run, Steps
+from jobs.report.data import Run, Steps, read_run
 from jobs.report.quantities import (
     accuracy,
     as_float,
@@ -69,6 +70,14 @@ def summarize(run: Run) -> Summary:
         (None,) if told.attempts else (None, 0),
     )  # no attempts: it has no counts
     return replace(told, **{name: getattr(counted, name) for name in COUNTED if getattr(told, name) in empty})
+
+
+def figures_of_rows(job_dir: Path) -> dict[str, Any]:
+    """What the rows of a job tell of the figures of its result: only those that are known."""
+    summary = from_metrics(read_run(job_dir))
+    told = {name: getattr(summary, name) for name in COUNTED if name != "seconds"}
+    known = {name: value for name, value in told.items() if value is not None}
+    return {**known, "metrics": dict(summary.metrics)} if summary.attempts else {}
 
 
 def from_result(result: Mapping[str, Any]) -> Summary:

@@ -109,6 +109,9 @@ def seen(incident: Incident) -> str:
         return f"{where} stood out."
     if incident.verdict == "nonfinite":
         return f"{where} {_nonfinite(incident.value)}."
+    if incident.verdict == "vanishing" and incident.baseline is None and incident.reason:
+        part = f"At step {count(incident.step)} a" if incident.step is not None else "A"
+        return f"{part} part of the network had lost its gradient."
     if incident.verdict == "vanishing":
         return f"{where} all but vanished: {number(incident.value)}{_against(incident.baseline)}{score}."
     verbs = {"spike": "rose to", "suspect": "looked suspicious at", "drift": "had drifted to"}
@@ -132,7 +135,7 @@ def put_right(incident: Incident) -> str:
         return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
     if incident.rejected:
         return f"{plural(incident.rejected, 'micro-batch', 'micro-batches')} not finite: left out alone."
-    if incident.reason.startswith("no gradient"):
+    if incident.reason.startswith(("no gradient", "the gradient")):
         return f"{incident.reason[0].upper()}{incident.reason[1:]}."
     return ""
 

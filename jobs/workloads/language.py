@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from jobs.data.errors import DataError
 from jobs.data.text import load_text
+from jobs.data.token_cache import encoded
 from jobs.data.tokens import Windows, make_tokenizer
 from jobs.gpt import GPT
 from jobs.spec_language import gpt_shape
@@ -48,7 +49,7 @@ class LanguageWorkload:
                 f"tokens; write {-(-self._tokenizer.size // 64) * 64}, or leave it out"
             )
         corpus = load_text(spec.data)
-        train, test = (self._tokenizer.encode(texts) for texts in (corpus.train, corpus.test))
+        train, test = (encoded(self._tokenizer, texts) for texts in (corpus.train, corpus.test))
         self._train = Windows(train, self._shape.context, spec.data.train_limit)
         self._test = Windows(test, self._shape.context, spec.data.test_limit)
         if not len(self._train) or not len(self._test):
@@ -58,7 +59,7 @@ class LanguageWorkload:
             )
         self.n_train = len(self._train)
         self.tokens_per_sample = self._shape.context
-        self.fingerprint = f"{len(train)} tokens, {zlib.crc32(train.tobytes()):08x}"
+        self.fingerprint = f"{len(train)} tokens, {zlib.crc32(train.data):08x}"
         _log.info("data: %d tokens of %s, %d held out", len(train), corpus.source, len(test))
 
     def build_model(self) -> nn.Module:

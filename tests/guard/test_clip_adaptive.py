@@ -59,6 +59,33 @@ def test_auto_never_bites_on_a_steady_run(seed: int, level: float) -> None:
     assert sum(limit is not None for _, limit in found) > 950
 
 
+def slowly_exploding(level: float) -> list[float]:
+    """Steady, then fifty times as large within as many steps, and steady there."""
+    return [value * level * 50 ** min(max(i - 40, 0) / 50, 1) for i, value in enumerate(noisy(200))]
+
+
+@pytest.mark.parametrize(("level", "highest"), [(0.15, 1.0), (0.01, 1.0), (20.0, 120.0)])
+def test_auto_does_not_follow_a_slow_explosion_beyond_its_ceiling(level: float, highest: float) -> None:
+    values = slowly_exploding(level)
+    held = [limit for _, limit in detected(clipper_of(), values) if limit is not None]
+    free = [limit for _, limit in detected(clipper_of(ceiling=None), values) if limit is not None]
+    assert held[:20] == free[:20], "before it explodes nothing is different"
+    assert max(held) <= highest * 1.2
+    assert free[-1] == pytest.approx(3 * 50 * level, rel=0.2)
+    assert held[-1] == pytest.approx(min(free[-1], highest), rel=0.2)
+
+
+def test_the_ceiling_of_auto_stays_with_the_run_and_not_with_what_came_later() -> None:
+    whole, resumed = clipper_of(), clipper_of()
+    assert limits(whole, [1.0, 1.0, 1.0], typical=2.0) == [6.0] * 3
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    assert limits(resumed, [1.0, 1.0], typical=50.0) == [12.0, 12.0]
+    assert limits(resumed, [1.0], typical=0.5) == [1.5]
+    older = clipper_of()
+    older.load_state_dict({"kind": "auto"})  # of a version without a ceiling
+    assert limits(older, [1.0, 1.0], typical=5.0) == [15.0, 15.0]
+
+
 @pytest.mark.parametrize("percentile", [0, 10, 50, 97.5, 100])
 @pytest.mark.parametrize("history", [1, 7, 1000])
 def test_autoclip_is_numpys_percentile_of_its_history(percentile: float, history: int) -> None:

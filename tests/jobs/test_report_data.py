@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -6,7 +7,9 @@ from report_fixture import BOOM_AT, NAN_AT, TARGET, result, rollback_incident, w
 from jobs.files import write_json_atomic
 from jobs.report.data import read_run
 from jobs.report.incidents import join_outcomes
-from jobs.report.summary import from_result, guard_words, headline, summarize
+from jobs.report.summary import figures_of_rows, from_result, guard_words, headline, summarize
+from jobs.result import complete
+from jobs.spec import JobSpec
 
 
 def row(attempt, step, **fields):
@@ -109,6 +112,23 @@ def test_what_a_short_result_does_not_say_is_counted_from_the_rows(tmp_path, zer
     summary = summarize(read_run(job))
     assert (summary.status, summary.steps) == ("stopped", 200)
     assert (summary.skips, summary.rollbacks, summary.anomalies) == (1, 1, 4)
+
+
+def test_the_result_of_a_job_that_was_ended_tells_what_its_rows_tell(tmp_path):
+    job = write_job(tmp_path / "job")
+    outcome = {"status": "failed", "job": "job", "error": "a worker died", **figures_of_rows(job)}
+    result = complete(outcome, JobSpec.from_dict({"name": "job"}), 12.0, "gradguard train job.yaml")
+    assert (result["status"], result["steps"], result["seconds"]) == ("failed", 240, 12.0)
+    assert (result["skips"], result["rollbacks"], result["anomalies"], result["incidents"]) == (1, 1, 4, 4)
+    assert result["attempts"] > result["steps"]
+    assert result["steps_lost"] == BOOM_AT + 1 - TARGET
+    assert result["metrics"] == {"test_accuracy": 0.881, "test_loss": 0.336}
+    assert 0 < result["guard_share"] < 1
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_job_that_wrote_no_rows_has_no_figures(tmp_path):
+    assert figures_of_rows(tmp_path) == {}
 
 
 def test_the_nan_row_is_in_the_series_at_its_attempt(tmp_path):

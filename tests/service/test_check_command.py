@@ -81,7 +81,9 @@ def test_a_network_that_explodes_is_named_with_its_layer_and_its_cure(spec: Path
 def test_the_learning_rate_range_is_found_and_drawn(spec: Path) -> None:
     plots = [spec.parent / name for name in ("layers.svg", "range.png")]
     check(spec, "--plot", plots[0])
-    document = json.loads(check(spec, "--json", "--lr-range", "--plot", plots[1]).output)
+    ranged = check(spec, "--json", "--lr-range", "--plot", plots[1])
+    assert ranged.stderr.startswith("learning rate: 40 steps with 16 samples, about ")
+    document = json.loads(ranged.stdout)
     found = document["lr_range"]
     assert found["rates"] == sorted(found["rates"])
     assert len(found["rates"]) == len(found["losses"])
