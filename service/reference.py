@@ -158,9 +158,13 @@ def _gives(answer: Mapping[str, Any]) -> str:
 
 def _content(content: Mapping[str, Any]) -> str:
     return " or ".join(
-        f"{kind(inner['schema'], _link)}, `{media}`" if list(references(inner["schema"])) else f"`{media}`"
+        f"{kind(inner['schema'], _link)}, `{media}`" if _is_named(inner) else f"`{media}`"
         for media, inner in content.items()
     )
+
+
+def _is_named(inner: Mapping[str, Any]) -> bool:
+    return any(references(inner.get("schema", {})))
 
 
 def _errors(endpoint: Mapping[str, Any]) -> str:
