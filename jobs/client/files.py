@@ -48,13 +48,6 @@ class JobFiles:
         kept = [row for i, row in enumerate(rows) if i % stride == 0 or i == last or _odd(row)]
         return Series(rows=len(rows), columns={n: strict([row.get(n) for row in kept]) for n in names})
 
-    def recent(self, columns: Iterable[str], *, points: int = 60) -> Series:
-        """The steps at the end of the metrics file, however long that is, thinned out."""
-        rows = [row for row in _last_rows(self.folder.metrics) if "action" in row]
-        stride = max(1, -(-len(rows) // max(points, 1)))
-        kept = rows[(len(rows) - 1) % stride :: stride] if rows else []  # the last one always stays
-        return Series(rows=len(rows), columns={n: strict([row.get(n) for row in kept]) for n in columns})
-
     def progress(self) -> Progress | None:
         """The newest step, from the end of the metrics file."""
         for row in reversed(_last_rows(self.folder.metrics)):
