@@ -52,14 +52,6 @@ class JobFiles:
         kept = [row for i, row in enumerate(rows) if i % stride == 0 or i == last or _odd(row)]
         return Series(rows=len(rows), columns={n: strict([row.get(n) for row in kept]) for n in names})
 
-    def recent(self, columns: Iterable[str], *, points: int = 60) -> Series:
-        """The steps at the end of the metrics file, however long that is, thinned out."""
-        newest_first = _tail(self.folder.metrics, TAIL_BYTES)
-        rows = [row for row in reversed(newest_first) if "action" in row]
-        stride = max(1, -(-len(rows) // max(points, 1)))
-        kept = rows[(len(rows) - 1) % stride :: stride] if rows else []  # the last one always stays
-        return Series(rows=len(rows), columns={n: strict([row.get(n) for row in kept]) for n in columns})
-
     def progress(self, spec: Mapping[str, Any] | None = None) -> Progress | None:
         """The newest step, from the end of the metrics file.
 
@@ -156,16 +148,12 @@ def _total_steps(path: Path, _mtime_ns: int, _size: int) -> int | None:
 
 def _last_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows at the end of a file, the last one first, no more of them read than are asked for."""
-    for reach in (FIRST_BYTES, TAIL_BYTES):
-        yield from _tail(path, reach)
-
-
-def _tail(path: Path, reach: int) -> list[dict[str, Any]]:
-    """The rows in the last ``reach`` bytes of a file, the last one first; a row that is cut is left out."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - reach))
-            lines = file.read(reach).splitlines(keepends=True)
+            end = file.seek(0, os.SEEK_END)
+            for reach in (FIRST_BYTES, TAIL_BYTES):
+                file.seek(max(0, end - reach))
+                lines = file.read(reach).splitlines(keepends=True)
+                yield from (row for line in reversed(lines) if (row := parse_row(line)) is not None)
     except OSError:
-        return []
-    return [row for line in reversed(lines) if (row := parse_row(line)) is not None]
+        return

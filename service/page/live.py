@@ -14,7 +14,10 @@ from jobs.client.files import JobFiles
 from jobs.files import iter_jsonl, parse_row
 from jobs.report import words
 from jobs.report.incidents import join_outcomes
+from service.api.auth import ANYBODY
 from service.api.context import Context
+from service.api.file_routes import checkpoints
+from service.api.problems import Problem
 from service.api.view import details, files_of, summary
 from service.store import JobRow
 from service.supervise.log_spool import log_path, log_size
@@ -36,7 +39,7 @@ STEP_COLUMNS = (
 )
 SPARK_COLUMNS = ("loss", "grad_norm")
 HISTORY_POINTS = 1500
-SPARK_POINTS = 60
+SPARK_POINTS, SPARK_BYTES = 60, 1 << 18
 MOST_INCIDENTS = 200
 LOG_TAIL = 1 << 16
 PIECE = 4 << 20
@@ -80,7 +83,7 @@ class JobLive:
         self._version: int | None = None
         self._steps: Growing | None = None
         self._journal: tuple[int, int] | None = None
-        self._checkpoints: list[dict[str, Any]] = []
+        self._checkpoints: dict[str, Any] = {"shown": [], "problem": ""}
         self._log_place = max(0, log_size(service.root, job_id) - LOG_TAIL)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._looks = 0
@@ -95,7 +98,7 @@ class JobLive:
         files = files_of(self._service, job)
         told = [*self._job(job), *self._log()]
         if files is not None:
-            told += [*self._rows(files), *self._incidents(files), *self._kept(files)]
+            told += [*self._rows(files), *self._incidents(files), *self._kept()]
         self._looks += 1
         return told
 
@@ -127,13 +130,16 @@ class JobLive:
             self._journal = (found.st_mtime_ns, found.st_size)
             yield "incidents", incidents(files)
 
-    def _kept(self, files: JobFiles) -> Iterator[Told]:
+    def _kept(self) -> Iterator[Told]:
+        """As the API tells of them, which knows what storage may be asked."""
         if self._looks % CHECKPOINT_LOOKS:
             return
+        found: dict[str, Any] = {"shown": [], "problem": ""}
         try:
-            found = [checkpoint.model_dump() for checkpoint in files.checkpoints()]
-        except OSError:
-            return  # a bucket that does not answer: the next look may find it
+            kept = checkpoints(self._job_id, self._service, ANYBODY)
+            found["shown"] = [checkpoint.model_dump() for checkpoint in kept]
+        except Problem as problem:
+            found["problem"] = problem.detail
         if found != self._checkpoints:
             self._checkpoints = found
             yield "checkpoints", found
@@ -171,8 +177,10 @@ class ListLive:
         key, known = (found.st_mtime_ns, found.st_size), self._glances.get(job.id)
         if known is None or known[0] != key:
             progress = files.progress(job.spec)
-            spark = files.recent(SPARK_COLUMNS, points=SPARK_POINTS).columns
-            told = {"progress": None if progress is None else progress.model_dump(), "spark": spark}
+            told = {
+                "progress": None if progress is None else progress.model_dump(),
+                "spark": _last_stretch(files.folder.metrics, found.st_size),
+            }
             known = self._glances[job.id] = (key, told)
         return known[1]
 
@@ -199,6 +207,15 @@ def incidents(files: JobFiles) -> dict[str, Any]:
             }
         )
     return {"total": len(shown), "shown": shown[-MOST_INCIDENTS:]}
+
+
+def _last_stretch(path: Path, size: int) -> dict[str, list[Any]]:
+    """The steps at the end of a metrics file, however long that is, thinned out."""
+    lines = _read(path, max(0, size - SPARK_BYTES), SPARK_BYTES).splitlines()
+    rows = [row for line in lines if (row := parse_row(line)) is not None and "action" in row]
+    stride = max(1, -(-len(rows) // SPARK_POINTS))
+    kept = rows[(len(rows) - 1) % stride :: stride]  # the last one always stays
+    return {name: strict([row.get(name) for row in kept]) for name in SPARK_COLUMNS}
 
 
 def _end_of_lines(path: Path, size: int) -> int:

@@ -182,6 +182,15 @@ def test_an_incident_comes_with_its_story_and_its_evidence(api: Api) -> None:
     assert any("rewound 26 steps" in line for line in second["story"])
 
 
+def test_a_damaged_checkpoint_is_told_too(api: Api) -> None:
+    play(api, "kept", "running")
+    broken = write_job(api.root / "runs" / "kept") / "checkpoints" / "step-00000010"
+    broken.mkdir(parents=True)
+    (broken / "manifest.json").write_text("{")
+    told = dict(JobLive(api.context, "kept").look())["checkpoints"]
+    assert [(c["name"], c["health"]) for c in told["shown"]] == [("step-00000010", "damaged")]
+
+
 def test_a_file_that_was_cut_is_read_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     growing = Growing(path)

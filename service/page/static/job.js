@@ -165,12 +165,12 @@ class JobView {
     this.values.replaceChildren(table(`The last ${rows.length} attempts, the newest first`, head, rows));
   }
 
-  #checkpoints(found) {
+  #checkpoints({ shown: found, problem }) {
     const rows = [...found].reverse().map((one) => ({
       class: one.health === "damaged" ? "bad" : null,
       cells: [one.name, one.step === null ? "–" : count(one.step), one.problem ? `${one.health}: ${one.problem}` : one.health, moment(one.created) ?? "–", bytes(one.size)],
     }));
-    const shown = rows.length ? table("Checkpoints, the newest first", ["Name", "Step", "Health", "Written", "Size"], rows) : h("p", { class: "muted" }, "None yet.");
+    const shown = rows.length ? table("Checkpoints, the newest first", ["Name", "Step", "Health", "Written", "Size"], rows) : h("p", { class: "muted wrap" }, problem ? sentence(problem) : "None yet.");
     this.checkpoints.replaceChildren(shown);
   }
 
