@@ -89,9 +89,10 @@ def wait_for_api(url: str) -> None:
 def end(head: subprocess.Popen[str]) -> None:
     if head.poll() is not None:
         return  # it died by itself: the test that noticed says more
-    family = psutil.Process(head.pid).children(recursive=True)
+    first = psutil.Process(head.pid)
+    family = [first, *first.children(recursive=True)]
     head.terminate()
-    _, left = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=45)
+    _, left = psutil.wait_procs(family, timeout=45)
     for process in left:
         process.kill()
     head.communicate()
