@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from ray.job_submission import JobDetails
+from ray.job_submission import JobDetails, JobStatus
 from sqlalchemy.exc import IntegrityError
 
 from jobs.client.ray_backend import folder_of, spec_of, status_of
@@ -66,6 +66,11 @@ def folder_for(job: JobRow, root: Path) -> Path | None:
     return noted_folder(job.submission_id or job.id, root)
 
 
+def ended_at_ray(details: JobDetails) -> bool:
+    """What had ended before it was adopted is not started again: who knows how long ago that was."""
+    return details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
 def _is_ours(details: JobDetails) -> bool:
     """A job that some service supervises is not adopted: two would start it again."""
     metadata = details.metadata or {}
@@ -90,7 +95,7 @@ def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -
         adopted=True,
         attempt=1,
         submission_id=submission_id,
-        max_restarts=spec.scale.max_failures if spec else 0,
+        max_restarts=spec.scale.max_failures if spec and not ended_at_ray(details) else 0,
         folder=None if folder is None else str(folder),
         workers=spec.scale.workers if spec else 1,
         cpus=required["CPU"],

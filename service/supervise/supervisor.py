@@ -12,7 +12,7 @@ from ray.job_submission import JobDetails
 from jobs.spec_errors import SpecError
 from service.job_files import files_below
 from service.store import ACTIVE, PENDING, JobRow, JobStore, Lease, Packages
-from service.supervise.adopt import adopt, folder_for, learn
+from service.supervise.adopt import adopt, ended_at_ray, folder_for, learn
 from service.supervise.capacity import free, needs, never_fits, waits_for
 from service.supervise.log_spool import LogTails, log_size
 from service.supervise.ray_api import RayApi, RayGone
@@ -115,14 +115,14 @@ class Supervisor(threading.Thread):
     def _one(self, job: JobRow, details: JobDetails | None) -> None:
         """One job that cannot be looked at is no reason not to look at the others."""
         try:
-            if job.adopted and job.attempt == 1 and job.id not in self._learned:
+            if job.adopted and job.attempt == 1 and details is not None and not ended_at_ray(details):
                 self._learn(job)
             self._watcher.watch(job, details, self._package(job))
         except (RayGone, SpecError, RuntimeError) as error:
             logger.warning("%s: %s", job.id, error)
 
     def _learn(self, job: JobRow) -> None:
-        if learn(self._store, self._packages, job, self._root):
+        if job.id not in self._learned and learn(self._store, self._packages, job, self._root):
             self._learned.add(job.id)
 
     def _start_what_fits(self) -> None:

@@ -46,7 +46,7 @@ class Watcher:
         submission = job.submission_id or ""
         if details is None:
             details = self._ray.job(submission)  # the listing may be older than the job's row
-        if details is None and job.state == "starting" and not job.adopted:
+        if details is None and job.state == "starting" and not (job.adopted and job.attempt == 1):
             self.hand_over(job, package)
             return
         if details is not None:

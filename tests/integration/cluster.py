@@ -93,9 +93,10 @@ def end(head: subprocess.Popen[str]) -> None:
     if head.poll() is not None:  # it died by itself: the test that noticed says more
         head.communicate()
         return
-    family = psutil.Process(head.pid).children(recursive=True)
+    first = psutil.Process(head.pid)
+    family = [first, *first.children(recursive=True)]
     head.terminate()
-    _, left = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=45)
+    _, left = psutil.wait_procs(family, timeout=45)
     for process in left:
         process.kill()
     head.communicate()

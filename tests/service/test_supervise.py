@@ -132,6 +132,10 @@ def test_jobs_of_ours_are_adopted_once_and_nobody_elses(tmp_path: Path) -> None:
     assert known.spec["name"] == "j"
     assert known.env == {"API_KEY": "k"}, "and none of the variables that we set"
     assert (plain.spec, plain.max_restarts) == (None, 0), "without its spec it cannot be started again"
+    assert known.max_restarts > 0
+    old = {"old": stranger("old", metadata={MARK: "job"}, runtime_env=ours, status=JobStatus.FAILED)}
+    adopt(store, old, tmp_path)
+    assert store.get("old").max_restarts == 0, "it ended before anybody looked"
     store.engine.dispose()
 
 
