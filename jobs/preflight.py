@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILE = "preflight.json"
 _MOST_SAMPLES, _FEWEST_SAMPLES = 64, 8
-_MOST_TOKENS = 4096
+_MOST_TOKENS = 2048
 """Of text; more tell nothing new, and their logits alone may fill the memory of a machine without a GPU."""
 
 

@@ -57,12 +57,16 @@ def check(
 def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | None]:
     import torch  # takes a second, and a mere validation needs none of it
 
+    from jobs.data.errors import DataError
     from jobs.init import build_initialized
     from jobs.lr_range import find_learning_rates
     from jobs.preflight import fly
     from jobs.workloads import load_workload
 
-    workload = load_workload(job)
+    try:
+        workload = load_workload(job)
+    except DataError as error:
+        raise DataError(f"{error}; check --no-preflight looks at the spec alone") from None
     job.total_steps(workload.n_train)
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     model = build_initialized(job, workload).to("cuda" if on_gpu else "cpu")

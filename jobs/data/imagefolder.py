@@ -32,7 +32,10 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
     """
     root = Path(config.root or "").expanduser()
     if not root.is_dir():
-        raise DataError(f"data.root = {root}: there is no such folder")
+        raise DataError(
+            f"data.root = {root}: there is no such folder: set data.root to one with train/<class>/ and "
+            f"val/<class>/, or make a small one: python -m jobs.data.to_folder digits {root}"
+        )
     train = root / _TRAIN
     if not train.is_dir():
         return _split(_files(root, _class_names(root)), config)

