@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from measure import machine, show
+from measure import publish
 
 from tests.integration.chaos import (
     SPEC,
@@ -62,18 +61,13 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
 
 
 def main() -> None:
-    """Prints a table of the kills, then the sums; ``--json`` keeps both. Fails where anything was lost."""
+    """Prints a table of the kills and their sums. Fails where anything was lost."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         rows, total = chaos(random_kills(options.kills, options.seed), Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
-    title = f"chaos: {options.kills} kills, seed {options.seed}"
-    show(title, table, None)
-    show("chaos: sums", [total], None)
-    if options.json:
-        told = {"benchmark": title, "machine": machine(), "sums": total, "kills": table}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+    publish("chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json)
     sys.exit(not (total["bit_identical"] and total["resumed"] == total["kills"] == options.kills))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx
 import psutil
 import uvicorn
+from measure import publish
 
 from jobs.spec import JobSpec
 from service.api import Context, Limits, make_app
@@ -187,11 +188,12 @@ def _stalled(url: str) -> socket.socket:
 
 
 def main() -> int:
-    """Prints the figures as JSON."""
+    """Prints a table of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--followers", type=int, default=200)
     parser.add_argument("--log-mb", type=int, default=100)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, socket.socket() as free:
         folder = Path(name)
@@ -207,16 +209,18 @@ def main() -> int:
             process = psutil.Process(server.pid)
             listing(url, 5, process)  # the first ones import and compile
             figures = {
-                "listing": listing(url, 200, process),
-                "following": asyncio.run(followers(url, folder, store, options.followers, 1_000_000)),
-                "large_log": large_log(url, folder, options.log_mb * 1_000_000, process),
-                "two_supervisors": two_supervisors(folder, 200),
+                f"a page of the list, {options.jobs} jobs": listing(url, 200, process),
+                "followers of one log": asyncio.run(
+                    followers(url, folder, store, options.followers, 1_000_000)
+                ),
+                "a large log": large_log(url, folder, options.log_mb * 1_000_000, process),
+                "two supervisors": two_supervisors(folder, 200),
             }
-            print(json.dumps(figures, indent=1))
         finally:
             server.kill()
             server.join()
             store.engine.dispose()
+    publish("service", {title: [figure] for title, figure in figures.items()}, options.json)
     return 0
 
 

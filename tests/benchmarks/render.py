@@ -160,6 +160,7 @@ BLOCKS: dict[str, Callable[[Parts], str]] = {
     **{name: _tables(name) for name in ("detection", "end to end", "prevention", "service", "hub", "gpu")},
     "hot path": lambda parts: markdown([_hot(row) for row in parts["hot path"]["tables"]["hot path"]]),
     "checkpoint": _tables("checkpoint"),
+    "explosion": _tables("explosion"),
     "chaos": lambda parts: markdown(parts["chaos"]["tables"]["sums"]),
     "machine": lambda parts: _carried(parts["hot path"]) + "\n",
 }
