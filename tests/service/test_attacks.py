@@ -116,6 +116,21 @@ def with_more_entries_than_it_says() -> bytes:
         (b"PK\x05\x06" + b"\xff" * 18, "no zip file"),
         (b"", "no zip file"),
     ],
+    ids=[
+        "tar",
+        "lzma with a huge dictionary",
+        "bzip2",
+        "encrypted",
+        "more entries than it says",
+        "one file twice",
+        "path escape",
+        "drive letter",
+        "control character",
+        "long name",
+        "zero byte",
+        "an end alone",
+        "nothing",
+    ],
 )
 def test_no_package_is_taken_that_is_made_to_hurt(tmp_path: Path, content: bytes, says: str) -> None:
     answer = (
