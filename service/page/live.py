@@ -176,7 +176,7 @@ class ListLive:
             return nothing
         key, known = (found.st_mtime_ns, found.st_size), self._glances.get(job.id)
         if known is None or known[0] != key:
-            progress = files.progress(job.spec)
+            progress = files.progress()
             told = {
                 "progress": None if progress is None else progress.model_dump(),
                 "spark": _last_stretch(files.folder.metrics, found.st_size),

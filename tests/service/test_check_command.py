@@ -129,7 +129,7 @@ def test_an_example_for_a_cpu_begins_in_good_health(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str((EXAMPLES / name).parent))
     if "imagefolder" in name:
-        assert to_folder(["digits", "images", "--limit", "40"]) == 0
+        assert to_folder(["digits", "images", "--limit", "400"]) == 0
     output = check(EXAMPLES / name).output
     assert "is valid: job " in output
     assert "pre-flight: fine" in output
