@@ -139,7 +139,7 @@ def test_the_service_dies_the_clock_jumps_the_driver_dies_and_the_job_goes_on(
 def test_a_job_of_plain_ray_job_submit_is_adopted_and_started_again(server: Server, cluster: Cluster) -> None:
     project = cluster.sandbox.project("own-code")
     (project.path / "mine.py").write_text("from jobs.workloads.vision import VisionWorkload as Mine\n")
-    spec = project.spec("plain", workload="mine:Mine", **ENDLESS)
+    spec = project.spec("adopted", workload="mine:Mine", **ENDLESS)
     submit = (RAY, "job", "submit", "--address", cluster.url, "--submission-id", "by-hand", "--no-wait")
     run = project.run(*submit, "--working-dir", ".", "--", "python", "-m", "jobs.train", spec)
     assert run.returncode == 0, run.stdout
