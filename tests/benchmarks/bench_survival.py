@@ -54,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="runs that were made; new ones are added")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    options.seeds = options.seeds or (1 if options.quick else 3)
+    options.seeds = options.seeds or (1 if options.quick else 2)
     options.tasks = options.tasks or (["resnet"] if options.quick else ["resnet", "gpt"])
     options.methods = options.methods or (QUICK_METHODS if options.quick else METHODS)
     return options

@@ -68,7 +68,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return "lost"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
 
 
 def _survival(parts: Parts) -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from render import render, rendered_readme, survival_summary
+from render import README, RESULTS, render, rendered_readme, survival_summary
 
 SUITE = str(Path(__file__).with_name("suite.py"))
 MACHINE = {"device": "a CPU", "cores": 2, "python": "3.11", "torch": "2.13", "ray": "2.60", "commit": "abc"}
@@ -59,6 +59,11 @@ def test_each_block_of_the_readme_is_drawn_from_the_results() -> None:
     assert "**GradGuard**" in text
     assert text.startswith("x\n<!-- bench: survival -->\n")
     assert text.endswith("<!-- end of bench -->\ny\n")
+
+
+def test_the_readme_is_what_the_kept_results_say() -> None:
+    text = README.read_text()
+    assert rendered_readme(text, json.loads(RESULTS.read_text())["parts"]) == text
 
 
 @pytest.mark.slow
