@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.runner import GRADGUARD, Sandbox
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent
 

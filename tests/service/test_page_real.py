@@ -16,7 +16,7 @@ from tests.integration.runner import DIGITS, GRADGUARD, Sandbox, read_until
 from tests.service.page_fixture import CHROMIUM, NO_CHROMIUM, chromium, keep, until, visitor
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.timeout(900),
     pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
 ]
