@@ -72,8 +72,11 @@ def free_ports(number: int) -> list[int]:
 def _environment() -> Mapping[str, str]:
     from ray._private import ray_constants
 
+    from jobs.cluster import NICENESS
+
     return {
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        **NICENESS,
         **os.environ,
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # binds to the loopback interface
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

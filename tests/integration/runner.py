@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import yaml
 
+from jobs.cluster import NICENESS
+
 BIN = Path(sys.executable).parent
 GRADGUARD = str(BIN / "gradguard")
 DEADLINE_S = 600
@@ -44,6 +46,7 @@ class Sandbox:
             **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GRADGUARD_"))},
             "HOME": str(path),
             "PYTHONFAULTHANDLER": "1",
+            **NICENESS,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
 
@@ -123,10 +126,13 @@ def alive(processes: list[psutil.Process]) -> list[str]:
 
 def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
     """Reads the output up to the first line that is wanted; fails if the process ends before."""
-    seen: list[str] = []
+    seen = line = b""
     assert process.stdout is not None
-    for line in process.stdout:
-        seen.append(line)
-        if wanted(line):
-            return "".join(seen)
-    raise AssertionError("the process ended before; it said:\n" + "".join(seen))
+    # Byte by byte, past Python's buffer: what it read ahead would be lost to `communicate`.
+    while byte := os.read(process.stdout.fileno(), 1):
+        line += byte
+        if byte == b"\n":
+            seen, line, text = seen + line, b"", line.decode()
+            if wanted(text):
+                return seen.decode()
+    raise AssertionError("the process ended before; it said:\n" + (seen + line).decode())

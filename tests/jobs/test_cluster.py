@@ -52,11 +52,11 @@ def listening():
 @ray.remote
 def worker():
     import guard.metrics, jobs.cluster
-    return {"file": jobs.cluster.__file__, "environ": dict(os.environ)}
+    return {"file": jobs.cluster.__file__, "environ": dict(os.environ), "niceness": os.nice(0)}
 
 before = dict(os.environ), signal.getsignal(signal.SIGTERM)
 with ray_session(num_cpus=1.5) as info:
-    seen = {"embedded": info.embedded, "cpus": info.cpus, "gpus": info.gpus}
+    seen = {"niceness": os.nice(0), "embedded": info.embedded, "cpus": info.cpus, "gpus": info.gpus}
     seen["worker"] = ray.get(worker.remote())
     seen["listening"] = listening()
     try:
@@ -153,6 +153,11 @@ class TestEmbedded:
         assert environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "3"
         assert environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] == "120"
         assert environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] == "5"
+
+    def test_a_busy_machine_takes_no_more_from_workers_than_from_others(
+        self, embedded: dict[str, Any]
+    ) -> None:
+        assert embedded["worker"]["niceness"] == embedded["niceness"]
 
     def test_it_listens_on_loopback_only_and_asks_for_a_token(self, embedded: dict[str, Any]) -> None:
         assert embedded["listening"]

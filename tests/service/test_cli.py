@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.cluster import PACKAGE_ROOT
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.runner import GRADGUARD, Sandbox, read_until
 from tests.service.server import Server, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -56,8 +56,7 @@ def test_a_job_from_its_submission_to_its_end_by_the_command_line(server: Server
     spec = server.sandbox.spec("life")
     job_id = server.run("submit", spec, "--env=MY_API_KEY").stdout.strip()
     watching = server.sandbox.start(GRADGUARD, "status", job_id, "--watch", f"--address={server.url}")
-    assert watching.stdout is not None
-    assert any("waiting for the Ray cluster" in line for line in watching.stdout)
+    read_until(watching, lambda line: "waiting for the Ray cluster" in line)
 
     told = json.loads(server.run("list", "--json").stdout)
     assert [job["id"] for job in told] == [job_id]

@@ -156,6 +156,7 @@ def test_an_incident_shows_its_evidence_and_a_mark_leads_to_it(page: Any) -> Non
     assert "1000–1063" in card.locator(".wrap").inner_text()
     page.get_by_text("The steps as a table").click()
     table = page.get_by_role("region", name="The last 40 attempts, the newest first")
+    table.wait_for()
     assert table.get_by_role("row").count() == 41
 
 
