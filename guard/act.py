@@ -203,14 +203,17 @@ class Actor:
         """Forgets what forward and backward left behind: gradients, buffers, the scaler's note of them."""
         self._scaler.forget()
         self._observer.drop_gradients()
+        self.revert_buffers()
+
+    def revert_buffers(self) -> None:
+        """Forgets what forward made of the buffers."""
         if self.shield is not None and self._active:
             self.shield.revert()
 
     def overflow(self, step: int) -> Outcome:
         """An overflow that the loss scaler handles: it does not step, and lowers its scale."""
         self._scaler.step()
-        if self.shield is not None and self._active:
-            self.shield.revert()
+        self.revert_buffers()
         return Outcome("skipped", step)
 
     def roll_back(self, step: int) -> Outcome:

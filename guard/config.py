@@ -11,6 +11,7 @@ from guard.clips import ClipConfig
 from guard.decide import BudgetConfig
 from guard.detect import DetectConfig
 from guard.recover import RecoveryConfig
+from guard.shares import SharesConfig
 from guard.snapshot import SnapshotConfig
 
 
@@ -39,6 +40,9 @@ class GuardConfig(Config):
 
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     """When skips turn into a rollback and rollbacks into a halt."""
+
+    shares: SharesConfig = Field(default_factory=SharesConfig)
+    """When a rank whose data stays bad is left out."""
 
     local_norm: Literal["off", "always"] | PositiveInt = "always"
     """Each rank's gradient norm before the all-reduce: never, always, or every k steps. Names the culprit."""

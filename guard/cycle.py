@@ -27,6 +27,7 @@ from guard.observe import Observation, Observer
 from guard.recompute import Result, Rewinder, faulty_ranks
 from guard.record import Incident
 from guard.report import StepReport, describe
+from guard.shares import without
 from guard.window import AccumulationWindow, correction
 
 Moved = tuple[float, float | None]
@@ -106,7 +107,7 @@ class Cycle:
         if again is not None and not overflow:
             expected = self._judge.foresee(agreed, seen, moved)
             if self._parts.rewinder.ready and expected.kind in _WORTH_REPEATING:
-                agreed, seen, fault = self._repeat(again, agreed, seen, expected)
+                agreed, seen, fault = self._repeat(again, agreed, seen, expected, moved)
             self._parts.rewinder.arm()
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
@@ -124,22 +125,55 @@ class Cycle:
         return self._report(started, evidence, outcome, incident, overflow=handled)
 
     def _repeat(
-        self, again: Callable[[], None], agreed: Agreed, seen: Observation, expected: Verdict
+        self,
+        again: Callable[[], None],
+        agreed: Agreed,
+        seen: Observation,
+        expected: Verdict,
+        moved: Moved | None,
     ) -> tuple[Agreed, Observation, Fault | None]:
         """Computes the batch again. All ranks come here, since the verdict is that of agreed numbers."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
-        self._actor.undo_forward()
-        self._parts.rewinder.rewind()
-        again()
-        agreed = self._agreement.receive()
-        self._actor.scaler.unscale()
-        seen = self._correct(agreed, self._observer.observe())
+        agreed, seen = self._recompute(again)
         second = Result(agreed, self._collect(), seen.grad_norm)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
         value = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}.get(
             expected.signal, first.grad_norm
         )
-        return agreed, seen, Fault(ranks, expected, value, norms) if ranks else None
+        if ranks:
+            return agreed, seen, Fault(ranks, expected, value, norms)
+        culprit = self._judge.culprit(self.attempt + 1, agreed, second.local_norms, expected)
+        if culprit is not None:
+            better = self._recompute_without(culprit, again, agreed, moved)
+            if better is not None:
+                return *better, Fault((culprit,), expected, value, norms, hardware=False)
+        return agreed, seen, None
+
+    def _recompute(self, again: Callable[[], None], *, absent: bool = False) -> tuple[Agreed, Observation]:
+        """The same batch once more; ``absent``: this rank takes part, but adds nothing."""
+        self._actor.undo_forward()
+        self._parts.rewinder.rewind()
+        self._parts.window.again(absent=absent)
+        again()
+        if absent:
+            self._actor.revert_buffers()
+        agreed = self._agreement.receive()
+        self._actor.scaler.unscale()
+        return agreed, self._correct(agreed, self._observer.observe())
+
+    def _recompute_without(
+        self, culprit: int, again: Callable[[], None], bad: Agreed, moved: Moved | None
+    ) -> tuple[Agreed, Observation] | None:
+        """The mean over the other ranks; None if that is bad too: then nothing of it is applied."""
+        world_size = self._agreement.world_size
+        _, seen = self._recompute(again, absent=culprit == self._agreement.rank)
+        factor = world_size / (world_size - 1)
+        agreed, seen = without(bad, culprit), seen.scaled(factor)
+        if self._judge.foresee(agreed, seen, moved).kind != "ok":
+            return None
+        scale_(self._observer.gradients(), factor)
+        self._judge.shares.leave_out()
+        return agreed, seen
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
         """Micro-batches that were left out are missing in the mean: the others make it up."""
@@ -171,7 +205,8 @@ class Cycle:
             fault=fault,
         )
         self.noise.complete(agreed.local_norms.tolist())  # of the attempt before
-        self.noise.begin(seen.grad_norm, accepted=evidence.verdict.kind == "ok" and not overflow)
+        whole = fault is None and not overflow
+        self.noise.begin(seen.grad_norm, accepted=evidence.verdict.kind == "ok" and whole)
         return evidence
 
     def _act(self, evidence: Evidence) -> Outcome:
@@ -258,7 +293,7 @@ class Cycle:
         return np.full(self._agreement.world_size, np.nan)
 
     def _samples(self, evidence: Evidence) -> list[int]:
-        return [] if evidence.verdict.kind == "ok" else self._ids()
+        return [] if evidence.verdict.kind == "ok" and not evidence.left_out else self._ids()
 
     def _ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]

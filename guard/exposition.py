@@ -74,6 +74,7 @@ FAMILIES = (
     Family("counter", "steps_lost", "Optimizer steps thrown away by rollbacks."),
     Family("counter", "hardware_faults", "Batches that gave another result when computed again.", ("rank",)),
     Family("counter", "micro_batches_rejected", "Micro-batches left out of their accumulation window."),
+    Family("counter", "shares_left_out", "Shares of ranks whose data stays bad, left out of a batch."),
     Family("counter", "checkpoints", "Checkpoints, by what became of them.", ("outcome",)),
     Family("counter", "checkpoint_failures", "Checkpoints that could not be written."),
     Family("histogram", "guard_seconds", "Time the guard adds to a step."),

@@ -19,6 +19,7 @@ from guard.decide import Decision, Ladder
 from guard.depth import FADED, Depth
 from guard.detect import SpikeDetector, Verdict
 from guard.observe import Observation
+from guard.shares import Shares
 
 OK = Verdict("ok", "loss", 0.0, None)
 _UNSEEN = Observation(math.nan, np.zeros(0))
@@ -35,12 +36,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A batch that gave another result the second time: on which ranks, and what the first looked like."""
+    """A batch that was put right before it could do harm: on which ranks, and what it looked like before.
+
+    ``hardware``: it gave another result the second time; else the ranks' data is bad, and was left out.
+    """
 
     ranks: tuple[int, ...]
     verdict: Verdict
     value: float
     layer_norms: NDArray[np.float64]
+    hardware: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,16 @@ class Evidence:
     ratios: dict[str, float] | None = None
     fault: Fault | None = None
     layer: int | None = None
+
+    @property
+    def faulty_ranks(self) -> list[int]:
+        """Ranks whose hardware gave another result the second time; -1 is one that cannot be told."""
+        return list(self.fault.ranks) if self.fault is not None and self.fault.hardware else []
+
+    @property
+    def left_out(self) -> list[int]:
+        """Ranks without whose share the batch goes on."""
+        return list(self.fault.ranks) if self.fault is not None and not self.fault.hardware else []
 
     @property
     def clean(self) -> bool:
@@ -88,6 +103,7 @@ class Judge:
             config.clip if config.mode != "off" else ClipConfig(kind="off"), parameters, optimizer
         )
         self.ladder = Ladder(config.budget, config.on_suspect)
+        self.shares = Shares(config.shares)
         self._idle = np.zeros(len(names), dtype=np.int64)
         self._depth = Depth(self._parameters, config.dead_steps)
 
@@ -95,6 +111,20 @@ class Judge:
         """What ``judge`` would say; nothing is counted or learned."""
         update = None if moved is None else moved[1]
         return self.detector.foresee(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
+
+    def culprit(
+        self, attempt: int, agreed: Agreed, local_norms: NDArray[np.float64], expected: Verdict
+    ) -> int | None:
+        """The rank whose share is to be left out of a batch that ``foresee`` expects to be bad; counts it."""
+        clips = expected.kind == "suspect" and self._config.on_suspect == "clip"
+        typical = self.detector.typical("grad_norm")
+        if not self._config.acts or clips or typical is None or expected.signal not in ("loss", "grad_norm"):
+            return None
+
+        def fine(loss: float) -> bool:
+            return self.detector.foresee(loss, typical).kind == "ok"
+
+        return self.shares.culprit(attempt, agreed, local_norms, fine)
 
     def judge(
         self,
@@ -184,6 +214,7 @@ class Judge:
             "detector": self.detector.state_dict(),
             "clip": self.clipper.state_dict(),
             "ladder": self.ladder.state_dict(),
+            "shares": self.shares.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._depth.rows,
         }
@@ -193,5 +224,7 @@ class Judge:
         self.detector.load_state_dict(state["detector"])
         self.clipper.load_state_dict(state["clip"])
         self.ladder.load_state_dict(state["ladder"])
+        if "shares" in state:
+            self.shares.load_state_dict(state["shares"])
         self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._depth.rows = int(state.get("faded", 0))

@@ -45,10 +45,14 @@ class Ledger:
         self._incidents = 0
         self._open: list[tuple[int, int, int]] = []
         self._last_kind = "ok"
+        self._left_out: list[int] = []
         self.layers = LayerHistory(names)
 
     def note(self, evidence: Evidence) -> bool:
-        """Adds the attempt to the window; true when it begins an anomaly that needs an incident."""
+        """Adds the attempt to the window; true when it begins an anomaly that needs an incident.
+
+        Drift, and a rank that is left out, are told when they begin, and counted at every attempt.
+        """
         self._window.append(
             {
                 "attempt": evidence.attempt,
@@ -61,8 +65,12 @@ class Ledger:
         )
         kind, last = evidence.verdict.kind, self._last_kind
         self._last_kind = kind
+        left_out, before = evidence.left_out, self._left_out
+        self._left_out = left_out
         if kind == "drift":
             return kind != last
+        if left_out:
+            return left_out != before
         return kind != "ok" or evidence.agreed.rejected > 0 or evidence.fault is not None
 
     def incident(
@@ -102,7 +110,8 @@ class Ledger:
             source=outcome.source if outcome.rolled_back_to is not None else None,
             recovery=recovery,
             moved_first=first_mover(self._window, verdict),
-            faulty_ranks=[] if evidence.fault is None else list(evidence.fault.ranks),
+            faulty_ranks=evidence.faulty_ranks,
+            left_out=evidence.left_out,
             rejected=evidence.agreed.rejected,
             window=list(self._window),
             layers=layers,
@@ -142,6 +151,7 @@ class Ledger:
             return
         if noise is not None:
             self._metrics.noise_scale(noise.ratio)
+        self._metrics.left_out(len(report.left_out))
         recovery = report.recovery
         self._metrics.step(
             action=report.action,
@@ -193,6 +203,7 @@ class Ledger:
             "incidents": self._incidents,
             "open": [list(entry) for entry in self._open],
             "last_kind": self._last_kind,
+            "left_out": list(self._left_out),
             "window": [dict(row) for row in self._window],
             "layers": self.layers.state_dict(),
         }
@@ -202,6 +213,7 @@ class Ledger:
         self._incidents = int(state["incidents"])
         self._open = [(int(i), int(a), int(s)) for i, a, s in state["open"]]
         self._last_kind = str(state["last_kind"])
+        self._left_out = [int(rank) for rank in state.get("left_out", [])]
         self._window = deque(state["window"], maxlen=WINDOW_ATTEMPTS)
         self.layers.load_state_dict(state["layers"])
 
@@ -211,6 +223,8 @@ def _told(evidence: Evidence) -> tuple[Verdict, str]:
     verdict, agreed, fault = evidence.verdict, evidence.agreed, evidence.fault
     if fault is not None:
         ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in fault.ranks)
+        if not fault.hardware:
+            return fault.verdict, f"the data of rank {ranks} stays bad: its share is left out"
         reason = f"computed again, the batch gave another result on rank {ranks}: a hardware fault"
         return fault.verdict, reason if verdict.kind == "ok" else f"{reason}; {evidence.decision.reason}"
     if agreed.rejected and verdict.kind == "ok":

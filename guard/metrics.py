@@ -107,6 +107,7 @@ class GuardMetrics:
         self._hardware_faults = {"unknown": 0}
         self._latest_layers: Layers | None = None
         self._micro_batches_rejected = 0
+        self._shares_left_out = 0
         self._guard_seconds = Histogram(GUARD_BUCKETS)
         self._rollback_seconds = Histogram(ROLLBACK_BUCKETS)
         self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
@@ -196,6 +197,11 @@ class GuardMetrics:
         with self._lock:
             self._micro_batches_rejected += micro_batches
 
+    def left_out(self, shares: int) -> None:
+        """Count shares of ranks whose data stays bad, left out of a batch that was applied."""
+        with self._lock:
+            self._shares_left_out += shares
+
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""
         with self._lock:
@@ -249,6 +255,7 @@ class GuardMetrics:
             self._steps_lost = totals["steps_lost"]
             self._hardware_faults = totals["hardware_faults"]
             self._micro_batches_rejected = totals["micro_batches_rejected"]
+            self._shares_left_out = totals["shares_left_out"]
             self._guard_seconds.load(totals["guard_seconds"])
             self._rollback_seconds.load(totals["rollback_seconds"])
             self._checkpoints = totals["checkpoints"]
@@ -318,6 +325,7 @@ class GuardMetrics:
             "steps_lost": self._steps_lost,
             "hardware_faults": dict(self._hardware_faults),
             "micro_batches_rejected": self._micro_batches_rejected,
+            "shares_left_out": self._shares_left_out,
             "guard_seconds": self._guard_seconds.dump(),
             "rollback_seconds": self._rollback_seconds.dump(),
             "checkpoints": dict(self._checkpoints),

@@ -19,7 +19,8 @@ class StepReport:
     rollback sets it back. ``attempt`` counts calls of ``guard.step`` and only grows. ``grad_norm`` is the
     global norm before clipping, ``loss`` the mean over ranks. ``local_norms`` (one a rank) are those of the
     attempt before. ``update_norm`` is the mean distance of the weights per step, where it was measured.
-    ``pending`` marks the answer of a deferred guard that has nothing to tell yet.
+    ``left_out`` are ranks without whose share of the batch the step was applied. ``pending`` marks the answer
+    of a deferred guard that has nothing to tell yet.
     """
 
     step: int
@@ -40,6 +41,7 @@ class StepReport:
     recovery: dict[str, float] = field(default_factory=dict)
     update_norm: float | None = None
     buffer_jump: float | None = None
+    left_out: list[int] = field(default_factory=list)
     pending: bool = False
 
     @property
@@ -78,6 +80,7 @@ def describe(
         recovery=recovery,
         update_norm=evidence.update_norm,
         buffer_jump=evidence.agreed.buffer_jump,
+        left_out=evidence.left_out,
     )
 
 

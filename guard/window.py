@@ -33,10 +33,17 @@ class AccumulationWindow:
         self._before = 1
         self._now = 0
         self._shield: BufferShield | None = None
+        self._absent = False
+
+    def again(self, *, absent: bool = False) -> None:
+        """The window begins anew with the same micro-batches; ``absent``: all of them are left out here."""
+        self._now, self._absent = 0, absent
 
     def rejects(self, loss: Tensor) -> bool:
         """Whether the micro-batch of ``loss`` is to be left out: its backward is then ``leaving_out``."""
         self._now += 1
+        if self._absent:
+            return True
         if not self._active or not self._several():
             return False
         if self._shield is None:
@@ -62,7 +69,7 @@ class AccumulationWindow:
 
     def close(self) -> None:
         """The optimizer step has come, or was given up: the next micro-batch begins a new window."""
-        self._before, self._now = max(1, self._now), 0
+        self._before, self._now, self._absent = max(1, self._now), 0, False
         if self._shield is not None:
             self._shield.accept()
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from guard import StepReport
+from guard import Incident, StepReport
 
 
 def step_row(report: StepReport, step_seconds: float, layers: dict[str, float] | None) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def step_row(report: StepReport, step_seconds: float, layers: dict[str, float] |
         "local_norms": report.local_norms,
         "regularization": report.recovery,
     }
+    if report.left_out:
+        row["left_out"] = report.left_out
     return row if layers is None else {**row, "layers": layers}
 
 
@@ -48,10 +50,10 @@ def describe(report: StepReport, places: Sequence[str] = ()) -> tuple[str, str]:
     if incident.baseline is not None:
         seen += f" (usually {incident.baseline:.4g})"
     text = f"step {incident.step}: {incident.verdict}, {seen}"
-    if incident.faulty_ranks:
-        return "error", f"{text}: hardware fault on {where(incident.faulty_ranks, places)}; computed again"
     if incident.rejected:
         return "warning", f"step {incident.step}: {incident.reason}"
+    if incident.faulty_ranks or incident.left_out:
+        return _put_right(text, incident, places)
     if incident.verdict == "vanishing":
         text += f"; {incident.reason}"
     if len(incident.ranks) > 1 and incident.ranks[0]["nonfinite"]:
@@ -63,3 +65,9 @@ def describe(report: StepReport, places: Sequence[str] = ()) -> tuple[str, str]:
     if incident.action == "halted":
         return "error", f"{text}: halted, {incident.reason}"
     return "warning", text if incident.would is None else f"{text}: would {incident.would}"
+
+
+def _put_right(text: str, incident: Incident, places: Sequence[str]) -> tuple[str, str]:
+    if incident.faulty_ranks:
+        return "error", f"{text}: hardware fault on {where(incident.faulty_ranks, places)}; computed again"
+    return "warning", f"{text}: goes on without {where(incident.left_out, places)}, whose data stays bad"

@@ -91,6 +91,7 @@ class Incident:
     would: str = ""
     moved_first: str = ""
     faulty_ranks: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
     rejected: int = 0
     window: tuple[WindowRow, ...] = ()
     layers: tuple[LayerEvidence, ...] = ()
@@ -145,6 +146,7 @@ def parse_incident(row: Mapping[str, Any], number: int = 1) -> Incident:
         would=as_text(row.get("would")),
         moved_first=_mover(row.get("moved_first")),
         faulty_ranks=_integers(row.get("faulty_ranks")),
+        left_out=_integers(row.get("left_out")),
         rejected=_or(as_int(row.get("rejected")), 0),
         window=tuple(_window_row(item, index) for index, item in enumerate(_rows(row, "window"))),
         layers=tuple(_layer(item) for item in _rows(row, "layers")),

@@ -76,6 +76,8 @@ def badge(incident: Incident) -> str:
         return "Run halted"
     if incident.outcome is not None and incident.outcome.kind in {"recovered", "recurred"}:
         return incident.outcome.kind.capitalize()
+    if incident.left_out:
+        return "Rank left out"
     actions = {
         "rolled_back": "Rolled back",
         "skipped": "Step skipped",
@@ -133,6 +135,9 @@ def put_right(incident: Incident) -> str:
         if min(incident.faulty_ranks) >= 0:
             where = f"on rank {listing([str(rank) for rank in incident.faulty_ranks])}"
         return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
+    if incident.left_out:
+        who = listing([str(rank) for rank in incident.left_out])
+        return f"The data of rank {who} stayed bad: computed again without it, the batch was fine."
     if incident.rejected:
         return f"{plural(incident.rejected, 'micro-batch', 'micro-batches')} not finite: left out alone."
     if incident.reason.startswith(("no gradient", "the gradient")):
@@ -193,8 +198,14 @@ def action(incident: Incident) -> str:
     return {
         "skipped": "The guard skipped the step: weights, optimizer and statistics are untouched.",
         "clipped": "The guard clipped the gradient and applied the step.",
-        "applied": "The guard watched and applied the step.",
+        "applied": _applied(incident),
     }.get(incident.action, "")
+
+
+def _applied(incident: Incident) -> str:
+    if incident.left_out:
+        return "The guard applied the step with the shares of the others, and those that followed alike."
+    return "The guard watched and applied the step."
 
 
 def outcome(incident: Incident) -> str:

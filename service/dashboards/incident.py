@@ -47,7 +47,7 @@ def _numbers() -> list[Builder[Panel]]:
             "short",
             Query(f"sum(increase(gradguard_rollbacks_total{{{JOB}}}[$__range]))", "rollbacks"),
             warn=1,
-            width=6,
+            width=5,
         ),
         number(
             "Steps lost",
@@ -55,7 +55,7 @@ def _numbers() -> list[Builder[Panel]]:
             "short",
             Query(f"increase(gradguard_steps_lost_total{{{JOB}}}[$__range])", "steps"),
             warn=1,
-            width=6,
+            width=5,
         ),
         number(
             "Skipped",
@@ -63,7 +63,15 @@ def _numbers() -> list[Builder[Panel]]:
             "short",
             Query(f'increase(gradguard_steps_total{{{JOB}, action="skipped"}}[$__range])', "steps"),
             warn=1,
-            width=6,
+            width=5,
+        ),
+        number(
+            "Shares left out",
+            "Batches applied without the share of a rank whose data stays bad, since the job began.",
+            "short",
+            Query(f"gradguard_shares_left_out_total{{{JOB}}}", "shares"),
+            warn=1,
+            width=5,
         ),
         number(
             "Time of a rollback",
@@ -73,7 +81,7 @@ def _numbers() -> list[Builder[Panel]]:
                 mean("rollback_seconds", JOB),
                 "mean",
             ),
-            width=6,
+            width=4,
         ),
     ]
 

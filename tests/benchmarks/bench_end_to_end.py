@@ -53,6 +53,7 @@ def ours(sandbox: Sandbox, spec: str) -> dict[str, float]:
 
 def submitted(folder: Path, steps: int) -> float:
     """Seconds from ``gradguard submit``, to a cluster that is up, to the first step."""
+    folder.mkdir()
     with running_cluster(folder) as cluster:
         sandbox = cluster.sandbox
         spec = _spec(sandbox, "submitted", steps)

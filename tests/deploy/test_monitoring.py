@@ -152,7 +152,10 @@ def test_the_variables_list_the_job_and_its_ranks(watched: Watched, path: Path) 
     found = {}
     for variable in json.loads(path.read_text())["templating"]["list"][1:]:
         selector, label = variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
-        labels = watched.prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": filled(selector)})
-        found[variable["name"]] = labels["data"]
+        place, wanted = f"/api/v1/label/{label}/values", {"match[]": filled(selector)}
+        found[variable["name"]] = eventually(
+            lambda place=place, wanted=wanted: watched.prometheus.get(place, **wanted)["data"],
+            f"values of {label}",
+        )
     assert found.pop("job") == [JOB]
     assert found in ({}, {"rank": ["0", "1"]})

@@ -21,6 +21,7 @@ DESIGNED_NAMES = {
     "gradguard_buffer_jump",
     "gradguard_micro_batches_rejected_total",
     "gradguard_hardware_faults_total",
+    "gradguard_shares_left_out_total",
     "gradguard_loss",
     "gradguard_clip_threshold",
     "gradguard_clip_coefficient",

@@ -251,6 +251,7 @@ def test_growth_and_lists():
         ({"faulty_ranks": [1]}, "another result on rank 1: a hardware fault"),
         ({"faulty_ranks": [0, 2]}, "another result on rank 0 and 2: a hardware fault"),
         ({"faulty_ranks": [-1]}, "on a rank that cannot be told: a hardware fault"),
+        ({"left_out": [1]}, "The data of rank 1 stayed bad: computed again without it, the batch was fine."),
         ({"rejected": 2, "verdict": "nonfinite"}, "2 micro-batches not finite: left out alone."),
         (
             {"verdict": "vanishing", "reason": "no gradient in 100 steps: fc.weight"},

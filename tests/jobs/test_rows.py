@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,3 +65,14 @@ def test_a_hardware_fault_is_told_with_node_and_device() -> None:
     assert level == "error"
     assert "hardware fault on rank 0 (node 3f2a, cpu); computed again" in text
     assert "hardware fault on rank 0; " in describe(report)[1]
+
+
+def test_a_rank_that_is_left_out_is_told_and_stands_in_the_row() -> None:
+    (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
+    incident = replace(skipped.incident, left_out=[1], action="applied")
+    report = replace(skipped, incident=incident, action="applied", left_out=[1])
+    level, text = describe(report, ["a", "node 3f2a, cpu"])
+    assert level == "warning"
+    assert text.endswith("goes on without rank 1 (node 3f2a, cpu), whose data stays bad")
+    assert step_row(report, 0.1, None)["left_out"] == [1]
+    assert "left_out" not in step_row(skipped, 0.1, None)
