@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from guard import FaultInjector, GradientGuard, GuardMetrics
 from jobs.checkpoints import Checkpoints
 from jobs.data.agreement import check_same_data
-from jobs.data.cursor import DataCursor
 from jobs.data.errors import DataError
-from jobs.dropout import set_randomness
-from jobs.init import build_initialized
-from jobs.optim import build_optimizer, build_schedule, tables_of
-from jobs.regularize import Regularizer
 from jobs.report import write_report
 from jobs.samples import as_text
 from jobs.spec import JobSpec
-from jobs.stepping import Stepper, make_average, make_scaler
 from jobs.workloads import load_workload
 from tests.guard.ranks import on_ranks
+from tests.jobs.training_fixture import Training, assert_same_weights, begin, settle
 
 CPU = torch.device("cpu")
 STEPS = 24
@@ -57,88 +50,38 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@dataclass
-class Trained:
-    """One rank's run, without Ray."""
-
-    parts: dict[str, Any]
-    stepper: Stepper
-    cursor: DataCursor
-    workload: Any
-
-    def train(self, steps: int) -> list[float]:
-        losses = []
-        while self.stepper.guard.steps < steps:
-            batch = self.cursor.next_batch()
-            losses.append(self.stepper.step(batch.ids, batch.epoch).loss)
-        return losses
-
-    def test_loss(self) -> float:
-        assert self.stepper.average is not None
-        sums = self.workload.evaluate(self.stepper.average.module, 0, 1, CPU)
-        return self.workload.metrics(sums)["test_loss"]
-
-
-def begin(precision: str = "bf16") -> Trained:
+def learning(precision: str) -> tuple[Any, Training]:
     spec = JobSpec.from_dict({**EVERYTHING, "train": {**EVERYTHING["train"], "precision": precision}})
     workload = load_workload(spec)
-    torch.manual_seed(spec.seed)
-    model = build_initialized(spec, workload)
-    set_randomness(model, spec.regularize)
-    optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on="auto", tables=tables_of(model))
-    schedule = build_schedule(spec.schedule, optimizer, STEPS)
-    scaler, average = make_scaler(CPU, precision), make_average(model, spec.train.ema_decay)
-    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
-    states = {"data": cursor, "average": average}
-    guard = GradientGuard(
-        model,
-        optimizer,
-        spec.guard,
-        scheduler=schedule,
-        scaler=scaler,
-        state=states,
-        metrics=GuardMetrics(),
-    )
-    stepper = Stepper(
-        workload,
-        model,
-        optimizer,
-        guard,
-        Regularizer(spec.regularize, model, total_steps=STEPS, seed=spec.seed),
-        FaultInjector((), model=model, optimizer=optimizer),
-        CPU,
-        spec.train.precision,
-        spec.train.micro_batches,
-        scaler,
-        average,
-    )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
-    parts |= {"cursor": cursor, "guard": guard, **({} if scaler is None else {"scaler": scaler})}
-    return Trained(parts, stepper, cursor, workload)
+    return workload, begin(workload, spec, STEPS)
+
+
+def losses_of(training: Training, steps: int) -> list[float]:
+    return [report.loss for report in training.train(steps)]
+
+
+def check_loss(workload: Any, training: Training) -> float:
+    """Of the averaged weights, on the held-out text."""
+    sums = workload.evaluate(training.parts["average"].module, 0, 1, CPU)
+    return workload.metrics(sums)["test_loss"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_run_with_everything_on_learns_and_resumes_to_the_bit(precision: str, tmp_path: Path) -> None:
-    whole = begin(precision)
-    losses = whole.train(STEPS // 2)
-    whole.stepper.guard.snapshot()
-    kept = Checkpoints(tmp_path, whole.parts)
-    kept.save(STEPS // 2)
-    losses += whole.train(STEPS)
-    kept.clean_step()
-    kept.clean_step()
-    kept.finish()
+    workload, whole = learning(precision)
+    losses = losses_of(whole, STEPS // 2)
+    kept = whole.keep(tmp_path)
+    losses += losses_of(whole, STEPS)
+    settle(kept)
     assert losses[0] == pytest.approx(math.log(256), rel=0.1)
     assert np.mean(losses[-4:]) < 0.8 * losses[0]
-    assert whole.test_loss() < math.log(256)
+    assert check_loss(workload, whole) < math.log(256)
 
-    resumed = begin(precision)
+    _, resumed = learning(precision)
     assert Checkpoints(tmp_path, resumed.parts).load_latest() == STEPS // 2
-    assert resumed.train(STEPS) == losses[STEPS // 2 :]
-    for name in ("model", "average"):
-        ours, theirs = whole.parts[name].state_dict(), resumed.parts[name].state_dict()
-        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    assert losses_of(resumed, STEPS) == losses[STEPS // 2 :]
+    assert_same_weights(whole, resumed)
 
 
 def different(rank: int, world_size: int, folder: Path) -> str:

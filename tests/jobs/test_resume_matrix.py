@@ -4,26 +4,19 @@ last three of them again from the checkpoint of the third, to the bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
-from guard import FaultInjector, GradientGuard, GuardMetrics
+from guard import StepReport
 from jobs.checkpoints import Checkpoints
-from jobs.data.cursor import DataCursor
-from jobs.init import build_initialized
-from jobs.optim import build_optimizer, build_schedule, tables_of
-from jobs.regularize import Regularizer
 from jobs.spec import JobSpec
-from jobs.stepping import Stepper, make_average, make_scaler
 from jobs.workloads.vision import VisionWorkload
+from tests.jobs.training_fixture import assert_same_weights, begin, settle
 
-CPU = torch.device("cpu")
 STEPS, KEPT = 6, 3
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.05},
@@ -44,87 +37,29 @@ class Small(VisionWorkload):
         return nn.Sequential(*body, nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
 
 
-@dataclass
-class Training:
-    """One rank's run, without Ray."""
-
-    parts: dict[str, Any]
-    stepper: Stepper
-    cursor: DataCursor
-
-    def train(self, steps: int) -> list[tuple[float, float]]:
-        reports = []
-        while self.stepper.guard.steps < steps:
-            batch = self.cursor.next_batch()
-            reports.append(self.stepper.step(batch.ids, batch.epoch))
-        return [(report.loss, report.grad_norm) for report in reports]
-
-
 @pytest.fixture(scope="module")
 def data() -> tuple[VisionWorkload, JobSpec]:
     spec = JobSpec.from_dict({"data": {"dataset": "digits", "batch_size": 16, "image_size": 8}})
     return Small(spec), spec
 
 
-def begin(workload: Small, spec: JobSpec) -> Training:
-    torch.manual_seed(spec.seed)
-    model = build_initialized(spec, workload)
-    optimizer = build_optimizer(spec.optimizer, model.parameters(), decay_on="auto", tables=tables_of(model))
-    schedule = build_schedule(spec.schedule, optimizer, STEPS)
-    scaler = make_scaler(CPU, spec.train.precision)
-    average = make_average(model, spec.train.ema_decay)
-    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
-    rewound = {"data": cursor, **({} if average is None else {"average": average})}
-    guard = GradientGuard(
-        model,
-        optimizer,
-        spec.guard,
-        scheduler=schedule,
-        scaler=scaler,
-        state=rewound,
-        metrics=GuardMetrics(),
-    )
-    stepper = Stepper(
-        workload,
-        model,
-        optimizer,
-        guard,
-        Regularizer(spec.regularize, model, total_steps=STEPS, seed=spec.seed),
-        FaultInjector((), model=model, optimizer=optimizer),
-        CPU,
-        spec.train.precision,
-        spec.train.micro_batches,
-        scaler,
-        average,
-    )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
-    parts |= {"scaler": scaler, "cursor": cursor, "guard": guard}
-    return Training({name: part for name, part in parts.items() if part is not None}, stepper, cursor)
-
-
-def assert_same_weights(one: Training, other: Training) -> None:
-    for name in {"model", "average"} & one.parts.keys():
-        ours, theirs = one.parts[name].state_dict(), other.parts[name].state_dict()
-        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
-
-
 def assert_resumes(workload: Small, spec: JobSpec, folder: Path) -> None:
     """The second half of the run is the same whether it was interrupted or not."""
-    whole = begin(workload, spec)
+    whole = begin(workload, spec, STEPS)
     whole.train(KEPT)
-    whole.stepper.guard.snapshot()
-    kept = Checkpoints(folder, whole.parts)
-    kept.save(KEPT)
-    rest = whole.train(STEPS)
-    kept.clean_step()
-    kept.clean_step()
-    kept.finish()
+    kept = whole.keep(folder)
+    rest = curve(whole.train(STEPS))
+    settle(kept)
     assert np.isfinite(rest).all()
 
-    resumed = begin(workload, spec)
+    resumed = begin(workload, spec, STEPS)
     assert Checkpoints(folder, resumed.parts).load_latest() == KEPT
-    assert resumed.train(STEPS) == rest
+    assert curve(resumed.train(STEPS)) == rest
     assert_same_weights(whole, resumed)
+
+
+def curve(reports: list[StepReport]) -> list[tuple[float, float]]:
+    return [(report.loss, report.grad_norm) for report in reports]
 
 
 def spec_of(plain: JobSpec, **sections: dict[str, Any]) -> JobSpec:
