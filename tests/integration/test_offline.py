@@ -29,7 +29,9 @@ def test_the_example_trains_on_digits_and_survives_its_faults(tmp_path: Path) ->
     sandbox = Sandbox(tmp_path)
     sandbox.environment["CUDA_VISIBLE_DEVICES"] = ""
     example = PACKAGE_ROOT / "jobs" / "examples" / "fashion.yaml"
-    train = f"{PREPARE} && exec {GRADGUARD} train {example} --set train.max_steps=175"
+    train = (
+        f"{PREPARE} && exec {GRADGUARD} train {example} --set train.max_steps=175 --set data.batch_size=64"
+    )
     run = sandbox.run(*ISOLATED, train)
     assert run.returncode == 0, run.stdout
     assert "digits" in run.stdout

@@ -158,7 +158,7 @@ def test_a_job_of_plain_ray_job_submit_is_adopted_and_started_again(server: Serv
     assert client.wait("by-hand", timeout_s=DEADLINE_S).status == "stopped"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", [pytest.param("sqlite", marks=pytest.mark.soak), "postgresql"])
 def test_two_services_on_one_database_run_each_job_once_though_one_dies(cluster: Cluster, kind: str) -> None:
     storage = f"--storage=two-{kind}"
     with database(kind, cluster) as url, contextlib.ExitStack() as stack:

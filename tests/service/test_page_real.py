@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ pytestmark = [
 ]
 
 DEADLINE_S = 300
+A_CHECKPOINT = re.compile(r"step-\d{8}")
+"""Any: a fast machine has deleted the first ones before they are looked for."""
 ENDLESS = {
     **DIGITS,
     "name": "watched",
@@ -75,7 +78,7 @@ def test_a_job_is_handed_in_watched_stopped_and_resumed(page: Any) -> None:
     until(lambda: points(loss) > drawn + 5, DEADLINE_S)
     page.locator("#incident-1").get_by_text("The guard skipped the step").wait_for()
     assert page.get_by_role("link", name="Incident 1: Non-finite loss at step 5").count() == 3
-    page.get_by_role("region", name="Checkpoints").get_by_text("step-00000010").wait_for()
+    page.get_by_role("region", name="Checkpoints").get_by_text(A_CHECKPOINT).first.wait_for()
     page.locator(".log", has_text="step").wait_for()
     keep(page, "real-running")
 
