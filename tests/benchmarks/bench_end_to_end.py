@@ -59,7 +59,8 @@ def submitted(folder: Path, steps: int) -> float:
         spec = _spec(sandbox, "submitted", steps)
         began = time.time()
         _check(sandbox.run(GRADGUARD, "submit", spec, "--address", cluster.url, "--wait"))
-        return _times(sandbox, "submitted")[0] - began
+        (job,) = (sandbox.path / "runs").iterdir()  # named anew by each submission
+        return _times(sandbox, job.name)[0] - began
 
 
 def resumed(sandbox: Sandbox, steps: int) -> float:
