@@ -35,8 +35,8 @@ class SharesConfig(Config):
     """How far back bad steps count, in step attempts."""
 
     most: int = Field(default=250, ge=0)
-    """Shares left out in a row, at most so many steps apart from each other as ``window_steps``; then the
-    rank's data counts as what it is now."""
+    """How many shares may be left out before the rank's data counts as its new normal. The count starts anew
+    once ``window_steps`` attempts have passed without a bad step of one rank."""
 
 
 class Shares:

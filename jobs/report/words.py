@@ -76,8 +76,12 @@ def badge(incident: Incident) -> str:
         return "Run halted"
     if incident.outcome is not None and incident.outcome.kind in {"recovered", "recurred"}:
         return incident.outcome.kind.capitalize()
+    if incident.faulty_ranks:
+        return "Hardware fault"
     if incident.left_out:
         return "Rank left out"
+    if incident.rejected and incident.action == "applied":
+        return "Part left out"
     actions = {
         "rolled_back": "Rolled back",
         "skipped": "Step skipped",
@@ -204,7 +208,9 @@ def action(incident: Incident) -> str:
 
 def _applied(incident: Incident) -> str:
     if incident.left_out:
-        return "The guard applied the step with the shares of the others, and those that followed alike."
+        return "The guard applied the step with the shares of the others, as it did from then on."
+    if incident.faulty_ranks or incident.rejected:
+        return "The guard applied the step with what was good."
     return "The guard watched and applied the step."
 
 

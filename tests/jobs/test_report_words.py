@@ -119,6 +119,21 @@ def test_every_outcome_has_its_sentence_and_badge(outcome, steps, sentence, badg
     assert words.badge(incident) == badge
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence", "badge"),
+    [
+        ({}, "The guard watched and applied the step.", "Watched only"),
+        ({"faulty_ranks": [1]}, "The guard applied the step with what was good.", "Hardware fault"),
+        ({"rejected": 1}, "The guard applied the step with what was good.", "Part left out"),
+        ({"left_out": [1]}, "The guard applied the step with the shares of the others", "Rank left out"),
+    ],
+)
+def test_a_step_that_was_put_right_is_not_told_as_only_watched(changes, sentence, badge):
+    incident = parse_incident({**nan_incident(1), "action": "applied", **changes})
+    assert words.action(incident).startswith(sentence)
+    assert words.badge(incident) == badge
+
+
 def test_rollback_without_an_outcome_says_so_and_a_skip_does_not():
     assert story(rollback_incident(1)).endswith("No outcome was recorded after it.")
     assert words.outcome(parse_incident(nan_incident(1))) == ""
