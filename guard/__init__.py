@@ -13,25 +13,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from guard.clips import ClipConfig
-    from guard.config import GuardConfig
+    from guard.clips.config import ClipConfig
+    from guard.config import GuardConfig, RecoveryConfig, SnapshotConfig
     from guard.decide import BudgetConfig
     from guard.detect import DetectConfig, SpikeDetector, Verdict
     from guard.errors import GuardError, GuardHalt, RankDivergence, RankLost, UnsupportedGradient
-    from guard.faults import FaultConfig, FaultInjector
+    from guard.fault_config import FaultConfig
+    from guard.faults import FaultInjector
     from guard.guard import GradientGuard
     from guard.metrics import GuardMetrics
     from guard.preflight import run_preflight
     from guard.record import Incident, Journal
-    from guard.recover import RecoveryConfig
     from guard.report import StepReport
-    from guard.snapshot import SnapshotConfig
 
 _HOME = {
     "BudgetConfig": "decide",
-    "ClipConfig": "clips",
+    "ClipConfig": "clips.config",
     "DetectConfig": "detect",
-    "FaultConfig": "faults",
+    "FaultConfig": "fault_config",
     "FaultInjector": "faults",
     "GradientGuard": "guard",
     "GuardConfig": "config",
@@ -42,8 +41,8 @@ _HOME = {
     "Journal": "record",
     "RankDivergence": "errors",
     "RankLost": "errors",
-    "RecoveryConfig": "recover",
-    "SnapshotConfig": "snapshot",
+    "RecoveryConfig": "config",
+    "SnapshotConfig": "config",
     "SpikeDetector": "detect",
     "StepReport": "report",
     "UnsupportedGradient": "errors",

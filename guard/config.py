@@ -1,4 +1,5 @@
-"""The configuration of the guard: one model, each part owned by the module that it configures."""
+"""The configuration of the guard: one model. A part is defined beside what it configures, or here where that
+needs torch: whoever only reads a spec does not wait for it."""
 
 from __future__ import annotations
 
@@ -7,12 +8,49 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from guard.base import Config
-from guard.clips import ClipConfig
+from guard.clips.config import ClipConfig
 from guard.decide import BudgetConfig
 from guard.detect import DetectConfig
-from guard.recover import RecoveryConfig
 from guard.shares import SharesConfig
-from guard.snapshot import SnapshotConfig
+
+
+class SnapshotConfig(Config):
+    """How often a snapshot is taken, how many are kept, and when one counts as healthy."""
+
+    every_steps: PositiveInt = 50
+    """Optimizer steps between snapshots. A rollback repeats at most about this many."""
+
+    keep: int = Field(default=2, ge=2, le=16)
+    """Snapshots held; each costs as much memory as the model and its optimizer."""
+
+    clean_steps: PositiveInt = 2
+    """Clean steps that must follow a snapshot before it is a place to return to."""
+
+    place: Literal["device", "host"] = "device"
+    """Where the snapshots of a model on a GPU are: in its own memory, or pinned in the ``host``'s, where they
+    are copied while the next forward and backward run. Then change no weight between two steps yourself."""
+
+
+class RecoveryConfig(Config):
+    """The calm after a rollback. Every part fades to nothing over ``cooldown_steps``."""
+
+    lr_backoff: float = Field(default=0.5, gt=0, le=1)
+    """The learning rate is multiplied with this; again with each rollback during a cooldown."""
+
+    weight_decay_factor: float = Field(default=2.0, ge=1)
+    """The optimizer's own weight decay is multiplied with this."""
+
+    anchor_l2: float = Field(default=0.01, ge=0)
+    """Strength of an L2 pull toward the weights that were returned to (decoupled, times learning rate)."""
+
+    l1: float = Field(default=0.0, ge=0)
+    """Strength of a decoupled L1 penalty (times learning rate)."""
+
+    cooldown_steps: int = Field(default=200, ge=0)
+    """Optimizer steps until everything is as before."""
+
+    data: Literal["advance", "replay"] = "advance"
+    """``advance`` moves on past the data that was rewound; ``replay`` feeds it again."""
 
 
 class GuardConfig(Config):

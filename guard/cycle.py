@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guard.act import Actor, Outcome
 from guard.agree import Agreed, Agreement, digest
-from guard.clips import scale_
+from guard.clips.base import scale_
 from guard.config import GuardConfig
 from guard.detect import Verdict
 from guard.errors import GuardHalt

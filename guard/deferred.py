@@ -19,8 +19,7 @@ from torch import Tensor
 
 from guard.act import Outcome
 from guard.agree import JUMP, LOSS
-from guard.clips import coefficient
-from guard.clips.base import EPSILON
+from guard.clips.base import EPSILON, coefficient
 from guard.cycle import Cycle, Moved, Parts
 from guard.fused import FusedStep
 from guard.judge import Evidence, Limits

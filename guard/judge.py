@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guard.agree import Agreed
-from guard.clips import ClipConfig, Plan, make_clipper
+from guard.clips.base import Plan
+from guard.clips.config import ClipConfig
+from guard.clips.make import make_clipper
 from guard.config import GuardConfig
 from guard.decide import Decision, Ladder
 from guard.depth import FADED, Depth

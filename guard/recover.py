@@ -8,37 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guard.base import Config
+from guard.config import RecoveryConfig
 from guard.regularize import pull_, soft_threshold_
 from guard.shards import locals_of
-
-
-class RecoveryConfig(Config):
-    """The calm after a rollback. Every part fades to nothing over ``cooldown_steps``."""
-
-    lr_backoff: float = Field(default=0.5, gt=0, le=1)
-    """The learning rate is multiplied with this; again with each rollback during a cooldown."""
-
-    weight_decay_factor: float = Field(default=2.0, ge=1)
-    """The optimizer's own weight decay is multiplied with this."""
-
-    anchor_l2: float = Field(default=0.01, ge=0)
-    """Strength of an L2 pull toward the weights that were returned to (decoupled, times learning rate)."""
-
-    l1: float = Field(default=0.0, ge=0)
-    """Strength of a decoupled L1 penalty (times learning rate)."""
-
-    cooldown_steps: int = Field(default=200, ge=0)
-    """Optimizer steps until everything is as before."""
-
-    data: Literal["advance", "replay"] = "advance"
-    """``advance`` moves on past the data that was rewound; ``replay`` feeds it again."""
 
 
 class Recovery:

@@ -11,14 +11,16 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from guard.agree import Agreed
 from guard.base import Config
+
+if TYPE_CHECKING:
+    from guard.agree import Agreed
 
 _ABOVE = 3.0
 """A rank's own gradient stands out if its norm is this many times the median of the others'."""

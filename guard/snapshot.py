@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard import rng
-from guard.base import Config
 from guard.buffers import Buffers
+from guard.config import SnapshotConfig
 from guard.shards import version
 from guard.stores import BufferStore, OptimizerStore, Place, TensorStore
 
@@ -35,23 +34,6 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Continues from ``state_dict``'s answer."""
         ...
-
-
-class SnapshotConfig(Config):
-    """How often a snapshot is taken, how many are kept, and when one counts as healthy."""
-
-    every_steps: PositiveInt = 50
-    """Optimizer steps between snapshots. A rollback repeats at most about this many."""
-
-    keep: int = Field(default=2, ge=2, le=16)
-    """Snapshots held; each costs as much memory as the model and its optimizer."""
-
-    clean_steps: PositiveInt = 2
-    """Clean steps that must follow a snapshot before it is a place to return to."""
-
-    place: Place = "device"
-    """Where the snapshots of a model on a GPU are: in its own memory, or pinned in the ``host``'s, where they
-    are copied while the next forward and backward run. Then change no weight between two steps yourself."""
 
 
 @dataclass(slots=True, eq=False)

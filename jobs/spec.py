@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from guard.base import Config
 from guard.config import GuardConfig
-from guard.faults import FaultConfig
+from guard.fault_config import FaultConfig
 from jobs.spec_data import DataSpec
 from jobs.spec_errors import Problem, SpecError, did_you_mean, problems_of, related
 from jobs.spec_language import (

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.checkpoints.compare import differences
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.export import export_model
-from jobs.checkpoints.folder import manifests
-from jobs.checkpoints.load import Content, read, verify
+from jobs.checkpoints.folder import checkpoint_folder, manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.checkpoints.storage import Storage, open_storage, shown
-from jobs.checkpoints.write import checkpoint_folder
 from jobs.errors import JobError
 from jobs.folder import CHECKPOINTS, SPEC
 from jobs.spec import JobSpec
+
+if TYPE_CHECKING:
+    from jobs.checkpoints.load import Content
 
 DAMAGED = 1
 SHOWN = 40
@@ -106,6 +105,8 @@ def _names(readable: list[Manifest]) -> set[str]:
 
 
 def _verify(storage: Storage, readable: list[Manifest]) -> dict[str, str]:
+    from jobs.checkpoints.load import verify  # imports torch, as the three below do
+
     problems = {}
     for name in sorted(_names(readable)):
         try:
@@ -139,6 +140,8 @@ def _show(place: str, rows: list[dict[str, Any]], *, check: bool) -> None:
 
 
 def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None:
+    from jobs.checkpoints.compare import differences
+
     first, second = (_content(storage, step) for step in steps)
     found = differences(first, second)
     if as_json:
@@ -160,11 +163,15 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
 
 
 def _export(storage: Storage, step: int, target: Path) -> None:
+    from jobs.checkpoints.export import export_model
+
     count = export_model(_content(storage, step), target)
     Console(highlight=False).print(f"{target}: {count} tensors of step {step}", soft_wrap=True)
 
 
 def _content(storage: Storage, step: int) -> Content:
+    from jobs.checkpoints.load import read
+
     name = checkpoint_folder(step)
     names = storage.names()
     if name not in names:

@@ -48,9 +48,11 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a job here and show it live; at the end a summary and a report."""
-    from jobs.entrypoint import train_and_summarize  # imports Ray, which the other commands need not
-
     job = JobSpec.load(spec, overrides or [])
+    from jobs.entrypoint import (
+        train_and_summarize,  # imports Ray and torch, which a wrong spec need not wait for
+    )
+
     command = " ".join(["gradguard train", str(spec), *(f"--set {item}" for item in overrides or [])])
     raise typer.Exit(
         train_and_summarize(

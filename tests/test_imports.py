@@ -54,14 +54,22 @@ def test_the_guard_works_without_its_integrations() -> None:
     assert all(path.parent.name == "integrations" for path in users)
 
 
-def test_importing_the_guard_does_not_import_ray_or_the_other_layers() -> None:
-    program = "import sys, guard; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+def loaded_by(module: str) -> set[str]:
+    """The packages in memory after a module alone was imported."""
+    program = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert not {"ray", "lightning", "transformers", "torchvision", "jobs", "service", "typer"} & set(
-        done.stdout.split()
-    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_guard_does_not_import_ray_or_the_other_layers() -> None:
+    others = {"ray", "lightning", "transformers", "torchvision", "jobs", "service", "typer"}
+    assert not others & loaded_by("guard")
+
+
+def test_a_command_that_trains_nothing_does_not_wait_for_torch_or_ray() -> None:
+    assert not {"torch", "ray", "pandas", "matplotlib", "fastapi", "sqlalchemy"} & loaded_by("service.cli")
 
 
 def test_the_house_has_only_its_five_folders() -> None:

@@ -15,9 +15,25 @@
 =================  ==========================================================================
 """
 
-from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState
-from jobs.checkpoints.folder import checkpoint_name, newest_step
-from jobs.checkpoints.keeper import Checkpoints, Loaded, Policy
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState
+    from jobs.checkpoints.folder import checkpoint_name, newest_step
+    from jobs.checkpoints.keeper import Checkpoints, Loaded, Policy
+
+_HOME = {
+    "Checkpoints": "keeper",
+    "DamagedCheckpoint": "errors",
+    "Loaded": "keeper",
+    "Policy": "keeper",
+    "UnsupportedState": "errors",
+    "checkpoint_name": "folder",
+    "newest_step": "folder",
+}
 
 __all__ = [
     "Checkpoints",
@@ -28,3 +44,10 @@ __all__ = [
     "checkpoint_name",
     "newest_step",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: whoever only lists checkpoints does not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'jobs.checkpoints' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jobs.checkpoints.{_HOME[name]}"), name)

@@ -5,10 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.load import read_manifest
-from jobs.checkpoints.manifest import Manifest
+from jobs.checkpoints.manifest import MANIFEST, Manifest, parse
 from jobs.checkpoints.storage import Storage, open_storage, shown
-from jobs.checkpoints.write import checkpoint_folder
+
+
+def checkpoint_folder(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def read_manifest(storage: Storage, name: str) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: it is damaged, foreign, or of another step than the folder's name says.
+    """
+    try:
+        manifest = parse(storage.read(name, MANIFEST))
+    except OSError as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
+    if int(name.removeprefix("step-")) != manifest.step:
+        raise DamagedCheckpoint(f"{MANIFEST} is that of step {manifest.step}")
+    return manifest
 
 
 def manifests(storage: Storage) -> tuple[list[Manifest], dict[str, str]]:

@@ -13,10 +13,10 @@ from typing import Any
 from guard import GuardMetrics, rng
 from guard.snapshot import Stateful
 from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState, reason
-from jobs.checkpoints.folder import checkpoint_name, good_steps, manifests
+from jobs.checkpoints.folder import checkpoint_folder, checkpoint_name, good_steps, manifests, read_manifest
 from jobs.checkpoints.health import Candidates
 from jobs.checkpoints.history import History
-from jobs.checkpoints.load import Content, of_rank, read, read_manifest
+from jobs.checkpoints.load import Content, of_rank, read
 from jobs.checkpoints.manifest import Health
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.retention import retired
@@ -24,7 +24,7 @@ from jobs.checkpoints.shards import lay_out
 from jobs.checkpoints.spec_match import check_spec
 from jobs.checkpoints.stage import Stage
 from jobs.checkpoints.storage import open_storage, shown
-from jobs.checkpoints.write import Place, Writer, checkpoint_folder
+from jobs.checkpoints.write import Place, Writer
 from jobs.errors import JobError
 
 Notify = Callable[[str, str], None]

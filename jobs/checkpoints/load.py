@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, empty
 
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.manifest import MANIFEST, STATE, Manifest, digest_of, parse
+from jobs.checkpoints.folder import read_manifest
+from jobs.checkpoints.manifest import MANIFEST, STATE, Manifest, digest_of
 from jobs.checkpoints.stage import generators_name
 from jobs.checkpoints.state import Tensors, put_together
 from jobs.checkpoints.storage import Storage
@@ -42,21 +43,6 @@ class Content:
             return None
         state: dict[str, Any] = put_together(self.state["ranks"][rank]["generators"], self.tensors)
         return state
-
-
-def read_manifest(storage: Storage, name: str) -> Manifest:
-    """The manifest of a checkpoint.
-
-    Raises:
-        DamagedCheckpoint: it is damaged, foreign, or of another step than the folder's name says.
-    """
-    try:
-        manifest = parse(storage.read(name, MANIFEST))
-    except OSError as error:
-        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
-    if int(name.removeprefix("step-")) != manifest.step:
-        raise DamagedCheckpoint(f"{MANIFEST} is that of step {manifest.step}")
-    return manifest
 
 
 def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda _: True) -> Content:

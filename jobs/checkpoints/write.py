@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.checkpoints.errors import cause
+from jobs.checkpoints.folder import checkpoint_folder
 from jobs.checkpoints.manifest import FORMAT, STATE, FileRecord, Health, Manifest, digest_of
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.stage import Staged
@@ -131,11 +132,6 @@ class Writer:
             record = digest_of(content)
         self._storage.put(name, file)
         return record
-
-
-def checkpoint_folder(step: int) -> str:
-    """The name of the checkpoint of a step."""
-    return f"step-{step:08d}"
 
 
 def _state(halves: list[_Half]) -> dict[str, Any]:

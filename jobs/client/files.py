@@ -85,9 +85,8 @@ class JobFiles:
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """The checkpoints, the oldest first; those that cannot be read say why."""
-        from jobs.checkpoints.folder import manifests
+        from jobs.checkpoints.folder import checkpoint_folder, manifests
         from jobs.checkpoints.storage import open_storage
-        from jobs.checkpoints.write import checkpoint_folder
 
         place = self.checkpoint_place()
         good, damaged = manifests(open_storage(place))

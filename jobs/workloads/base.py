@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
     from jobs.data.cursor import DataCursor
     from jobs.spec import JobSpec

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from guard import ClipConfig
-from guard.clips import Clipper, make_clipper
+from guard.clips.base import Clipper
+from guard.clips.make import make_clipper
 from guard.observe import Observation, Observer
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

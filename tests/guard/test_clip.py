@@ -21,7 +21,8 @@ from clip_cases import (
 from torch import Tensor, nn
 
 from guard import ClipConfig
-from guard.clips import coefficient, make_clipper
+from guard.clips.base import coefficient
+from guard.clips.make import make_clipper
 from guard.norms import SPLIT_ELEMENTS
 
 NORM_TYPES = [1.0, 2.0, 3.0, math.inf]

@@ -14,7 +14,7 @@ from clip_cases import clipper_of, norms, observed, parameters_of
 from torch import nn
 
 from guard import ClipConfig, GuardError
-from guard.clips import make_clipper
+from guard.clips.make import make_clipper
 
 SHAPES = [(3, 4), (5,), (2, 3, 2)]
 CONFIG: dict[str, Any] = {"kind": "adagc", "warmup_steps": 20}

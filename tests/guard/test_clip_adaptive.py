@@ -13,8 +13,8 @@ import pytest
 from clip_cases import clipper_of, limits, norms
 
 from guard import DetectConfig, SpikeDetector
-from guard.clips import Clipper
 from guard.clips.adaptive import ZClipper
+from guard.clips.base import Clipper
 
 BAD = (math.nan, math.inf)
 KINDS: dict[str, dict[str, Any]] = {

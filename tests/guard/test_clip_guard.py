@@ -16,7 +16,7 @@ from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guard import ClipConfig
-from guard.clips import make_clipper
+from guard.clips.make import make_clipper
 
 BITING: dict[str, dict[str, Any]] = {
     "auto": {"kind": "auto", "factor": 1.05},

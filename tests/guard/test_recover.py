@@ -9,7 +9,8 @@ import torch
 from loops import guarded_run, sgd
 from torch import nn
 
-from guard.recover import Recovery, RecoveryConfig
+from guard.config import RecoveryConfig
+from guard.recover import Recovery
 from guard.regularize import pull_, soft_threshold_
 
 COOLDOWN = 10

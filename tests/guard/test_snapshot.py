@@ -12,7 +12,8 @@ from loops import differences, network
 from torch import Tensor, nn
 
 from guard.buffers import Buffers
-from guard.snapshot import SnapshotConfig, SnapshotRing, Subject
+from guard.config import SnapshotConfig
+from guard.snapshot import SnapshotRing, Subject
 from guard.stores import OptimizerStore, Place, TensorStore
 
 

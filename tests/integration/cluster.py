@@ -96,7 +96,7 @@ def end(head: subprocess.Popen[str]) -> None:
     first = psutil.Process(head.pid)
     family = [first, *first.children(recursive=True)]
     head.terminate()
-    _, left = psutil.wait_procs(family, timeout=45)
+    _, left = psutil.wait_procs(family, timeout=10)  # Ray's agents take half a minute
     for process in left:
         process.kill()
     head.communicate()

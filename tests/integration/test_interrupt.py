@@ -25,7 +25,7 @@ from tests.integration.runner import (
 )
 from tests.jobs.s3_fixture import BUCKET, s3_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 END_S = 120
 """Ten seconds are the rule; on a machine that is busy with other things it takes what it takes."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard import GradientGuard, GuardConfig
-from guard.snapshot import SnapshotConfig
+from guard.config import SnapshotConfig
 from jobs.checkpoints.state import put_together, take_apart
 from jobs.muon import MuonWithAdamW
 from jobs.optim import build_optimizer, build_schedule, tables_of

@@ -1,0 +1,18 @@
+"""The order of all tests: what takes longest begins first, so that nobody waits for it alone at the end."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests are granted the most time first, then those with slow tests; else the order stays."""
+    cost: dict[object, tuple[float, int]] = {}
+    for item in items:
+        cost[item.path] = max(cost.get(item.path, (0.0, 0)), _cost(item))
+    items.sort(key=lambda item: cost[item.path], reverse=True)
+
+
+def _cost(item: pytest.Item) -> tuple[float, int]:
+    granted = item.get_closest_marker("timeout")
+    return float(granted.args[0]) if granted else 0.0, item.get_closest_marker("slow") is not None
