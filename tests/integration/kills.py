@@ -19,7 +19,7 @@ VICTIMS = ("worker", "rank 0", "driver", "controller", "hub", "gcs_server", "ray
 def find(process: subprocess.Popen[str], victim: str, sandbox: Sandbox, job: str) -> psutil.Process | None:
     """The process of this part of the job; None while there is none."""
     if victim == "driver":
-        return psutil.Process(process.pid)
+        return psutil.Process(process.pid) if process.poll() is None else None
     family = [p for p in descendants(process) if _matches(p, victim)]
     if victim in ("worker", "rank 0"):
         first = [p for p in family if _has_open(p, sandbox.path / "runs" / job / "metrics.jsonl")]

@@ -114,8 +114,11 @@ def noisy(path: Path) -> Sandbox:
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes that came from this one."""
-    return psutil.Process(process.pid).children(recursive=True)
+    """All processes that came from this one; none once it has ended."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:
