@@ -28,6 +28,11 @@ from tests.integration.chaos import (
 )
 from tests.integration.runner import GRADGUARD, Sandbox
 
+AFTER_THE_LAST = 100
+"""Steps that are left then: workers train on while a dead Ray head is being noticed."""
+LAST_WORDS = 40
+"""Lines of the job's output that are shown if it did not end well."""
+
 
 def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One job uninterrupted and one under the kills.
@@ -38,7 +43,7 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     """
     sandbox = Sandbox(folder)
     sandbox.environment["PYTHONPATH"] = str(ROOT)
-    train = {"max_steps": STEPS_PER_KILL * len(kills) + 20, "checkpoint_every_steps": 10}
+    train = {"max_steps": STEPS_PER_KILL * len(kills) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
     spec = {**SPEC, "train": train}
     calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
     if calm.returncode:
@@ -46,6 +51,8 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = run.run(kills)
     code = run.finish()
+    if code or len(rows) < len(kills):
+        print("\n".join(run.output.splitlines()[-LAST_WORDS:]), file=sys.stderr)
     equal = code == 0 and same_weights(final_weights(sandbox, "calm"), final_weights(sandbox, "chaos"))
     seconds = sorted(row["seconds"] for row in rows if row.get("seconds"))
     total = {
