@@ -76,7 +76,7 @@ def badge(incident: Incident) -> str:
         return "Run halted"
     if incident.outcome is not None and incident.outcome.kind in {"recovered", "recurred"}:
         return incident.outcome.kind.capitalize()
-    if incident.faulty_ranks:
+    if incident.faulty_ranks and incident.action == "applied":
         return "Hardware fault"
     if incident.left_out:
         return "Rank left out"
