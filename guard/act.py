@@ -165,6 +165,8 @@ class Actor:
 
     def advance(self) -> None:
         """The learning rate schedule moves on: once for each applied step."""
+        if self._moved is not None:
+            self._moved.stepped(self.learning_rate)
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]
 

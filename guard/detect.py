@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from guard.base import Config
 from guard.level import Level, LevelSpec
 from guard.trend import Trend
+from guard.wandering import Stretch, Wandering
 
 Kind = Literal["ok", "suspect", "spike", "nonfinite", "drift", "vanishing"]
 Signal = Literal["loss", "grad_norm", "update_norm", "buffers"]
@@ -118,6 +119,7 @@ class SpikeDetector:
         "_surges",
         "_trend",
         "_update",
+        "_wandering",
         "config",
     )
 
@@ -139,6 +141,7 @@ class SpikeDetector:
         self._surges = 0
         self._rows = 0
         self._trend = Trend()
+        self._wandering = Wandering()
         self._linear = False
 
     def _spec(self, min_excess: float, *, signed: bool = False) -> LevelSpec:
@@ -180,6 +183,8 @@ class SpikeDetector:
         on_update = 0.0 if update_norm is None else self._update.measure(update_norm)
         self._ratios = (on_loss, on_grad, on_update)
         verdict = self._judge(on_loss, on_grad, on_update)
+        if update_norm is not None and update_norm > 0.0:
+            verdict = self._judge_wandering(verdict, learn=True)
         spike = verdict.signal if verdict.kind == "spike" else None
         if loss is not None and self._loss.settle(on_loss, spike == "loss"):
             self._evidence = 0.0
@@ -212,6 +217,8 @@ class SpikeDetector:
         on_update = 0.0 if update_norm is None else self._update.measure(update_norm)
         verdict = self._judge(self._loss.measure(loss), self._grad.measure(grad_norm), on_update)
         self._evidence, self._norms, self._surges = kept
+        if update_norm is not None and update_norm > 0.0:
+            verdict = self._judge_wandering(verdict, learn=False)
         if verdict.kind == "ok" and buffer_jump is not None:
             on_buffers = self._buffers.measure(buffer_jump)
             if on_buffers >= 1.0 and self._buffers.excess >= _BUFFER_JUMP:
@@ -244,6 +251,20 @@ class SpikeDetector:
         suspect = ratio >= 1.0 and self._buffers.excess >= _BUFFER_JUMP
         self._buffers.settle(ratio, verdict.kind != "ok")
         return self._verdict("suspect", "buffers", ratio) if suspect and verdict.kind == "ok" else verdict
+
+    def _judge_wandering(self, verdict: Verdict, *, learn: bool) -> Verdict:
+        """Weights that moved ever farther, for nothing, are a spike of the update."""
+        loss, grad, update = self._loss, self._grad, self._update
+        if not (loss.ready and grad.ready):
+            return verdict
+        stretch = Stretch(update.value, loss.level, max(grad.level, grad.value))
+        longest = self._wandering.judge(self._rows, stretch) if verdict.kind in ("ok", "suspect") else None
+        if longest is not None:
+            score = (stretch.update_norm - longest) / update.threshold * update.spec.sigmas
+            verdict = Verdict("spike", "update_norm", score, update.natural(longest))
+        if learn:
+            self._wandering.settle(self._rows, stretch, spike=verdict.kind == "spike")
+        return verdict
 
     def _judge(self, on_loss: float, on_grad: float, on_update: float) -> Verdict:
         """The verdict on a row of ratios."""
@@ -311,6 +332,7 @@ class SpikeDetector:
         if loss.linear != self._linear:
             self._linear = loss.linear
             trend.clear()
+            self._wandering.clear()
         verdict = self._drift() or self._vanishing()
         if verdict is not None:
             trend.clear()
@@ -344,6 +366,7 @@ class SpikeDetector:
             "surges": self._surges,
             "rows": self._rows,
             "trend": self._trend.state_dict(),
+            "wandering": self._wandering.state_dict(),
             "linear": self._linear,
         }
 
@@ -358,4 +381,6 @@ class SpikeDetector:
         self._surges = int(state["surges"])
         self._rows = int(state["rows"])
         self._trend.load_state_dict(state["trend"])
+        if "wandering" in state:
+            self._wandering.load_state_dict(state["wandering"])
         self._linear = bool(state["linear"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Displacement:
 
     Args:
         parameters: the weights to watch; a copy of them (of sharded ones: of this rank's part) is kept.
-        optimizer: whose learning rate the distance is divided by.
+        optimizer: whose learning rate the distance is divided by, where ``stepped`` was told none.
         every_steps: optimizer steps between two measurements.
     """
 
@@ -42,12 +43,18 @@ class Displacement:
         self._places: list[int] = []
         self._groups: list[_Group] = []
         self._measured_at = 0
+        self._rates: list[float] = []
         self._last: NDArray[np.float64] | None = None
+
+    def stepped(self, rate: float) -> None:
+        """A step was applied with this learning rate; the schedule may change it before the next measure."""
+        self._rates.append(rate)
 
     @torch.no_grad()
     def start(self, step: int) -> None:
         """The weights of now, after ``step`` steps, are good: distances begin here."""
         self._measured_at, self._last = step, None
+        self._rates.clear()
         if self._places != self._present_places():
             self._regroup()
         for group in self._groups:
@@ -70,9 +77,9 @@ class Displacement:
         """The distance since the last measurement; the next one begins here.
 
         Returns:
-            The mean distance of one step; and the whole in units of ``every_steps`` times the learning rate,
-            None while that is zero. After fewer steps than that the unit stays, so that a short stretch is
-            never mistaken for a large movement.
+            The mean distance of one step; and the whole in units of ``every_steps`` times the mean learning
+            rate of its steps, None while that is zero. After fewer steps than that the unit stays, so that a
+            short stretch is never mistaken for a large movement.
         """
         steps, self._measured_at = max(1, step - self._measured_at), step
         if self._places != self._present_places():
@@ -81,8 +88,14 @@ class Displacement:
         self._last = self._squares(follow=True)
         with np.errstate(invalid="ignore", over="ignore"):
             distance = math.sqrt(self._last.sum())
-        rate = float(self._optimizer.param_groups[0]["lr"])
+        rate = self._mean_rate()
         return distance / steps, distance / (rate * self._every) if rate > 0 else None
+
+    def _mean_rate(self) -> float:
+        """Of the stretch that ends here, without its largest: what one wild rate did must stay visible."""
+        rates = sorted(self._rates) or [float(self._optimizer.param_groups[0]["lr"])]
+        self._rates.clear()
+        return fmean(rates[:-1] or rates)
 
     @torch.no_grad()
     def distances(self, step: int) -> NDArray[np.float64] | None:

@@ -122,6 +122,11 @@ class Level:
         return self._level.median
 
     @property
+    def value(self) -> float:
+        """The last measured value, on the scale in use."""
+        return self._value
+
+    @property
     def excess(self) -> float:
         """How far the last measured value lies above the origin."""
         return self._value - self.origin
