@@ -107,7 +107,10 @@ class ReadAhead:
         if self._answers is None:
             raise RuntimeError("nothing is being read")
         self._queue.taken()
-        answer = next(self._answers)
+        try:
+            answer = next(self._answers)
+        except (OSError, EOFError) as error:  # what a sample travels through went with the process
+            raise RuntimeError(f"a process that reads ahead has died: {error}") from error
         if isinstance(answer, SampleError):
             raise answer
         return answer
