@@ -32,7 +32,7 @@ train: setup data  ## train a guarded ResNet on real images, with faults that it
 	@$(BIN)/gradguard train $(SPEC) --overwrite
 
 test: setup tools  ## run the tests
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup tools  ## run the tests that take minutes each: elastic jobs, other world sizes, want of memory
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)

@@ -12,7 +12,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -305,6 +305,18 @@ def test_who_sends_slowly_or_without_end_is_not_waited_for(served: tuple[Api, in
         assert all_that_comes(declared).startswith(b"HTTP/1.1 413 ")
 
 
+def held(client: int) -> bool:
+    """Whether the server, in this very process, has a connection to this port of a client."""
+    return client in (c.raddr.port for c in psutil.Process().net_connections() if c.raddr)
+
+
+def until(true: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
 def test_who_stops_reading_is_cut_off_and_who_reads_is_not(served: tuple[Api, int]) -> None:
     api, port = served
     job = api.submitted()
@@ -315,10 +327,8 @@ def test_who_stops_reading_is_cut_off_and_who_reads_is_not(served: tuple[Api, in
     ask = f"GET /v1/jobs/{job}/logs?follow=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connected(port, ask) as stalled:
         mine = stalled.getsockname()[1]
-        deadline = time.monotonic() + DEADLINE_S
-        while mine in (c.raddr.port for c in psutil.Process().net_connections() if c.raddr):
-            assert time.monotonic() < deadline, "the connection is still held"
-            time.sleep(0.05)
+        until(lambda: held(mine), "the connection is not taken")
+        until(lambda: not held(mine), "the connection is still held")
         assert len(all_that_comes(stalled)) < size
     api.client().post(f"/v1/jobs/{job}/stop")
     with httpx.stream("GET", f"http://localhost:{port}/v1/jobs/{job}/logs?follow=true") as answer:
