@@ -12,7 +12,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -26,6 +26,7 @@ from service.api.view import may_read
 from service.http_protocol import LARGEST_HEAD, PatientProtocol, server_config
 from service.supervise.log_spool import log_path
 from tests.service.api_fixture import SPEC, Api, problem
+from tests.service.page_fixture import until
 
 BOMB = "{a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1], " + ", ".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)
@@ -310,13 +311,6 @@ def held(client: int) -> bool:
     return client in (c.raddr.port for c in psutil.Process().net_connections() if c.raddr)
 
 
-def until(true: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
-
-
 def test_who_stops_reading_is_cut_off_and_who_reads_is_not(served: tuple[Api, int]) -> None:
     api, port = served
     job = api.submitted()
@@ -327,8 +321,8 @@ def test_who_stops_reading_is_cut_off_and_who_reads_is_not(served: tuple[Api, in
     ask = f"GET /v1/jobs/{job}/logs?follow=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connected(port, ask) as stalled:
         mine = stalled.getsockname()[1]
-        until(lambda: held(mine), "the connection is not taken")
-        until(lambda: not held(mine), "the connection is still held")
+        until(lambda: held(mine))
+        until(lambda: not held(mine))
         assert len(all_that_comes(stalled)) < size
     api.client().post(f"/v1/jobs/{job}/stop")
     with httpx.stream("GET", f"http://localhost:{port}/v1/jobs/{job}/logs?follow=true") as answer:
