@@ -10,7 +10,6 @@ import socket
 import struct
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
