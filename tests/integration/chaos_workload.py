@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ class Noisy(VisionWorkload):
     Options: what happens once in the life of a job, by the call of ``loss`` in a process. On rank 1:
     ``die_at``, as if by the kernel, and ``raise_at``. On a rank that is alone: ``hang_at``, and ``eat_at``,
     which takes ``eat_mib`` of memory and waits. ``record: true`` keeps the sample ids of each share in
-    ``samples/<world size>-<rank>.jsonl``. ``NOISY_EVALUATIONS`` in the environment: how often the test set is
-    gone through.
+    ``samples/<world size>-<rank>.jsonl``. ``pause_s``: seconds of rest in each step.
+    ``NOISY_EVALUATIONS`` in the environment: how often the test set is gone through.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -48,6 +49,7 @@ class Noisy(VisionWorkload):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         self._calls += 1
         self._fail()
+        time.sleep(self._options.get("pause_s", 0.0))
         images, labels = batch
         scale = 1 + 0.01 * random.random() + 0.01 * np.random.rand()
         return super().loss(model, (images * scale + 0.01 * randn_like(images), labels))

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from ray._private import ray_constants
 
-from tests.integration.runner import BIN, Sandbox, read_until
+from tests.integration.runner import BIN, Sandbox, descendants, read_until
 
 RAY = str(BIN / "ray")
 
@@ -52,7 +52,7 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
         wait_for_api(url)
         yield Cluster(sandbox, url, f"127.0.0.1:{ports[0]}")
     finally:
-        end(head)
+        kill(head)
         shutil.rmtree(session, ignore_errors=True)
 
 
@@ -89,14 +89,25 @@ def wait_for_api(url: str) -> None:
     raise AssertionError(f"no Jobs API at {url}")
 
 
-def end(head: subprocess.Popen[str]) -> None:
-    if head.poll() is not None:  # it died by itself: the test that noticed says more
-        head.communicate()
+def kill(head: subprocess.Popen[str]) -> None:
+    """Ends a head node at once: asked politely, Ray takes half a minute when jobs have run on it."""
+    for process in (*descendants(head), head):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait()
+    assert head.stdout is not None
+    head.stdout.close()
+
+
+def end(node: subprocess.Popen[str]) -> None:
+    """Asks a node to end, and kills what is left of it after a while."""
+    if node.poll() is not None:  # it died by itself: the test that noticed says more
+        node.communicate()
         return
-    first = psutil.Process(head.pid)
+    first = psutil.Process(node.pid)
     family = [first, *first.children(recursive=True)]
-    head.terminate()
-    _, left = psutil.wait_procs(family, timeout=10)  # Ray's agents take half a minute
+    node.terminate()
+    _, left = psutil.wait_procs(family, timeout=10)
     for process in left:
         process.kill()
-    head.communicate()
+    node.communicate()

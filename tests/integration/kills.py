@@ -63,5 +63,5 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
             return True
         if process.poll() is not None:
             return False
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError("nothing happened in time")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.runner import GRADGUARD, SMALL, Sandbox
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,8 @@ def test_the_guarded_run_survives_and_learns(guarded: tuple[Sandbox, str]) -> No
 def test_the_same_run_without_the_guard_is_destroyed_by_the_first_fault(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     short = {"max_steps": 34, "eval_every_epochs": 9}
-    spec = sandbox.spec("unguarded", faults=FAULTS[:1], guard={"mode": "off"}, train=short)
+    off = {"mode": "off"}
+    spec = sandbox.spec("unguarded", faults=FAULTS[:1], guard=off, train=short, model=SMALL)
     run = sandbox.run(GRADGUARD, "train", spec)
     assert run.returncode == 0, run.stdout
     assert sandbox.result("unguarded")["metrics"]["test_accuracy"] < 0.3

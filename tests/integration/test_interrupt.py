@@ -31,8 +31,9 @@ END_S = 120
 """Ten seconds are the rule; on a machine that is busy with other things it takes what it takes."""
 
 
-STEPS, EPOCH = 440, 22
-"""So many that a fast machine is still on its way when it is interrupted."""
+STEPS, EPOCH = 176, 22
+PAUSE_S = 0.1
+"""In each step, so that a fast machine is still on its way when it is interrupted."""
 KEYS = "keyname:keysecret"
 
 
@@ -49,15 +50,16 @@ class Ended:
 
 
 class Interrupted:
-    """One job of twenty epochs, started again after each end; its checkpoints lie on an S3 server."""
+    """One job of eight epochs, started again after each end; its checkpoints lie on an S3 server."""
 
     def __init__(self, sandbox: Sandbox, options: str) -> None:
         self.sandbox = sandbox
         self.url = f"s3://{KEYS}@{BUCKET}/runs?{options}"
-        train = {"max_steps": STEPS, "checkpoint_every_steps": 110, "checkpoint_storage": self.url}
+        train = {"max_steps": STEPS, "checkpoint_every_steps": 88, "checkpoint_storage": self.url}
         scale = {"stop_grace_s": END_S / 2}
         gentle = {"name": "sgd", "lr": 0.002}
-        self.spec = sandbox.spec(workload=NOISY, model=SMALL, optimizer=gentle, train=train, scale=scale)
+        changes = {"model": SMALL, "optimizer": gentle, "train": train, "scale": scale}
+        self.spec = sandbox.spec(workload=NOISY, options={"pause_s": PAUSE_S}, **changes)
 
     @property
     def place(self) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 
 from guard.clips.config import _KINDS_OF as SETTINGS_OF
 from guard.clips.config import Kind
+from jobs import JobClient
 from jobs.cluster import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
 from tests.integration.runner import BIN, GRADGUARD, SMALL, Sandbox, read_until
@@ -143,13 +144,23 @@ def test_the_commands_for_a_cluster(cluster: Cluster) -> None:
         line.replace("http://127.0.0.1:8265", cluster.url)
         for line in commands("ray ") + commands("gradguard ")[3:7]
     ]
+    runs = cluster.sandbox.path / "gradguard" / "runs"
     plain = sandbox.run("sh", "-c", submit_plain)
     assert plain.returncode == 0, plain.stdout
+    assert "fashion: succeeded" in plain.stdout
+    assert (runs / "fashion" / "report.html").exists()
+
+    as_checkout(sandbox, steps=5000)
     job_id = sandbox.run("sh", "-c", submit).stdout.strip()
+    following = sandbox.start("sh", "-c", f"exec {logs.replace('JOB_ID', job_id)}")
+    read_until(following, lambda line: "phase=training" in line and "loss=" in line)
     assert job_id in sandbox.run("sh", "-c", listing).stdout
-    followed = sandbox.run("sh", "-c", logs.replace("JOB_ID", job_id))
-    assert "succeeded" in followed.stdout
+    status = (GRADGUARD, "status", job_id, "--address", cluster.url)
+    assert sandbox.run(*status).stdout.strip() == "running"
     assert sandbox.run("sh", "-c", stop.replace("JOB_ID", job_id)).returncode == 0
+    assert JobClient(cluster.url).wait(job_id, timeout_s=60).status == "stopped"
+    assert f"{job_id}: stopped" in following.communicate(timeout=60)[0]
+    assert list((runs / job_id / "checkpoints").glob("step-*/manifest.json")), "the state was kept"
 
 
 @pytest.mark.slow
