@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guard.agree import WIDTH, Agreement
 
+SEED = 0
 BYTES_A_RANK = 4 * WIDTH
 BYTES_PER_US = 10_000.0
 HOPS_US = {"5 us a hop": 5.0, "30 us a hop": 30.0}
@@ -44,6 +45,7 @@ MODELLED = (8, 64, 512, 4096, 10_000)
 def _rank(rank: int, world_size: int, rounds: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    torch.manual_seed(SEED)
     store = dist.FileStore(f"{folder}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     agreement = Agreement(None, torch.device("cpu"))
@@ -100,7 +102,7 @@ def main() -> None:
         "agreement, measured": [measured(ranks, options.rounds) for ranks in (2, 4, 8)],
         "agreement, modelled": [modelled(ranks) for ranks in MODELLED],
     }
-    publish("agreement", tables, options.json)
+    publish("agreement", tables, options.json, seeds=[SEED])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from measure import publish
+from measure import publish, tell
 
 from tests.integration.chaos import (
     SPEC,
@@ -45,9 +45,11 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     sandbox.environment["PYTHONPATH"] = str(ROOT)
     train = {"max_steps": STEPS_PER_KILL * len(kills) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
     spec = {**SPEC, "train": train}
+    tell("the job, left alone")
     calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
     if calm.returncode:
         raise RuntimeError(calm.stdout)
+    tell(f"the same job under {len(kills)} kills")
     run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = run.run(kills)
     code = run.finish()
@@ -74,7 +76,9 @@ def main() -> None:
         rows, total = chaos(random_kills(options.kills, options.seed), Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
-    publish("chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json)
+    publish(
+        "chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json, seeds=[options.seed]
+    )
     sys.exit(not (total["bit_identical"] and total["resumed"] == total["kills"] == options.kills))
 
 

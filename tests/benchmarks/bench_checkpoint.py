@@ -22,6 +22,8 @@ from measure import publish
 from jobs.checkpoints import Checkpoints
 from jobs.vision_compat import import_torchvision
 
+SEED = 0
+
 
 def main() -> None:
     """Prints medians over the saves after the first, which allocates."""
@@ -50,7 +52,8 @@ def main() -> None:
         "load": (loads, plain_loads),
     }
     rows = [_row(what, ours, plainly) for what, (ours, plainly) in figures.items()]
-    publish("checkpoint", {f"checkpoint of {options.model}, {megabytes:.0f} MiB": rows}, options.json)
+    tables = {f"checkpoint of {options.model}, {megabytes:.0f} MiB": rows}
+    publish("checkpoint", tables, options.json, seeds=[SEED])
 
 
 def _options() -> argparse.Namespace:
@@ -63,6 +66,7 @@ def _options() -> argparse.Namespace:
 
 
 def _trained(name: str) -> dict[str, Any]:
+    torch.manual_seed(SEED)
     model = import_torchvision().models.get_model(name)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for parameter in model.parameters():

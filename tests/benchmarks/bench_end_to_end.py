@@ -25,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import psutil
-from measure import publish
+from measure import publish, tell
 
 from tests.integration.cluster import running_cluster
 from tests.integration.runner import GRADGUARD, Sandbox
 
 RAW_LOOP = str(Path(__file__).with_name("raw_loop.py"))
+SEED = 0
 WARMUP_STEPS = 5
 DATA = {"dataset": "auto", "batch_size": 128, "train_limit": 20_000, "test_limit": 500}
 
@@ -79,6 +80,7 @@ def resumed(sandbox: Sandbox, steps: int) -> float:
 def _spec(sandbox: Sandbox, name: str, steps: int) -> str:
     return sandbox.spec(
         name,
+        seed=SEED,
         storage=str(sandbox.path / "runs"),
         data=DATA,
         train={"max_steps": steps, "checkpoint_every_steps": steps},
@@ -139,15 +141,17 @@ def main() -> None:
         sandbox.environment["PYTHONPATH"] = os.pathsep.join(paths)
         spec = _spec(sandbox, "job", options.steps)
         found: dict[str, list[dict[str, float]]] = {"raw Ray Train, clipping": [], "GradGuard": []}
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
+            tell(f"round {number + 1} of {options.rounds}")
             found["raw Ray Train, clipping"].append(raw(sandbox, spec))
             found["GradGuard"].append(ours(sandbox, spec))
+        tell("resume and submission")
         others = [
             {"what": "resume to first new step", "seconds": resumed(sandbox, options.steps)},
             {"what": "submit to first step", "seconds": submitted(Path(folder, "c"), options.steps // 4)},
         ]
     tables = {"a job against a raw loop": _compared(found), "on the way": others}
-    publish("end to end", tables, options.json)
+    publish("end to end", tables, options.json, seeds=[SEED])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measure import publish
+from measure import publish, tell
 from rich.console import Console
 
 from jobs.driver import run_job
@@ -32,13 +32,15 @@ def main() -> None:
     runs = {}
     with tempfile.TemporaryDirectory() as storage:
         for label, mode in MODES.items():
+            tell(label)
             overrides = [*options.set, f"guard.mode={mode}", f"storage={storage}", f"name={mode}"]
             spec = JobSpec.load(options.spec, overrides)
             result = run_job(spec, console=Console())
             rows = [row for row in read_jsonl(spec.job_dir / "metrics.jsonl") if "action" in row]
             runs[label] = (result, rows)
     results = {label: result for label, (result, _) in runs.items()}
-    publish("explosion", {"the same training with faults": _rows(results)}, options.json)
+    tables = {"the same training with faults": _rows(results)}
+    publish("explosion", tables, options.json, seeds=[spec.seed])
     if options.figure:
         _draw({label: rows for label, (_, rows) in runs.items()}, options.figure)
 

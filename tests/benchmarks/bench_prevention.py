@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import show
+from measure import show, tell
 from torch import nn
 
 from guard import FaultInjector, GradientGuard, GuardHalt, GuardMetrics
@@ -173,14 +173,14 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name in arguments.only:
+        tell(name)
         variant, outcome = VARIANTS[name], Outcome()
         for seed in range(arguments.seeds):
             clip = bool(variant.get("clip"))
             run(spec_of(variant, seed, arguments), clip=clip, outcome=outcome)
         rows.append(row(name, outcome, arguments.seeds))
-        print(rows[-1], flush=True)
     title = f"prevention: SGD with momentum at lr {arguments.lr:g}, {arguments.steps} steps"
-    show(title, rows, arguments.json)
+    show(title, rows, arguments.json, seeds=range(arguments.seeds))
 
 
 if __name__ == "__main__":

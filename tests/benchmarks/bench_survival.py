@@ -17,16 +17,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from measure import publish
+from measure import publish, tell
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from survival.cases import Case, cases
 from survival.fleet import Order, fleet
 from survival.rivals import GUARD, METHODS
 from survival.tasks import tasks
 from survival.verdicts import COMMON, judge
+from survival_tables import DETAIL
 
+TOLD = 20
+"""So often the progress is told."""
 QUICK_METHODS = ("no guard", "clip 1.0", "skip-step 6 sigma", GUARD)
 
 
@@ -41,7 +43,8 @@ def main() -> None:
         Console(width=200).print(_survivors(task, rows, options.methods))
     tables = {task: [_common(row) for row in rows if row["task"] == task] for task in known}
     ours = [_own(row) for row in rows if row["method"] == GUARD]
-    publish("survival", {**tables, **({f"{GUARD} in detail": ours} if ours else {})}, options.json)
+    tables |= {DETAIL: ours} if ours else {}
+    publish("survival", tables, options.json, seeds=range(options.seeds))
 
 
 def _options() -> argparse.Namespace:
@@ -75,12 +78,13 @@ def _results(orders: list[Order], keep: Path | None) -> dict[Order, dict[str, An
     lines = keep.read_text().splitlines() if keep and keep.exists() else []
     known = {tuple(order): outcome for order, outcome in map(json.loads, lines)}
     missing = [order for order in orders if order not in known]
-    console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         kept = stack.enter_context(keep.open("a")) if keep else None
         runs = fleet(missing, Path(folder)) if missing else iter(())
-        for order, outcome in track(runs, "training", total=len(missing), console=console):
+        for number, (order, outcome) in enumerate(runs, start=1):
             known[order] = outcome
+            if number % -(-len(missing) // TOLD) == 0:
+                tell(f"{number} of {len(missing)} runs")
             if kept:
                 kept.write(json.dumps([order, outcome]) + "\n")
                 kept.flush()
@@ -112,7 +116,7 @@ def _common(row: dict[str, Any]) -> dict[str, Any]:
 
 def _own(row: dict[str, Any]) -> dict[str, Any]:
     """What is known of our guard alone."""
-    return {name: row[name] for name in row if name not in COMMON[3:]}
+    return {name: row[name] for name in row if name not in COMMON[4:]}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+PROGRESS = "... "
+"""How a line of progress begins."""
 
 
 def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -38,6 +42,11 @@ def timed(work: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def tell(text: str) -> None:
+    """Progress, on standard error; the suite passes it on."""
+    print(f"{PROGRESS}{text}", file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:
@@ -82,22 +91,28 @@ Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows by the title of their table; the rows of a table have the same columns."""
 
 
-def publish(benchmark: str, tables: Tables, json_path: Path | None) -> None:
-    """Prints tables and JSON, and writes the JSON if asked to."""
+def publish(benchmark: str, tables: Tables, json_path: Path | None, *, seeds: Sequence[int] = ()) -> None:
+    """Prints tables and JSON, and writes the JSON if asked to.
+
+    ``seeds``: what the runs were made with; none where nothing is drawn at random.
+    """
     for title, rows in tables.items():
         table = Table(*rows[0], title=title, box=None)
         for row in rows:
             table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
         Console(width=200).print(table)
-    text = json.dumps({"benchmark": benchmark, "machine": machine(), "tables": tables}, indent=2)
+    found = {"benchmark": benchmark, "machine": machine(), "seeds": list(seeds), "tables": tables}
+    text = json.dumps(found, indent=2)
     print(text)
     if json_path:
         json_path.write_text(text + "\n")
 
 
-def show(title: str, rows: list[dict[str, Any]], json_path: Path | None) -> None:
+def show(
+    title: str, rows: list[dict[str, Any]], json_path: Path | None, *, seeds: Sequence[int] = ()
+) -> None:
     """Publishes a single table."""
-    publish(title, {title: rows}, json_path)
+    publish(title, {title: rows}, json_path, seeds=seeds)
 
 
 def median_ms(seconds: list[float]) -> float:

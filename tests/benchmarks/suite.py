@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import machine
-from render import render
+from measure import PROGRESS, machine
+from render import PICTURES, render
 from rich.console import Console
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ def main() -> int:
     try:
         for number, (name, part) in enumerate(chosen.items(), start=1):
             console.print(f"[{number}/{len(chosen)}] {name} ({_minutes(began)} so far)", markup=False)
-            found["parts"][name] = result = _run(part, options)
+            found["parts"][name] = result = _run(part, options, console)
             console.print(f"    {result['seconds']:.0f} s{', FAILED' if 'error' in result else ''}")
             _keep(found, options.out)
     except KeyboardInterrupt:
@@ -79,7 +80,9 @@ def main() -> int:
         console.print(f"{name}: {found['parts'][name]['error']}", style="red", markup=False)
     text = _keep(found, options.out)
     print(text)
-    named = (f"{options.out.stem}{ending}" for ending in (".json", ".md", "-survival.svg"))
+    named = (
+        f"{options.out.stem}{ending}" for ending in (".json", ".md", *(f"-{name}.svg" for name in PICTURES))
+    )
     written = ", ".join(str(path) for path in map(options.out.with_name, named) if path.exists())
     console.print(f"{_minutes(began)} in all; written: {written}", soft_wrap=True)
     return bool(failed) or not chosen.keys() <= found["parts"].keys()
@@ -117,7 +120,7 @@ def _wanted(name: str, part: Part, options: argparse.Namespace, console: Console
     return True
 
 
-def _run(part: Part, options: argparse.Namespace) -> dict[str, Any]:
+def _run(part: Part, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The tables of a part and its seconds, or its last words."""
     arguments = part.quick if options.quick and part.quick is not None else part.options
     environment = {**os.environ, "GRADGUARD_TRACES": options.traces or ""}
@@ -125,23 +128,41 @@ def _run(part: Part, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, str(HERE / part.script), *arguments, "--json", str(out)]
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        code, said = followed(command, environment, console)
         seconds = round(time.monotonic() - began, 1)
-        written = json.loads(out.read_text()) if out.exists() else {"machine": machine(), "tables": {}}
+        written = (
+            json.loads(out.read_text()) if out.exists() else {"machine": machine(), "seeds": [], "tables": {}}
+        )
     shown = " ".join(("python", f"tests/benchmarks/{part.script}", *arguments))
     result = {"command": shown, "quick": options.quick, "seconds": seconds}
-    result |= {key: written[key] for key in ("machine", "tables")}
-    if done.returncode or not written["tables"]:
-        said = "\n".join(done.stdout.splitlines()[-SAID_LINES:])
-        result["error"] = f"ended with {done.returncode}:\n{said}"
+    result |= {key: written[key] for key in ("machine", "seeds", "tables")}
+    if code or not written["tables"]:
+        result["error"] = f"ended with {code}:\n{''.join(said).rstrip()}"
     return result
+
+
+def followed(command: list[str], environment: dict[str, str], console: Console) -> tuple[int, list[str]]:
+    """Runs a command and shows its progress; its exit status and last words."""
+    said: deque[str] = deque(maxlen=SAID_LINES)
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith(PROGRESS):
+                    console.print(f"    {line.removeprefix(PROGRESS).rstrip()}", markup=False)
+                else:
+                    said.append(line)
+        except KeyboardInterrupt:
+            process.kill()
+            raise
+    return process.returncode, list(said)
 
 
 def _keep(found: dict[str, Any], out: Path) -> str:

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from render import README, RESULTS, render, rendered_readme, survival_summary
+from render import PICTURES, README, RESULTS, render, rendered_readme
+from rich.console import Console
+from suite import followed
+from survival_tables import DETAIL, survival_summary, witness_summary
 
 SUITE = str(Path(__file__).with_name("suite.py"))
 MACHINE = {"device": "a CPU", "cores": 2, "python": "3.11", "torch": "2.13", "ray": "2.60", "commit": "abc"}
 
 
-def row(case: str, method: str, survived: int, ratio: float | None, lost: float = 0.0) -> dict[str, Any]:
+def row(
+    case: str, method: str, survived: int, ratio: float | None, lost: float = 0.0, cost: float = 1.0
+) -> dict[str, Any]:
     """Of two seeds."""
     near = survived if ratio is not None and ratio <= 1.01 else 0
     return {
         **{"task": "resnet", "case": case, "method": method, "seeds": 2, "survived": survived},
-        **{"within 1 %": near, "to the bit": 0, "loss / clean": ratio, "steps lost": lost, "seconds": 1.0},
+        **{"within 1 %": near, "to the bit": 0, "loss / clean": ratio, "steps lost": lost, "ms a step": cost},
     }
 
 
 def parts(*rows: dict[str, Any]) -> dict[str, Any]:
     """A benchmark that has measured survival alone."""
-    part = {"command": "python x.py", "quick": False, "seconds": 1.0, "machine": MACHINE}
+    part = {"command": "python x.py", "quick": False, "seconds": 1.0, "machine": MACHINE, "seeds": [0, 1]}
     return {"survival": {**part, "tables": {"resnet": list(rows)}}}
 
 
@@ -41,7 +48,27 @@ def test_a_lost_run_is_shown_as_lost_and_not_as_a_number(tmp_path: Path) -> None
 def test_the_summary_counts_the_faults_and_leaves_the_clean_run_out() -> None:
     rows = [row("clean", "GradGuard", 2, 1.0), row("a", "GradGuard", 2, 1.005, 4.0)]
     text = survival_summary(parts(*rows, row("b", "GradGuard", 1, 1.3, 2.0)))
-    assert "| **GradGuard** | 3 of 4 | 2 of 4 | 1 of 2 | 3 |" in text
+    assert "| **GradGuard** | 3 of 4 | 2 of 4 | 1 of 2 | 3 | 1 |" in text
+
+
+def test_what_a_method_costs_is_told_against_the_same_run_without_one() -> None:
+    rows = [row("a", "no guard", 0, None, cost=10.0), row("a", "GradGuard", 2, 1.0, cost=11.0)]
+    assert "| 1 of 1 | 0 | 1.1 |" in survival_summary(parts(*rows))
+
+
+def test_the_witness_is_asked_only_what_has_an_answer() -> None:
+    asked = {"task": "resnet", "method": "GradGuard", "seeds": 2, "halted": 0}
+    clean = {"case": "clean", "incidents": 0.5, "most steps repeated": 0}
+    fault = {"case": "NaN", "incidents": 1.0, "most steps repeated": 20}
+    nothing = {"step named": "", "kind named": "", "rank named": "", "layer named": ""}
+    named = {"step named": "1/2", "kind named": "2/2", "rank named": "2/2", "layer named": ""}
+    found = parts()
+    found["survival"]["tables"][DETAIL] = [{**asked, **clean, **nothing}, {**asked, **fault, **named}]
+    text = witness_summary(found)
+    assert "| step named by the first incident | 1 of 2 |" in text
+    assert "| layer named by the first incident | 0 of 0 |" in text
+    assert "| incidents on clean runs | 1 in 2 |" in text
+    assert "at most | 20 |" in text
 
 
 def test_where_another_method_is_better_the_table_says_so() -> None:
@@ -61,6 +88,13 @@ def test_each_block_of_the_readme_is_drawn_from_the_results() -> None:
     assert text.endswith("<!-- end of bench -->\ny\n")
 
 
+def test_every_picture_is_drawn_from_the_kept_results(tmp_path: Path) -> None:
+    kept = json.loads(RESULTS.read_text())
+    text = render(kept, tmp_path / "bench.json")
+    assert text == RESULTS.with_suffix(".md").read_text()
+    assert {path.name for path in tmp_path.glob("*.svg")} == {f"bench-{name}.svg" for name in PICTURES}
+
+
 def test_the_readme_is_what_the_kept_results_say() -> None:
     text = README.read_text()
     assert rendered_readme(text, json.loads(RESULTS.read_text())["parts"]) == text
@@ -75,6 +109,16 @@ def test_a_part_is_run_and_kept_beside_those_that_were_there(tmp_path: Path) -> 
     kept = json.loads(out.read_text())["parts"]
     assert set(kept) == {"survival", "gpu"}
     assert {"device", "commit", "torch"} <= kept["gpu"]["machine"].keys()
+
+
+def test_progress_is_passed_on_and_the_last_words_of_a_failure_are_kept() -> None:
+    shown = Console(file=io.StringIO())
+    script = "import sys; from measure import tell; tell('one of two'); print('broken'); sys.exit(3)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(SUITE).parent)}
+    code, said = followed([sys.executable, "-c", script], environment, shown)
+    assert (code, said) == (3, ["broken\n"])
+    assert isinstance(shown.file, io.StringIO)
+    assert shown.file.getvalue() == "    one of two\n"
 
 
 @pytest.mark.parametrize("out", ["bench.txt", "nowhere/bench.json"])

@@ -16,6 +16,25 @@ SHARD = 200
 
 
 @dataclass(frozen=True, slots=True)
+class Signs:
+    """How a fault shows: the signals, whether they are finite (None: either), and whether hardware failed."""
+
+    signals: tuple[str, ...]
+    finite: bool | None = True
+    hardware: bool = False
+
+
+IN_THE_LOSS = Signs(("loss", "grad_norm"))
+NOT_FINITE = Signs(("loss", "grad_norm"), finite=False)
+IN_THE_GRADIENT = Signs(("grad_norm",))
+FLIPPED_GRADIENT = Signs(("grad_norm",), finite=None, hardware=True)
+FLIPPED_WEIGHT = Signs(("update_norm",), finite=None)
+FLIPPED_MOMENT = Signs(("update_norm", "loss", "buffers"), finite=None)
+IN_THE_WEIGHTS = Signs(("update_norm", "loss"))
+IN_THE_BUFFERS = Signs(("buffers",), hardware=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One thing that goes wrong.
 
@@ -23,10 +42,9 @@ class Case:
         faults: as a spec has them.
         steps: optimizer steps of the run.
         lr_factor: on the learning rate, from the start.
-        transient: whether it leaves nothing behind when the bad step is not taken: then the run can end as
-            the clean one does, to the bit.
         rank: which an incident should name first; None where all ranks are hit.
         layer: which an incident should name among the first; None where there is no such.
+        shows: how an incident should say that the fault showed.
         first_step: of the first fault; None where there is none.
     """
 
@@ -34,9 +52,9 @@ class Case:
     faults: tuple[dict[str, Any], ...] = ()
     steps: int = STEPS
     lr_factor: float = 1.0
-    transient: bool = False
     rank: int | None = None
     layer: str | None = None
+    shows: Signs | None = None
 
     @property
     def first_step(self) -> int | None:
@@ -49,51 +67,71 @@ def cases(task: Task) -> list[Case]:
     layer = task.layer
     poisoned = {"kind": "poisoned_batch", "factor": 1e4}
     rank1 = {"rank": 1}
+    rate = {"kind": "lr_spike", "factor": 1e3}
     scaled = {"kind": "scaled_gradient", "factor": 1e4, "parameter": layer}
     every = [
         Case("clean"),
-        Case("poisoned batch", ({**poisoned, "step": AT},)),
-        Case("label noise burst", ({"kind": "label_noise", "step": AT, "times": BURST},)),
-        Case("NaN on one rank", ({"kind": "nan_loss", "step": AT, **rank1},), rank=1),
+        Case("poisoned batch", ({**poisoned, "step": AT},), shows=IN_THE_LOSS),
+        Case("label noise burst", ({"kind": "label_noise", "step": AT, "times": BURST},), shows=IN_THE_LOSS),
+        Case("NaN on one rank", ({"kind": "nan_loss", "step": AT, **rank1},), rank=1, shows=NOT_FINITE),
         Case(
             "infinite activations",
             ({"kind": "infinite_activation", "step": AT, "parameter": layer, **rank1},),
             rank=1,
+            shows=NOT_FINITE,
         ),
-        Case("scaled gradient", ({**scaled, "step": AT, **rank1},), rank=1, layer=layer),
         Case(
-            "bit flip in a weight", ({"kind": "bitflip_weight", "step": AT, "parameter": layer},), layer=layer
+            "scaled gradient",
+            ({**scaled, "step": AT, **rank1},),
+            rank=1,
+            layer=layer,
+            shows=IN_THE_GRADIENT,
+        ),
+        Case(
+            "bit flip in a weight",
+            ({"kind": "bitflip_weight", "step": AT, "parameter": layer},),
+            layer=layer,
+            shows=FLIPPED_WEIGHT,
         ),
         Case(
             "bit flip in a gradient",
             ({"kind": "bitflip_gradient", "step": AT, "parameter": layer, **rank1},),
-            transient=True,
             rank=1,
             layer=layer,
+            shows=FLIPPED_GRADIENT,
         ),
         Case(
-            "bit flip in a moment", ({"kind": "bitflip_moment", "step": AT, "parameter": layer},), layer=layer
+            "bit flip in a moment",
+            ({"kind": "bitflip_moment", "step": AT, "parameter": layer},),
+            layer=layer,
+            shows=FLIPPED_MOMENT,
         ),
-        Case("learning-rate spike", ({"kind": "lr_spike", "step": AT, "factor": 1e3},)),
-        Case("corrupt shard", ({**poisoned, "step": AT, "times": SHARD, **rank1},), steps=STEPS, rank=1),
-        Case("slow drift", ({"kind": "lr_drift", "step": AT, "times": DRIFT, "factor": 1.08},)),
+        Case("learning-rate spike", ({**rate, "step": AT},), shows=IN_THE_WEIGHTS),
+        Case(
+            "corrupt shard", ({**poisoned, "step": AT, "times": SHARD, **rank1},), rank=1, shows=IN_THE_LOSS
+        ),
+        Case(
+            "slow drift",
+            ({"kind": "lr_drift", "step": AT, "times": DRIFT, "factor": 1.08},),
+            shows=IN_THE_WEIGHTS,
+        ),
         Case("learning rate too high", lr_factor=50.0),
-        Case("fault in warm-up", ({**poisoned, "step": 3},)),
+        Case("fault in warm-up", ({**poisoned, "step": 3},), shows=IN_THE_LOSS),
         Case(
             "fault during recovery",
-            ({"kind": "lr_spike", "step": AT, "factor": 1e3}, {**scaled, "step": AT + 2, **rank1}),
+            ({**rate, "step": AT}, {**scaled, "step": AT + 2, **rank1}),
+            shows=IN_THE_WEIGHTS,
         ),
-        Case(
-            "two faults at once", ({**poisoned, "step": AT}, {"kind": "lr_spike", "step": AT, "factor": 1e3})
-        ),
+        Case("two faults at once", ({**poisoned, "step": AT}, {**rate, "step": AT}), shows=IN_THE_LOSS),
         Case(
             "a rank bad again and again",
             tuple({**scaled, "step": step, **rank1} for step in range(60, 140, 10)),
             rank=1,
             layer=layer,
+            shows=IN_THE_GRADIENT,
         ),
     ]
     if task.buffers is not None:
         fault = {"kind": "poisoned_buffers", "step": AT, "parameter": task.buffers, "factor": 1e6}
-        every.append(Case("poisoned BatchNorm statistics", (fault,)))
+        every.append(Case("poisoned BatchNorm statistics", (fault,), shows=IN_THE_BUFFERS))
     return every

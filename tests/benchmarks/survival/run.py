@@ -45,6 +45,7 @@ class Outcome:
         lost: steps that had to be repeated or were given up.
         seconds: of the whole run.
         digest: of the final weights.
+        attempts: batches that were computed, also those that were refused or repeated.
         incidents: as journaled.
         halted: whether the method gave up.
     """
@@ -53,6 +54,7 @@ class Outcome:
     lost: int
     seconds: float
     digest: float
+    attempts: int
     halted: bool = False
     incidents: list[dict[str, Any]] = field(default_factory=list)
 
@@ -76,13 +78,14 @@ class Training:
             lambda step: min(1.0, (step + 1) / WARMUP_STEPS, (case.steps - step) / (case.steps - FLAT_STEPS)),
         )
         self.cursor = DataCursor(task.samples, task.batch_size, seed)
-        self.position = 0
+        self.position = self.attempts = 0
         faults = [FaultConfig.model_validate(f) for f in case.faults if f["kind"] not in IN_THE_DATA]
         self.faults = FaultInjector(faults, model=self.model, optimizer=self.optimizer, rank=self.rank)
 
     def next_ids(self, step: int) -> Tensor:
         """This rank's samples of the next batch."""
         self.position = self.cursor.epoch * self.cursor.batches_per_epoch + self.cursor.index
+        self.attempts += 1
         batch = self.cursor.next_batch()
         self.faults.begin(step)
         return torch.from_numpy(shard(batch.ids, self.rank, self.world_size).copy())
@@ -113,7 +116,7 @@ class Training:
         weights = torch.cat([p.detach().double().flatten() for p in bare.parameters()])
         score = self.task.score(bare)
         digest = float((weights * torch.arange(1, len(weights) + 1, dtype=torch.float64)).sum())
-        return Outcome(score=score, lost=lost, seconds=seconds, digest=digest, **more)
+        return Outcome(score=score, lost=lost, seconds=seconds, digest=digest, attempts=self.attempts, **more)
 
 
 def run(task: Task, case: Case, method: str, seed: int) -> Outcome:

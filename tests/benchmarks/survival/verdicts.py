@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from survival_tables import NAMED
+
 from survival.cases import Case
 from survival.rivals import GUARD
 
@@ -18,7 +20,7 @@ WITHIN = 1.01
 
 COMMON = (
     *("task", "case", "method", "seeds", "survived", "within 1 %", "to the bit", "loss / clean"),
-    *("steps lost", "seconds"),
+    *("steps lost", "ms a step"),
 )
 """Columns that every method has."""
 
@@ -44,19 +46,34 @@ def _row(case: Case, outcome: dict[str, Any], clean: dict[str, Any]) -> dict[str
         "near": math.isfinite(ratio) and ratio <= WITHIN,
         "same": outcome["digest"] == clean["digest"],
         "lost": outcome["lost"],
-        "seconds": outcome["seconds"],
+        "ms": 1e3 * outcome["seconds"] / outcome["attempts"],
+        "repeated": _repeated(case, outcome["incidents"]),
         "incidents": len(outcome["incidents"]),
         "halted": outcome["halted"],
         **named,
     }
 
 
+def _repeated(case: Case, incidents: list[dict[str, Any]]) -> int:
+    """The most healthy steps that one rollback made the run take again."""
+    fault = math.inf if case.first_step is None else case.first_step
+    rewound = [i for i in incidents if i["rolled_back_to"] is not None]
+    return max((int(max(0, min(i["step"], fault) - i["rolled_back_to"])) for i in rewound), default=0)
+
+
 def _named(case: Case, incidents: list[dict[str, Any]]) -> dict[str, bool]:
-    """Whether the first incident names the step, and the ranks and layers that were hit."""
+    """Whether the first incident names the step, the kind, and the ranks and layers that were hit."""
     if not incidents:
-        return {"step": False, "rank": False, "layer": False}
+        return {"step": False, "kind": False, "rank": False, "layer": False}
     first = incidents[0]
     found = {"step": abs(int(first["attempt"]) - 1 - int(case.first_step or 0)) <= 1}
+    if case.shows is not None:
+        finite = first["verdict"] != "nonfinite"
+        found["kind"] = (
+            first["signal"] in case.shows.signals
+            and case.shows.finite in (None, finite)
+            and case.shows.hardware == bool(first["faulty_ranks"])
+        )
     if case.rank is not None:
         named = [entry.get("rank") for entry in first["ranks"][:1]] + list(first["faulty_ranks"])
         found["rank"] = case.rank in named
@@ -78,12 +95,13 @@ def _over_seeds(key: tuple[str, str, str], rows: list[dict[str, Any]]) -> dict[s
         "to the bit": sum(row["same"] for row in rows),
         "loss / clean": sum(finite) / len(finite) if len(finite) == len(rows) else None,
         "steps lost": sum(row["lost"] for row in rows) / len(rows),
-        "seconds": statistics.median(row["seconds"] for row in rows),
+        "ms a step": statistics.median(row["ms"] for row in rows),
     }
     if method == GUARD:
         summary["incidents"] = sum(row["incidents"] for row in rows) / len(rows)
         summary["halted"] = sum(row["halted"] for row in rows)
-        for what in ("step", "rank", "layer"):
+        summary["most steps repeated"] = max(row["repeated"] for row in rows)
+        for what in NAMED:
             told = [row[what] for row in rows if what in row]
             summary[f"{what} named"] = f"{sum(told)}/{len(told)}" if told else ""
     return summary
