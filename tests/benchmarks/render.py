@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import markdown
 from pictures import detection_picture, speed_picture, survival_picture
 from survival_tables import by_task, survival, survival_summary, witness_summary
-from tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

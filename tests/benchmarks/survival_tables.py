@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from tables import markdown
+from markdown_tables import markdown
 
 GUARD = "GradGuard"
 BARE = "no guard"
