@@ -104,7 +104,7 @@ class Cycle:
         seen = self._correct(agreed, self._observer.observe())
         moved = self._actor.moved(self.step)
         fault: Fault | None = None
-        if again is not None and not overflow:
+        if again is not None and not overflow and self._parts.config.acts:
             expected = self._judge.foresee(agreed, seen, moved)
             if self._parts.rewinder.ready and expected.kind in _WORTH_REPEATING:
                 agreed, seen, fault = self._repeat(again, agreed, seen, expected, moved)

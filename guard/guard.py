@@ -226,7 +226,7 @@ class GradientGuard:
         Args:
             closure: computes the same batch again: returns its loss, or calls ``backward`` for each of
                 several micro-batches and returns None. Used once where a step looks bad, to tell a hardware
-                fault from bad data. Give it on every rank or on none; a deferred step does not use it.
+                fault from bad data. Give it on every rank or on none; only ``mode="exact"`` uses it.
             settle: False where the loop advances the schedule itself: then call ``settle`` after that.
 
         Returns:

@@ -15,6 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from measure import publish, tell
+from render import EXPLOSION
 from rich.console import Console
 
 from jobs.driver import run_job
@@ -39,7 +40,7 @@ def main() -> None:
             rows = [row for row in read_jsonl(spec.job_dir / "metrics.jsonl") if "action" in row]
             runs[label] = (result, rows)
     results = {label: result for label, (result, _) in runs.items()}
-    tables = {"the same training with faults": _rows(results)}
+    tables = {EXPLOSION: _rows(results)}
     publish("explosion", tables, options.json, seeds=[spec.seed])
     if options.figure:
         _draw({label: rows for label, (_, rows) in runs.items()}, options.figure)

@@ -8,6 +8,7 @@ The README holds each block between ``<!-- bench: NAME -->`` and ``<!-- end of b
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from survival_tables import by_task, survival, survival_summary, witness_summary
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results" / "bench.json"
+EXPLOSION = "the same training with faults"
 _BLOCK = re.compile(r"(<!-- bench: ([a-z ]+) -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 
 Parts = dict[str, Any]
@@ -76,7 +78,7 @@ BLOCKS: dict[str, Callable[[Parts], str]] = {
     **{name: _tables(name) for name in ("detection", "end to end", "prevention", "service", "hub", "gpu")},
     "hot path": lambda parts: markdown([_hot(row) for row in parts["hot path"]["tables"]["hot path"]]),
     "checkpoint": _tables("checkpoint"),
-    "explosion": _tables("explosion"),
+    "worth": lambda parts: markdown([_worth(row) for row in parts["explosion"]["tables"][EXPLOSION]]),
     "chaos": lambda parts: markdown(parts["chaos"]["tables"]["sums"]),
     "machine": lambda parts: _carried(parts["hot path"]) + "\n",
 }
@@ -91,6 +93,17 @@ def _hot(row: dict[str, Any]) -> dict[str, Any]:
         "guard / clip, every step clipped",
     )
     return {name: row[name] for name in (*wanted, "snapshot / copy", "rollback / copy")}
+
+
+def _worth(row: dict[str, Any]) -> dict[str, Any]:
+    """What a run with faults came to, as one says it."""
+    lost = math.isnan(row["test_loss"])
+    return {
+        "": row["run"],
+        "test accuracy": f"{100 * row['test_accuracy']:.2f} %",
+        "steps lost": "all, the weights are NaN" if lost else f"{row['steps_lost']} of {row['steps']}",
+        "share of the time spent in the guard": f"{100 * row['guard_share']:.1f} %",
+    }
 
 
 def rendered_readme(text: str, parts: Parts) -> str:

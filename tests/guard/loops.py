@@ -97,14 +97,14 @@ class Run:
         loss = nn.functional.mse_loss(self.model(inputs), targets)
         return loss if self.faults is None else self.faults.loss(loss)
 
-    def attempt(self) -> StepReport:
+    def attempt(self, closure: Callable[[], Tensor | None] | None = None) -> StepReport:
         """One guarded step."""
         assert self.guard is not None
         if self.faults is not None:
             self.faults.begin(self.guard.steps)
         self.optimizer.zero_grad()
         self.guard.backward(self.loss())
-        self.reports.append(self.guard.step())
+        self.reports.append(self.guard.step(closure))
         return self.reports[-1]
 
     def train(self, steps: int, *, attempts: int = 1000) -> Run:

@@ -37,6 +37,15 @@ def test_a_broken_run_stays_as_broken_as_it_is(mode: str) -> None:
     assert not differences(plain(FAULT).state(), watched.state())
 
 
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+def test_a_batch_that_looks_bad_is_not_computed_again_by_who_only_watches(mode: str) -> None:
+    flipped = {"kind": "bitflip_gradient", "step": 40, "parameter": "0.weight"}
+    watched = faulty(mode, fault=flipped)
+    for _ in range(60):
+        watched.attempt(closure=lambda: pytest.fail("computed again"))
+    assert not differences(plain(flipped).state(), watched.state())
+
+
 def test_shadow_says_what_it_would_have_done_and_never_halts(tmp_path: Path) -> None:
     path = tmp_path / "incidents.jsonl"
     nan = {"kind": "nan_loss", "step": 20, "times": 8}
