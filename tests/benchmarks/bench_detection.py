@@ -87,6 +87,12 @@ class Score:
         }
 
 
+def lacking(folder: Path) -> str:
+    """What a folder of labelled logs lacks, in words; empty where it lacks nothing."""
+    missing = [name for name in ("index.csv", "labels.csv") if not (folder / name).is_file()]
+    return f"{folder} has no {' and no '.join(missing)}" if missing else ""
+
+
 def load(folder: Path) -> list[Trace]:
     """All logs of a folder."""
     labels: dict[str, list[Interval]] = {}
@@ -290,6 +296,8 @@ def main() -> None:
     if options.dir is None:
         print("no folder of training logs: give one, or set GRADGUARD_TRACES")
         return
+    if problem := lacking(Path(options.dir)):
+        parser.error(problem)
     traces = load(Path(options.dir))
     scores = {name: score(traces, judge).to_dict() for name, judge in DETECTORS.items()}
     publish("detection", {TITLE: _rows(scores), "the detector alone": [speed(traces)]}, options.json)

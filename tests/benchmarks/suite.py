@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_detection import lacking
 from measure import PROGRESS, machine
 from render import PICTURES, render
 from rich.console import Console
@@ -97,6 +98,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.out.suffix != ".json":
         parser.error(f"--out is {options.out}: give a name that ends in .json")
+    if options.traces and (problem := lacking(Path(options.traces))):
+        parser.error(f"--traces: {problem}")
     options.out = options.out.absolute()
     if not options.out.parent.is_dir():
         parser.error(f"--out: there is no folder {options.out.parent}")

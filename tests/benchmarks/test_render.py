@@ -129,6 +129,13 @@ def test_a_bad_place_for_the_results_is_told_before_anything_is_measured(tmp_pat
     assert "Traceback" not in done.stderr
 
 
+def test_a_folder_without_logs_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    done = run("--traces", str(tmp_path), "--out", str(tmp_path / "bench.json"))
+    assert done.returncode == 2
+    assert f"--traces: {tmp_path} has no index.csv and no labels.csv" in done.stderr
+    assert not (tmp_path / "bench.json").exists()
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, SUITE, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
