@@ -37,10 +37,11 @@ test: setup tools  ## run the tests
 soak: setup tools  ## run the tests that take minutes each: elastic jobs, other world sizes, want of memory
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
-lint: setup  ## lint, format check, type check
+lint: setup  ## lint, format check, type check, import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 format: setup  ## format the code
 	@$(BIN)/ruff check --fix-only --quiet .

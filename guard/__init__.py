@@ -9,44 +9,51 @@ for batch in loader:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from guard.lazy import lazy
 
 if TYPE_CHECKING:
-    from guard.clips.config import ClipConfig
-    from guard.config import GuardConfig, RecoveryConfig, SnapshotConfig
-    from guard.decide import BudgetConfig
-    from guard.detect import DetectConfig, SpikeDetector, Verdict
+    from guard.config import (
+        BudgetConfig,
+        ClipConfig,
+        DetectConfig,
+        GuardConfig,
+        RecoveryConfig,
+        SnapshotConfig,
+    )
+    from guard.decide.detector import SpikeDetector
     from guard.errors import GuardError, GuardHalt, RankDivergence, RankLost, UnsupportedGradient
-    from guard.fault_config import FaultConfig
-    from guard.faults import FaultInjector
+    from guard.faults.config import FaultConfig
+    from guard.faults.injector import FaultInjector
     from guard.guard import GradientGuard
-    from guard.metrics import GuardMetrics
     from guard.preflight import run_preflight
-    from guard.record import Incident, Journal
-    from guard.report import StepReport
+    from guard.record.journal import Journal
+    from guard.record.metrics import GuardMetrics
+    from guard.records import Incident
+    from guard.types import StepReport, Verdict
 
 _HOME = {
-    "BudgetConfig": "decide",
-    "ClipConfig": "clips.config",
-    "DetectConfig": "detect",
-    "FaultConfig": "fault_config",
-    "FaultInjector": "faults",
+    "BudgetConfig": "config",
+    "ClipConfig": "config",
+    "DetectConfig": "config",
+    "FaultConfig": "faults.config",
+    "FaultInjector": "faults.injector",
     "GradientGuard": "guard",
     "GuardConfig": "config",
     "GuardError": "errors",
     "GuardHalt": "errors",
-    "GuardMetrics": "metrics",
-    "Incident": "record",
-    "Journal": "record",
+    "GuardMetrics": "record.metrics",
+    "Incident": "records",
+    "Journal": "record.journal",
     "RankDivergence": "errors",
     "RankLost": "errors",
     "RecoveryConfig": "config",
     "SnapshotConfig": "config",
-    "SpikeDetector": "detect",
-    "StepReport": "report",
+    "SpikeDetector": "decide.detector",
+    "StepReport": "types",
     "UnsupportedGradient": "errors",
-    "Verdict": "detect",
+    "Verdict": "types",
     "run_preflight": "preflight",
 }
 
@@ -74,9 +81,4 @@ __all__ = [
     "run_preflight",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports on first use: whoever needs the detector or the metrics alone does not wait for torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'guard' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"guard.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)

@@ -8,11 +8,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from guard.act.fused import FusedStep
+from guard.act.snapshot import Stateful
 from guard.config import GuardConfig
 from guard.errors import GuardError
-from guard.fused import FusedStep
-from guard.metrics import GuardMetrics
-from guard.snapshot import Stateful
+from guard.record.metrics import GuardMetrics
 
 _LIMITS = ("auto", "norm", "off")
 

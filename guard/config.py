@@ -1,17 +1,197 @@
-"""The configuration of the guard: one model. A part is defined beside what it configures, or here where that
-needs torch: whoever only reads a spec does not wait for it."""
+"""Every option of the guard, documented field by field: pydantic models that need no torch to be read."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from guard.base import Config
-from guard.clips.config import ClipConfig
-from guard.decide import BudgetConfig
-from guard.detect import DetectConfig
-from guard.shares import SharesConfig
+
+class Config(BaseModel):
+    """A validated, immutable piece of configuration; an unknown field is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+ClipKind = Literal["auto", "norm", "value", "group", "agc", "autoclip", "zclip", "adagc", "off"]
+
+_KINDS_OF: dict[str, tuple[ClipKind, ...]] = {
+    "max_norm": ("norm", "group"),
+    "norm_type": ("norm", "group"),
+    "max_value": ("value",),
+    "factor": ("auto",),
+    "ceiling": ("auto",),
+    "clip_factor": ("agc",),
+    "eps": ("agc",),
+    "percentile": ("autoclip",),
+    "history_steps": ("autoclip",),
+    "alpha": ("zclip",),
+    "z_thresh": ("zclip",),
+    "beta": ("adagc",),
+    "lambda_abs": ("adagc",),
+    "lambda_rel": ("adagc",),
+    "warmup_steps": ("zclip", "adagc"),
+}
+_REQUIRED: dict[ClipKind, tuple[str, float]] = {
+    "norm": ("max_norm", 1.0),
+    "group": ("max_norm", 1.0),
+    "value": ("max_value", 0.5),
+}
+_SELECTS: dict[str, ClipKind] = {"max_norm": "norm", "max_value": "value"}
+
+
+class ClipConfig(Config):
+    """How gradients are clipped. A field that does not belong to the kind may only have its default."""
+
+    kind: ClipKind = "auto"
+    """``auto``: the global norm, to a multiple of the recent accepted norm, below a ceiling; ``norm``: the
+    global norm, to the fixed ``max_norm``; ``value``: each element, to ``max_value``; ``group``: the norm of
+    each parameter group of the optimizer, to ``max_norm``; ``agc``: each unit, to a share of its weights'
+    norm; ``autoclip``: the global norm, to a percentile of its history; ``zclip``: the global norm, where its
+    z-score is high; ``adagc``: each tensor, to a multiple of its own recent norm; ``off``: never."""
+
+    max_norm: float | None = Field(default=None, gt=0)
+    """``norm``, ``group``: the fixed limit of the norm. Giving it without a kind selects ``kind: norm``."""
+
+    norm_type: float = Field(default=2.0, ge=1)
+    """``norm``, ``group``: the p of the p-norm; ``.inf`` for the largest absolute value."""
+
+    max_value: float | None = Field(default=None, gt=0)
+    """``value``: the largest absolute value of an element. Without a kind it selects ``kind: value``."""
+
+    factor: float = Field(default=3.0, gt=1)
+    """``auto``: the limit as a multiple of the median accepted norm."""
+
+    ceiling: float | None = Field(default=1.0, gt=0)
+    """``auto``: however far the median rises, the limit never exceeds this, or twice ``factor`` times the
+    first median where that is more; null: it follows the median wherever that goes."""
+
+    clip_factor: float = Field(default=0.01, gt=0)
+    """``agc``: the largest ratio of a unit's gradient norm to the norm of its weights."""
+
+    eps: float = Field(default=1e-3, gt=0)
+    """``agc``: the least norm of a unit's weights, so that weights that begin at zero can move."""
+
+    percentile: float = Field(default=10.0, ge=0, le=100)
+    """``autoclip``: the limit is this percentile of the history of norms, from 0 to 100."""
+
+    history_steps: PositiveInt = 1000
+    """``autoclip``: accepted steps in the history."""
+
+    alpha: float = Field(default=0.97, gt=0, lt=1)
+    """``zclip``: the decay per step of the mean and the variance of the norm."""
+
+    z_thresh: float = Field(default=2.5, gt=0)
+    """``zclip``: norms more than so many standard deviations above the mean are clipped."""
+
+    beta: float = Field(default=0.98, gt=0, lt=1)
+    """``adagc``: the decay per step of each tensor's mean norm."""
+
+    lambda_abs: float = Field(default=1.0, gt=0)
+    """``adagc``: the limit of the global norm during the warm-up."""
+
+    lambda_rel: float = Field(default=1.05, gt=1)
+    """``adagc``: the limit of a tensor's norm after the warm-up, as a multiple of its mean norm."""
+
+    warmup_steps: PositiveInt | None = None
+    """``zclip``, ``adagc``: accepted steps from which the first statistics come; null: 25 and 100."""
+
+    suspect_factor: float = Field(default=2.0, ge=1)
+    """All kinds: a suspect step that is applied is clipped to this multiple of the median accepted norm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_selects_kind(cls, values: object) -> object:
+        if isinstance(values, dict):
+            for field, kind in _SELECTS.items():
+                if values.get(field) is not None:
+                    return {"kind": kind, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _kind_has_its_limit(self) -> ClipConfig:
+        field, example = _REQUIRED.get(self.kind, ("kind", 0.0))
+        if getattr(self, field) is None:
+            missing = f"kind is {self.kind} but {field} is not set"
+            raise ValueError(f"{missing}: set {field}, for example {example}")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_belong_to_kind(self) -> ClipConfig:
+        for field, kinds in _KINDS_OF.items():
+            value = getattr(self, field)
+            if self.kind not in kinds and value != type(self).model_fields[field].default:
+                raise ValueError(
+                    f"{field} is {value}, but kind is {self.kind}, which has no {field}: "
+                    f"leave it out or set kind to {' or '.join(kinds)}"
+                )
+        return self
+
+
+class DetectConfig(Config):
+    """What counts as normal, and how far from it a step must be. Steps are observed steps."""
+
+    window: int = Field(default=512, ge=8)
+    """Accepted steps that describe the noise of a run."""
+
+    level_rows: int = Field(default=24, ge=5)
+    """Accepted steps whose median is the present level; few, so that it follows a trend."""
+
+    min_history: int = Field(default=12, ge=5)
+    """Accepted steps before the ordinary threshold holds; until then only a factor of e is news."""
+
+    sigmas: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Robust standard deviations above the level that are news."""
+
+    min_excess: float = Field(default=0.25, gt=0, allow_inf_nan=False)
+    """The share of its level by which a loss must exceed it to be news, however quiet the run is."""
+
+    min_excess_norm: float = Field(default=0.35, gt=0, allow_inf_nan=False)
+    """The same for the norms."""
+
+    patience: int = Field(default=16, ge=4, le=256)
+    """So many elevated steps among four times as many are no outliers: they become the new normal."""
+
+    @model_validator(mode="after")
+    def _history_fits(self) -> DetectConfig:
+        kept = min(self.level_rows, self.window)
+        if self.min_history > kept:
+            raise ValueError(
+                f"min_history is {self.min_history}, but only {kept} steps are kept: "
+                "set min_history to at most level_rows and window"
+            )
+        return self
+
+
+class BudgetConfig(Config):
+    """When skips turn into a rollback, and rollbacks into a halt."""
+
+    consecutive_skips: PositiveInt = 3
+    """This many skips in a row mean that the state is bad, not the data: roll back."""
+
+    rollbacks: int = Field(default=5, ge=0)
+    """Rollbacks allowed within ``window_steps``; the next one halts the run."""
+
+    window_steps: PositiveInt = 2000
+    """The length of the window in which rollbacks are counted, in step attempts."""
+
+    stuck_skips: PositiveInt = 250
+    """Skips in a row, without a rollback between them, after which the run halts."""
+
+
+class ExclusionConfig(Config):
+    """When the share of one rank is left out of a batch."""
+
+    after: PositiveInt | None = 3
+    """A bad step is computed again without the share of the rank that it comes from, if this many bad steps
+    within ``window_steps`` came from that rank, this one included; needs a closure. ``null``: never."""
+
+    window_steps: PositiveInt = 200
+    """How far back bad steps count, in step attempts."""
+
+    most: int = Field(default=250, ge=0)
+    """How many shares may be left out before the rank's data counts as its new normal. The count starts anew
+    once ``window_steps`` attempts have passed without a bad step of one rank."""
 
 
 class SnapshotConfig(Config):
@@ -79,7 +259,7 @@ class GuardConfig(Config):
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     """When skips turn into a rollback and rollbacks into a halt."""
 
-    shares: SharesConfig = Field(default_factory=SharesConfig)
+    shares: ExclusionConfig = Field(default_factory=ExclusionConfig)
     """When a rank whose data stays bad is left out."""
 
     local_norm: Literal["off", "always"] | PositiveInt = "always"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from guard.record import Incident
+    from guard.records import Incident
 
 
 class GuardError(RuntimeError):

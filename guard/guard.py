@@ -14,25 +14,25 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.act import DATA, Actor
-from guard.agree import Agreement
+from guard.act.accumulation import GradAccumulation
+from guard.act.snapshot import Stateful
+from guard.act.training_state import DATA, TrainingState
+from guard.agree.agreement import Agreement
+from guard.agree.rank_failure import raises_rank_lost, report_failure
 from guard.arguments import as_metrics, check_deferred, check_states
 from guard.config import GuardConfig
-from guard.cycle import Cycle, Parts
-from guard.deferred import DeferredCycle
+from guard.decide.decider import Decider
+from guard.decide.recompute import Closure, Rewinder
+from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
-from guard.judge import Judge
-from guard.ledger import Ledger
-from guard.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
-from guard.lost import names_the_lost, report_failure
-from guard.metrics import GuardMetrics
-from guard.noise_scale import NoiseEstimate
-from guard.observe import Observer, parameter_names
-from guard.recompute import Closure, Rewinder
-from guard.record import Journal
-from guard.report import StepReport
-from guard.snapshot import Stateful
-from guard.window import AccumulationWindow
+from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
+from guard.observe.noise_scale import NoiseEstimate
+from guard.observe.observer import Observer, parameter_names
+from guard.record.journal import Journal
+from guard.record.metrics import GuardMetrics
+from guard.record.recorder import Recorder
+from guard.step import StepParts, StepPipeline
+from guard.types import StepReport
 
 
 class GradientGuard:
@@ -76,9 +76,9 @@ class GradientGuard:
             raise GuardError("the model has no parameter that takes gradients: nothing to guard")
         device = observer.parameters[0].device
         self._agreement = Agreement(process_group, device)
-        judge = Judge(self.config, observer.names, observer.parameters, optimizer)
+        judge = Decider(self.config, observer.names, observer.parameters, optimizer)
         remembered: dict[str, Stateful] = {"guard.detector": judge.detector, "guard.clip": judge.clipper}
-        self._actor = Actor(
+        self._actor = TrainingState(
             model,
             optimizer,
             self.config,
@@ -89,13 +89,13 @@ class GradientGuard:
         )
         self.metrics = as_metrics(metrics, job)
         shadow = self.config.mode == "shadow"
-        self._parts = Parts(
+        self._parts = StepParts(
             config=self.config,
             observer=observer,
             agreement=self._agreement,
             judge=judge,
             actor=self._actor,
-            ledger=Ledger(
+            ledger=Recorder(
                 job,
                 observer.names,
                 self.metrics,
@@ -103,7 +103,7 @@ class GradientGuard:
                 shadow,
                 self.config.budget.rollbacks,
             ),
-            window=AccumulationWindow(model, observer.parameters, active=self.config.mode == "exact"),
+            window=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
             rewinder=Rewinder(model),
             local=self._local_norms(observer, model),
             data=states.get(DATA),
@@ -170,7 +170,7 @@ class GradientGuard:
         else:
             self._parts.local.register_comm_hook(state, hook)
 
-    @names_the_lost
+    @raises_rank_lost
     def backward(self, loss: Tensor, *, weight: float = 1.0) -> None:
         """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
 
@@ -190,7 +190,7 @@ class GradientGuard:
         else:
             scaled.backward()
 
-    @names_the_lost
+    @raises_rank_lost
     def observe_loss(self, loss: Tensor) -> None:
         """The half of ``backward`` that is the guard's, for a loop that runs the other half itself.
 
@@ -219,7 +219,7 @@ class GradientGuard:
             local.arm(cycle.wants_local(), self._actor.scaler.factor())
         cycle.seconds += time.perf_counter() - started
 
-    @names_the_lost
+    @raises_rank_lost
     def step(self, closure: Closure | None = None, *, settle: bool = True) -> StepReport:
         """Observes the gradients, agrees with the other ranks, decides, acts and records.
 
@@ -255,7 +255,7 @@ class GradientGuard:
         """
         self._actor.take_snapshot(self._cycle.step)
 
-    @names_the_lost
+    @raises_rank_lost
     def flush(self) -> StepReport | None:
         """What a deferred guard has not reported yet; None where there is nothing.
 
@@ -270,7 +270,7 @@ class GradientGuard:
             GuardError: a step is under way on the device, and so is what would be saved beside this.
         """
         cycle, parts = self._cycle, self._parts
-        if isinstance(cycle, DeferredCycle) and cycle.under_way:
+        if isinstance(cycle, DeferredStepPipeline) and cycle.under_way:
             raise GuardError("a step is under way on the device: call guard.flush() before saving")
         return {
             "step": cycle.step,
@@ -296,11 +296,11 @@ class GradientGuard:
             self.metrics.load_state_dict(state["metrics"])
         self._actor.load_state_dict(state["actor"], cycle.step)
 
-    def _make_cycle(self) -> Cycle:
+    def _make_cycle(self) -> StepPipeline:
         if self.config.mode != "deferred":
-            return Cycle(self._parts)
+            return StepPipeline(self._parts)
         check_deferred(self.config, self._actor.fused)
-        return DeferredCycle(self._parts)
+        return DeferredStepPipeline(self._parts)
 
     def _again(self, closure: Closure) -> None:
         loss = closure()

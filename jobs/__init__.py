@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from guard.lazy import lazy
 
 if TYPE_CHECKING:
     from jobs.client import AsyncJobClient, Job, JobClient
-    from jobs.spec import JobSpec
+    from jobs.errors import JobError
+    from jobs.spec.errors import SpecError
+    from jobs.spec.job_spec import JobSpec
 
-__all__ = ["AsyncJobClient", "Job", "JobClient", "JobSpec"]
+__all__ = ["AsyncJobClient", "Job", "JobClient", "JobError", "JobSpec", "SpecError"]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports on first use: a spec can be checked without importing Ray."""
-    if name == "JobSpec":
-        from jobs.spec import JobSpec
-
-        return JobSpec
-    if name in ("AsyncJobClient", "Job", "JobClient"):
-        from jobs import client
-
-        return getattr(client, name)
-    raise AttributeError(f"module 'jobs' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "AsyncJobClient": "client",
+        "Job": "client",
+        "JobClient": "client",
+        "JobError": "errors",
+        "JobSpec": "spec.job_spec",
+        "SpecError": "spec.errors",
+    },
+)

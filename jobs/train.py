@@ -1,187 +1,85 @@
-"""One training job, from the first batch to the result: the loop that runs on every rank.
-
-``python -m jobs.train SPEC`` is the entrypoint for ``ray job submit``.
-"""
+"""``python -m jobs.train SPEC``: the command line that a submitted job runs."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from guard import GuardHalt, StepReport
-from jobs.checkpoints import Checkpoints
-from jobs.data.cursor import shard
-from jobs.evaluate import evaluate
-from jobs.hardware import ERRED, TAKEN_AWAY, given_up_nodes, named, room_elsewhere
-from jobs.pulse import Pulse
-from jobs.result import MOVING
-from jobs.samples import write_samples
-from jobs.setup import Run, build
-from jobs.spec import JobSpec
+import yaml
+from rich.console import Console
 
+from guard.records import strict
+from jobs.client.submission import SPEC_VARIABLE, note_folder
+from jobs.cluster.driver import run_job
+from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError
+from jobs.data.errors import DataError, SampleError
+from jobs.errors import JobError, JobFinished
+from jobs.observability.console import print_summary
+from jobs.spec.errors import SpecError
+from jobs.spec.job_spec import JobSpec
+from jobs.workloads.errors import WorkloadError
 
-def train(spec: JobSpec, hub: Any, pulse: Pulse) -> dict[str, Any]:
-    """Trains on this rank until the end, a stop, a move or a halt, and returns the job's result."""
-    run = build(spec, hub, pulse)
-    run.progress.enter("training")
-    status, error = "succeeded", None
-    try:
-        if not (train_steps(run) and evaluated(run)):
-            status = MOVING if run.hardware.leaving or gives_way(run) else "stopped"
-    except GuardHalt as halt:
-        status, error = "halted", str(halt)
-        run.checkpoints.forget_after(run.guard.steps)
-        run.progress.event("error", error)
-    except Exception as failure:
-        run.guard.report_failure(failure)
-        raise
-    finally:
-        run.close()
-    save(run, closing=True)
-    samples = write_samples(run) if status == "succeeded" else None
-    run.progress.enter("finished")
-    return {**result(run, status, error), "samples": samples}
-
-
-def train_steps(run: Run) -> bool:
-    """Steps until the last one; false if somebody asked to stop before, or a node is to be left."""
-    if leaves(run):
-        return False
-    if due(run.guard.steps, run.eval_every) and not evaluated(run):
-        return False  # the run before this one was stopped between a step and its evaluation
-    for report in steps(run):
-        note(run, report)
-        if report.stop or leaves(run):
-            settle(run)
-            return False
-        if report.applied and due(report.step, run.eval_every) and not evaluated(run):
-            return False
-        healthy = report.applied and report.verdict.kind == "ok"
-        if healthy and due(report.step, run.spec.train.checkpoint_every_steps):
-            save(run)
-    return True
-
-
-def steps(run: Run) -> Iterator[StepReport]:
-    """What became of each attempt until the last step stands; a deferred guard tells it one attempt later."""
-    while run.guard.steps < run.total_steps:
-        report = train_step(run)
-        if not report.pending:
-            yield report
-        if run.guard.steps >= run.total_steps and (late := run.guard.flush()) is not None:
-            yield late
-
-
-def train_step(run: Run) -> StepReport:
-    """One batch: forward, backward, and what the guard makes of it."""
-    run.pulse.beat()
-    batch = run.cursor.next_batch()
-    run.faults.begin(run.guard.steps)
-    if run.progress.stop_requested() or run.stop.draining:
-        run.guard.request_stop()
-    ids = shard(batch.ids, run.rank, run.world_size)
-    return run.stepper.step(ids, batch.epoch)
-
-
-def note(run: Run, report: StepReport) -> None:
-    """Records what became of an attempt, and what it says of the checkpoints before it."""
-    run.progress.step(report)
-    judge(run.checkpoints, report)
-    if report.incident is not None:
-        run.hardware.note(report.incident.faulty_ranks)
-
-
-def leaves(run: Run) -> bool:
-    """Whether a node has erred too often and the job goes on elsewhere; all ranks come here alike."""
-    bad = run.hardware.bad
-    if not bad:
-        return False
-    if room_elsewhere(run.spec.scale, bad, use_gpu=run.device.type == "cuda"):
-        run.hardware.leave(bad, ERRED)
-        return True
-    run.hardware.keep(bad)
-    run.progress.event("error", f"{named(bad)} {ERRED}, and no other has room: training goes on there")
-    return False
-
-
-def gives_way(run: Run) -> bool:
-    """Whether a job that stops does so only for nodes that are taken away, and goes on elsewhere."""
-    asked = run.stop.asked or run.progress.stop_requested()
-    going = given_up_nodes(run.spec.scale, asked, use_gpu=run.device.type == "cuda")
-    run.hardware.leave(going, TAKEN_AWAY)
-    return bool(run.hardware.leaving)
-
-
-def settle(run: Run) -> None:
-    """Waits for the step that a deferred guard has under way: what comes next needs a state that stands."""
-    if (late := run.guard.flush()) is not None:
-        note(run, late)
-
-
-def evaluated(run: Run) -> bool:
-    """Evaluates unless this step's metrics are there already; false if somebody asked to stop meanwhile."""
-    settle(run)
-    if run.progress.evaluated_step == run.guard.steps:
-        return True
-    run.pulse.beat()
-    run.progress.enter("evaluating")
-    sums = evaluate(run)
-    if sums is not None:
-        run.progress.evaluated(run.workload.metrics(sums), run.guard.steps / run.steps_per_epoch)
-    run.progress.enter("training")
-    return sums is not None
-
-
-def judge(checkpoints: Checkpoints, report: StepReport) -> None:
-    """What this step says of the checkpoints before it: clean, in doubt, or undone."""
-    if report.rolled_back_to is not None:
-        checkpoints.forget_after(report.rolled_back_to)
-    elif report.verdict.kind != "ok":
-        checkpoints.doubt()
-    elif report.applied:
-        checkpoints.clean_step()
-
-
-def save(run: Run, *, closing: bool = False) -> None:
-    """A checkpoint of the present state; training waits only for a copy of it, at its end for the disk."""
-    settle(run)
-    run.pulse.rest()
-    run.progress.enter("saving")
-    if not closing:
-        run.guard.snapshot()
-    run.checkpoints.save(run.guard.steps, closing=closing)
-    run.progress.enter("training")
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens after this one."""
-    return step > 0 and step % every == 0
-
-
-def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
-    """What the loop knows of result.json."""
-    return {
-        "status": status,
-        "job": run.spec.name,
-        "steps": run.guard.steps,
-        "attempts": run.guard.attempts,
-        "epochs": run.guard.steps / run.steps_per_epoch,
-        "metrics": run.progress.evaluation,
-        **run.progress.totals(),
-        "checkpoint": run.checkpoints.latest(),
-        "world_size": run.world_size,
-        "error": error,
-        "avoid": run.hardware.leaving,
-        "why": run.hardware.why,
-    }
+EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
+BAD_INPUT = 2
+INTERRUPTED = 130
+USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, WorkloadError)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the spec that the command line names; returns the exit code."""
-    from jobs.entrypoint import main as run_entrypoint
+    options = _parser().parse_args(arguments)
+    try:
+        spec, source = _spec(options)
+        command = f"python -m jobs.train {source}"
+        return train_and_summarize(spec, command=command, resume=options.resume, overwrite=options.overwrite)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
-    return run_entrypoint(sys.argv[1:] if arguments is None else arguments)
+
+def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
+    """The spec and, for people, where it came from; in a submitted job its storage is made durable."""
+    if options.from_environment:
+        spec = JobSpec.from_dict(yaml.safe_load(os.environ[SPEC_VARIABLE]))
+    else:
+        spec = JobSpec.load(options.spec, options.set)
+    if JOB_CONFIG_VAR in os.environ:
+        storage = Path.home() / "gradguard" / Path(spec.storage).expanduser()
+        spec = spec.model_copy(update={"storage": str(storage)})
+        note_folder(spec)
+    return spec, "--from-environment" if options.from_environment else str(options.spec)
+
+
+def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any) -> int:
+    """Runs the job with the live view, prints the summary, returns the exit code; ``as_json`` leaves standard
+    output to the result alone."""
+    console = Console(stderr=as_json)
+    try:
+        result = run_job(spec, console=console, **options)
+    except JobFinished as finished:
+        console.print(str(finished), markup=False, highlight=False, soft_wrap=True)
+        return EXIT_CODES["succeeded"]
+    print_summary(console, result, spec.job_dir)
+    if as_json:
+        print(json.dumps(strict(result), allow_nan=False))
+    return EXIT_CODES[result["status"]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("spec", nargs="?", type=Path, help="the job's spec, YAML or JSON")
+    source.add_argument("--from-environment", action="store_true", help=f"the spec is in ${SPEC_VARIABLE}")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished job of this name")
+    parser.add_argument("--overwrite", action="store_true", help="set an existing job of this name aside")
+    return parser
 
 
 if __name__ == "__main__":

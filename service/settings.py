@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from jobs.submission import default_root
+from jobs.client.submission import default_root
 
 HOST, PORT = "127.0.0.1", 8410
 DATABASE_VARIABLE = "GRADGUARD_DATABASE"

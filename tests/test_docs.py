@@ -22,18 +22,18 @@ from typer.testing import CliRunner
 
 import guard
 from guard.config import GuardConfig
-from guard.exposition import FAMILIES
-from jobs import api_reference, spec_reference
+from guard.record.exposition import FAMILIES
 from jobs.client.models import STATUSES
-from jobs.entrypoint import BAD_INPUT, EXIT_CODES, INTERRUPTED
-from jobs.hub_server import HUB_FAMILIES
-from jobs.spec import JobSpec
-from jobs.spec_schema import annotation_at, leaf_paths
-from service import job_commands, reference
-from service.cli import app
+from jobs.observability.hub_server import HUB_FAMILIES
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.schema import annotation_at, leaf_paths
+from jobs.train import BAD_INPUT, EXIT_CODES, INTERRUPTED
+from service.cli import jobs as job_commands
+from service.cli.app import app
 from tests.documents import ROOT, Session, blocks, commands, documents, inline_code, links, name, prose
 from tests.documents import anchors as anchors_of
 from tests.integration.runner import BIN, GRADGUARD, Sandbox, read_until
+from tests.tools import api_reference, reference, spec_reference
 
 GUARD, JOBS, SERVICE = (ROOT / folder / "README.md" for folder in ("guard", "jobs", "service"))
 COMMAND: Any = typer.main.get_command(app)
@@ -65,7 +65,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 
 def test_what_is_made_from_the_code_is_up_to_date() -> None:
-    """``python -m service.reference --all`` writes them anew."""
+    """``python -m tests.tools.reference --all`` writes them anew."""
     assert spec_reference.PATH.read_text() == spec_reference.document()
     for path, text in api_reference.documents().items():
         assert path.read_text() == text, path

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guard import GradientGuard, GuardConfig, GuardError, GuardMetrics, Journal, StepReport
+from guard.act.snapshot import Stateful
 from guard.integrations.session import GuardSession
-from guard.snapshot import Stateful
 
 
 class GradientGuardCallback(Callback):

@@ -22,7 +22,7 @@ from guard import (
     Journal,
     StepReport,
 )
-from guard.snapshot import Stateful
+from guard.act.snapshot import Stateful
 
 log = logging.getLogger("guard")
 

@@ -29,8 +29,8 @@ from guard import (
     Journal,
     StepReport,
 )
+from guard.act.snapshot import Stateful
 from guard.integrations.session import GuardSession
-from guard.snapshot import Stateful
 
 STATE_NAME = "gradguard.pt"
 WHOLE_GRADIENTS = ("NO", "MULTI_CPU", "MULTI_GPU")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.observe import unwrap
+from guard.observe.observer import unwrap
 
 _SMOOTHING = 0.8
 _DIVERGED = 4.0

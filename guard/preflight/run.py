@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from guard.observe import unwrap
-from guard.preflight.judge import judge
+from guard.observe.observer import unwrap
+from guard.preflight.findings import judge
 from guard.preflight.probe import probed, summarize
 from guard.preflight.report import Precision, PreflightReport
 

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, empty
 
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.folder import read_manifest
-from jobs.checkpoints.manifest import MANIFEST, STATE, Manifest, digest_of
-from jobs.checkpoints.stage import generators_name
+from jobs.checkpoints.listing import read_manifest
+from jobs.checkpoints.manifest import STATE, Manifest, digest_of
+from jobs.checkpoints.stager import generators_name
 from jobs.checkpoints.state import Tensors, put_together
-from jobs.checkpoints.storage import Storage
+from jobs.run_dir.storage import MANIFEST, Storage
 
 
 class Content:
@@ -107,7 +107,7 @@ def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
 def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    from jobs.checkpoints.alone import load_alone
+    from jobs.checkpoints.dcp_single_process import load_alone
 
     reader = HuggingFaceStorageReader(path=str(folder))
     described: Iterable[tuple[str, Any]] = reader.read_metadata().state_dict_metadata.items()

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from guard.base import Config
-from guard.record import strict
+from guard.config import Config
+from guard.records import strict
 from jobs.checkpoints.errors import DamagedCheckpoint
+from jobs.run_dir.storage import MANIFEST
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 1
 _CHUNK = 1 << 20

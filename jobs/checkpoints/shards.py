@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.shards import is_distributed
+from guard.observe.shards import is_distributed
 
 
 def lay_out(state: Any, part: Any) -> Any:

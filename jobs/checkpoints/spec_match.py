@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.spec import JobSpec
-from jobs.spec_errors import Problem, SpecError
-from jobs.spec_schema import annotation_at, section_of
+from jobs.spec.errors import SpecError, SpecProblem
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.schema import annotation_at, section_of
 
 MAY_DIFFER = (
     "name",
@@ -68,7 +68,7 @@ def _known(data: Any, annotation: Any) -> Any:
     return {name: _known(value, fields[name].annotation) for name, value in data.items() if name in fields}
 
 
-def _problem(field: str, old: Any, new: Any, step: int) -> Problem:
+def _problem(field: str, old: Any, new: Any, step: int) -> SpecProblem:
     if annotation_at(JobSpec, field.split(".")) is None:
         way = "this version has no such field: continue it with the one that made it"
     else:
@@ -77,7 +77,7 @@ def _problem(field: str, old: Any, new: Any, step: int) -> Problem:
         f"the checkpoint of step {step} was made with {old}: {way}, "
         "or start a new job with --overwrite or another name"
     )
-    return Problem(field, "none" if new is None else new, message)
+    return SpecProblem(field, "none" if new is None else new, message)
 
 
 def _free(field: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast
 from jobs.client.client import JobClient
 from jobs.client.job import Job
 from jobs.client.models import CheckpointInfo, Event, Series
-from jobs.spec import JobSpec
+from jobs.spec.job_spec import JobSpec
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jobs.client.models import CheckpointInfo, Event, JobInfo, JobList, Series
-from jobs.spec import JobSpec
+from jobs.spec.job_spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SubmitRequest:
     """A job to be handed in, and how it is to be treated."""
 
     spec: JobSpec
@@ -26,7 +26,7 @@ class Order:
 class Backend(Protocol):
     """A service, a Ray cluster, or a folder of jobs. All raise ``ClientError``."""
 
-    def submit(self, order: Order) -> JobInfo:
+    def submit(self, order: SubmitRequest) -> JobInfo:
         """Hands a job in."""
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:

@@ -17,14 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from jobs.client.backend import Order
+from jobs.client.backend import SubmitRequest
 from jobs.client.connect import connect
 from jobs.client.errors import JobTimeout
-from jobs.client.files import COLUMNS
 from jobs.client.job import Job
+from jobs.client.job_files import COLUMNS
 from jobs.client.models import CheckpointInfo, Event, Series
 from jobs.client.show import show_progress
-from jobs.spec import JobSpec
+from jobs.spec.job_spec import JobSpec
 
 POLL_S = 1.0
 PAGE = 100
@@ -69,7 +69,7 @@ class JobClient:
             env: environment variables of the job; the way for secrets.
             idempotency_key: the same key with the same job hands it in once.
         """
-        order = Order(
+        order = SubmitRequest(
             spec=spec,
             working_dir=None if working_dir is None else Path(working_dir),
             priority=priority,

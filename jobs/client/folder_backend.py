@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.client.backend import Order
+from jobs.client.backend import SubmitRequest
 from jobs.client.errors import JobNotFound, Unreachable, Unsupported
-from jobs.client.files import JobFiles
+from jobs.client.job_files import RunReader
 from jobs.client.models import STATUSES, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
@@ -28,9 +28,9 @@ class FolderBackend:
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
         """See ``Backend``."""
-        folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
+        folders = [path for path in self._root.iterdir() if RunReader(path).exists()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        jobs = [self._info(JobFiles(path)) for path in folders]
+        jobs = [self._info(RunReader(path)) for path in folders]
         return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
@@ -69,7 +69,7 @@ class FolderBackend:
         """See ``Backend``."""
         return self._files(job_id).report()
 
-    def submit(self, order: Order) -> JobInfo:
+    def submit(self, order: SubmitRequest) -> JobInfo:
         """Refused."""
         _read_only(f"handing in {order.spec.name}")
 
@@ -92,13 +92,13 @@ class FolderBackend:
     def close(self) -> None:
         """See ``Backend``."""
 
-    def _files(self, job_id: str) -> JobFiles:
+    def _files(self, job_id: str) -> RunReader:
         for path in (self._root / job_id, self._root):
-            if path.name == job_id and JobFiles(path).exists():
-                return JobFiles(path)
+            if path.name == job_id and RunReader(path).exists():
+                return RunReader(path)
         raise JobNotFound(f"there is no job {job_id} in {self._root}")
 
-    def _info(self, files: JobFiles) -> JobInfo:
+    def _info(self, files: RunReader) -> JobInfo:
         path, result, progress = files.folder.path, files.result() or {}, files.progress()
         status, reason = _status(path, result)
         return JobInfo(

@@ -12,16 +12,16 @@ from typing import Any, NoReturn, cast
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from jobs.client.backend import Order
+from jobs.client.backend import SubmitRequest
 from jobs.client.errors import ClientError, JobNotFound, Refused, Unreachable, Unsupported
-from jobs.client.files import JobFiles
+from jobs.client.job_files import RunReader
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
-from jobs.spec import JobSpec
-from jobs.spec_errors import SpecError
-from jobs.spec_yaml import load_yaml
-from jobs.submission import MARK, SPEC_VARIABLE, default_root, entrypoint, noted_folder, runtime_env
+from jobs.client.submission import MARK, SPEC_VARIABLE, default_root, entrypoint, noted_folder, runtime_env
+from jobs.spec.errors import SpecError
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.yaml_text import load_yaml
 
 HALTED_EXIT_CODE = 3
 POLL_S = 1.0
@@ -61,7 +61,7 @@ class RayBackend:
                 "such as http://127.0.0.1:8265, or that of a gradguard service"
             ) from error
 
-    def submit(self, order: Order) -> JobInfo:
+    def submit(self, order: SubmitRequest) -> JobInfo:
         """See ``Backend``. Only a service has priorities and starts jobs again."""
         if order.priority or order.max_restarts is not None or order.key is not None:
             _needs_service("priorities, restarts and idempotency keys")
@@ -167,11 +167,11 @@ class RayBackend:
         except OSError as error:
             raise Unreachable(f"the Ray cluster does not answer any more: {error}") from error
 
-    def _files(self, job_id: str) -> JobFiles | None:
+    def _files(self, job_id: str) -> RunReader | None:
         folder = noted_folder(job_id) or folder_of(self._details(job_id))
-        return JobFiles(folder) if folder is not None and folder.is_dir() else None
+        return RunReader(folder) if folder is not None and folder.is_dir() else None
 
-    def _readable(self, job_id: str) -> JobFiles:
+    def _readable(self, job_id: str) -> RunReader:
         files = self._files(job_id)
         if files is None:
             raise Unsupported(
@@ -196,7 +196,7 @@ def folder_of(details: JobDetails) -> Path | None:
     return None if spec is None else default_root() / Path(spec.storage).expanduser() / spec.name
 
 
-def _info(details: JobDetails, files: JobFiles | None = None) -> JobInfo:
+def _info(details: JobDetails, files: RunReader | None = None) -> JobInfo:
     job_id = details.submission_id or details.job_id or ""
     status = status_of(details)
     message = (details.message or "").strip().rpartition("\n")[2][:300]

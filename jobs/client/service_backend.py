@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from jobs.client.backend import Order
+from jobs.client.backend import SubmitRequest
 from jobs.client.errors import (
     ClientError,
     Conflict,
@@ -51,7 +51,7 @@ class ServiceBackend:
         self._http = httpx.Client(base_url=f"{self.address}/v1", headers=headers, timeout=TIMEOUT)
         weakref.finalize(self, self._http.close)
 
-    def submit(self, order: Order) -> JobInfo:
+    def submit(self, order: SubmitRequest) -> JobInfo:
         """See ``Backend``. The key lets a submission be repeated that may have arrived or not."""
         package = None if order.working_dir is None else self.upload(order.working_dir)
         body = {

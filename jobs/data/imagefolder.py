@@ -10,13 +10,13 @@ import torch
 
 from jobs.data.errors import DataError
 from jobs.data.images import ImageFiles
-from jobs.vision_compat import import_torchvision
+from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: E402
 
 if TYPE_CHECKING:
-    from jobs.spec_data import DataSpec
+    from jobs.spec.data import DataSpec
 
 _TRAIN = "train"
 _HELD_OUT = ("val", "validation", "valid", "test")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jobs.data.errors import DataError, SampleError
-from jobs.vision_compat import import_torchvision
+from jobs.torchvision_compat import import_torchvision
 
 _SUBSET_SEED = 20170828
 

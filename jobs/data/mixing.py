@@ -18,7 +18,7 @@ from torch.nn import functional
 from jobs.data.cursor import epoch_order
 
 if TYPE_CHECKING:
-    from jobs.spec_augment import AugmentSpec
+    from jobs.spec.augment import AugmentSpec
 
 _SALT = 0x6D6978
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from jobs.data.errors import DataError
 from jobs.data.images import ImageData
-from jobs.vision_compat import import_torchvision
+from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision import datasets  # noqa: E402
 
 if TYPE_CHECKING:
-    from jobs.spec_data import DataSpec
+    from jobs.spec.data import DataSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from jobs.data.mixing import Mix, Mixer
 from jobs.data.transforms import Pipeline
 
 if TYPE_CHECKING:
-    from jobs.spec_data import DataSpec
+    from jobs.spec.data import DataSpec
 
 _MOST_BROKEN = 100
 
 
-class Request(NamedTuple):
+class ReadRequest(NamedTuple):
     """What is to be read.
 
     Attributes:
@@ -35,7 +35,7 @@ class Request(NamedTuple):
     epoch: int
     ids: NDArray[np.int64]
 
-    def same(self, other: Request) -> bool:
+    def same(self, other: ReadRequest) -> bool:
         """Whether both ask for the same."""
         return self[:2] == other[:2] and np.array_equal(self.ids, other.ids)
 
@@ -94,7 +94,7 @@ class ImageReader:
             else None
         )
 
-    def read(self, request: Request) -> Samples:
+    def read(self, request: ReadRequest) -> Samples:
         """The samples that are asked for.
 
         Raises:

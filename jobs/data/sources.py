@@ -14,7 +14,7 @@ from jobs.data.idx import read_idx
 from jobs.data.images import ImageData, Images
 
 if TYPE_CHECKING:
-    from jobs.spec_data import DataSpec
+    from jobs.spec.data import DataSpec
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _advice(config: DataSpec) -> str:
 
 
 def _download(root: Path) -> Path:
-    from jobs.vision_compat import import_torchvision
+    from jobs.torchvision_compat import import_torchvision
 
     import_torchvision()
     from torchvision.datasets import FashionMNIST

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jobs.data.errors import DataError
 
 if TYPE_CHECKING:
-    from jobs.spec import DataSpec
+    from jobs.spec.job_spec import DataSpec
 
 _log = logging.getLogger(__name__)
 

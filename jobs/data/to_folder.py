@@ -12,9 +12,9 @@ from pathlib import Path
 from jobs.data.errors import DataError
 from jobs.data.images import Images
 from jobs.data.sources import load_images
-from jobs.spec import JobSpec
-from jobs.spec_errors import SpecError
-from jobs.vision_compat import import_torchvision
+from jobs.spec.errors import SpecError
+from jobs.spec.job_spec import JobSpec
+from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms.v2 import functional  # noqa: E402

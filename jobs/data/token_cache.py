@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.data.tokens import Tokenizer
-from jobs.files import sync
+from jobs.run_dir.jsonl import sync
 
 _log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ import torch
 
 from jobs.data.errors import DataError
 from jobs.data.images import ImageData, Images
-from jobs.vision_compat import import_torchvision
+from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402
 
 if TYPE_CHECKING:
-    from jobs.spec_augment import AugmentSpec, ColorSpec
-    from jobs.spec_data import DataSpec
+    from jobs.spec.augment import AugmentSpec, ColorSpec
+    from jobs.spec.data import DataSpec
 
 _CHARACTERS = frozenset({"digits", "mnist", "kmnist", "svhn", "usps"})
 _ANY_DEPTH = -1

@@ -17,8 +17,8 @@ from jobs.init.matrices import Weights, layers_of
 from jobs.init.residual import residual_ends, scale_, zero_
 
 if TYPE_CHECKING:
-    from jobs.spec import JobSpec
-    from jobs.spec_init import InitSpec, LayerInit
+    from jobs.spec.init import InitSpec, LayerInit
+    from jobs.spec.job_spec import JobSpec
     from jobs.workloads.base import Workload
 
 _LSUV_SAMPLES = 64

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from jobs.report import charts, words
+from jobs.report.formats import UNKNOWN, count, number, percent
 from jobs.report.incidents import Incident, LayerEvidence, RankEvidence
-from jobs.report.quantities import UNKNOWN, count, number, percent
 
 MOST_CARDS = 24
 MOST_LINES = 1500

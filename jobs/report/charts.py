@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from jobs.report import look
+from jobs.report import plot_style as look
 from jobs.report.checkpoints import Checkpoint
 from jobs.report.colors import Role
 from jobs.report.data import Run
 from jobs.report.incidents import Incident, WindowRow
-from jobs.report.look import Panel, Size
+from jobs.report.plot_style import Panel, Size
 from jobs.report.series import Flags, Floats, envelope, means
 from jobs.report.svg import drawing, inline_svg
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.checkpoints.folder import manifests
+from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
-from jobs.checkpoints.storage import open_storage
 from jobs.errors import JobError
-from jobs.files import iter_jsonl
-from jobs.folder import CHECKPOINTS, HISTORY
-from jobs.report.quantities import as_float, as_int, as_text
-from jobs.spec import JobSpec
-from jobs.spec_errors import SpecError
+from jobs.report.formats import as_float, as_int, as_text
+from jobs.run_dir.jsonl import iter_jsonl
+from jobs.run_dir.paths import CHECKPOINTS, HISTORY
+from jobs.run_dir.storage import open_storage
+from jobs.spec.errors import SpecError
+from jobs.spec.job_spec import JobSpec
 
 FATES = {
     "good": "good",

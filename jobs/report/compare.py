@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs.checkpoints.storage import without_keys
 from jobs.report import words
 from jobs.report.cards import gravest, tone
 from jobs.report.data import Run, read_run
-from jobs.report.look import NARROW, WIDE
+from jobs.report.formats import UNKNOWN, count, duration, number, percent
 from jobs.report.overlay import overlay, standing
 from jobs.report.page import TONES, template, write_html
-from jobs.report.quantities import UNKNOWN, count, duration, number, percent
+from jobs.report.plot_style import NARROW, WIDE
 from jobs.report.summary import Summary, metric_text, status_words, summarize
+from jobs.run_dir.storage import without_keys
 
 MOST_INCIDENTS = 24
 MISSING = "–"

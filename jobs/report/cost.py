@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.report.data import Run, Steps
-from jobs.report.quantities import UNKNOWN, duration, number, percent, plural
+from jobs.report.formats import UNKNOWN, duration, number, percent, plural
 from jobs.report.series import Flags
 from jobs.report.summary import Summary
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jobs.checkpoints.storage import without_keys
-from jobs.files import iter_jsonl, read_json
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
+from jobs.report.formats import as_float, as_int, as_text
 from jobs.report.incidents import Incident, join_outcomes
-from jobs.report.quantities import as_float, as_int, as_text
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
-from jobs.spec_yaml import load_yaml
+from jobs.run_dir.jsonl import iter_jsonl, read_json
+from jobs.run_dir.storage import without_keys
+from jobs.spec.yaml_text import load_yaml
 
 Span = tuple[float, float]
 

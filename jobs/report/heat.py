@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from jobs.report import look
+from jobs.report import plot_style as look
 from jobs.report.colors import Role
-from jobs.report.look import NARROW, POINTS_PER_INCH, Size
-from jobs.report.quantities import percent
+from jobs.report.formats import percent
+from jobs.report.plot_style import NARROW, POINTS_PER_INCH, Size
 from jobs.report.series import Floats, Matrix, bucket_max, column_count
 from jobs.report.svg import drawing, inline_svg
 from jobs.report.words import layer_name

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.report.quantities import as_float, as_int, as_text
+from jobs.report.formats import as_float, as_int, as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class WindowRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
+class CooldownInfo:
     """What was changed after the rollback, and until when."""
 
     lr_scale: float | None
@@ -60,7 +60,7 @@ class Recovery:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class IncidentOutcome:
     """How it went on: `recovered`, `recurred` or `halted`."""
 
     kind: str
@@ -97,8 +97,8 @@ class Incident:
     layers: tuple[LayerEvidence, ...] = ()
     ranks: tuple[RankEvidence, ...] = ()
     samples: tuple[str, ...] = ()
-    recovery: Recovery | None = None
-    outcome: Outcome | None = None
+    recovery: CooldownInfo | None = None
+    outcome: IncidentOutcome | None = None
     first_layer: FirstLayer | None = None
 
     @property
@@ -156,8 +156,8 @@ def parse_incident(row: Mapping[str, Any], number: int = 1) -> Incident:
     )
 
 
-def parse_outcome(row: Mapping[str, Any]) -> Outcome:
-    return Outcome(as_text(row.get("outcome")), as_int(row.get("step")), as_int(row.get("steps")))
+def parse_outcome(row: Mapping[str, Any]) -> IncidentOutcome:
+    return IncidentOutcome(as_text(row.get("outcome")), as_int(row.get("step")), as_int(row.get("steps")))
 
 
 def _mover(value: Any) -> str:
@@ -206,10 +206,10 @@ def _samples(value: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in value[:64]) if isinstance(value, list) else ()
 
 
-def _recovery(row: Any) -> Recovery | None:
+def _recovery(row: Any) -> CooldownInfo | None:
     if not isinstance(row, Mapping):
         return None
-    return Recovery(
+    return CooldownInfo(
         lr_scale=as_float(row.get("lr_scale")),
         weight_decay_scale=as_float(row.get("weight_decay_scale")),
         anchor_l2=as_float(row.get("anchor_l2")),

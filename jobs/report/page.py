@@ -9,12 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from jobs.files import write_text_atomic
 from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Evaluation, Run, read_run
-from jobs.report.look import NARROW, WIDE, Size
-from jobs.report.quantities import accuracy, count, duration, number, percent, plural, size_text
+from jobs.report.formats import accuracy, count, duration, number, percent, plural, size_text
+from jobs.report.plot_style import NARROW, WIDE, Size
 from jobs.report.summary import (
     Summary,
     guard_words,
@@ -23,6 +22,7 @@ from jobs.report.summary import (
     status_words,
     summarize,
 )
+from jobs.run_dir.jsonl import write_text_atomic
 
 MOST_EVALUATIONS = 60
 MOST_CHECKPOINTS = 40

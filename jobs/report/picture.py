@@ -7,15 +7,15 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.files import write_bytes_atomic
 from jobs.report import charts, words
 from jobs.report.cards import gravest
 from jobs.report.colors import LIGHT, Role, roles
 from jobs.report.data import Run, read_run
-from jobs.report.look import WIDE
 from jobs.report.page import legend
+from jobs.report.plot_style import WIDE
 from jobs.report.summary import guard_words, headline, status_words, summarize
 from jobs.report.svg import drawing
+from jobs.run_dir.jsonl import write_bytes_atomic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

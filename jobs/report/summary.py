@@ -8,17 +8,7 @@ from typing import Any
 import numpy as np
 
 from jobs.report.data import Run, Steps, read_run
-from jobs.report.quantities import (
-    accuracy,
-    as_float,
-    as_int,
-    as_text,
-    count,
-    duration,
-    listing,
-    number,
-    plural,
-)
+from jobs.report.formats import accuracy, as_float, as_int, as_text, count, duration, listing, number, plural
 from jobs.report.words import STATUSES
 
 COUNTED = (

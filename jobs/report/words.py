@@ -3,8 +3,8 @@
 import math
 from typing import TypeGuard
 
-from jobs.report.incidents import Incident, LayerEvidence, RankEvidence, Recovery
-from jobs.report.quantities import count, listing, number, percent, plural, runs, times
+from jobs.report.formats import count, listing, number, percent, plural, runs, times
+from jobs.report.incidents import CooldownInfo, Incident, LayerEvidence, RankEvidence
 
 SIGNALS = {
     "loss": "loss",
@@ -311,7 +311,7 @@ def _rollback(incident: Incident) -> str:
     return f"{before}The guard {listing(clauses)}."
 
 
-def _recovery(recovery: Recovery) -> list[str]:
+def _recovery(recovery: CooldownInfo) -> list[str]:
     changes: list[str] = []
     if _finite(recovery.lr_scale) and recovery.lr_scale != 1:
         halved = recovery.lr_scale == 0.5

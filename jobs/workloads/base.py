@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from jobs.data.cursor import DataCursor
-    from jobs.spec import JobSpec
+    from jobs.spec.job_spec import JobSpec
 
 
 class Workload(Protocol):

@@ -18,12 +18,12 @@ from jobs.data.errors import DataError
 from jobs.data.text import load_text
 from jobs.data.token_cache import encoded
 from jobs.data.tokens import Windows, make_tokenizer
-from jobs.gpt import GPT
-from jobs.spec_language import gpt_shape
+from jobs.models.gpt import GPT
+from jobs.spec.language import gpt_shape
 from jobs.workloads.losses import cross_entropy
 
 if TYPE_CHECKING:
-    from jobs.spec import JobSpec
+    from jobs.spec.job_spec import JobSpec
 
 _log = logging.getLogger(__name__)
 

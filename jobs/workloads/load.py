@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.spec_errors import did_you_mean
+from jobs.spec.errors import did_you_mean
+from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
 from jobs.workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
-    from jobs.spec import JobSpec
+    from jobs.spec.job_spec import JobSpec
     from jobs.workloads.base import Workload
-
-BUILTIN = {
-    "vision": "jobs.workloads.vision:VisionWorkload",
-    "language": "jobs.workloads.language:LanguageWorkload",
-}
-"""Import paths of the built-in workloads by name."""
-
-IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-"""``package.module:Class``"""
 
 _METHODS = ("build_model", "train_batch", "loss", "evaluate", "metrics")
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.data import load_images
-from jobs.data.ahead import ReadAhead, plan_of
 from jobs.data.images import ImageData
-from jobs.data.reader import ImageReader, Request, Samples
-from jobs.models import build_model
+from jobs.data.prefetch import Prefetcher, plan_of
+from jobs.data.reader import ImageReader, ReadRequest, Samples
+from jobs.models.vision import build_model
 from jobs.workloads.losses import cross_entropy
 
 if TYPE_CHECKING:
     from jobs.data.cursor import DataCursor
-    from jobs.spec import JobSpec
+    from jobs.spec.job_spec import JobSpec
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class VisionWorkload:
         self._spec = spec
         train, test = load_images(spec.data)
         self._reader = ImageReader(train, test, spec.data, seed=spec.seed)
-        self._ahead: ReadAhead | None = None
+        self._ahead: Prefetcher | None = None
         self._skipped = 0
         self.n_train, self.classes = len(train), train.classes
 
@@ -65,7 +65,7 @@ class VisionWorkload:
         if workers:
             parts = self._spec.train.micro_batches
             plan = plan_of(cursor, rank, world_size, parts)
-            self._ahead = ReadAhead(self._reader, workers=workers, plan=plan, parts=parts, pin=on_gpu)
+            self._ahead = Prefetcher(self._reader, workers=workers, plan=plan, parts=parts, pin=on_gpu)
 
     def close(self) -> None:
         """Ends the processes that read ahead."""
@@ -80,7 +80,7 @@ class VisionWorkload:
 
         Labels are int64 [N]; with MixUp or CutMix they are shares of the classes, float32 [N, classes].
         """
-        request = Request("train", epoch, ids)
+        request = ReadRequest("train", epoch, ids)
         samples = (self._ahead or self._reader).read(request)
         self._skipped += self._told(samples)
         images, labels = self._images(samples.images, device), samples.labels.to(device, non_blocking=True)
@@ -131,7 +131,7 @@ class VisionWorkload:
     def _test_samples(self, rank: int, world_size: int) -> Iterator[Samples]:
         own = np.arange(rank, len(self._reader.test), world_size)
         size = max(1, min(_EVAL_BATCH, _EVAL_PIXELS // self._reader.pipeline.size**2))
-        requests = [Request("test", 0, own[at : at + size]) for at in range(0, len(own), size)]
+        requests = [ReadRequest("test", 0, own[at : at + size]) for at in range(0, len(own), size)]
         return self._ahead.all(requests) if self._ahead else map(self._reader.read, requests)
 
     def _images(self, images: Tensor, device: torch.device | str) -> Tensor:

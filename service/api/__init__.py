@@ -1,6 +1,5 @@
 """The HTTP API."""
 
-from service.api.app import make_app
 from service.api.context import Context, Limits
 
-__all__ = ["Context", "Limits", "make_app"]
+__all__ = ["Context", "Limits"]

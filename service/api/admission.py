@@ -13,29 +13,28 @@ import yaml
 
 from jobs.client.models import CloneRequest, Submission
 from jobs.client.ray_backend import new_id
-from jobs.spec import JobSpec
-from jobs.spec_errors import Problem as SpecProblem
-from jobs.spec_errors import SpecError
-from jobs.submission import RESERVED
+from jobs.client.submission import RESERVED
+from jobs.spec.errors import SpecError, SpecProblem
+from jobs.spec.job_spec import JobSpec
 from service.api.context import Context
 from service.api.problems import Problem
+from service.reconcile.capacity import needs
 from service.store import Caller, JobRow
-from service.store.jobs import Request
-from service.supervise.capacity import needs
+from service.store.jobs import IdempotencyKey
 
 LARGEST_SPEC = 1 << 17
 LARGEST_ENV = 1 << 16
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
 
 
-def repeatable(key: str | None, path: str, caller: Caller, body: dict[str, Any]) -> Request | None:
+def repeatable(key: str | None, path: str, caller: Caller, body: dict[str, Any]) -> IdempotencyKey | None:
     """What makes a request repeatable, if it came with an idempotency key."""
     if key is None:
         return None
     if not key.isprintable():
         raise Problem(422, "Idempotency-Key: has characters that cannot be printed")
     digest = hashlib.sha256(json.dumps([path, body], sort_keys=True).encode()).hexdigest()
-    return Request(caller.name, key, digest)
+    return IdempotencyKey(caller.name, key, digest)
 
 
 def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:

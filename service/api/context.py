@@ -9,9 +9,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.reconcile import Supervisor
+from service.reconcile.ray_api import RayApi
 from service.store import ENDED, JobStore, NoSuchJob, Packages, Tokens
-from service.supervise import Supervisor
-from service.supervise.ray_api import RayApi
 
 
 @dataclass(frozen=True, slots=True)

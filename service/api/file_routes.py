@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from jobs.client.files import COLUMNS, JobFiles
+from jobs.client.job_files import COLUMNS, RunReader
 from jobs.client.models import CheckpointInfo, Event, Series
 from service.api.auth import Reader
 from service.api.context import Context, Service
@@ -23,7 +23,7 @@ from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented
 from service.api.view import event, files_of, may_read
 from service.masking import masked
-from service.supervise.log_spool import log_path, log_size
+from service.reconcile.log_spool import log_path, log_size
 
 PIECE = 1 << 16
 POLL_S = 0.5
@@ -107,7 +107,7 @@ def metrics(
     points: Annotated[int, Query(ge=1, le=20_000)] = 2000,
 ) -> Series:
     """Metrics over the attempts, thinned out; what was no ordinary step always stays."""
-    files = _files(service, job_id) or JobFiles(Path(os.devnull))
+    files = _files(service, job_id) or RunReader(Path(os.devnull))
     return files.metrics(column, after_attempt=after_attempt, points=points)
 
 
@@ -206,5 +206,5 @@ def _read(path: Path, start: int, length: int) -> bytes:
         return b""
 
 
-def _files(service: Context, job_id: str) -> JobFiles | None:
+def _files(service: Context, job_id: str) -> RunReader | None:
     return files_of(service, service.store.get(job_id))

@@ -10,20 +10,20 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 
 from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
-from jobs.spec import JobSpec
-from jobs.spec_errors import SpecError
-from jobs.spec_load import Document
-from jobs.spec_override import apply_overrides
+from jobs.spec.errors import SpecError
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.load import Document
+from jobs.spec.override import apply_overrides
 from service.api.admission import check_text, repeatable, row_of
 from service.api.archives import check_archive
 from service.api.auth import Admin, Reader, Submitter
 from service.api.context import Context, Service
 from service.api.problems import Problem, documented
 from service.api.view import details, listed
+from service.reconcile.log_spool import log_path
+from service.reconcile.ray_api import RayGone
 from service.store import ENDED, PENDING, Caller, JobRow, WrongState
-from service.store.jobs import Request as Repeatable
-from service.supervise.log_spool import log_path
-from service.supervise.ray_api import RayGone
+from service.store.jobs import IdempotencyKey
 
 COMMON = (400, 401, 403, 408, 413, 422, 429)
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
@@ -155,7 +155,7 @@ async def upload(http: Request, service: Service, _: Submitter) -> PackageInfo:
 
 
 def _add(
-    service: Context, caller: Caller, asked: Submission, request: Repeatable | None, response: Response
+    service: Context, caller: Caller, asked: Submission, request: IdempotencyKey | None, response: Response
 ) -> JobInfo:
     earlier = service.store.made_by(request) if request else None
     if earlier is None:

@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from jobs.errors import JobError
-from jobs.spec_errors import SpecError
+from jobs.spec.errors import SpecError
+from service.reconcile import RayGone
 from service.store import KeyReused, NoSuchJob, WrongState
-from service.supervise import RayGone
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guard.record import strict
-from jobs.client.files import JobFiles
+from guard.records import strict
+from jobs.client.job_files import RunReader
 from jobs.client.models import AttemptInfo, Event, JobInfo
 from service.api.context import Context
-from service.job_files import files_below
 from service.masking import MASKED, is_secret, masked
+from service.reconcile.adopt import folder_for
+from service.reconcile.job_files import files_below
 from service.store import ACTIVE, AttemptRow, EventRow, JobRow
-from service.supervise.adopt import folder_for
 
 
 def summary(job: JobRow) -> JobInfo:
@@ -75,7 +75,7 @@ def event(row: EventRow) -> Event:
     )
 
 
-def files_of(service: Context, job: JobRow) -> JobFiles | None:
+def files_of(service: Context, job: JobRow) -> RunReader | None:
     """The files of a job, as far as they are below the root."""
     return files_below(folder_for(job, service.root), service.root)
 

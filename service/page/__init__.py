@@ -1,8 +1,8 @@
 """The web page of the service: jobs, one job as it runs, and a form to hand one in.
 
 It is a client of the HTTP API like any other: plain HTML, CSS and ES modules in ``static``, served as they
-are. What it needs beyond the API lies here: streams that feed its charts (``live``), the check of a spec as
-one types (``specs``), and who is asking (``files``).
+are. What it needs beyond the API is here: streams that feed its charts (``streams``), the check of a spec as
+one types (``specs``), and who is asking (``static_files``).
 
 Who asks. A token is typed into the page, kept in the browser's ``sessionStorage`` and sent as the
 ``Authorization`` header, as every other client sends it. A cookie was the alternative. It is not used because
@@ -15,19 +15,3 @@ the streams are read with ``fetch``.
 
 The page's files are public: they hold nothing of any job.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter
-
-__all__ = ["page_routers"]
-
-
-def page_routers() -> list[APIRouter]:
-    """The routes of the page, and those that it asks beyond the API."""
-    from service.page import files, live_routes, specs  # they need the API, which needs this list
-
-    return [files.router, live_routes.router, specs.router]

@@ -15,11 +15,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.client.models import Submission
-from jobs.spec import JobSpec
-from jobs.spec_errors import Problem as SpecFault
-from jobs.spec_errors import SpecError, single
-from jobs.spec_load import Document, parse_document
-from jobs.spec_yaml import dump_yaml
+from jobs.spec.errors import SpecError, SpecProblem, single
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.load import Document, parse_document
+from jobs.spec.yaml_text import dump_yaml
 from service.api.admission import LARGEST_SPEC, row_of
 from service.api.auth import Reader, Submitter
 from service.api.context import Context, Service
@@ -119,15 +118,15 @@ def draft(job_id: JobId, service: Service, _: Submitter) -> Draft:
     )
 
 
-def _fault(problem: SpecFault, document: Document) -> Fault:
+def _fault(problem: SpecProblem, document: Document) -> Fault:
     """A problem with its place. Its words do not repeat the path and the line, which stand beside them."""
     line, column = _place(problem, document.where)
-    said = str(SpecFault(problem.path, problem.value, problem.message, problem.suggestion))
+    said = str(SpecProblem(problem.path, problem.value, problem.message, problem.suggestion))
     message = said.removeprefix(problem.path).lstrip(": ")
     return Fault(path=printable(problem.path), line=line, column=column, message=printable(message))
 
 
-def _place(problem: SpecFault, where: Mapping[str, str]) -> tuple[int | None, int | None]:
+def _place(problem: SpecProblem, where: Mapping[str, str]) -> tuple[int | None, int | None]:
     parts = problem.path.split(".") if problem.path else []
     around = (where.get(".".join(parts[:end]), "") for end in range(len(parts), 0, -1))
     for place in (problem.where, *around):

@@ -31,7 +31,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class IdempotencyKey:
     """What makes a submission repeatable: the same key, from the same caller, is the same submission."""
 
     owner: str
@@ -45,7 +45,7 @@ class JobStore:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def add(self, job: JobRow, request: Request | None = None) -> tuple[JobRow, bool]:
+    def add(self, job: JobRow, request: IdempotencyKey | None = None) -> tuple[JobRow, bool]:
         """Keeps a new job; returns it and true, or false and the one that this request made before.
 
         Raises:
@@ -75,7 +75,7 @@ class JobStore:
                 return earlier, False
         return self.get(job.id), True
 
-    def made_by(self, request: Request) -> JobRow | None:
+    def made_by(self, request: IdempotencyKey) -> JobRow | None:
         """The job that this request made before.
 
         Raises:

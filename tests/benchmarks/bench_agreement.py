@@ -33,7 +33,7 @@ from measure import publish
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guard.agree import WIDTH, Agreement
+from guard.agree.agreement import WIDTH, Agreement
 
 SEED = 0
 BYTES_A_RANK = 4 * WIDTH

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from measure import publish
 
-from jobs.checkpoints import Checkpoints
-from jobs.vision_compat import import_torchvision
+from jobs.checkpoints import CheckpointManager
+from jobs.torchvision_compat import import_torchvision
 
 SEED = 0
 
@@ -31,7 +31,7 @@ def main() -> None:
     parts = _trained(options.model)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         ours, theirs = Path(folder) / "ours", Path(folder) / "theirs.pt"
-        checkpoints = Checkpoints(ours, parts, notify=lambda level, text: print(level, text))
+        checkpoints = CheckpointManager(ours, parts, notify=lambda level, text: print(level, text))
         waits, totals = [], []
         for step in range(1, options.saves + 2):
             started = time.perf_counter()
@@ -43,7 +43,7 @@ def main() -> None:
             checkpoints.clean_step()
         checkpoints.finish()
         plain = [_seconds(lambda: _torch_save(parts, theirs)) for _ in range(options.saves + 1)]
-        loads = [_seconds(Checkpoints(ours, parts).load_latest) for _ in range(3)]
+        loads = [_seconds(CheckpointManager(ours, parts).load_latest) for _ in range(3)]
         plain_loads = [_seconds(lambda: torch.load(theirs, weights_only=True)) for _ in range(3)]
         megabytes = theirs.stat().st_size / 2**20
     figures = {

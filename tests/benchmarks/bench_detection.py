@@ -26,11 +26,12 @@ from typing import Any
 
 from measure import publish
 
-from guard.detect import DetectConfig, SpikeDetector
-from guard.replay import ALARMS, Row, read_trace
-from guard.robust import RobustWindow
+from guard.config import DetectConfig
+from guard.decide.detector import SpikeDetector
+from guard.decide.replay import ALARMS, Row, read_trace
+from guard.observe.robust_window import RobustWindow
 
-Judge = Callable[[float | None, float | None], str]
+Decider = Callable[[float | None, float | None], str]
 """From loss and gradient norm of a step to `ok`, `suspect` or `alarm`."""
 Interval = tuple[float, float, str]
 TITLE = "detection on real training logs"
@@ -116,7 +117,7 @@ def _records(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def score(traces: Iterable[Trace], judge: Callable[[], Judge]) -> Score:
+def score(traces: Iterable[Trace], judge: Callable[[], Decider]) -> Score:
     """Shows each scored log to a new judge."""
     total = Score()
     for trace in traces:
@@ -167,7 +168,7 @@ def _excused(trace: Trace, row: int) -> bool:
     return any(start - 2 * interval <= step <= end + 5 * interval for start, end, _ in trace.labels)
 
 
-def ours(config: DetectConfig | None = None) -> Judge:
+def ours(config: DetectConfig | None = None) -> Decider:
     """GradGuard's detector."""
     observe = SpikeDetector(config).observe
 
@@ -178,7 +179,7 @@ def ours(config: DetectConfig | None = None) -> Judge:
     return judge
 
 
-def z_score(window: int, sigmas: float, *, least: int, norm_too: bool) -> Judge:
+def z_score(window: int, sigmas: float, *, least: int, norm_too: bool) -> Decider:
     """Above mean + sigmas x deviation of the last values, all of which are recorded, outliers as well."""
     seen: tuple[deque[float], deque[float]] = (deque(maxlen=window), deque(maxlen=window))
 
@@ -200,7 +201,7 @@ def _deviation(values: Collection[float], mean: float) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
-def running_mean(window: int, rtol: float) -> Judge:
+def running_mean(window: int, rtol: float) -> Decider:
     """Not finite, or above the mean of the last accepted losses by a multiple of it."""
     accepted: deque[float] = deque(maxlen=window)
 
@@ -217,7 +218,7 @@ def running_mean(window: int, rtol: float) -> Judge:
     return judge
 
 
-def ema_norm(sigmas: float, decay: float = 0.97, warmup: int = 25) -> Judge:
+def ema_norm(sigmas: float, decay: float = 0.97, warmup: int = 25) -> Decider:
     """z-score of the norm against exponential averages, to which an outlier adds only its clipped value."""
     first: list[float] = []
     state: dict[str, float] = {}
@@ -241,7 +242,7 @@ def ema_norm(sigmas: float, decay: float = 0.97, warmup: int = 25) -> Judge:
     return judge
 
 
-def median_ratio(window: int, ratio: float) -> Judge:
+def median_ratio(window: int, ratio: float) -> Decider:
     """Not finite, or above a multiple of the median of the last finite losses."""
     seen = RobustWindow(window)
 
@@ -255,7 +256,7 @@ def median_ratio(window: int, ratio: float) -> Judge:
     return judge
 
 
-def median_mad(window: int, k: float, floor: float, *, rows: int) -> Judge:
+def median_mad(window: int, k: float, floor: float, *, rows: int) -> Decider:
     """k deviations (MAD) and a share of the median above the accepted losses, in so many of three rows."""
     accepted = RobustWindow(window)
     recent: deque[bool] = deque(maxlen=3)
@@ -276,7 +277,7 @@ def median_mad(window: int, k: float, floor: float, *, rows: int) -> Judge:
     return judge
 
 
-DETECTORS: dict[str, Callable[[], Judge]] = {
+DETECTORS: dict[str, Callable[[], Decider]] = {
     "GradGuard": ours,
     "z > 5 on loss, mean/std of 128 (llm.c)": lambda: z_score(128, 5, least=128, norm_too=False),
     "skip-step, 6 sigma, loss or norm": lambda: z_score(128, 6, least=64, norm_too=True),

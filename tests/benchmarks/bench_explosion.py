@@ -18,9 +18,9 @@ from measure import publish, tell
 from render import EXPLOSION
 from rich.console import Console
 
-from jobs.driver import run_job
-from jobs.files import read_jsonl
-from jobs.spec import JobSpec
+from jobs.cluster.driver import run_job
+from jobs.run_dir.jsonl import read_jsonl
+from jobs.spec.job_spec import JobSpec
 
 MODES = {"with the guard": "exact", "without": "off"}
 EXAMPLE = Path(__file__).parents[2] / "jobs" / "examples" / "fashion.yaml"

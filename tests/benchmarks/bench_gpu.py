@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guard import GradientGuard, GuardConfig
-from jobs.gpt import GPT
-from jobs.spec_language import GptShape
-from jobs.vision_compat import import_torchvision
+from jobs.models.gpt import GPT
+from jobs.spec.language import GptShape
+from jobs.torchvision_compat import import_torchvision
 
 Method = Literal["no guard", "clip_grad_norm_", "guard, deferred", "guard, exact"]
 METHODS: tuple[Method, ...] = ("no guard", "clip_grad_norm_", "guard, deferred", "guard, exact")

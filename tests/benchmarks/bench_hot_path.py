@@ -22,7 +22,7 @@ from measure import interleaved, median_ms, show, timed
 from torch import nn
 
 from guard import ClipConfig, GradientGuard, GuardConfig, GuardMetrics
-from jobs.vision_compat import import_torchvision
+from jobs.torchvision_compat import import_torchvision
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: import_torchvision().models.resnet50(),
@@ -112,7 +112,7 @@ def counts(steps: dict[str, Callable[[], float]]) -> dict[str, float]:
 
 def update_norm(subject: Subject, rounds: int) -> dict[str, float]:
     """One measurement of the distance that the weights moved, spread over the steps between two."""
-    from guard.displacement import Displacement
+    from guard.observe.displacement import Displacement
 
     every = GuardConfig().update_norm
     assert isinstance(every, int)
@@ -124,8 +124,8 @@ def update_norm(subject: Subject, rounds: int) -> dict[str, float]:
 
 def snapshots(subject: Subject, rounds: int) -> dict[str, float]:
     """Saving and restoring a snapshot against a plain copy of the same tensors."""
-    from guard.snapshot import Snapshot
-    from guard.snapshot import Subject as Saved
+    from guard.act.snapshot import Snapshot
+    from guard.act.snapshot import Subject as Saved
 
     saved, snapshot = Saved(subject.model, subject.optimizer, {}), Snapshot()
     state = [v for s in subject.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]

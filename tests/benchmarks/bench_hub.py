@@ -24,12 +24,12 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from measure import publish
 
-from guard.metrics import GuardMetrics, Layers
-from jobs.cluster import ray_session
-from jobs.hub import Hub, HubLink, ensure_hub, stop_hub
-from jobs.hub_server import page
-from jobs.progress import STATUS_INTERVAL_S
-from jobs.told import ToldTotals
+from guard.record.metrics import GuardMetrics, Layers
+from jobs.cluster.session import ray_session
+from jobs.observability.counter_carryover import CounterCarryover
+from jobs.observability.hub import Hub, HubLink, ensure_hub, stop_hub
+from jobs.observability.hub_server import page
+from jobs.observability.progress import STATUS_INTERVAL_S
 
 STEP_S = 0.010
 LAYERS = [f"layer{n // 8}.{n % 8}.conv.weight" for n in range(64)]
@@ -81,7 +81,7 @@ def cost_of_a_step(rounds: int) -> list[dict[str, Any]]:
     pushes_a_step = STEP_S / STATUS_INTERVAL_S
     with tempfile.TemporaryDirectory(prefix="gg", dir="/tmp") as folder, ray_session(num_cpus=1):
         hub = ensure_hub(0)
-        link, told = HubLink(hub, "bench"), ToldTotals(Path(folder, ".told.json"))
+        link, told = HubLink(hub, "bench"), CounterCarryover(Path(folder, ".told.json"))
 
         def push() -> None:
             link.push(told.carry(metrics.snapshot()), STATUS, force=True)

@@ -25,12 +25,12 @@ from torch import nn
 
 from guard import FaultInjector, GradientGuard, GuardHalt, GuardMetrics
 from jobs.data.cursor import DataCursor
-from jobs.dropout import set_randomness
 from jobs.init import build_initialized
-from jobs.optim import build_optimizer, build_schedule
-from jobs.regularize import Regularizer
-from jobs.spec import JobSpec
-from jobs.stepping import Stepper
+from jobs.spec.job_spec import JobSpec
+from jobs.training.dropout import set_randomness
+from jobs.training.optim import build_optimizer, build_schedule
+from jobs.training.regularize import Regularizer
+from jobs.training.stepper import Stepper
 from jobs.workloads.vision import VisionWorkload
 
 CPU = torch.device("cpu")

@@ -24,11 +24,12 @@ import psutil
 import uvicorn
 from measure import publish
 
-from jobs.spec import JobSpec
-from service.api import Context, Limits, make_app
+from jobs.spec.job_spec import JobSpec
+from service.api import Context, Limits
+from service.app import make_app
 from service.masking import Mask
+from service.reconcile.log_spool import LogSpool, log_path
 from service.store import JobRow, JobStore, Packages, Tokens, open_database
-from service.supervise.log_spool import LogSpool, log_path
 
 JOB = "job-0"
 UNLIMITED = Limits(requests_per_s=1e9, burst=1_000_000_000, follow_s=600)

@@ -21,7 +21,7 @@ from measure import publish, tell
 from rich.console import Console
 from rich.table import Table
 from survival.cases import Case, cases
-from survival.fleet import Order, fleet
+from survival.fleet import SubmitRequest, fleet
 from survival.rivals import GUARD, METHODS
 from survival.tasks import tasks
 from survival.verdicts import COMMON, judge
@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _orders(known: dict[str, list[Case]], methods: Sequence[str], seeds: int) -> list[Order]:
+def _orders(known: dict[str, list[Case]], methods: Sequence[str], seeds: int) -> list[SubmitRequest]:
     return [
         (task, case.name, method, seed)
         for task, list_ in known.items()
@@ -73,7 +73,7 @@ def _orders(known: dict[str, list[Case]], methods: Sequence[str], seeds: int) ->
     ]
 
 
-def _results(orders: list[Order], keep: Path | None) -> dict[Order, dict[str, Any]]:
+def _results(orders: list[SubmitRequest], keep: Path | None) -> dict[SubmitRequest, dict[str, Any]]:
     """Of all orders, from the file of those that were run before or from running them."""
     lines = keep.read_text().splitlines() if keep and keep.exists() else []
     known = {tuple(order): outcome for order, outcome in map(json.loads, lines)}

@@ -20,8 +20,8 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from jobs.data.cursor import DataCursor, shard
-from jobs.optim import build_optimizer, build_schedule
-from jobs.spec import JobSpec
+from jobs.spec.job_spec import JobSpec
+from jobs.training.optim import build_optimizer, build_schedule
 from jobs.workloads import load_workload
 
 MAX_NORM = 1.0

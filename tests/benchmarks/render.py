@@ -24,12 +24,12 @@ RESULTS = Path(__file__).parent / "results" / "bench.json"
 EXPLOSION = "the same training with faults"
 _BLOCK = re.compile(r"(<!-- bench: ([a-z ]+) -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 
-Parts = dict[str, Any]
+StepParts = dict[str, Any]
 
 
 def render(found: dict[str, Any], out: Path) -> str:
     """Writes the text, and pictures where there is something to see; returns the text."""
-    parts: Parts = found["parts"]
+    parts: StepParts = found["parts"]
     sections = [f"## {name}\n\n{_section(name, part)}" for name, part in parts.items()]
     text = "# Benchmarks\n\n" + "\n".join(sections)
     out.with_suffix(".md").write_text(text)
@@ -61,7 +61,7 @@ def _carried(part: dict[str, Any]) -> str:
     )
 
 
-def _tables(name: str) -> Callable[[Parts], str]:
+def _tables(name: str) -> Callable[[StepParts], str]:
     return lambda parts: "\n".join(markdown(rows) for rows in parts[name]["tables"].values())
 
 
@@ -72,7 +72,7 @@ PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Path], None
 }
 """By the ending of the file: the parts that it is drawn from, and how."""
 
-BLOCKS: dict[str, Callable[[Parts], str]] = {
+BLOCKS: dict[str, Callable[[StepParts], str]] = {
     "survival": survival_summary,
     "witness": witness_summary,
     **{name: _tables(name) for name in ("detection", "end to end", "prevention", "service", "hub", "gpu")},
@@ -106,7 +106,7 @@ def _worth(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rendered_readme(text: str, parts: Parts) -> str:
+def rendered_readme(text: str, parts: StepParts) -> str:
     """The README with every block drawn from the results."""
     return _BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]](parts) + found[3], text)
 

@@ -16,7 +16,7 @@ DETAIL = f"{GUARD} in detail"
 NAMED = ("step", "kind", "rank", "layer")
 """What the first incident of a run is asked for, where there is a right answer."""
 
-Parts = dict[str, Any]
+StepParts = dict[str, Any]
 
 
 def by_task(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -24,7 +24,7 @@ def by_task(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str,
     return {task: tables[task] for task in TASKS if task in tables}
 
 
-def survival(parts: Parts) -> str:
+def survival(parts: StepParts) -> str:
     """How every method did over all faults, and every fault for itself."""
     tables = parts["survival"]["tables"]
     tasks = by_task(tables)
@@ -39,13 +39,13 @@ def survival(parts: Parts) -> str:
     return text + f"\nWhat {GUARD} said\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
 
 
-def survival_summary(parts: Parts) -> str:
+def survival_summary(parts: StepParts) -> str:
     """How every method did over all faults, and where ours did not reach its goals."""
     rows = [row for table in by_task(parts["survival"]["tables"]).values() for row in table]
     return markdown(_methods(rows)) + "\n" + _missed(rows)
 
 
-def witness_summary(parts: Parts) -> str:
+def witness_summary(parts: StepParts) -> str:
     """How often the first incident was right, and what a rollback cost at most."""
     rows = parts["survival"]["tables"][DETAIL]
     clean = [row for row in rows if row["case"] == "clean"]

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.hub import DEFAULT_PORT
+from jobs.observability.hub import DEFAULT_PORT
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SCHEMA = os.environ.get("GRADGUARD_COMPOSE_SCHEMA", "")

@@ -16,8 +16,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from guard.exposition import FAMILIES
-from jobs.hub_server import HUB_FAMILIES
+from guard.record.exposition import FAMILIES
+from jobs.observability.hub_server import HUB_FAMILIES
 from service.dashboards.__main__ import rendered
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

@@ -8,9 +8,9 @@ from pathlib import Path
 import typer.main
 import yaml
 
-from jobs.hub import DEFAULT_PORT, ENDED_KEPT_S
-from jobs.spec import JobSpec
-from service.cli import app
+from jobs.observability.hub import DEFAULT_PORT, ENDED_KEPT_S
+from jobs.spec.job_spec import JobSpec
+from service.cli.app import app
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TEXT = (DEPLOY / "README.md").read_text()

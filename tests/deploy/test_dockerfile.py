@@ -84,7 +84,7 @@ def test_it_runs_as_somebody_without_rights_under_an_init(instructions: list[Ins
 
 
 def test_the_ports_of_service_and_hub_are_exposed(instructions: list[Instruction]) -> None:
-    from jobs.hub import DEFAULT_PORT
+    from jobs.observability.hub import DEFAULT_PORT
 
     assert arguments(instructions, "EXPOSE") == [f"8410 {DEFAULT_PORT}"]
 

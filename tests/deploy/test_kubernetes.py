@@ -12,8 +12,8 @@ import pytest
 import ray
 import yaml
 
-from jobs.hub import DEFAULT_PORT
-from jobs.spec import JobSpec
+from jobs.observability.hub import DEFAULT_PORT
+from jobs.spec.job_spec import JobSpec
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 SCHEMAS = os.environ.get("GRADGUARD_KUBERAY_SCHEMAS", "")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.hub import DEFAULT_PORT, ENDED_KEPT_S
-from jobs.spec import JobSpec
+from jobs.observability.hub import DEFAULT_PORT, ENDED_KEPT_S
+from jobs.spec.job_spec import JobSpec
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CONFIG = DEPLOY / "prometheus" / "prometheus.yml"

@@ -7,7 +7,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from guard.detect import DetectConfig, SpikeDetector, Verdict
+from guard.config import DetectConfig
+from guard.decide.detector import SpikeDetector
+from guard.types import Verdict
 
 
 class Step(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from guard import GradientGuard, GuardConfig
-from guard.stores import TensorStore
+from guard.act.stores import TensorStore
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,8 @@ import torch
 from loops import Run, adamw, but_for_update_norm, differences, facts, guarded_run
 from ranks import on_ranks
 
-from guard import GuardMetrics, rng
+from guard import GuardMetrics
+from guard.act import rng
 
 CONFIG: dict[str, Any] = {
     "snapshot": {"every_steps": 20},

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import torch
 
-from jobs.checkpoints import Checkpoints
-from jobs.folder import JobFolder
-from jobs.spec import JobSpec
+from jobs.checkpoints import CheckpointManager
+from jobs.run_dir.paths import RunDir
+from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
 from tests.integration.kills import VICTIMS, find, steps, wait_until
 from tests.integration.runner import GRADGUARD, Sandbox, descendants
@@ -174,9 +174,9 @@ class ChaosRun:
 
 def final_weights(sandbox: Sandbox, job: str) -> dict[str, torch.Tensor]:
     """The model in the newest checkpoint of a job."""
-    folder = JobFolder(sandbox.path / "runs" / job)
+    folder = RunDir(sandbox.path / "runs" / job)
     model = load_workload(JobSpec.load(folder.spec)).build_model()
-    assert Checkpoints(folder.checkpoints, {"model": model}).load_latest() is not None
+    assert CheckpointManager(folder.checkpoints, {"model": model}).load_latest() is not None
     return model.state_dict()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import yaml
 
-from jobs.cluster import NICENESS
+from jobs.cluster.session import NICENESS
 
 BIN = Path(sys.executable).parent
 GRADGUARD = str(BIN / "gradguard")

@@ -6,7 +6,7 @@ import psutil
 
 from jobs import JobClient
 from jobs.client import Job
-from jobs.cluster import JOB_CONFIG_VAR
+from jobs.cluster.session import JOB_CONFIG_VAR
 from tests.integration.runner import SMALL
 from tests.service.server import until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import PACKAGE_ROOT
+from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
 from tests.integration.runner import GRADGUARD, Sandbox
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.checkpoints.storage import open_storage
+from jobs.run_dir.storage import open_storage
 from tests.integration.runner import (
     GRADGUARD,
     NOISY,
@@ -23,7 +23,7 @@ from tests.integration.runner import (
     noisy,
     read_until,
 )
-from tests.jobs.s3_fixture import BUCKET, s3_server
+from tests.jobs.checkpoints.s3_fixture import BUCKET, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import PACKAGE_ROOT
+from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.runner import GRADGUARD, Sandbox
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from guard.clips.config import _KINDS_OF as SETTINGS_OF
-from guard.clips.config import Kind
+from guard.config import _KINDS_OF as SETTINGS_OF
+from guard.config import Kind
 from jobs import JobClient
-from jobs.cluster import PACKAGE_ROOT
+from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
 from tests.integration.runner import BIN, GRADGUARD, SMALL, Sandbox, read_until
 

@@ -12,12 +12,12 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from jobs import JobSpec
-from jobs.cluster import PACKAGE_ROOT
+from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
 from tests.integration.runner import Sandbox, alive, descendants
 from tests.integration.service_jobs import ENDLESS, ONE_WORKER, SHORT, driver_of, newest_step, trained
-from tests.service.postgres import running_postgres
 from tests.service.server import DEADLINE_S, Server, until
+from tests.service.store.postgres import running_postgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

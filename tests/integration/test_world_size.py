@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.data.cursor import DataCursor
-from jobs.spec import JobSpec
+from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
 from tests.integration.chaos import CONTINUES, final_weights, history, same_weights
 from tests.integration.runner import GRADGUARD, NOISY, Sandbox, noisy

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cluster import PACKAGE_ROOT
-from jobs.data.agreement import check_same_data
-from jobs.spec import JobSpec
+from jobs.cluster.session import PACKAGE_ROOT
+from jobs.spec.job_spec import JobSpec
+from jobs.training.data_agreement import check_same_data
 from jobs.workloads import load_workload
 
 EXAMPLES = PACKAGE_ROOT / "jobs" / "examples"

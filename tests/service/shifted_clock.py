@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from service.cli import main
+from service.cli.app import main
 
 _file, _right = Path(sys.argv[1]), time.time
 

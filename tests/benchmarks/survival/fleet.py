@@ -19,11 +19,11 @@ from survival.run import run
 from survival.tasks import tasks
 
 RANKS = 2
-Order = tuple[str, str, str, int]
+SubmitRequest = tuple[str, str, str, int]
 """Task, case, method, seed."""
 
 
-def fleet(orders: Iterable[Order], folder: Path) -> Iterator[tuple[Order, dict[str, Any]]]:
+def fleet(orders: Iterable[SubmitRequest], folder: Path) -> Iterator[tuple[SubmitRequest, dict[str, Any]]]:
     """What became of each order, in turn."""
     context = mp.get_context("spawn")
     inboxes = [context.Queue() for _ in range(RANKS)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard import FaultConfig, FaultInjector
-from jobs.vision_compat import import_torchvision
+from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()  # both frameworks import it, and fail where the plain import does
 torch.set_num_threads(1)

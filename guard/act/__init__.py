@@ -1,0 +1,1 @@
+"""Act: apply, clip, skip, roll back, cool down. ``training_state`` owns everything that a step may change."""

@@ -1,0 +1,107 @@
+"""What changes after a rollback, so that the run does not explode again, and how it fades out.
+
+The learning rate is scaled only around the optimizer's step: a scheduler, many of which compute the next
+rate from the last one, never sees the scaled value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard.act.regularize import pull_, soft_threshold_
+from guard.config import RecoveryConfig
+from guard.observe.shards import locals_of
+
+
+class Cooldown:
+    """The fading measures after rollbacks. Its state survives a rollback: a second one presses harder."""
+
+    def __init__(self, config: RecoveryConfig, parameters: list[Tensor]) -> None:
+        self._config = config
+        self._parameters = parameters
+        self._anchors: dict[int, Tensor] = {}
+        self._level = 0
+        self._remaining = 0
+
+    def begin(self) -> None:
+        """A rollback put good weights back: start the cooldown, one level harder if one is running."""
+        self._level = self._level + 1 if self._remaining else 1
+        self._remaining = self._config.cooldown_steps
+        if self._remaining and self._config.anchor_l2:
+            self._anchors = {id(p): p.detach().clone() for p in self._parameters}
+
+    @property
+    def active(self) -> bool:
+        """Whether a cooldown is running."""
+        return self._remaining > 0
+
+    @property
+    def fading(self) -> float:
+        """1 right after a rollback, 0 at the end of the cooldown."""
+        return self._remaining / self._config.cooldown_steps if self.active else 0.0
+
+    def strengths(self) -> dict[str, float]:
+        """The measures in force: the two scales are 1 and the two penalties 0 when nothing is."""
+        config, fading = self._config, self.fading
+        return {
+            "lr_scale": config.lr_backoff ** (self._level * fading),
+            "weight_decay_scale": config.weight_decay_factor**fading,
+            "anchor_l2": config.anchor_l2 * fading,
+            "l1": config.l1 * fading,
+        }
+
+    def plan(self, step: int) -> dict[str, Any]:
+        """The measures in force at ``step``, until when they fade, and what becomes of the data."""
+        until = step + self._config.cooldown_steps
+        return {**self.strengths(), "until_step": until, "data": self._config.data}
+
+    @contextmanager
+    def applied_to(self, optimizer: Optimizer) -> Iterator[None]:
+        """Around one ``optimizer.step()``: scaled rate and decay inside, penalties after it."""
+        if not self.active:
+            yield
+            return
+        strengths = self.strengths()
+        saved = [(group["lr"], group.get("weight_decay")) for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * strengths["lr_scale"]
+            if group.get("weight_decay"):
+                group["weight_decay"] = group["weight_decay"] * strengths["weight_decay_scale"]
+        try:
+            yield
+            for group in optimizer.param_groups:
+                self._penalize(group["params"], float(group["lr"]), strengths)
+        finally:
+            for group, (lr, weight_decay) in zip(optimizer.param_groups, saved, strict=True):
+                group["lr"] = lr
+                if weight_decay is not None:
+                    group["weight_decay"] = weight_decay
+        self._cool()
+
+    def _penalize(self, parameters: list[Tensor], lr: float, strengths: dict[str, float]) -> None:
+        anchored = [p for p in parameters if id(p) in self._anchors]
+        anchors = [self._anchors[id(p)] for p in anchored]
+        pull_(locals_of(anchored), locals_of(anchors), min(1.0, lr * strengths["anchor_l2"]))
+        soft_threshold_(locals_of([p for p in parameters if p.requires_grad]), lr * strengths["l1"])
+
+    def _cool(self) -> None:
+        self._remaining -= 1
+        if not self._remaining:
+            self._level = 0
+            self._anchors = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Level, steps left, and the anchors in the order of the parameters."""
+        anchors = [self._anchors[id(p)].clone() for p in self._parameters if id(p) in self._anchors]
+        return {"level": self._level, "remaining": self._remaining, "anchors": anchors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the cooldown of ``state_dict``."""
+        self._level, self._remaining = int(state["level"]), int(state["remaining"])
+        anchored = zip(self._parameters, state["anchors"], strict=False)
+        self._anchors = {id(p): anchor.detach().clone().to(p.device) for p, anchor in anchored}

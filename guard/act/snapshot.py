@@ -1,0 +1,204 @@
+"""Healthy states kept in memory, so that a rollback costs milliseconds.
+
+A snapshot is a *candidate* until enough clean steps followed it; only then is it a place to return to,
+because an explosion shows one or two steps after the update that caused it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guard.act import rng
+from guard.act.buffers import Buffers
+from guard.act.stores import BufferStore, OptimizerStore, Place, TensorStore
+from guard.config import SnapshotConfig
+from guard.observe.shards import version
+
+GENERATORS = "guard.generators"
+
+
+class Stateful(Protocol):
+    """Anything a rollback can rewind."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state, or a view that ``copy.deepcopy`` can copy."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Continues from ``state_dict``'s answer."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Snapshot:
+    """One state of everything that a training step changes."""
+
+    step: int = -1
+    clean_steps: int = 0
+    healthy: bool = False
+    returns: int = 0
+    parameters: TensorStore = field(default_factory=TensorStore)
+    buffers: BufferStore = field(default_factory=BufferStore)
+    optimizer: OptimizerStore = field(default_factory=OptimizerStore)
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    generators: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, place: Place) -> Snapshot:
+        """An empty one; buffers stay on their device, since the next forward changes them."""
+        return cls(parameters=TensorStore(place), optimizer=OptimizerStore(place))
+
+    def wait(self) -> None:
+        """Before the weights change: lets that happen after they have been copied."""
+        self.parameters.wait()
+        self.optimizer.wait()
+
+
+class Subject:
+    """What is saved and restored: model, optimizer, named states, random number generators."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, states: Mapping[str, Stateful]) -> None:
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        self._parameters: list[Tensor] = list({id(p): p for p in (*model.parameters(), *trained)}.values())
+        self._buffers = Buffers(model)
+        self._optimizer = optimizer
+        self._states = dict(states)
+
+    def save_to(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
+        """Copies the present state into ``snapshot``, but for the named states in ``leave``."""
+        snapshot.parameters.save(self._parameters)
+        snapshot.buffers.save(self._buffers)
+        snapshot.optimizer.save(self._optimizer)
+        for name, stateful in self._states.items():
+            if name not in leave:
+                snapshot.states[name] = copy.deepcopy(stateful.state_dict())
+        if GENERATORS not in leave:
+            snapshot.generators = rng.capture()
+
+    def restore_from(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
+        """Puts ``snapshot`` back, but for the named states in ``leave``."""
+        snapshot.parameters.restore(self._parameters)
+        snapshot.buffers.restore(self._buffers)
+        snapshot.optimizer.restore(self._optimizer)
+        for name, stateful in self._states.items():
+            if name not in leave:
+                stateful.load_state_dict(copy.deepcopy(snapshot.states[name]))
+        if GENERATORS not in leave:
+            rng.restore(snapshot.generators)
+
+    def version(self) -> tuple[int, int]:
+        """Changes whenever a parameter, a buffer or the optimizer's state was loaded anew."""
+        moments = [v for s in self._optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        buffers = [b for b in self._buffers.read() if b is not None]
+        return len(moments), sum(version(t) for t in (*self._parameters, *buffers, *moments))
+
+
+class SnapshotRing:
+    """The last few snapshots and their health."""
+
+    def __init__(self, config: SnapshotConfig, subject: Subject) -> None:
+        self._config = config
+        self._subject = subject
+        self._held: list[Snapshot] = []
+        self._free: list[Snapshot] = []
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot should be taken after ``step``."""
+        return step % self._config.every_steps == 0 and self.is_new(step)
+
+    def is_new(self, step: int) -> bool:
+        """Whether a snapshot can be taken after ``step``: there is none of it, and room for one."""
+        newest = self._held[-1].step if self._held else -1
+        return step > newest and self._has_room()
+
+    def take(self, step: int, *, healthy: bool = False) -> None:
+        """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""
+        snapshot = self._slot()
+        self._subject.save_to(snapshot)
+        snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
+        self._held.append(snapshot)
+
+    def retake(self, *, leave: frozenset[str]) -> None:
+        """Saves the present state over the newest snapshot, but for the named states in ``leave``."""
+        self._subject.save_to(self._held[-1], leave=leave)
+
+    def before_step(self) -> None:
+        """The weights are about to change."""
+        if self._held:
+            self._held[-1].wait()
+
+    def reset(self) -> None:
+        """Forgets all snapshots; their memory is used again."""
+        self._drop(list(self._held))
+
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest snapshot, 0 where there is none."""
+        return self._held[-1].step if self._held else 0
+
+    def is_fresh(self, step: int) -> bool:
+        """Whether the newest snapshot is a candidate of the state after ``step``, and nothing followed it."""
+        return bool(self._held) and self._held[-1].step == step and not self._held[-1].healthy
+
+    def clean_step(self, step: float = math.inf) -> None:
+        """A clean step led to ``step``: candidates from before it come nearer to being healthy."""
+        for snapshot in self._held:
+            if not snapshot.healthy and snapshot.step < step:
+                snapshot.clean_steps += 1
+                snapshot.healthy = snapshot.clean_steps >= self._config.clean_steps
+
+    def doubt(self) -> None:
+        """A step was not clean: candidates may hold the cause of it and are dropped."""
+        self._drop([s for s in self._held if not s.healthy])
+
+    def has_healthy(self) -> bool:
+        """Whether there is a snapshot to return to."""
+        return any(s.healthy for s in self._held)
+
+    def spent(self) -> Snapshot | None:
+        """The only healthy snapshot, if it was returned to twice without success."""
+        healthy = [s for s in self._held if s.healthy]
+        return healthy[0] if len(healthy) == 1 and healthy[0].returns >= 2 else None
+
+    def target(self) -> Snapshot | None:
+        """The snapshot a rollback returns to: the newest healthy one.
+
+        One that was returned to twice without success gives way to an older one, if there is any.
+        """
+        healthy = [s for s in self._held if s.healthy]
+        if len(healthy) > 1 and healthy[-1].returns >= 2:
+            self._drop([healthy[-1]])
+            healthy.pop()
+        return healthy[-1] if healthy else None
+
+    def restore(self, snapshot: Snapshot, *, leave: frozenset[str]) -> None:
+        """Returns to ``snapshot``; what was taken after it is dropped."""
+        self._drop([s for s in self._held if s.step > snapshot.step])
+        snapshot.returns += 1
+        self._subject.restore_from(snapshot, leave=leave)
+
+    def _slot(self) -> Snapshot:
+        if self._free:
+            return self._free.pop()
+        if len(self._held) < self._config.keep:
+            return Snapshot.at(self._config.place)
+        oldest = next(s for s in self._held if s.healthy)
+        self._held.remove(oldest)
+        return oldest
+
+    def _has_room(self) -> bool:
+        """A candidate is left to prove itself, and the last healthy snapshot is never given up."""
+        used = len(self._held)
+        return used < self._config.keep or sum(s.healthy for s in self._held) > 1
+
+    def _drop(self, snapshots: list[Snapshot]) -> None:
+        for snapshot in snapshots:
+            self._held.remove(snapshot)
+            self._free.append(snapshot)

@@ -1,0 +1,180 @@
+"""Copies of tensors in memory that is allocated once and then reused.
+
+The optimizer's state is copied tensor by tensor, in place, because ``load_state_dict`` replaces its
+tensors and so leaves every cached list of them stale.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard.act.buffers import Buffers
+from guard.observe.shards import laid_out, layout, locals_of
+
+Place = Literal["device", "host"]
+
+
+class TensorStore:
+    """A copy of a list of tensors (of sharded ones: this rank's part); saved and restored in one call.
+
+    Args:
+        place: ``host`` puts the copies of CUDA tensors into pinned host memory; they are made on a stream of
+            their own, beside the work that follows. Then call ``wait`` before the tensors are changed.
+    """
+
+    def __init__(self, place: Place = "device") -> None:
+        self._place = place
+        self._copies: list[Tensor] = []
+        self._devices: list[torch.device] = []
+        self._ready_on: torch.device | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._ready: torch.cuda.Event | None = None
+
+    @torch.no_grad()
+    def save(self, tensors: Sequence[Tensor]) -> None:
+        """Copies ``tensors``; allocates only when their number, shapes, dtypes or devices changed."""
+        parts = locals_of(tensors)
+        if not self.fits(tensors):
+            self._copies = [self._room_for(part) for part in parts]
+            self._devices = [part.device for part in parts]
+        if self._place == "host" and any(part.is_cuda for part in parts):
+            self._copy_beside(parts)
+        elif parts:
+            torch._foreach_copy_(self._copies, parts)
+
+    @torch.no_grad()
+    def restore(self, tensors: Sequence[Tensor]) -> None:
+        """Writes the copies back into ``tensors``, in place."""
+        self.wait()
+        if tensors:
+            torch._foreach_copy_(locals_of(tensors), self._copies, non_blocking=self._ready is not None)
+
+    def wait(self) -> None:
+        """Lets what is launched from now on begin after the copies are whole; the host does not wait."""
+        if self._ready is not None:
+            torch.cuda.current_stream(self._ready_on).wait_event(self._ready)
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether ``tensors`` have the number, shapes, dtypes and devices of those that were copied."""
+        parts = locals_of(tensors)
+        return len(parts) == len(self._copies) and all(
+            a.shape == b.shape and a.dtype == b.dtype and device == b.device
+            for a, device, b in zip(self._copies, self._devices, parts, strict=True)
+        )
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """The copies, on the devices of what was copied; valid until the next ``save``."""
+        self.wait()
+        return [copy.to(device) for copy, device in zip(self._copies, self._devices, strict=True)]
+
+    def _room_for(self, part: Tensor) -> Tensor:
+        if self._place == "host" and part.is_cuda:
+            return torch.empty_like(part, device="cpu", pin_memory=True)
+        return torch.empty_like(part)
+
+    def _copy_beside(self, parts: Sequence[Tensor]) -> None:
+        """After all that was launched so far, and beside what is launched from now on."""
+        self._ready_on = next(part.device for part in parts if part.is_cuda)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._ready_on)
+        self._stream.wait_stream(torch.cuda.current_stream(self._ready_on))
+        with torch.cuda.stream(self._stream):
+            torch._foreach_copy_(self._copies, list(parts), non_blocking=True)
+        self._ready = self._stream.record_event()
+
+
+class BufferStore:
+    """A copy of a model's buffers, of which some may be None."""
+
+    def __init__(self) -> None:
+        self._tensors = TensorStore()
+        self._present: list[bool] = []
+
+    def save(self, buffers: Buffers) -> None:
+        """Copies the present buffers."""
+        now = buffers.read()
+        self._present = [buffer is not None for buffer in now]
+        self._tensors.save([buffer for buffer in now if buffer is not None])
+
+    def restore(self, buffers: Buffers) -> None:
+        """Writes the copies back."""
+        copies = iter(self._tensors.copies)
+        buffers.write([next(copies) if present else None for present in self._present])
+
+
+class OptimizerStore:
+    """A copy of an optimizer's state and of the hyperparameters of its groups."""
+
+    def __init__(self, place: Place = "device") -> None:
+        self._tensors = TensorStore(place)
+        self._layouts: list[Any] = []
+        self._slots: list[tuple[int, str]] = []
+        self._values: dict[int, dict[str, Any]] = {}
+        self._groups: list[dict[str, Any]] = []
+
+    def save(self, optimizer: Optimizer) -> None:
+        """Copies the state of every parameter and the settings of every group."""
+        self._slots, tensors, self._values = _flatten(optimizer)
+        self._tensors.save(tensors)
+        self._layouts = [layout(tensor) for tensor in tensors]
+        self._groups = [
+            {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def wait(self) -> None:
+        """As ``TensorStore.wait``."""
+        self._tensors.wait()
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Writes the copy back: in place where the layout is the same, else by rebuilding the state."""
+        slots, tensors, values = _flatten(optimizer)
+        if (slots, _keys(values)) == (self._slots, _keys(self._values)) and self._tensors.fits(tensors):
+            self._tensors.restore(tensors)
+            self._write_values(optimizer)
+        else:
+            self._rebuild(optimizer)
+        for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
+            group.update(copy.deepcopy(saved))
+
+    def _rebuild(self, optimizer: Optimizer) -> None:
+        parameters = _parameters(optimizer)
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
+        for (index, key), copied, laid in zip(self._slots, self._tensors.copies, self._layouts, strict=True):
+            optimizer.state[parameters[index]][key] = laid_out(copied.clone(), laid)
+        self._write_values(optimizer)
+
+    def _write_values(self, optimizer: Optimizer) -> None:
+        parameters = _parameters(optimizer)
+        for index, values in self._values.items():
+            optimizer.state[parameters[index]].update(copy.deepcopy(values))
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _flatten(optimizer: Optimizer) -> tuple[list[tuple[int, str]], list[Tensor], dict[int, dict[str, Any]]]:
+    slots: list[tuple[int, str]] = []
+    tensors: list[Tensor] = []
+    values: dict[int, dict[str, Any]] = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                slots.append((index, key))
+                tensors.append(value)
+            else:
+                values.setdefault(index, {})[key] = copy.deepcopy(value)
+    return slots, tensors, values
+
+
+def _keys(values: dict[int, dict[str, Any]]) -> list[tuple[int, list[str]]]:
+    return [(index, list(entries)) for index, entries in values.items()]

@@ -1,0 +1,1 @@
+"""Agree: all ranks hold the same numbers before any of them decides."""

@@ -1,0 +1,65 @@
+"""The slow faults: a loss that creeps up, and a gradient that fades away."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+_MEMORY = 64
+"""Past levels that are remembered."""
+_VANISHED = math.log(100)
+"""A norm has vanished when it stays this far below what it was, beyond what the loss has fallen by."""
+
+
+class SlowTrend:
+    """Past levels of loss and gradient norm, one for each block of steps, on the log scale.
+
+    A fault is told once; the memory then starts anew, so that only a further rise or fall is told again.
+    """
+
+    __slots__ = ("_grads", "_losses")
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=_MEMORY)
+        self._grads: deque[float] = deque(maxlen=_MEMORY)
+
+    def drift(self, loss: float, threshold: float) -> float | None:
+        """The lowest past level, when the loss has risen above it by the threshold and is still rising."""
+        losses = self._losses
+        if len(losses) < 2 or not losses[-2] < losses[-1] < loss:
+            return None
+        lowest = min(losses)
+        return lowest if loss - lowest >= threshold else None
+
+    def vanished(self, loss: float | None, grad: float) -> float | None:
+        """The highest past norm, if the norm has fallen from it by far more than the loss (None: unknown)."""
+        if not self._grads:
+            return None
+        highest = max(self._grads)
+        fallen = highest - grad
+        if fallen < _VANISHED:
+            return None
+        if loss is not None:
+            fallen -= max(0.0, self._losses[self._grads.index(highest)] - loss)
+        return highest if fallen >= _VANISHED else None
+
+    def push(self, loss: float, grad: float | None) -> None:
+        """Remembers the levels of a block."""
+        self._losses.append(loss)
+        self._grads.append(-math.inf if grad is None else grad)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._losses.clear()
+        self._grads.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists."""
+        return {"losses": list(self._losses), "grads": [None if g == -math.inf else g for g in self._grads]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        self.clear()
+        for loss, grad in zip(state["losses"], state["grads"], strict=True):
+            self.push(loss, grad)

@@ -1,0 +1,99 @@
+"""From a verdict to an action: the ladder clip, skip, roll back, halt. Pure and equal on every rank."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Literal
+
+from guard.config import BudgetConfig
+from guard.types import Decision, Rung, Verdict
+
+
+class EscalationLadder:
+    """Counts skips and rollbacks and picks the rung. Its counters survive a rollback.
+
+    Where no step was applied since the last rollback, the state is the healthy one already and it is the
+    data that is bad: then it skips on instead of rolling back to where it stands.
+    """
+
+    def __init__(self, budget: BudgetConfig, on_suspect: Literal["skip", "clip"]) -> None:
+        self._budget = budget
+        self._suspect_rung: Rung = on_suspect
+        self._skips_in_a_row = 0
+        self._advanced = True
+        self._rollbacks: deque[int] = deque()
+
+    def decide(self, verdict: Verdict, *, attempt: int, can_roll_back: bool) -> Decision:
+        """Picks the rung for the step attempt ``attempt`` and counts it.
+
+        Args:
+            verdict: what the detector says of this step.
+            attempt: number of step attempts so far; never goes back.
+            can_roll_back: whether a healthy snapshot exists.
+        """
+        decision = self._choose(verdict, can_roll_back and self._advanced)
+        if decision.rung == "rollback":
+            decision = self._spend_rollback(attempt, decision)
+        elif decision.rung == "skip":
+            self._skips_in_a_row += 1
+        else:
+            self._skips_in_a_row = 0
+            self._advanced = True
+        return decision
+
+    def rollbacks_left(self, attempt: int) -> int:
+        """Rollbacks that the budget still allows in the window that ends with this attempt."""
+        spent = sum(number > attempt - self._budget.window_steps for number in self._rollbacks)
+        return max(0, self._budget.rollbacks - spent)
+
+    def _choose(self, verdict: Verdict, can_roll_back: bool) -> Decision:
+        if verdict.kind == "spike":
+            return self._roll_back_or_skip(f"{verdict.signal} spike", can_roll_back)
+        if verdict.kind == "nonfinite":
+            reason = f"{verdict.signal} is not finite"
+            if verdict.signal == "update_norm":  # it is the weights: another batch does not help
+                return self._roll_back_or_skip(reason, can_roll_back)
+            return self._skip(reason, can_roll_back)
+        if verdict.kind == "suspect":
+            if verdict.signal == "update_norm":  # applied already, and no spike
+                return Decision("apply", "update_norm is suspect")
+            if self._suspect_rung == "clip":
+                return Decision("clip", f"{verdict.signal} is suspect")
+            return self._skip(f"{verdict.signal} is suspect", can_roll_back)
+        return Decision("apply", verdict.kind)
+
+    def _skip(self, reason: str, can_roll_back: bool) -> Decision:
+        in_a_row = self._skips_in_a_row + 1
+        if in_a_row >= self._budget.consecutive_skips and can_roll_back:
+            return Decision("rollback", f"{reason}, {in_a_row} steps in a row")
+        if in_a_row >= self._budget.stuck_skips:
+            return Decision("halt", f"{reason}, {in_a_row} steps in a row")
+        return Decision("skip", reason)
+
+    def _roll_back_or_skip(self, reason: str, can_roll_back: bool) -> Decision:
+        return Decision("rollback", reason) if can_roll_back else self._skip(reason, can_roll_back)
+
+    def _spend_rollback(self, attempt: int, decision: Decision) -> Decision:
+        while self._rollbacks and self._rollbacks[0] <= attempt - self._budget.window_steps:
+            self._rollbacks.popleft()
+        self._skips_in_a_row = 0
+        if len(self._rollbacks) >= self._budget.rollbacks:
+            spent = f"{len(self._rollbacks)} rollbacks within {self._budget.window_steps} steps"
+            return Decision("halt", f"{decision.reason}; the budget is spent ({spent})")
+        self._rollbacks.append(attempt)
+        self._advanced = False
+        return decision
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters, as plain numbers."""
+        return {
+            "skips_in_a_row": self._skips_in_a_row,
+            "advanced": self._advanced,
+            "rollbacks": list(self._rollbacks),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the counters of ``state_dict``."""
+        self._skips_in_a_row = int(state["skips_in_a_row"])
+        self._advanced = bool(state["advanced"])
+        self._rollbacks = deque(int(a) for a in state["rollbacks"])

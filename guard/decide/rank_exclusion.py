@@ -1,0 +1,104 @@
+"""A rank whose data stays bad is left out: a batch that looks bad is computed again without its share.
+
+The ladder comes first: a rank is left out only once several bad steps of late were its own, so that one bad
+batch is skipped or rolled back as ever. What is left out is bounded too: data that stays different for long
+is the run's new normal, and the ladder gets to say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.config import ExclusionConfig
+
+if TYPE_CHECKING:
+    from guard.types import Agreed
+
+_ABOVE = 3.0
+"""A rank's own gradient stands out if its norm is this many times the median of the others'."""
+
+
+class RankExclusion:
+    """Whose share of a bad batch is to be left out. Pure, and equal on every rank."""
+
+    def __init__(self, config: ExclusionConfig) -> None:
+        self._config = config
+        self._bad: deque[tuple[int, int]] = deque()
+        self._left_out = 0
+
+    def culprit(
+        self,
+        attempt: int,
+        agreed: Agreed,
+        local_norms: NDArray[np.float64],
+        fine: Callable[[float], bool],
+    ) -> int | None:
+        """The rank that alone makes a batch bad, if it did so often enough to be left out; counts it.
+
+        Args:
+            attempt: the present one.
+            agreed: what is known of the batch.
+            local_norms: each rank's own gradient norm, NaN where it was not taken.
+            fine: whether a batch of this loss would be nothing special.
+        """
+        if self._config.after is None or len(agreed.losses) < 2 or agreed.rejected:
+            return None
+        rank = _outlier(agreed.losses, local_norms, fine)
+        if rank is None:
+            return None
+        self._forget(attempt)
+        self._bad.append((attempt, rank))
+        mine = sum(who == rank for _, who in self._bad)
+        return rank if mine >= self._config.after and self._left_out < self._config.most else None
+
+    def leave_out(self) -> None:
+        """The share that ``culprit`` named was left out, and that helped."""
+        self._left_out += 1
+
+    def _forget(self, attempt: int) -> None:
+        while self._bad and self._bad[0][0] <= attempt - self._config.window_steps:
+            self._bad.popleft()
+        if not self._bad:
+            self._left_out = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters, as plain numbers."""
+        return {"bad": [list(entry) for entry in self._bad], "left_out": self._left_out}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the counters of ``state_dict``."""
+        self._bad = deque((int(attempt), int(rank)) for attempt, rank in state["bad"])
+        self._left_out = int(state["left_out"])
+
+
+def without(agreed: Agreed, rank: int) -> Agreed:
+    """What is known of a batch without the share of one rank: its loss is the mean of the others'."""
+    return replace(agreed, loss=_others(agreed.losses, rank), buffer_jump=None)
+
+
+def _outlier(
+    losses: NDArray[np.float64], norms: NDArray[np.float64], fine: Callable[[float], bool]
+) -> int | None:
+    """The one rank without which the batch is fine: by its loss or, where that is fine, by its gradient."""
+    if not fine(float(losses.mean())):
+        rank = _largest(losses)
+        return rank if fine(_others(losses, rank)) else None
+    rank = _largest(norms)
+    rest = np.delete(norms, rank)
+    stands_out = np.isfinite(rest).all() and not norms[rank] <= _ABOVE * np.median(rest)
+    return rank if stands_out else None
+
+
+def _largest(values: NDArray[np.float64]) -> int:
+    return int(np.argmax(np.where(np.isfinite(values), values, math.inf)))
+
+
+def _others(losses: NDArray[np.float64], rank: int) -> float:
+    return float(np.delete(losses, rank).mean())

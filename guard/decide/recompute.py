@@ -1,0 +1,88 @@
+"""A suspect batch computed once more: what differs the second time was the hardware, not the data.
+
+Healthy hardware repeats a computation (to the bit on the CPU); a flipped bit in an activation or a gradient
+does not happen twice. The second result is the good one then, and the run goes on as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from guard.act import rng
+from guard.types import Agreed
+
+Closure = Callable[[], Tensor | None]
+_DEVICE_TOLERANCE = 1e-3
+"""Kernels on a GPU may add in another order; relative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one computation of a batch gave: each rank's loss and local norm, and the global norm."""
+
+    agreed: Agreed
+    local_norms: NDArray[np.float64]
+    grad_norm: float
+
+
+class Rewinder:
+    """Puts the random number generators back to where a batch's forward began.
+
+    Args:
+        model: its first forward of an attempt marks the place, once ``arm`` has been called.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._handle: Any = None
+        self._generators: dict[str, Any] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the place is known for the present attempt."""
+        return self._generators is not None
+
+    def arm(self) -> None:
+        """A new attempt begins: its first forward will be marked."""
+        self._generators = None
+        if self._handle is None:
+
+            def mark(*_: Any) -> None:
+                if self._generators is None:
+                    self._generators = rng.capture()
+
+            self._handle = self._model.register_forward_pre_hook(mark)
+
+    def rewind(self) -> None:
+        """The next forward draws what the first one of this attempt drew."""
+        if self._generators is not None:
+            rng.restore(self._generators)
+
+
+def faulty_ranks(first: Result, second: Result, device: torch.device) -> list[int]:
+    """The ranks whose two results differ; rank -1 stands for one that cannot be told."""
+    tolerance = 0.0 if device.type == "cpu" else _DEVICE_TOLERANCE
+
+    def differ(a: Any, b: Any) -> Any:
+        return ~np.isclose(a, b, rtol=tolerance, atol=0.0, equal_nan=True)
+
+    ranks = differ(first.agreed.losses, second.agreed.losses)
+    ranks = ranks | differ(first.local_norms, second.local_norms)
+    found = [int(rank) for rank in np.flatnonzero(ranks)]
+    if found or not (differ(first.grad_norm, second.grad_norm) or _buffers_differ(first, second)):
+        return found
+    return [0] if len(ranks) == 1 else [-1]
+
+
+def _buffers_differ(first: Result, second: Result) -> bool:
+    """Buffers were damaged before the forward, and put back before the second: by far, not by rounding."""
+    one, other = (math.nan if r.agreed.buffer_jump is None else r.agreed.buffer_jump for r in (first, second))
+    return not np.isclose(one, other, rtol=_DEVICE_TOLERANCE, equal_nan=True)

@@ -1,0 +1,1 @@
+"""Faults on demand, as a test, a benchmark or a spec asks for them."""

@@ -1,0 +1,164 @@
+"""How far the weights moved: damage to a weight, a moment or the learning rate shows here first.
+
+The distance is taken from a copy of the weights to where they are now, so it holds everything that happened
+in between, also what no gradient explains. Copy and distance are one pass, made once in a few steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guard.observe.gradients import elements
+from guard.observe.norms import square_norms
+from guard.observe.shards import Shards, local
+
+GROUP_ELEMENTS = 1 << 18
+"""So many weights are compared and copied at a time: they stay in the processor's cache."""
+
+
+class Displacement:
+    """The distance that the weights have moved since they were last measured.
+
+    Args:
+        parameters: the weights to watch; a copy of them (of sharded ones: of this rank's part) is kept.
+        optimizer: whose learning rate the distance is divided by, where ``stepped`` was told none.
+        every_steps: optimizer steps between two measurements.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, every_steps: int) -> None:
+        self._parameters = list(parameters)
+        self._shards = Shards.of(parameters)
+        self._optimizer = optimizer
+        self._every = every_steps
+        self._places: list[int] = []
+        self._groups: list[_Group] = []
+        self._measured_at = 0
+        self._rates: list[float] = []
+        self._last: NDArray[np.float64] | None = None
+
+    def stepped(self, rate: float) -> None:
+        """A step was applied with this learning rate; the schedule may change it before the next measure."""
+        self._rates.append(rate)
+
+    @torch.no_grad()
+    def start(self, step: int) -> None:
+        """The weights of now, after ``step`` steps, are good: distances begin here."""
+        self._measured_at, self._last = step, None
+        self._rates.clear()
+        if self._places != self._present_places():
+            self._regroup()
+        for group in self._groups:
+            group.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """When it was measured last; the copy is not saved, so the stretch after a resume is a short one."""
+        return {"measured_at": self._measured_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with the rhythm of ``state_dict``."""
+        self._measured_at = int(state["measured_at"])
+
+    def due(self, step: int) -> bool:
+        """Whether the weights after ``step`` steps are to be measured."""
+        return step - self._measured_at >= self._every
+
+    @torch.no_grad()
+    def measure(self, step: int) -> tuple[float, float | None]:
+        """The distance since the last measurement; the next one begins here.
+
+        Returns:
+            The mean distance of one step; and the whole in units of ``every_steps`` times the mean learning
+            rate of its steps, None while that is zero. After fewer steps than that the unit stays, so that a
+            short stretch is never mistaken for a large movement.
+        """
+        steps, self._measured_at = max(1, step - self._measured_at), step
+        if self._places != self._present_places():
+            self.start(step)
+            return math.nan, None
+        self._last = self._squares(follow=True)
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = math.sqrt(self._last.sum())
+        rate = self._mean_rate()
+        return distance / steps, distance / (rate * self._every) if rate > 0 else None
+
+    def _mean_rate(self) -> float:
+        """Of the stretch that ends here, without its largest: what one wild rate did must stay visible."""
+        rates = sorted(self._rates) or [float(self._optimizer.param_groups[0]["lr"])]
+        self._rates.clear()
+        return fmean(rates[:-1] or rates)
+
+    @torch.no_grad()
+    def distances(self, step: int) -> NDArray[np.float64] | None:
+        """Of each parameter, since the last measurement or, right after one, before it. Nothing is changed.
+
+        Returns:
+            One number a parameter; None where there is nothing to compare with.
+        """
+        squares = self._last if step == self._measured_at else None
+        if squares is None and self._places == self._present_places():
+            squares = self._squares(follow=False)
+        with np.errstate(invalid="ignore"):
+            return None if squares is None else np.sqrt(squares)
+
+    def _squares(self, *, follow: bool) -> NDArray[np.float64]:
+        """The squared distance of each parameter from its copy, which then follows if asked to."""
+        squares = np.zeros(len(self._parameters))
+        with np.errstate(invalid="ignore", over="ignore"):
+            for group in self._groups:
+                np.add.at(squares, group.owners, group.squares())
+                if follow:
+                    group.save()
+        return squares if self._shards is None else self._shards.sum(squares)
+
+    def _present_places(self) -> list[int]:
+        return [local(p).data_ptr() for p in self._parameters]
+
+    def _regroup(self) -> None:
+        """Views of the weights in groups of bounded size, each with room for its copy."""
+        self._places = self._present_places()
+        self._groups = []
+        room = 0
+        for i, parameter in enumerate(self._parameters):
+            for piece in _pieces(local(parameter.detach())):
+                if piece.numel() > room:
+                    self._groups.append(_Group([], [], []))
+                    room = GROUP_ELEMENTS
+                self._groups[-1].add(i, piece)
+                room -= piece.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pieces of weights, the parameter that each belongs to, and their copies."""
+
+    owners: list[int]
+    weights: list[Tensor]
+    copies: list[Tensor]
+
+    def add(self, owner: int, piece: Tensor) -> None:
+        self.owners.append(owner)
+        self.weights.append(piece)
+        self.copies.append(torch.empty_like(piece))
+
+    def squares(self) -> NDArray[np.float64]:
+        """The squared distance of each piece."""
+        return square_norms([elements(d) for d in torch._foreach_sub(self.weights, self.copies)])
+
+    def save(self) -> None:
+        torch._foreach_copy_(self.copies, self.weights)
+
+
+def _pieces(weight: Tensor) -> Sequence[Tensor]:
+    if weight.numel() <= GROUP_ELEMENTS or not weight.is_contiguous():
+        return (weight,)
+    return weight.view(-1).split(GROUP_ELEMENTS)

@@ -1,0 +1,183 @@
+"""Each rank's gradient norm before the all-reduce: it names the rank that a bad gradient came from.
+
+Two ways to see a gradient while it is still local. Post-accumulate-grad hooks, one a parameter, fire before
+DDP's reducer and read the gradient while it is in the cache: cheapest on a CPU. A DDP communication hook sees
+whole buckets: a few kernel launches a bucket instead of one a parameter, which is what counts on a GPU. DDP
+takes one communication hook only, so the user's own is given to the guard and called by it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from guard.errors import GuardError
+from guard.observe.gradients import elements
+from guard.observe.norms import norm
+
+By = Literal["auto", "hooks", "comm"]
+CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
+
+
+class LocalNorms(ABC):
+    """The local L2 norms of the gradients of one backward; make it with ``local_norms``."""
+
+    def __init__(self, ddp: DistributedDataParallel | None) -> None:
+        self._ddp = ddp
+        self._armed = False
+        self._scale = 1.0
+        self._norms: dict[int, Tensor] = {}
+
+    def arm(self, wanted: bool, scale: float = 1.0) -> None:
+        """Says before a backward whether its local norm is wanted, and how its loss is scaled."""
+        self._armed = wanted and (self._ddp is None or self._ddp.require_backward_grad_sync)
+        self._scale = scale
+        self._norms = {}
+
+    def take(self) -> float:
+        """The local L2 norm of the last backward; NaN when it was not asked for."""
+        total = self.total()
+        return math.nan if total is None else float(total) / self._scale
+
+    def total(self) -> Tensor | None:
+        """The same where the gradients are, 0-dim, still multiplied with the scale; None for not taken."""
+        return torch.linalg.vector_norm(torch.stack(list(self._norms.values()))) if self._norms else None
+
+    @abstractmethod
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """Stands for the method of DDP with the same arguments; call it before the first backward."""
+
+    def close(self) -> None:
+        """Removes what can be removed from the model, and measures nothing any more."""
+        self._armed = False
+
+
+class HookNorms(LocalNorms):
+    """By one post-accumulate-grad hook a parameter."""
+
+    def __init__(self, parameters: Sequence[Tensor], ddp: DistributedDataParallel | None) -> None:
+        super().__init__(ddp)
+        self._handles: list[Any] = [
+            parameter.register_post_accumulate_grad_hook(self._hook(i))
+            for i, parameter in enumerate(parameters)
+        ]
+
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """As DDP does."""
+        give_hook(self._ddp, state, hook)
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        super().close()
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        def measure(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            if self._armed and gradient is not None:
+                self._norms[index] = norm(elements(gradient.coalesce() if gradient.is_sparse else gradient))
+
+        return measure
+
+
+class CommNorms(LocalNorms):
+    """By DDP's communication hook; keyed by parameter, because DDP lays its buckets anew after one step."""
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+        super().__init__(ddp)
+        self._inner: tuple[CommHook, Any] = (allreduce_hook, ddp.process_group)
+        ddp.register_comm_hook(None, self._make_hook())
+
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """The hook is called with each bucket after its norms were taken."""
+        if "bucket" not in inspect.signature(hook).parameters:
+            raise GuardError("a communication hook takes (state, bucket): name its second argument bucket")
+        self._inner = (hook, state)
+
+    def _make_hook(self) -> CommHook:
+        """DDP asks for the argument name ``bucket`` and takes no annotation that is a string."""
+
+        def hook(_, bucket):  # type: ignore[no-untyped-def]
+            if self._armed:
+                self._measure(bucket)
+            inner, state = self._inner
+            return inner(state, bucket)
+
+        return hook
+
+    @torch.no_grad()  # autograd's own thread calls it with gradients enabled
+    def _measure(self, bucket: Any) -> None:
+        buffer = bucket.buffer()  # a sparse gradient has a bucket of its own, which lists no gradients
+        found = [buffer.coalesce()] if buffer.is_sparse else bucket.gradients()
+        gradients = [elements(gradient) for gradient in found]
+        parameters = bucket.parameters()
+        if all(gradient.dtype in (torch.float32, torch.float64) for gradient in gradients):
+            norms = torch._foreach_norm(gradients)
+        else:
+            norms = tuple(norm(gradient) for gradient in gradients)
+        self._norms.update({id(p): n.float() for p, n in zip(parameters, norms, strict=True)})
+
+
+def local_norms(parameters: Sequence[Tensor], model: nn.Module, by: By = "auto") -> LocalNorms:
+    """Takes local norms by communication hook (``comm``) or by one hook a parameter (``hooks``).
+
+    ``auto`` is ``comm`` for a DDP model on an accelerator that has no communication hook yet, else ``hooks``.
+
+    Args:
+        parameters: the parameters to watch.
+        model: as the user has it; inside ``torch.compile`` its DDP wrapper is found.
+
+    Raises:
+        GuardError: ``comm`` was asked for and there is no DDP wrapper, or it has a hook already.
+    """
+    ddp = find_ddp(model)
+    if by == "comm":
+        _check_free(ddp)
+    on_device = any(parameter.device.type != "cpu" for parameter in parameters)
+    if ddp is not None and (by == "comm" or (by == "auto" and on_device and not _has_hook(ddp))):
+        return CommNorms(ddp)
+    return HookNorms(parameters, ddp)
+
+
+def find_ddp(model: nn.Module) -> DistributedDataParallel | None:
+    """The DDP wrapper in ``model``, if there is one."""
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        if isinstance(inner, DistributedDataParallel):
+            return inner
+        inner = getattr(inner, "_orig_mod", None)
+    return None
+
+
+def give_hook(ddp: DistributedDataParallel | None, state: Any, hook: CommHook) -> None:
+    """Registers the user's hook on DDP itself, where the guard does not need the place."""
+    if ddp is None:
+        raise GuardError("a communication hook needs a model in DistributedDataParallel: wrap the model")
+    ddp.register_comm_hook(state, hook)
+
+
+def _has_hook(ddp: DistributedDataParallel) -> bool:
+    return bool(getattr(ddp, "_comm_hooks", ()))
+
+
+def _check_free(ddp: DistributedDataParallel | None) -> None:
+    if ddp is None:
+        raise GuardError(
+            "local_norm_by is comm, and the model is not in DistributedDataParallel: "
+            "wrap it, or set local_norm_by to auto"
+        )
+    if _has_hook(ddp):
+        raise GuardError(
+            "local_norm_by is comm, and the model has a communication hook already, of which DDP takes one: "
+            "give it to guard.register_comm_hook instead of the model's, or set local_norm_by to hooks"
+        )

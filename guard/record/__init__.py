@@ -1,0 +1,1 @@
+"""Record: every anomaly counted, journaled and followed to its outcome."""

@@ -1,0 +1,56 @@
+"""What lies in a folder of checkpoints: which are good, which are damaged, which is the newest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.checkpoints.errors import DamagedCheckpoint
+from jobs.checkpoints.manifest import Manifest, parse
+from jobs.run_dir.storage import MANIFEST, Storage, open_storage, shown
+
+
+def checkpoint_folder(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def read_manifest(storage: Storage, name: str) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: it is damaged, foreign, or of another step than the folder's name says.
+    """
+    try:
+        manifest = parse(storage.read(name, MANIFEST))
+    except OSError as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
+    if int(name.removeprefix("step-")) != manifest.step:
+        raise DamagedCheckpoint(f"{MANIFEST} is that of step {manifest.step}")
+    return manifest
+
+
+def manifests(storage: Storage) -> tuple[list[Manifest], dict[str, str]]:
+    """The manifests that can be read, oldest first; and by name what is wrong with the others."""
+    readable, damaged = [], {}
+    for name in storage.names():
+        try:
+            readable.append(read_manifest(storage, name))
+        except DamagedCheckpoint as error:
+            damaged[name] = str(error)
+    return readable, damaged
+
+
+def good_steps(storage: Storage) -> list[int]:
+    """The steps of the good checkpoints, newest first. Their files are not verified here."""
+    return [m.step for m in reversed(manifests(storage)[0]) if m.health == "good"]
+
+
+def newest_step(folder: str | Path) -> int | None:
+    """The step of the newest good checkpoint in a folder or under a URL, None where there is none."""
+    return next(iter(good_steps(open_storage(folder))), None)
+
+
+def checkpoint_name(folder: str | Path, step: int) -> str:
+    """A checkpoint relative to the job's folder; under a URL, all of that but its keys and options."""
+    text = shown(folder)
+    return f"{text if '://' in text else Path(text).name}/{checkpoint_folder(step)}"

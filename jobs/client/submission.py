@@ -1,0 +1,132 @@
+"""How a job is handed to Ray Jobs: its command line, its environment, and where it says its files lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jobs.run_dir.jsonl import read_json, write_bytes_atomic, write_json_atomic
+from jobs.spec.job_spec import JobSpec
+
+SPEC_VARIABLE = "GRADGUARD_SPEC"
+MARK = "gradguard"
+SUPERVISED = "gradguard-supervised"
+NOTES = ".submissions"
+LARGEST_KEPT = 20 << 20
+KEPT_S = 7 * 86_400.0
+"""How large a working directory is kept beside its job's note, packed, and how long."""
+
+RESERVED = ("GRADGUARD_", "RAY_", "TORCH_PROCESS_GROUP_")
+_PACKAGE = re.compile(r"[0-9a-f]{64}\.zip")
+_STOP_GRACEFULLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
+
+
+def entrypoint(*, resume: bool = False) -> str:
+    """The command line, quoted for the shell that Ray runs it in."""
+    return shlex.join(["python", "-m", "jobs.train", "--from-environment", *(["--resume"] if resume else [])])
+
+
+def runtime_env(
+    spec: JobSpec, *, working_dir: str | Path | None = None, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Our packages, the spec, and what the user adds; secrets go here and never on a command line."""
+    from jobs.cluster.session import PACKAGE_ROOT, WORKER_DEFAULTS  # imports Ray
+
+    packages = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
+    variables = {**(env or {}), **WORKER_DEFAULTS, **_STOP_GRACEFULLY, SPEC_VARIABLE: spec.to_yaml()}
+    environment: dict[str, Any] = {"py_modules": packages, "env_vars": variables}
+    return {**environment, "working_dir": str(working_dir)} if working_dir else environment
+
+
+def default_root() -> Path:
+    """Below it lies what a submitted job stores under a relative folder."""
+    return Path.home() / "gradguard"
+
+
+def note_folder(spec: JobSpec) -> None:
+    """A submitted job leaves a note of where its files lie, since its command line need not tell.
+
+    If no service supervises it, the note has its spec and its working directory too: one that adopts it
+    can then start it again, even after the head that it was handed to is gone.
+    """
+    from jobs.cluster.session import JOB_CONFIG_VAR
+
+    config = json.loads(os.environ.get(JOB_CONFIG_VAR) or "{}")
+    submission = _submission_id(config)
+    if submission is None or "/" in submission:
+        return
+    notes = default_root() / NOTES
+    note: dict[str, Any] = {"folder": str(spec.job_dir), "job": spec.name}
+    try:
+        notes.mkdir(parents=True, exist_ok=True)
+        if SUPERVISED not in config["metadata"]:
+            note |= {"spec": spec.model_dump(mode="json"), **_working_dir(config, notes)}
+        write_json_atomic(notes / f"{submission}.json", note)
+    except OSError:
+        return  # a home that cannot be written: the job itself says what it misses
+
+
+def noted(submission_id: str, root: Path | None = None) -> dict[str, Any]:
+    """What a submitted job has said of itself on this machine; nothing if it has not."""
+    if "/" in submission_id:
+        return {}
+    return read_json((root or default_root()) / NOTES / f"{submission_id}.json") or {}
+
+
+def noted_folder(submission_id: str, root: Path | None = None) -> Path | None:
+    """Where the files of a submitted job lie, if it has said so on this machine."""
+    folder = noted(submission_id, root).get("folder")
+    return Path(folder) if isinstance(folder, str) else None
+
+
+def noted_package(note: Mapping[str, Any], root: Path | None = None) -> bytes | None:
+    """The working directory that a note names, as a zip file; None if there is none to be had."""
+    name = note.get("working_dir")
+    if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
+        return None
+    try:
+        descriptor = os.open((root or default_root()) / NOTES / name, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(LARGEST_KEPT + 1)
+    return content if f"{hashlib.sha256(content).hexdigest()}.zip" == name else None
+
+
+def _working_dir(config: Mapping[str, Any], notes: Path) -> dict[str, str]:
+    """Keeps what Ray has unpacked for this job; under its digest, so that the same folder is kept once."""
+    if not (config.get("runtime_env") or {}).get("working_dir"):
+        return {}
+    from jobs.client.errors import Refused
+    from jobs.client.working_dir import pack
+
+    _sweep(notes)
+    try:
+        content = pack(Path.cwd())
+    except Refused as refused:
+        return {"not_kept": str(refused)}
+    if len(content) > LARGEST_KEPT:
+        return {"not_kept": f"the working directory has more than {LARGEST_KEPT >> 20} MiB"}
+    name = f"{hashlib.sha256(content).hexdigest()}.zip"
+    write_bytes_atomic(notes / name, content)
+    return {"working_dir": name}
+
+
+def _sweep(notes: Path) -> None:
+    for path in notes.glob("*.zip"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
+
+
+def _submission_id(config: Mapping[str, Any]) -> str | None:
+    found = (config.get("metadata") or {}).get("job_submission_id")
+    return found if isinstance(found, str) else None

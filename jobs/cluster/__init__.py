@@ -1,0 +1,1 @@
+"""Ray: the session, the driver of a job, the trainer, failures."""

@@ -1,0 +1,181 @@
+"""Runs one job from this process: Ray, the hub, Ray Train in a thread, the live view, the result's files."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from jobs.checkpoints import checkpoint_name, newest_step
+from jobs.cluster.failures import log_failure
+from jobs.cluster.fit import REJECTED, FitThread
+from jobs.cluster.head_watch import HeadDied, HeadWatch
+from jobs.cluster.ray_messages import ray_messages_to
+from jobs.cluster.session import ClusterInfo, check_resources, ray_session
+from jobs.errors import JobError
+from jobs.observability.console import LiveView
+from jobs.observability.driver_events import DriverEvents, interrupts, metrics_at
+from jobs.observability.hub import ensure_hub
+from jobs.placement.plan import worker_resources
+from jobs.report import write_report
+from jobs.report.summary import figures_of_rows
+from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.paths import RunDir
+from jobs.run_dir.result import complete
+from jobs.spec.job_spec import JobSpec
+from jobs.workloads import load_workload
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+HUB_TIMEOUT_S = 5.0
+
+
+def run_job(
+    spec: JobSpec,
+    *,
+    console: Console,
+    address: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "gradguard train SPEC",
+) -> dict[str, Any]:
+    """Trains the job and writes its result and report.
+
+    Args:
+        spec: the job; relative folders are meant from the current directory.
+        console: where the live view goes.
+        address: of a Ray cluster; default: the one of this Ray job, else an embedded one.
+        resume: continue from the newest checkpoint of an unfinished job of this name.
+        overwrite: set an existing job of this name aside and start anew.
+        command: how the user would start this job again, without flags.
+
+    Returns:
+        The contents of result.json.
+
+    Raises:
+        JobError, ClusterError, SpecError: the job cannot run as asked; one line says why.
+    """
+    spec = spec.absolute()
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        spec.total_steps(load_workload(spec).n_train)  # what is wrong with the data shows before Ray starts
+    folder = RunDir(spec.job_dir)
+    started = time.monotonic()
+    with folder.locked():
+        folder.prepare(spec, resume=resume, overwrite=overwrite)
+        outcome = _train(spec, folder, address, console)
+        if outcome["status"] == REJECTED:
+            raise JobError(outcome["error"])
+        result = complete(outcome, spec, time.monotonic() - started, command)
+        _write(folder, result)
+    return result
+
+
+def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console) -> dict[str, Any]:
+    """Trains on a cluster. An embedded one whose head dies is replaced, as often as workers are."""
+    for deaths in itertools.count(1):
+        embedded = False
+        try:
+            with ray_messages_to(folder.log), _cluster(spec, address) as cluster:
+                embedded = cluster.embedded
+                return _follow(spec, folder, cluster, console)
+        except HeadDied as death:
+            log_failure(folder.log, death)
+            if not embedded or deaths > spec.scale.max_failures:
+                return {**_last_kept(spec, folder), "status": "failed", "error": str(death)}
+            console.print(f"{death}: starting Ray again", style="red", markup=False)
+    raise AssertionError("the loop ends by itself")
+
+
+@contextmanager
+def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
+    needed = spec.scale.workers * spec.scale.cpus_per_worker
+    with ray_session(
+        address,
+        max(math.ceil(needed), os.cpu_count() or 1),
+        train_defaults={"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.scale.stall_timeout_s)},
+    ) as cluster:
+        yield cluster
+
+
+def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
+    """Starts the training, shows it until it ends, and passes a Ctrl-C on as a request to stop."""
+    use_gpu = _use_gpu(spec, cluster)
+    check_resources(_resources(spec, use_gpu), workers=spec.scale.fewest_workers)
+    hub = ensure_hub(spec.metrics.port, spec.metrics.host)
+    _tell(lambda: hub.begin.remote(spec.name))
+    scratch = folder.path / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    thread = FitThread(spec, hub, use_gpu=use_gpu, embedded=cluster.embedded, scratch=scratch)
+    with LiveView(console) as view, interrupts() as interrupted:
+        watch = DriverEvents(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
+        where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
+        watch.say(
+            "info", f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
+        )
+        with thread.running():
+            _wait(thread, watch, HeadWatch(cluster), interrupted)
+    outcome = thread.outcome() or {}
+    if "steps" not in outcome:  # it did not come to its own end
+        outcome = {**_last_kept(spec, folder), **outcome}
+    _tell(lambda: hub.end.remote(spec.name, outcome["status"]))
+    shutil.rmtree(scratch, ignore_errors=True)
+    return outcome
+
+
+def _wait(thread: FitThread, watch: DriverEvents, head: HeadWatch, interrupted: threading.Event) -> None:
+    """Until the training ends, or was asked to stop and did not in time."""
+    while not (thread.wait(POLL_S) or watch.out_of_time()):
+        head.check()
+        watch.poll()
+        while not thread.notes.empty():
+            watch.say("error", thread.notes.get())
+        if interrupted.is_set():
+            watch.stop()
+    watch.poll()
+
+
+def _last_kept(spec: JobSpec, folder: RunDir) -> dict[str, Any]:
+    """The result of a job that did not come to its own end: its last checkpoint stands, its rows count."""
+    step = newest_step(spec.checkpoint_place)
+    kept = None if step is None else checkpoint_name(spec.checkpoint_place, step)
+    told = {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
+    return {**told, **figures_of_rows(folder.path)}
+
+
+def _tell(message: Callable[[], Any]) -> None:
+    """Waits until the hub has taken a message; one that is dead at this moment is no reason to fail."""
+    try:
+        ray.get(message(), timeout=HUB_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        logger.warning("the metrics hub does not answer: %s", error)
+
+
+def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:
+    if spec.scale.device == "auto":
+        return cluster.gpus >= spec.scale.fewest_workers
+    return spec.scale.device == "gpu"
+
+
+def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
+    """What the job cannot do without."""
+    each = worker_resources(spec.scale, use_gpu=use_gpu)
+    return {name: spec.scale.fewest_workers * amount for name, amount in each.items()}
+
+
+def _write(folder: RunDir, result: dict[str, Any]) -> None:
+    try:
+        write_json_atomic(folder.result, result)
+        write_report(folder.path)
+    except Exception as error:  # noqa: BLE001 - the training is over: nothing here may undo that
+        logger.warning("cannot write the result or the report in %s: %s", folder.path, error)

@@ -1,0 +1,308 @@
+"""The Ray cluster a job runs on: one that is already there, or an embedded one that ends with the job.
+
+An embedded cluster listens on the loopback interface only, asks every caller for a token that is never
+written to disk, and leaves no process behind. A cluster that was there before is left as it was found.
+"""
+
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants, services
+
+logger = logging.getLogger(__name__)
+
+# Ray Train's defaults are to notice a dead worker after up to 2 s, to wait for a rank that never reports for
+# ever, and to give a process group that hangs 30 s to end.
+TRAIN_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
+}
+# Read by Ray's controller actor, which does not inherit the environment of the driver.
+WORKER_DEFAULTS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
+# Ray starts its workers at 15, where anything else that computes on the machine takes 97 % of a core from
+# them: right on a node for all, wrong where the job is what its user asked this machine for.
+NICENESS = {"RAY_worker_niceness": "0"}
+
+# Left in the environment by `ray.init`.
+SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
+JOB_CONFIG_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+# A unix socket's path has at most 107 bytes, 103 on macOS; Ray's session and socket names take up to 66.
+LONGEST_TEMP_DIR = 37
+CONNECT_TIMEOUT_S = 10.0
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be reached or used; the text says what to set."""
+
+
+class ResourcesError(ClusterError):
+    """The job asks for more than the cluster will ever have."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    """The cluster this process is connected to."""
+
+    embedded: bool
+    address: str
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None,
+    num_cpus: float | None = None,
+    *,
+    log_to_driver: bool = False,
+    train_defaults: Mapping[str, str] | None = None,
+) -> Iterator[ClusterInfo]:
+    """Connect to Ray for the length of the block.
+
+    In this order: a connection this process already has (left open afterwards), `address`, the address in
+    `RAY_ADDRESS` (`ray job submit` sets it), a new embedded cluster with `num_cpus` CPUs (default: those of
+    this machine). `train_defaults` are settings of Ray Train beyond ours. Environment variables that the user
+    has set are never replaced, and all are put back at the end.
+
+    Raises:
+        ClusterError: no cluster answers at the address, or it is of a kind that training cannot use.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_environment({**TRAIN_DEFAULTS, **(train_defaults or {})}))
+        if ray.is_initialized():
+            yield _info(embedded=False)
+            return
+        address = _usable_address(address or os.environ.get("RAY_ADDRESS"))
+        stack.enter_context(_sigterm_handler_kept())
+        if address is None:
+            stack.enter_context(_environment(_embedded_defaults(), replaced={"PYTHONPATH": _python_path()}))
+        stack.callback(ray.shutdown)
+        if address is None:
+            _start(num_cpus, log_to_driver)
+        else:
+            _connect(address, log_to_driver)
+        yield _info(embedded=address is None)
+
+
+def check_resources(needed: Mapping[str, float], *, workers: int = 1) -> None:
+    """Refuse a job that the connected cluster can never run: Ray would wait for ever, without an error.
+
+    `needed` has the totals by Ray's resource name, such as `{"CPU": 4, "GPU": 2}`, of `workers` equal parts.
+    Resources that are merely in use by others are no reason to refuse: the job waits for them.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    problem = shortage(needed, workers, nodes)
+    if problem:
+        raise ResourcesError(problem)
+
+
+def shortage(needed: Mapping[str, float], workers: int, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What is missing on `nodes` and what to set instead, in one line; `None` if the workers fit."""
+    for resource, total in needed.items():
+        have = [node.get(resource, 0.0) for node in nodes]
+        each = total / workers
+        fit = _room(each, have) if each else workers
+        if total > sum(have) + 1e-9:
+            seen = f"needs {_amount(total, resource)}, the cluster has {sum(have):g}"
+        elif fit < workers:
+            asked = f"{_amount(each, resource)} for each of {workers} workers"
+            seen = f"needs {asked}, the cluster's nodes have room for {fit}"
+        else:
+            continue
+        return f"{seen}: {_advice(resource, fit, workers, have)}"
+    return None
+
+
+def _advice(resource: str, fit: int, workers: int, have: Sequence[float]) -> str:
+    ways = [f"scale.workers to {fit}"] if 0 < fit < workers else []
+    if resource == "GPU":
+        ways.append("scale.device to cpu")
+    elif resource == "CPU" and any(have):
+        ways.append(f"scale.cpus_per_worker to {_largest_share(workers, have):g}")
+    return f"set {' or '.join(ways)}" if ways else f"join a cluster that has {resource}"
+
+
+def _room(each: float, have: Sequence[float]) -> int:
+    return sum(math.floor(amount / each + 1e-9) for amount in have)
+
+
+def _largest_share(workers: int, have: Sequence[float]) -> float:
+    """The most that each worker can have if all are to run, to two decimals."""
+    shares = (amount / parts for amount in have if amount for parts in range(1, workers + 1))
+    return math.floor(100 * max(share for share in shares if _room(share, have) >= workers)) / 100
+
+
+def _amount(number: float, resource: str) -> str:
+    plural = "" if number == 1 or resource not in ("CPU", "GPU") else "s"
+    return f"{number:g} {resource}{plural}"
+
+
+def _info(*, embedded: bool) -> ClusterInfo:
+    resources = ray.cluster_resources()
+    return ClusterInfo(
+        embedded=embedded,
+        address=ray.get_runtime_context().gcs_address,
+        cpus=float(resources.get("CPU", 0)),
+        gpus=float(resources.get("GPU", 0)),
+    )
+
+
+def _usable_address(address: str | None) -> str | None:
+    if address and "://" in address:
+        raise ClusterError(
+            f"{address} is not the host:port of a Ray cluster: leave it out (and unset RAY_ADDRESS) to train "
+            "on this machine, or run `ray job submit --address URL -- python -m jobs.train SPEC`"
+        )
+    return None if address in (None, "", "local") else address
+
+
+def _start(num_cpus: float | None, log_to_driver: bool) -> None:
+    try:
+        with _loopback_only():
+            ray.init(
+                address="local",
+                num_cpus=None if num_cpus is None else math.ceil(num_cpus),
+                include_dashboard=False,
+                log_to_driver=log_to_driver,
+                logging_level=logging.ERROR,
+                _temp_dir=_temp_dir(),
+            )
+    except (ConnectionError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ClusterError(
+            f"Ray does not start on this machine ({why}): a very busy machine or one out of memory is a "
+            "reason, Ray's own log in /tmp/ray/session_latest/logs tells more"
+        ) from error
+
+
+def _connect(address: str, log_to_driver: bool) -> None:
+    _check_answers(address)
+    try:
+        ray.init(
+            address=address,
+            runtime_env=worker_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
+            log_to_driver=log_to_driver,
+            logging_level=logging.ERROR,
+        )
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _unusable(address, str(error)) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for ever."""
+    try:
+        host, _, port = str(services.canonicalize_bootstrap_address(address)).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _unusable(address: str, why: str) -> ClusterError:
+    why = why.strip().partition("\n")[0].rstrip(".")
+    return ClusterError(
+        f"no Ray cluster can be used at {address} ({why}): `ray status` on its head node tells the address"
+    )
+
+
+def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
+    """Our packages and settings for the workers, less what the submitted job's own environment already sets
+    (Ray refuses to merge two values of one field)."""
+    submitted = (json.loads(job_config).get("runtime_env") or {}) if job_config else {}
+    taken = submitted.get("env_vars") or {}
+    settings = {name: os.environ.get(name, value) for name, value in WORKER_DEFAULTS.items()}
+    own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
+    if not submitted.keys() & {"working_dir", "py_modules"}:
+        own["py_modules"] = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
+    return own
+
+
+def _embedded_defaults() -> dict[str, str]:
+    """What every process of an embedded cluster inherits."""
+    variables = {
+        **WORKER_DEFAULTS,
+        **NICENESS,
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+    }
+    if not (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        variables["RAY_AUTH_TOKEN"] = _token()
+    return variables
+
+
+def _python_path() -> str:
+    """Lets the workers import this package when it runs from a checkout."""
+    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@cache
+def _token() -> str:
+    """Ray turns token authentication on for a local cluster, and writes a token into the user's home unless
+    it finds one. It keeps the first one it finds as long as the process lives, so there is one a process."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(defaults: Mapping[str, str], *, replaced: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Set the `defaults` that the user has not set, and `replaced`; undo both at the end."""
+    before = {name: os.environ.get(name) for name in {*defaults, *(replaced or {}), *SET_BY_RAY}}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(replaced or {})
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            os.environ.pop(name, None)
+            if old is not None:
+                os.environ[name] = old
+
+
+@contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Ray replaces the handler of SIGTERM and does not put it back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray binds to the loopback interface where it does not support clusters of several nodes (macOS and
+    Windows). It reads the variable for that when it is imported, which is before we get to set it."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _temp_dir() -> str | None:
+    """`None` lets Ray choose (from RAY_TMPDIR or TMPDIR), unless its sockets' paths would be too long."""
+    root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(Path(root) / "ray")) <= LONGEST_TEMP_DIR:
+        return None
+    logger.warning("%s is too long for Ray's sockets; its session files go to /tmp/ray", root)
+    return "/tmp/ray"

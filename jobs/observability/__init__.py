@@ -1,0 +1,1 @@
+"""What a running job reports: rows, events, metrics, the hub, the console."""

@@ -1,0 +1,222 @@
+"""What a run says while it runs: rows in metrics.jsonl, live status and events through the hub."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guard import GradientGuard, StepReport
+from jobs.observability.counter_carryover import CounterCarryover
+from jobs.observability.hub import HubLink
+from jobs.observability.step_log import describe, step_row
+from jobs.run_dir.jsonl import JsonlWriter, cut_back
+from jobs.run_dir.paths import RunDir
+from jobs.spec.job_spec import JobSpec
+
+logger = logging.getLogger(__name__)
+
+STATUS_INTERVAL_S = 0.5
+_RATE_DECAY = 0.95
+
+
+class Progress:
+    """Records and shows one run; only rank 0 speaks.
+
+    Its totals are part of the checkpoint, so that a resumed run reports on the whole.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        folder: RunDir,
+        hub: Any,
+        guard: GradientGuard,
+        total_steps: int,
+        *,
+        rank: int,
+        places: Sequence[str] = (),
+    ) -> None:
+        self._spec = spec
+        self._places = places
+        self._guard = guard
+        self._total_steps = total_steps
+        self._path = folder.metrics if rank == 0 else None
+        self._files = {"metrics": folder.metrics, "incidents": folder.incidents} if rank == 0 else {}
+        self._sizes: dict[str, int] = {}
+        self._rows: JsonlWriter | None = None
+        self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
+        self._told = CounterCarryover(folder.told)
+        self._phase = "starting"
+        self._events: list[dict[str, Any]] = []
+        self._last: StepReport | None = None
+        self._evaluation: dict[str, float] | None = None
+        self._evaluated_step: int | None = None
+        self._failed_writes = 0
+        self._step_seconds = 0.0
+        self._train_seconds = 0.0
+        self._clock = self._next_push = time.perf_counter()
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The metrics of the last evaluation."""
+        return dict(self._evaluation or {})
+
+    @property
+    def evaluated_step(self) -> int | None:
+        """The step of the last evaluation in the history that stands."""
+        return self._evaluated_step
+
+    def step(self, report: StepReport) -> None:
+        """One step attempt is over: a row, a status, an event if the guard did something."""
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        self._train_seconds += seconds
+        decay = _RATE_DECAY if self._step_seconds else 0.0
+        self._step_seconds = decay * self._step_seconds + (1 - decay) * seconds
+        self._last = report
+        if report.rolled_back_to is not None and (self._evaluated_step or 0) > report.rolled_back_to:
+            self._evaluated_step = None
+        special = report.incident is not None or report.overflow
+        wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
+        self._write(step_row(report, seconds, self._guard.layer_norms if wants_layers else None))
+        if special:
+            self.event(*describe(report, self._places))
+        self._push(force=special)
+
+    def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
+        """An evaluation is over."""
+        self._evaluation, self._evaluated_step = metrics, self._guard.steps
+        place = {"attempt": self._guard.attempts, "step": self._guard.steps}
+        self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.event("info", f"step {self._guard.steps}: {figures}")
+
+    def enter(self, phase: str) -> None:
+        """The run is now ``training``, ``evaluating``, ``saving`` or ``finished``."""
+        self._phase = phase
+        self._push(force=True)
+        if phase == "training":
+            self._clock = time.perf_counter()
+
+    def event(self, level: str, text: str) -> None:
+        """Shows a line where the run is watched; ``level`` is info, warning or error."""
+        if self._link is not None:
+            self._events.append(
+                {"time": time.time(), "step": self._guard.steps, "level": level, "text": text}
+            )
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked this job to stop."""
+        return self._link is not None and "stop" in self._link.commands()
+
+    def totals(self) -> dict[str, Any]:
+        """The counts of result.json."""
+        totals = _totals(self._guard)
+        share = totals["guard_seconds"]["sum"] / self._train_seconds if self._train_seconds else 0.0
+        return {**_counters(totals), "clips": totals["steps"]["clipped"], "guard_share": share}
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._path is None:
+            return
+        try:
+            if self._rows is None:
+                self._rows = JsonlWriter(self._path)
+            self._rows.write(row)
+        except OSError as error:
+            self._failed_writes += 1
+            if self._failed_writes == 1:
+                logger.warning("cannot write metrics.jsonl: %s; training goes on", error.strerror)
+                self.event("warning", f"cannot write metrics.jsonl: {error.strerror}; training goes on")
+
+    def _push(self, *, force: bool) -> None:
+        now = time.perf_counter()
+        if self._link is None or self._guard.metrics is None or (now < self._next_push and not force):
+            return
+        self._next_push = now + STATUS_INTERVAL_S
+        events, self._events = self._events, []
+        snapshot = self._told.carry(self._guard.metrics.snapshot())
+        self._link.push(snapshot, self._status(), events, force=True)
+
+    def _status(self) -> dict[str, Any]:
+        report, total_steps = self._last, self._total_steps
+        totals = _totals(self._guard)
+        attempts = max(1, self._guard.attempts)
+        rate = 1 / self._step_seconds if self._step_seconds else None
+        return {
+            "job": self._spec.name,
+            "phase": self._phase,
+            "step": self._guard.steps,
+            "total_steps": total_steps,
+            "epoch": self._epoch(self._guard.steps),
+            "total_epochs": self._spec.train.epochs,
+            "loss": report.loss if report else None,
+            "grad_norm": report.grad_norm if report else None,
+            "clip_share": totals["steps"]["clipped"] / attempts,
+            "steps_per_second": rate,
+            "eta_seconds": (total_steps - self._guard.steps) / rate if rate else None,
+            "counters": _counters(totals),
+            "eval": self._evaluation,
+            "guard_share": self.totals()["guard_share"],
+        }
+
+    def _epoch(self, step: int) -> int | None:
+        epochs = self._spec.train.epochs
+        return None if epochs is None else min(epochs, 1 + step * epochs // self._total_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds trained so far, the last evaluation, and how long the files are at this moment."""
+        return {
+            "train_seconds": self._train_seconds,
+            "evaluation": self._evaluation,
+            "evaluated_step": self._evaluated_step,
+            "files": {name: _size(path) for name, path in self._files.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the totals of ``state_dict``."""
+        self._train_seconds, self._evaluation = state["train_seconds"], state["evaluation"]
+        self._evaluated_step = state["evaluated_step"]
+        self._sizes = {str(name): int(size) for name, size in state["files"].items()}
+
+    def rewind_files(self) -> bool:
+        """Takes the rows off that were written after the state that was loaded: their steps come again.
+
+        Call once, after the state was loaded, or where there was none to load. Rows that are missing, as
+        where checkpoints lie behind a URL and the folder is another one, are told of.
+
+        Returns:
+            Whether there were such rows.
+        """
+        cut = 0
+        for name, path in self._files.items():
+            size = self._sizes.get(name, 0)
+            if _size(path) < size:
+                self.event("warning", f"{path.name} lacks rows of before: this is not the folder of that run")
+            try:
+                cut += cut_back(path, size)
+            except OSError as error:
+                logger.warning("cannot write %s: %s; some rows stand there twice", path.name, error.strerror)
+        return cut > 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _totals(guard: GradientGuard) -> dict[str, Any]:
+    if guard.metrics is None:
+        raise ValueError("a job's guard has metrics: pass them when it is made")
+    totals: dict[str, Any] = guard.metrics.snapshot()["totals"]
+    return totals
+
+
+def _counters(totals: dict[str, Any]) -> dict[str, int]:
+    return {
+        "anomalies": sum(sum(verdicts.values()) for verdicts in totals["anomalies"].values()),
+        "skips": totals["steps"]["skipped"],
+        "rollbacks": sum(totals["rollbacks"].values()),
+        "steps_lost": totals["steps_lost"],
+    }

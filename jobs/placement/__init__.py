@@ -1,0 +1,1 @@
+"""Where the ranks of a job run, and when it moves elsewhere."""

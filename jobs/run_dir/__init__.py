@@ -1,0 +1,1 @@
+"""A job's folder: its paths, its files, and the storage behind it."""

@@ -1,0 +1,124 @@
+"""The folder of a job: what lies where, and what happens when there is a job of that name already."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import JobError, JobFinished
+from jobs.run_dir.jsonl import read_json, write_text_atomic
+from jobs.spec.job_spec import JobSpec
+
+SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
+HISTORY = "checkpoints.jsonl"
+CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
+SAMPLES = "samples.txt"
+TOLD = ".told.json"
+
+
+class RunDir:
+    """The paths of one job's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / SPEC
+        self.metrics = path / METRICS
+        self.incidents = path / INCIDENTS
+        self.checkpoints = path / CHECKPOINTS
+        self.report = path / REPORT
+        self.result = path / RESULT
+        self.log = path / LOG
+        self.told = path / TOLD
+
+    def last_result(self) -> dict[str, Any] | None:
+        """What result.json says, if there is one."""
+        return read_json(self.result)
+
+    def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
+        """Makes the folder ready for a run.
+
+        Raises:
+            JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` nor the spec says
+                what to do, the folder cannot be written, or checkpoints lie already under the URL where those
+                of a new job would go.
+            JobFinished: a finished job would be resumed.
+        """
+        exists, resume = self._holds_work(), resume or spec.resume == "auto"
+        if not resume:
+            _must_be_empty(spec.checkpoint_place)
+        if exists and overwrite:
+            self._set_aside()
+        elif exists and not resume:
+            raise JobError(
+                f"{self.path} already holds a job: continue it with --resume, start anew with --overwrite "
+                "(the old folder is kept beside it), or give another name with --set name=..."
+            )
+        elif exists and (self.last_result() or {}).get("status") == "succeeded":
+            raise JobFinished(
+                f"{self.path} has finished already: nothing to resume; --overwrite starts it anew"
+            )
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(self.spec, spec.to_yaml())
+            self.result.unlink(missing_ok=True)
+        except OSError as error:
+            raise JobError(
+                f"cannot write to {self.path}: {error.strerror}; set storage to another folder"
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one run; the lock goes with the process, however that ends.
+
+        Raises:
+            JobError: another process runs this job now, or the folder cannot be made.
+        """
+        lock = self.path.parent / f".{self.path.name}.lock"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise JobError(
+                f"cannot write to {lock.parent}: {error.strerror}; set storage to another folder"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise JobError(f"{self.path} is being trained by another process now") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _holds_work(self) -> bool:
+        trained = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return trained or self.result.exists() or any(self.checkpoints.glob("step-*"))
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (kept := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(kept)
+
+
+def _must_be_empty(place: str | Path) -> None:
+    """A URL is not moved aside like a folder, and what lies there would be taken for this job's."""
+    if isinstance(place, Path):
+        return
+    from jobs.run_dir.storage import open_storage, shown
+
+    try:
+        taken = bool(open_storage(place).names())
+    except OSError as error:
+        raise JobError(f"cannot read {shown(place)}: {error.strerror or error}") from None
+    if taken:
+        raise JobError(
+            f"{shown(place)} already holds checkpoints: continue with --resume, or start anew with another "
+            "name or train.checkpoint_storage"
+        )

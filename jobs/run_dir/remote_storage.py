@@ -1,0 +1,118 @@
+"""Checkpoints behind a URL: S3, GCS, HDFS through pyarrow, anything else through fsspec."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pyarrow
+from pyarrow import fs
+
+from jobs.errors import JobError
+from jobs.run_dir.storage import DAMAGED, MANIFEST, is_name, shown
+
+
+class RemoteStorage:
+    """Checkpoints under ``url``; options of the file system are part of it, as in
+    ``s3://bucket/folder?region=eu-west-1`` or ``?endpoint_override=http://host:9000``.
+
+    Raises:
+        JobError: no file system for this URL.
+    """
+
+    private = True
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = _file_system(url)
+        self._staging: dict[str, Path] = {}
+
+    def begin(self, name: str) -> None:
+        """Removes an older one of this name, damaged or not, whose files would mix with the new ones."""
+        if name in self._folders():
+            self.remove(name)
+
+    def workspace(self, tag: str) -> Path:
+        if tag not in self._staging:
+            self._staging[tag] = Path(tempfile.mkdtemp(prefix="gradguard-"))
+        return self._staging[tag]
+
+    def put(self, name: str, file: Path) -> None:
+        self._fs.create_dir(f"{self._root}/{name}", recursive=True)
+        with (
+            self._fs.open_output_stream(f"{self._root}/{name}/{file.name}") as out,
+            file.open("rb") as source,
+        ):
+            shutil.copyfileobj(source, out, 1 << 20)
+
+    def commit(self, name: str, tag: str, manifest: bytes) -> None:  # noqa: ARG002 - as in Storage
+        self.replace_manifest(name, manifest)
+
+    def discard(self, tag: str) -> None:
+        if tag in self._staging:
+            shutil.rmtree(self._staging.pop(tag), ignore_errors=True)
+
+    def sweep(self) -> None:
+        whole = self.names()
+        for name in self._folders():
+            if name not in whole and DAMAGED not in self._listing(name):
+                self.remove(name)
+
+    def names(self) -> list[str]:
+        return [name for name in self._folders() if MANIFEST in self._listing(name)]
+
+    def files(self, name: str) -> dict[str, int]:
+        return {file: size for file, size in self._listing(name).items() if file != MANIFEST}
+
+    def read(self, name: str, file: str) -> bytes:
+        with self._fs.open_input_stream(f"{self._root}/{name}/{file}", compression=None) as source:
+            return bytes(source.read())
+
+    def replace_manifest(self, name: str, manifest: bytes) -> None:
+        with self._fs.open_output_stream(f"{self._root}/{name}/{MANIFEST}") as out:
+            out.write(manifest)
+
+    def set_aside(self, name: str) -> None:
+        self._fs.move(f"{self._root}/{name}/{MANIFEST}", f"{self._root}/{name}/{DAMAGED}")
+
+    def remove(self, name: str) -> None:
+        if MANIFEST in self._listing(name):
+            self._fs.delete_file(f"{self._root}/{name}/{MANIFEST}")
+        self._fs.delete_dir(f"{self._root}/{name}")
+
+    def local_copy(self, name: str, into: Path) -> Path:
+        into.mkdir(parents=True, exist_ok=True)
+        for file in self.files(name):
+            path = f"{self._root}/{name}/{file}"
+            with (
+                self._fs.open_input_stream(path, compression=None) as source,
+                (into / file).open("wb") as out,
+            ):
+                shutil.copyfileobj(source, out, 1 << 20)
+        return into
+
+    def _folders(self) -> list[str]:
+        found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        return sorted(i.base_name for i in found if i.type == fs.FileType.Directory and is_name(i.base_name))
+
+    def _listing(self, name: str) -> dict[str, int]:
+        found = self._fs.get_file_info(fs.FileSelector(f"{self._root}/{name}", allow_not_found=True))
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+
+def _file_system(url: str) -> tuple[fs.FileSystem, str]:
+    try:
+        system, path = fs.FileSystem.from_uri(url)
+    except pyarrow.ArrowInvalid:
+        system, path = _from_fsspec(url)
+    return system, path.rstrip("/")
+
+
+def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise JobError(f"{shown(url)} is no place for checkpoints: {error}") from None
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)

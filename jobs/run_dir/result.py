@@ -1,0 +1,46 @@
+"""result.json: how a job ended."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from jobs.run_dir.paths import REPORT
+from jobs.spec.job_spec import JobSpec
+
+MOVING = "moving"
+"""Status of a training that goes on elsewhere; never that of a job."""
+
+
+def complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
+    """result.json: what the loop said, what the driver knows, and how the user would go on."""
+    finished = outcome["status"] == "succeeded"
+    outcome = {name: value for name, value in outcome.items() if name not in ("avoid", "why")}
+    return {
+        **dict.fromkeys(("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost"), 0),
+        "guard_share": 0.0,
+        "metrics": {},
+        "checkpoint": None,
+        "world_size": spec.scale.workers,
+        **outcome,
+        "incidents": outcome.get("anomalies", 0),
+        "seconds": seconds,
+        "report": REPORT,
+        "resume": None if finished else f"{command} --resume",
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the job ran with."""
+    packages = ("gradguard", "torch", "torchvision", "ray")
+    found = {name: _version(name) for name in packages}
+    return {**found, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,207 @@
+"""Where checkpoints lie: a local folder, or a URL of any file system that pyarrow or fsspec knows.
+
+Local: files are written under a temporary name, fsynced, and the folder is renamed. Remote: an object store
+cannot rename a folder, so files are staged on the local disk, uploaded, and the manifest goes last; what
+has no manifest is no checkpoint. In both, one atomic write of the manifest decides.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from jobs.run_dir.jsonl import sync
+
+MANIFEST = "manifest.json"
+DAMAGED = "manifest.damaged.json"
+_NAME = re.compile(r"step-\d{8,}")
+_URL = re.compile(r"\b[a-z][a-z0-9+.\-]*://[^\s'\"]+")
+
+
+class Storage(Protocol):
+    """What the checkpoints need of a place. Errors are ``OSError``."""
+
+    private: bool
+    """Whether every rank has a workspace of its own, rather than all the same."""
+
+    def begin(self, name: str) -> None:
+        """Called once, before any rank puts a file of ``name``."""
+        ...
+
+    def workspace(self, tag: str) -> Path:
+        """A local folder in which this rank writes its files; made if need be."""
+        ...
+
+    def put(self, name: str, file: Path) -> None:
+        """Makes one written file durable as part of the checkpoint ``name``."""
+        ...
+
+    def commit(self, name: str, tag: str, manifest: bytes) -> None:
+        """Makes the checkpoint exist, replacing an older one of its name. All files have been put."""
+        ...
+
+    def discard(self, tag: str) -> None:
+        """Removes a workspace; never raises."""
+        ...
+
+    def sweep(self) -> None:
+        """Removes what killed writers left behind; never raises."""
+        ...
+
+    def names(self) -> list[str]:
+        """The checkpoints, oldest first."""
+        ...
+
+    def files(self, name: str) -> dict[str, int]:
+        """The files of a checkpoint beside its manifest, and their sizes in bytes."""
+        ...
+
+    def read(self, name: str, file: str) -> bytes:
+        """The content of a file."""
+        ...
+
+    def replace_manifest(self, name: str, manifest: bytes) -> None:
+        """Replaces the manifest, at once and whole."""
+        ...
+
+    def set_aside(self, name: str) -> None:
+        """A damaged checkpoint stays for whoever wants to look, and counts no more."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Deletes a checkpoint; its manifest goes first."""
+        ...
+
+    def local_copy(self, name: str, into: Path) -> Path:
+        """A local folder with the checkpoint's files: its own where it is local, else a download."""
+        ...
+
+
+def open_storage(place: str | Path) -> Storage:
+    """The storage at a path or URL.
+
+    Raises:
+        JobError: the URL has a scheme that neither pyarrow nor fsspec knows.
+        OSError: the file system does not answer.
+    """
+    text = str(place)
+    if text.startswith("file://"):
+        return LocalStorage(Path(text.removeprefix("file://")))
+    if "://" in text:
+        from jobs.run_dir.remote_storage import RemoteStorage
+
+        return RemoteStorage(text)
+    return LocalStorage(Path(place))
+
+
+def shown(place: str | Path) -> str:
+    """A place as people are told it: a URL without its user, password and options, which may be keys."""
+    scheme, found, rest = str(place).partition("://")
+    if not found:
+        return str(place)
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def without_keys(text: str) -> str:
+    """A text in which every URL is as ``shown``."""
+    return _URL.sub(lambda url: shown(url[0]), text)
+
+
+def is_name(name: str) -> bool:
+    """Whether a folder of this name may be a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
+class LocalStorage:
+    """Checkpoints in a folder of a local or mounted file system that all ranks share."""
+
+    private = False
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def begin(self, name: str) -> None:
+        """Nothing: an older checkpoint of this name stands until the commit."""
+
+    def workspace(self, tag: str) -> Path:
+        folder = self._temporary(tag)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def put(self, name: str, file: Path) -> None:  # noqa: ARG002 - as in Storage
+        sync(file)
+
+    def commit(self, name: str, tag: str, manifest: bytes) -> None:
+        folder, target = self._temporary(tag), self._root / name
+        _write_synced(folder / MANIFEST, manifest)
+        sync(folder)
+        replaced = self._root / f".{name}.old"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        folder.rename(target)
+        sync(self._root)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def discard(self, tag: str) -> None:
+        shutil.rmtree(self._temporary(tag), ignore_errors=True)
+
+    def sweep(self) -> None:
+        for replaced in self._root.glob(".step-*.old"):
+            target = self._root / replaced.name.removeprefix(".").removesuffix(".old")
+            if not target.exists():  # killed between the two renames: the older one stands
+                replaced.rename(target)
+        for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *self._half()):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        found = (path.name for path in self._root.glob("step-*") if (path / MANIFEST).exists())
+        return sorted(filter(is_name, found))
+
+    def files(self, name: str) -> dict[str, int]:
+        return {
+            path.name: path.stat().st_size for path in (self._root / name).iterdir() if path.name != MANIFEST
+        }
+
+    def read(self, name: str, file: str) -> bytes:
+        return (self._root / name / file).read_bytes()
+
+    def replace_manifest(self, name: str, manifest: bytes) -> None:
+        folder = self._root / name
+        temporary = folder / f".{MANIFEST}.tmp"
+        try:
+            _write_synced(temporary, manifest)
+            temporary.replace(folder / MANIFEST)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(folder)
+
+    def set_aside(self, name: str) -> None:
+        folder = self._root / name
+        (folder / MANIFEST).replace(folder / DAMAGED)
+
+    def remove(self, name: str) -> None:
+        (self._root / name / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self._root / name, ignore_errors=True)
+
+    def local_copy(self, name: str, into: Path) -> Path:  # noqa: ARG002 - as in Storage
+        return self._root / name
+
+    def _half(self) -> list[Path]:
+        """Checkpoints whose removal was cut short."""
+        found = (path for path in self._root.glob("step-*") if is_name(path.name))
+        return [path for path in found if not ((path / MANIFEST).exists() or (path / DAMAGED).exists())]
+
+    def _temporary(self, tag: str) -> Path:
+        return self._root / f".{tag}.tmp"
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,158 @@
+"""The section ``data.augment`` of a spec: what is done to the training images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, PositiveInt, Tag, ValidationInfo, field_validator
+
+from guard.config import Config
+from jobs.spec.init import name_or_section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ColorSpec(Config):
+    """Random changes of colour, each drawn evenly from its range."""
+
+    brightness: Strength = 0.4
+    """Factor between 1 - this and 1 + this."""
+
+    contrast: Strength = 0.4
+    """Factor between 1 - this and 1 + this."""
+
+    saturation: Strength = 0.4
+    """Factor between 1 - this and 1 + this; nothing for grey images."""
+
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """Shift by up to this share of the colour circle; nothing for grey images."""
+
+
+class RandAugmentSpec(Config):
+    """Cubuk et al., "RandAugment" (2020): some operations drawn from fourteen, all of one magnitude."""
+
+    operations: PositiveInt = 2
+    """How many, one after the other."""
+
+    magnitude: int = Field(default=9, ge=0, le=30)
+    """Of all of them, 0 to 30."""
+
+
+class AugMixSpec(Config):
+    """Hendrycks et al., "AugMix" (2020): chains of operations, blended with each other and the original."""
+
+    severity: int = Field(default=3, ge=1, le=10)
+    """Of the operations, 1 to 10."""
+
+    width: PositiveInt = 3
+    """Chains to blend."""
+
+    depth: PositiveInt | None = None
+    """Operations in a chain. Default: one to three, at random."""
+
+    alpha: Positive = 1.0
+    """Of the distributions of the blend."""
+
+
+class ErasingSpec(Config):
+    """Zhong et al., "Random Erasing" (2020): a rectangle is filled with the mean of the data set."""
+
+    probability: Probability = 0.25
+    """That an image loses a rectangle."""
+
+    scale: tuple[Probability, Probability] = (0.02, 0.33)
+    """Smallest and largest area of the rectangle, as a share of the image."""
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _range(value)
+
+
+class AugmentSpec(Config):
+    """Augmentation of the training images. What a section does not name is as in ``standard``."""
+
+    crop: Literal["auto", "none", "pad", "resized"] = "auto"
+    """``pad``: a window of the image with a black margin. ``resized``: a part of any size and shape, scaled
+    to the image size. ``auto``: ``resized`` for image files, else ``pad``."""
+
+    crop_padding: PositiveInt | None = None
+    """Margin of ``pad`` in pixels. Default: an eighth of the image size."""
+
+    crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
+    """Smallest and largest area of ``resized``, as a share of the image."""
+
+    flip: Literal["auto", "none", "horizontal", "vertical", "both"] = "auto"
+    """Mirrors half of the images. ``auto``: ``horizontal``, but ``none`` for characters."""
+
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    """Turns by up to this many degrees, to either side."""
+
+    color: ColorSpec | None = None
+    """Brightness, contrast, saturation, hue; ``{}`` for the usual ranges."""
+
+    randaugment: RandAugmentSpec | None = None
+    """RandAugment; ``{}`` for the usual strength."""
+
+    augmix: AugMixSpec | None = None
+    """AugMix; ``{}`` for the usual strength."""
+
+    erasing: ErasingSpec | None = None
+    """Random erasing; ``{}`` for the usual share."""
+
+    mixup: Strength = 0.0
+    """MixUp of pairs of samples: alpha of Zhang et al. (2018), such as 0.2; 0 for none."""
+
+    cutmix: Strength = 0.0
+    """CutMix of pairs of samples: alpha of Yun et al. (2019), such as 1.0; 0 for none. With ``mixup`` too,
+    each sample gets one of the two."""
+
+    mix_probability: Probability = 1.0
+    """Share of the samples that are mixed by ``mixup`` or ``cutmix``."""
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _range(value)
+
+    @field_validator("crop_padding")
+    @classmethod
+    def _for_pad(cls, value: int | None, info: ValidationInfo) -> int | None:
+        crop = info.data.get("crop")
+        if value is not None and crop not in ("auto", "pad"):
+            raise ValueError(f"is for crop: pad, and crop is {crop}: remove it")
+        return value
+
+    @field_validator("mix_probability")
+    @classmethod
+    def _mixes(cls, value: float, info: ValidationInfo) -> float:
+        if value != 1.0 and not (info.data.get("mixup") or info.data.get("cutmix")):
+            raise ValueError("is for mixup and cutmix: set one of them, or remove it")
+        return value
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with each other."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
+
+    @classmethod
+    def of(cls, choice: Self | str) -> Self | None:
+        """The long form of ``data.augment``; None for ``none``."""
+        if isinstance(choice, str):
+            return None if choice == "none" else cls()
+        return choice
+
+
+AugmentChoice = Annotated[
+    Annotated[Literal["none", "standard"], Tag("name")] | Annotated[AugmentSpec, Tag("section")],
+    Discriminator(name_or_section),
+]
+"""``none``, ``standard``, or the whole section."""
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("must be the smallest and the largest share, both above 0, as [0.1, 1.0]")
+    return value

@@ -1,0 +1,191 @@
+"""What is wrong with a spec, said so that it can be put right without reading the code."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from jobs.spec.schema import Part, annotation_at, dotted, leaf_paths, section_of
+
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SpecProblem:
+    """One thing wrong with a spec.
+
+    Attributes:
+        path: dotted path of the field, for example ``guard.clip.max_norm``; empty for the whole file.
+        value: what was found there; None where there is nothing worth quoting.
+        message: the rule that is broken, and what is allowed.
+        suggestion: the spelling or the value that was probably meant.
+        where: file and line, or the command-line override, that it comes from.
+    """
+
+    path: str
+    value: object
+    message: str
+    suggestion: str | None = None
+    where: str = ""
+
+    def __str__(self) -> str:
+        field = self.path if self.value is None else f"{self.path} = {_quoted(self.value)}"
+        line = ": ".join(part for part in (self.where, field, self.message) if part)
+        return line if self.suggestion is None else f"{line}; {self.suggestion}"
+
+
+class SpecError(ValueError):
+    """A spec cannot be used; ``problems`` has all that is wrong with it, ``str()`` is one line for each."""
+
+    def __init__(self, problems: Sequence[SpecProblem]) -> None:
+        super().__init__(problems)
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str | None:
+    """A question naming the option nearest to a misspelt word, None if none is near."""
+    by_lower = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f'did you mean "{by_lower[near[0]]}"?' if near else None
+
+
+def unknown_field(model: type[BaseModel], parts: Sequence[Part]) -> tuple[str, str | None]:
+    """Message and suggestion for a field that does not exist; the name may be right in another section."""
+    section = section_of(annotation_at(model, parts[:-1]))
+    allowed = list(section.model_fields) if section else []
+    name = str(parts[-1]) if parts else ""
+    suggestion = did_you_mean(name, allowed)
+    elsewhere = [path for path in leaf_paths(model) if path.rpartition(".")[2] == name]
+    if elsewhere:
+        suggestion = f'did you mean "{elsewhere[0]}"?'
+    return f"unknown field (allowed: {', '.join(allowed)})", suggestion
+
+
+def related(
+    message: str, *, value: object, field: str = "", suggestion: str | None = None
+) -> PydanticCustomError:
+    """What a validator raises to name a field within the section that it validates."""
+    context = {"text": message, "field": field, "value": value, "suggestion": suggestion}
+    return PydanticCustomError("related", "{text}", context)
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], data: object, where: Mapping[str, str]
+) -> list[SpecProblem]:
+    """Translates pydantic's findings; the alternatives of a union become one problem.
+
+    Args:
+        error: raised while validating ``data`` against ``model``.
+        model: the model that the data should fit.
+        data: the document, to tell its keys from the labels that pydantic puts into locations.
+        where: the source of each dotted path; the empty path is the document itself.
+    """
+    merged: dict[str, SpecProblem] = {}
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # a default that waits for a field which is a problem itself
+        problem = _problem(detail, model, data, where)
+        first = merged.get(problem.path)
+        merged[problem.path] = problem if first is None else _either(first, problem)
+    return list(merged.values())
+
+
+def _problem(
+    detail: ErrorDetails, model: type[BaseModel], data: object, where: Mapping[str, str]
+) -> SpecProblem:
+    parts = list(_real_parts(detail, data))
+    context = detail.get("ctx", {})
+    value, suggestion = detail["input"], context.get("suggestion")
+    if detail["type"] == "related":
+        parts += [context["field"]] if context["field"] else []
+        message, value = context["text"], context["value"]
+    elif detail["type"] == "extra_forbidden":
+        message, suggestion = unknown_field(model, parts)
+    elif detail["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", context["expected"])
+        message = f"must be one of {', '.join(options)}"
+        suggestion = did_you_mean(str(value), options)
+    else:
+        message, suggestion = _plain(detail["msg"]), _in_other_words(detail)
+    quoted = None if detail["type"] == "missing" or isinstance(value, dict) else value
+    return SpecProblem(dotted(parts), quoted, message, suggestion, _source(parts, where))
+
+
+def _either(first: SpecProblem, second: SpecProblem) -> SpecProblem:
+    message = f"{first.message}, or {second.message.removeprefix('must be ')}"
+    return SpecProblem(first.path, first.value, message, first.suggestion or second.suggestion, first.where)
+
+
+def _real_parts(detail: ErrorDetails, data: object) -> Iterator[Part]:
+    """The location without the labels of union members, which name nothing in the document."""
+    *inner, last = detail["loc"] or ("",)
+    for part in inner:
+        if _has(data, part):
+            data = data[part]  # type: ignore[index]
+            yield part
+    if last != "" and (_has(data, last) or detail["type"] == "missing" or not inner):
+        yield last
+
+
+def _has(data: object, part: Part) -> bool:
+    if isinstance(data, dict):
+        return part in data
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
+
+
+def _source(parts: Sequence[Part], where: Mapping[str, str]) -> str:
+    """The source of a field, or of the nearest section around it that has one."""
+    for end in range(len(parts), -1, -1):
+        if (path := dotted(parts[:end])) in where:
+            return where[path]
+    return ""
+
+
+def _plain(message: str) -> str:
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    message = re.sub(r"a valid dictionary or instance of \w+|an object", "a section of fields", message)
+    message = message.replace("Field required", "is required")
+    return re.sub(r"String should (have|match)", r"must \1", message)
+
+
+def _in_other_words(detail: ErrorDetails) -> str | None:
+    """What to write instead of a value of the wrong type, where that is plain."""
+    kind, value = detail["type"], detail["input"]
+    if kind == "bool_type" and isinstance(value, str):
+        truth = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
+        return f"write {truth}" if truth else None
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    if kind in ("int_type", "float_type") and isinstance(value, str) and _is_number(value):
+        return "write it without quotes"
+    if kind == "string_type" and isinstance(value, int | float | bool):
+        return "write it in quotes"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(value: object) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def single(message: str, *, where: str, path: str = "", value: Any = None) -> SpecError:
+    """The error of a spec that cannot be read any further."""
+    return SpecError([SpecProblem(path, value, message, where=where)])

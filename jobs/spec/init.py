@@ -1,0 +1,70 @@
+"""The section ``model.init`` of a spec: how the weights begin."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from guard.config import Config
+
+Scheme = Literal["default", "kaiming", "xavier", "orthogonal", "truncated_normal", "lsuv"]
+LayerScheme = Literal["default", "kaiming", "xavier", "orthogonal", "truncated_normal"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def name_or_section(value: Any) -> str:
+    """Tells the short form of a section, a name, from its long form."""
+    return "section" if isinstance(value, dict | Config) else "name"
+
+
+class LayerInit(Config):
+    """Another scheme for the layers whose names match a pattern."""
+
+    match: str = Field(min_length=1)
+    """Module names, with * and ? as in file names: ``layer4.*``, ``*.attention.*``, ``fc``."""
+
+    scheme: LayerScheme
+    """What these layers begin with; ``default`` leaves them as the model's own constructor made them."""
+
+    gain: Positive = 1.0
+    """The weights are multiplied with this."""
+
+    std: Positive = 0.02
+    """Standard deviation of ``truncated_normal``."""
+
+
+class InitSpec(Config):
+    """How the weights begin. A name alone is the same as ``{scheme: name}``."""
+
+    scheme: Scheme = "default"
+    """``default``: as the model's constructor does. ``kaiming``: variance 2 / fan-in, for ReLU. ``xavier``:
+    2 / (fan-in + fan-out), for tanh and linear layers. ``orthogonal``. ``truncated_normal``: cut at two
+    standard deviations. ``lsuv``: orthogonal, then each layer scaled to output variance 1 on real data.
+    All but ``default`` set the biases of these layers to zero."""
+
+    gain: Positive = 1.0
+    """The weights are multiplied with this."""
+
+    std: Positive = 0.02
+    """Standard deviation of ``truncated_normal``."""
+
+    residual: Literal["keep", "zero", "depth_scaled"] = "keep"
+    """Last layer of each residual branch. ``zero``: the branch begins as nothing, the block as the identity.
+    ``depth_scaled``: its weights are divided by the square root of the number of branches, as in GPT-2."""
+
+    layers: tuple[LayerInit, ...] = ()
+    """Exceptions by name; the first that matches a layer counts."""
+
+    @field_validator("gain")
+    @classmethod
+    def _has_effect(cls, value: float, info: ValidationInfo) -> float:
+        if value != 1.0 and info.data.get("scheme") in ("default", "lsuv"):
+            raise ValueError("is for kaiming, xavier, orthogonal and truncated_normal: remove it")
+        return value
+
+
+InitChoice = Annotated[
+    Annotated[Scheme, Tag("name")] | Annotated[InitSpec, Tag("section")], Discriminator(name_or_section)
+]
+"""A scheme's name, or the whole section."""

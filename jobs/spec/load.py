@@ -1,0 +1,132 @@
+"""Reads a spec file, YAML or JSON, and remembers on which line each field stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.spec.errors import SpecError, single
+from jobs.spec.schema import dotted
+from jobs.spec.yaml_text import lines_of, load_yaml
+
+_MOST_BYTES = 1 << 17
+
+
+@dataclass(slots=True)
+class Document:
+    """A parsed spec and, for messages, where each field of it was written."""
+
+    data: dict[str, Any]
+    where: dict[str, str] = field(default_factory=dict)
+
+
+def read_document(path: Path) -> Document:
+    """Parses a spec file.
+
+    Raises:
+        SpecError: it cannot be read, its syntax is wrong, or it is not a mapping.
+    """
+    parse = _parse_json if path.suffix.lower() == ".json" else _parse_yaml
+    return _parsed(_read(path), str(path), parse)
+
+
+def parse_document(text: str, label: str = "spec") -> Document:
+    """Parses a spec that is YAML text already; ``label`` stands for the file in messages.
+
+    Raises:
+        SpecError: its syntax is wrong, or it is not a mapping.
+    """
+    return _parsed(_checked(text, label), label, _parse_yaml)
+
+
+def _parsed(text: str, label: str, parse: Callable[[str, str], Document]) -> Document:
+    try:
+        document = parse(text, label)
+    except RecursionError:
+        raise single("nested too deeply to be a spec", where=label) from None
+    document.where[""] = label
+    return document
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.expanduser().read_bytes()
+    except FileNotFoundError:
+        raise single("no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise single("is a folder; a spec is one YAML or JSON file", where=str(path)) from None
+    except OSError as error:
+        raise single(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if len(content) > _MOST_BYTES:
+        raise single(f"has {len(content)} bytes; a spec has at most {_MOST_BYTES}", where=str(path))
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise single("is not a text file (UTF-8)", where=str(path)) from None
+    return _checked(text, str(path))
+
+
+def _checked(text: str, label: str) -> str:
+    if "\0" in text:
+        raise single("is not a text file (it has NUL bytes)", where=label)
+    if not text.strip():
+        raise single("is empty", where=label)
+    return text
+
+
+def _parse_yaml(text: str, label: str) -> Document:
+    try:
+        node, data = load_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, label) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise single(f"is not valid YAML: {_one_line(error)}", where=label) from None
+    if not isinstance(data, dict):
+        raise _not_a_mapping(data, label)
+    where = {dotted(parts): f"{label}:{line}" for parts, line in lines_of(node, ())}
+    return Document(data, where)
+
+
+def _parse_json(text: str, label: str) -> Document:
+    try:
+        data = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        where = f"{label}:{error.lineno}:{error.colno}"
+        raise single(f"is not valid JSON: {error.msg}", where=where) from None
+    except ValueError as error:
+        raise single(f"is not valid JSON: {_one_line(error)}", where=label) from None
+    if not isinstance(data, dict):
+        raise _not_a_mapping(data, label)
+    return Document(data)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f'the key "{key}" is given twice')
+        seen[key] = value
+    return seen
+
+
+def _not_a_mapping(data: object, label: str) -> SpecError:
+    kind = (
+        "nothing but comments" if data is None else "a list" if isinstance(data, list) else "a single value"
+    )
+    return single(f"holds {kind}; a spec is a mapping of fields, such as `seed: 0`", where=label)
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, label: str) -> SpecError:
+    mark = error.problem_mark or error.context_mark
+    where = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
+    context = f" ({error.context})" if error.context else ""
+    return single(f"is not valid YAML: {_one_line(error.problem)}{_one_line(context)}", where=where)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split(" ")).replace("\n", " ")

@@ -1,0 +1,107 @@
+"""Optimizers and learning-rate schedules of a spec, from torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from jobs.spec.optim import OptimizerSpec, ScheduleSpec
+from jobs.training.muon import MuonWithAdamW
+
+DecayOn = Literal["auto", "all", "weights"]
+
+
+def build_optimizer(
+    spec: OptimizerSpec,
+    parameters: Iterable[Tensor],
+    *,
+    decay_on: DecayOn = "all",
+    tables: Iterable[Tensor] = (),
+) -> Optimizer:
+    """The optimizer of the spec over ``parameters``; the fused implementation where there is one.
+
+    Args:
+        spec: algorithm and rates.
+        parameters: those that take no gradient are left out.
+        decay_on: ``weights`` spares what has fewer than two dimensions, that is norms and biases, the weight
+            decay; ``auto`` does so for adamw and muon.
+        tables: of two dimensions, but not for muon; see ``tables_of``.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    if spec.name == "muon":
+        return _muon(spec, trained, decay_on, {id(p) for p in tables})
+    groups = _groups(trained, spec, decay_on)
+    if spec.name == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=spec.lr,
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+            nesterov=spec.nesterov,
+            fused=True,
+        )
+    kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+
+
+def tables_of(model: nn.Module) -> list[Tensor]:
+    """Embeddings and the last linear layer: their rows stand for tokens or classes, so that a step which is
+    orthogonal as a matrix means nothing (Jordan et al., "Muon: An optimizer for hidden layers ...", 2024)."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    return [*embeddings, *linear[-1:]]
+
+
+def _muon(spec: OptimizerSpec, trained: list[Tensor], decay_on: DecayOn, tables: set[int]) -> Optimizer:
+    inner = [p for p in trained if p.ndim == 2 and id(p) not in tables]
+    chosen = {id(p) for p in inner}
+    return MuonWithAdamW(
+        [{"params": inner}] if inner else [],
+        _groups([p for p in trained if id(p) not in chosen], spec, decay_on),
+        lr=spec.lr,
+        momentum=spec.momentum,
+        betas=spec.betas,
+        weight_decay=spec.weight_decay,
+    )
+
+
+def _groups(trained: list[Tensor], spec: OptimizerSpec, decay_on: DecayOn) -> list[dict[str, Any]]:
+    weights_only = decay_on == "weights" or (decay_on == "auto" and spec.name in ("adamw", "muon"))
+    spared = [p for p in trained if p.ndim < 2]
+    if not weights_only or not spec.weight_decay or not spared:
+        return [{"params": trained}] if trained else []
+    weights = [p for p in trained if p.ndim >= 2]
+    return [*([{"params": weights}] if weights else []), {"params": spared, "weight_decay": 0.0}]
+
+
+def build_schedule(spec: ScheduleSpec, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+    """The schedule of the spec: a function of the step alone, so that it resumes and rewinds exactly."""
+    return LambdaLR(optimizer, schedule_factor(spec, total_steps))
+
+
+def schedule_factor(spec: ScheduleSpec, total_steps: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied with after ``step`` steps: a linear warm-up, then the decay."""
+    fall = spec.fall_steps(total_steps)
+    begin = total_steps - fall
+
+    def factor(step: int) -> float:
+        if step < spec.warmup_steps:
+            return (step + 1) / spec.warmup_steps
+        progress = min(1.0, (step - begin) / fall) if fall and step > begin else 0.0
+        return spec.final + (1.0 - spec.final) * _FALLS[spec.name](progress)
+
+    return factor
+
+
+_FALLS: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "wsd": lambda progress: 1.0 - progress,
+}

@@ -1,0 +1,71 @@
+"""The pre-flight of a job: one batch of its own data through its own model, before the first step."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from guard.preflight import PreflightReport, run_preflight
+from jobs.data.cursor import DataCursor
+from jobs.errors import JobError
+from jobs.run_dir.jsonl import write_text_atomic
+
+if TYPE_CHECKING:
+    from jobs.observability.progress import Progress
+    from jobs.run_dir.paths import RunDir
+    from jobs.spec.job_spec import JobSpec
+    from jobs.workloads.base import Workload
+
+FILE = "preflight.json"
+_MOST_SAMPLES, _FEWEST_SAMPLES = 64, 8
+_MOST_TOKENS = 2048
+"""Of text; more tell nothing new, and their logits alone may fill the memory of a machine without a GPU."""
+
+
+def before_first_step(
+    spec: JobSpec, workload: Workload, model: nn.Module, folder: RunDir, progress: Progress
+) -> None:
+    """Runs the pre-flight on rank 0, tells the verdict, and keeps it in ``preflight.json``.
+
+    Raises:
+        JobError: on all ranks, when the verdict is bad and the spec says ``preflight: strict``.
+    """
+    if spec.preflight == "off":
+        return
+    distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    device = next(model.parameters()).device
+    stop = torch.zeros(1, device=device)
+    line = "the pre-flight of rank 0 found the network unfit"
+    if not distributed or dist.get_rank() == 0:
+        report = fly(spec, workload, model)
+        line = report.line()
+        progress.event("info" if report.fine else "warning", line)
+        _keep(report, folder, progress)
+        stop.fill_(float(spec.preflight == "strict" and not report.fine))
+    if distributed:
+        dist.broadcast(stop, src=0)  # rank 0's decision; every rank comes here before its first step
+    if stop.item():
+        raise JobError(f"{line}; preflight: warn trains nevertheless")
+
+
+def fly(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
+    """The pre-flight on the first samples that the job will train on; the model is left as it was."""
+    at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # what fits into memory
+    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids
+    tokens: int = getattr(workload, "tokens_per_sample", None) or 1
+    most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once), max(1, _MOST_TOKENS // tokens))
+    ids = ids[:most]
+    batch = workload.train_batch(ids, 0, next(model.parameters()).device)
+    return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
+
+
+def _keep(report: PreflightReport, folder: RunDir, progress: Progress) -> None:
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    try:
+        write_text_atomic(folder.path / FILE, text + "\n")
+    except OSError as error:
+        progress.event("warning", f"cannot write {FILE}: {error.strerror}; training goes on")

@@ -1,0 +1,107 @@
+"""The regularizers of a job: what is added to the loss and the gradients, and what is done to the weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from guard.act.regularize import elastic_net_, gradient_noise_, orthogonal_penalty
+from jobs.workloads.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from jobs.spec.regularize import RegularizeSpec
+
+_NOISE_DECAY = 0.55  # Neelakantan et al. (2015), section 3
+
+
+class Regularizer:
+    """Acts on one rank's copy of the model; every rank does the same, so that copies stay equal.
+
+    Args:
+        spec: what to do.
+        model: the bare module.
+        total_steps: of the run, for schedules.
+        seed: of the gradient noise.
+
+    Raises:
+        WorkloadError: a pattern matches no parameter.
+    """
+
+    def __init__(self, spec: RegularizeSpec, model: nn.Module, *, total_steps: int, seed: int) -> None:
+        self._spec = spec
+        self._total_steps = total_steps
+        self._seed = seed
+        self._all = [p for p in model.parameters() if p.requires_grad]
+        self._selected = _selected(spec, model)
+        self._matrices = [p for p in self._selected if p.ndim >= 2]
+
+    def strength(self, step: int) -> float:
+        """What l1, l2 and orthogonal are multiplied with after ``step`` steps: 0 to 1."""
+        spec = self._spec
+        rise = min(1.0, (step + 1) / spec.warmup_steps) if spec.warmup_steps else 1.0
+        progress = min(1.0, step / max(1, self._total_steps))
+        fall = {"none": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        return rise * fall[spec.fade]
+
+    def strengths(self, step: int) -> dict[str, float]:
+        """What is in force after ``step`` steps, by the spec's names; only what the spec asks for."""
+        spec, factor = self._spec, self.strength(step)
+        moving = {"l1": spec.l1, "l2": spec.l2, "orthogonal": spec.orthogonal}
+        fixed = {
+            "label_smoothing": spec.label_smoothing,
+            "z_loss": spec.z_loss,
+            "dropout": spec.dropout,
+            "stochastic_depth": spec.stochastic_depth,
+        }
+        noise = {"gradient_noise": spec.gradient_noise * (1 + step) ** -_NOISE_DECAY}
+        now = {**{name: value * factor for name, value in moving.items() if value}, **fixed, **noise}
+        return {name: value for name, value in now.items() if value or name in moving}
+
+    def penalty(self, step: int) -> Tensor | None:
+        """What is added to the loss of every micro-batch; None where nothing is."""
+        if not self._spec.orthogonal:
+            return None
+        return self._spec.orthogonal * self.strength(step) * orthogonal_penalty(self._matrices)
+
+    def noise_(self, step: int, loss_scale: float) -> None:
+        """Adds noise to the gradients, once for each optimizer step, after the last backward.
+
+        The gradients are equal on all ranks by then, and so is the noise.
+
+        Args:
+            step: optimizer steps so far.
+            loss_scale: that the gradients still carry.
+        """
+        variance = self._spec.gradient_noise
+        if variance:
+            std = math.sqrt(variance) * (1 + step) ** (-_NOISE_DECAY / 2) * loss_scale
+            seed = np.random.SeedSequence([self._seed, step]).generate_state(1, np.uint64)[0]
+            gradients = [p.grad for p in self._all if p.grad is not None]
+            gradient_noise_(gradients, std=std, seed=int(seed))
+
+    def after_step_(self, step: int, lr: float) -> None:
+        """The proximal step; call it only when the optimizer's step was really applied.
+
+        Args:
+            step: optimizer steps before that one.
+            lr: the rate of that one.
+        """
+        factor = lr * self.strength(step)
+        elastic_net_(self._selected, l1=factor * self._spec.l1, l2=factor * self._spec.l2)
+
+
+def _selected(spec: RegularizeSpec, model: nn.Module) -> list[Tensor]:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not spec.parameters:
+        return [p for p in named.values() if p.ndim >= 2]
+    for index, pattern in enumerate(spec.parameters):
+        if not fnmatch.filter(named, pattern):
+            some = ", ".join(list(named)[:6])
+            raise WorkloadError(
+                f'regularize.parameters[{index}] = "{pattern}": matches no parameter; there are {some} ...'
+            )
+    return [p for name, p in named.items() if any(fnmatch.fnmatchcase(name, x) for x in spec.parameters)]

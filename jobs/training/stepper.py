@@ -1,0 +1,122 @@
+"""One optimizer step: micro-batches, mixed precision, regularizers, the guard, and the moving average."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from guard import FaultInjector, GradientGuard, StepReport
+from guard.act import rng
+from jobs.training.regularize import Regularizer
+
+if TYPE_CHECKING:
+    from jobs.workloads.base import Workload
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepper:
+    """Everything that one step needs, on one rank.
+
+    Attributes:
+        workload: makes batches and losses.
+        model: the module, or its DDP wrapper.
+        optimizer: stepped by the guard.
+        guard: made with ``scaler``.
+        regularizer: acts on the loss, the gradients and the weights.
+        faults: to be injected.
+        device: of the model.
+        precision: of the forward pass.
+        micro_batches: parts in which a rank's share of the batch goes through the model.
+        scaler: of the loss, for fp16.
+        average: moving average of the weights.
+    """
+
+    workload: Workload
+    model: nn.Module
+    optimizer: Optimizer
+    guard: GradientGuard
+    regularizer: Regularizer
+    faults: FaultInjector
+    device: torch.device
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    micro_batches: int = 1
+    scaler: torch.amp.GradScaler | None = None
+    average: AveragedModel | None = None
+
+    def step(self, ids: NDArray[np.int64], epoch: int) -> StepReport:
+        """Trains on this rank's share of a global batch; its gradient is that of the mean over the batch.
+
+        Args:
+            ids: sample ids, a multiple of ``micro_batches`` of them.
+            epoch: of the batch.
+        """
+        self.optimizer.zero_grad()
+        step = self.guard.steps
+        generators = rng.capture()
+        self._gradients(ids, epoch, step)
+
+        def again() -> None:
+            rng.restore(generators)  # what the workload draws before its forward pass is part of the batch
+            self.faults.repeat()
+            self._gradients(ids, epoch, step)
+
+        report = self.guard.step(again, settle=False)
+        if report.applied:
+            self.regularizer.after_step_(step, report.learning_rate)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        if self.guard.metrics is not None:
+            self.guard.metrics.regularization(self.regularizer.strengths(self.guard.steps))
+        self.guard.settle()  # now a snapshot holds all that the step has changed
+        return report
+
+    def _gradients(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
+        parts = np.split(ids, self.micro_batches)
+        for number, part in enumerate(parts, start=1):
+            with self._exchanging(number == len(parts)):
+                self._backward(part, epoch, step)
+        self.regularizer.noise_(step, self.scaler.get_scale() if self.scaler else 1.0)
+
+    def _backward(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
+        batch = self.faults.batch(self.workload.train_batch(ids, epoch, self.device))
+        with autocast(self.device, self.precision):
+            loss = self.workload.loss(self.model, batch)
+        penalty = self.regularizer.penalty(step)
+        loss = self.faults.loss(loss if penalty is None else loss + penalty)
+        self.guard.backward(loss, weight=1.0 / self.micro_batches)
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients cross the network once for each step, with the last micro-batch."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which the forward pass of a precision runs."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:
+    """The loss scale that fp16 needs, so that small gradients do not become zero."""
+    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+
+
+def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of the bare model's weights and buffers; None without a decay."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,0 +1,61 @@
+"""The app: routes, limits, errors, and its own description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from jobs.run_dir.result import versions
+from service.api import file_routes, job_routes, own_metrics
+from service.api.context import Context
+from service.api.limits import Buckets, Gate
+from service.api.own_metrics import Counted, ServiceMetrics, add_metrics
+from service.api.problems import ProblemDocument, add_handlers
+from service.page import specs, static_files, stream_routes
+
+LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+
+
+def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
+    """The HTTP API of a service.
+
+    Args:
+        service: what it serves.
+        hosts: the names by which it may be called; all if None. On loopback it is called by loopback names
+            only, so that no page in a browser reaches it under a name of its own.
+    """
+    app = FastAPI(
+        title="GradGuard",
+        version=versions()["gradguard"],
+        summary="Training jobs: handed in, followed, stopped, continued.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.context = service
+    app.state.wrong_tokens = Buckets(
+        service.limits.wrong_tokens_per_minute / 60, service.limits.wrong_tokens_per_minute
+    )
+    metrics = ServiceMetrics(service)
+    more = APIRouter(responses=own_metrics.router.responses)
+    add_metrics(more, metrics)
+    api = (job_routes.router, file_routes.router, own_metrics.router, more)
+    page = (static_files.router, stream_routes.router, specs.router)
+    for router in (*api, *page):
+        app.include_router(router)
+    add_handlers(app)
+    app.add_middleware(Gate, limits=service.limits, hosts=hosts)
+    app.add_middleware(Counted, metrics=metrics)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI, with the problem documents that all endpoints share."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,150 @@
+"""``gradguard check``: is the spec valid, and does its network begin in good health?"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from jobs.errors import JobError
+from jobs.spec.job_spec import JobSpec
+from service.cli.options import SetOption, SpecArgument
+
+if TYPE_CHECKING:
+    from guard.preflight import LrRange, PreflightReport
+
+BAD_VERDICT = 1
+
+
+def check(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the whole spec, defaults included.")] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Send one batch through the model.")
+    ] = True,
+    lr_range: Annotated[
+        bool, typer.Option("--lr-range", help="Also look for a good learning rate, over some batches.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the layers: .svg, .png, .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Validate a spec and run its pre-flight; nothing is trained. Exit code 1 if the verdict is bad."""
+    job = JobSpec.load(spec, overrides or [])
+    console = Console(highlight=False)
+    if show:
+        console.print(job.to_yaml(), end="", markup=False, soft_wrap=True)
+        return
+    line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
+    if not as_json:
+        console.print(line, markup=False, soft_wrap=True)
+    flight, rates = _fly(job, lr_range=lr_range) if preflight and job.preflight != "off" else (None, None)
+    if plot and flight:
+        _draw(flight, rates, plot)
+    if as_json:
+        typer.echo(json.dumps(_document(job, flight, rates), allow_nan=False))
+    elif flight:
+        _show(console, flight, rates)
+    if flight and not flight.fine:
+        raise typer.Exit(BAD_VERDICT)
+
+
+def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | None]:
+    import torch  # takes a second, and a mere validation needs none of it
+
+    from jobs.data.errors import DataError
+    from jobs.init import build_initialized
+    from jobs.training.lr_range import find_learning_rates
+    from jobs.training.preflight import fly
+    from jobs.workloads import load_workload
+
+    try:
+        workload = load_workload(job)
+    except DataError as error:
+        raise DataError(f"{error}; check --no-preflight looks at the spec alone") from None
+    job.total_steps(workload.n_train)
+    on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
+    model = build_initialized(job, workload).to("cuda" if on_gpu else "cpu")
+    flight = fly(job, workload, model)
+    if not lr_range:
+        return flight, None
+    return flight, find_learning_rates(job, workload, model, tell=lambda line: typer.echo(line, err=True))
+
+
+def _document(job: JobSpec, flight: PreflightReport | None, rates: LrRange | None) -> dict[str, Any]:
+    return {
+        "job": job.name,
+        "preflight": flight.to_dict() if flight else None,
+        "lr_range": _range(rates) if rates else None,
+    }
+
+
+def _range(rates: LrRange) -> dict[str, Any]:
+    losses = [loss if math.isfinite(loss) else None for loss in rates.losses]
+    return {
+        "rates": rates.rates,
+        "losses": losses,
+        "suggested": rates.suggested,
+        "largest": rates.largest,
+    }
+
+
+def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> None:
+    figures_of = ("mean", "std", "growth", "dead", "gradient", "per weight")
+    names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never cut short
+    table = Table(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
+    for layer in flight.layers:
+        style = "red" if layer.name == flight.layer else None
+        figures = (layer.mean, layer.std, layer.growth)
+        shares = (layer.grad_norm, layer.relative_gradient) if layer.weight_norm else ()
+        cells = [f"{value:.3g}" for value in figures] + [f"{layer.dead_share:.0%}"]
+        table.add_row(layer.name, layer.kind, *cells, *(f"{v:.3g}" for v in shares), style=style)
+    console.print(table)
+    console.print(
+        f"growth per layer: signal {flight.growth_forward:.3g}, gradient {flight.growth_backward:.3g}; "
+        f"loss {flight.loss:.4g}, gradient norm {flight.grad_norm:.4g}"
+    )
+    if rates:
+        console.print(_advice(rates))
+    color = "green" if flight.fine else "red"
+    console.print(flight.line(), style=color, markup=False, soft_wrap=True)
+
+
+def _advice(rates: LrRange) -> str:
+    if rates.suggested is None:
+        return f"learning rate: the loss fell at no rate from {rates.rates[0]:.2g} to {rates.rates[-1]:.2g}"
+    limit = "no rate was too high" if rates.largest is None else f"it blows up above {rates.largest:.2g}"
+    return f"learning rate: try optimizer.lr={rates.suggested:.2g}; {limit}"
+
+
+def _draw(flight: PreflightReport, rates: LrRange | None, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6 if rates is None else 9), layout="constrained")
+    signal, gradient, *rest = figure.subplots(2 if rates is None else 3, squeeze=True)
+    places = range(len(flight.layers))
+    signal.plot(places, [layer.rms for layer in flight.layers], marker=".", label="rms of the output")
+    weighted = [(place, la.relative_gradient) for place, la in enumerate(flight.layers) if la.weight_norm]
+    gradient.plot(*zip(*weighted, strict=True), marker=".", color="C1", label="gradient norm / weight norm")
+    for axes in (signal, gradient):
+        axes.set_yscale("symlog", linthresh=1e-8)
+        axes.legend()
+        for place in places:
+            if flight.layers[place].name == flight.layer:
+                axes.axvline(place, color="C3", alpha=0.5)
+    signal.set_title(flight.line()[:120], fontsize="small")
+    gradient.set_xlabel("layer, in the order of the forward pass")
+    if rates:
+        rest[0].plot(rates.rates, rates.losses, color="C2")
+        rest[0].set(xscale="log", xlabel="learning rate", ylabel="loss")
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise JobError(f"{path}: {error}") from None
+    except OSError as error:
+        raise JobError(f"{error.filename or path}: {error.strerror}") from None

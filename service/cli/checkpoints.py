@@ -1,0 +1,196 @@
+"""``gradguard checkpoints``: what a job can return to; is it whole, what changed, and the model of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.checkpoints.errors import DamagedCheckpoint
+from jobs.checkpoints.listing import checkpoint_folder, manifests
+from jobs.checkpoints.manifest import Manifest
+from jobs.errors import JobError
+from jobs.run_dir.paths import CHECKPOINTS, SPEC
+from jobs.run_dir.storage import Storage, open_storage, shown
+from jobs.spec.job_spec import JobSpec
+
+if TYPE_CHECKING:
+    from jobs.checkpoints.load import Content
+
+DAMAGED = 1
+SHOWN = 40
+
+
+def add_checkpoint_commands(app: typer.Typer) -> None:
+    """Registers ``checkpoints``."""
+    app.command()(checkpoints)
+
+
+def checkpoints(
+    job: Annotated[str, typer.Argument(help="A job's folder, or the folder or URL of its checkpoints.")],
+    check: Annotated[
+        bool, typer.Option("--verify", help="Read every byte; exit code 1 if any differs.")
+    ] = False,
+    compare: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="STEP STEP", help="Which tensors differ, and by how much."),
+    ] = None,
+    export: Annotated[
+        int | None, typer.Option(metavar="STEP", help="Write the model of this step to the file --to.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="FILE.safetensors, or FILE.pt for a state dict.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List a job's checkpoints; verify, compare or export them. Nothing is changed."""
+    if (export is None) != (to is None):
+        raise JobError("--export STEP and --to FILE belong together: write both")
+    place, storage = _find(job)
+    try:
+        if export is not None and to is not None:
+            _export(storage, export, to)
+        elif compare is not None:
+            _compare(storage, compare, as_json=as_json)
+        else:
+            _list(place, storage, check=check, as_json=as_json)
+    except OSError as error:
+        raise JobError(f"cannot read {place}: {error.strerror or error}") from None
+
+
+def _find(job: str) -> tuple[str, Storage]:
+    """Where a job's checkpoints lie: as its spec says, in its folder, or just here."""
+    place: str | Path = job
+    folder = Path(job)
+    if "://" not in job:
+        if not folder.is_dir():
+            raise JobError(f"there is no folder {job}: name a job's folder, as in runs/NAME, or a URL")
+        if (folder / CHECKPOINTS).is_dir():
+            place = folder / CHECKPOINTS
+        if (folder / SPEC).exists():
+            spec = JobSpec.load(folder / SPEC)
+            place = spec.checkpoint_place if spec.train.checkpoint_storage else place
+    return shown(place), open_storage(place)
+
+
+def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:
+    readable, damaged = manifests(storage)
+    rows = [_row(manifest) for manifest in readable]
+    if check:
+        damaged |= _verify(storage, readable)
+    rows += [{"step": int(name.removeprefix("step-"))} for name in damaged if name not in _names(readable)]
+    for row in rows:
+        row["problem"] = damaged.get(checkpoint_folder(row["step"]))
+        row["state"] = "damaged" if row["problem"] else row.get("health")
+    rows.sort(key=lambda row: row["step"])
+    if as_json:
+        typer.echo(json.dumps({"place": place, "verified": check, "checkpoints": rows}, allow_nan=False))
+    else:
+        _show(place, rows, check=check)
+    if damaged:
+        raise typer.Exit(DAMAGED)
+
+
+def _row(manifest: Manifest) -> dict[str, Any]:
+    told = json.loads(manifest.render())  # what is not finite is text there
+    fields = ("step", "attempt", "health", "created", "world_size", "metrics", "versions")
+    return {**{field: told[field] for field in fields}, "bytes": manifest.size}
+
+
+def _names(readable: list[Manifest]) -> set[str]:
+    return {checkpoint_folder(manifest.step) for manifest in readable}
+
+
+def _verify(storage: Storage, readable: list[Manifest]) -> dict[str, str]:
+    from jobs.checkpoints.load import verify  # imports torch, as the three below do
+
+    problems = {}
+    for name in sorted(_names(readable)):
+        try:
+            verify(storage, name)
+        except DamagedCheckpoint as error:
+            problems[name] = str(error)
+    return problems
+
+
+def _show(place: str, rows: list[dict[str, Any]], *, check: bool) -> None:
+    console = Console(highlight=False)
+    if not rows:
+        console.print(f"no checkpoints in {place}", soft_wrap=True)
+        return
+    table = Table("step", "state", "saved", "size", "ranks", "metrics", box=None)
+    for row in rows:
+        if "health" not in row:
+            table.add_row(str(row["step"]), row["state"], "", "", "", "")
+            continue
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
+        metrics = ", ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
+        table.add_row(
+            str(row["step"]), row["state"], saved, _size(row["bytes"]), str(row["world_size"]), metrics
+        )
+    console.print(table)
+    for row in rows:
+        if row["problem"]:
+            console.print(f"step {row['step']}: {row['problem']}", style="red", markup=False, soft_wrap=True)
+    if check and not any(row["problem"] for row in rows):
+        console.print(f"{len(rows)} verified: every byte is as it was written")
+
+
+def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None:
+    from jobs.checkpoints.compare import differences
+
+    first, second = (_content(storage, step) for step in steps)
+    found = differences(first, second)
+    if as_json:
+        typer.echo(json.dumps({"steps": steps, "differences": [d.to_dict() for d in found]}, allow_nan=False))
+        return
+    console = Console(highlight=False)
+    table = Table("tensor", "differs in", "largest", "relative", "not finite", box=None)
+    for difference in sorted(found, key=lambda d: -(d.relative or 0.0))[:SHOWN]:
+        nonfinite = "" if difference.nonfinite == (0, 0) else "{} / {}".format(*difference.nonfinite)
+        figures = (_figure(difference.largest), _figure(difference.relative), nonfinite)
+        table.add_row(difference.name, difference.what, *figures)
+    if found:
+        console.print(table)
+    if len(found) > SHOWN:
+        console.print(f"... and {len(found) - SHOWN} more: --json has all")
+    console.print(
+        f"{len(found)} of {len(first.tensors)} tensors differ between steps {steps[0]} and {steps[1]}"
+    )
+
+
+def _export(storage: Storage, step: int, target: Path) -> None:
+    from jobs.checkpoints.export import export_model
+
+    count = export_model(_content(storage, step), target)
+    Console(highlight=False).print(f"{target}: {count} tensors of step {step}", soft_wrap=True)
+
+
+def _content(storage: Storage, step: int) -> Content:
+    from jobs.checkpoints.load import read
+
+    name = checkpoint_folder(step)
+    names = storage.names()
+    if name not in names:
+        there = ", ".join(str(int(other.removeprefix("step-"))) for other in names) or "none"
+        raise JobError(f"there is no checkpoint of step {step}; there are: {there}")
+    try:
+        return read(storage, name)
+    except DamagedCheckpoint as error:
+        raise JobError(f"checkpoint {name} is damaged: {error}") from None
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{float(value):.4g}"
+
+
+def _size(count: int) -> str:
+    amount, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -1,0 +1,243 @@
+"""Commands that look at jobs: list, status, incidents, report. On a folder they need no server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from jobs.errors import JobError
+from jobs.run_dir.paths import RunDir
+from service.cli.jobs import client_at
+from service.cli.options import AddressOption, JsonOption
+
+if TYPE_CHECKING:
+    from jobs.client import Job
+
+REFRESH_S = 1.0
+STYLES = {
+    "succeeded": "green",
+    "running": "cyan",
+    "failed": "red",
+    "halted": "red",
+    "stopped": "yellow",
+    "waiting": "magenta",
+}
+WatchOption = Annotated[
+    bool, typer.Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
+]
+
+
+def add_look_commands(app: typer.Typer) -> None:
+    """Puts the commands on the app."""
+    app.command(name="list")(list_jobs)
+    for command in (status, incidents, report):
+        app.command()(command)
+
+
+def list_jobs(
+    address: AddressOption = None,
+    state: Annotated[list[str] | None, typer.Option("--status", help="Only jobs that are so.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs whose id contains this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    watch: WatchOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    client = client_at(address)
+
+    def found() -> list[Job]:
+        return client.list(status=state or (), name=name, limit=limit)
+
+    def look() -> Look:
+        jobs = found()
+        text = json.dumps([job.info.model_dump(exclude_none=True) for job in jobs]) if as_json else None
+        return Look(text or _table(jobs), over=not watch)
+
+    _show(look)
+
+
+def status(
+    job_id: str,
+    address: AddressOption = None,
+    watch: WatchOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a job is, and what it waits for or why it ended."""
+    client = client_at(address)
+
+    def look() -> Look:
+        job = client.get(job_id)
+        line = f"{job.status}: {job.message}" if job.message else job.status
+        text = job.info.model_dump_json() if as_json else _table([job]) if watch else line
+        return Look(text, over=job.ended or not watch)
+
+    _show(look)
+
+
+def incidents(
+    job: Annotated[str, typer.Argument(help="Id of a job, or its folder.")],
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what the guard acted on."""
+    rows = _incidents(job, address)
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("step", "verdict", "signal", "value", "usually", "action", "to", "outcome", box=None)
+    for row in rows:
+        numbers = [_number(row.get(key)) for key in ("value", "baseline")]
+        words = [str(row.get(key) or "") for key in ("verdict", "signal")]
+        rest = [str(row.get("action") or ""), _text(row.get("rolled_back_to")), str(row.get("outcome") or "")]
+        table.add_row(_text(row.get("step")), *words, *numbers, *rest)
+    _console().print(table if rows else "no incidents")
+
+
+def report(
+    job: Annotated[str, typer.Argument(help="The folder of a job, such as runs/fashion, or its id.")],
+    address: AddressOption = None,
+    to: Annotated[Path | None, typer.Option(help="File for the report of a job that is elsewhere.")] = None,
+    png: Annotated[
+        bool, typer.Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a job, finished or not: report.html, and report.png beside it."""
+    here = address is None and _is_here(job)
+    if png and not here:
+        raise JobError(f"{job} is not a folder: --png draws from the files of a job, such as runs/fashion")
+    path = _local_report(Path(job), png=png) if here else _fetched(job, address, to)
+    typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+
+
+def _is_here(job: str) -> bool:
+    """What looks like a path is one: the ids of jobs have no slash."""
+    if "://" in job:
+        from jobs.run_dir.storage import shown
+
+        raise JobError(
+            f"{shown(job)} is a URL, under which only checkpoints lie: name the job's folder, as in "
+            "runs/NAME, or its id; gradguard checkpoints reads a URL"
+        )
+    return "/" in job or Path(job).is_dir()
+
+
+def _local_report(path: Path, *, png: bool) -> Path:
+    from jobs.report import write_picture, write_report
+
+    folder = RunDir(path)
+    if not (folder.spec.exists() or folder.metrics.exists()):
+        raise JobError(
+            f"{path} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl"
+        )
+    return write_picture(path) if png else write_report(path)
+
+
+def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
+    path = to or Path(f"{job_id}-report.html")
+    text = client_at(address).report(job_id)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {error.strerror}; set --to to another file") from None
+    return path
+
+
+def _incidents(job: str, address: str | None) -> list[dict[str, Any]]:
+    if address is None and _is_here(job):
+        folder = Path(job).absolute()
+        return client_at(str(folder.parent)).incidents(folder.name)
+    return client_at(address).incidents(job)
+
+
+def _table(jobs: list[Job]) -> Table:
+    table = Table("id", "status", "step", "loss", "since", "what", box=None)
+    for job in jobs:
+        info, progress = job.info, job.progress
+        table.add_row(
+            job.id,
+            f"[{STYLES.get(job.status, 'default')}]{job.status}",
+            "" if progress is None else _of(progress.step, progress.total_steps),
+            "" if progress is None else _number(progress.loss),
+            _ago(info.ended or info.started or info.created),
+            info.reason,
+        )
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is to be seen now, and whether it stays so."""
+
+    shown: Table | str
+    over: bool
+
+
+def _show(look: Callable[[], Look]) -> None:
+    """On a terminal in one place; for a program, or as JSON, again below whenever it has changed."""
+    now, console = look(), _console()
+    if console.is_terminal and not now.over and not isinstance(now.shown, str):
+        _live(console, now, look)
+        return
+    last = None
+    while True:
+        text = now.shown if isinstance(now.shown, str) else _text_of(console, now.shown)
+        if text != last:
+            print(text, flush=True)
+            last = text
+        if now.over:
+            return
+        time.sleep(REFRESH_S)
+        now = look()
+
+
+def _live(console: Console, now: Look, look: Callable[[], Look]) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        live.update(now.shown, refresh=True)
+        while not now.over:
+            time.sleep(REFRESH_S)
+            now = look()
+            live.update(now.shown, refresh=True)
+
+
+def _text_of(console: Console, table: Table) -> str:
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
+
+
+def _console() -> Console:
+    """Whole lines where the output is read by a program."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _of(step: int, total: int | None) -> str:
+    return f"{step}" if total is None else f"{step}/{total}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else _text(value)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _ago(when: float | None) -> str:
+    if when is None:
+        return ""
+    seconds = max(0.0, time.time() - when)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,90 @@
+"""``gradguard replay``: what would the detector have done on this log?"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guard import DetectConfig
+from guard.decide.replay import ReplayResult, read_trace
+from guard.decide.replay import replay as replay_trace
+from jobs.errors import JobError
+from jobs.spec.job_spec import JobSpec
+
+ACTIONS = {"spike": "rewind", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
+SHOWN = 50
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A log: CSV with a header or JSON lines, gzip or not.")],
+    step: Annotated[str, typer.Option(help="Name of the column with the step.")] = "step",
+    loss: Annotated[str, typer.Option(help="Name of the column with the loss.")] = "loss",
+    grad_norm: Annotated[str, typer.Option(help="Name of the column with the gradient norm.")] = "grad_norm",
+    spec: Annotated[
+        Path | None, typer.Option(help="A job's spec, for the detector's settings in guard.detect.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the log and its alarms: .svg, .png, .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Replay a training log through the detector: every alarm, and what the guard would have done."""
+    config = JobSpec.load(spec).guard.detect if spec else DetectConfig()
+    columns = {"step": step, "loss": loss, "grad_norm": grad_norm}
+    try:
+        result = replay_trace(trace, config, **columns)
+        if plot:
+            _draw(trace, columns, result, plot)
+    except OSError as error:
+        raise JobError(f"{error.filename or trace}: {error.strerror}") from None
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), allow_nan=False))
+    else:
+        _show(result)
+
+
+def _show(result: ReplayResult) -> None:
+    console = Console(highlight=False)
+    entries = sorted([*result.alarms, *result.trends], key=lambda entry: entry["step"])
+    if entries:
+        table = Table("step", "verdict", "signal", "score", "usual", "the guard would", box=None)
+        for entry in entries[:SHOWN]:
+            usual = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
+            cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", usual)
+            table.add_row(*cells, ACTIONS[entry["verdict"]])
+        console.print(table)
+    if len(entries) > SHOWN:
+        console.print(f"... and {len(entries) - SHOWN} more: --json has all")
+    console.print(
+        f"{result.rows} rows: {len(result.alarms)} alarms, {result.suspects} suspect rows (each a skip), "
+        f"{len(result.trends)} trends"
+    )
+
+
+def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    rows = list(read_trace(trace, **columns))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row.step for row in rows], [_shown(row.loss) for row in rows], linewidth=0.8, label="loss")
+    for kind, color in (("spike", "C3"), ("nonfinite", "C1")):
+        steps = [alarm["step"] for alarm in result.alarms if alarm["verdict"] == kind]
+        for step in steps:
+            axes.axvline(step, color=color, alpha=0.5, linewidth=1)
+        if steps:
+            axes.plot([], [], color=color, label=f"{kind} ({len(steps)})")
+    axes.set(xlabel=columns["step"], ylabel=columns["loss"], title=trace.name)
+    axes.legend()
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise JobError(f"{path}: {error}") from None
+
+
+def _shown(value: Any) -> float:
+    return math.nan if value is None else float(value)

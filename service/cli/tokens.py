@@ -1,0 +1,99 @@
+"""``gradguard tokens``: who may use the service. Works on the service's database."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.options import JsonOption
+from service.settings import DATABASE_VARIABLE, default_database, default_storage
+
+if TYPE_CHECKING:
+    from service.store import Tokens
+
+Database = Annotated[
+    str | None,
+    typer.Option("--database", envvar=DATABASE_VARIABLE, help="That of the service."),
+]
+Storage = Annotated[Path | None, typer.Option("--storage", help="That of the service.")]
+tokens_app = typer.Typer(help="Make, list and revoke the tokens of the service.", no_args_is_help=True)
+
+
+@tokens_app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    scope: Annotated[
+        str, typer.Option(help="read, submit or admin; each includes those before it.")
+    ] = "submit",
+    days: Annotated[
+        float | None, typer.Option(min=0.0, help="How long it is good; default: for ever.")
+    ] = None,
+    database: Database = None,
+    storage: Storage = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token and print it: it is shown this once."""
+    from jobs.errors import JobError
+    from service.store import SCOPES
+
+    known = {str(one): one for one in SCOPES}
+    if scope not in known:
+        raise JobError(f"--scope {scope} is none: write one of {', '.join(known)}")
+    token = _tokens(database, storage).create(name, known[scope], days=days)
+    typer.echo(json.dumps({"name": name, "scope": scope, "token": token}) if as_json else token)
+
+
+@tokens_app.command(name="list")
+def list_tokens(database: Database = None, storage: Storage = None, as_json: JsonOption = False) -> None:
+    """List all tokens; the tokens themselves are not kept."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": row.name,
+            "scope": row.scope,
+            "state": _state(row.revoked, row.expires),
+            "created": row.created,
+            "last_used": row.last_used,
+        }
+        for row in _tokens(database, storage).all()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("name", "scope", "state", "created", "last used", box=None)
+    for row in rows:
+        table.add_row(
+            row["name"], row["scope"], row["state"], _day(row["created"]), _day(row["last_used"]) or "never"
+        )
+    Console().print(table)
+
+
+@tokens_app.command()
+def revoke(
+    name: str, database: Database = None, storage: Storage = None, as_json: JsonOption = False
+) -> None:
+    """Make a token useless at once."""
+    _tokens(database, storage).revoke(name)
+    typer.echo(json.dumps({"name": name, "state": "revoked"}) if as_json else f"{name} is revoked")
+
+
+def _tokens(database: str | None, storage: Path | None) -> Tokens:
+    from service.store import Tokens, open_database
+
+    folder = (storage or default_storage()).expanduser().absolute()
+    return Tokens(open_database(database or default_database(folder)))
+
+
+def _state(revoked: float | None, expires: float | None) -> str:
+    if revoked is not None:
+        return "revoked"
+    return "expired" if expires is not None and expires < time.time() else "good"
+
+
+def _day(when: float | None) -> str:
+    return "" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))

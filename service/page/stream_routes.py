@@ -1,0 +1,81 @@
+"""Streams of server-sent events that feed the page's charts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from jobs.client.models import Status
+from service.api.auth import Reader
+from service.api.context import Service
+from service.api.job_routes import COMMON, JobId, Text
+from service.api.problems import documented
+from service.page.streams import JobLive, ListLive, Told
+from service.store import NoSuchJob
+
+JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
+HEARTBEAT_S = 15.0
+STREAM = "text/event-stream"
+router = APIRouter(prefix="/v1", responses=documented(*COMMON))
+_STREAMED: dict[str, Any] = {"content": {STREAM: {}}}
+
+
+@router.get("/live", response_class=StreamingResponse, responses={200: _STREAMED})
+async def list_live(
+    service: Service,
+    _: Reader,
+    status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
+    name: Text = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> StreamingResponse:
+    """The newest jobs as server-sent events: ``jobs`` has their order, and those that changed, each with
+    its progress and the last stretch of its loss and gradient norm."""
+    return _stream(ListLive(service, [*status], name, limit).look, LIST_POLL_S, service.limits.follow_s)
+
+
+@router.get(
+    "/jobs/{job_id}/live",
+    response_class=StreamingResponse,
+    responses={200: _STREAMED, **documented(404)},
+)
+async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingResponse:
+    """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (metrics, a
+    list for each column), ``incidents``, ``checkpoints``, ``log`` (text), and ``gone`` where it was deleted.
+    It goes on after the job has ended, since that may be resumed."""
+    await run_in_threadpool(service.store.get, job_id)
+    return _stream(JobLive(service, job_id).look, JOB_POLL_S, service.limits.follow_s)
+
+
+def _stream(look: Callable[[], list[Told]], poll_s: float, follow_s: float) -> StreamingResponse:
+    """For a proxy in between (nginx), which would hold back what comes in small pieces."""
+    headers = {"X-Accel-Buffering": "no"}
+    return StreamingResponse(_streamed(look, poll_s, follow_s), media_type=STREAM, headers=headers)
+
+
+async def _streamed(look: Callable[[], list[Told]], poll_s: float, follow_s: float) -> AsyncIterator[str]:
+    until = time.monotonic() + follow_s
+    quiet_since = time.monotonic()
+    yield ": begin\n\n"
+    while time.monotonic() < until:
+        try:
+            told = await run_in_threadpool(look)
+        except NoSuchJob:
+            yield _event("gone", {})
+            return
+        for kind, data in told:
+            yield _event(kind, data)
+        if told or time.monotonic() - quiet_since > HEARTBEAT_S:
+            quiet_since = time.monotonic()
+            yield ": still here\n\n"
+        await asyncio.sleep(poll_s)
+
+
+def _event(kind: str, data: object) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data, allow_nan=False)}\n\n"

@@ -1,0 +1,45 @@
+"""Which of the jobs that wait can start, and what the others wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jobs.cluster.session import shortage
+from jobs.spec.job_spec import JobSpec
+from service.reconcile.ray_api import Capacity
+from service.store import JobRow
+
+RESOURCES = ("GPU", "CPU")
+
+
+def needs(spec: JobSpec, capacity: Capacity | None = None) -> dict[str, float]:
+    """CPUs and GPUs of all workers; ``auto`` asks for GPUs where the cluster has enough of them."""
+    scale = spec.scale
+    enough = capacity is not None and capacity.total("GPU") >= scale.workers
+    gpus = scale.workers if scale.device == "gpu" or (scale.device == "auto" and enough) else 0
+    return {"GPU": float(gpus), "CPU": scale.workers * scale.cpus_per_worker}
+
+
+def free(capacity: Capacity, active: Iterable[JobRow]) -> dict[str, float]:
+    """What is left for more jobs. A job that has just started does not hold its workers yet: what it will
+    take counts as taken."""
+    jobs = list(active)
+    promised = {"GPU": sum(job.gpus for job in jobs), "CPU": sum(job.cpus for job in jobs)}
+    return {
+        name: max(0.0, capacity.total(name) - max(capacity.used.get(name, 0.0), promised[name]))
+        for name in RESOURCES
+    }
+
+
+def waits_for(needed: dict[str, float], left: dict[str, float]) -> str | None:
+    """``waiting for 2 GPUs, 1 free``; None if all is there."""
+    for name in RESOURCES:
+        if needed[name] > left[name] + 1e-9:
+            plural = "" if needed[name] == 1 else "s"
+            return f"waiting for {needed[name]:g} {name}{plural}, {left[name]:g} free"
+    return None
+
+
+def never_fits(needed: dict[str, float], workers: int, nodes: Sequence[dict[str, float]]) -> str | None:
+    """Why the cluster as it is cannot run this, and what to set instead."""
+    return shortage({name: amount for name, amount in needed.items() if amount}, workers, nodes)

@@ -1,0 +1,207 @@
+"""What becomes of one job that Ray has: the next state, given what Ray says and what lies in its folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ray.job_submission import JobDetails, JobStatus
+
+from jobs.client.job_files import RunReader
+from jobs.client.polling import incident_event
+from jobs.spec.job_spec import JobSpec
+from service.reconcile.adopt import folder_for
+from service.reconcile.job_files import files_below
+from service.reconcile.log_spool import LogTails, log_path, log_size
+from service.reconcile.outcome import Outcome, outcome_of
+from service.reconcile.ray_api import RayApi, RayRefused, RaySubmission
+from service.store import ENDED, JobRow, JobStore
+
+BACKOFF_S = 2.0
+LONGEST_BACKOFF_S = 60.0
+PATIENCE_S = 30.0
+"""How long a log may take to arrive after its job ended, and a folder to be seen after it began."""
+
+LOG_END_BYTES = 4000
+_OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+class JobReconciler:
+    """Takes the jobs that are at Ray through their states."""
+
+    def __init__(self, store: JobStore, ray: RayApi, tails: LogTails, root: Path) -> None:
+        self._store, self._ray, self._tails, self._root = store, ray, tails, root
+        self._ended: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
+        self._incidents: dict[str, tuple[float, int]] = {}
+
+    def watch(self, job: JobRow, details: JobDetails | None, package: bytes | None) -> None:
+        """One look at a job that is starting, running or stopping.
+
+        Args:
+            job: as the store has it.
+            details: what Ray said of its submission in the last listing.
+            package: its working directory.
+        """
+        submission = job.submission_id or ""
+        if details is None:
+            details = self._ray.job(submission)  # the listing may be older than the job's row
+        if details is None and job.state == "starting" and not (job.adopted and job.attempt == 1):
+            self.hand_over(job, package)
+            return
+        if details is not None:
+            self._tails.follow(submission, job.id, job.log_start, self._store.get(job.id).env)
+        self._tell_incidents(job)
+        if details is None or details.status in _OVER:
+            if details is None or self._log_is_complete(submission):
+                self._end(job, details)
+            return
+        if job.state == "stopping":
+            self._ray.stop(submission)
+        elif job.state == "starting" and details.status == JobStatus.RUNNING and self._trains(job):
+            self._set(job, "running", "")
+
+    def hand_over(self, job: JobRow, package: bytes | None) -> None:
+        """Gives an attempt to Ray that is on record already; twice is the same as once."""
+        whole = self._store.get(job.id)
+        if whole.spec is None or whole.submission_id != job.submission_id or whole.state != "starting":
+            return
+        spec = spec_for(whole)
+        handover = RaySubmission(
+            job.id, job.submission_id or "", job.name, spec, whole.env, package, resume=whole.resume
+        )
+        try:
+            self._ray.submit(handover)
+        except RayRefused as error:
+            self._finish(job, Outcome("failed", f"Ray refused it: {error}", None, None))
+
+    def forget(self, job: JobRow) -> None:
+        """Drops what was kept in memory of an attempt."""
+        self._tails.forget(job.submission_id or "")
+        self._ended.pop(job.submission_id or "", None)
+        self._begun.pop(job.submission_id or "", None)
+
+    def _trains(self, job: JobRow) -> bool:
+        """A job that Ray calls running may still wait for its workers: it trains once it records steps."""
+        files, before = self._files(job), job.before or {}
+        recorded = None if files is None else files.marks().get("metrics")
+        if recorded is not None and recorded != before.get("metrics"):
+            return True
+        since = self._begun.setdefault(job.submission_id or "", time.monotonic())
+        seen = files is not None and files.folder.path.exists()
+        return not seen and time.monotonic() - since > PATIENCE_S
+
+    def _log_is_complete(self, submission: str) -> bool:
+        since = self._ended.setdefault(submission, time.monotonic())
+        return self._tails.done(submission) or time.monotonic() - since > PATIENCE_S
+
+    def _end(self, job: JobRow, details: JobDetails | None) -> None:
+        outcome = outcome_of(
+            details,
+            self._files(job),
+            before=job.before,
+            stopping=job.state == "stopping",
+            log_end=self._log_end(job.id),
+        )
+        if outcome.kind == "lost":
+            self._again_or_fail(job, outcome)
+        else:
+            self._finish(job, outcome)
+
+    def _again_or_fail(self, job: JobRow, outcome: Outcome) -> None:
+        if self._store.get(job.id).spec is None:
+            advice = f"{outcome.reason}; its spec is not known here: hand it in again with --resume"
+            self._finish(job, Outcome("failed", advice, outcome.exit_code, outcome.result))
+        elif job.restarts >= job.max_restarts:
+            spent = f"{outcome.reason}; it was started again {job.restarts} times, and may not be any more"
+            self._finish(job, Outcome("failed", spent, outcome.exit_code, outcome.result))
+        else:
+            self._again(job, outcome)
+
+    def _again(self, job: JobRow, outcome: Outcome) -> None:
+        pause = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0**job.restarts)
+
+        def edit(row: JobRow) -> str | None:
+            if not _same(row, job):
+                return None
+            row.state, row.restarts, row.resume = "queued", row.restarts + 1, True
+            row.not_before = time.time() + pause
+            row.reason = f"{outcome.reason}: starting it again, {row.restarts} of {row.max_restarts}"
+            return f"queued: {row.reason}"
+
+        self._store.end_attempt(job, "lost", outcome.reason)
+        self._store.change(job.id, edit, level="warning")
+        self.forget(job)
+
+    def _finish(self, job: JobRow, outcome: Outcome) -> None:
+        def edit(row: JobRow) -> str | None:
+            if not _same(row, job):
+                return None
+            row.state, row.reason, row.exit_code = outcome.kind, outcome.reason, outcome.exit_code
+            row.result, row.ended = outcome.result, max(time.time(), row.started or row.created)
+            return f"{outcome.kind}: {outcome.reason}" if outcome.reason else outcome.kind
+
+        self._store.end_attempt(job, outcome.kind, outcome.reason)
+        self._store.change(job.id, edit, level="error" if outcome.kind in ("failed", "halted") else "info")
+        self.forget(job)
+
+    def _set(self, job: JobRow, state: str, reason: str) -> None:
+        def edit(row: JobRow) -> str | None:
+            if not _same(row, job) or row.state != job.state:
+                return None
+            row.state, row.reason, row.started = state, reason, row.started or time.time()
+            if row.folder is None and (folder := folder_for(row, self._root)) is not None:
+                row.folder = str(folder)
+            return state
+
+        self._store.change(job.id, edit)
+
+    def _tell_incidents(self, job: JobRow) -> None:
+        files = self._files(job)
+        if files is None:
+            return
+        try:
+            written = files.folder.incidents.stat().st_mtime
+        except OSError:
+            return
+        last, told = self._incidents.get(job.id, (0.0, 0))
+        if written == last:
+            return
+        rows = files.incidents()
+        for row in rows[min(told, len(rows)) :] if len(rows) >= told else rows:
+            event = incident_event(job.id, row)
+            key = f"incident-{row.get('id')}-{row.get('time')}"
+            self._store.tell(job.id, "incident", event.level, event.text, _short(row), key=key)
+        self._incidents[job.id] = (written, len(rows))
+
+    def _files(self, job: JobRow) -> RunReader | None:
+        return files_below(folder_for(job, self._root), self._root)
+
+    def _log_end(self, job_id: str) -> str:
+        try:
+            with log_path(self._root, job_id).open("rb") as file:
+                file.seek(max(0, log_size(self._root, job_id) - LOG_END_BYTES))
+                return file.read(LOG_END_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+
+
+def pauses(job: JobRow, now: float) -> bool:
+    """Whether its next attempt is not due yet; due later than ever means a clock set back."""
+    return 0 < job.not_before - now <= LONGEST_BACKOFF_S
+
+
+def spec_for(job: JobRow) -> JobSpec:
+    """The job's spec, under the job's own name; one that was adopted has its name already."""
+    spec = job.spec or {}
+    return JobSpec.from_dict(spec if job.adopted else {**spec, "name": job.id})
+
+
+def _same(row: JobRow, seen: JobRow) -> bool:
+    """Whether a job is still in the attempt that was looked at."""
+    return row.state not in ENDED and row.attempt == seen.attempt and row.submission_id == seen.submission_id
+
+
+def _short(row: dict[str, object]) -> dict[str, object]:
+    """Without the evidence, which the incident itself has."""
+    return {k: v for k, v in row.items() if not isinstance(v, list | dict)}

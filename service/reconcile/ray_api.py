@@ -1,0 +1,165 @@
+"""Ray, as the service sees it: the Jobs API and the free resources, each call with an end to its patience."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.job_submission import JobDetails, JobSubmissionClient, JobType
+
+from jobs.client.submission import MARK, SUPERVISED, entrypoint, runtime_env
+from jobs.spec.job_spec import JobSpec
+
+TIMEOUT_S = (5.0, 60.0)
+_ASKS_FOR_TOKEN = "the Ray cluster at {} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+_UNKNOWN = "does not exist"
+_DUPLICATE = "already exists"
+
+
+class RayGone(ConnectionError):
+    """Ray does not answer."""
+
+
+class RayRefused(RuntimeError):
+    """Ray will never run this submission."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the nodes have, one entry a node, and how much of it is in use."""
+
+    nodes: list[dict[str, float]]
+    used: dict[str, float]
+
+    def total(self, resource: str) -> float:
+        """Over all nodes."""
+        return sum(node.get(resource, 0.0) for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class RaySubmission:
+    """One attempt at a job, as it goes to Ray."""
+
+    job_id: str
+    submission_id: str
+    name: str
+    spec: JobSpec
+    env: dict[str, str]
+    package: bytes | None
+    resume: bool
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own client waits for an answer for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **request: Any) -> Any:
+        return super()._do_request(method, endpoint, **{"timeout": TIMEOUT_S, **request})
+
+    def ask(self, endpoint: str) -> dict[str, Any]:
+        """The data of one of the dashboard's documents."""
+        response = self._do_request("GET", endpoint)
+        if response.status_code != 200:
+            raise RuntimeError(f"{endpoint}: {response.status_code}")
+        found: dict[str, Any] = response.json()["data"]
+        return found
+
+
+class RayApi:
+    """The cluster behind the URL of a dashboard, which may come and go."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._known: _Client | None = None
+
+    def jobs(self) -> dict[str, JobDetails]:
+        """All submissions that Ray knows, by id."""
+        found = self._call(lambda client: client.list_jobs())
+        return {d.submission_id: d for d in found if d.type == JobType.SUBMISSION and d.submission_id}
+
+    def job(self, submission_id: str) -> JobDetails | None:
+        """One submission, None if Ray does not know it."""
+        try:
+            found: JobDetails = self._call(lambda client: client.get_job_info(submission_id))
+        except RuntimeError as error:
+            if _UNKNOWN in str(error):
+                return None
+            raise RayGone(str(error)) from error
+        return found
+
+    def submit(self, handover: RaySubmission) -> None:
+        """Hands a job over; the same id twice is the same job.
+
+        Raises:
+            RayRefused: Ray will not have it.
+        """
+        try:
+            if handover.package is None:
+                self._submit(handover, None)
+            else:
+                self._with_package(handover, handover.package)
+        except RuntimeError as error:
+            if _DUPLICATE in str(error) or self.job(handover.submission_id) is not None:
+                return
+            if "No available agent" in str(error):
+                raise RayGone("the cluster has no node that runs jobs yet") from error
+            raise RayRefused(str(error).strip().rpartition("\n")[2][:300]) from error
+
+    def stop(self, submission_id: str) -> None:
+        """Asks a job to save its state and end."""
+        self._call(lambda client: client.stop_job(submission_id))
+
+    def forget(self, submission_id: str) -> None:
+        """Makes Ray forget an ended job."""
+        self._call(lambda client: client.delete_job(submission_id))
+
+    def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """What a job prints, from its beginning to its end."""
+        tail: AsyncIterator[str] = self._client().tail_job_logs(submission_id)
+        return tail
+
+    def capacity(self) -> Capacity:
+        """The resources of the nodes that are alive. What is in use is known some seconds late."""
+        listed = self._call(lambda client: client.ask("/api/v0/nodes?detail=1"))["result"]["result"]
+        nodes = [dict(node["resources_total"]) for node in listed if node["state"] == "ALIVE"]
+        status = self._call(lambda client: client.ask("/api/cluster_status")).get("clusterStatus") or {}
+        usage = (status.get("loadMetricsReport") or {}).get("usage") or {}
+        return Capacity(nodes, {name: float(used) for name, (used, _) in usage.items()})
+
+    def _submit(self, handover: RaySubmission, working_dir: Path | None) -> None:
+        environment = runtime_env(handover.spec, working_dir=working_dir, env=handover.env)
+        self._call(
+            lambda client: client.submit_job(
+                entrypoint=entrypoint(resume=handover.resume),
+                submission_id=handover.submission_id,
+                metadata={MARK: "job", SUPERVISED: handover.job_id, "name": handover.name},
+                runtime_env=environment,
+            )
+        )
+
+    def _with_package(self, handover: RaySubmission, content: bytes) -> None:
+        with tempfile.TemporaryDirectory(prefix="gradguard-") as folder:
+            archive = Path(folder) / "working_dir.zip"
+            archive.write_bytes(content)
+            self._submit(handover, archive)
+
+    def _call(self, ask: Any) -> Any:
+        try:
+            return ask(self._client())
+        except ray.exceptions.AuthenticationError as error:
+            self._known = None
+            raise RayGone(_ASKS_FOR_TOKEN.format(self.address)) from error
+        except OSError as error:  # also what requests raises
+            self._known = None
+            raise RayGone(f"the Ray cluster at {self.address} does not answer") from error
+
+    def _client(self) -> _Client:
+        if self._known is None:
+            try:
+                self._known = _Client(self.address)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise RayGone(f"the Ray cluster at {self.address} does not answer") from error
+        return self._known

@@ -1,6 +1,0 @@
-"""Keeps the jobs of the store and those at Ray the same: starts, watches, starts again, adopts."""
-
-from service.supervise.ray_api import RayApi, RayGone
-from service.supervise.supervisor import Supervisor
-
-__all__ = ["RayApi", "RayGone", "Supervisor"]

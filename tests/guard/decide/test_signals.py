@@ -1,0 +1,213 @@
+"""Damage that neither loss nor gradient shows: to buffers, weights, moments, averaged weights, layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from loops import Run, adamw, differences, guarded_run, sgd
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from guard import GradientGuard, GuardConfig, GuardMetrics
+from guard.act.buffers import BufferShield
+from guard.faults.injector import flip_bit_
+from guard.observe.displacement import Displacement
+
+WATCHFUL: dict[str, Any] = {"snapshot": {"every_steps": 20}, "update_norm": 5, "clip": {"kind": "auto"}}
+
+
+def normed(seed: int = 0) -> nn.Module:
+    """Normalized right at the input: whatever the inputs are multiplied with, loss and gradients stay."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def batch(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(i))
+    return x, x.sum(1, keepdim=True).tanh()
+
+
+def step(guard: GradientGuard, model: nn.Module, i: int, scale: float = 1.0) -> Any:
+    x, y = batch(i)
+    model.zero_grad()
+    guard.backward(nn.functional.mse_loss(model(x * scale), y))
+    return guard.step()
+
+
+def test_a_batch_that_poisons_batchnorm_alone_is_skipped() -> None:
+    """Loss and gradient are those of any batch; the running variance would have been ruined."""
+    model = normed()
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.05), GuardConfig())
+    for i in range(60):
+        assert step(guard, model, i).action in ("applied", "clipped")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    report = step(guard, model, 60, scale=1e4)
+    assert (report.action, report.verdict.kind, report.verdict.signal) == ("skipped", "suspect", "buffers")
+    assert not differences(before, dict(model.state_dict()))
+    assert [step(guard, model, i).action for i in range(61, 70)].count("skipped") == 0
+
+
+def test_a_short_last_batch_is_not_called_poisonous() -> None:
+    model = normed()
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.05), GuardConfig())
+    for i in range(120):
+        x, y = batch(i)
+        rows = 6 if i % 20 == 19 else 64
+        model.zero_grad()
+        guard.backward(nn.functional.mse_loss(model(x[:rows]), y[:rows]))
+        assert guard.step().verdict.signal != "buffers"
+
+
+@pytest.mark.parametrize("name", ["causal mask", "counter"])
+def test_constant_buffers_do_not_move(name: str) -> None:
+    model = nn.Linear(2, 2)
+    values = {"causal mask": torch.full((4, 4), -torch.inf).triu(1), "counter": torch.tensor(3)}
+    model.register_buffer("extra", values[name])
+    shield = BufferShield(model)
+    assert shield.jump() is None
+
+
+def test_a_jump_is_measured_in_units_of_each_buffer() -> None:
+    model = nn.Module()
+    model.register_buffer("small", torch.full((4,), 1.0))
+    model.register_buffer("large", torch.full((4,), 1000.0))
+    shield = BufferShield(model)
+    model.small += 0.5
+    jump = shield.jump()
+    assert jump is not None
+    assert float(jump) == pytest.approx(0.5, rel=1e-2)
+    shield.accept()
+    model.large += 500.0
+    jump = shield.jump()
+    assert jump is not None
+    assert float(jump) == pytest.approx(0.5, rel=1e-2)
+
+
+def flipped_weight(run: Run) -> None:
+    flip_bit_(next(iter(run.model.parameters())).data, 3, 30)
+
+
+def scaled_weights(run: Run) -> None:
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.mul_(30.0)
+
+
+def flipped_moment(run: Run) -> None:
+    state = run.optimizer.state[next(iter(run.model.parameters()))]
+    flip_bit_(state["exp_avg"], 3, 30)
+
+
+@pytest.mark.parametrize("damage", [flipped_weight, scaled_weights, flipped_moment])
+def test_damage_to_the_state_is_rolled_back(damage: Any) -> None:
+    run = guarded_run({**WATCHFUL, "recovery": {"cooldown_steps": 0}}, adamw).train(50)
+    damage(run)
+    actions = [run.attempt().action for _ in range(12)]
+    assert "rolled_back" in actions
+    back = next(r for r in run.reports if r.action == "rolled_back")
+    assert back.rolled_back_to == 40
+    assert all(torch.isfinite(p).all() and p.abs().max() < 100 for p in run.model.parameters())
+
+
+def test_damage_behind_a_normalization_shows_in_the_update_norm_alone() -> None:
+    """A linear layer before LayerNorm may be scaled at will: neither loss nor output changes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    guard = GradientGuard(model, optimizer, GuardConfig.model_validate(WATCHFUL))
+    for i in range(82):
+        step(guard, model, i)
+    with torch.no_grad():
+        model[0].weight.mul_(1000.0)
+    reports = [step(guard, model, i) for i in range(82, 90)]
+    back = [r for r in reports if r.action == "rolled_back"]
+    assert [(r.verdict.signal, r.rolled_back_to) for r in back] == [("update_norm", 80)]
+    assert float(model[0].weight.detach().abs().max()) < 5
+
+
+@pytest.mark.parametrize("optimizer", [adamw, sgd])
+def test_the_update_norm_is_the_distance_of_a_step(optimizer: Any) -> None:
+    run = guarded_run({"update_norm": "always"}, optimizer, metrics=GuardMetrics(job="test"))
+    run.train(3)
+    weights = [p.detach().clone() for p in run.model.parameters()]
+    run.train(4)
+    moved = torch.stack(
+        [(p - w).detach().norm() for p, w in zip(run.model.parameters(), weights, strict=True)]
+    ).norm()
+    report = run.attempt()
+    assert report.update_norm == pytest.approx(float(moved), rel=1e-4)
+    assert run.guard is not None
+    assert run.guard.metrics is not None
+    assert run.guard.metrics.snapshot()["values"]["update_norm"] == pytest.approx(float(moved), rel=1e-4)
+
+
+def test_large_and_strided_weights_are_measured_whole() -> None:
+    big = nn.Parameter(torch.zeros(700, 900))
+    strided = nn.Parameter(torch.zeros(40, 30).t())
+    optimizer = torch.optim.SGD([big, strided], lr=0.1)
+    moved = Displacement([big, strided], optimizer, 4)
+    moved.start(0)
+    with torch.no_grad():
+        big += 0.5
+        strided += 1.0
+    distance = (0.25 * big.numel() + strided.numel()) ** 0.5
+    each, ratio = moved.measure(4)
+    assert each == pytest.approx(distance / 4, rel=1e-5)
+    assert ratio == pytest.approx(distance / 0.4, rel=1e-5)
+    assert moved.measure(8) == (0.0, 0.0)
+
+
+def test_a_dead_layer_is_told_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.01), GuardConfig(dead_steps=10))
+    told = []
+    for i in range(40):
+        x, y = batch(i)
+        model.zero_grad()
+        guard.backward(nn.functional.mse_loss(model(x), y))
+        report = guard.step()
+        assert report.applied
+        told += [] if report.incident is None else [report.incident]
+    dead = [incident for incident in told if "no gradient" in incident.reason]
+    assert len(dead) == 1
+    assert "0.weight" in dead[0].reason
+
+
+def test_a_parameter_that_takes_no_part_is_not_called_dead() -> None:
+    model = nn.Sequential(nn.Linear(8, 1))
+    model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.01), GuardConfig(dead_steps=5))
+    for i in range(30):
+        assert step(guard, model, i).incident is None
+
+
+def test_averaged_weights_do_not_learn_from_a_skipped_batch() -> None:
+    """Updated after every step, as most loops do it: after a skip too."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.05), state={"ema": ema})
+    reference: dict[str, torch.Tensor] = {}
+    for i in range(20):
+        x, y = batch(i)
+        model.zero_grad()
+        bad = i == 15
+        guard.backward(nn.functional.mse_loss(model(x * (float("nan") if bad else 1.0)), y))
+        if i == 16:
+            assert not differences(reference, dict(ema.state_dict()))
+        assert guard.step().applied is not bad
+        if bad:
+            reference = {k: v.clone() for k, v in ema.state_dict().items()}
+        ema.update_parameters(model)
+
+
+def test_an_incident_says_which_signal_moved_first() -> None:
+    run = guarded_run({"clip": {"kind": "auto"}}, adamw, faults=[{"kind": "nan_loss", "step": 30}]).train(32)
+    told = [r.incident for r in run.reports if r.incident is not None]
+    assert told[0].moved_first is not None
+    assert (told[0].moved_first["signal"], told[0].moved_first["attempt"]) == ("loss", 31)

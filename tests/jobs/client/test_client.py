@@ -1,0 +1,131 @@
+"""The job client on a folder, and the pieces that all its ends share."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jobs.client import (
+    ClientError,
+    Conflict,
+    JobClient,
+    JobNotFound,
+    JobTimeout,
+    NotAllowed,
+    Refused,
+    TryLater,
+    Unreachable,
+    Unsupported,
+)
+from jobs.client.models import JobInfo, Progress
+from jobs.client.show import describe, show_progress
+from jobs.client.working_dir import pack
+from jobs.errors import JobError
+from jobs.run_dir.paths import RunDir
+from jobs.spec.job_spec import JobSpec
+
+
+def job_folder(root: Path, name: str, rows: int = 50) -> Path:
+    """What a job leaves behind: a loss that explodes once at step 30."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "spec.yaml").write_text(
+        JobSpec.from_dict({"name": name, "train": {"max_steps": rows}}).to_yaml()
+    )
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, rows + 1):
+            odd = step == 30
+            row = {"time": step, "attempt": step, "step": step, "loss": "nan" if odd else 1 / step}
+            row |= {"action": "skipped" if odd else "applied", "verdict": "nonfinite" if odd else "ok"}
+            file.write(json.dumps(row) + "\n")
+    incident = {"type": "incident", "id": 1, "step": 30, "verdict": "nonfinite", "action": "skipped"}
+    outcome = {"type": "outcome", "incident": 1, "outcome": "recovered"}
+    (folder / "incidents.jsonl").write_text(f"{json.dumps(incident)}\n{json.dumps(outcome)}\n")
+    return folder
+
+
+def test_a_folder_of_jobs_is_read_without_any_server(tmp_path: Path) -> None:
+    (job_folder(tmp_path, "done") / "result.json").write_text('{"status": "succeeded", "steps": 50}')
+    running, killed = job_folder(tmp_path, "running"), job_folder(tmp_path, "killed")
+    client = JobClient(str(tmp_path))
+    with RunDir(running).locked():
+        assert {job.id: job.status for job in client.list()} == {
+            "done": "succeeded",
+            "running": "running",
+            "killed": "failed",
+        }
+    assert "--resume continues it" in client.get(killed.name).message
+    job = client.get("done")
+    assert job.progress is not None
+    assert (job.progress.step, job.progress.total_steps) == (50, 50)
+    assert [row["outcome"] for row in job.incidents()] == ["recovered"]
+    assert "<html" in job.report()
+    assert [event.kind for event in job.follow()] == ["incident", "state"]
+    assert [job.id for job in client.list(status="failed")] == ["killed", "running"]
+
+
+def test_thinned_out_metrics_keep_every_step_that_was_no_ordinary_one(tmp_path: Path) -> None:
+    job_folder(tmp_path, "long", rows=1000)
+    series = JobClient(str(tmp_path)).metrics("long", ["loss"], points=10)
+    assert series.rows == 1000
+    assert len(series.columns["step"]) <= 12
+    assert series.columns["step"][-1] == 1000
+    assert series.columns["loss"][series.columns["step"].index(30)] == "nan"
+    later = JobClient(str(tmp_path)).metrics("long", ["loss"], after_attempt=998)
+    assert later.columns["step"] == [999, 1000]
+
+
+def test_a_folder_is_only_read(tmp_path: Path) -> None:
+    job_folder(tmp_path, "old")
+    client = JobClient(f"file://{tmp_path}")
+    for change in (client.stop, client.resume, client.delete, client.clone):
+        with pytest.raises(Unsupported, match="a folder is only read"):
+            change("old")
+    with pytest.raises(JobNotFound, match=r"there is no job \.\./old"):
+        client.get("../old")
+    with pytest.raises(JobTimeout, match="still running"), RunDir(tmp_path / "old").locked():
+        client.wait("old", timeout_s=0)
+
+
+@pytest.mark.parametrize("address", ["/no/such/folder", "ftp://x", "http://127.0.0.1:9"])
+def test_an_address_where_nobody_answers_is_one_clear_line(address: str) -> None:
+    with pytest.raises(Unreachable) as caught:
+        JobClient(address)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_errors_are_in_one_tree() -> None:
+    kinds = (Conflict, JobNotFound, JobTimeout, NotAllowed, Refused, TryLater, Unreachable, Unsupported)
+    assert all(issubclass(kind, ClientError) for kind in kinds)
+    assert issubclass(ClientError, JobError)
+
+
+def test_a_working_directory_is_packed_the_same_every_time(tmp_path: Path) -> None:
+    (tmp_path / "wd" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "wd" / "job.py").write_text("x = 1")
+    (tmp_path / "wd" / "__pycache__" / "job.pyc").write_text("")
+    first = pack(tmp_path / "wd")
+    (tmp_path / "wd" / "job.py").touch()
+    assert pack(tmp_path / "wd") == first
+    assert zipfile.ZipFile(io.BytesIO(first)).namelist() == ["job.py"]
+    (tmp_path / "wd" / "link").symlink_to("/etc/passwd")
+    with pytest.raises(Refused, match="is a link"):
+        pack(tmp_path / "wd")
+
+
+def test_progress_is_one_line_for_each_change() -> None:
+    job = JobInfo(id="j", name="j", status="running", progress=Progress(step=4, attempt=4, total_steps=9))
+    stream = io.StringIO()
+    with show_progress(stream) as show:
+        show(job)
+        show(job)
+        show(job.model_copy(update={"status": "failed", "reason": "rank 0: ValueError"}))
+    assert stream.getvalue().splitlines() == [
+        "j  running  step 4/9",
+        "j  failed  step 4/9  rank 0: ValueError",
+    ]
+    assert describe(job) == "j  running  step 4/9"

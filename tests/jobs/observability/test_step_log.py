@@ -1,0 +1,78 @@
+"""A step as a row for machines and as a line for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, StepReport
+from guard.records import strict
+from jobs.observability.step_log import describe, step_row
+
+
+def reports(fault: dict[str, Any], steps: int = 40) -> list[StepReport]:
+    """A real guarded run with one fault."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    faults = FaultInjector([FaultConfig(**fault)], model=model, optimizer=optimizer)
+    guard = GradientGuard(model, optimizer, GuardConfig(snapshot={"every_steps": 5}))
+    seen = []
+    while guard.steps < steps:
+        faults.begin(guard.steps)
+        inputs = torch.randn(64, 8)
+        optimizer.zero_grad()
+        guard.backward(faults.loss(nn.functional.cross_entropy(model(inputs), (inputs[:, 0] > 0).long())))
+        seen.append(guard.step())
+    return seen
+
+
+def test_a_row_is_strict_json_whatever_happened() -> None:
+    for report in reports({"kind": "nan_loss", "step": 30}):
+        row = json.loads(json.dumps(strict(step_row(report, 0.1, None)), allow_nan=False))
+        assert row["action"] == report.action
+        assert "layers" not in row
+
+
+def test_a_skip_is_told_with_what_was_seen_and_done() -> None:
+    (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
+    level, text = describe(skipped)
+    assert level == "warning"
+    assert text.startswith("step 30: nonfinite, loss nan (usually ")
+    assert text.endswith("batch skipped")
+
+
+def test_a_rollback_is_told_with_where_it_went() -> None:
+    rolled = next(r for r in reports({"kind": "lr_spike", "step": 30, "factor": 1e5}) if r.rolled_back_to)
+    level, text = describe(rolled)
+    assert level == "error"
+    assert f"rewound {rolled.incident.steps_lost} steps to step {rolled.rolled_back_to}" in text
+
+
+def test_a_hardware_fault_is_told_with_node_and_device() -> None:
+    """The loss is bad the first time and good the second."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for bad in (False, False, True):
+        guard.backward(model(torch.ones(8, 4)).mean() * (float("nan") if bad else 1.0))
+        report = guard.step(lambda: model(torch.ones(8, 4)).mean())
+    level, text = describe(report, ["node 3f2a, cpu"])
+    assert level == "error"
+    assert "hardware fault on rank 0 (node 3f2a, cpu); computed again" in text
+    assert "hardware fault on rank 0; " in describe(report)[1]
+
+
+def test_a_rank_that_is_left_out_is_told_and_stands_in_the_row() -> None:
+    (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
+    incident = replace(skipped.incident, left_out=[1], action="applied")
+    report = replace(skipped, incident=incident, action="applied", left_out=[1])
+    level, text = describe(report, ["a", "node 3f2a, cpu"])
+    assert level == "warning"
+    assert text.endswith("goes on without rank 1 (node 3f2a, cpu), whose data stays bad")
+    assert step_row(report, 0.1, None)["left_out"] == [1]
+    assert "left_out" not in step_row(skipped, 0.1, None)

@@ -1,0 +1,142 @@
+"""The pages in a real Chromium: wide, narrow, in the dark and on paper. Pictures are in build/screenshots."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from report_fixture import write_job
+
+from jobs.report import write_report
+from jobs.report.compare import compare, write_comparison
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+KEPT = Path(__file__).resolve().parents[3] / "build" / "screenshots"
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="chromium is not installed: `make tools` as root installs it"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    first, second = write_job(root / "fashion"), write_job(root / "hot", steps=120, name="hot")
+    long_name = "a-name-as-long-as-a-job-may-have-0123456789-0123456789-012345"
+    named = write_job(root / "named", name=long_name)
+    return {
+        "report": write_report(first),
+        "long-name": write_report(named),
+        "empty": write_report(root / "nothing"),
+        "compare": write_comparison(compare(first, second), root / "compare.html"),
+    }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, pages):
+    """Opens a page; at the end of the test nothing must have been asked for or complained about."""
+    contexts, wrong = [], []
+
+    def open_(name, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        url = pages[name].as_uri()
+        page.on("request", lambda request: wrong.append(request.url) if request.url != url else None)
+        page.goto(url)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def keep(page, name):
+    KEPT.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=KEPT / f"{name}.png", full_page=True)
+
+
+def too_wide(page):
+    """What sticks out to the right, outside of the tables that scroll by themselves."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("main *")]
+            .filter(e => !e.closest(".scroll") && !e.closest("svg"))
+            .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
+            .map(e => e.outerHTML.slice(0, 80))"""
+    )
+
+
+@pytest.mark.parametrize("name", ["report", "long-name", "empty", "compare"])
+@pytest.mark.parametrize(("place", "size"), [("phone", PHONE), ("desk", DESK)])
+def test_nothing_scrolls_sideways(visit, name, place, size):
+    page = visit(name, viewport=size)
+    keep(page, f"{name}-{place}")
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    assert too_wide(page) == []
+
+
+@pytest.mark.parametrize(("size", "shown", "hidden"), [(PHONE, "narrow", "wide"), (DESK, "wide", "narrow")])
+def test_each_screen_gets_the_chart_that_was_drawn_for_it(visit, size, shown, hidden):
+    page = visit("report", viewport=size)
+    assert page.locator(f".chart.{shown} svg").first.is_visible()
+    assert not page.locator(f".chart.{hidden} svg").first.is_visible()
+
+
+def brightness(color):
+    return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(",")) / 3
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_and_charts_follow_the_system(visit, name, scheme):
+    page = visit(name, viewport=DESK, color_scheme=scheme)
+    keep(page, f"{name}-{scheme}")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    label = page.evaluate("getComputedStyle(document.querySelector('.chart.wide svg text')).fill")
+    assert (brightness(ground) < 60) is (scheme == "dark")
+    assert (brightness(ink) > 180) is (scheme == "dark")
+    assert (brightness(label) > 120) is (scheme == "dark")
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_paper_is_white_however_dark_the_screen(visit, name):
+    page = visit(name, viewport=DESK, color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator(".chart.wide svg").first.is_visible()
+    content = page.pdf(path=KEPT / f"{name}.pdf", format="A4")
+    assert content.startswith(b"%PDF")
+    assert 1 <= content.count(b"/Type /Page\n") <= 12
+
+
+def test_a_mark_in_the_chart_leads_to_its_incident(visit):
+    page = visit("report", viewport=DESK)
+    page.locator(".chart.wide svg a").last.click()
+    assert page.url.endswith("#incident-2")
+    assert page.locator("#incident-2").bounding_box()["y"] < DESK["height"]
+
+
+def test_the_page_can_be_read_aloud(visit):
+    page = visit("report", viewport=DESK)
+    headings = page.get_by_role("heading", level=2).all_inner_texts()
+    assert headings[:2] == ["Training", "Incidents"]
+    assert {"Where the time went", "Gradient norm by layer", "Gradient share by rank"} <= set(headings)
+    assert page.get_by_role("img", name="Loss went from").first.is_visible()

@@ -1,0 +1,125 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from guard.records import strict
+from jobs.run_dir.jsonl import (
+    JsonlWriter,
+    cut_back,
+    from_strict,
+    iter_jsonl,
+    read_json,
+    read_jsonl,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+
+def test_missing_file_has_no_rows(tmp_path):
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+    assert read_json(tmp_path / "result.json") is None
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "deep" / "metrics.jsonl"
+    rows = [{"step": 1, "loss": 0.5, "layers": {"fc": 1.0}}, {"step": 2, "note": "größer\n<b>"}]
+    with JsonlWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    assert read_jsonl(path) == rows
+    assert list(iter_jsonl(path)) == rows
+
+
+def test_a_row_is_readable_before_the_writer_is_closed(tmp_path):
+    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
+        writer.write({"step": 1})
+        assert read_jsonl(writer.path) == [{"step": 1}]
+
+
+def test_nonfinite_floats_survive_a_round_trip_through_strict_json(tmp_path):
+    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
+        writer.write({"loss": math.nan, "norms": [math.inf, -math.inf, 1.0], "layers": {"fc": math.inf}})
+    text = writer.path.read_text()
+    json.loads(text, parse_constant=pytest.fail)
+    (row,) = read_jsonl(writer.path)
+    assert math.isnan(row["loss"])
+    assert row["norms"] == [math.inf, -math.inf, 1.0]
+    assert row["layers"] == {"fc": math.inf}
+
+
+def test_text_fields_are_not_turned_into_numbers(tmp_path):
+    with JsonlWriter(tmp_path / "incidents.jsonl") as writer:
+        writer.write({"job": "nan", "value": math.nan, "layers": [{"name": "inf", "norm": math.inf}]})
+    (row,) = read_jsonl(writer.path)
+    assert row["job"] == "nan"
+    assert row["layers"] == [{"name": "inf", "norm": math.inf}]
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_a_cut_last_line_costs_only_that_row(tmp_path, cut):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 1}\n'
+    last = '{"step": 2, "text": "ä", "loss": "nan"}\n'.encode()
+    path.write_bytes(whole + last[: min(cut, len(last) - 2)])
+    assert read_jsonl(path) == [{"step": 1}]
+
+
+def test_a_writer_that_follows_a_cut_line_starts_a_new_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    with JsonlWriter(path) as writer:
+        writer.write({"step": 3})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+
+
+def test_a_writer_that_follows_a_complete_line_adds_no_empty_one(tmp_path):
+    for step in (1, 2):
+        with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
+            writer.write({"step": step})
+    assert writer.path.read_bytes() == b'{"step":1}\n{"step":2}\n'
+
+
+@pytest.mark.parametrize("line", [b"", b"[1, 2]", b"7", b'{"a": NaN', b"\xff\xfe", b"[" * 200_000])
+def test_a_line_that_is_no_object_is_left_out(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b'\n{"step": 1}\n')
+    assert read_jsonl(path) == [{"step": 1}]
+
+
+def test_documents_are_replaced_whole_and_leave_nothing_behind(tmp_path):
+    path = tmp_path / "job" / "result.json"
+    write_json_atomic(path, {"status": "stopped", "metrics": {"test_loss": math.nan}})
+    write_json_atomic(path, {"status": "succeeded"})
+    assert read_json(path) == {"status": "succeeded"}
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+def test_a_document_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "result.json"
+    write_json_atomic(path, {"status": "succeeded"})
+    with pytest.raises(TypeError):
+        write_json_atomic(path, {"status": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomic(path, "\ud800")
+    assert read_json(path) == {"status": "succeeded"}
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_strict_form_is_inverted_by_reading():
+    value = {"a": [1, 2.5, math.inf, None, True, "text"], "b": {"c": (-math.inf,)}}
+    assert from_strict(strict(value)) == {
+        "a": [1, 2.5, math.inf, None, True, "text"],
+        "b": {"c": [-math.inf]},
+    }
+
+
+def test_rows_that_come_again_are_kept_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert cut_back(path, 0) == 0
+    path.write_bytes(b"one\ntwo\nthr")
+    assert cut_back(path, 4) == 7
+    assert cut_back(path, 4) == 0
+    assert path.read_bytes() == b"one\n"
+    assert (tmp_path / "rows.undone.jsonl").read_bytes() == b"two\nthr"

@@ -1,0 +1,117 @@
+"""What is said about a wrong spec: everything, once, each with where and what to write instead."""
+
+import pickle
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from jobs.spec.job_spec import JobSpec, SpecError
+
+WRONG = """
+    seed: "0"
+    model: {name: resnet81}
+    data:
+      batch_size: true
+      dwnload: true
+    optimizer:
+      name: sgdd
+      lr: -1e-3
+    lr: 0.1
+    train: {epochs: 2.0}
+    guard:
+      clip:
+        max_nrom: 1
+      local_norm: none
+    faults:
+    - {kind: nan_los, step: 60}
+    - {kind: nan_loss}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "wrong.yaml"
+    path.write_text(textwrap.dedent(text).lstrip())
+    return path
+
+
+def error_of(path: Path) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        JobSpec.load(path)
+    return caught.value
+
+
+def line_of(error: SpecError, field: str) -> str:
+    (line,) = [line for line in str(error).splitlines() if f": {field}" in line]
+    return line
+
+
+def test_all_problems_are_reported_at_once_one_line_each(tmp_path: Path):
+    error = error_of(write(tmp_path, WRONG))
+    assert {problem.path for problem in error.problems} == {
+        *("seed", "model.name", "data.batch_size", "data.dwnload", "optimizer.name", "optimizer.lr", "lr"),
+        *("train.epochs", "guard.clip.max_nrom", "guard.local_norm", "faults[0].kind", "faults[1].step"),
+    }
+    assert len(str(error).splitlines()) == len(error.problems)
+
+
+@pytest.mark.parametrize(
+    ("field", "line", "parts"),
+    [
+        ("seed", 1, ['"0"', "valid integer", "without quotes"]),
+        ("model.name", 2, ["resnet81", 'did you mean "resnet18"?']),
+        ("data.batch_size", 4, ["true", "valid integer"]),
+        ("data.dwnload", 5, ["unknown field", "train_limit", 'did you mean "download"?']),
+        ("optimizer.name", 7, ["sgdd", "one of sgd, adam, adamw", 'did you mean "sgd"?']),
+        ("optimizer.lr", 8, ["-0.001", "greater than 0"]),
+        ("lr", 9, ["unknown field", 'did you mean "optimizer.lr"?']),
+        ("train.epochs", 10, ["2.0", "valid integer", "write 2"]),
+        ("guard.clip.max_nrom", 13, ["unknown field", "max_norm", 'did you mean "max_norm"?']),
+        ("guard.local_norm", 14, ["none", "off", "always", "valid integer"]),
+        ("faults[0].kind", 16, ["nan_los", 'did you mean "nan_loss"?']),
+        ("faults[1].step", 17, ["is required"]),
+    ],
+)
+def test_a_line_says_where_what_was_seen_what_is_allowed_and_what_was_meant(
+    tmp_path: Path, field: str, line: int, parts: list[str]
+):
+    path = write(tmp_path, WRONG)
+    said = line_of(error_of(path), field)
+    assert said.startswith(f"{path}:{line}: {field}")
+    for part in parts:
+        assert part in said
+
+
+def test_a_problem_is_found_beside_others_that_stop_its_neighbours(tmp_path: Path):
+    error = error_of(write(tmp_path, "scale: {workers: 3, device: tpu}\ntrain: {max_steps: 0, epochs: x}\n"))
+    assert [p.path for p in error.problems] == ["scale.device", "train.max_steps", "train.epochs"]
+
+
+def test_a_section_that_is_a_value_is_told_to_be_a_section(tmp_path: Path):
+    error = error_of(write(tmp_path, "guard: exact\nfaults: none\n"))
+    assert "guard" in str(error)
+    assert "must be a section of fields" in str(error).splitlines()[0]
+    assert "pydantic" not in str(error).lower()
+
+
+def test_a_long_value_is_cut(tmp_path: Path):
+    error = error_of(write(tmp_path, f"workload: {'x' * 500}\n"))
+    assert "..." in str(error)
+    assert len(str(error)) < 300
+
+
+def test_words_for_truth_get_the_word_that_counts(tmp_path: Path):
+    error = error_of(write(tmp_path, "data: {download: yes}\n"))
+    assert str(error).endswith("write true")
+
+
+def test_an_error_without_a_file_begins_with_the_field():
+    with pytest.raises(SpecError) as caught:
+        JobSpec.from_dict({"sead": 1})
+    assert str(caught.value).startswith("sead = 1: unknown field")
+    assert str(caught.value).endswith('did you mean "seed"?')
+
+
+def test_an_error_survives_the_way_between_processes(tmp_path: Path):
+    error = error_of(write(tmp_path, WRONG))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

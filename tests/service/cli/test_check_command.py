@@ -1,0 +1,156 @@
+"""``gradguard check``: a verdict on a spec's network as table, JSON and drawing; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from jobs.cluster.session import PACKAGE_ROOT
+from jobs.data.errors import DataError
+from jobs.data.to_folder import main as to_folder
+from jobs.errors import JobError
+from jobs.spec.errors import SpecError
+from service.cli.app import app
+
+SPEC: dict[str, Any] = {
+    "name": "checked",
+    "storage": "runs",
+    "scale": {"device": "cpu"},
+    "model": {"name": "resnet18", "stem": "tiny"},
+    "data": {"dataset": "digits", "batch_size": 16},
+}
+EXPLODING = {"name": "squeezenet1_1", "init": {"scheme": "kaiming", "gain": 10.0}}
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "checked.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    return path
+
+
+def exploding(folder: Path) -> Path:
+    path = folder / "exploding.yaml"
+    data = {**SPEC["data"], "image_size": 64}
+    path.write_text(yaml.safe_dump({**SPEC, "model": EXPLODING, "data": data}))
+    return path
+
+
+def check(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["check", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_healthy_network_is_fine_layer_by_layer_and_nothing_is_written(spec: Path) -> None:
+    output = check(spec).output
+    assert "checked.yaml is valid: job checked" in output
+    assert "layer4.1.conv2" in output
+    assert "pre-flight: fine" in output
+    assert [path.name for path in spec.parent.iterdir()] == [spec.name]
+
+
+def test_json_has_the_verdict_and_the_layers_and_nothing_else(spec: Path) -> None:
+    document = json.loads(check(spec, "--json").output)
+    assert (document["job"], document["lr_range"]) == ("checked", None)
+    flight = document["preflight"]
+    assert (flight["verdict"], flight["layer"], flight["suggestion"]) == ("fine", None, "")
+    assert flight["loss"] == pytest.approx(2.3, abs=1.0)
+    names = [layer["name"] for layer in flight["layers"]]
+    assert names[0] == "conv1"
+    assert names[-1] == "fc"
+    assert {"mean", "std", "grad_norm", "dead_share", "growth"} <= set(flight["layers"][0])
+
+
+def test_a_network_that_explodes_is_named_with_its_layer_and_its_cure(spec: Path) -> None:
+    path = exploding(spec.parent)
+    output = check(path, code=1).output
+    assert "pre-flight: exploding at layer " in output
+    assert "model.init" in output
+    flight = json.loads(check(path, "--json", code=1).output)["preflight"]
+    assert flight["verdict"] == "exploding"
+    assert flight["layer"] in [layer["name"] for layer in flight["layers"]]
+    assert "valid" in check(path, "--no-preflight").output
+    assert "valid" in check(path, "--set", "preflight=off").output
+
+
+@pytest.mark.slow
+def test_the_learning_rate_range_is_found_and_drawn(spec: Path) -> None:
+    plots = [spec.parent / name for name in ("layers.svg", "range.png")]
+    check(spec, "--plot", plots[0])
+    ranged = check(spec, "--json", "--lr-range", "--plot", plots[1])
+    assert ranged.stderr.startswith("learning rate: 40 steps with 16 samples, about ")
+    document = json.loads(ranged.stdout)
+    found = document["lr_range"]
+    assert found["rates"] == sorted(found["rates"])
+    assert len(found["rates"]) == len(found["losses"])
+    assert found["rates"][0] < found["suggested"] < 1.0
+    assert found["suggested"] < found["largest"]
+    assert plots[0].read_bytes().lstrip().startswith(b"<?xml")
+    assert plots[1].read_bytes().startswith(b"\x89PNG")
+    advice = check(spec, "--lr-range").output
+    assert f"try optimizer.lr={found['suggested']:.2g}" in advice
+
+
+def test_a_drawing_that_cannot_be_made_is_one_line(spec: Path) -> None:
+    for name, said in (("plot.xyz", "plot.xyz"), ("missing/plot.svg", "No such file")):
+        with pytest.raises(JobError, match=said) as caught:
+            check(spec, "--plot", spec.parent / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_bad_spec_is_named_before_anything_is_built(spec: Path) -> None:
+    with pytest.raises(SpecError, match=r'model\.name = "resnet19".*did you mean "resnet18"'):
+        check(spec, "--set", "model.name=resnet19")
+    assert "gain" in check(exploding(spec.parent), "--show").output
+
+
+EXAMPLES = PACKAGE_ROOT / "jobs" / "examples"
+ON_A_CPU = ("fashion.yaml", "gpt-cpu.yaml", "resnet50-imagefolder-cpu.yaml", "own_workload/spec.yaml")
+ON_GPUS = ("resnet50-imagefolder-8gpu.yaml", "gpt-124m-8gpu.yaml")
+
+
+def test_every_example_is_checked_here() -> None:
+    found = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
+    assert found == {*ON_A_CPU, *ON_GPUS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_A_CPU)
+def test_an_example_for_a_cpu_begins_in_good_health(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str((EXAMPLES / name).parent))
+    if "imagefolder" in name:
+        assert to_folder(["digits", "images", "--limit", "400"]) == 0
+    output = check(EXAMPLES / name).output
+    assert "is valid: job " in output
+    assert "pre-flight: fine" in output
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_an_example_for_gpus_is_valid_without_them(name: str) -> None:
+    assert "is valid: job " in check(EXAMPLES / name, "--no-preflight").output
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet50-imagefolder-8gpu.yaml", "data.root = /nowhere: there is no such folder: set data.root to"),
+        ("gpt-124m-8gpu.yaml", "data.path: there is no file or folder /nowhere: name one"),
+    ],
+)
+def test_where_the_data_is_not_there_one_line_says_what_to_do(name: str, said: str) -> None:
+    field = said.split(" = ")[0].split(":")[0]
+    with pytest.raises(DataError) as caught:
+        check(EXAMPLES / name, "--set", f"{field}=/nowhere")
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("check --no-preflight looks at the spec alone")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,119 @@
+"""``gradguard checkpoints``: lists, verifies, compares and exports, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from jobs.checkpoints import Checkpoints
+from jobs.errors import JobError
+from service.cli.app import app
+from tests.jobs.checkpoints.checkpoint_fixture import parts, proven, train
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jobs") / "digits"
+    state = parts()
+    checkpoints = Checkpoints(folder / "checkpoints", state, describe=lambda: (0, {"test_accuracy": 0.875}))
+    train(state, 2)
+    proven(checkpoints, 10)
+    train(state, 2)
+    proven(checkpoints, 20)
+    with torch.no_grad():
+        state["model"][3].bias[0] = float("nan")
+    checkpoints.save(30)
+    checkpoints.finish()
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["checkpoints", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    with pytest.raises(JobError) as error:
+        CliRunner().invoke(app, ["checkpoints", *map(str, arguments)], catch_exceptions=False)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_list_says_what_is_good_and_what_is_not_yet(job: Path) -> None:
+    lines = run(job).splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["10", "good"], ["20", "good"], ["30", "candidate"]]
+    assert "test_accuracy 0.875" in lines[1]
+    rows = json.loads(run(job, "--json"))["checkpoints"]
+    assert [(row["step"], row["state"], row["problem"]) for row in rows] == [
+        (10, "good", None),
+        (20, "good", None),
+        (30, "candidate", None),
+    ]
+    assert rows[0]["bytes"] > 1000
+    assert run(job / "checkpoints") == run(job)
+
+
+def test_verify_finds_what_a_listing_cannot(job: Path) -> None:
+    assert "3 verified: every byte is as it was written" in run(job, "--verify")
+    path = job / "checkpoints" / "step-00000020" / "state.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"1", b"2", 1))
+    try:
+        assert "damaged" not in run(job)
+        output = run(job, "--verify", code=1)
+        rows = json.loads(run(job, "--verify", "--json", code=1))["checkpoints"]
+        assert "is damaged" in refused(job, "--export", 20, "--to", "model.pt")
+    finally:
+        path.write_bytes(whole)
+    assert "step 20: state.json does not match its checksum" in output
+    assert [row["state"] for row in rows] == ["good", "damaged", "candidate"]
+
+
+def test_a_manifest_that_cannot_be_read_is_listed_as_damaged(job: Path) -> None:
+    path = job / "checkpoints" / "step-00000020" / "manifest.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    try:
+        output = run(job, code=1)
+    finally:
+        path.write_bytes(whole)
+    assert "step 20: manifest.json cannot be read" in output
+
+
+def test_compare_names_the_tensors_that_differ_and_by_how_much(job: Path) -> None:
+    found = json.loads(run(job, "--compare", 20, 30, "--json"))["differences"]
+    assert [d["name"] for d in found] == ["model.3.bias"]
+    assert (found[0]["what"], found[0]["largest"], found[0]["nonfinite"]) == ("values", 0.0, [0, 1])
+    moved = {d["name"] for d in json.loads(run(job, "--compare", 10, 20, "--json"))["differences"]}
+    assert {"model.0.weight", "model.1.running_mean", "optimizer.state.0.exp_avg"} <= moved
+    shown = run(job, "--compare", 10, 20)
+    assert "model.0.weight" in shown
+    assert "tensors differ between steps 10 and 20" in shown
+    assert "0 of" in run(job, "--compare", 10, 10)
+
+
+def test_the_model_is_exported_for_others(job: Path, tmp_path: Path) -> None:
+    safe, plain = tmp_path / "model.safetensors", tmp_path / "model.pt"
+    assert "tensors of step 20" in run(job, "--export", 20, "--to", safe)
+    run(job, "--export", 20, "--to", plain)
+    for weights in (load_file(safe), torch.load(plain, weights_only=True)):
+        fresh = parts()["model"]
+        fresh.load_state_dict(weights)
+        assert int(fresh[1].num_batches_tracked) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "model.safetensors"]
+
+
+def test_what_cannot_be_done_is_one_line_that_helps(job: Path, tmp_path: Path) -> None:
+    assert "there are: 10, 20, 30" in refused(job, "--compare", 10, 11)
+    assert "belong together" in refused(job, "--export", 10)
+    assert "end its name with .safetensors" in refused(job, "--export", 10, "--to", tmp_path / "m.onnx")
+    assert "there is no folder" in refused(tmp_path / "missing")
+    assert "cannot write" in refused(job, "--export", 10, "--to", tmp_path / "no" / "m.pt")
+    assert "no checkpoints in" in run(tmp_path)
+    assert "is no place for checkpoints" in refused("nosuch://bucket/run")

@@ -1,0 +1,139 @@
+"""The installed command against a service with tokens and TLS. No cluster is up: jobs wait for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.cluster.session import PACKAGE_ROOT
+from tests.integration.runner import GRADGUARD, Sandbox, read_until
+from tests.service.server import Server, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NOBODY = "http://127.0.0.1:9"
+SECRET = "hunter2hunter2"
+CERTIFICATE = (
+    *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+    *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"),
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    sandbox = Sandbox(tmp_path_factory.mktemp("tls"))
+    sandbox.environment["PYTHONPATH"] = str(PACKAGE_ROOT)
+    subprocess.run(CERTIFICATE, cwd=sandbox.path, check=True, capture_output=True)
+    made = sandbox.run(GRADGUARD, "tokens", "create", "anna", "--scope=admin", "--storage=store")
+    tls = ("--tls-cert=cert.pem", "--tls-key=key.pem")
+    server = Server(sandbox, f"--address={NOBODY}", "--host=0.0.0.0", "--storage=store", *tls)
+    server.url = server.url.replace("0.0.0.0", "127.0.0.1")
+    sandbox.environment |= {
+        "GRADGUARD_TOKEN": made.stdout.strip(),
+        "SSL_CERT_FILE": str(sandbox.path / "cert.pem"),
+        "MY_API_KEY": SECRET,
+    }
+    yield server
+    server.end()
+
+
+def one_line(run: subprocess.CompletedProcess[str], says: str) -> None:
+    assert run.returncode == 2, run.stdout
+    assert len(run.stdout.strip().splitlines()) == 1, run.stdout
+    assert says in run.stdout
+
+
+def test_a_job_from_its_submission_to_its_end_by_the_command_line(server: Server) -> None:
+    assert server.url.startswith("https://")
+    spec = server.sandbox.spec("life")
+    job_id = server.run("submit", spec, "--env=MY_API_KEY").stdout.strip()
+    watching = server.sandbox.start(GRADGUARD, "status", job_id, "--watch", f"--address={server.url}")
+    read_until(watching, lambda line: "waiting for the Ray cluster" in line)
+
+    told = json.loads(server.run("list", "--json").stdout)
+    assert [job["id"] for job in told] == [job_id]
+    cloned = json.loads(server.run("clone", job_id, "--set=optimizer.lr=0.5", "--json").stdout)
+    assert cloned["spec"]["optimizer"]["lr"] == 0.5
+    assert cloned["env"] == {"MY_API_KEY": "********"}
+    one_line(server.run("delete", cloned["id"]), "stop it first")
+
+    assert server.run("stop", job_id).returncode == 0
+    assert "stopped" in watching.communicate(timeout=300)[0], "to watch a job ends when the job has"
+    assert watching.returncode == 0
+    assert server.run("delete", job_id).returncode == 0
+    one_line(server.run("status", job_id), f"there is no job {job_id}")
+
+
+def test_a_list_is_watched_on_a_terminal_until_ctrl_c(server: Server) -> None:
+    master, slave = pty.openpty()
+    command = (GRADGUARD, "list", "--watch", f"--address={server.url}")
+    environment = {**server.sandbox.environment, "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(
+        command,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: os.close(master),
+    )
+    os.close(slave)
+    seen = ""
+    while "life-" not in seen:  # the clone
+        seen += os.read(master, 1 << 16).decode(errors="replace")
+    process.send_signal(2)
+    while _more(master):
+        pass
+    assert process.wait(timeout=300) == 130
+    os.close(master)
+
+
+def _more(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how a terminal says that its other end is gone
+        return b""
+
+
+def test_what_it_takes_to_get_in_is_said_in_one_line(server: Server) -> None:
+    known = dict(server.sandbox.environment)
+    try:
+        del server.sandbox.environment["GRADGUARD_TOKEN"]
+        one_line(server.run("list"), "a token is needed")
+        del server.sandbox.environment["SSL_CERT_FILE"]
+        one_line(server.run("list"), "set SSL_CERT_FILE")
+    finally:
+        server.sandbox.environment.update(known)
+    one_line(server.run("submit", server.sandbox.spec("bad", optimizer={"lr": -1})), "optimizer.lr")
+    one_line(server.run("list", "--status=sideways"), "status")
+    half = server.sandbox.run(GRADGUARD, "serve", "--tls-cert=cert.pem")
+    one_line(half, "give both")
+    wrong = server.sandbox.run(GRADGUARD, "serve", "--tls-cert=key.pem", "--tls-key=life.yaml")
+    one_line(wrong, "both are PEM files")
+
+
+def test_no_secret_is_in_what_the_service_says_or_in_the_list_of_processes(server: Server) -> None:
+    until(lambda: "does not answer" in server.said())
+    token = server.sandbox.environment["GRADGUARD_TOKEN"]
+    for secret in (token, token.rpartition("_")[2], SECRET):
+        assert secret not in server.said()
+        assert secret not in server.command_lines()
+    kept = (server.sandbox.path / "store" / ".service" / "service.db").read_bytes()
+    assert token.rpartition("_")[2].encode() not in kept
+
+
+def test_a_shell_completes_the_commands(server: Server) -> None:
+    script = (
+        'eval "$(_GRADGUARD_COMPLETE=source_bash gradguard)"; complete -p gradguard; '
+        'COMP_WORDS=(gradguard st); COMP_CWORD=1; _gradguard_completion gradguard; echo "${COMPREPLY[@]}"'
+    )
+    run = server.sandbox.run("bash", "-c", script)
+    assert sorted(run.stdout.split()[-2:]) == ["status", "stop"], run.stdout

@@ -1,0 +1,58 @@
+"""``gradguard replay`` on small logs, through the command itself."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from guard.decide.replay import TraceError
+from service.cli.app import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["replay", *map(str, arguments)])
+
+
+def write_log(path: Path, header: str = "step,loss,grad_norm") -> Path:
+    rows = [f"{i},{2 + 0.01 * (i * 7 % 11)},{1 + 0.02 * (i * 5 % 7)}" for i in range(300)]
+    rows[200:203] = ["200,40,90", "201,41,95", "202,42,91"]
+    rows[250] = "250,nan,1.0"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_json_lists_the_alarms_with_their_evidence(tmp_path: Path) -> None:
+    result = json.loads(run(write_log(tmp_path / "log.csv"), "--json").stdout)
+    assert result["rows"] == 300
+    assert {alarm["step"] for alarm in result["alarms"]} >= {250}
+    assert any(alarm["verdict"] == "spike" and 200 <= alarm["step"] <= 202 for alarm in result["alarms"])
+    for alarm in result["alarms"]:
+        assert set(alarm) == {"step", "verdict", "signal", "score", "baseline"}
+
+
+def test_the_table_says_what_the_guard_would_have_done(tmp_path: Path) -> None:
+    shown = run(write_log(tmp_path / "log.csv")).stdout
+    assert "rewind" in shown
+    assert "skip" in shown
+    assert "300 rows" in shown
+
+
+def test_other_column_names_gzip_and_a_plot(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv", header="it,train_loss,gnorm")
+    packed = tmp_path / "log.csv.gz"
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    names = ("--step", "it", "--loss", "train_loss", "--grad-norm", "gnorm")
+    plot = tmp_path / "log.svg"
+    assert run(packed, *names, "--json", "--plot", plot).stdout == run(log, *names, "--json").stdout
+    assert "<svg" in plot.read_text()
+
+
+def test_a_malformed_row_is_named_by_its_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("step,loss\n0,1.0\n1,high\n")
+    with pytest.raises(TraceError, match=r"log\.csv:3: loss is 'high', not a number"):
+        raise run(log).exception or AssertionError("the command said nothing")

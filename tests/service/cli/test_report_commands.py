@@ -1,0 +1,92 @@
+"""``gradguard report`` and ``gradguard compare`` on folders of jobs, through the commands themselves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.app import app, main
+
+SPEC = "name: {name}\nseed: 0\noptimizer: {{name: sgd, lr: {lr}}}\n"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "120"})
+
+
+def write_job(folder: Path, *, lr: float, steps: int) -> Path:
+    folder.mkdir()
+    (folder / "spec.yaml").write_text(SPEC.format(name=folder.name, lr=lr))
+    rows = [
+        {"attempt": i, "step": i, "action": "applied", "loss": 2.0 / i, "grad_norm": 1.0 / i, "lr": lr}
+        for i in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return write_job(root / "calm", lr=0.1, steps=40), write_job(root / "hot", lr=0.4, steps=20)
+
+
+def test_the_report_is_a_page_and_a_picture(jobs: tuple[Path, Path]) -> None:
+    done = run("report", jobs[0])
+    assert (done.exit_code, done.stdout.strip()) == (0, str(jobs[0] / "report.html"))
+    assert (jobs[0] / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_png_writes_the_picture_alone(jobs: tuple[Path, Path]) -> None:
+    done = run("report", jobs[1], "--png")
+    assert (done.exit_code, done.stdout.strip()) == (0, str(jobs[1] / "report.png"))
+    assert not (jobs[1] / "report.html").exists()
+
+
+def test_compare_shows_figures_and_what_differs_in_the_spec(jobs: tuple[Path, Path]) -> None:
+    done = run("compare", *jobs)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.exit_code == 0
+    assert ["Steps", "40", "20", "−20"] in lines
+    assert ["optimizer.lr", "0.1", "0.4"] in lines
+    assert lines[-1] == [str(jobs[0] / "compare-hot.html")]
+    assert (jobs[0] / "compare-hot.html").exists()
+
+
+def test_compare_gives_json_and_writes_where_it_is_told(jobs: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run("compare", *jobs, "--json", "--to", tmp_path / "both.html")
+    read = json.loads(done.stdout)
+    assert read["figures"]["steps"] == {"first": 40, "second": 20, "difference": -20, "unit": "count"}
+    assert read["spec"]["optimizer.lr"] == ["0.1", "0.4"]
+    assert Path(read["page"]) == tmp_path / "both.html"
+    assert (tmp_path / "both.html").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_what_is_no_job_is_one_line_and_exit_code_2(
+    command: str,
+    jobs: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [str(jobs[0]), str(tmp_path)] if command == "compare" else [str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gradguard", command, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip() == (
+        f"{tmp_path} is not the folder of a job: it has neither spec.yaml nor metrics.jsonl"
+    )
+
+
+def test_a_place_that_cannot_be_written_is_named(jobs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("compare", *jobs, "--to", tmp_path / "file" / "both.html")
+    assert done.exit_code != 0
+    assert "cannot write" in str(done.exception)
+    assert "--to" in str(done.exception)

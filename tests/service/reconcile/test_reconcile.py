@@ -1,0 +1,221 @@
+"""What the supervisor makes of what it sees: who may start, what became of an attempt, whose job it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.job_submission import JobDetails, JobStatus, JobType
+
+from jobs.client.job_files import RunReader
+from jobs.client.submission import (
+    LARGEST_KEPT,
+    MARK,
+    SPEC_VARIABLE,
+    SUPERVISED,
+    entrypoint,
+    note_folder,
+    noted,
+    noted_package,
+    runtime_env,
+)
+from jobs.cluster.session import JOB_CONFIG_VAR
+from jobs.run_dir.jsonl import write_json_atomic
+from jobs.spec.job_spec import JobSpec
+from service.reconcile.adopt import adopt, learn
+from service.reconcile.capacity import free, needs, never_fits, waits_for
+from service.reconcile.job_reconciler import LONGEST_BACKOFF_S, pauses, spec_for
+from service.reconcile.outcome import outcome_of
+from service.reconcile.ray_api import Capacity
+from service.store import JobRow, JobStore, Packages, open_database
+
+SPEC = JobSpec.from_dict({"name": "j", "data": {"dataset": "digits"}})
+
+
+def ended(status: JobStatus = JobStatus.FAILED, code: int | None = 1) -> JobDetails:
+    return JobDetails(
+        type=JobType.SUBMISSION,
+        submission_id="j-a1",
+        entrypoint="python -m jobs.train",
+        status=status,
+        driver_exit_code=code,
+    )
+
+
+@pytest.mark.parametrize(
+    ("details", "result", "log", "becomes"),
+    [
+        (ended(JobStatus.SUCCEEDED, 0), {"status": "succeeded"}, "", "succeeded"),
+        (ended(code=3), {"status": "halted", "error": "budget"}, "", "halted"),
+        (ended(code=3), None, "", "halted"),
+        (ended(code=2), None, "optimizer.lr: must be positive", "failed"),
+        (ended(code=2), None, "x is being trained by another process now", "lost"),
+        (ended(code=137), None, "", "lost"),
+        (ended(code=None), None, "", "lost"),
+        (ended(code=1), {"status": "failed", "error": "the training controller died"}, "", "lost"),
+        (ended(code=1), {"status": "failed", "error": "rank 0: ValueError"}, "", "failed"),
+        (ended(JobStatus.STOPPED, None), {"status": "stopped"}, "", "stopped"),
+        (None, None, "", "lost"),
+        (None, {"status": "succeeded"}, "", "succeeded"),
+    ],
+)
+def test_what_became_of_an_attempt(
+    tmp_path: Path, details: JobDetails | None, result: dict | None, log: str, becomes: str
+) -> None:
+    if result is not None:
+        (tmp_path / "result.json").write_text(json.dumps(result))
+    files = RunReader(tmp_path)
+    outcome = outcome_of(details, files, before=None, stopping=False, log_end=log)
+    assert outcome.kind == becomes
+    if becomes == "failed":
+        assert outcome.reason in ("rank 0: ValueError", "optimizer.lr: must be positive")
+
+
+def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"status": "succeeded"}')
+    files = RunReader(tmp_path)
+    before = files.marks()
+    found = outcome_of(None, files, before=before, stopping=False, log_end="")
+    assert found.kind == "lost"
+    stopped = outcome_of(None, files, before=before, stopping=True, log_end="")
+    assert stopped.kind == "stopped"
+    write_json_atomic(tmp_path / "result.json", {"status": "succeeded"})
+    os.utime(tmp_path / "result.json", (1000, 1000))  # by a machine whose clock is half a century behind
+    assert outcome_of(None, files, before=before, stopping=False, log_end="").kind == "succeeded"
+
+
+def scaled(workers: int, device: str = "gpu") -> JobSpec:
+    return JobSpec.from_dict(
+        {"name": "j", "scale": {"workers": workers, "device": device}, "data": {"batch_size": 120}}
+    )
+
+
+def test_a_job_waits_for_what_is_missing_and_says_so() -> None:
+    cluster = Capacity([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], {"GPU": 1, "CPU": 2})
+    just_started = JobRow(id="a", gpus=2.0, cpus=2.0)
+    left = free(cluster, [just_started])
+    assert left == {"GPU": 2.0, "CPU": 14.0}, "what a job will take counts as taken before it holds it"
+    assert waits_for(needs(scaled(2), cluster), left) is None
+    assert waits_for(needs(scaled(3), cluster), left) == "waiting for 3 GPUs, 2 free"
+    assert waits_for(needs(scaled(15, "cpu"), cluster), left) == "waiting for 15 CPUs, 14 free"
+    assert needs(scaled(4, "auto"), cluster)["GPU"] == 4
+    assert needs(scaled(5, "auto"), cluster)["GPU"] == 0, "auto takes CPUs where there are too few GPUs"
+    never = never_fits(needs(scaled(5)), 5, cluster.nodes)
+    assert never is not None
+    assert "the cluster has 4" in never
+
+
+def stranger(submission_id: str, **more: object) -> JobDetails:
+    fields = {"entrypoint": "python -m jobs.train x.yaml", "status": JobStatus.RUNNING, **more}
+    return JobDetails(type=JobType.SUBMISSION, submission_id=submission_id, start_time=5000, **fields)
+
+
+def test_jobs_of_ours_are_adopted_once_and_nobody_elses(tmp_path: Path) -> None:
+    store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
+    ours = runtime_env(SPEC, env={"API_KEY": "k"})
+    listing = {
+        "by-client": stranger("by-client", metadata={MARK: "job"}, runtime_env=ours),
+        "plain": stranger("plain"),
+        "other-program": stranger("other-program", entrypoint="python train.py"),
+        "of-another-service": stranger("of-another-service", metadata={MARK: "job", SUPERVISED: "x"}),
+        "../escape": stranger("../escape"),
+    }
+    assert adopt(store, listing, tmp_path) == ["by-client", "plain"]
+    assert adopt(store, listing, tmp_path) == []
+    known, plain = store.get("by-client"), store.get("plain")
+    assert known.spec is not None
+    assert known.spec["name"] == "j"
+    assert known.env == {"API_KEY": "k"}, "and none of the variables that we set"
+    assert (plain.spec, plain.max_restarts) == (None, 0), "without its spec it cannot be started again"
+    assert known.max_restarts > 0
+    old = {"old": stranger("old", metadata={MARK: "job"}, runtime_env=ours, status=JobStatus.FAILED)}
+    adopt(store, old, tmp_path)
+    assert store.get("old").max_restarts == 0, "it ended before anybody looked"
+    store.engine.dispose()
+
+
+def said_by_the_job(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, spec: JobSpec, **metadata: str
+) -> dict[str, object]:
+    """What a job leaves behind that Ray started in this folder under the id ``plain``."""
+    told = {
+        "runtime_env": {"working_dir": "gcs://_ray_pkg_0123.zip"},
+        "metadata": {"job_submission_id": "plain", **metadata},
+    }
+    monkeypatch.setenv(JOB_CONFIG_VAR, json.dumps(told))
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder)
+    note_folder(spec)
+    return noted("plain")
+
+
+def test_an_adopted_job_that_says_what_it_runs_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
+    packages, root = Packages(store.engine), tmp_path / "gradguard"
+    adopt(store, {"plain": stranger("plain")}, root)
+    assert not learn(store, packages, store.get("plain"), root), "it has not said anything yet"
+    (tmp_path / "wd").mkdir()
+    (tmp_path / "wd" / "mine.py").write_text("x = 1")
+    spec = SPEC.model_copy(update={"storage": str(root / "runs")})
+    note = said_by_the_job(monkeypatch, tmp_path / "wd", spec)
+    assert learn(store, packages, store.get("plain"), root)
+    assert learn(store, packages, store.get("plain"), root), "twice is as good as once"
+    row = store.get("plain")
+    assert row.folder == str(root / "runs" / "j")
+    assert row.max_restarts == spec.scale.max_failures
+    assert spec_for(row) == spec, "under its own name, not under Ray's"
+    package = packages.content(row.working_dir or "")
+    assert zipfile.ZipFile(io.BytesIO(package or b"")).namelist() == ["mine.py"]
+    kinds = [event.kind for event in store.events("plain")]
+    assert kinds == ["state", "note"]
+    (root / ".submissions" / str(note["working_dir"])).write_bytes(b"changed by somebody")
+    assert noted_package(note, root) is None
+    assert noted_package({"working_dir": "../s.db"}, root) is None
+    store.engine.dispose()
+
+
+def test_a_supervised_job_says_only_where_it_is_and_a_large_folder_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wd").mkdir()
+    supervised = said_by_the_job(monkeypatch, tmp_path / "wd", SPEC, **{SUPERVISED: "j"})
+    assert sorted(supervised) == ["folder", "job"]
+    (tmp_path / "wd" / "link").symlink_to("/etc/passwd")
+    assert "is a link" in str(said_by_the_job(monkeypatch, tmp_path / "wd", SPEC)["not_kept"])
+    (tmp_path / "wd" / "link").unlink()
+    (tmp_path / "wd" / "data").write_bytes(os.urandom(LARGEST_KEPT + 1))
+    assert "20 MiB" in str(said_by_the_job(monkeypatch, tmp_path / "wd", SPEC)["not_kept"])
+
+
+def test_a_spec_that_expands_without_end_is_no_spec(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    environment = {
+        "env_vars": {SPEC_VARIABLE: f"name: j\noptions:\n  {bomb.replace(chr(10), chr(10) + '  ')}"}
+    }
+    store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
+    adopt(store, {"bomb": stranger("bomb", metadata={MARK: "job"}, runtime_env=environment)}, tmp_path)
+    assert store.get("bomb").spec is None
+    store.engine.dispose()
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+def test_a_job_that_waits_for_its_next_attempt_waits_no_longer_when_the_clock_jumps(jump_s: float) -> None:
+    set_at = 1_000_000.0
+    job = JobRow(id="j", not_before=set_at + LONGEST_BACKOFF_S)
+    assert pauses(job, set_at)
+    assert not pauses(job, set_at + LONGEST_BACKOFF_S)
+    assert not pauses(job, set_at + jump_s)
+
+
+def test_no_secret_and_nothing_unquoted_is_on_the_command_line() -> None:
+    assert entrypoint(resume=True) == "python -m jobs.train --from-environment --resume"
+    variables = runtime_env(SPEC, env={"API_KEY": "k"})["env_vars"]
+    assert variables["API_KEY"] == "k"
+    assert JobSpec.from_dict(yaml.safe_load(variables[SPEC_VARIABLE])) == SPEC

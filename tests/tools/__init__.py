@@ -1,0 +1,1 @@
+"""Writes the references in the documents from the code; not part of the package."""
