@@ -189,7 +189,7 @@ class ExclusionConfig(Config):
     window_steps: PositiveInt = 200
     """How far back bad steps count, in step attempts."""
 
-    most: int = Field(default=250, ge=0)
+    limit: int = Field(default=250, ge=0)
     """How many shares may be left out before the rank's data counts as its new normal. The count starts anew
     once ``window_steps`` attempts have passed without a bad step of one rank."""
 
@@ -259,7 +259,7 @@ class GuardConfig(Config):
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     """When skips turn into a rollback and rollbacks into a halt."""
 
-    shares: ExclusionConfig = Field(default_factory=ExclusionConfig)
+    rank_exclusion: ExclusionConfig = Field(default_factory=ExclusionConfig)
     """When a rank whose data stays bad is left out."""
 
     local_norm: Literal["off", "always"] | PositiveInt = "always"

@@ -181,10 +181,10 @@ class GradientGuard:
                 micro-batches.
         """
         window = self._parts.window
-        left_out = window.rejects(loss)
-        self._send(loss, watch_buffers=not left_out)
+        dropped = window.drops(loss)
+        self._send(loss, watch_buffers=not dropped)
         scaled = self._actor.scaler.scale(loss if weight == 1.0 else loss * weight)
-        if left_out:
+        if dropped:
             with window.leaving_out():
                 scaled.backward()
         else:

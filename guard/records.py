@@ -16,8 +16,8 @@ class Incident:
     moment that was damaged shows there, not in the gradient. ``window`` holds the last attempts before it,
     ``samples`` the ids of the global batch, where the data state tells them. ``moved_first`` is the signal
     that left its level first, and on which attempt; ``faulty_ranks`` those whose result differed when the
-    batch was computed again, ``left_out`` those without whose share it was applied, because their data stays
-    bad; ``rejected`` counts micro-batches that were left out.
+    batch was computed again, ``excluded_ranks`` those without whose share it was applied, because their data stays
+    bad; ``dropped_micro_batches`` counts micro-batches that were left out.
     """
 
     id: int
@@ -40,8 +40,8 @@ class Incident:
     recovery: dict[str, Any] | None = None
     moved_first: dict[str, Any] | None = None
     faulty_ranks: list[int] = field(default_factory=list)
-    left_out: list[int] = field(default_factory=list)
-    rejected: int = 0
+    excluded_ranks: list[int] = field(default_factory=list)
+    dropped_micro_batches: int = 0
     window: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     moved: list[dict[str, Any]] = field(default_factory=list)

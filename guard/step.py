@@ -171,12 +171,12 @@ class StepPipeline:
         if self._judge.foresee(agreed, seen, moved).kind != "ok":
             return None
         scale_(self._observer.gradients(), factor)
-        self._judge.shares.leave_out()
+        self._judge.rank_exclusion.leave_out()
         return agreed, seen
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
         """Micro-batches that were left out are missing in the mean: the others make it up."""
-        factor = correction(agreed.micro_batches, agreed.rejected)
+        factor = correction(agreed.micro_batches, agreed.dropped_micro_batches)
         if factor == 1.0 or not math.isfinite(seen.grad_norm):
             return seen
         scale_(self._observer.gradients(), factor)
@@ -292,7 +292,7 @@ class StepPipeline:
         return np.full(self._agreement.world_size, np.nan)
 
     def _samples(self, evidence: Evidence) -> list[int]:
-        return [] if evidence.verdict.kind == "ok" and not evidence.left_out else self._ids()
+        return [] if evidence.verdict.kind == "ok" and not evidence.excluded_ranks else self._ids()
 
     def _ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]
@@ -328,7 +328,7 @@ def describe(
         recovery=recovery,
         update_norm=evidence.update_norm,
         buffer_jump=evidence.agreed.buffer_jump,
-        left_out=evidence.left_out,
+        excluded_ranks=evidence.excluded_ranks,
     )
 
 

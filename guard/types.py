@@ -41,7 +41,7 @@ class Agreed:
 
     ``losses`` is each rank's mean loss over its micro-batches, ``local_norms`` each rank's gradient norm
     before the all-reduce one step ago (NaN where it was not taken). Where there are several micro-batches,
-    those whose loss is not finite are left out of the means and counted in ``rejected``.
+    those whose loss is not finite are left out of the means and counted in ``dropped_micro_batches``.
     """
 
     loss: float
@@ -53,7 +53,7 @@ class Agreed:
     """The largest over ranks; None where the model has no floating-point buffers."""
     micro_batches: int = 1
     """Of all ranks together."""
-    rejected: int = 0
+    dropped_micro_batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Evidence:
         return list(self.fault.ranks) if self.fault is not None and self.fault.hardware else []
 
     @property
-    def left_out(self) -> list[int]:
+    def excluded_ranks(self) -> list[int]:
         """Ranks without whose share the batch goes on."""
         return list(self.fault.ranks) if self.fault is not None and not self.fault.hardware else []
 
@@ -166,8 +166,8 @@ class StepReport:
     rollback sets it back. ``attempt`` counts calls of ``guard.step`` and only grows. ``grad_norm`` is the
     global norm before clipping, ``loss`` the mean over ranks. ``local_norms`` (one a rank) are those of the
     attempt before. ``update_norm`` is the mean distance of the weights per step, where it was measured.
-    ``left_out`` are ranks without whose share of the batch the step was applied. ``pending`` marks the answer
-    of a deferred guard that has nothing to tell yet.
+    ``excluded_ranks`` are ranks without whose share of the batch the step was applied. ``pending`` marks the
+    answer of a deferred guard that has nothing to report yet.
     """
 
     step: int
@@ -188,7 +188,7 @@ class StepReport:
     recovery: dict[str, float] = field(default_factory=dict)
     update_norm: float | None = None
     buffer_jump: float | None = None
-    left_out: list[int] = field(default_factory=list)
+    excluded_ranks: list[int] = field(default_factory=list)
     pending: bool = False
 
     @property

@@ -39,7 +39,7 @@ class GradAccumulation:
         """The window begins anew with the same micro-batches; ``absent``: all of them are left out here."""
         self._now, self._absent = 0, absent
 
-    def rejects(self, loss: Tensor) -> bool:
+    def drops(self, loss: Tensor) -> bool:
         """Whether the micro-batch of ``loss`` is to be left out: its backward is then ``leaving_out``."""
         self._now += 1
         if self._absent:
@@ -78,6 +78,10 @@ class GradAccumulation:
         return no_sync or self._now > 1 or self._before > 1
 
 
-def correction(micro_batches: int, rejected: int) -> float:
+def correction(micro_batches: int, dropped: int) -> float:
     """What the accumulated gradient is multiplied with when some micro-batches were left out of its mean."""
-    return micro_batches / (micro_batches - rejected) if rejected < micro_batches else 1.0
+    return (
+        micro_batches / (micro_batches - dropped_micro_batches)
+        if dropped_micro_batches < micro_batches
+        else 1.0
+    )

@@ -91,7 +91,7 @@ class Agreement:
         if self.world_size > 1:
             _check_digests(last[:, DIGEST])
             _check_norms(last[:, GRAD_NORM])
-        losses, rejected = _losses(rows[:, :, LOSS])
+        losses, dropped_micro_batches = _losses(rows[:, :, LOSS])
         with np.errstate(invalid="ignore"):
             jump = float(last[:, JUMP].max())  # NaN if any is
             return Agreed(
@@ -101,7 +101,7 @@ class Agreement:
                 stop=bool(last[:, STOP].any()),
                 buffer_jump=None if jump == _NO_JUMP else jump,
                 micro_batches=rows.shape[0] * rows.shape[1],
-                rejected=rejected,
+                dropped_micro_batches=dropped_micro_batches,
             )
 
     def collect(self, local_norm: float, *, digest: int) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ class Decider:
             config.clip if config.mode != "off" else ClipConfig(kind="off"), parameters, optimizer
         )
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
-        self.shares = RankExclusion(config.shares)
+        self.rank_exclusion = RankExclusion(config.rank_exclusion)
         self._idle = np.zeros(len(names), dtype=np.int64)
         self._depth = VanishingByDepth(self._parameters, config.dead_steps)
 
@@ -74,7 +74,7 @@ class Decider:
         def fine(loss: float) -> bool:
             return self.detector.foresee(loss, typical).kind == "ok"
 
-        return self.shares.culprit(attempt, agreed, local_norms, fine)
+        return self.rank_exclusion.culprit(attempt, agreed, local_norms, fine)
 
     def judge(
         self,
@@ -164,7 +164,7 @@ class Decider:
             "detector": self.detector.state_dict(),
             "clip": self.clipper.state_dict(),
             "ladder": self.ladder.state_dict(),
-            "shares": self.shares.state_dict(),
+            "rank_exclusion": self.rank_exclusion.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._depth.rows,
         }
@@ -174,7 +174,7 @@ class Decider:
         self.detector.load_state_dict(state["detector"])
         self.clipper.load_state_dict(state["clip"])
         self.ladder.load_state_dict(state["ladder"])
-        if "shares" in state:
-            self.shares.load_state_dict(state["shares"])
+        if "rank_exclusion" in state:
+            self.rank_exclusion.load_state_dict(state["rank_exclusion"])
         self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._depth.rows = int(state.get("faded", 0))

@@ -31,7 +31,7 @@ class RankExclusion:
     def __init__(self, config: ExclusionConfig) -> None:
         self._config = config
         self._bad: deque[tuple[int, int]] = deque()
-        self._left_out = 0
+        self._exclusions = 0
 
     def culprit(
         self,
@@ -48,7 +48,7 @@ class RankExclusion:
             local_norms: each rank's own gradient norm, NaN where it was not taken.
             fine: whether a batch of this loss would be nothing special.
         """
-        if self._config.after is None or len(agreed.losses) < 2 or agreed.rejected:
+        if self._config.after is None or len(agreed.losses) < 2 or agreed.dropped_micro_batches:
             return None
         rank = _outlier(agreed.losses, local_norms, fine)
         if rank is None:
@@ -56,26 +56,26 @@ class RankExclusion:
         self._forget(attempt)
         self._bad.append((attempt, rank))
         mine = sum(who == rank for _, who in self._bad)
-        return rank if mine >= self._config.after and self._left_out < self._config.most else None
+        return rank if mine >= self._config.after and self._exclusions < self._config.limit else None
 
     def leave_out(self) -> None:
         """The share that ``culprit`` named was left out, and that helped."""
-        self._left_out += 1
+        self._exclusions += 1
 
     def _forget(self, attempt: int) -> None:
         while self._bad and self._bad[0][0] <= attempt - self._config.window_steps:
             self._bad.popleft()
         if not self._bad:
-            self._left_out = 0
+            self._exclusions = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, as plain numbers."""
-        return {"bad": [list(entry) for entry in self._bad], "left_out": self._left_out}
+        return {"bad": [list(entry) for entry in self._bad], "exclusions": self._exclusions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues with the counters of ``state_dict``."""
         self._bad = deque((int(attempt), int(rank)) for attempt, rank in state["bad"])
-        self._left_out = int(state["left_out"])
+        self._exclusions = int(state["exclusions"])
 
 
 def without(agreed: Agreed, rank: int) -> Agreed:

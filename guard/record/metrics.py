@@ -106,8 +106,8 @@ class GuardMetrics:
         self._steps_lost = 0
         self._hardware_faults = {"unknown": 0}
         self._latest_layers: Layers | None = None
-        self._micro_batches_rejected = 0
-        self._shares_left_out = 0
+        self._micro_batches_dropped = 0
+        self._rank_exclusions = 0
         self._guard_seconds = Histogram(GUARD_BUCKETS)
         self._rollback_seconds = Histogram(ROLLBACK_BUCKETS)
         self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
@@ -192,15 +192,15 @@ class GuardMetrics:
             name = str(rank) if rank >= 0 else "unknown"
             self._hardware_faults[name] = self._hardware_faults.get(name, 0) + 1
 
-    def rejected(self, micro_batches: int) -> None:
+    def dropped(self, micro_batches: int) -> None:
         """Count micro-batches that were left out."""
         with self._lock:
-            self._micro_batches_rejected += micro_batches
+            self._micro_batches_dropped += micro_batches
 
-    def left_out(self, shares: int) -> None:
+    def rank_exclusions(self, ranks: int) -> None:
         """Count shares of ranks whose data stays bad, left out of a batch that was applied."""
         with self._lock:
-            self._shares_left_out += shares
+            self._rank_exclusions += ranks
 
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""
@@ -254,8 +254,8 @@ class GuardMetrics:
             self._rollbacks, self._nonfinite = totals["rollbacks"], totals["nonfinite"]
             self._steps_lost = totals["steps_lost"]
             self._hardware_faults = totals["hardware_faults"]
-            self._micro_batches_rejected = totals["micro_batches_rejected"]
-            self._shares_left_out = totals["shares_left_out"]
+            self._micro_batches_dropped = totals["micro_batches_dropped"]
+            self._rank_exclusions = totals["rank_exclusions"]
             self._guard_seconds.load(totals["guard_seconds"])
             self._rollback_seconds.load(totals["rollback_seconds"])
             self._checkpoints = totals["checkpoints"]
@@ -324,8 +324,8 @@ class GuardMetrics:
             "nonfinite": dict(self._nonfinite),
             "steps_lost": self._steps_lost,
             "hardware_faults": dict(self._hardware_faults),
-            "micro_batches_rejected": self._micro_batches_rejected,
-            "shares_left_out": self._shares_left_out,
+            "micro_batches_dropped": self._micro_batches_dropped,
+            "rank_exclusions": self._rank_exclusions,
             "guard_seconds": self._guard_seconds.dump(),
             "rollback_seconds": self._rollback_seconds.dump(),
             "checkpoints": dict(self._checkpoints),

@@ -43,7 +43,7 @@ class Recorder:
         self._incidents = 0
         self._open: list[tuple[int, int, int]] = []
         self._last_kind = "ok"
-        self._left_out: list[int] = []
+        self._excluded_ranks: list[int] = []
         self.layers = LayerHistory(names)
 
     def note(self, evidence: Evidence) -> bool:
@@ -63,13 +63,13 @@ class Recorder:
         )
         kind, last = evidence.verdict.kind, self._last_kind
         self._last_kind = kind
-        left_out, before = evidence.left_out, self._left_out
-        self._left_out = left_out
+        excluded_ranks, before = evidence.excluded_ranks, self._excluded_ranks
+        self._excluded_ranks = excluded_ranks
         if kind == "drift":
             return kind != last
-        if left_out:
-            return left_out != before
-        return kind != "ok" or evidence.agreed.rejected > 0 or evidence.fault is not None
+        if excluded_ranks:
+            return excluded_ranks != before
+        return kind != "ok" or evidence.agreed.dropped_micro_batches > 0 or evidence.fault is not None
 
     def incident(
         self,
@@ -109,8 +109,8 @@ class Recorder:
             recovery=recovery,
             moved_first=first_mover(self._window, verdict),
             faulty_ranks=evidence.faulty_ranks,
-            left_out=evidence.left_out,
-            rejected=evidence.agreed.rejected,
+            excluded_ranks=evidence.excluded_ranks,
+            dropped_micro_batches=evidence.agreed.dropped_micro_batches,
             window=list(self._window),
             layers=layers,
             moved=[] if distances is None else rank_moved(self._names, distances),
@@ -149,7 +149,7 @@ class Recorder:
             return
         if noise is not None:
             self._metrics.noise_scale(noise.ratio)
-        self._metrics.left_out(len(report.left_out))
+        self._metrics.rank_exclusions(len(report.excluded_ranks))
         recovery = report.recovery
         self._metrics.step(
             action=report.action,
@@ -175,7 +175,7 @@ class Recorder:
         self._metrics.anomaly(signal=incident.signal, verdict=incident.verdict)
         for rank in incident.faulty_ranks:
             self._metrics.hardware_fault(rank=rank)
-        self._metrics.rejected(incident.rejected)
+        self._metrics.dropped(incident.dropped_micro_batches)
         if outcome.rolled_back_to is not None:
             self._metrics.rollback(
                 source=outcome.source, seconds=outcome.seconds, steps_lost=outcome.steps_lost
@@ -201,7 +201,7 @@ class Recorder:
             "incidents": self._incidents,
             "open": [list(entry) for entry in self._open],
             "last_kind": self._last_kind,
-            "left_out": list(self._left_out),
+            "excluded_ranks": list(self._excluded_ranks),
             "window": [dict(row) for row in self._window],
             "layers": self.layers.state_dict(),
         }
@@ -211,7 +211,7 @@ class Recorder:
         self._incidents = int(state["incidents"])
         self._open = [(int(i), int(a), int(s)) for i, a, s in state["open"]]
         self._last_kind = str(state["last_kind"])
-        self._left_out = [int(rank) for rank in state.get("left_out", [])]
+        self._excluded_ranks = [int(rank) for rank in state.get("excluded_ranks", [])]
         self._window = deque(state["window"], maxlen=WINDOW_ATTEMPTS)
         self.layers.load_state_dict(state["layers"])
 
@@ -225,8 +225,10 @@ def _told(evidence: Evidence) -> tuple[Verdict, str]:
             return fault.verdict, f"the data of rank {ranks} stays bad: its share is left out"
         reason = f"computed again, the batch gave another result on rank {ranks}: a hardware fault"
         return fault.verdict, reason if verdict.kind == "ok" else f"{reason}; {evidence.decision.reason}"
-    if agreed.rejected and verdict.kind == "ok":
-        reason = f"{agreed.rejected} of {agreed.micro_batches} micro-batches not finite: left out"
+    if agreed.dropped_micro_batches and verdict.kind == "ok":
+        reason = (
+            f"{agreed.dropped_micro_batches} of {agreed.micro_batches} micro-batches not finite: left out"
+        )
         return Verdict("nonfinite", "loss", math.inf, verdict.baseline), reason
     return verdict, evidence.decision.reason
 
@@ -235,7 +237,7 @@ def _value(evidence: Evidence, signal: str) -> float:
     """What the signal was when it was found bad."""
     if evidence.fault is not None:
         return evidence.fault.value
-    if evidence.agreed.rejected and evidence.verdict.kind == "ok":
+    if evidence.agreed.dropped_micro_batches and evidence.verdict.kind == "ok":
         return math.nan
     values = {
         "loss": evidence.agreed.loss,

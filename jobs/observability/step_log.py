@@ -30,8 +30,8 @@ def step_row(report: StepReport, step_seconds: float, layers: dict[str, float] |
         "local_norms": report.local_norms,
         "regularization": report.recovery,
     }
-    if report.left_out:
-        row["left_out"] = report.left_out
+    if report.excluded_ranks:
+        row["excluded_ranks"] = report.excluded_ranks
     return row if layers is None else {**row, "layers": layers}
 
 
@@ -50,9 +50,9 @@ def describe(report: StepReport, places: Sequence[str] = ()) -> tuple[str, str]:
     if incident.baseline is not None:
         seen += f" (usually {incident.baseline:.4g})"
     text = f"step {incident.step}: {incident.verdict}, {seen}"
-    if incident.rejected:
+    if incident.dropped_micro_batches:
         return "warning", f"step {incident.step}: {incident.reason}"
-    if incident.faulty_ranks or incident.left_out:
+    if incident.faulty_ranks or incident.excluded_ranks:
         return _put_right(text, incident, places)
     if incident.verdict == "vanishing":
         text += f"; {incident.reason}"
@@ -70,4 +70,7 @@ def describe(report: StepReport, places: Sequence[str] = ()) -> tuple[str, str]:
 def _put_right(text: str, incident: Incident, places: Sequence[str]) -> tuple[str, str]:
     if incident.faulty_ranks:
         return "error", f"{text}: hardware fault on {where(incident.faulty_ranks, places)}; computed again"
-    return "warning", f"{text}: goes on without {where(incident.left_out, places)}, whose data stays bad"
+    return (
+        "warning",
+        f"{text}: goes on without {where(incident.excluded_ranks, places)}, whose data stays bad",
+    )

@@ -78,9 +78,9 @@ def badge(incident: Incident) -> str:
         return incident.outcome.kind.capitalize()
     if incident.faulty_ranks and incident.action == "applied":
         return "Hardware fault"
-    if incident.left_out:
+    if incident.excluded_ranks:
         return "Rank left out"
-    if incident.rejected and incident.action == "applied":
+    if incident.dropped_micro_batches and incident.action == "applied":
         return "Part left out"
     actions = {
         "rolled_back": "Rolled back",
@@ -139,11 +139,12 @@ def put_right(incident: Incident) -> str:
         if min(incident.faulty_ranks) >= 0:
             where = f"on rank {listing([str(rank) for rank in incident.faulty_ranks])}"
         return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
-    if incident.left_out:
-        who = listing([str(rank) for rank in incident.left_out])
+    if incident.excluded_ranks:
+        who = listing([str(rank) for rank in incident.excluded_ranks])
         return f"The data of rank {who} stayed bad: computed again without it, the batch was fine."
-    if incident.rejected:
-        return f"{plural(incident.rejected, 'micro-batch', 'micro-batches')} not finite: left out alone."
+    if incident.dropped_micro_batches:
+        dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")
+        return f"{dropped} not finite: left out alone."
     if incident.reason.startswith(("no gradient", "the gradient")):
         return f"{incident.reason[0].upper()}{incident.reason[1:]}."
     return ""
@@ -207,9 +208,9 @@ def action(incident: Incident) -> str:
 
 
 def _applied(incident: Incident) -> str:
-    if incident.left_out:
+    if incident.excluded_ranks:
         return "The guard applied the step with the shares of the others, as it did from then on."
-    if incident.faulty_ranks or incident.rejected:
+    if incident.faulty_ranks or incident.dropped_micro_batches:
         return "The guard applied the step with what was good."
     return "The guard watched and applied the step."
 

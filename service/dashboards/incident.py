@@ -69,7 +69,7 @@ def _numbers() -> list[Builder[Panel]]:
             "Shares left out",
             "Batches applied without the share of a rank whose data stays bad, since the job began.",
             "short",
-            Query(f"gradguard_shares_left_out_total{{{JOB}}}", "shares"),
+            Query(f"gradguard_rank_exclusions_total{{{JOB}}}", "shares"),
             warn=1,
             width=5,
         ),

@@ -165,7 +165,7 @@ def test_every_metric_of_the_guard_is_shown_somewhere() -> None:
     assert not_shown == {
         "gradguard_job_info",
         "gradguard_clip_coefficient",
-        "gradguard_micro_batches_rejected_total",
+        "gradguard_micro_batches_dropped_total",
         "gradguard_checkpoint_failures_total",
         "gradguard_checkpoint_last_step",
         *(f"gradguard_{what}_{how}" for what in ("samples", "tokens") for how in ("accepted", "total")),

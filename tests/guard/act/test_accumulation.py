@@ -66,7 +66,7 @@ def test_it_is_journaled_with_its_number(tmp_path: Path) -> None:
     optimizer.zero_grad()
     report = window(guard, model, [0, 1, 2, 3], frozenset({0, 3}))
     assert report.incident is not None
-    assert report.incident.rejected == 2
+    assert report.incident.dropped_micro_batches == 2
     assert "2 of 4 micro-batches" in report.incident.reason
     assert math.isfinite(report.loss)
 
@@ -86,9 +86,13 @@ def test_a_step_of_one_batch_is_skipped_whole() -> None:
     assert [r.action for r in run.reports].count("skipped") == 1
 
 
-@pytest.mark.parametrize(("micro_batches", "rejected", "factor"), [(8, 0, 1.0), (8, 2, 8 / 6), (4, 4, 1.0)])
-def test_the_correction_restores_the_mean(micro_batches: int, rejected: int, factor: float) -> None:
-    assert correction(micro_batches, rejected) == factor
+@pytest.mark.parametrize(
+    ("micro_batches", "dropped_micro_batches", "factor"), [(8, 0, 1.0), (8, 2, 8 / 6), (4, 4, 1.0)]
+)
+def test_the_correction_restores_the_mean(
+    micro_batches: int, dropped_micro_batches: int, factor: float
+) -> None:
+    assert correction(micro_batches, dropped_micro_batches) == factor
 
 
 def two_ranks(rank: int, world_size: int, folder: Path) -> dict[str, Any]:

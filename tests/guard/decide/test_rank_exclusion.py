@@ -30,9 +30,15 @@ def fine(loss: float) -> bool:
     return loss < NORMAL
 
 
-def agreed(*losses: float, rejected: int = 0) -> Agreed:
+def agreed(*losses: float, dropped_micro_batches: int = 0) -> Agreed:
     each = np.array(losses)
-    return Agreed(float(each.mean()), each, np.full(len(each), math.nan), stop=False, rejected=rejected)
+    return Agreed(
+        float(each.mean()),
+        each,
+        np.full(len(each), math.nan),
+        stop=False,
+        dropped_micro_batches=dropped_micro_batches,
+    )
 
 
 def culprits(
@@ -74,14 +80,14 @@ def test_a_gradient_that_stands_out_names_its_rank_where_the_loss_is_fine() -> N
 
 
 def test_what_was_left_out_for_long_is_the_new_normal() -> None:
-    shares = RankExclusion(ExclusionConfig(after=1, most=2, window_steps=5))
+    shares = RankExclusion(ExclusionConfig(after=1, limit=2, window_steps=5))
     for _ in range(2):
         assert culprits(shares, agreed(50.0, 1.0)) == [0]
         shares.leave_out()
     assert culprits(shares, agreed(50.0, 1.0)) == [None]
 
 
-@pytest.mark.parametrize("batch", [agreed(50.0), agreed(50.0, 1.0, rejected=1)])
+@pytest.mark.parametrize("batch", [agreed(50.0), agreed(50.0, 1.0, dropped_micro_batches=1)])
 def test_one_rank_and_windows_with_gaps_are_left_alone(batch: Agreed) -> None:
     assert culprits(RankExclusion(ExclusionConfig(after=1)), batch) == [None]
 
@@ -138,11 +144,11 @@ def a_bad_shard(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     told = [report.incident for report in run.reports if report.incident is not None]
     return {
         "ladder": [at[position].action for position in BAD[:2]],
-        "then": {(at[position].action, *at[position].left_out) for position in BAD[2:]},
-        "later": {tuple(report.left_out) for position, report in at.items() if position >= BAD.stop},
-        "told": [(incident.left_out, incident.faulty_ranks, incident.samples[:2]) for incident in told],
+        "then": {(at[position].action, *at[position].excluded_ranks) for position in BAD[2:]},
+        "later": {tuple(report.excluded_ranks) for position, report in at.items() if position >= BAD.stop},
+        "told": [(incident.excluded_ranks, incident.faulty_ranks, incident.samples[:2]) for incident in told],
         "reason": told[-1].reason,
-        "counted": metrics.snapshot()["totals"]["shares_left_out"],
+        "counted": metrics.snapshot()["totals"]["rank_exclusions"],
         "worst": told[-1].ranks[0]["rank"],
         "finite": bool(torch.cat([p.flatten() for p in run.model.parameters()]).isfinite().all()),
     }
@@ -155,7 +161,9 @@ def test_a_bad_shard_meets_the_ladder_first_and_is_then_left_out(tmp_path: Path)
         assert seen["ladder"] == ["rolled_back", "skipped"]
         assert seen["then"] == {("applied", 1)}
         assert seen["later"] == {()}
-        assert [left_out for left_out, _, _ in seen["told"]] == [[], [], [1]], "told once, when it begins"
+        assert [excluded_ranks for excluded_ranks, _, _ in seen["told"]] == [[], [], [1]], (
+            "told once, when it begins"
+        )
         assert seen["told"][-1] == ([1], [], ids)
         assert seen["reason"] == "the data of rank 1 stays bad: its share is left out"
         assert seen["counted"] == len(BAD) - 2
@@ -177,7 +185,7 @@ def one_exact_step(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     pairs = zip(alone.parameters(), bare.parameters(), strict=True)
     buffers = zip(alone.buffers(), bare.buffers(), strict=True)
     return {
-        "left_out": report.left_out,
+        "excluded_ranks": report.excluded_ranks,
         "gradients": all(torch.equal(a.grad, b.grad) for a, b in pairs),
         "buffers": all(torch.equal(a, b) for a, b in buffers),
     }
@@ -186,13 +194,15 @@ def one_exact_step(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_step_is_that_of_the_other_rank_to_the_bit(tmp_path: Path) -> None:
     zero, one = on_ranks(2, one_exact_step, tmp_path)
-    assert zero == {"left_out": [1], "gradients": True, "buffers": True}
-    assert one == {"left_out": [1], "gradients": False, "buffers": False}, "its own batch is another one"
+    assert zero == {"excluded_ranks": [1], "gradients": True, "buffers": True}
+    assert one == {"excluded_ranks": [1], "gradients": False, "buffers": False}, (
+        "its own batch is another one"
+    )
 
 
 def switched_off(rank: int, world_size: int, folder: Path) -> list[Any]:
-    off = [report.left_out for report in trained(rank, world_size, after=None)[0].reports]
-    both = [report.left_out for report in trained(rank, world_size, bad=(0, 1))[0].reports]
+    off = [report.excluded_ranks for report in trained(rank, world_size, after=None)[0].reports]
+    both = [report.excluded_ranks for report in trained(rank, world_size, bad=(0, 1))[0].reports]
     return [out for out in off + both if out]
 
 

@@ -69,10 +69,10 @@ def test_a_hardware_fault_is_told_with_node_and_device() -> None:
 
 def test_a_rank_that_is_left_out_is_told_and_stands_in_the_row() -> None:
     (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
-    incident = replace(skipped.incident, left_out=[1], action="applied")
-    report = replace(skipped, incident=incident, action="applied", left_out=[1])
+    incident = replace(skipped.incident, excluded_ranks=[1], action="applied")
+    report = replace(skipped, incident=incident, action="applied", excluded_ranks=[1])
     level, text = describe(report, ["a", "node 3f2a, cpu"])
     assert level == "warning"
     assert text.endswith("goes on without rank 1 (node 3f2a, cpu), whose data stays bad")
-    assert step_row(report, 0.1, None)["left_out"] == [1]
-    assert "left_out" not in step_row(skipped, 0.1, None)
+    assert step_row(report, 0.1, None)["excluded_ranks"] == [1]
+    assert "excluded_ranks" not in step_row(skipped, 0.1, None)

@@ -124,8 +124,12 @@ def test_every_outcome_has_its_sentence_and_badge(outcome, steps, sentence, badg
     [
         ({}, "The guard watched and applied the step.", "Watched only"),
         ({"faulty_ranks": [1]}, "The guard applied the step with what was good.", "Hardware fault"),
-        ({"rejected": 1}, "The guard applied the step with what was good.", "Part left out"),
-        ({"left_out": [1]}, "The guard applied the step with the shares of the others", "Rank left out"),
+        ({"dropped_micro_batches": 1}, "The guard applied the step with what was good.", "Part left out"),
+        (
+            {"excluded_ranks": [1]},
+            "The guard applied the step with the shares of the others",
+            "Rank left out",
+        ),
     ],
 )
 def test_a_step_that_was_put_right_is_not_told_as_only_watched(changes, sentence, badge):
@@ -266,8 +270,11 @@ def test_growth_and_lists():
         ({"faulty_ranks": [1]}, "another result on rank 1: a hardware fault"),
         ({"faulty_ranks": [0, 2]}, "another result on rank 0 and 2: a hardware fault"),
         ({"faulty_ranks": [-1]}, "on a rank that cannot be told: a hardware fault"),
-        ({"left_out": [1]}, "The data of rank 1 stayed bad: computed again without it, the batch was fine."),
-        ({"rejected": 2, "verdict": "nonfinite"}, "2 micro-batches not finite: left out alone."),
+        (
+            {"excluded_ranks": [1]},
+            "The data of rank 1 stayed bad: computed again without it, the batch was fine.",
+        ),
+        ({"dropped_micro_batches": 2, "verdict": "nonfinite"}, "2 micro-batches not finite: left out alone."),
         (
             {"verdict": "vanishing", "reason": "no gradient in 100 steps: fc.weight"},
             "No gradient in 100 steps",
