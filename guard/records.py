@@ -12,12 +12,12 @@ from typing import Any
 class Incident:
     """One event that the guard acted on, with its evidence.
 
-    ``layers`` and ``ranks`` are worst first; so is ``moved``, how far the weights went of late: a weight or a
+    ``layers`` and ``ranks`` are worst first; so is ``moved``, how far the weights went recently: a weight or a
     moment that was damaged shows there, not in the gradient. ``window`` holds the last attempts before it,
-    ``samples`` the ids of the global batch, where the data state tells them. ``moved_first`` is the signal
-    that left its level first, and on which attempt; ``faulty_ranks`` those whose result differed when the
-    batch was computed again, ``excluded_ranks`` those without whose share it was applied, because their data stays
-    bad; ``dropped_micro_batches`` counts micro-batches that were left out.
+    ``samples`` the ids of the global batch, where the data cursor knows them. ``moved_first`` is the signal
+    that left its baseline first, and on which attempt; ``faulty_ranks`` those whose result differed when the
+    batch was computed again; ``excluded_ranks`` those without whose share it was applied, because their data
+    stays bad; ``dropped_micro_batches`` counts those whose loss was not finite.
     """
 
     id: int

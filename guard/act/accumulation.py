@@ -80,8 +80,4 @@ class GradAccumulation:
 
 def correction(micro_batches: int, dropped: int) -> float:
     """What the accumulated gradient is multiplied with when some micro-batches were left out of its mean."""
-    return (
-        micro_batches / (micro_batches - dropped_micro_batches)
-        if dropped_micro_batches < micro_batches
-        else 1.0
-    )
+    return micro_batches / (micro_batches - dropped) if dropped < micro_batches else 1.0
