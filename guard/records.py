@@ -12,8 +12,8 @@ from typing import Any
 class Incident:
     """One event that the guard acted on, with its evidence.
 
-    ``layers`` and ``ranks`` are worst first; so is ``moved``, how far the weights went recently: a weight or a
-    moment that was damaged shows there, not in the gradient. ``window`` holds the last attempts before it,
+    ``layers`` and ``ranks`` are worst first; so is ``moved``, how far the weights went: a damaged weight or
+    moment shows there, not in the gradient. ``window`` holds the last attempts before it,
     ``samples`` the ids of the global batch, where the data cursor knows them. ``moved_first`` is the signal
     that left its baseline first, and on which attempt; ``faulty_ranks`` those whose result differed when the
     batch was computed again; ``excluded_ranks`` those without whose share it was applied, because their data

@@ -7,3 +7,9 @@ class JobError(RuntimeError):
 
 class JobFinished(JobError):
     """The job was to be continued and has finished already. Exit code 0."""
+
+
+EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
+"""Of a process that trained a job to its end, by the status in result.json."""
+BAD_INPUT = 2
+INTERRUPTED = 130

@@ -17,15 +17,12 @@ from jobs.client.submission import SPEC_VARIABLE, note_folder
 from jobs.cluster.driver import run_job
 from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError, SampleError
-from jobs.errors import JobError, JobFinished
+from jobs.errors import BAD_INPUT, EXIT_CODES, INTERRUPTED, JobError, JobFinished
 from jobs.observability.console import print_summary
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.errors import WorkloadError
 
-EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
-BAD_INPUT = 2
-INTERRUPTED = 130
 USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, WorkloadError)
 
 

@@ -24,11 +24,10 @@ import guard
 from guard.config import GuardConfig
 from guard.record.exposition import FAMILIES
 from jobs.client.models import STATUSES
+from jobs.errors import BAD_INPUT, EXIT_CODES, INTERRUPTED
 from jobs.observability.hub_server import HUB_FAMILIES
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.schema import annotation_at, leaf_paths
-from jobs.train import BAD_INPUT, EXIT_CODES, INTERRUPTED
-from service.cli import jobs as job_commands
 from service.cli.app import app
 from tests.documents import ROOT, Session, blocks, commands, documents, inline_code, links, name, prose
 from tests.documents import anchors as anchors_of
@@ -143,7 +142,6 @@ def test_every_field_and_every_metric_that_is_named_exists(path: Path) -> None:
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
-    assert job_commands.EXIT_CODES == EXIT_CODES
     known = {*EXIT_CODES.values(), BAD_INPUT, INTERRUPTED}
     for path in (JOBS, SERVICE):
         assert {int(row[0]) for row in rows(path, "## Exit codes")} == known, path

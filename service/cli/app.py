@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from guard.decide.replay import TraceError
-from jobs.errors import JobError
+from jobs.errors import BAD_INPUT, INTERRUPTED, JobError
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.checkpoints import add_checkpoint_commands
@@ -20,8 +20,6 @@ from service.cli.options import JsonOption, SetOption, SpecArgument
 from service.cli.query import add_look_commands
 from service.cli.serve import serve
 from service.cli.tokens import tokens_app
-
-BAD_INPUT, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="gradguard",

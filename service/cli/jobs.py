@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import JobError
+from jobs.errors import EXIT_CODES, JobError
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import AddressOption, JsonOption, SetOption, SpecArgument
 
 if TYPE_CHECKING:
     from jobs.client import Job, JobClient
 
-EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
 EnvOption = Annotated[
     list[str] | None,
     typer.Option(

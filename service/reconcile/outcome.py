@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ray.job_submission import JobDetails, JobStatus
 
 from jobs.client.job_files import RunReader
-from jobs.train import BAD_INPUT, EXIT_CODES
+from jobs.errors import BAD_INPUT, EXIT_CODES
 
 Kind = Literal["succeeded", "failed", "halted", "stopped", "lost"]
 KILLED = frozenset({-9, -15, 137, 143})

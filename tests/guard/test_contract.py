@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Cursor, guarded_run, network
 from prometheus_client import CollectorRegistry
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -21,6 +20,7 @@ from guard import (
     SpikeDetector,
     StepReport,
 )
+from tests.guard.loops import Cursor, guarded_run, network
 
 
 def test_the_loop_works_as_printed() -> None:

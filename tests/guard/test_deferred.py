@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import MakeOptimizer, Run, differences, guarded_run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guard import GradientGuard, GuardConfig, GuardError, GuardHalt, StepReport
+from tests.guard.loops import MakeOptimizer, Run, differences, guarded_run
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True),

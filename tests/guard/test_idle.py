@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loops import MakeOptimizer, adamw, differences, guarded_run, plain_run, sgd
 from torch import nn
+
+from tests.guard.loops import MakeOptimizer, adamw, differences, guarded_run, plain_run, sgd
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd momentum": sgd,

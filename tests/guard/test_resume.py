@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Run, adamw, but_for_update_norm, differences, facts, guarded_run
-from ranks import on_ranks
 
 from guard import GuardMetrics
 from guard.act import rng
+from tests.guard.loops import Run, adamw, but_for_update_norm, differences, facts, guarded_run
+from tests.guard.ranks import on_ranks
 
 CONFIG: dict[str, Any] = {
     "snapshot": {"every_steps": 20},

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import differences, guarded_run, plain_run
 
 from guard import FaultConfig, FaultInjector
+from tests.guard.loops import differences, guarded_run, plain_run
 
 BUDGET = {"consecutive_skips": 2, "rollbacks": 1, "stuck_skips": 3}
 FAULT = {"kind": "scaled_gradient", "step": 40, "factor": 1e3, "times": 8}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from loops import NEVER, Cursor, Run, differences, network
-from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig
+from tests.guard.loops import NEVER, Cursor, Run, differences, network
+from tests.guard.ranks import on_ranks
 
 STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from guard.config import _KINDS_OF as SETTINGS_OF
-from guard.config import Kind
+from guard.config import ClipKind as Kind
 from jobs import JobClient
 from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.cluster import Cluster

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from loops import differences, guarded_run
-from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard import GradientGuard, GuardConfig, Journal
 from guard.act.accumulation import correction
+from tests.guard.loops import differences, guarded_run
+from tests.guard.ranks import on_ranks
 
 MICRO = 4
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from loops import guarded_run, sgd
 from torch import nn
 
 from guard.act.cooldown import Cooldown
 from guard.act.regularize import pull_, soft_threshold_
 from guard.config import RecoveryConfig
+from tests.guard.loops import guarded_run, sgd
 
 COOLDOWN = 10
 

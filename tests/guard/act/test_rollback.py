@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from loops import MakeOptimizer, adamw, differences, guarded_run, network, plain_run, sgd
-from ranks import on_ranks
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guard import GradientGuard, GuardConfig, GuardMetrics
+from tests.guard.loops import MakeOptimizer, adamw, differences, guarded_run, network, plain_run, sgd
+from tests.guard.ranks import on_ranks
 
 STEPS = 90
 REPLAY = {"lr_backoff": 1.0, "weight_decay_factor": 1.0, "anchor_l2": 0.0, "data": "replay"}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from loops import differences, network
 from torch import nn
 
 from guard import GradientGuard, GuardConfig
+from tests.guard.loops import differences, network
 
 SCALE = 1024.0
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import MakeOptimizer, differences, guarded_run, network
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
 from guard import GradientGuard, GuardConfig
+from tests.guard.loops import MakeOptimizer, differences, guarded_run, network
 
 NEEDS_CLOSURE_OR_SPARSE = {"Optimizer", "LBFGS", "SparseAdam"}
 NAMES = sorted(

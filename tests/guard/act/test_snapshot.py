@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from loops import differences, network
 from torch import Tensor, nn
 
 from guard.act.buffers import Buffers
 from guard.act.snapshot import SnapshotRing, Subject
 from guard.act.stores import OptimizerStore, Place, TensorStore
 from guard.config import SnapshotConfig
+from tests.guard.loops import differences, network
 
 
 class Bench:

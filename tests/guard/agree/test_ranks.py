@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from loops import differences, guarded_run
-from ranks import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard import GradientGuard, GuardConfig, GuardHalt, RankDivergence
+from tests.guard.loops import differences, guarded_run
+from tests.guard.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

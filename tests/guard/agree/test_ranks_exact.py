@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from loops import MakeOptimizer, Run, adamw, differences, guarded_run, plain_run, sgd
-from ranks import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard import GradientGuard, RankDivergence
+from tests.guard.loops import MakeOptimizer, Run, adamw, differences, guarded_run, plain_run, sgd
+from tests.guard.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

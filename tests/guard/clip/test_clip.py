@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from clip_cases import (
+from torch import Tensor, nn
+
+from guard import ClipConfig
+from guard.clip.base import coefficient
+from guard.clip.make import make_clipper
+from guard.observe.norms import SPLIT_ELEMENTS
+from tests.guard.clip.clip_cases import (
     DTYPES,
     TOLERANCE,
     clip,
@@ -18,12 +24,6 @@ from clip_cases import (
     parameters_of,
     random_shapes,
 )
-from torch import Tensor, nn
-
-from guard import ClipConfig
-from guard.clip.base import coefficient
-from guard.clip.make import make_clipper
-from guard.observe.norms import SPLIT_ELEMENTS
 
 NORM_TYPES = [1.0, 2.0, 3.0, math.inf]
 ALL_KINDS: dict[str, dict[str, Any]] = {

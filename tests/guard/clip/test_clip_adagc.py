@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clip_cases import clipper_of, norms, observed, parameters_of
 from torch import nn
 
 from guard import ClipConfig, GuardError
 from guard.clip.make import make_clipper
+from tests.guard.clip.clip_cases import clipper_of, norms, observed, parameters_of
 
 SHAPES = [(3, 4), (5,), (2, 3, 2)]
 CONFIG: dict[str, Any] = {"kind": "adagc", "warmup_steps": 20}

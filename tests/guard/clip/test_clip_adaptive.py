@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clip_cases import clipper_of, limits, norms
 
 from guard import DetectConfig, SpikeDetector
 from guard.clip.adaptive import ZClipper
 from guard.clip.base import Clipper
+from tests.guard.clip.clip_cases import clipper_of, limits, norms
 
 BAD = (math.nan, math.inf)
 KINDS: dict[str, dict[str, Any]] = {

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from clip_cases import DTYPES, clip, gradients_of, observed, parameters_of
 from torch import Tensor, nn
+
+from tests.guard.clip.clip_cases import DTYPES, clip, gradients_of, observed, parameters_of
 
 SHAPES: list[tuple[int, ...]] = [(), (1,), (6,), (4, 5), (3, 2, 4), (4, 3, 3, 2), (2, 3, 2, 2, 2)]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from clip_cases import gradients_of, observed, parameters_of
-from loops import Run, adamw, differences, facts, guarded_run, plain_run
-from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guard import ClipConfig
 from guard.clip.make import make_clipper
+from tests.guard.clip.clip_cases import gradients_of, observed, parameters_of
+from tests.guard.loops import Run, adamw, differences, facts, guarded_run, plain_run
+from tests.guard.ranks import on_ranks
 
 BITING: dict[str, dict[str, Any]] = {
     "auto": {"kind": "auto", "factor": 1.05},

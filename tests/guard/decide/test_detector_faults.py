@@ -6,7 +6,8 @@ import math
 import random
 
 import pytest
-from synthetic_runs import Step, falling, gaussian, judge, run
+
+from tests.guard.synthetic_runs import Step, falling, gaussian, judge, run
 
 AT = 500
 

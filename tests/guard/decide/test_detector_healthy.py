@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from synthetic_runs import Noise, Step, alarms, falling, gaussian, judge, run, student
+
+from tests.guard.synthetic_runs import Noise, Step, alarms, falling, gaussian, judge, run, student
 
 ROWS = 3000
 WARMUP = 30

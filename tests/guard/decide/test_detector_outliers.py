@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from synthetic_runs import Step, gaussian, judge, kinds, run, student
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
+from tests.guard.synthetic_runs import Step, gaussian, judge, kinds, run, student
 
 INF, NAN = math.inf, math.nan
 

@@ -8,10 +8,10 @@ import random
 
 import pytest
 from pydantic import ValidationError
-from synthetic_runs import Step, gaussian, judge, run, student
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
+from tests.guard.synthetic_runs import Step, gaussian, judge, run, student
 
 
 def eventful(seed: int, *, sign: float = 1.0) -> list[Step]:

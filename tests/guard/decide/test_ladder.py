@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import pytest
-from loops import differences, guarded_run
 
 from guard import BudgetConfig, GuardHalt, GuardMetrics, Verdict
 from guard.decide.ladder import EscalationLadder
+from tests.guard.loops import differences, guarded_run
 
 NAN = Verdict("nonfinite", "loss", math.inf, None)
 SUSPECT = Verdict("suspect", "loss", 9.0, 1.0)

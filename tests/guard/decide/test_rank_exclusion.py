@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loops import NEVER, Run, adamw, guarded_run
-from ranks import on_ranks
 from torch import Tensor, nn
 
 from guard import GuardMetrics, StepReport
@@ -19,6 +17,8 @@ from guard.act import rng
 from guard.config import ExclusionConfig
 from guard.decide.rank_exclusion import RankExclusion, without
 from guard.types import Agreed
+from tests.guard.loops import NEVER, Run, adamw, guarded_run
+from tests.guard.ranks import on_ranks
 
 BAD = range(80, 100)
 """Positions of the batches that are bad."""

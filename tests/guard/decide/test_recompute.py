@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Run, adamw, differences, guarded_run
-from ranks import on_ranks
 
 from guard import FaultConfig, GuardMetrics, StepReport
 from guard.faults.injector import FaultInjector
+from tests.guard.loops import Run, adamw, differences, guarded_run
+from tests.guard.ranks import on_ranks
 
 FAULTS: dict[str, dict[str, Any]] = {
     "flipped gradient": {"kind": "bitflip_gradient", "parameter": "0.weight"},

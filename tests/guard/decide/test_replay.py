@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthetic_runs import Step, judge, run
 
 from guard.config import DetectConfig
 from guard.decide.replay import TraceError, read_trace, replay
+from tests.guard.synthetic_runs import Step, judge, run
 
 
 def spiky() -> list[Step]:

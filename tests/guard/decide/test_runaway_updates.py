@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from loops import adamw, guarded_run, sgd
-from synthetic_runs import Step, alarms, judge, run
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, LinearLR, StepLR
 
 from guard.decide.detector import SpikeDetector
+from tests.guard.loops import adamw, guarded_run, sgd
+from tests.guard.synthetic_runs import Step, alarms, judge, run
 
 EVERY = 20
 FROM = 160

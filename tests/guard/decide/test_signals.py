@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Run, adamw, differences, guarded_run, sgd
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -14,6 +13,7 @@ from guard import GradientGuard, GuardConfig, GuardMetrics
 from guard.act.buffers import BufferShield
 from guard.faults.injector import flip_bit_
 from guard.observe.displacement import Displacement
+from tests.guard.loops import Run, adamw, differences, guarded_run, sgd
 
 WATCHFUL: dict[str, Any] = {"snapshot": {"every_steps": 20}, "update_norm": 5, "clip": {"kind": "auto"}}
 

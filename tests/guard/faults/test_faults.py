@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import MakeOptimizer, adamw, differences, guarded_run, network, sgd
 from torch import nn
 
 from guard import FaultConfig, FaultInjector
 from guard.faults.injector import flip_bit_
+from tests.guard.loops import MakeOptimizer, adamw, differences, guarded_run, network, sgd
 
 WIDTH = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16, torch.float16: 16}
 Pair = namedtuple("Pair", "x y")

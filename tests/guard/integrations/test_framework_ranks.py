@@ -9,10 +9,11 @@ from typing import Any
 
 import problem
 import pytest
-from loops import differences
-from problem import BATCHES
-from ranks import on_ranks
 from torch import nn
+
+from tests.guard.integrations.problem import BATCHES
+from tests.guard.loops import differences
+from tests.guard.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 STEPS = BATCHES // 2

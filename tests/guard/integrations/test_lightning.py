@@ -9,11 +9,12 @@ from typing import Any
 import problem
 import pytest
 import torch
-from loops import but_for_update_norm, differences
-from problem import BATCH, BATCHES, NEVER
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.guard.integrations.problem import BATCH, BATCHES, NEVER
+from tests.guard.loops import but_for_update_norm, differences
 
 pytest.importorskip("lightning", reason="needs the extra: pip install gradguard[lightning]")
 from lightning.pytorch import Callback, LightningModule, Trainer

@@ -9,9 +9,10 @@ from typing import Any
 import problem
 import pytest
 import torch
-from loops import but_for_update_norm, differences
-from problem import BATCH, BATCHES, NEVER
 from torch import Tensor, nn
+
+from tests.guard.integrations.problem import BATCH, BATCHES, NEVER
+from tests.guard.loops import but_for_update_norm, differences
 
 pytest.importorskip("transformers", reason="needs the extra: pip install gradguard[transformers]")
 pytest.importorskip("accelerate", reason="needs the extra: pip install gradguard[transformers]")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard import GradientGuard, GuardConfig, GuardMetrics
 from guard.observe.noise_scale import LEAST_STEPS, NoiseScale
+from tests.guard.ranks import on_ranks
 
 FEATURES = 4
 NOISE = 0.5

@@ -7,10 +7,10 @@ import random
 
 import pytest
 import torch
-from loops import network
 from torch import Tensor, nn
 
 from guard.observe.observer import Observer, parameter_names
+from tests.guard.loops import network
 
 LARGE = 1 << 20
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import differences
 from torch import Tensor, nn
 
 from guard import GradientGuard, GuardConfig, UnsupportedGradient
 from guard.observe.observer import Observer
+from tests.guard.loops import differences
 
 WORDS = 12
 CLIPS: dict[str, dict[str, Any]] = {

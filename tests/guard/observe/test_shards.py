@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Cursor, MakeOptimizer, Run, adamw, differences, sgd
-from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, UnsupportedGradient
 from guard.observe.shards import local
+from tests.guard.loops import Cursor, MakeOptimizer, Run, adamw, differences, sgd
+from tests.guard.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

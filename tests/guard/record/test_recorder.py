@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loops import guarded_run
 
 from guard import GuardHalt, GuardMetrics, Incident, Journal
 from guard.record.attribution import LayerHistory, rank_ranks
+from tests.guard.loops import guarded_run
 
 EVIDENCE = {
     *("type", "id", "job", "time", "attempt", "step", "verdict", "signal", "value", "score", "baseline"),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_fixture import idx
 
 from jobs.data.errors import DataError
 from jobs.data.idx import read_idx
+from tests.jobs.data.data_fixture import idx
 
 VALUES = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_folder_fixture import break_image, grey_image, write_images
 
 from jobs.data import DataError, SampleError, load_images
 from jobs.data.images import ImageFiles, Images
 from jobs.spec.job_spec import DataSpec, JobSpec, SpecError
 from jobs.workloads import Workload, load_workload
+from tests.jobs.data.image_folder_fixture import break_image, grey_image, write_images
 
 CPU = torch.device("cpu")
 

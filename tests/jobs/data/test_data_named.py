@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from data_fixture import idx
 
 from jobs.data import DataError, load_images
 from jobs.spec.job_spec import DataSpec, JobSpec, SpecError
 from jobs.torchvision_compat import import_torchvision
+from tests.jobs.data.data_fixture import idx
 
 import_torchvision()
 from torchvision import datasets

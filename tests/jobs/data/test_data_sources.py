@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_fixture import idx
 from torch import Tensor
 
 from jobs.data import DataError, ImageData, load_images, sources
 from jobs.spec.job_spec import DataSpec
 from jobs.torchvision_compat import import_torchvision
+from tests.jobs.data.data_fixture import idx
 
 NO_FOLDER = Path("/nonexistent")
 

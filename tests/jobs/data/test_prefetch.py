@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from image_folder_fixture import break_image, write_images
 
 from jobs.data import DataCursor, SampleError
 from jobs.data.cursor import shard
@@ -23,6 +22,7 @@ from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
 from jobs.workloads.base import ReadsAhead
 from jobs.workloads.vision import VisionWorkload
+from tests.jobs.data.image_folder_fixture import break_image, write_images
 
 pytestmark = pytest.mark.slow
 

@@ -197,7 +197,7 @@ def test_a_torchvision_that_imports_is_left_as_it_is(tmp_path: Path):
     result = python(
         """
         from jobs import torchvision_compat
-        assert vision_compat.import_torchvision().marker == 7
+        assert torchvision_compat.import_torchvision().marker == 7
         import torch
         assert not hasattr(torch.ops.torchvision, "nms")
         """,

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
-from report_fixture import result
 from rich.console import Console
 
 from jobs.observability.console import LiveView, event_line, print_summary, status_line
+from tests.jobs.report.report_fixture import result
 
 STATUS = {
     "job": "fashion",

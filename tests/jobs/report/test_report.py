@@ -4,7 +4,14 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_fixture import (
+
+from jobs.report import charts, write_page
+from jobs.report.data import read_run
+from jobs.report.incidents import parse_incident
+from jobs.report.page import render
+from jobs.report.plot_style import NARROW, WIDE
+from jobs.run_dir.jsonl import read_jsonl, write_json_atomic
+from tests.jobs.report.report_fixture import (
     LAYERS,
     SPEC,
     incident_row,
@@ -16,13 +23,6 @@ from report_fixture import (
     write_job,
     write_rows,
 )
-
-from jobs.report import charts, write_page
-from jobs.report.data import read_run
-from jobs.report.incidents import parse_incident
-from jobs.report.page import render
-from jobs.report.plot_style import NARROW, WIDE
-from jobs.run_dir.jsonl import read_jsonl, write_json_atomic
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7*7 }}$\\frac"

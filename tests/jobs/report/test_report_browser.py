@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from report_fixture import write_job
 
 from jobs.report import write_report
 from jobs.report.compare import compare, write_comparison
+from tests.jobs.report.report_fixture import write_job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 KEPT = Path(__file__).resolve().parents[3] / "build" / "screenshots"

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from report_fixture import BOOM_AT, LAYERS, SPEC, TARGET, rollback_incident, write_job, write_rows
 
 from jobs.checkpoints.manifest import Manifest
 from jobs.report import words
@@ -16,6 +15,15 @@ from jobs.report.page import context, render
 from jobs.report.series import Matrix
 from jobs.report.summary import summarize
 from jobs.run_dir.storage import MANIFEST
+from tests.jobs.report.report_fixture import (
+    BOOM_AT,
+    LAYERS,
+    SPEC,
+    TARGET,
+    rollback_incident,
+    write_job,
+    write_rows,
+)
 
 INCIDENT = parse_incident(rollback_incident(1))
 NAMES = ("conv1.weight", "layer4.1.conv2.weight", "fc.bias")

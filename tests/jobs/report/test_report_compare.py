@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from report_fixture import SPEC, result, write_job
 
 from guard.records import strict
 from jobs.report.compare import Figure, compare, flat, write_comparison
 from jobs.report.overlay import standing
 from jobs.run_dir.jsonl import write_json_atomic
+from tests.jobs.report.report_fixture import SPEC, result, write_job
 
 
 @pytest.fixture(scope="module")

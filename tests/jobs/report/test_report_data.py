@@ -2,7 +2,6 @@ import json
 import math
 
 import pytest
-from report_fixture import BOOM_AT, NAN_AT, TARGET, result, rollback_incident, write_job, write_rows
 
 from jobs.report.data import read_run
 from jobs.report.incidents import join_outcomes
@@ -10,6 +9,15 @@ from jobs.report.summary import figures_of_rows, from_result, guard_words, headl
 from jobs.run_dir.jsonl import write_json_atomic
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
+from tests.jobs.report.report_fixture import (
+    BOOM_AT,
+    NAN_AT,
+    TARGET,
+    result,
+    rollback_incident,
+    write_job,
+    write_rows,
+)
 
 
 def row(attempt, step, **fields):

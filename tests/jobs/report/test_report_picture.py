@@ -5,13 +5,20 @@ import math
 
 import pytest
 from PIL import Image
-from report_fixture import nan_incident, result, rollback_incident, rows, write_job, write_rows
 
 from jobs.report import write_report
 from jobs.report.colors import LIGHT
 from jobs.report.data import read_run
 from jobs.report.picture import caption, draw
 from jobs.run_dir.jsonl import write_json_atomic
+from tests.jobs.report.report_fixture import (
+    nan_incident,
+    result,
+    rollback_incident,
+    rows,
+    write_job,
+    write_rows,
+)
 
 
 def picture(run):

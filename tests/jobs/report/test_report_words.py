@@ -1,11 +1,11 @@
 import math
 
 import pytest
-from report_fixture import nan_incident, rollback_incident
 
 from jobs.report import words
 from jobs.report.formats import accuracy, duration, listing, number, percent, times
 from jobs.report.incidents import join_outcomes, parse_incident
+from tests.jobs.report.report_fixture import nan_incident, rollback_incident
 
 RECOVERED = {"type": "outcome", "incident": 2, "outcome": "recovered", "step": 177, "steps": 52}
 

@@ -75,8 +75,8 @@ def test_a_finished_job_is_not_resumed(spec: JobSpec, trained: RunDir) -> None:
 def test_two_processes_do_not_train_one_job(spec: JobSpec) -> None:
     folder = RunDir(spec.job_dir)
     other = (
-        "import sys; from pathlib import Path; from jobs.run_dir.paths import JobFolder\n"
-        "with JobFolder(Path(sys.argv[1])).locked(): pass"
+        "import sys; from pathlib import Path; from jobs.run_dir.paths import RunDir\n"
+        "with RunDir(Path(sys.argv[1])).locked(): pass"
     )
     command = (sys.executable, "-c", other, str(spec.job_dir))
     with folder.locked():

@@ -21,7 +21,7 @@ def hangs(pulse: Watchdog) -> None:
 def test_a_batch_that_never_ends_is_given_up_and_its_line_is_named() -> None:
     pulse = Watchdog(timeout_s=0.1)
     with pytest.raises(
-        WorkerStalled, match=r"for 0.1 s .*: it hangs in hangs, line \d+ of .*test_pulse.py"
+        WorkerStalled, match=r"for 0.1 s .*: it hangs in hangs, line \d+ of .*test_watchdog.py"
     ) as told:
         watched(lambda: hangs(pulse), pulse)
     again = pickle.loads(pickle.dumps(told.value))
