@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs Debian packages where that is possible: as root, with apt-get. Elsewhere says so and goes on,
-# since whatever needs them falls back or is skipped with a reason.
+# Installs Debian packages where possible: as root, with apt-get. Elsewhere it prints a note and succeeds, since
+# everything that needs them falls back or is skipped with a reason.
 missing=""
 for package in "$@"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"
