@@ -1,4 +1,4 @@
-"""The section ``data.augment`` of a spec: what is done to the training images."""
+"""The section ``data.augment`` of a spec: augmentation of the training images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ColorSpec(Config):
-    """Random changes of colour, each drawn evenly from its range."""
+    """Random changes of color, each drawn uniformly from its range."""
 
     brightness: Strength = 0.4
     """Factor between 1 - this and 1 + this."""
@@ -24,43 +24,43 @@ class ColorSpec(Config):
     """Factor between 1 - this and 1 + this."""
 
     saturation: Strength = 0.4
-    """Factor between 1 - this and 1 + this; nothing for grey images."""
+    """Factor between 1 - this and 1 + this; no effect on gray images."""
 
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """Shift by up to this share of the colour circle; nothing for grey images."""
+    """Shift by up to this share of the color circle; no effect on gray images."""
 
 
 class RandAugmentSpec(Config):
-    """Cubuk et al., "RandAugment" (2020): some operations drawn from fourteen, all of one magnitude."""
+    """Cubuk et al., "RandAugment" (2020): operations drawn from fourteen, all of one magnitude."""
 
     operations: PositiveInt = 2
-    """How many, one after the other."""
+    """Number of operations, applied in sequence."""
 
     magnitude: int = Field(default=9, ge=0, le=30)
-    """Of all of them, 0 to 30."""
+    """Magnitude of all operations, 0 to 30."""
 
 
 class AugMixSpec(Config):
     """Hendrycks et al., "AugMix" (2020): chains of operations, blended with each other and the original."""
 
     severity: int = Field(default=3, ge=1, le=10)
-    """Of the operations, 1 to 10."""
+    """Severity of the operations, 1 to 10."""
 
     width: PositiveInt = 3
-    """Chains to blend."""
+    """Number of chains to blend."""
 
     depth: PositiveInt | None = None
-    """Operations in a chain. Default: one to three, at random."""
+    """Operations per chain. Default: one to three, at random."""
 
     alpha: Positive = 1.0
-    """Of the distributions of the blend."""
+    """Concentration of the blend weights' distributions (Dirichlet and Beta)."""
 
 
 class ErasingSpec(Config):
     """Zhong et al., "Random Erasing" (2020): a rectangle is filled with the mean of the data set."""
 
     probability: Probability = 0.25
-    """That an image loses a rectangle."""
+    """Probability that an image loses a rectangle."""
 
     scale: tuple[Probability, Probability] = (0.02, 0.33)
     """Smallest and largest area of the rectangle, as a share of the image."""
@@ -72,11 +72,11 @@ class ErasingSpec(Config):
 
 
 class AugmentSpec(Config):
-    """Augmentation of the training images. What a section does not name is as in ``standard``."""
+    """Augmentation of the training images. Fields that are not set are as in ``standard``."""
 
     crop: Literal["auto", "none", "pad", "resized"] = "auto"
-    """``pad``: a window of the image with a black margin. ``resized``: a part of any size and shape, scaled
-    to the image size. ``auto``: ``resized`` for image files, else ``pad``."""
+    """``pad``: a random window of the image with a black margin. ``resized``: a random part of any size and
+    aspect ratio, scaled to the image size. ``auto``: ``resized`` for image files, else ``pad``."""
 
     crop_padding: PositiveInt | None = None
     """Margin of ``pad`` in pixels. Default: an eighth of the image size."""
@@ -85,29 +85,29 @@ class AugmentSpec(Config):
     """Smallest and largest area of ``resized``, as a share of the image."""
 
     flip: Literal["auto", "none", "horizontal", "vertical", "both"] = "auto"
-    """Mirrors half of the images. ``auto``: ``horizontal``, but ``none`` for characters."""
+    """Flips half of the images. ``auto``: ``horizontal``, but ``none`` for characters."""
 
     rotation: float = Field(default=0.0, ge=0, le=180)
-    """Turns by up to this many degrees, to either side."""
+    """Rotates by up to this many degrees in either direction."""
 
     color: ColorSpec | None = None
-    """Brightness, contrast, saturation, hue; ``{}`` for the usual ranges."""
+    """Brightness, contrast, saturation, hue; ``{}`` for the default ranges."""
 
     randaugment: RandAugmentSpec | None = None
-    """RandAugment; ``{}`` for the usual strength."""
+    """RandAugment; ``{}`` for the default strength."""
 
     augmix: AugMixSpec | None = None
-    """AugMix; ``{}`` for the usual strength."""
+    """AugMix; ``{}`` for the default strength."""
 
     erasing: ErasingSpec | None = None
-    """Random erasing; ``{}`` for the usual share."""
+    """Random erasing; ``{}`` for the default share."""
 
     mixup: Strength = 0.0
     """MixUp of pairs of samples: alpha of Zhang et al. (2018), such as 0.2; 0 for none."""
 
     cutmix: Strength = 0.0
-    """CutMix of pairs of samples: alpha of Yun et al. (2019), such as 1.0; 0 for none. With ``mixup`` too,
-    each sample gets one of the two."""
+    """CutMix of pairs of samples: alpha of Yun et al. (2019), such as 1.0; 0 for none. If ``mixup`` is set
+    too, each sample gets one of the two."""
 
     mix_probability: Probability = 1.0
     """Share of the samples that are mixed by ``mixup`` or ``cutmix``."""

@@ -30,13 +30,13 @@ Level = Annotated[float, Field(ge=0, le=1)]
 
 
 class NormalizeSpec(Config):
-    """What is subtracted from the pixels, and what they are divided by; of pixels from 0 to 1."""
+    """What is subtracted from the pixels, which range from 0 to 1, and what they are then divided by."""
 
     mean: tuple[Level, ...] = Field(default=_IMAGENET[0], min_length=1)
-    """One number for each channel, or one for all. Default: ImageNet's."""
+    """One number per channel, or one for all. Default: ImageNet's."""
 
     std: tuple[Positive, ...] = Field(default=_IMAGENET[1], min_length=1)
-    """One number for each channel, or one for all. Default: ImageNet's."""
+    """One number per channel, or one for all. Default: ImageNet's."""
 
 
 NormalizeChoice = Annotated[
@@ -48,7 +48,7 @@ NormalizeChoice = Annotated[
 
 
 class DataSpec(TextFields):
-    """What is learned, and how much of it at a time."""
+    """The data set, the batch, and how samples are read."""
 
     dataset: Literal[
         "auto",
@@ -63,16 +63,16 @@ class DataSpec(TextFields):
         "usps",
         "imagefolder",
     ] = "auto"
-    """``auto``: Fashion-MNIST where it is found, else the digits that come with scikit-learn.
-    ``imagefolder``: your own images, one folder for each class. The others as torchvision knows them."""
+    """``auto``: Fashion-MNIST if it is found, else the digits of scikit-learn. ``imagefolder``: your own
+    images, one folder per class. The others are torchvision's."""
 
     root: str | None = None
-    """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout. If it is given, the
-    data set comes from there or nowhere. ``imagefolder``: ``train/<class>/*.jpg`` and ``val/`` or ``test/``
-    likewise, or ``<class>/*.jpg`` alone, of which a part is held out."""
+    """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout. If it is set, no
+    other place is searched. ``imagefolder``: ``train/<class>/*.jpg`` and ``val/`` or ``test/`` likewise, or
+    ``<class>/*.jpg`` alone, of which a part is held out."""
 
     batch_size: PositiveInt = 128
-    """Samples of a global batch, over all workers; a multiple of ``scale.workers``."""
+    """Samples in a global batch, over all workers; a multiple of ``scale.workers``."""
 
     train_limit: PositiveInt | None = None
     """Train on this many samples only, a fixed random choice."""
@@ -81,37 +81,37 @@ class DataSpec(TextFields):
     """Evaluate on this many samples only, a fixed random choice."""
 
     image_size: PositiveInt | None = None
-    """Height and width, in pixels, at which the model sees the images. Default: 224 for ``imagefolder``, else
-    as they are stored."""
+    """Height and width, in pixels, of the images that the model gets. Default: 224 for ``imagefolder``, else
+    as stored."""
 
     resize: PositiveInt | None = None
-    """The shorter side is scaled to this before the middle is cut out for ``image_size``. Default: 256 for
-    224 and in proportion for ``imagefolder``, else ``image_size``."""
+    """The shorter side is scaled to this before the center crop of ``image_size``. Default for
+    ``imagefolder``: 256 for 224, and in proportion; else ``image_size``."""
 
     normalize: NormalizeChoice = "auto"
     """``dataset``: by mean and deviation of the training images. ``imagenet``: by those of ImageNet, as
-    published weights want it. ``none``: pixels from 0 to 1. ``auto``: ``imagenet`` for ``imagefolder``, else
+    published weights need it. ``none``: pixels from 0 to 1. ``auto``: ``imagenet`` for ``imagefolder``, else
     ``dataset``. Or a section with ``mean`` and ``std``."""
 
     augment: AugmentChoice = "none"
-    """``standard``: random crop and, where it keeps the meaning, random mirroring. Or a section with more."""
+    """``standard``: random crop and, unless it changes the meaning, random flip. Or a section with more."""
 
     workers: NonNegativeInt | None = None
-    """Processes of each worker that read and augment ahead; the samples are the same with any number. 0:
-    none. Default: 4 for ``imagefolder`` on a GPU, else 0."""
+    """Processes per worker that prefetch and augment; the samples do not depend on their number. 0: none.
+    Default: 4 for ``imagefolder`` on a GPU, else 0."""
 
     val_share: float = Field(default=0.1, gt=0, lt=1)
-    """``imagefolder`` without ``val/`` and ``test/``: share of each class that is held out to evaluate on."""
+    """``imagefolder`` without ``val/`` and ``test/``: share of each class that is held out for evaluation."""
 
     split_seed: NonNegativeInt = 0
-    """``imagefolder`` without ``val/`` and ``test/``: fixes which images those are."""
+    """``imagefolder`` without ``val/`` and ``test/``: seed of the choice of those images."""
 
     on_broken: Literal["error", "skip"] = "error"
-    """An image file that cannot be read: ``error`` ends the job and names it, ``skip`` trains on the next
-    image of the data set instead, leaves it out of the evaluation, and counts it in the metrics."""
+    """An image file that cannot be read. ``error``: end the job and name the file. ``skip``: train on the
+    next image of the data set instead, exclude it from the evaluation, and count it in the metrics."""
 
     download: bool = False
-    """Whether torchvision may download the data set if it is found nowhere."""
+    """Whether torchvision may download the data set if it is not found."""
 
     @field_validator("resize")
     @classmethod
@@ -120,7 +120,7 @@ class DataSpec(TextFields):
             _FILE_SIZE if info.data.get("dataset") == "imagefolder" else None
         )
         if value is not None and size is None:
-            raise ValueError("is for an image size: set data.image_size too, or remove it")
+            raise ValueError("needs an image size: set data.image_size too, or remove it")
         if value is not None and size is not None and value < size:
             raise ValueError(f"must be at least data.image_size = {size}")
         return value
@@ -145,32 +145,34 @@ class DataSpec(TextFields):
     def _has_its_folder(self) -> Self:
         if self.root is None and self.dataset in _NEED_ROOT:
             name = self.dataset
-            what = "holds train/<class>/" if name == "imagefolder" else "holds it, or that it may go to"
+            what = (
+                "contains train/<class>/" if name == "imagefolder" else "contains it, or where to download it"
+            )
             raise related(f"is required for {name}: the folder that {what}", field="root", value=None)
         return self
 
     @property
     def augmentation(self) -> AugmentSpec | None:
-        """``augment`` in its long form; None for none."""
+        """``augment`` in its long form; None for ``none``."""
         return AugmentSpec.of(self.augment)
 
     @property
     def size(self) -> int | None:
-        """Height and width at which the model sees the images; None: as they are stored."""
+        """Height and width of the images that the model gets; None: as stored."""
         if self.image_size is None and self.dataset == "imagefolder":
             return _FILE_SIZE
         return self.image_size
 
     @property
     def resize_to(self) -> int | None:
-        """The shorter side before the middle is cut out; None: as stored."""
+        """The shorter side before the center crop; None: as stored."""
         if self.resize is not None or self.size is None:
             return self.resize
         return round(self.size * _MARGIN) if self.dataset == "imagefolder" else self.size
 
     @property
     def normalization(self) -> NormalizeSpec | None:
-        """The numbers; None where they are those of the training images."""
+        """The numbers; None if they are those of the training images."""
         if isinstance(self.normalize, NormalizeSpec):
             return self.normalize
         if self.normalize == "none":

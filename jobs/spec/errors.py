@@ -1,4 +1,4 @@
-"""What is wrong with a spec, said so that it can be put right without reading the code."""
+"""Errors of a spec, worded so that the user can fix them without reading the code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LONGEST_VALUE = 60
 
 @dataclass(frozen=True, slots=True)
 class SpecProblem:
-    """One thing wrong with a spec.
+    """One error in a spec.
 
     Attributes:
         path: dotted path of the field, for example ``guard.clip.max_norm``; empty for the whole file.
-        value: what was found there; None where there is nothing worth quoting.
+        value: what was found there; None if there is nothing to quote.
         message: the rule that is broken, and what is allowed.
-        suggestion: the spelling or the value that was probably meant.
-        where: file and line, or the command-line override, that it comes from.
+        suggestion: the spelling or value that was probably meant.
+        where: its source: file and line, or the command-line override.
     """
 
     path: str
@@ -42,7 +42,7 @@ class SpecProblem:
 
 
 class SpecError(ValueError):
-    """A spec cannot be used; ``problems`` has all that is wrong with it, ``str()`` is one line for each."""
+    """A spec is invalid; ``problems`` has every error, ``str()`` is one line for each."""
 
     def __init__(self, problems: Sequence[SpecProblem]) -> None:
         super().__init__(problems)
@@ -53,14 +53,14 @@ class SpecError(ValueError):
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str | None:
-    """A question naming the option nearest to a misspelt word, None if none is near."""
+    """A question with the option closest to a misspelt word; None if none is close."""
     by_lower = {option.lower(): option for option in options}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f'did you mean "{by_lower[near[0]]}"?' if near else None
 
 
 def unknown_field(model: type[BaseModel], parts: Sequence[Part]) -> tuple[str, str | None]:
-    """Message and suggestion for a field that does not exist; the name may be right in another section."""
+    """Message and suggestion for an unknown field, whose name may exist in another section."""
     section = section_of(annotation_at(model, parts[:-1]))
     allowed = list(section.model_fields) if section else []
     name = str(parts[-1]) if parts else ""
@@ -74,7 +74,7 @@ def unknown_field(model: type[BaseModel], parts: Sequence[Part]) -> tuple[str, s
 def related(
     message: str, *, value: object, field: str = "", suggestion: str | None = None
 ) -> PydanticCustomError:
-    """What a validator raises to name a field within the section that it validates."""
+    """The error of a validator about one field of the section that it validates."""
     context = {"text": message, "field": field, "value": value, "suggestion": suggestion}
     return PydanticCustomError("related", "{text}", context)
 
@@ -82,18 +82,17 @@ def related(
 def problems_of(
     error: ValidationError, model: type[BaseModel], data: object, where: Mapping[str, str]
 ) -> list[SpecProblem]:
-    """Translates pydantic's findings; the alternatives of a union become one problem.
+    """Translates pydantic's errors; the alternatives of a union become one problem.
 
     Args:
         error: raised while validating ``data`` against ``model``.
-        model: the model that the data should fit.
-        data: the document, to tell its keys from the labels that pydantic puts into locations.
+        data: the document; parts of a location that it does not have are labels added by pydantic.
         where: the source of each dotted path; the empty path is the document itself.
     """
     merged: dict[str, SpecProblem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "default_factory_not_called":
-            continue  # a default that waits for a field which is a problem itself
+            continue  # the default depends on a field that is itself wrong
         problem = _problem(detail, model, data, where)
         first = merged.get(problem.path)
         merged[problem.path] = problem if first is None else _either(first, problem)
@@ -116,7 +115,7 @@ def _problem(
         message = f"must be one of {', '.join(options)}"
         suggestion = did_you_mean(str(value), options)
     else:
-        message, suggestion = _plain(detail["msg"]), _in_other_words(detail)
+        message, suggestion = _plain(detail["msg"]), _what_to_write(detail)
     quoted = None if detail["type"] == "missing" or isinstance(value, dict) else value
     return SpecProblem(dotted(parts), quoted, message, suggestion, _source(parts, where))
 
@@ -127,7 +126,7 @@ def _either(first: SpecProblem, second: SpecProblem) -> SpecProblem:
 
 
 def _real_parts(detail: ErrorDetails, data: object) -> Iterator[Part]:
-    """The location without the labels of union members, which name nothing in the document."""
+    """The location without the labels of union members, which are not in the document."""
     *inner, last = detail["loc"] or ("",)
     for part in inner:
         if _has(data, part):
@@ -144,7 +143,7 @@ def _has(data: object, part: Part) -> bool:
 
 
 def _source(parts: Sequence[Part], where: Mapping[str, str]) -> str:
-    """The source of a field, or of the nearest section around it that has one."""
+    """The source of a field, or of the closest section around it that has one."""
     for end in range(len(parts), -1, -1):
         if (path := dotted(parts[:end])) in where:
             return where[path]
@@ -158,9 +157,11 @@ def _plain(message: str) -> str:
     return re.sub(r"String should (have|match)", r"must \1", message)
 
 
-def _in_other_words(detail: ErrorDetails) -> str | None:
-    """What to write instead of a value of the wrong type, where that is plain."""
+def _what_to_write(detail: ErrorDetails) -> str | None:
+    """What to write instead of a value of the wrong type, if that is clear."""
     kind, value = detail["type"], detail["input"]
+    if isinstance(value, str) and "\u00a0" in value:
+        return "it contains a no-break space: write it without"
     if kind == "bool_type" and isinstance(value, str):
         truth = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
         return f"write {truth}" if truth else None
@@ -186,6 +187,8 @@ def _quoted(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
-def single(message: str, *, where: str, path: str = "", value: Any = None) -> SpecError:
-    """The error of a spec that cannot be read any further."""
-    return SpecError([SpecProblem(path, value, message, where=where)])
+def single(
+    message: str, *, where: str, path: str = "", value: Any = None, suggestion: str | None = None
+) -> SpecError:
+    """A ``SpecError`` with one problem."""
+    return SpecError([SpecProblem(path, value, message, suggestion, where)])

@@ -1,4 +1,4 @@
-"""The section ``model.init`` of a spec: how the weights begin."""
+"""The section ``model.init`` of a spec: the initial weights."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def name_or_section(value: Any) -> str:
-    """Tells the short form of a section, a name, from its long form."""
+    """Which form a section has: the short form, a name, or the long form."""
     return "section" if isinstance(value, dict | Config) else "name"
 
 
 class LayerInit(Config):
-    """Another scheme for the layers whose names match a pattern."""
+    """A different scheme for the layers whose names match a pattern."""
 
     match: str = Field(min_length=1)
     """Module names, with * and ? as in file names: ``layer4.*``, ``*.attention.*``, ``fc``."""
 
     scheme: LayerScheme
-    """What these layers begin with; ``default`` leaves them as the model's own constructor made them."""
+    """Initial weights of these layers; ``default`` keeps those of the model's constructor."""
 
     gain: Positive = 1.0
-    """The weights are multiplied with this."""
+    """The weights are multiplied by this."""
 
     std: Positive = 0.02
     """Standard deviation of ``truncated_normal``."""
 
 
 class InitSpec(Config):
-    """How the weights begin. A name alone is the same as ``{scheme: name}``."""
+    """The initial weights. A name alone is the same as ``{scheme: name}``."""
 
     scheme: Scheme = "default"
-    """``default``: as the model's constructor does. ``kaiming``: variance 2 / fan-in, for ReLU. ``xavier``:
+    """``default``: those of the model's constructor. ``kaiming``: variance 2 / fan-in, for ReLU. ``xavier``:
     2 / (fan-in + fan-out), for tanh and linear layers. ``orthogonal``. ``truncated_normal``: cut at two
     standard deviations. ``lsuv``: orthogonal, then each layer scaled to output variance 1 on real data.
     All but ``default`` set the biases of these layers to zero."""
 
     gain: Positive = 1.0
-    """The weights are multiplied with this."""
+    """The weights are multiplied by this."""
 
     std: Positive = 0.02
     """Standard deviation of ``truncated_normal``."""
 
     residual: Literal["keep", "zero", "depth_scaled"] = "keep"
-    """Last layer of each residual branch. ``zero``: the branch begins as nothing, the block as the identity.
+    """Last layer of each residual branch. ``zero``: zero weights, so that the block starts as the identity.
     ``depth_scaled``: its weights are divided by the square root of the number of branches, as in GPT-2."""
 
     layers: tuple[LayerInit, ...] = ()
-    """Exceptions by name; the first that matches a layer counts."""
+    """Exceptions by name; the first that matches a layer applies."""
 
     @field_validator("gain")
     @classmethod

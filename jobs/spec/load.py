@@ -1,4 +1,4 @@
-"""Reads a spec file, YAML or JSON, and remembers on which line each field stands."""
+"""Reads a spec file, YAML or JSON, and records the line of each field."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jobs.spec.errors import SpecError, single
 from jobs.spec.schema import dotted
 from jobs.spec.yaml_text import lines_of, load_yaml
 
-_MOST_BYTES = 1 << 17
+_MAX_BYTES = 1 << 17
 
 
 @dataclass(slots=True)
 class Document:
-    """A parsed spec and, for messages, where each field of it was written."""
+    """A parsed spec; ``where`` has the file and line, or the override, of each dotted path."""
 
     data: dict[str, Any]
     where: dict[str, str] = field(default_factory=dict)
@@ -36,19 +36,23 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, label: str = "spec") -> Document:
-    """Parses a spec that is YAML text already; ``label`` stands for the file in messages.
+    """Parses a spec from YAML text; ``label`` is the name of the file in messages.
 
     Raises:
         SpecError: its syntax is wrong, or it is not a mapping.
     """
-    return _parsed(_checked(text, label), label, _parse_yaml)
+    return _parsed(text, label, _parse_yaml)
 
 
 def _parsed(text: str, label: str, parse: Callable[[str, str], Document]) -> Document:
+    if "\0" in text:
+        raise single("is not a text file (it contains NUL bytes)", where=label)
+    if not text.strip():
+        raise single("is empty", where=label)
     try:
         document = parse(text, label)
     except RecursionError:
-        raise single("nested too deeply to be a spec", where=label) from None
+        raise single("is nested too deeply to be a spec", where=label) from None
     document.where[""] = label
     return document
 
@@ -62,21 +66,12 @@ def _read(path: Path) -> str:
         raise single("is a folder; a spec is one YAML or JSON file", where=str(path)) from None
     except OSError as error:
         raise single(f"cannot be read: {error.strerror}", where=str(path)) from None
-    if len(content) > _MOST_BYTES:
-        raise single(f"has {len(content)} bytes; a spec has at most {_MOST_BYTES}", where=str(path))
+    if len(content) > _MAX_BYTES:
+        raise single(f"has {len(content)} bytes; a spec has at most {_MAX_BYTES}", where=str(path))
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise single("is not a text file (UTF-8)", where=str(path)) from None
-    return _checked(text, str(path))
-
-
-def _checked(text: str, label: str) -> str:
-    if "\0" in text:
-        raise single("is not a text file (it has NUL bytes)", where=label)
-    if not text.strip():
-        raise single("is empty", where=label)
-    return text
 
 
 def _parse_yaml(text: str, label: str) -> Document:
@@ -86,10 +81,8 @@ def _parse_yaml(text: str, label: str) -> Document:
         raise _syntax_error(error, label) from None
     except (yaml.YAMLError, ValueError) as error:
         raise single(f"is not valid YAML: {_one_line(error)}", where=label) from None
-    if not isinstance(data, dict):
-        raise _not_a_mapping(data, label)
     where = {dotted(parts): f"{label}:{line}" for parts, line in lines_of(node, ())}
-    return Document(data, where)
+    return Document(_mapping(data, label), where)
 
 
 def _parse_json(text: str, label: str) -> Document:
@@ -100,33 +93,33 @@ def _parse_json(text: str, label: str) -> Document:
         raise single(f"is not valid JSON: {error.msg}", where=where) from None
     except ValueError as error:
         raise single(f"is not valid JSON: {_one_line(error)}", where=label) from None
-    if not isinstance(data, dict):
-        raise _not_a_mapping(data, label)
-    return Document(data)
+    return Document(_mapping(data, label))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise ValueError(f'the key "{key}" is given twice')
-        seen[key] = value
-    return seen
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key "{twice}" is given twice')
+    return found
 
 
-def _not_a_mapping(data: object, label: str) -> SpecError:
-    kind = (
-        "nothing but comments" if data is None else "a list" if isinstance(data, list) else "a single value"
-    )
-    return single(f"holds {kind}; a spec is a mapping of fields, such as `seed: 0`", where=label)
+def _mapping(data: object, label: str) -> dict[str, Any]:
+    if isinstance(data, dict):
+        return data
+    kind = "only comments" if data is None else "a list" if isinstance(data, list) else "a single value"
+    raise single(f"contains {kind}; a spec is a mapping of fields, such as `seed: 0`", where=label)
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, label: str) -> SpecError:
     mark = error.problem_mark or error.context_mark
     where = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
     context = f" ({error.context})" if error.context else ""
-    return single(f"is not valid YAML: {_one_line(error.problem)}{_one_line(context)}", where=where)
+    tab = "write spaces instead of the tab" if "'\\t'" in str(error.problem) else None
+    message = f"is not valid YAML: {_one_line(error.problem)}{_one_line(context)}"
+    return single(message, where=where, suggestion=tab)
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split(" ")).replace("\n", " ")
+    return str(message).replace("\n", " ")

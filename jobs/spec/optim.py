@@ -24,14 +24,14 @@ def _by_name(field: str) -> Callable[[dict[str, Any]], float]:
 
 
 class OptimizerSpec(Config):
-    """The optimizer. Learning rate, momentum and weight decay default by its name."""
+    """The optimizer. The defaults of learning rate, momentum and weight decay depend on its name."""
 
     name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """The algorithm; adamw where the workload is language. ``muon`` is Muon for the matrices inside the model
-    and adamw for all else: embeddings, the last layer, convolutions, norms, biases."""
+    """The algorithm. Default in the workload language: adamw. ``muon`` is Muon for the matrices inside the
+    model and adamw for everything else: embeddings, the last layer, convolutions, norms, biases."""
 
     lr: float = Field(default_factory=_by_name("lr"), gt=0, allow_inf_nan=False)
-    """Peak learning rate. Default: 0.05 for sgd, 0.001 for adam, adamw and muon, whose steps are as large."""
+    """Peak learning rate. Default: 0.05 for sgd, 0.001 for adam, adamw and muon."""
 
     momentum: float = Field(default_factory=_by_name("momentum"), ge=0, lt=1)
     """Momentum of sgd and muon. Default: 0.9 for sgd, 0.95 for muon; the others have none."""
@@ -79,20 +79,21 @@ class OptimizerSpec(Config):
 
 
 class ScheduleSpec(Config):
-    """How the learning rate moves over the steps: a linear warm-up, then as the name says."""
+    """The learning rate over the steps: a linear warm-up, then constant or falling."""
 
     name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     """``constant``: stay at the peak. ``cosine``, ``linear``: fall along a half cosine or a line until the
-    end. ``wsd`` (warm-up, stable, decay): stay, and fall along a line over the last ``decay_steps``."""
+    end. ``wsd`` (warm-up, stable, decay): stay at the peak, then fall along a line over the last
+    ``decay_steps``."""
 
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the learning rate climbs from zero to its peak; fewer than the whole run."""
+    """Steps over which the learning rate rises from zero to its peak; fewer than the whole run."""
 
     decay_steps: PositiveInt | None = None
     """Steps of the fall of ``wsd``. Default: a fifth of the run (Hägele et al. 2024, section 3)."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Share of the peak that the fall ends at."""
+    """Final learning rate, as a share of the peak."""
 
     @field_validator("decay_steps")
     @classmethod
@@ -117,10 +118,13 @@ class ScheduleSpec(Config):
         return 0 if self.name == "constant" else total_steps - self.warmup_steps
 
     def too_long(self, total_steps: int) -> tuple[str, str] | None:
-        """The field that does not fit into a run of ``total_steps``, and why; None where all does."""
+        """The field that does not fit a run of ``total_steps``, and why; None if both fit."""
         if self.warmup_steps >= total_steps:
             return "warmup_steps", f"must be fewer than the {total_steps} steps of the run"
         if self.decay_steps is not None and self.warmup_steps + self.decay_steps > total_steps:
             most = total_steps - self.warmup_steps
-            return "decay_steps", f"must be at most {most}, what the warm-up leaves of {total_steps} steps"
+            return (
+                "decay_steps",
+                f"must be at most {most}, since the warm-up uses the rest of {total_steps} steps",
+            )
         return None

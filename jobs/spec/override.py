@@ -18,21 +18,21 @@ from jobs.spec.yaml_text import load_yaml
 def apply_overrides(
     document: Document, overrides: Sequence[str], model: type[BaseModel]
 ) -> list[SpecProblem]:
-    """Writes ``path=value`` overrides into a document; returns what is wrong with them."""
+    """Writes ``path=value`` overrides into a document; returns their errors."""
     problems = []
     for override in overrides:
         where = f"--set {override}"
         try:
             parts, value = _parse_override(override)
             _assign(document.data, parts, value, model)
-        except _Refused as refused:
-            problems.append(SpecProblem(refused.path, None, refused.message, refused.suggestion, where))
+        except _Invalid as invalid:
+            problems.append(SpecProblem(invalid.path, None, invalid.message, invalid.suggestion, where))
         else:
             document.where[dotted(parts)] = where
     return problems
 
 
-class _Refused(Exception):
+class _Invalid(Exception):
     def __init__(self, parts: Sequence[Part], message: str, suggestion: str | None = None) -> None:
         super().__init__(message)
         self.path, self.message, self.suggestion = dotted(parts), message, suggestion
@@ -42,13 +42,13 @@ def _parse_override(override: str) -> tuple[list[Part], Any]:
     path, equals, text = override.partition("=")
     names = re.sub(r"\[(\d+)\]", r".\1", path.strip()).split(".")
     if not equals or not all(names):
-        raise _Refused((), "an override has the form field=value, such as guard.clip.max_norm=0.5")
+        raise _Invalid((), "an override has the form field=value, such as guard.clip.max_norm=0.5")
     parts: list[Part] = [int(name) if name.isdecimal() else name for name in names]
     try:
         return parts, load_yaml(text)[1]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or error
-        raise _Refused(parts, f"the value is not valid YAML: {problem}") from None
+        raise _Invalid(parts, f"the value is not valid YAML: {problem}") from None
 
 
 def _assign(data: dict[str, Any], parts: list[Part], value: Any, model: type[BaseModel]) -> None:
@@ -60,7 +60,7 @@ def _assign(data: dict[str, Any], parts: list[Part], value: Any, model: type[Bas
 
 
 def _descend(target: Any, parts: list[Part], depth: int, model: type[BaseModel]) -> Any:
-    """The container at ``parts[: depth + 1]``, made where the document leaves it out."""
+    """The container at ``parts[: depth + 1]``, created if the document has none."""
     _check_key(target, parts, depth, model)
     here = parts[: depth + 1]
     annotation = annotation_at(model, here)
@@ -70,7 +70,7 @@ def _descend(target: Any, parts: list[Part], depth: int, model: type[BaseModel])
             {} if section_of(annotation) or is_mapping(annotation) else [] if item_of(annotation) else None
         )
     if not isinstance(child, dict | list):
-        raise _Refused(parts, f'"{dotted(here)}" is a single value, not a section')
+        raise _Invalid(parts, f'"{dotted(here)}" is a single value, not a section')
     target[parts[depth]] = child
     return child
 
@@ -80,6 +80,6 @@ def _check_key(target: Any, parts: list[Part], depth: int, model: type[BaseModel
     if isinstance(target, list):
         if not isinstance(part, int) or part >= len(target):
             name = dotted(parts[:depth])
-            raise _Refused(here, f'"{name}" is a list of {len(target)}: name an entry of it, as in {name}[0]')
+            raise _Invalid(here, f'"{name}" is a list of {len(target)}: name an entry of it, as in {name}[0]')
     elif annotation_at(model, here) is None:
-        raise _Refused(here, *unknown_field(model, here))
+        raise _Invalid(here, *unknown_field(model, here))

@@ -1,4 +1,4 @@
-"""Walks the fields of nested pydantic models by path: which field is where, and of which shape."""
+"""Fields of nested pydantic models by path: their annotations and kinds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dotted(parts: Sequence[Part]) -> str:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation stands for, None if it is a plain value, a list or a mapping."""
+    """The model in an annotation; None for a plain value, a list or a mapping."""
     for member in _members(annotation):
         if isinstance(member, type) and issubclass(member, BaseModel):
             return member
@@ -28,7 +28,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def item_of(annotation: Any) -> Any:
-    """The annotation of the items of a list or tuple, None if it is neither."""
+    """The annotation of the items of a list or tuple; None for anything else."""
     for member in _members(annotation):
         if get_origin(member) in (list, tuple):
             return get_args(member)[0]
@@ -36,12 +36,12 @@ def item_of(annotation: Any) -> Any:
 
 
 def is_mapping(annotation: Any) -> bool:
-    """Whether an annotation stands for a mapping with free keys."""
+    """Whether an annotation is a mapping with free keys."""
     return annotation is Any or any(get_origin(member) is dict for member in _members(annotation))
 
 
 def annotation_at(model: type[BaseModel], parts: Sequence[Part]) -> Any:
-    """The annotation of the field at a path, None where there is no such field."""
+    """The annotation of the field at a path; None if there is no such field."""
     annotation: Any = model
     for part in parts:
         annotation = _inside(annotation, part)
@@ -67,7 +67,7 @@ def _inside(annotation: Any, part: Part) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, or the annotation alone; metadata stripped."""
+    """The alternatives of a union, or the annotation alone, without metadata."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])
@@ -77,7 +77,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def without_empty_sections(data: Any, annotation: Any) -> Any:
-    """The data less sections that hold nothing, as when all fields of one are commented out."""
+    """The data without empty sections, such as one whose fields are all commented out."""
     section = section_of(annotation)
     if section is None or not isinstance(data, dict):
         return data

@@ -1,4 +1,4 @@
-"""What the field ``workload`` may name."""
+"""Valid values of the field ``workload``."""
 
 import re
 

@@ -19,7 +19,6 @@ from jobs.data.text import load_text
 from jobs.data.token_cache import encoded
 from jobs.data.tokens import Windows, make_tokenizer
 from jobs.models.gpt import GPT
-from jobs.spec.language import gpt_shape
 from jobs.workloads.losses import cross_entropy
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class LanguageWorkload:
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         self._tokenizer = make_tokenizer(spec.data.tokenizer)
-        self._shape = gpt_shape(spec.model, self._tokenizer.size)
+        self._shape = spec.model.gpt_shape(self._tokenizer.size)
         if self._shape.vocabulary < self._tokenizer.size:
             raise DataError(
                 f"model.vocabulary = {self._shape.vocabulary}: the tokenizer has {self._tokenizer.size} "

@@ -97,7 +97,7 @@ def test_steps_alone_set_aside_the_default_epochs():
     ("data", "path", "message"),
     [
         ({"scale": {"workers": 3}}, "data.batch_size", "must be a multiple of scale.workers = 3"),
-        ({"train": {"epochs": None}}, "train.epochs", "nothing ends the training"),
+        ({"train": {"epochs": None}}, "train.epochs", "training would never end"),
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer.momentum", "is for sgd"),
         ({"optimizer": {"name": "adamw", "nesterov": True}}, "optimizer.nesterov", "is for sgd"),
         ({"optimizer": {"betas": [0.5, 0.9]}}, "optimizer.betas", "is for adam"),
@@ -115,7 +115,7 @@ def test_steps_alone_set_aside_the_default_epochs():
             "faults[0].step",
             "never fires",
         ),
-        ({"options": {"depth": 3}}, "options", "is for a workload of your own"),
+        ({"options": {"depth": 3}}, "options", "is for your own workload"),
         ({"workload": "a.b:"}, "workload", "is not an import path"),
         ({"storage": "s3://bucket/runs"}, "storage", "is a URL"),
         ({"seed": -1}, "seed", "must be greater than or equal to 0"),
@@ -229,6 +229,6 @@ def test_a_word_that_looks_like_something_else_survives_being_written(word: str)
 )
 def test_what_must_know_each_step_at_once_cannot_be_deferred(other: dict[str, Any]) -> None:
     guard = {**other.get("guard", {}), "mode": "deferred"}
-    with pytest.raises(SpecError, match=r"guard\.mode.*does not go with"):
+    with pytest.raises(SpecError, match=r"guard\.mode.*does not work with"):
         JobSpec.from_dict({"name": "job", **other, "guard": guard})
     assert JobSpec.from_dict({"name": "job", "guard": {"mode": "deferred"}}).guard.mode == "deferred"

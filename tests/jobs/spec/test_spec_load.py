@@ -83,9 +83,9 @@ def test_a_json_file_may_be_indented_with_tabs(tmp_path: Path):
     [
         ("", "is empty"),
         ("  \n\n", "is empty"),
-        ("# nothing\n", "holds nothing but comments"),
-        ("- seed: 1\n", "holds a list"),
-        ("seed\n", "holds a single value"),
+        ("# nothing\n", "contains only comments"),
+        ("- seed: 1\n", "contains a list"),
+        ("seed\n", "contains a single value"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not a text file"),
         (b"PK\0\0seed: 1", "is not a text file"),
         ("a: 1\n---\nb: 2\n", "is not valid YAML"),
@@ -142,3 +142,27 @@ def test_every_field_knows_its_line(tmp_path: Path):
     where = read_document(path).where
     assert where["faults[0].step"] == f"{path}:4"
     assert where[""] == str(path)
+
+
+def test_a_tab_and_a_no_break_space_are_named_with_what_to_write(tmp_path: Path):
+    line = failure(written(tmp_path, "data:\n\tbatch_size: 8\n"))
+    assert ":2:1: " in line
+    assert line.endswith("write spaces instead of the tab")
+    line = failure(written(tmp_path, "seed: 7\u00a0\n"))
+    assert ":1: seed = " in line
+    assert line.endswith("it contains a no-break space: write it without")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {<<: *a}\n",
+        "? [1]\n: 2\n",
+        "seed: !mine 3\n",
+        "a: @b\n",
+        "%YAML 9.9\n---\nseed: 1\n",
+        "a: *b\n",
+    ],
+)
+def test_no_yaml_makes_a_traceback(tmp_path: Path, text: str):
+    assert failure(written(tmp_path, text)).startswith(f"{tmp_path / 'job.yaml'}")

@@ -18,7 +18,7 @@ from jobs.data.text import load_text
 from jobs.data.tokens import Bytes, TokenizerFile, Windows
 from jobs.models.gpt import GPT, rotated, rotation
 from jobs.spec.job_spec import DataSpec, JobSpec, SpecError
-from jobs.spec.language import GptShape, gpt_shape
+from jobs.spec.language import GptShape
 from jobs.workloads import load_workload
 from jobs.workloads.language import LanguageWorkload
 
@@ -66,15 +66,15 @@ def test_the_defaults_of_a_language_model_are_written_into_the_spec():
     [
         ({"model": {"name": "gtp-small"}}, 'model.name = "gtp-small": must be one of gpt,'),
         ({"model": {"name": "gpt-smal"}}, 'did you mean "gpt-small"?'),
-        ({"model": {"name": "gpt", "layers": 2}}, "give model.heads, model.width, model.context too"),
+        ({"model": {"name": "gpt", "layers": 2}}, "also set model.heads, model.width, model.context"),
         ({"model": {"width": 100}}, "model.width = 100: must be a multiple of twice the 4 heads"),
         ({"model": {"stem": "tiny"}}, 'model.stem = "tiny": is for vision: remove it'),
-        ({"model": {"init": {"residual": "depth_scaled"}}}, "a gpt begins so by itself"),
+        ({"model": {"init": {"residual": "depth_scaled"}}}, "is already the default of a gpt"),
         ({"model": {"dropout": 0.1}}, 'did you mean "regularize.dropout"?'),
         ({"data": {"dataset": "digits"}}, 'data.dataset = "digits": is for vision'),
         ({"data": {"root": "/x"}}, "write data.path"),
         ({"data": {"path": "/x", "corpus": "python"}}, "data.corpus"),
-        ({"faults": [{"kind": "poisoned_batch", "step": 1}]}, "does nothing to text"),
+        ({"faults": [{"kind": "poisoned_batch", "step": 1}]}, "has no effect on text"),
         ({"workload": "vision", "model": {"layers": 3}}, "model.layers = 3: is for workload language"),
         ({"workload": "vision", "data": {"path": "x"}}, 'data.path = "x": is for workload language'),
     ],
@@ -92,7 +92,7 @@ def test_workers_in_another_folder_find_the_text(monkeypatch: pytest.MonkeyPatch
 def test_gpt_small_with_the_vocabulary_of_gpt2_has_124_million_parameters():
     named = JobSpec.from_dict({"workload": "language", "model": {"name": "gpt-small", "vocabulary": 50304}})
     with torch.device("meta"):
-        model = GPT(gpt_shape(named.model, 256), seed=0)
+        model = GPT(named.model.gpt_shape(256), seed=0)
     assert 123e6 < sum(parameter.numel() for parameter in model.parameters()) < 125e6
 
 

@@ -1,0 +1,137 @@
+"""What a workload requires of the sections ``model``, ``data`` and ``options``, and of faults.
+
+Each function is a pydantic validator of one field of ``JobSpec``; it raises ``PydanticCustomError`` or
+``ValueError`` for the first thing that is wrong. A workload of the user's own checks its fields itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationInfo
+
+from guard.config import Config
+from guard.faults.config import FaultConfig
+from jobs.spec.data import DataSpec
+from jobs.spec.errors import did_you_mean, related
+from jobs.spec.language import GPT, LANGUAGE, SHAPE, GptFields, TextFields
+from jobs.spec.sections import ModelSpec
+from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
+
+VISION = "vision"
+
+
+def check_workload(value: str) -> str:
+    if ":" in value and not IMPORT_PATH.fullmatch(value):
+        raise ValueError("is not an import path: write package.module:Class")
+    if ":" not in value and value not in BUILTIN:
+        raise related(
+            f"must be {' or '.join(BUILTIN)}, or your own class as package.module:Class",
+            value=value,
+            suggestion=did_you_mean(value, BUILTIN),
+        )
+    return value
+
+
+def check_options(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    if value and info.data.get("workload") in BUILTIN:
+        raise ValueError(f"is for your own workload; {info.data['workload']} has none: remove it")
+    return value
+
+
+def check_model(model: ModelSpec, info: ValidationInfo) -> ModelSpec:
+    if info.data.get("workload") == LANGUAGE:
+        _check_gpt(model)
+    if info.data.get("workload") == VISION:
+        _check_unused(model, GptFields)
+        _check_vision_model(model)
+    return model
+
+
+def check_data(data: DataSpec, info: ValidationInfo) -> DataSpec:
+    if info.data.get("workload") == LANGUAGE:
+        _check_text(data)
+    if info.data.get("workload") == VISION:
+        _check_unused(data, TextFields)
+    return data
+
+
+def check_poisonable(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
+    if fault.kind == "poisoned_batch" and info.data.get("workload") == LANGUAGE:
+        raise related(
+            "has no effect on text, since tokens are whole numbers",
+            field="kind",
+            value=fault.kind,
+            suggestion="write nan_loss or scaled_gradient",
+        )
+    return fault
+
+
+def _check_vision_model(model: ModelSpec) -> None:
+    from jobs.torchvision_compat import classification_models
+
+    known = classification_models()
+    if model.name not in known:
+        message = "must be a torchvision classification model, such as resnet18"
+        raise related(message, field="name", value=model.name, suggestion=did_you_mean(model.name, known))
+
+
+def _check_gpt(model: ModelSpec) -> None:
+    if model.name not in GPT:
+        suggestion = did_you_mean(model.name, GPT)
+        raise related(
+            f"must be one of {', '.join(GPT)}", field="name", value=model.name, suggestion=suggestion
+        )
+    for name, default in (("stem", "auto"), ("pretrained", False)):
+        if getattr(model, name) != default:
+            raise related("is for vision: remove it", field=name, value=getattr(model, name))
+    missing = [name for name in SHAPE if getattr(model, name) is None] if model.name == "gpt" else []
+    if missing:
+        raise related(
+            f"has no default size: also set {', '.join(f'model.{name}' for name in missing)}",
+            field="name",
+            value=model.name,
+            suggestion="or write gpt-tiny, gpt-small, ...",
+        )
+    _check_heads(model)
+    if model.initialization.scheme == "default" and model.initialization.residual == "depth_scaled":
+        raise related(
+            "is already the default of a gpt: remove it, or set another scheme too",
+            field="init.residual",
+            value="depth_scaled",
+        )
+
+
+def _check_heads(model: ModelSpec) -> None:
+    shape = model.gpt_shape(tokens=1)
+    unit = 2 * shape.heads
+    if shape.width % unit:
+        raise related(
+            f"must be a multiple of twice the {shape.heads} heads, since rotary positions rotate pairs of"
+            " numbers",
+            field="width",
+            value=shape.width,
+            suggestion=f"write {-(-shape.width // unit) * unit}",
+        )
+
+
+def _check_text(data: DataSpec) -> None:
+    """No field for images is set."""
+    ours = {*TextFields.model_fields, "batch_size", "train_limit", "test_limit"}
+    for name, field in type(data).model_fields.items():
+        value = getattr(data, name)
+        if name not in ours and name in data.model_fields_set and value != field.get_default():
+            advice = "remove it" if name != "root" else "write data.path"
+            raise related(f"is for vision, and the workload is language: {advice}", field=name, value=value)
+    if data.path is not None and data.corpus != "auto":
+        message = "is for text without data.path: remove one of the two"
+        raise related(message, field="corpus", value=data.corpus)
+
+
+def _check_unused(section: Config, fields: type[Config]) -> None:
+    """No field of the language workload is set."""
+    for name, field in fields.model_fields.items():
+        value = getattr(section, name)
+        if value != field.default:
+            message = "is for workload language, this one is vision: remove it"
+            raise related(message, field=name, value=value)
