@@ -26,7 +26,8 @@ from jobs.checkpoints.spec_match import check_spec
 from jobs.checkpoints.stager import CheckpointStager
 from jobs.checkpoints.writer import CheckpointHeader, Writer
 from jobs.errors import JobError
-from jobs.run_dir.storage import open_storage, shown
+from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.storage import shown
 
 Notify = Callable[[str, str], None]
 STAYS = frozenset({"guard", "faults", "progress", "cursor", "hardware"})

@@ -86,7 +86,7 @@ class RunReader:
     def checkpoints(self) -> list[CheckpointInfo]:
         """The checkpoints, the oldest first; those that cannot be read say why."""
         from jobs.checkpoints.listing import checkpoint_folder, manifests
-        from jobs.run_dir.storage import open_storage
+        from jobs.run_dir.open_storage import open_storage
 
         place = self.checkpoint_place()
         good, damaged = manifests(open_storage(place))

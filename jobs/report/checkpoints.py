@@ -12,8 +12,8 @@ from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 from jobs.report.formats import as_float, as_int, as_text
 from jobs.run_dir.jsonl import iter_jsonl
+from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, HISTORY
-from jobs.run_dir.storage import open_storage
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 

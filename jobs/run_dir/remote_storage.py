@@ -1,4 +1,4 @@
-"""Checkpoints behind a URL: S3, GCS, HDFS through pyarrow, anything else through fsspec."""
+"""Checkpoints behind a URL: S3, GCS and HDFS through pyarrow, any other scheme through fsspec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RemoteStorage:
         self._staging: dict[str, Path] = {}
 
     def begin(self, name: str) -> None:
-        """Removes an older one of this name, damaged or not, whose files would mix with the new ones."""
+        """Removes an older checkpoint of this name, damaged or not: its files would mix with the new ones."""
         if name in self._folders():
             self.remove(name)
 
@@ -38,11 +38,8 @@ class RemoteStorage:
         return self._staging[tag]
 
     def put(self, name: str, file: Path) -> None:
-        self._fs.create_dir(f"{self._root}/{name}", recursive=True)
-        with (
-            self._fs.open_output_stream(f"{self._root}/{name}/{file.name}") as out,
-            file.open("rb") as source,
-        ):
+        self._fs.create_dir(self._path(name), recursive=True)
+        with self._fs.open_output_stream(self._path(name, file.name)) as out, file.open("rb") as source:
             shutil.copyfileobj(source, out, 1 << 20)
 
     def commit(self, name: str, tag: str, manifest: bytes) -> None:  # noqa: ARG002 - as in Storage
@@ -65,38 +62,40 @@ class RemoteStorage:
         return {file: size for file, size in self._listing(name).items() if file != MANIFEST}
 
     def read(self, name: str, file: str) -> bytes:
-        with self._fs.open_input_stream(f"{self._root}/{name}/{file}", compression=None) as source:
+        with self._open(name, file) as source:
             return bytes(source.read())
 
     def replace_manifest(self, name: str, manifest: bytes) -> None:
-        with self._fs.open_output_stream(f"{self._root}/{name}/{MANIFEST}") as out:
+        with self._fs.open_output_stream(self._path(name, MANIFEST)) as out:
             out.write(manifest)
 
     def set_aside(self, name: str) -> None:
-        self._fs.move(f"{self._root}/{name}/{MANIFEST}", f"{self._root}/{name}/{DAMAGED}")
+        self._fs.move(self._path(name, MANIFEST), self._path(name, DAMAGED))
 
     def remove(self, name: str) -> None:
         if MANIFEST in self._listing(name):
-            self._fs.delete_file(f"{self._root}/{name}/{MANIFEST}")
-        self._fs.delete_dir(f"{self._root}/{name}")
+            self._fs.delete_file(self._path(name, MANIFEST))
+        self._fs.delete_dir(self._path(name))
 
     def local_copy(self, name: str, into: Path) -> Path:
         into.mkdir(parents=True, exist_ok=True)
         for file in self.files(name):
-            path = f"{self._root}/{name}/{file}"
-            with (
-                self._fs.open_input_stream(path, compression=None) as source,
-                (into / file).open("wb") as out,
-            ):
+            with self._open(name, file) as source, (into / file).open("wb") as out:
                 shutil.copyfileobj(source, out, 1 << 20)
         return into
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    def _open(self, name: str, file: str) -> pyarrow.NativeFile:
+        return self._fs.open_input_stream(self._path(name, file), compression=None)
 
     def _folders(self) -> list[str]:
         found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory and is_name(i.base_name))
 
     def _listing(self, name: str) -> dict[str, int]:
-        found = self._fs.get_file_info(fs.FileSelector(f"{self._root}/{name}", allow_not_found=True))
+        found = self._fs.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
 
@@ -114,5 +113,5 @@ def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise JobError(f"{shown(url)} is no place for checkpoints: {error}") from None
+        raise JobError(f"cannot store checkpoints at {shown(url)}: {error}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)

@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a local folder, or a URL of any file system that pyarrow or fsspec knows.
+"""What checkpoints need of a storage, and the one in a local folder; ``remote_storage`` is behind a URL.
 
 Local: files are written under a temporary name, fsynced, and the folder is renamed. Remote: an object store
-cannot rename a folder, so files are staged on the local disk, uploaded, and the manifest goes last; what
-has no manifest is no checkpoint. In both, one atomic write of the manifest decides.
+cannot rename a folder, so files are staged on the local disk, uploaded, and the manifest is uploaded last. In
+both, one atomic write of the manifest makes the checkpoint exist.
 """
 
 from __future__ import annotations
@@ -22,83 +22,53 @@ _URL = re.compile(r"\b[a-z][a-z0-9+.\-]*://[^\s'\"]+")
 
 
 class Storage(Protocol):
-    """What the checkpoints need of a place. Errors are ``OSError``."""
+    """Stores checkpoints by name. Errors are ``OSError``."""
 
     private: bool
-    """Whether every rank has a workspace of its own, rather than all the same."""
+    """Whether every rank has its own workspace, rather than one for all."""
 
     def begin(self, name: str) -> None:
         """Called once, before any rank puts a file of ``name``."""
-        ...
 
     def workspace(self, tag: str) -> Path:
-        """A local folder in which this rank writes its files; made if need be."""
-        ...
+        """A local folder in which this rank writes its files; created if needed."""
 
     def put(self, name: str, file: Path) -> None:
         """Makes one written file durable as part of the checkpoint ``name``."""
-        ...
 
     def commit(self, name: str, tag: str, manifest: bytes) -> None:
-        """Makes the checkpoint exist, replacing an older one of its name. All files have been put."""
-        ...
+        """Makes the checkpoint exist, replacing an older one of its name. Call it after all files are put."""
 
     def discard(self, tag: str) -> None:
         """Removes a workspace; never raises."""
-        ...
 
     def sweep(self) -> None:
-        """Removes what killed writers left behind; never raises."""
-        ...
+        """Removes the remains of killed writers; never raises."""
 
     def names(self) -> list[str]:
         """The checkpoints, oldest first."""
-        ...
 
     def files(self, name: str) -> dict[str, int]:
-        """The files of a checkpoint beside its manifest, and their sizes in bytes."""
-        ...
+        """The files of a checkpoint except its manifest, and their sizes in bytes."""
 
     def read(self, name: str, file: str) -> bytes:
         """The content of a file."""
-        ...
 
     def replace_manifest(self, name: str, manifest: bytes) -> None:
-        """Replaces the manifest, at once and whole."""
-        ...
+        """Replaces the manifest atomically."""
 
     def set_aside(self, name: str) -> None:
-        """A damaged checkpoint stays for whoever wants to look, and counts no more."""
-        ...
+        """Keeps a damaged checkpoint for inspection, but no longer lists it."""
 
     def remove(self, name: str) -> None:
         """Deletes a checkpoint; its manifest goes first."""
-        ...
 
     def local_copy(self, name: str, into: Path) -> Path:
-        """A local folder with the checkpoint's files: its own where it is local, else a download."""
-        ...
-
-
-def open_storage(place: str | Path) -> Storage:
-    """The storage at a path or URL.
-
-    Raises:
-        JobError: the URL has a scheme that neither pyarrow nor fsspec knows.
-        OSError: the file system does not answer.
-    """
-    text = str(place)
-    if text.startswith("file://"):
-        return LocalStorage(Path(text.removeprefix("file://")))
-    if "://" in text:
-        from jobs.run_dir.remote_storage import RemoteStorage
-
-        return RemoteStorage(text)
-    return LocalStorage(Path(place))
+        """A local folder with the checkpoint's files: its own if it is local, else a download."""
 
 
 def shown(place: str | Path) -> str:
-    """A place as people are told it: a URL without its user, password and options, which may be keys."""
+    """A path or URL to display: without user, password and options, which may be credentials."""
     scheme, found, rest = str(place).partition("://")
     if not found:
         return str(place)
@@ -107,12 +77,12 @@ def shown(place: str | Path) -> str:
 
 
 def without_keys(text: str) -> str:
-    """A text in which every URL is as ``shown``."""
+    """A text with every URL as in ``shown``."""
     return _URL.sub(lambda url: shown(url[0]), text)
 
 
 def is_name(name: str) -> bool:
-    """Whether a folder of this name may be a checkpoint."""
+    """Whether a folder of this name can be a checkpoint."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -125,7 +95,7 @@ class LocalStorage:
         self._root = root
 
     def begin(self, name: str) -> None:
-        """Nothing: an older checkpoint of this name stands until the commit."""
+        """Nothing to do: an older checkpoint of this name is kept until the commit."""
 
     def workspace(self, tag: str) -> Path:
         folder = self._temporary(tag)
@@ -153,9 +123,13 @@ class LocalStorage:
     def sweep(self) -> None:
         for replaced in self._root.glob(".step-*.old"):
             target = self._root / replaced.name.removeprefix(".").removesuffix(".old")
-            if not target.exists():  # killed between the two renames: the older one stands
+            if not target.exists():  # killed between the two renames: keep the older one
                 replaced.rename(target)
-        for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *self._half()):
+        for leftover in (
+            *self._root.glob(".step-*.tmp"),
+            *self._root.glob(".step-*.old"),
+            *self._partial(),
+        ):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def names(self) -> list[str]:
@@ -191,8 +165,8 @@ class LocalStorage:
     def local_copy(self, name: str, into: Path) -> Path:  # noqa: ARG002 - as in Storage
         return self._root / name
 
-    def _half(self) -> list[Path]:
-        """Checkpoints whose removal was cut short."""
+    def _partial(self) -> list[Path]:
+        """Checkpoints whose removal was interrupted."""
         found = (path for path in self._root.glob("step-*") if is_name(path.name))
         return [path for path in found if not ((path / MANIFEST).exists() or (path / DAMAGED).exists())]
 

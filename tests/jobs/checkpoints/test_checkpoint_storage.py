@@ -12,7 +12,8 @@ import torch
 from jobs.checkpoints import CheckpointManager, DamagedCheckpoint, checkpoint_name, newest_step
 from jobs.checkpoints.load import verify
 from jobs.errors import JobError
-from jobs.run_dir.storage import MANIFEST, Storage, open_storage, shown, without_keys
+from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.storage import MANIFEST, Storage, shown, without_keys
 from tests.jobs.checkpoints.checkpoint_fixture import Told, parts, proven, train
 from tests.jobs.checkpoints.s3_fixture import BUCKET, s3_server
 
@@ -123,7 +124,7 @@ def test_a_manifest_is_replaced_whole(place: str) -> None:
 
 
 def test_a_url_that_nobody_knows_is_one_clear_line() -> None:
-    with pytest.raises(JobError, match="nosuch://somewhere/run is no place"):
+    with pytest.raises(JobError, match="cannot store checkpoints at nosuch://somewhere/run: "):
         open_storage("nosuch://somewhere/run")
 
 

@@ -116,4 +116,4 @@ def test_what_cannot_be_done_is_one_line_that_helps(job: Path, tmp_path: Path) -
     assert "there is no folder" in refused(tmp_path / "missing")
     assert "cannot write" in refused(job, "--export", 10, "--to", tmp_path / "no" / "m.pt")
     assert "no checkpoints in" in run(tmp_path)
-    assert "is no place for checkpoints" in refused("nosuch://bucket/run")
+    assert "cannot store checkpoints at nosuch://bucket/run" in refused("nosuch://bucket/run")
