@@ -21,12 +21,7 @@ _TYPES = {"integer": "whole number", "string": "text", "boolean": "true or false
 
 
 def table(schema: Schema, link: Linker) -> list[str]:
-    """The fields of an object.
-
-    Args:
-        schema: of the object.
-        link: turns the name of another object of the schema into Markdown, best a link to its table.
-    """
+    """The fields of an object; ``link`` turns the name of another object into a link to its table."""
     lines = ["| Field | Type | Default | Allowed | Meaning |", "|---|---|---|---|---|"]
     needed = set(schema.get("required", ()))
     for name, field in schema.get("properties", {}).items():
@@ -59,7 +54,7 @@ def kind(field: Schema, link: Linker) -> str:
 
 
 def allowed(field: Schema) -> Iterator[str]:
-    """What a value must fulfil, one condition after the other."""
+    """The conditions on a value."""
     if "enum" in field:
         yield ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
@@ -79,7 +74,7 @@ def allowed(field: Schema) -> Iterator[str]:
 
 
 def default(field: Schema) -> str:
-    """What a field is where it is not given; one that depends on other fields is told in its meaning."""
+    """The value of a field that is not set; ``depends`` if it depends on other fields."""
     if "default" in field:
         return f"`{json.dumps(field['default'])}`" if field["default"] != "" else '`""`'
     if "$ref" in field or field.get("type") == "object":
@@ -88,7 +83,7 @@ def default(field: Schema) -> str:
 
 
 def markdown(text: str) -> str:
-    """A docstring in one line, its double backticks single; what would be taken for a tag is escaped."""
+    """A docstring as one line of Markdown: single backticks; tags and emphasis are escaped."""
     parts = re.split(r"(``.+?``)", " ".join(text.split()))
     return "".join(
         f"`{part[2:-2]}`" if part.startswith("``") and len(part) > 4 else _plain(part) for part in parts
@@ -101,7 +96,7 @@ def name_of(reference: str) -> str:
 
 
 def references(field: Schema) -> Iterator[str]:
-    """The names of the objects that a field may hold."""
+    """The names of the objects that a field may contain."""
     if "$ref" in field:
         yield name_of(field["$ref"])
     for option in _options(field):
