@@ -1,4 +1,4 @@
-# The two commands: `make train` and `make test`. `make setup` is done by both; the rest is for developers.
+# The two commands: `make train` and `make test`; both run `make setup`. The rest is for developers.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,19 +22,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-data:  ## install the Fashion-MNIST package of Debian and Ubuntu where that is possible
+data:  ## install the Fashion-MNIST package of Debian and Ubuntu, if possible
 	@deploy/install-packages.sh dataset-fashion-mnist
 
-tools: data  ## install the tools that some tests use: Prometheus, Alertmanager, a browser, PostgreSQL
+tools: data  ## install the tools of some tests: Prometheus, Alertmanager, a browser, PostgreSQL
 	@deploy/install-packages.sh prometheus prometheus-alertmanager chromium postgresql
 
-train: setup data  ## train a guarded ResNet on real images, with faults that it survives
+train: setup data  ## train a guarded ResNet on real images, and inject faults that it survives
 	@$(BIN)/gradguard train $(SPEC) --overwrite
 
 test: setup tools  ## run the tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-soak: setup tools  ## run the tests that take minutes each: elastic jobs, other world sizes, want of memory
+soak: setup tools  ## run the tests that take minutes each: elastic jobs, other world sizes, out of memory
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 lint: setup  ## lint, format check, type check, import rules

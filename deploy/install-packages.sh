@@ -7,7 +7,7 @@ for package in "$@"; do
 done
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-  echo "not installed (needs root and apt-get):$missing; going on without"
+  echo "not installed (needs root and apt-get):$missing; continuing without"
   exit 0
 fi
 echo "installing$missing"
@@ -15,5 +15,5 @@ export DEBIAN_FRONTEND=noninteractive
 for package in $missing; do
   apt-get install -y --no-install-recommends "$package" >/dev/null 2>&1 ||
     { apt-get update >/dev/null 2>&1 && apt-get install -y --no-install-recommends "$package" >/dev/null 2>&1; } ||
-    echo "$package could not be installed; going on without"
+    echo "$package could not be installed; continuing without"
 done

@@ -1,7 +1,7 @@
-"""Token ids that were made before: kept in files, so that only the first start of a job makes them.
+"""A cache of token ids in files, so that only the first start of a job encodes its texts.
 
 ``<cache>/gradguard/tokens/<key>/ids.npy``, where ``<cache>`` is ``XDG_CACHE_HOME`` or ``~/.cache``, and the
-key is the content of the texts and of the tokenizer. Any of it may be deleted at any time.
+key is the content of the texts and of the tokenizer. The files may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from jobs.run_dir.jsonl import sync
 
 _log = logging.getLogger(__name__)
 
-_FORM = b"gradguard tokens 1"
-"""Part of the key: another number when ``Tokenizer.encode`` gives other ids than before."""
+_FORMAT = b"gradguard tokens 1"
+"""Part of the key; increase the number when ``Tokenizer.encode`` gives different ids."""
 _FILE = "ids.npy"
 
 
 def cache_folder() -> Path:
-    """Where the files are kept."""
+    """The folder of the files."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path.home() / ".cache") / "gradguard" / "tokens"
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
-    """``tokenizer.encode(texts)``: mapped from a file if there is one, else made and kept for the next start.
+    """``tokenizer.encode(texts)``: mapped from a file if there is one, else encoded and cached.
 
-    Processes that start at once make the tokens once: the others wait. A file that is cut or damaged is made
-    anew; a folder that cannot be written costs the time, not the job.
+    Of processes that start at the same time, one encodes and the others wait. A truncated or damaged file is
+    replaced; a folder that cannot be written costs time, but does not end the job.
     """
     if tokenizer.identity is None:
         return tokenizer.encode(texts)
     folder = cache_folder() / _key(tokenizer.identity, texts)
-    with _alone(folder) as usable:
+    with _locked(folder) as usable:
         if not usable:
             return tokenizer.encode(texts)
         found = _mapped(folder / _FILE)
@@ -55,7 +55,7 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
 
 
 def _key(identity: bytes, texts: Sequence[bytes]) -> str:
-    digest = hashlib.sha256(_FORM + identity)
+    digest = hashlib.sha256(_FORMAT + identity)
     for text in texts:
         digest.update(len(text).to_bytes(8, "little"))
         digest.update(text)
@@ -63,39 +63,39 @@ def _key(identity: bytes, texts: Sequence[bytes]) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Whether there is such a folder; while the block runs, no other process is in one of the same."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the folder is usable; locks it against other processes while the block runs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        _log.warning("data: no tokens can be kept in %s: %s", folder.parent, error.strerror)
+        _log.warning("data: cannot cache tokens in %s: %s", folder.parent, error.strerror)
         yield False
         return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: each process makes the tokens, all the same ones
-            _log.info("data: %s has no locks", folder.parent)
+        except OSError:  # a file system without locks: each process encodes the same tokens
+            _log.info("data: %s does not support locks", folder.parent)
         yield True
     finally:
         os.close(descriptor)
 
 
 def _mapped(path: Path) -> NDArray[Any] | None:
-    """The ids in a file, which stay there until they are used; None where there is no whole one."""
+    """The ids in a file, memory-mapped; None if there is no complete one."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        _log.warning("data: %s is damaged (%s): it is made anew", path, error)
+        _log.warning("data: %s is damaged (%s) and is replaced", path, error)
         return None
     return np.asarray(found) if found.ndim == 1 else None
 
 
 def _keep(path: Path, tokens: NDArray[Any]) -> bool:
-    """Writes the file at once or not at all: one that another process has mapped keeps its content."""
+    """Writes the file atomically: one that another process has mapped keeps its content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -105,7 +105,7 @@ def _keep(path: Path, tokens: NDArray[Any]) -> bool:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        _log.warning("data: the tokens cannot be kept in %s: %s", path.parent, error.strerror)
+        _log.warning("data: cannot cache tokens in %s: %s", path.parent, error.strerror)
         return False
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the agreement costs: one small row a rank, gathered while backward runs.
+"""Cost of the agreement: one small row per rank, gathered while backward runs.
 
     python tests/benchmarks/bench_agreement.py [--rounds N] [--json FILE]
 
@@ -55,7 +55,7 @@ def _rank(rank: int, world_size: int, rounds: int, folder: str) -> None:
     for _ in range(rounds):
         for name, taken in seconds.items():
             loss = model(inputs).square().mean()
-            dist.barrier()  # all ranks: so that a round begins together
+            dist.barrier()  # all ranks: a round starts together
             started = time.perf_counter()
             if name != "backward":
                 agreement.send(loss, stop=False, local_norm=1.0, grad_norm=1.0, digest=1)
@@ -64,7 +64,7 @@ def _rank(rank: int, world_size: int, rounds: int, folder: str) -> None:
             if name != "backward":
                 agreement.receive()
             taken.append(time.perf_counter() - started)
-    dist.barrier()  # all ranks: so that none leaves while another still gathers
+    dist.barrier()  # all ranks: none leaves while another still gathers
     if rank == 0:
         np.save(f"{folder}/seconds.npy", np.array(list(seconds.values())))
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A job under random kills: how often it came back, what that cost, and whether its weights are the same.
+"""A job under random kills: how often it recovers, at what cost, and whether its weights are the same.
 
 ``python tests/benchmarks/bench_chaos.py --kills 20 --seed 0``
 """
@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from measure import publish, tell
+from measure import progress, publish
 
 from tests.integration.chaos import (
     SPEC,
@@ -29,7 +29,7 @@ from tests.integration.chaos import (
 from tests.integration.runner import GRADGUARD, Sandbox
 
 AFTER_THE_LAST = 100
-"""Steps that are left then: workers train on while a dead Ray head is being noticed."""
+"""Remaining steps: workers train on until a dead Ray head is detected."""
 LAST_WORDS = 40
 """Lines of the job's output that are shown if it did not end well."""
 
@@ -45,11 +45,11 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     sandbox.environment["PYTHONPATH"] = str(ROOT)
     train = {"max_steps": STEPS_PER_KILL * len(kills) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
     spec = {**SPEC, "train": train}
-    tell("the job, left alone")
+    progress("the job without kills")
     calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
     if calm.returncode:
         raise RuntimeError(calm.stdout)
-    tell(f"the same job under {len(kills)} kills")
+    progress(f"the same job under {len(kills)} kills")
     run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = run.run(kills)
     code = run.finish()
@@ -70,7 +70,7 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
 
 
 def main() -> None:
-    """Prints a table of the kills and their sums. Fails where anything was lost."""
+    """Prints a table of the kills and their sums. Fails if anything was lost."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         rows, total = chaos(random_kills(options.kills, options.seed), Path(folder))

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: how long training waits for it, against ``torch.save`` of the same state.
+"""Cost of a checkpoint: how long training waits for it, against ``torch.save`` of the same state.
 
     python tests/benchmarks/bench_checkpoint.py [--model resnet50] [--saves 5] [--folder DIR]
 
@@ -89,7 +89,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _row(what: str, ours: list[float], plain: list[float]) -> dict[str, Any]:
-    """Medians. Ours verifies what it loads; torch.save and torch.load know nothing of damage."""
+    """Medians. Ours verifies what it loads; torch.save and torch.load do not detect damage."""
     mine, theirs = 1e3 * statistics.median(ours), 1e3 * statistics.median(plain)
     return {"what": what, "ours ms": mine, "torch.save, torch.load ms": theirs, "ratio": mine / theirs}
 

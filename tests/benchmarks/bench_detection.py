@@ -41,7 +41,7 @@ CAUGHT = ("spike", "nan")
 
 @dataclass(frozen=True)
 class Trace:
-    """One log and what a person marked in it."""
+    """One log and its labels."""
 
     name: str
     kind: str
@@ -89,7 +89,7 @@ class Score:
 
 
 def lacking(folder: Path) -> str:
-    """What a folder of labelled logs lacks, in words; empty where it lacks nothing."""
+    """What a folder of labelled logs lacks; empty if nothing."""
     missing = [name for name in ("index.csv", "labels.csv") if not (folder / name).is_file()]
     return f"{folder} has no {' and no '.join(missing)}" if missing else ""
 

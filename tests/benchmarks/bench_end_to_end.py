@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import psutil
-from measure import publish, tell
+from measure import progress, publish
 
 from tests.integration.cluster import running_cluster
 from tests.integration.runner import GRADGUARD, Sandbox
@@ -60,7 +60,7 @@ def submitted(folder: Path, steps: int) -> float:
         spec = _spec(sandbox, "submitted", steps)
         began = time.time()
         _check(sandbox.run(GRADGUARD, "submit", spec, "--address", cluster.url, "--wait"))
-        (job,) = (sandbox.path / "runs").iterdir()  # named anew by each submission
+        (job,) = (sandbox.path / "runs").iterdir()  # each submission has a new name
         return _times(sandbox, job.name)[0] - began
 
 
@@ -142,10 +142,10 @@ def main() -> None:
         spec = _spec(sandbox, "job", options.steps)
         found: dict[str, list[dict[str, float]]] = {"raw Ray Train, clipping": [], "GradGuard": []}
         for number in range(options.rounds):
-            tell(f"round {number + 1} of {options.rounds}")
+            progress(f"round {number + 1} of {options.rounds}")
             found["raw Ray Train, clipping"].append(raw(sandbox, spec))
             found["GradGuard"].append(ours(sandbox, spec))
-        tell("resume and submission")
+        progress("resume and submission")
         others = [
             {"what": "resume to first new step", "seconds": resumed(sandbox, options.steps)},
             {"what": "submit to first step", "seconds": submitted(Path(folder, "c"), options.steps // 4)},

@@ -1,4 +1,4 @@
-"""The same training with faults, once with the guard and once without: what becomes of it.
+"""The same training with faults, once with the guard and once without: how each ends.
 
     python tests/benchmarks/bench_explosion.py [SPEC] [--set FIELD=VALUE ...] [--figure FILE] [--json FILE]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measure import publish, tell
+from measure import progress, publish
 from render import EXPLOSION
 from rich.console import Console
 
@@ -33,7 +33,7 @@ def main() -> None:
     runs = {}
     with tempfile.TemporaryDirectory() as storage:
         for label, mode in MODES.items():
-            tell(label)
+            progress(label)
             overrides = [*options.set, f"guard.mode={mode}", f"storage={storage}", f"name={mode}"]
             spec = JobSpec.load(options.spec, overrides)
             result = run_job(spec, console=Console())

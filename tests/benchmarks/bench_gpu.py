@@ -43,7 +43,7 @@ class Work:
 
 
 def works(device: str) -> dict[str, Work]:
-    """What is trained: the real sizes on a GPU, small ones on a CPU."""
+    """The models: real sizes on a GPU, small ones on a CPU."""
     models = import_torchvision().models
     if device == "cpu":
         shape = GptShape(layers=2, heads=2, width=64, context=64, vocabulary=128)

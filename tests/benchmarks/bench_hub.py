@@ -1,4 +1,4 @@
-"""What the metrics hub costs: of a step of 10 ms, and to scrape where it knows a thousand jobs.
+"""Cost of the metrics hub: in a step of 10 ms, and of a scrape of a thousand jobs.
 
 Python's own time is taken, on the thread or process that spends it, so that another load on the machine
 does not count. The job is one of 64 layers and 8 ranks, which pushes as often as a real one.
@@ -38,7 +38,7 @@ STATUS = {"phase": "training", "step": 1, "loss": 0.5, "counters": {"anomalies":
 
 
 def attempt(metrics: GuardMetrics, norms: Any) -> None:
-    """One step, as the guard's ledger counts it."""
+    """Counts one step as the guard does."""
     metrics.step(
         action="applied",
         loss=0.5,
@@ -58,7 +58,7 @@ def attempt(metrics: GuardMetrics, norms: Any) -> None:
 
 
 def job(name: str) -> dict[str, Any]:
-    """The snapshot of a job at work."""
+    """The snapshot of a running job."""
     metrics = GuardMetrics(job=name, info={"model": "resnet50"}, samples_per_step=256)
     attempt(metrics, np.linspace(0.1, 1.0, len(LAYERS)))
     metrics.checkpoint_written(step=1, seconds=1.0, blocked_seconds=0.1, size=1000)
@@ -81,10 +81,10 @@ def cost_of_a_step(rounds: int) -> list[dict[str, Any]]:
     pushes_a_step = STEP_S / STATUS_INTERVAL_S
     with tempfile.TemporaryDirectory(prefix="gg", dir="/tmp") as folder, ray_session(num_cpus=1):
         hub = ensure_hub(0)
-        link, told = HubLink(hub, "bench"), CounterCarryover(Path(folder, ".told.json"))
+        link, carryover = HubLink(hub, "bench"), CounterCarryover(Path(folder, ".counters.json"))
 
         def push() -> None:
-            link.push(told.carry(metrics.snapshot()), STATUS, force=True)
+            link.push(carryover.carry(metrics.snapshot()), STATUS, force=True)
             ray.get(hub.address.remote())
 
         def wait_only() -> None:
@@ -121,7 +121,7 @@ def cost_of_a_step(rounds: int) -> list[dict[str, Any]]:
 
 
 def cost_of_a_scrape(jobs: int, rounds: int) -> list[dict[str, Any]]:
-    """Rendering alone, and a whole scrape over HTTP as Prometheus asks for it, compressed."""
+    """Rendering alone, and a whole compressed scrape over HTTP, as Prometheus does it."""
     hub = Hub(0)
     try:
         for number in range(jobs):

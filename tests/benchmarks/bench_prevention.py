@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import show, tell
+from measure import progress, show
 from torch import nn
 
 from guard import FaultInjector, GradientGuard, GuardHalt, GuardMetrics
@@ -81,7 +81,7 @@ class Clipping(Regularizer):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the five runs of one variant."""
+    """The outcome of the five runs of one variant."""
 
     diverged: int = 0
     halted: int = 0
@@ -112,7 +112,7 @@ def spec_of(variant: dict[str, Any], seed: int, arguments: argparse.Namespace) -
 
 
 def run(spec: JobSpec, *, clip: bool, outcome: Outcome) -> None:
-    """Trains once and adds what became of it."""
+    """Trains once and adds the outcome."""
     workload = Plain(spec)
     model = build_initialized(spec, workload)
     set_randomness(model, spec.regularize)
@@ -173,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name in arguments.only:
-        tell(name)
+        progress(name)
         variant, outcome = VARIANTS[name], Outcome()
         for seed in range(arguments.seeds):
             clip = bool(variant.get("clip"))

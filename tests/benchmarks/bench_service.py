@@ -1,4 +1,4 @@
-"""What the service bears: python tests/benchmarks/bench_service.py
+"""Load limits of the service: python tests/benchmarks/bench_service.py
 
 A thousand jobs in the store, fifty of them running, two hundred who follow one log, a log of 100 MB, a client
 that stops reading, and two supervisors that want the same jobs. The server runs in a process of its own; no
@@ -45,7 +45,7 @@ def serve(folder: Path, port: int) -> None:
 
 
 def fill(folder: Path, jobs: int, running: int = 0) -> JobStore:
-    """A store with so many jobs; the first one runs, and so do the newest, which have files to be read."""
+    """A store with ``jobs`` jobs; the first and the newest run, and the newest have files."""
     store = JobStore(open_database(f"sqlite:///{folder}/service.db"))
     spec = JobSpec.from_dict({"name": "bench", "train": {"max_steps": 1000}})
     for number in range(jobs):
@@ -130,7 +130,7 @@ def two_supervisors(folder: Path, jobs: int) -> dict[str, float]:
 
 
 async def followers(url: str, folder: Path, store: JobStore, number: int, size: int) -> dict[str, float]:
-    """So many clients follow one log while it is written."""
+    """Many clients follow one log while it is written."""
     limits = httpx.Limits(max_connections=None)
 
     async def follow(client: httpx.AsyncClient) -> int:
@@ -158,12 +158,12 @@ async def followers(url: str, folder: Path, store: JobStore, number: int, size: 
 
 
 def ended(job: JobRow) -> None:
-    """The job has ended, so its followers may."""
+    """Ends the job, and so its followers."""
     job.state = "succeeded"
 
 
 def large_log(url: str, folder: Path, size: int, server: psutil.Process) -> dict[str, float]:
-    """A job prints so many bytes: to write them, to read them, and the memory that a stalled client costs."""
+    """The log of a job: time to write and to read it, and the memory of a stalled client."""
     began = time.perf_counter()
     spool = LogSpool(log_path(folder, JOB), 0, Mask({"API_KEY": "hunter2hunter2"}))
     for _ in range(size // 20_000):
@@ -181,7 +181,7 @@ def large_log(url: str, folder: Path, size: int, server: psutil.Process) -> dict
 
 
 def _stalled(url: str) -> socket.socket:
-    """A client that asks for the log and never reads the answer."""
+    """A client that requests the log and never reads the response."""
     host, _, port = url.removeprefix("http://").partition(":")
     client = socket.create_connection((host, int(port)))
     client.sendall(f"GET /v1/jobs/{JOB}/logs HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())

@@ -1,4 +1,4 @@
-"""Faults against methods, on two workers: who survives, how near to the clean run, and what it costs.
+"""Faults against methods, on two workers: which survive, how close to the clean run, and at what cost.
 
     python tests/benchmarks/bench_survival.py [--quick] [--seeds N] [--tasks resnet gpt] [--json FILE]
 
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from measure import publish, tell
+from measure import progress, publish
 from rich.console import Console
 from rich.table import Table
 from survival.cases import Case, cases
@@ -28,7 +28,7 @@ from survival.verdicts import COMMON, judge
 from survival_tables import DETAIL
 
 TOLD = 20
-"""So often the progress is told."""
+"""Interval of progress reports."""
 QUICK_METHODS = ("no guard", "clip 1.0", "skip-step 6 sigma", GUARD)
 
 
@@ -84,7 +84,7 @@ def _results(orders: list[SubmitRequest], keep: Path | None) -> dict[SubmitReque
         for number, (order, outcome) in enumerate(runs, start=1):
             known[order] = outcome
             if number % -(-len(missing) // TOLD) == 0:
-                tell(f"{number} of {len(missing)} runs")
+                progress(f"{number} of {len(missing)} runs")
             if kept:
                 kept.write(json.dumps([order, outcome]) + "\n")
                 kept.flush()
@@ -110,12 +110,12 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _common(row: dict[str, Any]) -> dict[str, Any]:
-    """What is known of every method."""
+    """The columns of every method."""
     return {name: row[name] for name in COMMON}
 
 
 def _own(row: dict[str, Any]) -> dict[str, Any]:
-    """What is known of our guard alone."""
+    """The columns of GradGuard alone."""
     return {name: row[name] for name in row if name not in COMMON[4:]}
 
 

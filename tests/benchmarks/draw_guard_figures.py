@@ -73,7 +73,7 @@ def draw_spike(reports: Sequence[StepReport]) -> Figure:
         axes.axvspan(target + 0.5, back.attempt, color="C3", alpha=0.12, linewidth=0)
         axes.axvline(back.attempt, color="C3", linewidth=1)
         axes.set_xlim(30, ATTEMPTS)
-    _note(losses, f"rewound to step {target}", (target + 0.5, 5), (38, 60))
+    _note(losses, f"rolled back to step {target}", (target + 0.5, 5), (38, 60))
     _note(losses, f"{back.verdict.kind} of the {back.verdict.signal}", (back.attempt, 300), (82, 60))
     _note(rates, "halved, and back in 40 steps", (80, in_force[79]), (112, 0.0006))
     return figure

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 PROGRESS = "... "
-"""How a line of progress begins."""
+"""Prefix of a line of progress."""
 
 
 def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -44,13 +44,13 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def tell(text: str) -> None:
-    """Progress, on standard error; the suite passes it on."""
+def progress(text: str) -> None:
+    """Prints progress on standard error, which the suite shows."""
     print(f"{PROGRESS}{text}", file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine that the figures come from."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "cores": os.cpu_count(),
@@ -62,7 +62,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The name of the CPU, as Linux tells it."""
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -72,10 +72,10 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Of this repository; with a plus if the code has been changed since."""
+    """The commit of this repository; with a plus if the code has changed since."""
     here = Path(__file__).parent
     try:
-        told = subprocess.run(
+        described = subprocess.run(
             ("git", "describe", "--always", "--dirty=+", "--exclude=*"),
             cwd=here,
             capture_output=True,
@@ -84,7 +84,7 @@ def _commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return told.stdout.strip()
+    return described.stdout.strip()
 
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -94,7 +94,7 @@ Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 def publish(benchmark: str, tables: Tables, json_path: Path | None, *, seeds: Sequence[int] = ()) -> None:
     """Prints tables and JSON, and writes the JSON if asked to.
 
-    ``seeds``: what the runs were made with; none where nothing is drawn at random.
+    ``seeds`` are those of the runs; none if nothing is random.
     """
     for title, rows in tables.items():
         table = Table(*rows[0], title=title, box=None)

@@ -49,7 +49,7 @@ def _short(ratio: float) -> str:
 
 
 def detection_picture(tables: dict[str, Any], path: Path) -> None:
-    """Each detector: what it caught, and how often it cried wolf on calm logs."""
+    """Each detector: what it caught, and its false alarms on healthy logs."""
     rows = next(iter(tables.values()))
     names = [row["detector"] for row in rows]
     caught = [int(row["caught"].split("/")[0]) for row in rows]
@@ -87,10 +87,10 @@ def speed_picture(parts: dict[str, Any], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def _bars(axes: Any, names: list[str], values: list[float], title: str, told: Callable[[Any], str]) -> None:
+def _bars(axes: Any, names: list[str], values: list[float], title: str, label: Callable[[Any], str]) -> None:
     """One bar a name, the first at the top."""
     bars = axes.barh(range(len(names)), values, color="#2e8b57")
-    axes.bar_label(bars, [told(value) for value in values], padding=2)
+    axes.bar_label(bars, [label(value) for value in values], padding=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.12)

@@ -1,8 +1,8 @@
 """The results of the benchmarks as text and pictures, for a file of their own and for the README.
 
-    python tests/benchmarks/render.py            writes the README's figures anew, from results/bench.json
+    python tests/benchmarks/render.py            rewrites the README's figures from results/bench.json
 
-The README holds each block between ``<!-- bench: NAME -->`` and ``<!-- end of bench -->``.
+The README has each block between ``<!-- bench: NAME -->`` and ``<!-- end of bench -->``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ StepParts = dict[str, Any]
 
 
 def render(found: dict[str, Any], out: Path) -> str:
-    """Writes the text, and pictures where there is something to see; returns the text."""
+    """Writes the text, and pictures of the parts that have one; returns the text."""
     parts: StepParts = found["parts"]
     sections = [f"## {name}\n\n{_section(name, part)}" for name, part in parts.items()]
     text = "# Benchmarks\n\n" + "\n".join(sections)
@@ -50,7 +50,7 @@ def _section(name: str, part: dict[str, Any]) -> str:
 
 
 def _carried(part: dict[str, Any]) -> str:
-    """Where the figures come from."""
+    """The source of the figures."""
     made = part["machine"]
     versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "ray"))
     seeds = ", ".join(map(str, part["seeds"]))

@@ -1,9 +1,9 @@
-"""All benchmarks, one after the other, with progress; ``make bench`` is this.
+"""Runs all benchmarks in sequence, with progress; ``make bench`` calls it.
 
     python tests/benchmarks/suite.py [--quick] [--only PART ...] [--traces DIR] [--out bench.json]
 
-Writes every table to OUT, and beside it the same as text (``.md``) and as pictures (``.svg``). A part that
-fails is named, with what it said, and the others are run. Interrupted, it keeps the parts that ended; with
+Writes every table to OUT, and the same as text (``.md``) and pictures (``.svg``) beside it. A part that fails
+is reported with its last output, and the others still run. Interrupted, it keeps the finished parts; with
 --only, OUT keeps its other parts.
 """
 
@@ -27,7 +27,7 @@ from render import PICTURES, render
 from rich.console import Console
 
 HERE = Path(__file__).parent
-SAID_LINES = 15
+OUTPUT_LINES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Part:
     """One script of the benchmark.
 
     Attributes:
-        options: of the whole benchmark.
-        quick: options of the quick form; None where it is left out there.
+        options: of the full benchmark.
+        quick: options of the quick one; None if it is not part of it.
     """
 
     script: str
@@ -75,7 +75,7 @@ def main() -> int:
             console.print(f"    {result['seconds']:.0f} s{', FAILED' if 'error' in result else ''}")
             _keep(found, options.out)
     except KeyboardInterrupt:
-        console.print("stopped; what has ended is kept")
+        console.print("stopped; the finished parts are kept")
     failed = [name for name in chosen if "error" in found["parts"].get(name, {})]
     for name in failed:
         console.print(f"{name}: {found['parts'][name]['error']}", style="red", markup=False)
@@ -91,7 +91,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rough form of each, within 10 minutes")
+    parser.add_argument("--quick", action="store_true", help="a short version of each, within 10 minutes")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--traces", default=os.environ.get("GRADGUARD_TRACES"), help="labelled training logs")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
@@ -107,7 +107,7 @@ def _options() -> argparse.Namespace:
 
 
 def _before(options: argparse.Namespace) -> dict[str, Any]:
-    """What OUT has already, where only some parts are run again."""
+    """The content of OUT, if only some parts are run."""
     if len(options.only) < len(PARTS) and options.out.exists():
         kept: dict[str, Any] = json.loads(options.out.read_text())
         return kept
@@ -118,20 +118,20 @@ def _wanted(name: str, part: Part, options: argparse.Namespace, console: Console
     if name not in options.only or (options.quick and part.quick is None):
         return False
     if name == NEEDS_LOGS and not options.traces:
-        console.print(f"{name} is left out: it needs labelled training logs (make bench TRACES=folder)")
+        console.print(f"{name} is skipped: it needs labelled training logs (make bench TRACES=folder)")
         return False
     return True
 
 
 def _run(part: Part, options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """The tables of a part and its seconds, or its last words."""
+    """The tables of a part and its duration, or its last output."""
     arguments = part.quick if options.quick and part.quick is not None else part.options
     environment = {**os.environ, "GRADGUARD_TRACES": options.traces or ""}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, str(HERE / part.script), *arguments, "--json", str(out)]
-        code, said = followed(command, environment, console)
+        code, output = followed(command, environment, console)
         seconds = round(time.monotonic() - began, 1)
         written = (
             json.loads(out.read_text()) if out.exists() else {"machine": machine(), "seeds": [], "tables": {}}
@@ -140,13 +140,13 @@ def _run(part: Part, options: argparse.Namespace, console: Console) -> dict[str,
     result = {"command": shown, "quick": options.quick, "seconds": seconds}
     result |= {key: written[key] for key in ("machine", "seeds", "tables")}
     if code or not written["tables"]:
-        result["error"] = f"ended with {code}:\n{''.join(said).rstrip()}"
+        result["error"] = f"ended with {code}:\n{''.join(output).rstrip()}"
     return result
 
 
 def followed(command: list[str], environment: dict[str, str], console: Console) -> tuple[int, list[str]]:
-    """Runs a command and shows its progress; its exit status and last words."""
-    said: deque[str] = deque(maxlen=SAID_LINES)
+    """Runs a command and shows its progress; returns exit status and last output."""
+    output: deque[str] = deque(maxlen=OUTPUT_LINES)
     with subprocess.Popen(
         command,
         env=environment,
@@ -161,15 +161,15 @@ def followed(command: list[str], environment: dict[str, str], console: Console) 
                 if line.startswith(PROGRESS):
                     console.print(f"    {line.removeprefix(PROGRESS).rstrip()}", markup=False)
                 else:
-                    said.append(line)
+                    output.append(line)
         except KeyboardInterrupt:
             process.kill()
             raise
-    return process.returncode, list(said)
+    return process.returncode, list(output)
 
 
 def _keep(found: dict[str, Any], out: Path) -> str:
-    """Writes what is known so far; returns the text."""
+    """Writes the results so far; returns the text."""
     found["parts"] = {name: found["parts"][name] for name in PARTS if name in found["parts"]}
     out.write_text(json.dumps(found, indent=1) + "\n")
     return render(found, out)

@@ -1,4 +1,4 @@
-"""The results of the survival benchmark as tables: who survived what, and who could say what had happened."""
+"""Tables of the survival benchmark: which method survives which fault, what GradGuard's incidents name."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ GUARD = "GradGuard"
 BARE = "no guard"
 TASKS = {"resnet": "ResNet", "gpt": "GPT"}
 DETAIL = f"{GUARD} in detail"
-"""The table of what our guard said and did."""
+"""Title of the table of GradGuard's incidents and actions."""
 NAMED = ("step", "kind", "rank", "layer")
-"""What the first incident of a run is asked for, where there is a right answer."""
+"""What the first incident of a run should name, if there is a right answer."""
 
 StepParts = dict[str, Any]
 
 
 def by_task(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Every run's row, without what only our guard says."""
+    """Every run's row, without the columns of GradGuard alone."""
     return {task: tables[task] for task in TASKS if task in tables}
 
 
 def survival(parts: StepParts) -> str:
-    """How every method did over all faults, and every fault for itself."""
+    """Every method over all faults, then every fault."""
     tables = parts["survival"]["tables"]
     tasks = by_task(tables)
     rows = [row for table in tasks.values() for row in table]
@@ -36,33 +36,35 @@ def survival(parts: StepParts) -> str:
         )
         text += markdown(_by_case(table)) + "\n"
     text += _missed(rows)
-    return text + f"\nWhat {GUARD} said\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
+    return text + f"\n{DETAIL}\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
 
 
 def survival_summary(parts: StepParts) -> str:
-    """How every method did over all faults, and where ours did not reach its goals."""
+    """Every method over all faults, and where GradGuard misses its goals."""
     rows = [row for table in by_task(parts["survival"]["tables"]).values() for row in table]
     return markdown(_methods(rows)) + "\n" + _missed(rows)
 
 
 def witness_summary(parts: StepParts) -> str:
-    """How often the first incident was right, and what a rollback cost at most."""
+    """How often the first incident was right, and the largest cost of a rollback."""
     rows = parts["survival"]["tables"][DETAIL]
     clean = [row for row in rows if row["case"] == "clean"]
-    told = {
+    measured = {
         f"{what} named by the first incident": _sum(row[f"{what} named"] for row in rows) for what in NAMED
     }
     runs = sum(row["seeds"] for row in clean)
-    told["incidents on clean runs"] = f"{sum(row['incidents'] * row['seeds'] for row in clean):.0f} in {runs}"
-    told["healthy steps that one rollback repeated, at most"] = str(
+    measured["incidents on clean runs"] = (
+        f"{sum(row['incidents'] * row['seeds'] for row in clean):.0f} in {runs}"
+    )
+    measured["healthy steps repeated by one rollback, at most"] = str(
         max(r["most steps repeated"] for r in rows)
     )
-    return markdown([{"asked of GradGuard": asked, "answer": answer} for asked, answer in told.items()])
+    return markdown([{"measure": measure, "result": result} for measure, result in measured.items()])
 
 
-def _sum(told: Iterable[str]) -> str:
-    """Of entries like 1/2; those that are empty had no right answer."""
-    pairs = [entry.split("/") for entry in told if entry]
+def _sum(entries: Iterable[str]) -> str:
+    """The sum of entries like 1/2; empty ones had no right answer."""
+    pairs = [entry.split("/") for entry in entries if entry]
     return f"{sum(int(right) for right, _ in pairs)} of {sum(int(all_) for _, all_ in pairs)}"
 
 
@@ -92,12 +94,12 @@ def _over_cases(
 def _by_case(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     cases: dict[str, dict[str, Any]] = {}
     for row in table:
-        cases.setdefault(row["case"], {"fault": row["case"]})[row["method"]] = _told(row)
+        cases.setdefault(row["case"], {"fault": row["case"]})[row["method"]] = _outcome(row)
     return list(cases.values())
 
 
 def _missed(rows: list[dict[str, Any]]) -> str:
-    """Faults that our guard did not survive on every seed, and those where another method ended better."""
+    """Faults that GradGuard did not survive on every seed, and those where another method is better."""
     by_key: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         by_key.setdefault((row["task"], row["case"]), []).append(row)
@@ -108,15 +110,15 @@ def _missed(rows: list[dict[str, Any]]) -> str:
             continue
         better = [row for row in found if _better(row, ours)]
         if ours["survived"] < ours["seeds"] or better:
-            named = ", ".join(f"{row['method']} {_told(row)}" for row in better) or "no other is better"
-            lines.append(f"- {TASKS[task]}, {case}: {GUARD} {_told(ours)}; {named}")
+            named = ", ".join(f"{row['method']} {_outcome(row)}" for row in better) or "no other is better"
+            lines.append(f"- {TASKS[task]}, {case}: {GUARD} {_outcome(ours)}; {named}")
     if not lines:
         return f"No other method survives a fault more often than {GUARD}, or ends more than 1 % better.\n"
     head = f"Where {GUARD} loses runs, or another method ends more than 1 % better (runs survived, loss):"
     return f"{head}\n\n" + "\n".join(lines) + "\n"
 
 
-def _told(row: dict[str, Any]) -> str:
+def _outcome(row: dict[str, Any]) -> str:
     ratio = "lost" if row["loss / clean"] is None else f"{row['loss / clean']:.2f}"
     return f"{row['survived']} of {row['seeds']}, {ratio}"
 

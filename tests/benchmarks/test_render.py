@@ -45,18 +45,18 @@ def test_a_lost_run_is_shown_as_lost_and_not_as_a_number(tmp_path: Path) -> None
     assert "NaN" in (tmp_path / "bench-survival.svg").read_text()
 
 
-def test_the_summary_counts_the_faults_and_leaves_the_clean_run_out() -> None:
+def test_the_summary_counts_the_faults_without_the_clean_run() -> None:
     rows = [row("clean", "GradGuard", 2, 1.0), row("a", "GradGuard", 2, 1.005, 4.0)]
     text = survival_summary(parts(*rows, row("b", "GradGuard", 1, 1.3, 2.0)))
     assert "| **GradGuard** | 3 of 4 | 2 of 4 | 1 of 2 | 3 | 1 |" in text
 
 
-def test_what_a_method_costs_is_told_against_the_same_run_without_one() -> None:
+def test_the_cost_of_a_method_is_relative_to_the_same_run_without_one() -> None:
     rows = [row("a", "no guard", 0, None, cost=10.0), row("a", "GradGuard", 2, 1.0, cost=11.0)]
     assert "| 1 of 1 | 0 | 1.1 |" in survival_summary(parts(*rows))
 
 
-def test_the_witness_is_asked_only_what_has_an_answer() -> None:
+def test_an_incident_is_scored_only_where_there_is_a_right_answer() -> None:
     asked = {"task": "resnet", "method": "GradGuard", "seeds": 2, "halted": 0}
     clean = {"case": "clean", "incidents": 0.5, "most steps repeated": 0}
     fault = {"case": "NaN", "incidents": 1.0, "most steps repeated": 20}
@@ -111,25 +111,27 @@ def test_a_part_is_run_and_kept_beside_those_that_were_there(tmp_path: Path) -> 
     assert {"device", "commit", "torch"} <= kept["gpu"]["machine"].keys()
 
 
-def test_progress_is_passed_on_and_the_last_words_of_a_failure_are_kept() -> None:
+def test_progress_is_passed_on_and_the_last_output_of_a_failure_is_kept() -> None:
     shown = Console(file=io.StringIO())
-    script = "import sys; from measure import tell; tell('one of two'); print('broken'); sys.exit(3)"
+    script = "import sys; from measure import progress; progress('one of two'); print('broken'); sys.exit(3)"
     environment = {**os.environ, "PYTHONPATH": str(Path(SUITE).parent)}
-    code, said = followed([sys.executable, "-c", script], environment, shown)
-    assert (code, said) == (3, ["broken\n"])
+    code, output = followed([sys.executable, "-c", script], environment, shown)
+    assert (code, output) == (3, ["broken\n"])
     assert isinstance(shown.file, io.StringIO)
     assert shown.file.getvalue() == "    one of two\n"
 
 
 @pytest.mark.parametrize("out", ["bench.txt", "nowhere/bench.json"])
-def test_a_bad_place_for_the_results_is_told_before_anything_is_measured(tmp_path: Path, out: str) -> None:
+def test_a_bad_place_for_the_results_is_reported_before_anything_is_measured(
+    tmp_path: Path, out: str
+) -> None:
     done = run("--out", str(tmp_path / out))
     assert done.returncode == 2
     assert "--out" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_without_logs_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_folder_without_logs_is_reported_before_anything_is_measured(tmp_path: Path) -> None:
     done = run("--traces", str(tmp_path), "--out", str(tmp_path / "bench.json"))
     assert done.returncode == 2
     assert f"--traces: {tmp_path} has no index.csv and no labels.csv" in done.stderr

@@ -76,7 +76,7 @@ class Server:
 
 
 class Alertmanager(Server):
-    """Told of alerts by Prometheus; its receivers tell nobody."""
+    """Receives the alerts of Prometheus; its receivers notify no one."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(

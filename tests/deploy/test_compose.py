@@ -90,7 +90,7 @@ def test_images_that_are_not_ours_are_pinned(compose: dict[str, Any]) -> None:
 
 
 def test_prometheus_reads_files_that_exist(compose: dict[str, Any]) -> None:
-    """Alertmanager's lies beside them as soon as Prometheus is told of an Alertmanager."""
+    """Alertmanager's file is beside them as soon as Prometheus has an Alertmanager."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     readers = ["prometheus", *(["alertmanager"] if "alerting" in config else [])]
     for name in readers:

@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as that can be told without building it."""
+"""The Dockerfile, as far as it can be checked without building it."""
 
 import json
 import os

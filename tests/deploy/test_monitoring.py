@@ -73,12 +73,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             alertmanager.stop()
 
 
-def told(watched: Watched) -> str:
+def log_of(watched: Watched) -> str:
     return (watched.folder / "job.log").read_text()
 
 
 @pytest.mark.timeout(600)
-def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched) -> None:
+def test_the_right_alerts_fire_and_clear_while_the_job_continues(watched: Watched) -> None:
     """Which others fire depends on the machine: how many steps it makes in a window that is so short, and
     whether all scrapes come in time; until the job is up the hub is down."""
     expected = {"GradGuardRollback", "GradGuardNonFinite"}
@@ -94,15 +94,15 @@ def test_the_right_alerts_fire_and_clear_while_the_job_goes_on(watched: Watched)
         seen.update(now := watched.alertmanager.active())
         return set(now)
 
-    eventually(lambda: expected <= active(), f"{expected} fire; {told(watched)}")
-    eventually(lambda: not expected & active(), f"they clear {WINDOW} later; {told(watched)}")
+    eventually(lambda: expected <= active(), f"{expected} fire; {log_of(watched)}")
+    eventually(lambda: not expected & active(), f"they clear {WINDOW} later; {log_of(watched)}")
     assert seen.keys() <= possible
     assert set().union(*seen.values()) == {"morning"}
     assert watched.prometheus.value(f'gradguard_hub_job{{job="{JOB}", state="running"}}') == 1
     assert watched.prometheus.value(f'gradguard_rollbacks_total{{job="{JOB}", source="memory"}}') == 1
 
 
-def test_rewound_steps_are_seen_as_such(watched: Watched) -> None:
+def test_rolled_back_steps_are_attempts_but_not_accepted(watched: Watched) -> None:
     accepted = [
         float(value)
         for _, value in watched.prometheus.series(f'gradguard_steps_accepted{{job="{JOB}"}}')[0]["values"]
@@ -115,7 +115,7 @@ def test_rewound_steps_are_seen_as_such(watched: Watched) -> None:
     assert accepted != sorted(accepted)
 
 
-def test_counters_never_went_back(watched: Watched) -> None:
+def test_counters_never_decrease(watched: Watched) -> None:
     result = watched.prometheus.series('{__name__=~"gradguard_.*(_total|_count|_bucket)"}')
     assert len(result) > 50
     for series in result:

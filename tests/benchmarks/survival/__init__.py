@@ -1,1 +1,1 @@
-"""Faults against methods: who survives, at what cost, and who can say what happened."""
+"""Faults against methods: which survive, at what cost, and what incidents name."""

@@ -1,4 +1,4 @@
-"""What goes wrong, and what a good witness would say about it."""
+"""The faults, and what a correct incident names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from survival.tasks import Task
 STEPS = 160
 """Optimizer steps of a run."""
 AT = 80
-"""Where most faults strike: the run has settled, and half of it is left to recover in."""
+"""Step of most faults: the run is stable, and half of it remains for recovery."""
 BURST, DRIFT = 8, 60
 SHARD = 200
 
@@ -36,7 +36,7 @@ IN_THE_BUFFERS = Signs(("buffers",), hardware=True)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that goes wrong.
+    """One fault.
 
     Attributes:
         faults: as a spec has them.

@@ -24,7 +24,7 @@ SubmitRequest = tuple[str, str, str, int]
 
 
 def fleet(orders: Iterable[SubmitRequest], folder: Path) -> Iterator[tuple[SubmitRequest, dict[str, Any]]]:
-    """What became of each order, in turn."""
+    """The outcome of each run, in order."""
     context = mp.get_context("spawn")
     inboxes = [context.Queue() for _ in range(RANKS)]
     outbox = context.Queue()

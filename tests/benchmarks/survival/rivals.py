@@ -27,7 +27,7 @@ class Rival:
         self.optimizer = optimizer
 
     def update(self, loss: float) -> bool:
-        """Makes the update or leaves it out; says whether it was made."""
+        """Applies or skips the update; returns whether it was applied."""
         self.clip()
         self.optimizer.step()
         return True

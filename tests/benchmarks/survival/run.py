@@ -63,7 +63,7 @@ class Outcome:
 
 
 class Training:
-    """What every method trains: the same model, batches, schedule and faults."""
+    """The same model, batches, schedule and faults for every method."""
 
     def __init__(self, task: Task, case: Case, seed: int) -> None:
         self.task, self.case = task, case
@@ -91,12 +91,12 @@ class Training:
         return torch.from_numpy(shard(batch.ids, self.rank, self.world_size).copy())
 
     def loss(self, ids: Tensor) -> Tensor:
-        """Of these samples, with what is wrong at the moment."""
+        """The batch of these samples, with the faults of this step."""
         batch = self.corrupted(as_dict(self.task.batch(ids)))
         return self.faults.loss(self.task.loss(self.model, tuple(batch.values())))
 
     def corrupted(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What lies on the disk is as bad when it is read again; whoever reads on leaves it behind."""
+        """Bad data on disk is as bad when read again; a method that moves on passes it."""
         for fault in self.case.faults:
             bad = range(fault["step"], fault["step"] + fault.get("times", 1))
             if (
@@ -168,7 +168,7 @@ def _guarded_step(training: Training, guard: GradientGuard) -> Any:
 
 
 def _rivalled(training: Training, method: str) -> int:
-    """The plain loop; where the method restarts, it does so from the latest checkpoint, be it good or bad."""
+    """The plain loop; a method that restarts does so from the latest checkpoint, good or bad."""
     rival = RIVALS[method](list(training.model.parameters()), training.optimizer)
     lost, restarts, step = 0, 0, 0
     kept = _state(training, step)

@@ -26,7 +26,7 @@ TEXT_BYTES = 400_000
 WARMUP_STEPS = 10
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Inputs, labels, and a weight for each sample (1 where nobody has tampered with it)."""
+"""Inputs, labels, and a weight for each sample (1 unless a fault changed it)."""
 
 
 @dataclass(frozen=True, slots=True)

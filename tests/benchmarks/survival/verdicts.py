@@ -1,4 +1,4 @@
-"""From outcomes to a table: who survived, how near to the clean run, at what cost, and who could say why."""
+"""From outcomes to a table: which methods survive, how close to the clean run, and at what cost."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _row(case: Case, outcome: dict[str, Any], clean: dict[str, Any]) -> dict[str
 def _repeated(case: Case, incidents: list[dict[str, Any]]) -> int:
     """The most healthy steps that one rollback made the run take again."""
     fault = math.inf if case.first_step is None else case.first_step
-    rewound = [i for i in incidents if i["rolled_back_to"] is not None]
-    return max((int(max(0, min(i["step"], fault) - i["rolled_back_to"])) for i in rewound), default=0)
+    rolled_back = [i for i in incidents if i["rolled_back_to"] is not None]
+    return max((int(max(0, min(i["step"], fault) - i["rolled_back_to"])) for i in rolled_back), default=0)
 
 
 def _named(case: Case, incidents: list[dict[str, Any]]) -> dict[str, bool]:
@@ -102,6 +102,6 @@ def _over_seeds(key: tuple[str, str, str], rows: list[dict[str, Any]]) -> dict[s
         summary["halted"] = sum(row["halted"] for row in rows)
         summary["most steps repeated"] = max(row["repeated"] for row in rows)
         for what in NAMED:
-            told = [row[what] for row in rows if what in row]
-            summary[f"{what} named"] = f"{sum(told)}/{len(told)}" if told else ""
+            known = [row[what] for row in rows if what in row]
+            summary[f"{what} named"] = f"{sum(known)}/{len(known)}" if known else ""
     return summary
