@@ -51,4 +51,4 @@ bench: setup data  ## measure everything; QUICK=1: within 10 minutes; TRACES=fol
 	@$(BIN)/python tests/benchmarks/suite.py $(if $(QUICK),--quick) $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 clean:  ## remove the virtual environment and caches; jobs are kept
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
