@@ -17,7 +17,7 @@ from jobs.client.submission import SPEC_VARIABLE, note_folder
 from jobs.cluster.driver import run_job
 from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError, SampleError
-from jobs.errors import BAD_INPUT, EXIT_CODES, INTERRUPTED, JobError, JobFinished
+from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_code_of
 from jobs.observability.console import print_summary
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return train_and_summarize(spec, command=command, resume=options.resume, overwrite=options.overwrite)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
-        return BAD_INPUT
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 

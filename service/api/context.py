@@ -9,9 +9,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from jobs.errors import ENDED
 from service.reconcile import Supervisor
 from service.reconcile.ray_api import RayApi
-from service.store import ENDED, JobStore, NoSuchJob, Packages, Tokens
+from service.store import JobStore, NoSuchJob, Packages, Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 
 from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
+from jobs.errors import ENDED
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.load import Document
@@ -22,7 +23,7 @@ from service.api.problems import Problem, documented
 from service.api.view import details, listed
 from service.reconcile.log_spool import log_path
 from service.reconcile.ray_api import RayGone
-from service.store import ENDED, PENDING, Caller, JobRow, WrongState
+from service.store import PENDING, Caller, JobRow, WrongState
 from service.store.jobs import IdempotencyKey
 
 COMMON = (400, 401, 403, 408, 413, 422, 429)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from guard.decide.replay import TraceError
-from jobs.errors import BAD_INPUT, INTERRUPTED, JobError
+from jobs.errors import INTERRUPTED, JobError, exit_code_of
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.checkpoints import add_checkpoint_commands
@@ -76,7 +76,7 @@ def main() -> None:
         if not _is_the_users(error):
             raise
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
-        sys.exit(BAD_INPUT)
+        sys.exit(exit_code_of(error))
 
 
 def _is_the_users(error: Exception) -> bool:

@@ -9,13 +9,14 @@ from ray.job_submission import JobDetails, JobStatus
 
 from jobs.client.job_files import RunReader
 from jobs.client.polling import incident_event
+from jobs.errors import ENDED
 from jobs.spec.job_spec import JobSpec
 from service.reconcile.adopt import folder_for
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import LogTails, log_path, log_size
-from service.reconcile.outcome import Outcome, outcome_of
+from service.reconcile.outcome import AttemptOutcome, outcome_of
 from service.reconcile.ray_api import RayApi, RayRefused, RaySubmission
-from service.store import ENDED, JobRow, JobStore
+from service.store import JobRow, JobStore
 
 BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0
@@ -73,7 +74,7 @@ class JobReconciler:
         try:
             self._ray.submit(handover)
         except RayRefused as error:
-            self._finish(job, Outcome("failed", f"Ray refused it: {error}", None, None))
+            self._finish(job, AttemptOutcome("failed", f"Ray refused it: {error}", None, None))
 
     def forget(self, job: JobRow) -> None:
         """Drops what was kept in memory of an attempt."""
@@ -108,17 +109,17 @@ class JobReconciler:
         else:
             self._finish(job, outcome)
 
-    def _again_or_fail(self, job: JobRow, outcome: Outcome) -> None:
+    def _again_or_fail(self, job: JobRow, outcome: AttemptOutcome) -> None:
         if self._store.get(job.id).spec is None:
             advice = f"{outcome.reason}; its spec is not known here: hand it in again with --resume"
-            self._finish(job, Outcome("failed", advice, outcome.exit_code, outcome.result))
+            self._finish(job, AttemptOutcome("failed", advice, outcome.exit_code, outcome.result))
         elif job.restarts >= job.max_restarts:
             spent = f"{outcome.reason}; it was started again {job.restarts} times, and may not be any more"
-            self._finish(job, Outcome("failed", spent, outcome.exit_code, outcome.result))
+            self._finish(job, AttemptOutcome("failed", spent, outcome.exit_code, outcome.result))
         else:
             self._again(job, outcome)
 
-    def _again(self, job: JobRow, outcome: Outcome) -> None:
+    def _again(self, job: JobRow, outcome: AttemptOutcome) -> None:
         pause = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0**job.restarts)
 
         def edit(row: JobRow) -> str | None:
@@ -133,7 +134,7 @@ class JobReconciler:
         self._store.change(job.id, edit, level="warning")
         self.forget(job)
 
-    def _finish(self, job: JobRow, outcome: Outcome) -> None:
+    def _finish(self, job: JobRow, outcome: AttemptOutcome) -> None:
         def edit(row: JobRow) -> str | None:
             if not _same(row, job):
                 return None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-State = Literal[
-    "queued", "waiting", "starting", "running", "stopping", "stopped", "succeeded", "failed", "halted"
-]
-PENDING: tuple[State, ...] = ("queued", "waiting")
-ACTIVE: tuple[State, ...] = ("starting", "running", "stopping")
-ENDED: tuple[State, ...] = ("stopped", "succeeded", "failed", "halted")
+from jobs.client.models import Status
 
+PENDING: tuple[Status, ...] = ("queued", "waiting")
+ACTIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 
 DOCUMENT = JSON(none_as_null=True)
 
@@ -75,11 +72,6 @@ class JobRow(Base):
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - as SQLAlchemy reads it
     __table_args__ = (Index("jobs_by_time", "created", "id"), Index("jobs_by_state", "state", "created"))
-
-    @property
-    def ended_for_good(self) -> bool:
-        """Whether nothing more happens unless somebody resumes it."""
-        return self.state in ENDED
 
 
 class AttemptRow(Base):

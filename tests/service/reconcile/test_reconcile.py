@@ -25,7 +25,9 @@ from jobs.client.submission import (
     runtime_env,
 )
 from jobs.cluster.session import JOB_CONFIG_VAR
+from jobs.errors import BAD_INPUT, BUSY
 from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.result import CAUSES
 from jobs.spec.job_spec import JobSpec
 from service.reconcile.adopt import adopt, learn
 from service.reconcile.capacity import free, needs, never_fits, waits_for
@@ -54,10 +56,9 @@ def ended(status: JobStatus = JobStatus.FAILED, code: int | None = 1) -> JobDeta
         (ended(code=3), {"status": "halted", "error": "budget"}, "", "halted"),
         (ended(code=3), None, "", "halted"),
         (ended(code=2), None, "optimizer.lr: must be positive", "failed"),
-        (ended(code=2), None, "x is being trained by another process now", "lost"),
+        (ended(code=4), None, "", "lost"),
         (ended(code=137), None, "", "lost"),
         (ended(code=None), None, "", "lost"),
-        (ended(code=1), {"status": "failed", "error": "the training controller died"}, "", "lost"),
         (ended(code=1), {"status": "failed", "error": "rank 0: ValueError"}, "", "failed"),
         (ended(JobStatus.STOPPED, None), {"status": "stopped"}, "", "stopped"),
         (None, None, "", "lost"),
@@ -74,6 +75,45 @@ def test_what_became_of_an_attempt(
     assert outcome.kind == becomes
     if becomes == "failed":
         assert outcome.reason in ("rank 0: ValueError", "optimizer.lr: must be positive")
+
+
+RESTARTED = {
+    "cluster": True,
+    "job": False,
+    "out_of_memory": False,
+    "worker_lost": False,
+    "stalled": False,
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("error", ["in any words", "the training controller died", "Ray's raylet died"])
+def test_the_cause_decides_about_a_restart_and_the_wording_of_the_error_does_not(
+    tmp_path: Path, cause: str, error: str
+) -> None:
+    result = {"status": "failed", "error": error, "cause": cause}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    outcome = outcome_of(ended(), RunReader(tmp_path), before=None, stopping=False, log_end=error)
+    assert (outcome.kind == "lost") == RESTARTED[cause]
+    assert outcome.reason == error
+
+
+@pytest.mark.parametrize("log", ["", "x is being trained by another process now", "in any words"])
+def test_without_a_result_the_exit_code_decides_whatever_the_log(log: str) -> None:
+    def kind(code: int | None) -> str:
+        return outcome_of(ended(code=code), None, before=None, stopping=False, log_end=log).kind
+
+    assert {code: kind(code) for code in (1, BAD_INPUT, BUSY, -9, -15, 137, 143, None)} == {
+        **{1: "failed", BAD_INPUT: "failed", BUSY: "lost"},
+        **dict.fromkeys((-9, -15, 137, 143, None), "lost"),
+    }
+
+
+@pytest.mark.parametrize("cause", [["cluster"], {"cluster": 1}, "driver_lost", 7, None])
+def test_a_cause_that_no_driver_writes_starts_nothing_again(tmp_path: Path, cause: object) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "cause": cause}))
+    outcome = outcome_of(ended(), RunReader(tmp_path), before=None, stopping=False, log_end="")
+    assert outcome.kind == "failed"
 
 
 def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
