@@ -1,4 +1,4 @@
-"""What the service remembers: jobs, their attempts and events, tokens, working directories."""
+"""The database: jobs, their attempts and events, tokens, working directories."""
 
 from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState
