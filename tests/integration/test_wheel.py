@@ -1,4 +1,4 @@
-"""The wheel in an environment without the checkout: it is complete, has no tests or generators, and trains."""
+"""The wheel, in an environment without the checkout: complete, without tests or generators, and it trains."""
 
 from __future__ import annotations
 
