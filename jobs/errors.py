@@ -1,8 +1,12 @@
-"""What a job raises for its user: one line that says what is wrong and what to do."""
+"""What a job raises for its user, one line that names the problem and the fix; and how a job ends."""
 
 
 class JobError(RuntimeError):
     """The job cannot run as asked; nothing was lost. Exit code 2."""
+
+
+class JobBusy(JobError):
+    """Another process trains this job now. Exit code 4."""
 
 
 class JobFinished(JobError):
@@ -11,5 +15,15 @@ class JobFinished(JobError):
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
 """Of a process that trained a job to its end, by the status in result.json."""
+
+ENDED: frozenset[str] = frozenset(EXIT_CODES)
+"""The statuses in which a job stays."""
+
 BAD_INPUT = 2
+BUSY = 4
 INTERRUPTED = 130
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Exit code of a command that ends with an error of its user."""
+    return BUSY if isinstance(error, JobBusy) else BAD_INPUT

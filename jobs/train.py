@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from jobs.client.submission import SPEC_VARIABLE, note_folder
 from jobs.cluster.driver import run_job
 from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError, SampleError
-from jobs.errors import BAD_INPUT, EXIT_CODES, INTERRUPTED, JobError, JobFinished
+from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_code_of
 from jobs.observability.console import print_summary
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
@@ -30,18 +32,29 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the spec that the command line names; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        spec, source = _spec(options)
-        command = f"python -m jobs.train {source}"
-        return train_and_summarize(spec, command=command, resume=options.resume, overwrite=options.overwrite)
+        source = "--from-environment" if options.from_environment else str(options.spec)
+        return train_and_summarize(
+            _spec(options),
+            command=continue_command("python -m jobs.train", source, options.set),
+            address=options.address,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            as_json=options.json,
+        )
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
-        return BAD_INPUT
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
-    """The spec and, for people, where it came from; in a submitted job its storage is made durable."""
+def continue_command(program: str, source: str, overrides: Sequence[str]) -> str:
+    """The command of a run without its flags, quoted for a shell: with --resume it continues the job."""
+    return shlex.join([*program.split(), source, *(f"--set={item}" for item in overrides)])
+
+
+def _spec(options: argparse.Namespace) -> JobSpec:
+    """The spec; in a submitted job its storage is below the home folder, where it outlives the job."""
     if options.from_environment:
         spec = JobSpec.from_dict(yaml.safe_load(os.environ[SPEC_VARIABLE]))
     else:
@@ -50,12 +63,12 @@ def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
         storage = Path.home() / "gradguard" / Path(spec.storage).expanduser()
         spec = spec.model_copy(update={"storage": str(storage)})
         note_folder(spec)
-    return spec, "--from-environment" if options.from_environment else str(options.spec)
+    return spec
 
 
 def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any) -> int:
-    """Runs the job with the live view, prints the summary, returns the exit code; ``as_json`` leaves standard
-    output to the result alone."""
+    """Runs the job with the live view, prints the summary, returns the exit code. With ``as_json`` standard
+    output has only the result."""
     console = Console(stderr=as_json)
     try:
         result = run_job(spec, console=console, **options)
@@ -71,11 +84,16 @@ def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("spec", nargs="?", type=Path, help="the job's spec, YAML or JSON")
-    source.add_argument("--from-environment", action="store_true", help=f"the spec is in ${SPEC_VARIABLE}")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field")
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished job of this name")
-    parser.add_argument("--overwrite", action="store_true", help="set an existing job of this name aside")
+    source.add_argument("spec", nargs="?", type=Path, help="The job's spec, YAML or JSON.")
+    source.add_argument(
+        "--from-environment", action="store_true", help=f"Read the spec from ${SPEC_VARIABLE}."
+    )
+    add = parser.add_argument
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="Override a field of the spec.")
+    add("--address", help="host:port of a Ray cluster. Default: an embedded one.")
+    add("--resume", action="store_true", help="Continue an unfinished job of this name.")
+    add("--overwrite", action="store_true", help="Start again; the folder of the old job is renamed.")
+    add("--json", action="store_true", help="Print JSON instead of text.")
     return parser
 
 

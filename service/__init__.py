@@ -1,1 +1,1 @@
-"""What outlives a job: the command line."""
+"""The command line and the service that runs jobs for a team."""

@@ -1,4 +1,4 @@
-"""The app: routes, limits, errors, and its own description."""
+"""The HTTP app: routes, limits, errors, OpenAPI."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
     """The HTTP API of a service.
 
     Args:
-        service: what it serves.
-        hosts: the names by which it may be called; all if None. On loopback it is called by loopback names
-            only, so that no page in a browser reaches it under a name of its own.
+        service: the service behind it.
+        hosts: allowed host names; all if None. A service on loopback allows loopback names only, which stops
+            DNS rebinding.
     """
     app = FastAPI(
         title="GradGuard",
         version=versions()["gradguard"],
-        summary="Training jobs: handed in, followed, stopped, continued.",
+        summary="Training jobs: submit, follow, stop, resume.",
         docs_url=None,
         redoc_url=None,
     )

@@ -1,4 +1,4 @@
-"""Secrets, kept out of what is shown: by the name of a variable, and by its value wherever it turns up."""
+"""Masks secrets in output: by the name of a variable, and by its value wherever it occurs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 MASKED = "********"
 SHORTEST = 6
-"""A value shorter than this is not looked for in logs: it would turn up everywhere."""
+"""Shorter values are not searched for in logs: they would occur everywhere."""
 
 _SECRET_NAME = re.compile(
     r"(^|[_\-.])(secret|token|password|passwd|pwd|passphrase|credentials?|auth|api_?key|access_?key|private_?key"
@@ -19,12 +19,12 @@ _SECRET_NAME = re.compile(
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable or a field of this name holds a secret, as far as a name can tell."""
+    """Whether the name of a variable or field suggests a secret."""
     return bool(_SECRET_NAME.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)))
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A copy of a document in which secrets are stars."""
+    """A copy of a document with its secrets masked."""
     if isinstance(value, Mapping):
         return {str(key): masked(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -35,7 +35,7 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def _without_credentials(url: str) -> str:
-    """The user and the options of a URL may be keys to a store."""
+    """User and options of a URL may be credentials."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -49,7 +49,7 @@ def _without_credentials(url: str) -> str:
 
 
 class Mask:
-    """Puts stars over the secrets of an environment in a log; the length stays, so offsets do too."""
+    """Masks the secrets of an environment in a log; lengths stay, and so do offsets."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         values = {value.encode() for name, value in env.items() if is_secret(name) and len(value) >= SHORTEST}

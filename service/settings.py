@@ -1,4 +1,4 @@
-"""Where the service keeps things unless it is told otherwise."""
+"""Defaults of the service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATABASE_VARIABLE = "GRADGUARD_DATABASE"
 
 
 def default_storage() -> Path:
-    """The folder below which jobs store, as those do that are submitted without a service."""
+    """The folder of the jobs, the same as without a service."""
     return default_root()
 
 

@@ -24,7 +24,7 @@ import guard
 from guard.config import GuardConfig
 from guard.record.exposition import FAMILIES
 from jobs.client.models import STATUSES
-from jobs.errors import BAD_INPUT, EXIT_CODES, INTERRUPTED
+from jobs.errors import BAD_INPUT, BUSY, EXIT_CODES, INTERRUPTED
 from jobs.observability.hub_server import HUB_FAMILIES
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.schema import annotation_at, leaf_paths
@@ -138,7 +138,7 @@ def test_every_field_and_every_metric_that_is_named_exists(path: Path) -> None:
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
-    known = {*EXIT_CODES.values(), BAD_INPUT, INTERRUPTED}
+    known = {*EXIT_CODES.values(), BAD_INPUT, BUSY, INTERRUPTED}
     for path in (JOBS, SERVICE):
         assert {int(row[0]) for row in rows(path, "## Exit codes")} == known, path
 

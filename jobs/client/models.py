@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.errors import ENDED as ENDED
+
 Status = Literal[
     "queued", "waiting", "starting", "running", "stopping", "stopped", "succeeded", "failed", "halted"
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
-ENDED: frozenset[str] = frozenset({"stopped", "succeeded", "failed", "halted"})
 Number = float | Literal["nan", "inf", "-inf"]
 
 

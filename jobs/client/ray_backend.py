@@ -19,11 +19,11 @@ from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, S
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
 from jobs.client.submission import MARK, SPEC_VARIABLE, default_root, entrypoint, noted_folder, runtime_env
+from jobs.errors import EXIT_CODES
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.yaml_text import load_yaml
 
-HALTED_EXIT_CODE = 3
 POLL_S = 1.0
 AGENT_TIMEOUT_S = 60.0
 LONGEST_NAME = 55
@@ -44,7 +44,7 @@ def new_id(name: str) -> str:
 
 def status_of(details: JobDetails) -> Status:
     """Our word for how a job at Ray is."""
-    if details.status == JobStatus.FAILED and details.driver_exit_code == HALTED_EXIT_CODE:
+    if details.status == JobStatus.FAILED and details.driver_exit_code == EXIT_CODES["halted"]:
         return "halted"
     return _STATUS[details.status]
 

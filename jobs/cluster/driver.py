@@ -92,7 +92,8 @@ def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console)
         except HeadDied as death:
             log_failure(folder.log, death)
             if not embedded or deaths > spec.scale.max_failures:
-                return {**_last_kept(spec, folder), "status": "failed", "error": str(death)}
+                failed = {"status": "failed", "error": str(death), "cause": "cluster"}
+                return {**_last_kept(spec, folder), **failed}
             console.print(f"{death}: starting Ray again", style="red", markup=False)
     raise AssertionError("the loop ends by itself")
 

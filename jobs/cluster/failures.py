@@ -1,4 +1,4 @@
-"""Why a training failed: one line for people, everything else for the log file."""
+"""Why a training failed: a cause and one line for people; everything else goes to the log file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import ray
 from ray.train import WorkerGroupError
+
+from jobs.run_dir.result import Cause
+from jobs.training.watchdog import WorkerStalled
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +29,38 @@ _UNANSWERED = re.compile(
 )
 
 
-def one_line(error: BaseException | None) -> str:
-    """What went wrong, and on which rank, in one line."""
+class Failure(NamedTuple):
+    """Why a training failed, for programs and for people."""
+
+    cause: Cause
+    line: str
+
+
+def explain(error: BaseException | None) -> Failure:
+    """What went wrong, and on which rank; with several failed ranks the cause is that of the first."""
     if isinstance(error, WorkerGroupError):
-        return by_rank(error.worker_failures) or first_line(error)
+        failures = _first_failures(error.worker_failures)
+        cause: Cause = next(iter(failures.values())).cause if failures else "job"
+        return Failure(cause, by_rank(error.worker_failures) or first_line(error))
     if isinstance(error, CONTROLLER_DEATHS):
-        how = "was killed because its node ran out of memory" if _MEMORY.search(str(error)) else "died"
-        return f"the training controller {how}"
-    return first_line(cause(error))
+        if _MEMORY.search(str(error)):
+            text = "the training controller was killed because its node ran out of memory"
+            return Failure("out_of_memory", text)
+        return Failure("cluster", "the training controller died")
+    return Failure("job", first_line(user_error(error)))
 
 
 def by_rank(failures: Mapping[int, BaseException]) -> str:
-    """The failure of each rank; one that only lost its connection to a rank that failed is left out."""
-    lines = {rank: _of_worker(error) for rank, error in sorted(failures.items())}
-    first = {rank: line for rank, line in lines.items() if not _CONSEQUENCE.search(line)}
-    return "; ".join(f"rank {rank}: {line}" for rank, line in (first or lines).items())
+    """The failure of each rank, without those that only lost their connection to a rank that failed."""
+    return "; ".join(f"rank {rank}: {one.line}" for rank, one in _first_failures(failures).items())
 
 
-def cause(error: BaseException | None) -> BaseException | None:
+def _first_failures(failures: Mapping[int, BaseException]) -> dict[int, Failure]:
+    found = {rank: _of_worker(error) for rank, error in sorted(failures.items())}
+    return {rank: one for rank, one in found.items() if not _CONSEQUENCE.search(one.line)} or found
+
+
+def user_error(error: BaseException | None) -> BaseException | None:
     """The user's exception inside Ray's."""
     while True:
         inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
@@ -52,7 +70,7 @@ def cause(error: BaseException | None) -> BaseException | None:
 
 
 def first_line(error: BaseException | None) -> str:
-    """The type of an error and what it says, in one line."""
+    """The type of an error and its message, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
     return f"{type(error).__name__}: {text}"[:LONGEST_LINE]
@@ -70,16 +88,16 @@ def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] |
         logger.warning("cannot write %s: %s", path, problem.strerror)
 
 
-def _of_worker(error: BaseException) -> str:
+def _of_worker(error: BaseException) -> Failure:
     text = str(error)
     if _MEMORY.search(text):
-        return "the worker was killed because its node ran out of memory"
-    inner = cause(error)
+        return Failure("out_of_memory", "the worker was killed because its node ran out of memory")
+    inner = user_error(error)
     if isinstance(inner, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
-        return "the worker process died (killed, or out of memory)"
+        return Failure("worker_lost", "the worker process died (killed, or out of memory)")
     if _UNANSWERED.search(text):
-        return "the worker did not answer for longer than scale.stall_timeout_s"
-    return first_line(inner)
+        return Failure("stalled", "the worker did not answer for longer than scale.stall_timeout_s")
+    return Failure("stalled" if isinstance(inner, WorkerStalled) else "job", first_line(inner))
 
 
 def _traceback(error: BaseException | None) -> str:

@@ -17,7 +17,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, Wor
 from ray.train.torch import TorchConfig, get_device
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from jobs.cluster.failures import CONTROLLER_DEATHS, by_rank, log_failure, one_line
+from jobs.cluster.failures import CONTROLLER_DEATHS, by_rank, explain, log_failure
 from jobs.cluster.trainer import GivenUp, Trainer
 from jobs.data.errors import DataError
 from jobs.errors import JobError
@@ -88,7 +88,7 @@ class FitThread(threading.Thread):
                 log_failure(log, error)
                 free_reserved()
                 next_one = deaths <= self._spec.scale.max_failures
-                self.notes.put(f"{one_line(error)}{': starting another one' if next_one else ''}")
+                self.notes.put(f"{explain(error).line}{': starting another one' if next_one else ''}")
             except Exception as error:  # noqa: BLE001 - becomes the job's result
                 self._error = error
                 if not isinstance(error, WorkerGroupError):  # those were logged when they happened
@@ -120,7 +120,13 @@ class FitThread(threading.Thread):
             return self._result
         if self._error is None:
             return None
-        return {"status": "failed", "job": self._spec.name, "error": one_line(self._error)}
+        failure = explain(self._error)
+        return {
+            "status": "failed",
+            "job": self._spec.name,
+            "error": failure.line,
+            "cause": failure.cause,
+        }
 
     def _trainer(self) -> Trainer:
         spec, use_gpu = self._spec, self._use_gpu

@@ -15,7 +15,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.report.formats import UNKNOWN, as_float, as_int, as_text, count, duration, number, percent, plural
+from jobs.report.formats import (
+    UNKNOWN,
+    as_float,
+    as_int,
+    as_mapping,
+    as_text,
+    count,
+    duration,
+    number,
+    percent,
+    plural,
+)
 from jobs.report.summary import from_result, headline, metric_text, status_words
 
 PLAIN_INTERVAL_S = 5.0
@@ -119,7 +130,7 @@ def print_summary(console: Console, result: Mapping[str, Any], job_dir: Path) ->
 
 def status_line(status: Mapping[str, Any]) -> str:
     """One line of key=value; a key that is not known is left out. Its form is stable."""
-    counters = _mapping(status.get("counters"))
+    counters = as_mapping(status.get("counters"))
     fields = {
         "phase": as_text(status.get("phase")),
         "step": _of(status.get("step"), status.get("total_steps")),
@@ -130,7 +141,7 @@ def status_line(status: Mapping[str, Any]) -> str:
         "steps_per_second": _plain(status.get("steps_per_second")),
         "eta_seconds": _whole(status.get("eta_seconds")),
         **{name: _whole(counters.get(name)) for name in ("anomalies", "skips", "rollbacks", "steps_lost")},
-        **{name: _plain(value) for name, value in _mapping(status.get("eval")).items()},
+        **{name: _plain(value) for name, value in as_mapping(status.get("eval")).items()},
     }
     shown = [f"{name}={value}" for name, value in fields.items() if value]
     return one_line(" ".join(["status", *shown]))
@@ -190,14 +201,14 @@ def _figures(status: Mapping[str, Any]) -> Text:
 
 def _evaluation(status: Mapping[str, Any]) -> list[Text]:
     """A row of the last evaluation, if there was one."""
-    metrics = [(str(name), as_float(value)) for name, value in _mapping(status.get("eval")).items()]
+    metrics = [(str(name), as_float(value)) for name, value in as_mapping(status.get("eval")).items()]
     known = [(name, value) for name, value in metrics if value is not None and name != "epoch"][:3]
     pairs = [(name.replace("_", " "), metric_text(name, value), "magenta") for name, value in known]
     return [_pairs(pairs)] if pairs else []
 
 
 def _counters(status: Mapping[str, Any]) -> Text:
-    counters = _mapping(status.get("counters"))
+    counters = as_mapping(status.get("counters"))
     items = [
         (label, count(as_int(counters.get(name)) or 0), "yellow" if counters.get(name) else "dim")
         for name, label in (
@@ -256,7 +267,3 @@ def _plain(value: Any) -> str:
 def _whole(value: Any) -> str:
     known = as_int(value)
     return "" if known is None else str(known)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -1,7 +1,7 @@
 """Numbers, shares and durations as a person writes them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,10 @@ def as_int(value: Any) -> int | None:
     """A count or place; None also for what is too large to count exactly."""
     known = as_float(value)
     return int(known) if known is not None and abs(known) < 2**53 else None
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def as_text(value: Any, default: str = "") -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Evaluation, Run, read_run
-from jobs.report.formats import accuracy, count, duration, number, percent, plural, size_text
+from jobs.report.formats import accuracy, as_mapping, count, duration, number, percent, plural, size_text
 from jobs.report.plot_style import NARROW, WIDE, Size
 from jobs.report.summary import (
     Summary,
@@ -106,8 +106,8 @@ def context(run: Run) -> dict[str, Any]:
 
 def setup_words(spec: Mapping[str, Any]) -> list[str]:
     """The run in a line: model, data, optimizer, scale."""
-    model, data, optimizer = (_mapping(spec.get(part)) for part in ("model", "data", "optimizer"))
-    train, scale = _mapping(spec.get("train")), _mapping(spec.get("scale"))
+    model, data, optimizer = (as_mapping(spec.get(part)) for part in ("model", "data", "optimizer"))
+    train, scale = as_mapping(spec.get("train")), as_mapping(spec.get("scale"))
     rate = f", lr {optimizer['lr']}" if "lr" in optimizer else ""
     parts = [
         _text(model.get("name")),
@@ -177,7 +177,7 @@ def legend(run: Run) -> list[tuple[str, str]]:
 
 def guard_mode(spec: Mapping[str, Any]) -> str:
     """A bare `off` is false to YAML 1.1."""
-    mode = _mapping(spec.get("guard")).get("mode", "exact")
+    mode = as_mapping(spec.get("guard")).get("mode", "exact")
     return "off" if mode is False else str(mode)
 
 
@@ -257,10 +257,6 @@ def _counted(value: Any, noun: str) -> str:
 
 def _text(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) else ""
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _isnan(values: Any) -> Any:

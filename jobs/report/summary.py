@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 
 from jobs.report.data import Run, Steps, read_run
-from jobs.report.formats import accuracy, as_float, as_int, as_text, count, duration, listing, number, plural
+from jobs.report.formats import (
+    accuracy,
+    as_float,
+    as_int,
+    as_mapping,
+    as_text,
+    count,
+    duration,
+    listing,
+    number,
+    plural,
+)
 from jobs.report.words import STATUSES
 
 COUNTED = (
@@ -72,7 +83,7 @@ def figures_of_rows(job_dir: Path) -> dict[str, Any]:
 
 def from_result(result: Mapping[str, Any]) -> Summary:
     """Read `result.json`; a status that is not known is shown as it is."""
-    metrics = {name: as_float(value) for name, value in _mapping(result.get("metrics")).items()}
+    metrics = {name: as_float(value) for name, value in as_mapping(result.get("metrics")).items()}
     return Summary(
         status=as_text(result.get("status"), "unfinished"),
         steps=as_int(result.get("steps")),
@@ -90,7 +101,7 @@ def from_result(result: Mapping[str, Any]) -> Summary:
         checkpoint=as_text(result.get("checkpoint")),
         error=as_text(result.get("error")),
         resume=as_text(result.get("resume")),
-        versions={str(name): str(value) for name, value in _mapping(result.get("versions")).items()},
+        versions={str(name): str(value) for name, value in as_mapping(result.get("versions")).items()},
     )
 
 
@@ -172,10 +183,6 @@ def status_words(status: str) -> str:
 
 def metric_text(name: str, value: float) -> str:
     return accuracy(value) if name.endswith("accuracy") else number(value)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _last(column: Any) -> int | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import JobError, JobFinished
+from jobs.errors import JobBusy, JobError, JobFinished
 from jobs.run_dir.jsonl import read_json, write_text_atomic
 from jobs.spec.job_spec import JobSpec
 
@@ -75,7 +75,8 @@ class RunDir:
         """Holds the folder for one run; the lock goes with the process, however that ends.
 
         Raises:
-            JobError: another process runs this job now, or the folder cannot be made.
+            JobBusy: another process trains this job now.
+            JobError: the folder cannot be made.
         """
         lock = self.path.parent / f".{self.path.name}.lock"
         try:
@@ -89,7 +90,7 @@ class RunDir:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise JobError(f"{self.path} is being trained by another process now") from None
+            raise JobBusy(f"{self.path} is being trained by another process now") from None
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""What a job must be to be taken, and what it becomes in the store."""
+"""What a submission must be to be accepted, and the job that it becomes in the store."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from jobs.client.models import CloneRequest, Submission
 from jobs.client.ray_backend import new_id
@@ -18,7 +15,7 @@ from jobs.spec.errors import SpecError, SpecProblem
 from jobs.spec.job_spec import JobSpec
 from service.api.context import Context
 from service.api.problems import Problem
-from service.reconcile.capacity import needs
+from service.reconcile.capacity import resources_of
 from service.store import Caller, JobRow
 from service.store.jobs import IdempotencyKey
 
@@ -27,14 +24,16 @@ LARGEST_ENV = 1 << 16
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
 
 
-def repeatable(key: str | None, path: str, caller: Caller, body: dict[str, Any]) -> IdempotencyKey | None:
-    """What makes a request repeatable, if it came with an idempotency key."""
+def idempotency_key(
+    key: str | None, path: str, caller: Caller, asked: Submission | CloneRequest
+) -> IdempotencyKey | None:
+    """The key that came with a request, bound to its caller and its content; None if none came."""
     if key is None:
         return None
     if not key.isprintable():
-        raise Problem(422, "Idempotency-Key: has characters that cannot be printed")
-    digest = hashlib.sha256(json.dumps([path, body], sort_keys=True).encode()).hexdigest()
-    return IdempotencyKey(caller.name, key, digest)
+        raise Problem(422, "Idempotency-Key: contains characters that are not printable")
+    request = f"[{json.dumps(path)}, {_json(asked, sort_keys=True)}]"
+    return IdempotencyKey(caller.name, key, hashlib.sha256(request.encode()).hexdigest())
 
 
 def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:
@@ -43,20 +42,18 @@ def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:
     Raises:
         Problem, SpecError: it cannot be run as asked.
     """
-    check_text(asked)
+    _check_text(asked)
     spec = JobSpec.from_dict(asked.spec)
     spec = spec.model_copy(update={"storage": str(_storage(service, spec))})
     _check_env(asked.env)
     if asked.working_dir is not None and not service.packages.has(asked.working_dir):
-        raise Problem(
-            422, f"working_dir: no package {asked.working_dir} was handed in: POST it to /v1/packages"
-        )
-    job_id, required = new_id(spec.name), needs(spec)
+        raise Problem(422, f"working_dir: no package {asked.working_dir}: POST it to /v1/packages first")
+    job_id, required = new_id(spec.name), resources_of(spec)
     return JobRow(
         id=job_id,
         name=spec.name,
         state="queued",
-        reason="handed in",
+        reason="submitted",
         priority=asked.priority,
         created=time.time(),
         submitted_by=caller.name,
@@ -66,30 +63,41 @@ def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:
         cpus=required["CPU"],
         gpus=required["GPU"],
         workers=spec.scale.workers,
-        spec=yaml.safe_load(spec.to_yaml()),
+        spec=spec.model_dump(mode="json"),
         env=asked.env,
     )
 
 
-def check_text(asked: Submission | CloneRequest) -> None:
-    """No NUL, no half characters, no numbers that JSON does not have: databases refuse them."""
+def _check_text(asked: Submission) -> None:
+    """Databases refuse NUL, lone surrogates, and numbers that JSON does not have."""
+    text = _json(asked, ensure_ascii=False)
     try:
-        text = json.dumps(asked.model_dump(), ensure_ascii=False, allow_nan=False)
         size = len(text.encode())
-    except (UnicodeEncodeError, ValueError, RecursionError):
-        raise Problem(422, "the request holds text or numbers that are not valid JSON in UTF-8") from None
+    except UnicodeEncodeError:
+        raise _not_json() from None
     if "\\u0000" in text:
-        raise Problem(422, "the request holds a NUL character")
+        raise Problem(422, "the request contains a NUL character")
     if size > LARGEST_SPEC + LARGEST_ENV:
         raise Problem(413, f"a spec has at most {LARGEST_SPEC} bytes")
 
 
+def _json(asked: Submission | CloneRequest, *, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
+    try:
+        document = asked.model_dump()
+        return json.dumps(document, sort_keys=sort_keys, ensure_ascii=ensure_ascii, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise _not_json() from None
+
+
+def _not_json() -> Problem:
+    return Problem(422, "the request contains text or numbers that are not valid JSON in UTF-8")
+
+
 def _storage(service: Context, spec: JobSpec) -> Path:
-    """Where the job's files go: below the storage folder of the service, which is all that it shows."""
-    place = Path(service.root, spec.storage)
-    resolved = place.resolve()
+    """The folder of the job's files: the service shows only what is below its own storage folder."""
+    resolved = Path(service.root, spec.storage).resolve()
     if not resolved.is_relative_to(service.root) or ".service" in resolved.parts:
-        advice = f"must lie below the storage folder of the service, {service.root}: write a relative path"
+        advice = f"must be below the storage folder of the service, {service.root}: write a relative path"
         raise SpecError([SpecProblem("storage", spec.storage, advice)])
     return resolved
 
@@ -97,8 +105,8 @@ def _storage(service: Context, spec: JobSpec) -> Path:
 def _check_env(env: dict[str, str]) -> None:
     for name in env:
         if not _VARIABLE.match(name):
-            raise Problem(422, f"env: {name[:80]!r} is no name of a variable")
+            raise Problem(422, f"env: {name[:80]!r} is not the name of a variable")
         if name.startswith(RESERVED):
-            raise Problem(422, f"env: {name} is set by the service and by Ray: leave it out")
+            raise Problem(422, f"env: {name} is set by the service and by Ray: remove it")
     if sum(len(name) + len(value) for name, value in env.items()) > LARGEST_ENV:
         raise Problem(413, f"env has more than {LARGEST_ENV} bytes")

@@ -1,4 +1,4 @@
-"""Working directories that are handed in: nothing in them may reach beyond their folder."""
+"""Uploaded working directories: nothing in them may reach beyond their folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.api.problems import Problem
 
 _FILE_KINDS = (0, stat.S_IFREG)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""The others may ask for a dictionary of gigabytes before they give a byte."""
+"""The others may allocate gigabytes before they return a byte."""
 
 _END, _ENTRY = b"PK\x05\x06", b"PK\x01\x02"
 _END_REACH = 22 + (1 << 16)
@@ -29,24 +29,24 @@ _UNREADABLE = (
 
 
 def check_archive(content: bytes, limits: Limits) -> int:
-    """Looks through a zip file without unpacking it to disk; returns how many files it holds.
+    """Checks a zip file without unpacking it to disk; returns how many files it contains.
 
     Raises:
-        Problem: it is none, is damaged, is too large unpacked, or holds a path that leaves the folder, a
-            link, or anything else that is no plain file.
+        Problem: it is not a zip file, is damaged, is too large unpacked, or contains a path that leaves the
+            folder, a link, or anything else that is not a plain file.
     """
     if _announced(content) > limits.unpacked_files:
-        raise Problem(413, f"the archive holds more than {limits.unpacked_files} files")
+        raise Problem(413, f"the archive contains more than {limits.unpacked_files} files")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _check(archive, limits)
     except _UNREADABLE:
-        raise Problem(422, "the body is no zip file that can be read: send a folder packed as .zip") from None
+        raise Problem(422, "the body is not a readable zip file: send a folder packed as .zip") from None
 
 
 def _announced(content: bytes) -> int:
-    """How many entries its directory has, at most: counted before anything is made of them, since a short
-    file can hold millions."""
+    """At most how many entries its directory has, counted before they are parsed: a short file can list
+    millions."""
     end = content.rfind(_END, max(0, len(content) - _END_REACH))
     if end < 0 or end + 22 > len(content):
         return 0
@@ -71,25 +71,28 @@ def _check_name(entry: zipfile.ZipInfo, seen: set[str]) -> None:
     path = PurePosixPath(name)
     shown = name[:200]
     if not name.isprintable() or not 0 < len(name) <= 1000:
-        raise Problem(422, f"the archive holds {shown!r}: a name has at most 1000 printable characters")
+        raise Problem(422, f"the archive contains {shown!r}: a name has at most 1000 printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or ":" in path.parts[0]:
-        raise Problem(422, f"the archive holds {shown!r}: a path must stay inside the folder")
+        raise Problem(422, f"the archive contains {shown!r}: a path must stay inside the folder")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if not entry.is_dir() and kind not in _FILE_KINDS:
-        raise Problem(422, f"the archive holds {shown!r}, which is a link or no plain file: leave it out")
+        raise Problem(
+            422,
+            f"the archive contains {shown!r}, not a plain file: remove it",
+        )
     if entry.flag_bits & 1 or entry.compress_type not in _METHODS:
-        raise Problem(422, f"the archive holds {shown!r} encrypted or packed by another method than deflate")
+        raise Problem(422, f"the archive contains {shown!r}, encrypted or not packed with deflate")
     if str(path) in seen:
-        raise Problem(422, f"the archive holds {shown!r} twice")
+        raise Problem(422, f"the archive contains {shown!r} twice")
     seen.add(str(path))
 
 
 def _unpacked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, left: int) -> int:
-    """Counted, since what the archive says of itself need not be true; this checks the checksums too."""
+    """Counted, since the size that the archive states may be false; this checks the checksums too."""
     size = 0
     with archive.open(entry) as file:
         while piece := file.read(1 << 20):
             size += len(piece)
             if size > left:
-                raise Problem(413, "the archive is too large when it is unpacked: leave data out of it")
+                raise Problem(413, "the archive is too large when unpacked: remove data from it")
     return size

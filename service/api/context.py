@@ -1,4 +1,4 @@
-"""What the handlers of requests work with."""
+"""The service, as its request handlers see it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from jobs.errors import ENDED
 from service.reconcile import Supervisor
 from service.reconcile.ray_api import RayApi
-from service.store import ENDED, JobStore, NoSuchJob, Packages, Tokens
+from service.store import JobStore, NoSuchJob, Packages, Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one caller may ask for."""
+    """Limits of one caller."""
 
     requests_per_s: float = 50.0
     burst: int = 200
@@ -26,17 +27,17 @@ class Limits:
     unpacked_bytes: int = 500 << 20
     unpacked_files: int = 20_000
     body_pause_s: float = 20.0
-    """A body may stop to arrive for so long,"""
+    """Longest pause within a request body."""
 
     body_s: float = 300.0
-    """and take so long altogether."""
+    """Longest time for a whole request body."""
 
     follow_s: float = 3600.0
-    """A stream ends after so long; clients take it up again where it ended."""
+    """A stream ends after this time; clients reconnect where it ended."""
 
 
-class Ended:
-    """Whether jobs have ended, asked of the database once in a while for however many that follow one."""
+class EndedJobs:
+    """Whether jobs have ended, cached: many clients that follow one job cause one query per ``keep_s``."""
 
     def __init__(self, store: JobStore, keep_s: float = 0.5) -> None:
         self._store, self._keep_s = store, keep_s
@@ -69,17 +70,17 @@ class Context:
     ray: RayApi | None = None
     supervisor: Supervisor | None = None
     checkpoint_urls: tuple[str, ...] = ()
-    """Below these the service reads checkpoints too; others it does not ask, whatever a spec says."""
+    """Remote checkpoints are read only below these URLs, whatever a spec names."""
 
-    ended: Ended = field(init=False)
+    ended: EndedJobs = field(init=False)
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
-        self.ended = Ended(self.store)
+        self.ended = EndedJobs(self.store)
 
 
 def context_of(request: Request) -> Context:
-    """The service that this request came to."""
+    """The service that received this request."""
     found: Context = request.app.state.context
     return found
 

@@ -1,4 +1,4 @@
-"""What a job has left so far: log, events, incidents, metrics, checkpoints, report."""
+"""Routes for the output of a job: log, events, incidents, metrics, checkpoints, report."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from service.api.auth import Reader
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented
-from service.api.view import event, files_of, may_read
-from service.masking import masked
+from service.api.view import event, files_of, may_read, readable_checkpoints
 from service.reconcile.log_spool import log_path, log_size
 
 PIECE = 1 << 16
@@ -31,7 +30,7 @@ HEARTBEAT_S = 15.0
 EVENTS_AT_ONCE = 200
 LARGEST = 2**53
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
-"""A report is written by a job: a browser shows it and runs nothing in it."""
+"""A job writes its report: a browser shows it and runs nothing in it."""
 
 router = APIRouter(prefix="/v1", responses=documented(*COMMON, 404))
 Place = Annotated[int, Query(ge=0, le=LARGEST)]
@@ -50,11 +49,11 @@ async def logs(
     offset: Place = 0,
     limit: Annotated[int | None, Query(ge=1, le=LARGEST)] = None,
     tail: Annotated[
-        int | None, Query(ge=1, le=LARGEST, description="From so many bytes before the end.")
+        int | None, Query(ge=1, le=LARGEST, description="Start this many bytes before the end.")
     ] = None,
     follow: bool = False,
 ) -> Response:
-    """What the job printed, over all its attempts, from a byte on; ``follow`` goes on until it has ended."""
+    """The job's output over all attempts, from a byte offset; ``follow`` streams until the job ends."""
     await run_in_threadpool(service.store.get, job_id)
     size = log_size(service.root, job_id)
     start = offset if tail is None else max(0, size - tail)
@@ -73,7 +72,7 @@ async def logs(
 async def events(
     job_id: JobId, http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
 ) -> Response:
-    """What happened to the job. ``follow``, or Accept: text/event-stream, streams what happens later too."""
+    """The events of a job. ``follow``, or Accept: text/event-stream, streams later ones too."""
     await run_in_threadpool(service.store.get, job_id)
     return await _events(service, http, job_id, after, follow=follow)
 
@@ -86,13 +85,13 @@ async def events(
 async def all_events(
     http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
 ) -> Response:
-    """What happened to any job."""
+    """The events of all jobs."""
     return await _events(service, http, None, after, follow=follow)
 
 
 @router.get("/jobs/{job_id}/incidents")
 def incidents(job_id: JobId, service: Service, _: Reader) -> list[dict[str, Any]]:
-    """What the guard acted on, with the evidence."""
+    """The incidents that the guard handled, with their evidence."""
     files = _files(service, job_id)
     return [] if files is None else files.incidents()
 
@@ -106,42 +105,30 @@ def metrics(
     after_attempt: Annotated[int, Query(ge=-1, le=LARGEST)] = -1,
     points: Annotated[int, Query(ge=1, le=20_000)] = 2000,
 ) -> Series:
-    """Metrics over the attempts, thinned out; what was no ordinary step always stays."""
+    """Metrics over the attempts, thinned out; steps that were not ordinary always stay."""
     files = _files(service, job_id) or RunReader(Path(os.devnull))
     return files.metrics(column, after_attempt=after_attempt, points=points)
 
 
 @router.get("/jobs/{job_id}/checkpoints")
 def checkpoints(job_id: JobId, service: Service, _: Reader) -> list[CheckpointInfo]:
-    """What the job can return to, the oldest first."""
-    files = _files(service, job_id)
-    if files is None:
-        return []
-    place = files.checkpoint_place()
-    if not _may_ask(service, place):
-        advice = f"start the service with --checkpoint-url, for {masked(str(place))}, to have them read"
-        raise Problem(404, f"the checkpoints of {job_id} are in a storage that is not asked: {advice}")
-    try:
-        return files.checkpoints()
-    except OSError as error:
-        raise Problem(404, f"the checkpoints of {job_id} cannot be read: {error.strerror or error}") from None
+    """The checkpoints of a job, oldest first."""
+    found, problem = readable_checkpoints(service, service.store.get(job_id))
+    if problem:
+        raise Problem(404, problem)
+    return found
 
 
 @router.get("/jobs/{job_id}/report", response_class=HTMLResponse)
 def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
-    """The report, of the files as they are now."""
+    """The report, rendered from the job's files as they are now."""
     files = _files(service, job_id)
     if files is None or not files.exists():
-        raise Problem(
-            404, f"{job_id} has not recorded anything yet, or not below the service's storage folder"
-        )
-    text = files.report(remote=_may_ask(service, files.checkpoint_place())).encode("utf-8", "replace")
+        raise Problem(404, f"{job_id} has recorded nothing yet, or not below the service's storage folder")
+    text = files.report(remote=may_read(service.checkpoint_urls, files.checkpoint_place())).encode(
+        "utf-8", "replace"
+    )
     return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX})
-
-
-def _may_ask(service: Context, place: str | Path) -> bool:
-    """A spec can name any host: the service asks those only that its operator allows."""
-    return isinstance(place, Path) or may_read(service.checkpoint_urls, place)
 
 
 async def _events(
@@ -156,7 +143,7 @@ async def _events(
 
 
 async def _streamed(service: Context, job_id: str | None, after: int) -> AsyncIterator[str]:
-    """Ends when the job has; otherwise after a while, and the client takes it up again."""
+    """Ends with the job, or after ``follow_s``; the client then reconnects."""
     until, quiet_since = time.monotonic() + service.limits.follow_s, time.monotonic()
     yield ": begin\n\n"
     while time.monotonic() < until:
@@ -184,7 +171,7 @@ async def _between(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
 
 
 async def _followed(service: Context, job_id: str, path: Path, start: int) -> AsyncIterator[bytes]:
-    """Read piece by piece as fast as the client takes them: one that stops reading costs no memory."""
+    """Read piece by piece, as fast as the client receives: a slow client costs no memory."""
     until = time.monotonic() + service.limits.follow_s
     while time.monotonic() < until:
         over = await run_in_threadpool(service.ended, job_id)

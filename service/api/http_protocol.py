@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, to clients that do not keep up: each may be slow only for so long."""
+"""uvicorn's HTTP/1.1 protocol with deadlines for slow clients."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ MOST_CONNECTIONS = 900
 LARGEST_HEAD = 64 << 10
 
 HEAD_S = 20.0
-"""The head of a request arrives within so long, from when the connection was made or its first byte came."""
+"""Longest time for the head of a request, from the connection or its first byte."""
 
 STALL_S = 120.0
-"""A client that reads nothing of an answer for so long is taken for gone."""
+"""A client that reads nothing of an answer for this long is disconnected."""
 
 
-class PatientProtocol(H11Protocol):
-    """One connection; uvicorn itself would wait for ever, and connections are few."""
+class DeadlineProtocol(H11Protocol):
+    """One connection; uvicorn itself would wait forever, and connections are limited."""
 
     head_s, stall_s = HEAD_S, STALL_S
     _head: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The clock for the first head begins."""
+        """The deadline of the first head starts."""
         super().connection_made(transport)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """The clock runs as long as a head has begun and has not ended."""
+        """The deadline applies while a head is incomplete."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._await_head()
@@ -47,17 +47,17 @@ class PatientProtocol(H11Protocol):
             self._head = None
 
     def pause_writing(self) -> None:
-        """The client does not take what is sent."""
+        """The client does not read."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It goes on."""
+        """The client reads again."""
         super().resume_writing()
         self._cancel_stalled()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No clock outlives its connection."""
+        """Cancels the deadlines."""
         super().connection_lost(exc)
         self._cancel_stalled()
         if self._head is not None:
@@ -80,24 +80,24 @@ class PatientProtocol(H11Protocol):
 
 
 def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path | None]) -> uvicorn.Config:
-    """How uvicorn serves the app.
+    """uvicorn's settings.
 
     Args:
         app: of the API.
         host: the interface.
         port: 0 takes a free one.
-        tls: certificate and private key, PEM, that ``check_tls`` took; both None for plain HTTP.
+        tls: certificate and private key, PEM, checked by ``check_tls``; both None for plain HTTP.
     """
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=PatientProtocol,
+        http=DeadlineProtocol,
         ws="none",
         ssl_certfile=None if tls[0] is None else str(tls[0]),
         ssl_keyfile=None if tls[1] is None else str(tls[1]),
         log_config=None,
-        access_log=False,  # paths and addresses of people; /metrics has the counts
+        access_log=False,  # it has paths and client addresses; /metrics has the counts
         timeout_graceful_shutdown=3,
         server_header=False,
         h11_max_incomplete_event_size=LARGEST_HEAD,
@@ -106,15 +106,11 @@ def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path |
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:
-    """Whether these can be served with.
-
-    Raises:
-        JobError: they cannot.
-    """
+    """Raises JobError if these files cannot be used for TLS."""
     if certificate is None and key is None:
         return
     if certificate is None or key is None:
-        raise JobError("--tls-cert and --tls-key go together: give both, or neither")
+        raise JobError("--tls-cert and --tls-key go together: give both or neither")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except OSError as error:  # also what ssl raises

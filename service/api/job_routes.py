@@ -1,4 +1,4 @@
-"""Jobs: hand in, list, look at, stop, resume, clone, delete."""
+"""Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 
 from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
+from jobs.errors import ENDED
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.load import Document
 from jobs.spec.override import apply_overrides
-from service.api.admission import check_text, repeatable, row_of
+from service.api.admission import idempotency_key, row_of
 from service.api.archives import check_archive
 from service.api.auth import Admin, Reader, Submitter
 from service.api.context import Context, Service
 from service.api.problems import Problem, documented
 from service.api.view import details, listed
 from service.reconcile.log_spool import log_path
-from service.reconcile.ray_api import RayGone
-from service.store import ENDED, PENDING, Caller, JobRow, WrongState
+from service.reconcile.ray_api import RayUnavailable
+from service.store import PENDING, Caller, JobRow, WrongState
 from service.store.jobs import IdempotencyKey
 
 COMMON = (400, 401, 403, 408, 413, 422, 429)
@@ -43,9 +44,8 @@ ZIP = {
 def submit(
     asked: Submission, http: Request, response: Response, service: Service, caller: Submitter, key: Key = None
 ) -> JobInfo:
-    """Hand in a job. With an Idempotency-Key the same request makes one job, however often it comes."""
-    check_text(asked)
-    request = repeatable(key, http.url.path, caller, asked.model_dump())
+    """Submit a job. Requests with the same Idempotency-Key and content create one job."""
+    request = idempotency_key(key, http.url.path, caller, asked)
     return _add(service, caller, asked, request, response)
 
 
@@ -58,20 +58,20 @@ def list_jobs(
     cursor: Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_\-=]+$")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JobList:
-    """Jobs, the newest first: some of them, and where to go on."""
+    """List jobs, newest first, in pages."""
     page = service.store.page(states=status, name=name, cursor=cursor, limit=limit)
     return JobList(jobs=listed(service, page.jobs), next_cursor=page.next_cursor)
 
 
 @router.get("/jobs/{job_id}", responses=documented(404))
 def get(job_id: JobId, service: Service, _: Reader) -> JobInfo:
-    """All that is known of a job; secrets are stars."""
+    """Everything known of a job; secrets are masked."""
     return _details(service, job_id)
 
 
 @router.post("/jobs/{job_id}/stop", status_code=202, responses=documented(404, 409))
 def stop(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
-    """Ask a job to save its state and end. One that has ended stays as it is."""
+    """Ask a job to save its state and end. An ended job does not change."""
 
     def edit(job: JobRow) -> str | None:
         if job.state in ENDED or job.state == "stopping":
@@ -86,15 +86,15 @@ def stop(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
 
 @router.post("/jobs/{job_id}/resume", status_code=202, responses=documented(404, 409))
 def resume(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
-    """Continue an ended job from its last good checkpoint, with a new budget of restarts."""
+    """Continue an ended job from its last good checkpoint; restarts count from 0 again."""
 
     def edit(job: JobRow) -> str | None:
         if job.state not in ENDED:
             raise WrongState(f"{job_id} is {job.state}: only a job that has ended can be resumed")
         if job.state == "succeeded":
-            raise WrongState(f"{job_id} has succeeded: clone it to train it anew")
+            raise WrongState(f"{job_id} has succeeded: clone it to train it again")
         if job.spec is None:
-            raise WrongState(f"the spec of {job_id} is not known here: hand it in again with --resume")
+            raise WrongState(f"the spec of {job_id} is not known here: submit it again with --resume")
         job.state, job.resume, job.restarts, job.not_before = "queued", True, 0, 0.0
         job.ended, job.exit_code, job.result = None, None, None
         job.reason = f"resumed by {caller.name}"
@@ -114,8 +114,7 @@ def clone(
     caller: Submitter,
     key: Key = None,
 ) -> JobInfo:
-    """Hand in a job like this one, with changes of its spec."""
-    check_text(changes)
+    """Submit a copy of a job, with changes of its spec."""
     job = service.store.get(job_id)
     if job.spec is None:
         raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
@@ -126,13 +125,13 @@ def clone(
         env=dict(job.env),
         working_dir=job.working_dir,
     )
-    request = repeatable(key, http.url.path, caller, changes.model_dump())
+    request = idempotency_key(key, http.url.path, caller, changes)
     return _add(service, caller, asked, request, response)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409))
 def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Response:
-    """Forget a job that has ended; with ``files`` its folder goes too, checkpoints and all."""
+    """Delete an ended job; with ``files`` its folder too, checkpoints included."""
     submissions = [attempt.submission_id for attempt in service.store.attempts(job_id)]
     job = service.store.delete(job_id, _must_have_ended)
     for submission in submissions:
@@ -145,7 +144,7 @@ def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Re
 
 @router.post("/packages", status_code=201, openapi_extra=ZIP)
 async def upload(http: Request, service: Service, _: Submitter) -> PackageInfo:
-    """Hand in a working directory as a zip file, to be named in a submission."""
+    """Upload a working directory as a zip file; a submission names it by its id."""
     from starlette.concurrency import run_in_threadpool
 
     content = await http.body()
@@ -157,7 +156,7 @@ async def upload(http: Request, service: Service, _: Submitter) -> PackageInfo:
 def _add(
     service: Context, caller: Caller, asked: Submission, request: IdempotencyKey | None, response: Response
 ) -> JobInfo:
-    earlier = service.store.made_by(request) if request else None
+    earlier = service.store.created_by(request) if request else None
     if earlier is None:
         earlier, _ = service.store.add(row_of(service, caller, asked), request)
     response.headers["Location"] = f"/v1/jobs/{earlier.id}"
@@ -182,17 +181,17 @@ def _must_have_ended(job: JobRow) -> None:
 
 
 def _forget_at_ray(service: Context, submission: str) -> None:
-    """What Ray still lists would be adopted again."""
+    """A submission that Ray still lists would be adopted again."""
     if service.ray is None:
         return
     try:
         service.ray.forget(submission)
-    except (RayGone, RuntimeError):
-        return  # a head that is gone has forgotten it
+    except (RayUnavailable, RuntimeError):
+        return  # a dead head has forgotten it
 
 
 def _remove_folder(root: Path, folder: Path) -> None:
     resolved = folder.resolve()
     if folder.is_symlink() or resolved == root or not resolved.is_relative_to(root):
-        raise Problem(409, f"{folder} is not below the storage folder of the service: it was not deleted")
+        raise Problem(409, f"{folder} is not below the storage folder of the service and was not deleted")
     shutil.rmtree(resolved, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How much, how fast: sizes and rates, checked before a handler sees a request."""
+"""Limits of size and rate, checked before a handler sees a request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALLERS_KEPT = 10_000
 UPLOADS = "/v1/packages"
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 PAGE_FILES = "/page/"
-"""Below it lie the files of the web page: the same few bytes for everybody, kept in memory."""
+"""The files of the web page: small, and the same for every caller."""
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -52,7 +52,7 @@ class Buckets:
 
 
 class Gate:
-    """Around the whole app: rates, sizes, headers that make browsers careful."""
+    """Middleware around the app: rates, sizes, security headers."""
 
     def __init__(self, app: ASGIApp, limits: Limits, hosts: list[str] | None = None) -> None:
         self._app, self._limits, self._hosts = app, limits, hosts
@@ -63,7 +63,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         send = _with_headers(send)
-        if refusal := self._stranger(scope):
+        if refusal := self._foreign(scope):
             await answer(Problem(403, refusal))(scope, receive, send)
             return
         if not _unlimited(scope["path"]) and not self._rate.take(_who(scope)):
@@ -72,19 +72,19 @@ class Gate:
             return
         await self._limited(scope, receive, send)
 
-    def _stranger(self, scope: Scope) -> str | None:
-        """A page in somebody's browser that calls a service on loopback, or changes something anywhere."""
+    def _foreign(self, scope: Scope) -> str | None:
+        """Why a request is refused that a foreign page in a browser made: DNS rebinding, or cross-origin."""
         host, origin = _header(scope, b"host"), _header(scope, b"origin")
         names = {host.lower(), host.rpartition(":")[0].lower()}
         if self._hosts is not None and not names & set(self._hosts):
-            return "this service is called by a loopback name only, such as http://127.0.0.1"
+            return "this service accepts only a loopback name, such as http://127.0.0.1"
         if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
             return "a page of another origin may not change anything here"
         return None
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         most = self._limits.upload_bytes if scope["path"] == UPLOADS else self._limits.body_bytes
-        too_large = Problem(413, f"the request is larger than {most} bytes, the most that is taken here")
+        too_large = Problem(413, f"the request is larger than the limit of {most} bytes")
         if _declared(scope) > most:
             await answer(too_large)(scope, receive, send)
             return
@@ -105,7 +105,7 @@ def _unlimited(path: str) -> bool:
 
 
 def _who(scope: Scope) -> str:
-    """The token, or else where the request comes from."""
+    """The token, or else the address that the request comes from."""
     if token := _header(scope, b"authorization"):
         return hashlib.sha256(token.encode()).hexdigest()
     client: Any = scope.get("client")
@@ -122,7 +122,7 @@ def _header(scope: Scope, wanted: bytes) -> str:
 
 
 class _Body:
-    """The body of a request, which ends at once where it is larger than allowed or does not come."""
+    """The body of a request, which ends at once if it is too large or does not arrive."""
 
     def __init__(self, receive: Receive, most: int, limits: Limits) -> None:
         self._receive, self._left, self._pause_s = receive, most, limits.body_pause_s

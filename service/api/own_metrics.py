@@ -1,4 +1,4 @@
-"""The service's own health: for load balancers, and for Prometheus."""
+"""The service's own health, for load balancers and Prometheus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ router = APIRouter(responses=documented(429))
 
 
 class ServiceMetrics(Collector):
-    """Requests, counted where they pass, and jobs, counted when Prometheus asks."""
+    """Requests, counted as they pass, and jobs, counted at each scrape."""
 
     def __init__(self, service: Context) -> None:
         self._service = service
@@ -36,18 +36,18 @@ class ServiceMetrics(Collector):
         )
         self.seconds = Histogram(
             "gradguard_service_request_seconds",
-            "Until the answer began.",
+            "Until the answer started.",
             ["route"],
             registry=self.registry,
         )
         self.registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is asked of the database at registration."""
+        """Empty: registration does not query the database."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        """Jobs by status, and whether this service leads and hears from Ray."""
+        """Jobs by status, whether this service holds the lease, and whether Ray answers."""
         jobs = GaugeMetricFamily("gradguard_service_jobs", "Jobs by status.", labels=["status"])
         counts = self._service.store.counts()
         for status in STATUSES:
@@ -62,7 +62,7 @@ class ServiceMetrics(Collector):
 
 
 class Counted:
-    """Around the app: counts what passes."""
+    """Middleware around the app that counts requests."""
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self._app, self._metrics = app, metrics
@@ -91,21 +91,21 @@ def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses=documented(503))
 def readyz(service: Service) -> dict[str, str]:
-    """Database and Ray answer, and the supervisor moves."""
+    """The database and Ray answer, and the supervisor runs."""
     try:
         service.store.counts()
     except SQLAlchemyError:
         raise Problem(503, "the database does not answer") from None
     supervisor = service.supervisor
     if supervisor is not None and not supervisor.ray_answers:
-        raise Problem(503, supervisor.ray_problem or "Ray was not asked yet")
+        raise Problem(503, supervisor.ray_problem or "Ray has not been contacted yet")
     if supervisor is not None and time.monotonic() - supervisor.last_tick > STALLED_S:
         raise Problem(503, "the supervisor is stuck")
     return {"status": "ready"}
 
 
 def add_metrics(app_router: APIRouter, metrics: ServiceMetrics) -> None:
-    """Puts /metrics on a router."""
+    """Adds /metrics to a router."""
 
     @app_router.get(
         "/metrics",

@@ -1,4 +1,4 @@
-"""Errors as problem documents (RFC 9457): every one says what is wrong and what to do instead."""
+"""Errors as problem documents (RFC 9457): each names the problem and the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from jobs.errors import JobError
 from jobs.spec.errors import SpecError
-from service.reconcile import RayGone
+from service.reconcile import RayUnavailable
 from service.store import KeyReused, NoSuchJob, WrongState
 
 MEDIA_TYPE = "application/problem+json"
@@ -29,11 +29,11 @@ class ProblemDocument(BaseModel):
     status: int
     detail: str
     errors: list[str] = []
-    """Where more than one thing is wrong: each, with its place."""
+    """Every problem with its place, where there are several."""
 
 
 class Problem(Exception):
-    """Becomes the answer to the request."""
+    """Ends a request with a problem document."""
 
     def __init__(
         self,
@@ -48,34 +48,33 @@ class Problem(Exception):
 
 
 def answer(problem: Problem) -> JSONResponse:
-    """The document of a problem."""
     document = ProblemDocument(
         title=HTTPStatus(problem.status).phrase,
         status=problem.status,
-        detail=printable(problem.detail),
-        errors=[printable(error) for error in problem.errors],
+        detail=encodable(problem.detail),
+        errors=[encodable(error) for error in problem.errors],
     )
     return JSONResponse(document.model_dump(), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
-def printable(text: str) -> str:
-    """Without what cannot be sent: half a character, as a client may have written it."""
+def encodable(text: str) -> str:
+    """Without lone surrogates, which a client may have sent and JSON cannot carry."""
     return text.encode("utf-8", "replace").decode()[:4000]
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These answers, for the description of an endpoint."""
+    """OpenAPI responses with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Turns what handlers raise into problems."""
+    """Turns exceptions of handlers into problem documents."""
     by_kind: dict[type[Exception], int] = {
         NoSuchJob: 404,
         KeyReused: 409,
         WrongState: 409,
-        RayGone: 503,
+        RayUnavailable: 503,
         JobError: 422,
     }
 
@@ -113,5 +112,5 @@ def _of_http(_: Request, error: Exception) -> JSONResponse:
 
 
 def _of_anything(_: Request, __: Exception) -> JSONResponse:
-    """The log has the traceback; the caller gets nothing of it."""
-    return answer(Problem(500, "the service failed to answer; its log says why"))
+    """The traceback goes to the log, never to the caller."""
+    return answer(Problem(500, "internal error; the service's log has the details"))

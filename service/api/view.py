@@ -1,13 +1,14 @@
-"""A job of the store, as it is told to callers: secrets are stars, and only files below the root are read."""
+"""A job of the store, as callers see it: secrets are masked, and only files below the root are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from guard.records import strict
 from jobs.client.job_files import RunReader
-from jobs.client.models import AttemptInfo, Event, JobInfo
+from jobs.client.models import AttemptInfo, CheckpointInfo, Event, JobInfo
 from service.api.context import Context
 from service.masking import MASKED, is_secret, masked
 from service.reconcile.adopt import folder_for
@@ -16,7 +17,7 @@ from service.store import ACTIVE, AttemptRow, EventRow, JobRow
 
 
 def summary(job: JobRow) -> JobInfo:
-    """What the store alone says."""
+    """The fields that the store alone knows."""
     return JobInfo(
         id=job.id,
         name=job.name,
@@ -37,7 +38,7 @@ def summary(job: JobRow) -> JobInfo:
 
 
 def listed(service: Context, jobs: Sequence[JobRow]) -> list[JobInfo]:
-    """What a listing says; of jobs that train, how far they are."""
+    """The entries of a listing; jobs that train have their progress too."""
     specs = service.store.specs([job.id for job in jobs if job.state in ACTIVE])
     return [_listed(service, job, specs.get(job.id)) for job in jobs]
 
@@ -49,7 +50,7 @@ def _listed(service: Context, job: JobRow, spec: dict[str, Any] | None) -> JobIn
 
 
 def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInfo:
-    """All that is known of a job, without its secrets."""
+    """Everything known of a job, without its secrets."""
     files = files_of(service, job)
     return summary(job).model_copy(
         update={
@@ -63,7 +64,6 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
 
 
 def event(row: EventRow) -> Event:
-    """An event, as the stream tells it."""
     return Event(
         seq=row.seq,
         job=row.job_id,
@@ -76,14 +76,33 @@ def event(row: EventRow) -> Event:
 
 
 def files_of(service: Context, job: JobRow) -> RunReader | None:
-    """The files of a job, as far as they are below the root."""
+    """The files of a job; None if they are not below the root."""
     return files_below(folder_for(job, service.root), service.root)
 
 
-def may_read(allowed: Sequence[str], url: str) -> bool:
-    """Whether a URL lies below one of those that are allowed. Its options may name another host:
-    they have to be the same."""
-    place, _, options = url.partition("?")
+def readable_checkpoints(service: Context, job: JobRow) -> tuple[list[CheckpointInfo], str]:
+    """The checkpoints of a job, oldest first, and why they cannot be read; empty if they can."""
+    files = files_of(service, job)
+    if files is None:
+        return [], ""
+    place = files.checkpoint_place()
+    if not may_read(service.checkpoint_urls, place):
+        advice = f"start it with --checkpoint-url, for {masked(str(place))}"
+        return [], f"the checkpoints of {job.id} are in a storage that this service may not read: {advice}"
+    try:
+        return files.checkpoints(), ""
+    except OSError as error:
+        return [], f"the checkpoints of {job.id} cannot be read: {error.strerror or error}"
+
+
+def may_read(allowed: Sequence[str], place: str | Path) -> bool:
+    """Whether the service may read checkpoints here: a folder, or below an allowed URL with equal options.
+
+    A spec can name any host, in the options too.
+    """
+    if isinstance(place, Path):
+        return True
+    place, _, options = place.partition("?")
     if ".." in place.split("/"):
         return False
     roots = (root.partition("?") for root in allowed)

@@ -9,17 +9,46 @@ import typer
 from rich.console import Console
 
 from guard.decide.replay import TraceError
-from jobs.errors import BAD_INPUT, INTERRUPTED, JobError
+from jobs.errors import INTERRUPTED, JobError, exit_code_of
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
-from service.cli.checkpoints import add_checkpoint_commands
+from service.cli.check import check
+from service.cli.checkpoints import checkpoints
 from service.cli.compare import add_compare_command
 from service.cli.jobs import add_job_commands
-from service.cli.local import add_local_commands
 from service.cli.options import JsonOption, SetOption, SpecArgument
 from service.cli.query import add_look_commands
+from service.cli.replay import replay
 from service.cli.serve import serve
 from service.cli.tokens import tokens_app
+
+EXAMPLES = {
+    "Train": {
+        "train": "gradguard train my-job.yaml --set optimizer.lr=0.05",
+        "check": "gradguard check my-job.yaml --lr-range",
+    },
+    "Inspect": {
+        "replay": "gradguard replay metrics.csv --loss train_loss --plot alarms.svg",
+        "checkpoints": "gradguard checkpoints runs/my-job --verify",
+        "compare": "gradguard compare runs/my-job runs/other-job",
+        "report": "gradguard report runs/my-job",
+        "incidents": "gradguard incidents runs/my-job",
+    },
+    "Jobs of a service or a Ray cluster": {
+        "submit": "gradguard submit my-job.yaml --env WANDB_API_KEY --wait",
+        "list": "gradguard list --status running --watch",
+        "status": "gradguard status my-job-1a2b3c",
+        "logs": "gradguard logs my-job-1a2b3c --follow",
+        "stop": "gradguard stop my-job-1a2b3c",
+        "resume": "gradguard resume my-job-1a2b3c --wait",
+        "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
+        "delete": "gradguard delete my-job-1a2b3c --files",
+    },
+    "Service": {
+        "serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0",
+    },
+}
+"""The panels of ``gradguard --help``, and an example for each command."""
 
 app = typer.Typer(
     name="gradguard",
@@ -30,56 +59,91 @@ app = typer.Typer(
 )
 
 
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from jobs.run_dir.result import versions
+
+        gradguard, *others = (f"{package} {version}" for package, version in versions().items())
+        typer.echo(f"{gradguard} ({', '.join(others)})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 @app.command()
 def train(
     spec: SpecArgument,
     overrides: SetOption = None,
     address: Annotated[
-        str | None, typer.Option(help="host:port of a Ray cluster; default: an embedded one.")
+        str | None, typer.Option(help="host:port of a Ray cluster. Default: an embedded one.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished job of this name.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew; an existing job of this name is set aside.")
+        bool, typer.Option("--overwrite", help="Start again; the folder of the old job is renamed.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a job here and show it live; at the end a summary and a report."""
+    """Train a job on this machine or a Ray cluster, with live progress, a summary and a report."""
     job = JobSpec.load(spec, overrides or [])
-    from jobs.train import train_and_summarize
+    from jobs.train import continue_command, train_and_summarize
 
-    command = " ".join(["gradguard train", str(spec), *(f"--set {item}" for item in overrides or [])])
     raise typer.Exit(
         train_and_summarize(
-            job, command=command, address=address, resume=resume, overwrite=overwrite, as_json=as_json
+            job,
+            command=continue_command("gradguard train", str(spec), overrides or []),
+            address=address,
+            resume=resume,
+            overwrite=overwrite,
+            as_json=as_json,
         )
     )
 
 
-add_local_commands(app)
-add_checkpoint_commands(app)
+app.command()(check)
+app.command()(replay)
+app.command()(checkpoints)
 add_compare_command(app)
 add_job_commands(app)
 add_look_commands(app)
 app.command()(serve)
-app.add_typer(tokens_app, name="tokens")
+app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
+
+
+def _add_examples() -> None:
+    panels = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
+    for command in app.registered_commands:
+        name = str(command.name or getattr(command.callback, "__name__", ""))
+        command.rich_help_panel = panels.get(name, "Jobs of a service or a Ray cluster")
+        if name in panels:
+            command.epilog = f"Example: {EXAMPLES[panels[name]][name]}"
+
+
+_add_examples()
 
 
 def main() -> None:
-    """Runs the command; bad input is one line and exit code 2, never a traceback."""
+    """Runs the command; bad input is one line and an exit code, never a traceback."""
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if not _is_the_users(error):
+        if not _is_user_error(error):
             raise
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
-        sys.exit(BAD_INPUT)
+        sys.exit(exit_code_of(error))
 
 
-def _is_the_users(error: Exception) -> bool:
+def _is_user_error(error: Exception) -> bool:
     if isinstance(error, JobError | SpecError | TraceError):
         return True
     from jobs.train import USER_ERRORS

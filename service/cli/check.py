@@ -1,4 +1,4 @@
-"""``gradguard check``: is the spec valid, and does its network begin in good health?"""
+"""``gradguard check``: validates a spec and checks its network before training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from jobs.errors import JobError
 from jobs.spec.job_spec import JobSpec
-from service.cli.options import SetOption, SpecArgument
+from service.cli.options import JsonOption, SetOption, SpecArgument
+from service.cli.plots import save_figure
 
 if TYPE_CHECKING:
     from guard.preflight import LrRange, PreflightReport
@@ -24,17 +24,19 @@ BAD_VERDICT = 1
 def check(
     spec: SpecArgument,
     overrides: SetOption = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole spec, defaults included.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the whole spec, defaults included, and exit.")
+    ] = False,
     preflight: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Send one batch through the model.")
+        bool, typer.Option("--preflight/--no-preflight", help="Run one batch through the model.")
     ] = True,
     lr_range: Annotated[
-        bool, typer.Option("--lr-range", help="Also look for a good learning rate, over some batches.")
+        bool, typer.Option("--lr-range", help="Also search for a good learning rate, over some batches.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the layers: .svg, .png, .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Validate a spec and run its pre-flight; nothing is trained. Exit code 1 if the verdict is bad."""
+    """Validate a spec and check its network with one batch. Exit code 1 if the check fails."""
     job = JobSpec.load(spec, overrides or [])
     console = Console(highlight=False)
     if show:
@@ -55,7 +57,7 @@ def check(
 
 
 def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | None]:
-    import torch  # takes a second, and a mere validation needs none of it
+    import torch  # takes a second, and validation alone does not need it
 
     from jobs.data.errors import DataError
     from jobs.init import build_initialized
@@ -66,7 +68,7 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     try:
         workload = load_workload(job)
     except DataError as error:
-        raise DataError(f"{error}; check --no-preflight looks at the spec alone") from None
+        raise DataError(f"{error}; check --no-preflight checks the spec alone") from None
     job.total_steps(workload.n_train)
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     model = build_initialized(job, workload).to("cuda" if on_gpu else "cpu")
@@ -96,7 +98,7 @@ def _range(rates: LrRange) -> dict[str, Any]:
 
 def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> None:
     figures_of = ("mean", "std", "growth", "dead", "gradient", "per weight")
-    names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never cut short
+    names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never truncated
     table = Table(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
     for layer in flight.layers:
         style = "red" if layer.name == flight.layer else None
@@ -142,9 +144,4 @@ def _draw(flight: PreflightReport, rates: LrRange | None, path: Path) -> None:
     if rates:
         rest[0].plot(rates.rates, rates.losses, color="C2")
         rest[0].set(xscale="log", xlabel="learning rate", ylabel="loss")
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise JobError(f"{path}: {error}") from None
-    except OSError as error:
-        raise JobError(f"{error.filename or path}: {error.strerror}") from None
+    save_figure(figure, path)

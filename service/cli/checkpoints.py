@@ -1,4 +1,4 @@
-"""``gradguard checkpoints``: what a job can return to; is it whole, what changed, and the model of it."""
+"""``gradguard checkpoints``: lists, verifies, compares and exports a job's checkpoints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, SPEC
 from jobs.run_dir.storage import Storage, shown
 from jobs.spec.job_spec import JobSpec
+from service.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from jobs.checkpoints.load import Content
@@ -27,29 +28,31 @@ DAMAGED = 1
 SHOWN = 40
 
 
-def add_checkpoint_commands(app: typer.Typer) -> None:
-    """Registers ``checkpoints``."""
-    app.command()(checkpoints)
-
-
 def checkpoints(
     job: Annotated[str, typer.Argument(help="A job's folder, or the folder or URL of its checkpoints.")],
     check: Annotated[
-        bool, typer.Option("--verify", help="Read every byte; exit code 1 if any differs.")
+        bool,
+        typer.Option(
+            "--verify", help="Read every file and check it against its checksum; exit code 1 if one differs."
+        ),
     ] = False,
     compare: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="STEP STEP", help="Which tensors differ, and by how much."),
+        typer.Option(
+            metavar="STEP STEP", help="Show which tensors differ between two steps, and by how much."
+        ),
     ] = None,
     export: Annotated[
-        int | None, typer.Option(metavar="STEP", help="Write the model of this step to the file --to.")
+        int | None, typer.Option(metavar="STEP", help="Write the model of this step to the file of --to.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="FILE.safetensors, or FILE.pt for a state dict.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="File of --export: .safetensors, or .pt for a state dict.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """List a job's checkpoints; verify, compare or export them. Nothing is changed."""
+    """List a job's checkpoints, or verify, compare or export them. Changes nothing."""
     if (export is None) != (to is None):
-        raise JobError("--export STEP and --to FILE belong together: write both")
+        raise JobError("--export STEP and --to FILE belong together: set both")
     place, storage = _find(job)
     try:
         if export is not None and to is not None:
@@ -63,12 +66,12 @@ def checkpoints(
 
 
 def _find(job: str) -> tuple[str, Storage]:
-    """Where a job's checkpoints lie: as its spec says, in its folder, or just here."""
+    """Where a job's checkpoints are stored: as in its spec, in its folder, or at this path itself."""
     place: str | Path = job
     folder = Path(job)
     if "://" not in job:
         if not folder.is_dir():
-            raise JobError(f"there is no folder {job}: name a job's folder, as in runs/NAME, or a URL")
+            raise JobError(f"there is no folder {job}: give a job's folder, such as runs/NAME, or a URL")
         if (folder / CHECKPOINTS).is_dir():
             place = folder / CHECKPOINTS
         if (folder / SPEC).exists():
@@ -96,9 +99,9 @@ def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:
 
 
 def _row(manifest: Manifest) -> dict[str, Any]:
-    told = json.loads(manifest.render())  # what is not finite is text there
+    row = json.loads(manifest.render())  # numbers that are not finite are text there
     fields = ("step", "attempt", "health", "created", "world_size", "metrics", "versions")
-    return {**{field: told[field] for field in fields}, "bytes": manifest.size}
+    return {**{field: row[field] for field in fields}, "bytes": manifest.size}
 
 
 def _names(readable: list[Manifest]) -> set[str]:
@@ -106,7 +109,7 @@ def _names(readable: list[Manifest]) -> set[str]:
 
 
 def _verify(storage: Storage, readable: list[Manifest]) -> dict[str, str]:
-    from jobs.checkpoints.load import verify  # imports torch, as the three below do
+    from jobs.checkpoints.load import verify  # imports torch, as those below do
 
     problems = {}
     for name in sorted(_names(readable)):

@@ -1,4 +1,4 @@
-"""Commands that do something with jobs: submit, stop, resume, clone, delete, and read the log."""
+"""Commands that act on jobs: submit, stop, resume, clone, delete, logs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 EnvOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--env", metavar="NAME[=VALUE]", help="A variable of the job; without a value, that of this shell."
+        "--env",
+        metavar="NAME[=VALUE]",
+        help="Environment variable of the job; without VALUE, the value in this shell.",
     ),
 ]
 
 
 def add_job_commands(app: typer.Typer) -> None:
-    """Puts the commands on the app."""
+    """Registers the commands."""
     for command in (submit, stop, resume, clone, delete, logs):
         app.command()(command)
 
@@ -36,22 +38,24 @@ def submit(
     overrides: SetOption = None,
     address: AddressOption = None,
     working_dir: Annotated[
-        Path | None, typer.Option(help="Folder to ship with the job, for a workload of your own.")
+        Path | None, typer.Option(help="Folder to ship with the job, for your own workload.")
     ] = None,
-    priority: Annotated[int, typer.Option(help="The higher, the sooner, where jobs wait.")] = 0,
+    priority: Annotated[int, typer.Option(help="Waiting jobs with a higher priority start first.")] = 0,
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="How often it is started again after its driver died.")
+        int | None, typer.Option(min=0, help="Restarts allowed after its driver or Ray's head died.")
     ] = None,
     env: EnvOption = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the log until the job has ended.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand a job in; prints its id."""
-    order = JobSpec.load(spec, overrides or [])
+    """Submit a job; print its id."""
+    job_spec = JobSpec.load(spec, overrides or [])
     variables = _variables(env or [])
-    logging.disable(logging.INFO)  # of how Ray packs the code: the id alone is to be seen
+    logging.disable(logging.INFO)  # Ray reports how it packs the code; the output is the id alone
     job = client_at(address).submit(
-        order, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
+        job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
     )
     _print(job, job.id, as_json=as_json)
     if wait:
@@ -68,12 +72,14 @@ def stop(job_id: str, address: AddressOption = None, as_json: JsonOption = False
 def resume(
     job_id: str,
     address: AddressOption = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the log until the job has ended.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue an ended job from its last good checkpoint."""
     job = client_at(address).resume(job_id)
-    _print(job, f"{job.id} goes on", as_json=as_json)
+    _print(job, f"{job.id} continues", as_json=as_json)
     if wait:
         _follow(job)
 
@@ -82,10 +88,10 @@ def clone(
     job_id: str,
     changes: SetOption = None,
     address: AddressOption = None,
-    priority: Annotated[int | None, typer.Option(help="Default: that of the job.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Default: the priority of the job.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand in a job like another one, with changes; prints its id."""
+    """Submit a copy of a job, with changes; print its id."""
     job = client_at(address).clone(job_id, changes or [], priority=priority)
     _print(job, job.id, as_json=as_json)
 
@@ -93,22 +99,24 @@ def clone(
 def delete(
     job_id: str,
     address: AddressOption = None,
-    files: Annotated[bool, typer.Option("--files", help="Its folder too, checkpoints and all.")] = False,
+    files: Annotated[
+        bool, typer.Option("--files", help="Delete its folder too, checkpoints included.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget an ended job."""
+    """Delete an ended job from the list."""
     client_at(address).delete(job_id, files=files)
-    typer.echo(json.dumps({"id": job_id, "deleted": True}) if as_json else f"{job_id} is forgotten")
+    typer.echo(json.dumps({"id": job_id, "deleted": True}) if as_json else f"{job_id} is deleted")
 
 
 def logs(
     job_id: str,
     address: AddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    offset: Annotated[int, typer.Option(min=0, help="Begin after so many bytes.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
+    offset: Annotated[int, typer.Option(min=0, help="Skip this many bytes.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a job has printed; as JSON, one line for each piece of it."""
+    """Print the output of a job; with --json, one line for each piece."""
     for piece in client_at(address).logs(job_id, follow=follow, offset=offset):
         typer.echo(json.dumps({"text": piece}) if as_json else piece, nl=as_json)
 
@@ -121,12 +129,12 @@ def client_at(address: str | None) -> JobClient:
 
 
 def _variables(pairs: list[str]) -> dict[str, str]:
-    """A value on a command line can be seen by others: without one it is taken from the environment."""
+    """Other users can see a command line: a variable without a value takes that of the environment."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals and name not in os.environ:
-            raise JobError(f"--env {name}: is not set in this shell; set it, or write {name}=VALUE")
+            raise JobError(f"--env {name}: not set in this shell; set it, or write {name}=VALUE")
         found[name] = value if equals else os.environ[name]
     return found
 

@@ -17,7 +17,7 @@ AddressOption = Annotated[
     typer.Option(
         "--address",
         envvar=["GRADGUARD_ADDRESS", "RAY_API_SERVER_ADDRESS"],
-        help="URL of a service or of Ray's dashboard, or a folder of jobs (only read). "
+        help="URL of a service or of Ray's dashboard, or a folder of jobs (read-only). "
         "Default: a service, else Ray, on this machine.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""``gradguard replay``: what would the detector have done on this log?"""
+"""``gradguard replay``: runs the detector on a training log."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from guard.decide.replay import ReplayResult, read_trace
 from guard.decide.replay import replay as replay_trace
 from jobs.errors import JobError
 from jobs.spec.job_spec import JobSpec
+from service.cli.options import JsonOption
+from service.cli.plots import save_figure
 
-ACTIONS = {"spike": "rewind", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
+ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 SHOWN = 50
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="A log: CSV with a header or JSON lines, gzip or not.")],
-    step: Annotated[str, typer.Option(help="Name of the column with the step.")] = "step",
-    loss: Annotated[str, typer.Option(help="Name of the column with the loss.")] = "loss",
-    grad_norm: Annotated[str, typer.Option(help="Name of the column with the gradient norm.")] = "grad_norm",
+    trace: Annotated[
+        Path, typer.Argument(help="A training log: CSV with a header, or JSON lines; may be gzipped.")
+    ],
+    step: Annotated[str, typer.Option(help="Column of the step.")] = "step",
+    loss: Annotated[str, typer.Option(help="Column of the loss.")] = "loss",
+    grad_norm: Annotated[str, typer.Option(help="Column of the gradient norm.")] = "grad_norm",
     spec: Annotated[
-        Path | None, typer.Option(help="A job's spec, for the detector's settings in guard.detect.")
+        Path | None, typer.Option(help="Use the detector settings of this job's spec (guard.detect).")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the log and its alarms: .svg, .png, .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot the log and its alarms to this file: .svg, .png, .pdf.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Replay a training log through the detector: every alarm, and what the guard would have done."""
+    """Run the detector on a training log: list every alarm and what the guard would have done."""
     config = JobSpec.load(spec).guard.detect if spec else DetectConfig()
     columns = {"step": step, "loss": loss, "grad_norm": grad_norm}
     try:
@@ -51,10 +57,10 @@ def _show(result: ReplayResult) -> None:
     console = Console(highlight=False)
     entries = sorted([*result.alarms, *result.trends], key=lambda entry: entry["step"])
     if entries:
-        table = Table("step", "verdict", "signal", "score", "usual", "the guard would", box=None)
+        table = Table("step", "verdict", "signal", "score", "baseline", "the guard would", box=None)
         for entry in entries[:SHOWN]:
-            usual = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
-            cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", usual)
+            baseline = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
+            cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", baseline)
             table.add_row(*cells, ACTIONS[entry["verdict"]])
         console.print(table)
     if len(entries) > SHOWN:
@@ -80,10 +86,7 @@ def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path
             axes.plot([], [], color=color, label=f"{kind} ({len(steps)})")
     axes.set(xlabel=columns["step"], ylabel=columns["loss"], title=trace.name)
     axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise JobError(f"{path}: {error}") from None
+    save_figure(figure, path)
 
 
 def _shown(value: Any) -> float:

@@ -1,4 +1,4 @@
-"""``gradguard serve``: the service."""
+"""``gradguard serve``: runs the service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.errors import JobError
-from service.reconcile.embedded_ray import ask_for_token, embedded_ray
+from service.reconcile.embedded_ray import embedded_ray, require_token
 from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, default_storage, is_loopback
 
 if TYPE_CHECKING:
@@ -24,52 +24,54 @@ logger = logging.getLogger("service")
 def serve(
     address: Annotated[
         str | None,
-        typer.Option(help="URL of a Ray cluster's dashboard; default: an embedded cluster on loopback."),
+        typer.Option(help="URL of a Ray cluster's dashboard. Default: an embedded cluster on loopback."),
     ] = None,
     host: Annotated[str, typer.Option(help="Interface to listen on.")] = HOST,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = PORT,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = PORT,
     database: Annotated[
         str | None,
         typer.Option(envvar=DATABASE_VARIABLE, help="sqlite:///FILE or postgresql://HOST/NAME."),
     ] = None,
     storage: Annotated[
-        Path | None, typer.Option(help="Folder of the jobs' files; default: ~/gradguard.")
+        Path | None, typer.Option(help="Folder of the jobs' files. Default: ~/gradguard.")
     ] = None,
     auth: Annotated[
-        bool | None, typer.Option("--auth/--no-auth", help="Ask for tokens; default: yes, off loopback.")
+        bool | None,
+        typer.Option("--auth/--no-auth", help="Require tokens. Default: yes, except on loopback."),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM; with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     checkpoint_url: Annotated[
         list[str] | None,
-        typer.Option(help="Checkpoints below this URL are listed too, with the service's own credentials."),
+        typer.Option(help="List checkpoints below this URL too, with the service's own credentials."),
     ] = None,
-    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest working directory, packed.")] = 50,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second for each caller.")] = 50.0,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest packed working directory, in MB.")] = 50,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests per second of each caller.")] = 50.0,
     lease_s: Annotated[
-        float, typer.Option(min=1.0, help="After so long another service on this database takes over.")
+        float,
+        typer.Option(
+            min=1.0, help="Seconds without a sign of life until another service on this database takes over."
+        ),
     ] = 10.0,
     num_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
-    """Serve jobs to a team: hand in, follow, stop, resume, by HTTP, Python and this command."""
+    """Run the service: accept jobs over HTTP, queue them, follow them, restart them."""
     if address is None:
-        ask_for_token()
+        require_token()
     try:
         from service.api import Limits
         from service.api.http_protocol import check_tls
     except ModuleNotFoundError as error:
-        raise JobError(
-            f"gradguard serve needs {error.name}: install it with pip install 'gradguard[service]'"
-        ) from None
+        raise JobError(f"gradguard serve needs {error.name}: run pip install 'gradguard[service]'") from None
     _configure_logging()
     check_tls(tls_cert, tls_key)
-    asks = _asks_for_tokens(host, auth)
+    auth = _requires_tokens(host, auth)
     _warn(host, database, secure=tls_cert is not None)
     folder = (storage or default_storage()).expanduser().absolute()
     url = database or default_database(folder)
     limits = Limits(requests_per_s=rate, burst=max(1, round(4 * rate)), upload_bytes=max_upload_mb << 20)
     with ExitStack() as stack:
-        context = _context(folder, url, asks, limits)
+        context = _context(folder, url, auth, limits)
         context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
@@ -88,7 +90,7 @@ def _context(folder: Path, url: str, auth: bool, limits: object) -> Context:
     engine = open_database(url)
     tokens = Tokens(engine)
     if auth and not any(row.revoked is None for row in tokens.all()):
-        logger.warning("nobody has a token yet: `gradguard tokens create NAME --scope admin` makes one")
+        logger.warning("there is no token yet: `gradguard tokens create NAME --scope admin` makes one")
     return Context(JobStore(engine), Packages(engine), tokens, folder, auth, limits)
 
 
@@ -106,7 +108,7 @@ def _run(
     from service.app import LOOPBACK, make_app
     from service.reconcile import RayApi, Supervisor
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
     context.ray = RayApi(address)
     context.supervisor = Supervisor(
         context.store, context.packages, context.ray, context.root, lease_s=lease_s
@@ -129,26 +131,26 @@ def _run(
 
 
 def _announce(context: Context, address: str, place: tuple[str, int], *, secure: bool) -> None:
-    """On standard output, at once: a program may wait for it."""
+    """On standard output, flushed: a program may wait for it."""
     url = f"{'https' if secure else 'http'}://{place[0]}:{place[1]}"
     tokens = "with tokens" if context.auth else "without tokens"
     typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
     sys.stdout.flush()
 
 
-def _asks_for_tokens(host: str, auth: bool | None) -> bool:
+def _requires_tokens(host: str, auth: bool | None) -> bool:
     if auth is False and not is_loopback(host):
         raise JobError(
-            f"--no-auth is for loopback only: whoever reaches {host} could run any code; leave it out"
+            f"--no-auth is for loopback only: anyone who reaches {host} could run any code; remove it"
         )
     return not is_loopback(host) if auth is None else auth
 
 
 def _warn(host: str, database: str | None, *, secure: bool) -> None:
     if not is_loopback(host) and not secure:
-        logger.warning("without --tls-cert tokens travel unencrypted: put a proxy that does TLS before it")
+        logger.warning("without --tls-cert tokens travel unencrypted: put a TLS proxy in front")
     if database and "@" in database and any(database in argument for argument in sys.argv):
-        logger.warning("whoever lists processes reads --database: set %s instead", DATABASE_VARIABLE)
+        logger.warning("anyone who lists processes can read --database: set %s instead", DATABASE_VARIABLE)
 
 
 def _configure_logging() -> None:

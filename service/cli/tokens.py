@@ -1,4 +1,4 @@
-"""``gradguard tokens``: who may use the service. Works on the service's database."""
+"""``gradguard tokens``: manages access to the service, in its database."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 Database = Annotated[
     str | None,
-    typer.Option("--database", envvar=DATABASE_VARIABLE, help="That of the service."),
+    typer.Option("--database", envvar=DATABASE_VARIABLE, help="Database URL of the service."),
 ]
-Storage = Annotated[Path | None, typer.Option("--storage", help="That of the service.")]
-tokens_app = typer.Typer(help="Make, list and revoke the tokens of the service.", no_args_is_help=True)
+Storage = Annotated[Path | None, typer.Option("--storage", help="Storage folder of the service.")]
+tokens_app = typer.Typer(help="Create, list and revoke access tokens of the service.", no_args_is_help=True)
 
 
 @tokens_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    name: Annotated[str, typer.Argument(help="Name of its owner.")],
     scope: Annotated[
-        str, typer.Option(help="read, submit or admin; each includes those before it.")
+        str, typer.Option(help="read, submit or admin; each includes the ones before it.")
     ] = "submit",
     days: Annotated[
-        float | None, typer.Option(min=0.0, help="How long it is good; default: for ever.")
+        float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")
     ] = None,
     database: Database = None,
     storage: Storage = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a token and print it: it is shown this once."""
+    """Create a token and print it. It is shown only once."""
     from jobs.errors import JobError
     from service.store import SCOPES
 
     known = {str(one): one for one in SCOPES}
     if scope not in known:
-        raise JobError(f"--scope {scope} is none: write one of {', '.join(known)}")
+        raise JobError(f"--scope {scope} is unknown: write one of {', '.join(known)}")
     token = _tokens(database, storage).create(name, known[scope], days=days)
     typer.echo(json.dumps({"name": name, "scope": scope, "token": token}) if as_json else token)
 
 
 @tokens_app.command(name="list")
 def list_tokens(database: Database = None, storage: Storage = None, as_json: JsonOption = False) -> None:
-    """List all tokens; the tokens themselves are not kept."""
+    """List all tokens, without their secrets, which are not stored."""
     rows: list[dict[str, Any]] = [
         {
             "name": row.name,
@@ -75,9 +75,12 @@ def list_tokens(database: Database = None, storage: Storage = None, as_json: Jso
 
 @tokens_app.command()
 def revoke(
-    name: str, database: Database = None, storage: Storage = None, as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="Name of its owner.")],
+    database: Database = None,
+    storage: Storage = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make a token useless at once."""
+    """Invalidate a token at once."""
     _tokens(database, storage).revoke(name)
     typer.echo(json.dumps({"name": name, "state": "revoked"}) if as_json else f"{name} is revoked")
 
@@ -92,7 +95,7 @@ def _tokens(database: str | None, storage: Path | None) -> Tokens:
 def _state(revoked: float | None, expires: float | None) -> str:
     if revoked is not None:
         return "revoked"
-    return "expired" if expires is not None and expires < time.time() else "good"
+    return "expired" if expires is not None and expires < time.time() else "valid"
 
 
 def _day(when: float | None) -> str:

@@ -23,7 +23,7 @@ from service.api.admission import LARGEST_SPEC, row_of
 from service.api.auth import Reader, Submitter
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
-from service.api.problems import Problem, documented, printable
+from service.api.problems import Problem, documented, encodable
 from service.masking import MASKED, is_secret, masked
 from service.store import JobRow, WrongState
 
@@ -91,7 +91,7 @@ def check(asked: SpecText, service: Service, caller: Submitter) -> SpecCheck:
     except SpecError as error:
         return SpecCheck(faults=[_fault(problem, document) for problem in error.problems])
     except Problem as problem:
-        return SpecCheck(faults=[Fault(path="", line=None, message=printable(problem.detail))])
+        return SpecCheck(faults=[Fault(path="", line=None, message=encodable(problem.detail))])
     return SpecCheck(faults=[], spec=json.loads(json.dumps(document.data)), wants=_wants(row))
 
 
@@ -123,7 +123,7 @@ def _fault(problem: SpecProblem, document: Document) -> Fault:
     line, column = _place(problem, document.where)
     said = str(SpecProblem(problem.path, problem.value, problem.message, problem.suggestion))
     message = said.removeprefix(problem.path).lstrip(": ")
-    return Fault(path=printable(problem.path), line=line, column=column, message=printable(message))
+    return Fault(path=encodable(problem.path), line=line, column=column, message=encodable(message))
 
 
 def _place(problem: SpecProblem, where: Mapping[str, str]) -> tuple[int | None, int | None]:

@@ -14,11 +14,8 @@ from jobs.client.job_files import RunReader
 from jobs.report import words
 from jobs.report.incidents import join_outcomes
 from jobs.run_dir.jsonl import iter_jsonl, parse_row
-from service.api.auth import ANYBODY
 from service.api.context import Context
-from service.api.file_routes import checkpoints
-from service.api.problems import Problem
-from service.api.view import details, files_of, summary
+from service.api.view import details, files_of, readable_checkpoints, summary
 from service.reconcile.log_spool import log_path, log_size
 from service.store import JobRow
 
@@ -98,7 +95,7 @@ class JobLive:
         files = files_of(self._service, job)
         told = [*self._job(job), *self._log()]
         if files is not None:
-            told += [*self._rows(files), *self._incidents(files), *self._kept()]
+            told += [*self._rows(files), *self._incidents(files), *self._kept(job)]
         self._looks += 1
         return told
 
@@ -130,16 +127,11 @@ class JobLive:
             self._journal = (found.st_mtime_ns, found.st_size)
             yield "incidents", incidents(files)
 
-    def _kept(self) -> Iterator[Told]:
-        """As the API tells of them, which knows what storage may be asked."""
+    def _kept(self, job: JobRow) -> Iterator[Told]:
         if self._looks % CHECKPOINT_LOOKS:
             return
-        found: dict[str, Any] = {"shown": [], "problem": ""}
-        try:
-            kept = checkpoints(self._job_id, self._service, ANYBODY)
-            found["shown"] = [checkpoint.model_dump() for checkpoint in kept]
-        except Problem as problem:
-            found["problem"] = problem.detail
+        kept, problem = readable_checkpoints(self._service, job)
+        found = {"shown": [checkpoint.model_dump() for checkpoint in kept], "problem": problem}
         if found != self._checkpoints:
             self._checkpoints = found
             yield "checkpoints", found

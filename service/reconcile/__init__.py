@@ -1,4 +1,4 @@
-"""Keeps the jobs of the store and those at Ray the same: starts, watches, restarts, adopts."""
+"""Reconciles the jobs of the store with those at Ray: starts, follows, restarts and adopts them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from guard.lazy import lazy
 
 if TYPE_CHECKING:
-    from service.reconcile.ray_api import RayApi, RayGone
+    from service.reconcile.ray_api import RayApi, RayUnavailable
     from service.reconcile.supervisor import Supervisor
 
-__all__ = ["RayApi", "RayGone", "Supervisor"]
+__all__ = ["RayApi", "RayUnavailable", "Supervisor"]
 
-__getattr__ = lazy(__name__, {"RayApi": "ray_api", "RayGone": "ray_api", "Supervisor": "supervisor"})
+__getattr__ = lazy(__name__, {"RayApi": "ray_api", "RayUnavailable": "ray_api", "Supervisor": "supervisor"})

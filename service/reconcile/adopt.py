@@ -1,4 +1,4 @@
-"""Jobs that were handed to Ray without the service: recognized, and from then on followed like the others."""
+"""Adopts jobs that were submitted to Ray without the service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from ray.job_submission import JobDetails, JobStatus
 from sqlalchemy.exc import IntegrityError
 
@@ -15,38 +14,38 @@ from jobs.client.ray_backend import folder_of, spec_of, status_of
 from jobs.client.submission import MARK, RESERVED, SUPERVISED, noted, noted_folder, noted_package
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
-from service.reconcile.capacity import needs
+from service.reconcile.capacity import resources_of
 from service.store import JobRow, JobStore, Packages
 
-BY = "ray job submit"
-_FITS = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")
-_OURS = re.compile(r"\bjobs\.train\b|\bgradguard train\b")
+SUBMITTED_BY = "ray job submit"
+_VALID_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")
+_OUR_ENTRYPOINT = re.compile(r"\bjobs\.train\b|\bgradguard train\b")
 
 
 def adopt(store: JobStore, listing: Mapping[str, JobDetails], root: Path) -> list[str]:
-    """Takes in every job of ours that the store does not know; returns their ids."""
-    strangers = {i: d for i, d in listing.items() if _FITS.match(i) and _is_ours(d)}
-    known = store.known_submissions(list(strangers)) if strangers else set()
-    return [i for i, details in strangers.items() if i not in known and _add(store, i, details, root)]
+    """Adds every GradGuard job that the store does not know; returns their ids."""
+    ours = {i: d for i, d in listing.items() if _VALID_ID.match(i) and _is_ours(d)}
+    known = store.known_submissions(list(ours)) if ours else set()
+    return [i for i, details in ours.items() if i not in known and _add(store, i, details, root)]
 
 
-def learn(store: JobStore, packages: Packages, job: JobRow, root: Path) -> bool:
-    """What an adopted job says of itself once it runs: its spec, its folder and its working directory, which
-    it takes to start it again. False while it has not said it."""
+def complete_adopted(store: JobStore, packages: Packages, job: JobRow, root: Path) -> bool:
+    """Adds the spec, folder and working directory that an adopted job noted when it started to run, without
+    which it cannot be started again. False while it has noted nothing."""
     note = noted(job.submission_id or "", root)
     spec = _valid(note.get("spec"))
     if spec is None:
         return False
     package = noted_package(note, root)
-    required, digest = needs(spec), None if package is None else packages.add(package)
+    required, digest = resources_of(spec), None if package is None else packages.add(package)
 
     def edit(row: JobRow) -> str | None:
         if row.spec is not None and row.working_dir == digest:
             return None
-        row.spec, row.folder, row.working_dir = _plain(spec), str(note["folder"]), digest
+        row.spec, row.folder, row.working_dir = spec.model_dump(mode="json"), str(note["folder"]), digest
         row.cpus, row.gpus, row.workers = required["CPU"], required["GPU"], spec.scale.workers
         row.max_restarts = 0 if "not_kept" in note else spec.scale.max_failures
-        return f"its spec is known now: {note.get('not_kept') or 'it is started again if its driver dies'}"
+        return f"its spec is known now: {note.get('not_kept') or 'it is restarted if its driver dies'}"
 
     store.change(job.id, edit, kind="note")
     return True
@@ -60,29 +59,29 @@ def _valid(document: object) -> JobSpec | None:
 
 
 def folder_for(job: JobRow, root: Path) -> Path | None:
-    """Where the files of a job lie, as far as it has said so."""
+    """The folder of a job's files; None while it is unknown."""
     if job.folder:
         return Path(job.folder)
     return noted_folder(job.submission_id or job.id, root)
 
 
 def ended_at_ray(details: JobDetails) -> bool:
-    """What had ended before it was adopted is not started again: who knows how long ago that was."""
+    """A job that ended before it was adopted is not restarted: it may have ended long ago."""
     return details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 def _is_ours(details: JobDetails) -> bool:
-    """A job that some service supervises is not adopted: two would start it again."""
+    """A job of another service is not adopted: both would restart it."""
     metadata = details.metadata or {}
     if SUPERVISED in metadata:
         return False
-    return MARK in metadata or bool(_OURS.search(details.entrypoint or ""))
+    return MARK in metadata or bool(_OUR_ENTRYPOINT.search(details.entrypoint or ""))
 
 
 def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -> bool:
     spec, status = spec_of(details), status_of(details)
     folder = noted_folder(submission_id, root) or (folder_of(details) if spec else None)
-    required = needs(spec) if spec else {"CPU": 0.0, "GPU": 0.0}
+    required = resources_of(spec) if spec else {"CPU": 0.0, "GPU": 0.0}
     started = (details.start_time or time.time() * 1000) / 1000
     row = JobRow(
         id=submission_id,
@@ -91,7 +90,7 @@ def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -
         reason="adopted",
         created=started,
         started=started,
-        submitted_by=BY,
+        submitted_by=SUBMITTED_BY,
         adopted=True,
         attempt=1,
         submission_id=submission_id,
@@ -100,20 +99,15 @@ def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -
         workers=spec.scale.workers if spec else 1,
         cpus=required["CPU"],
         gpus=required["GPU"],
-        spec=None if spec is None else _plain(spec),
+        spec=None if spec is None else spec.model_dump(mode="json"),
         env=_env(details),
     )
     try:
         store.add(row)
-    except IntegrityError:  # another service was faster, or a job of the store has this id
+    except IntegrityError:  # another service was faster, or the id is taken
         return False
     store.begin_attempt(row)
     return True
-
-
-def _plain(spec: JobSpec) -> dict[str, object]:
-    found: dict[str, object] = yaml.safe_load(spec.to_yaml())
-    return found
 
 
 def _env(details: JobDetails) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which of the jobs that wait can start, and what the others wait for."""
+"""Which waiting jobs can start, and what the others wait for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from service.store import JobRow
 RESOURCES = ("GPU", "CPU")
 
 
-def needs(spec: JobSpec, capacity: Capacity | None = None) -> dict[str, float]:
-    """CPUs and GPUs of all workers; ``auto`` asks for GPUs where the cluster has enough of them."""
+def resources_of(spec: JobSpec, capacity: Capacity | None = None) -> dict[str, float]:
+    """CPUs and GPUs of all workers; device ``auto`` means GPUs where the cluster has enough of them."""
     scale = spec.scale
     enough = capacity is not None and capacity.total("GPU") >= scale.workers
     gpus = scale.workers if scale.device == "gpu" or (scale.device == "auto" and enough) else 0
@@ -21,8 +21,8 @@ def needs(spec: JobSpec, capacity: Capacity | None = None) -> dict[str, float]:
 
 
 def free(capacity: Capacity, active: Iterable[JobRow]) -> dict[str, float]:
-    """What is left for more jobs. A job that has just started does not hold its workers yet: what it will
-    take counts as taken."""
+    """CPUs and GPUs left for more jobs. A job that has just started does not hold its workers yet: what it
+    asked for counts as used."""
     jobs = list(active)
     promised = {"GPU": sum(job.gpus for job in jobs), "CPU": sum(job.cpus for job in jobs)}
     return {
@@ -32,7 +32,7 @@ def free(capacity: Capacity, active: Iterable[JobRow]) -> dict[str, float]:
 
 
 def waits_for(needed: dict[str, float], left: dict[str, float]) -> str | None:
-    """``waiting for 2 GPUs, 1 free``; None if all is there."""
+    """``waiting for 2 GPUs, 1 free``; None if everything is free."""
     for name in RESOURCES:
         if needed[name] > left[name] + 1e-9:
             plural = "" if needed[name] == 1 else "s"
@@ -41,5 +41,5 @@ def waits_for(needed: dict[str, float], left: dict[str, float]) -> str | None:
 
 
 def never_fits(needed: dict[str, float], workers: int, nodes: Sequence[dict[str, float]]) -> str | None:
-    """Why the cluster as it is cannot run this, and what to set instead."""
+    """Why the cluster in its present size can never run this, and what to set instead."""
     return shortage({name: amount for name, amount in needed.items() if amount}, workers, nodes)

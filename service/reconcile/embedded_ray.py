@@ -1,7 +1,7 @@
-"""A Ray head of the service's own, on loopback: kept alive, and gone when the service is.
+"""The service's own Ray head, on loopback: restarted when it dies, stopped with the service.
 
-``python -m service.reconcile.embedded_ray PORTS`` runs ``ray start`` and starts it again when it
-dies, until its standard input is closed: that happens however the service ends, so nothing is left behind.
+``python -m service.reconcile.embedded_ray PORTS`` runs ``ray start`` and restarts it when it dies, until its
+standard input is closed. That happens however the service ends, so no process is left behind.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ END_S = 20.0
 WORKER_PORTS = ("--min-worker-port=20002", "--max-worker-port=29999")
 
 
-def ask_for_token() -> None:
-    """A token in the environment of this process, and so of the head, never written to disk. Ray looks
-    at it when it is imported: it must not be yet."""
+def require_token() -> None:
+    """Sets a token in the environment of this process, and so of the head; it is never written to disk. Call
+    it before Ray is imported: Ray reads it then."""
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager
 def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
-    """A head for the length of the block; gives the URL of its dashboard, which stays over restarts.
+    """A head for the duration of the block; yields the URL of its dashboard, which survives restarts.
 
-    Every call to it needs the token that ``ask_for_token`` made.
+    Every call to it needs the token that ``require_token`` made.
     """
     ports = [str(port) for port in free_ports(4)]
     cpus = [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
@@ -61,7 +61,7 @@ def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
+    """Unused ports of the loopback interface."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
@@ -89,7 +89,7 @@ def _environment() -> Mapping[str, str]:
 def _command(ports: list[str], more: list[str], session: str) -> list[str]:
     ray = shutil.which("ray", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if ray is None:
-        raise JobError("there is no `ray` command: install ray[default], or give --address")
+        raise JobError("no `ray` command was found: install ray[default], or set --address")
     return [
         *(ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
         *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", *WORKER_PORTS),
@@ -103,7 +103,7 @@ def _command(ports: list[str], more: list[str], session: str) -> list[str]:
 
 
 def _keep(ports: list[str], more: list[str]) -> None:
-    """Starts the head again and again, until the service is gone."""
+    """Runs the head, and restarts it when it dies, until the service ends."""
     gone = threading.Event()
 
     def wait_for_end() -> None:
@@ -123,7 +123,7 @@ def _keep(ports: list[str], more: list[str]) -> None:
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
-    """The head and whatever it started."""
+    """Ends the head and all its child processes."""
     import psutil
 
     try:

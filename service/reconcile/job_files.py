@@ -1,4 +1,4 @@
-"""The files of a job, for a service that may read more than its jobs may."""
+"""Reads a job's files safely: the service may read more than its jobs may."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report"
 
 
 def files_below(folder: Path | None, root: Path) -> RunReader | None:
-    """The files in a folder, None if it is not below the root. A job can put links into its folder, and name
-    any folder as its own: nothing is followed out of the root."""
+    """The files in a folder; None if it is not below the root. A job can name any folder, and put links into
+    it: no link is followed out of the root."""
     if folder is None:
         return None
     top, real = os.path.realpath(root), os.path.realpath(folder)
@@ -20,7 +20,7 @@ def files_below(folder: Path | None, root: Path) -> RunReader | None:
         return None
     files = RunReader(folder)
     for name in READ:
-        path = os.path.join(real, getattr(files.folder, name).name)  # noqa: PTH118 - for each job of a list
+        path = os.path.join(real, getattr(files.folder, name).name)  # noqa: PTH118 - fast: for each job of a listing
         if os.path.islink(path) and not _inside(os.path.realpath(path), top):  # noqa: PTH114 - as above
             return None
     return files

@@ -1,4 +1,4 @@
-"""What becomes of one job that Ray has: the next state, given what Ray says and what lies in its folder."""
+"""Reconciles one job with Ray: its next state, from Ray's status and the files in its folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from ray.job_submission import JobDetails, JobStatus
 
 from jobs.client.job_files import RunReader
 from jobs.client.polling import incident_event
+from jobs.errors import ENDED
 from jobs.spec.job_spec import JobSpec
 from service.reconcile.adopt import folder_for
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import LogTails, log_path, log_size
-from service.reconcile.outcome import Outcome, outcome_of
+from service.reconcile.outcome import AttemptOutcome, outcome_of
 from service.reconcile.ray_api import RayApi, RayRefused, RaySubmission
-from service.store import ENDED, JobRow, JobStore
+from service.store import JobRow, JobStore
 
 BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0
-PATIENCE_S = 30.0
-"""How long a log may take to arrive after its job ended, and a folder to be seen after it began."""
+GRACE_S = 30.0
+"""How long a log may take to arrive after its job ended, and a folder to appear after it started."""
 
 LOG_END_BYTES = 4000
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -32,68 +33,68 @@ class JobReconciler:
     def __init__(self, store: JobStore, ray: RayApi, tails: LogTails, root: Path) -> None:
         self._store, self._ray, self._tails, self._root = store, ray, tails, root
         self._ended: dict[str, float] = {}
-        self._begun: dict[str, float] = {}
+        self._started: dict[str, float] = {}
         self._incidents: dict[str, tuple[float, int]] = {}
 
-    def watch(self, job: JobRow, details: JobDetails | None, package: bytes | None) -> None:
-        """One look at a job that is starting, running or stopping.
+    def reconcile(self, job: JobRow, details: JobDetails | None, package: bytes | None) -> None:
+        """One pass over a job that is starting, running or stopping.
 
         Args:
             job: as the store has it.
-            details: what Ray said of its submission in the last listing.
+            details: of its submission, from Ray's last listing.
             package: its working directory.
         """
         submission = job.submission_id or ""
         if details is None:
             details = self._ray.job(submission)  # the listing may be older than the job's row
         if details is None and job.state == "starting" and not (job.adopted and job.attempt == 1):
-            self.hand_over(job, package)
+            self._submit(job, package)
             return
         if details is not None:
             self._tails.follow(submission, job.id, job.log_start, self._store.get(job.id).env)
-        self._tell_incidents(job)
+        self._record_incidents(job)
         if details is None or details.status in _OVER:
             if details is None or self._log_is_complete(submission):
                 self._end(job, details)
             return
         if job.state == "stopping":
             self._ray.stop(submission)
-        elif job.state == "starting" and details.status == JobStatus.RUNNING and self._trains(job):
+        elif job.state == "starting" and details.status == JobStatus.RUNNING and self._is_training(job):
             self._set(job, "running", "")
 
-    def hand_over(self, job: JobRow, package: bytes | None) -> None:
-        """Gives an attempt to Ray that is on record already; twice is the same as once."""
+    def _submit(self, job: JobRow, package: bytes | None) -> None:
+        """Submits an attempt that the store has recorded; twice is the same as once."""
         whole = self._store.get(job.id)
         if whole.spec is None or whole.submission_id != job.submission_id or whole.state != "starting":
             return
         spec = spec_for(whole)
-        handover = RaySubmission(
+        submission = RaySubmission(
             job.id, job.submission_id or "", job.name, spec, whole.env, package, resume=whole.resume
         )
         try:
-            self._ray.submit(handover)
+            self._ray.submit(submission)
         except RayRefused as error:
-            self._finish(job, Outcome("failed", f"Ray refused it: {error}", None, None))
+            self._finish(job, AttemptOutcome("failed", f"Ray refused it: {error}", None, None))
 
-    def forget(self, job: JobRow) -> None:
-        """Drops what was kept in memory of an attempt."""
+    def _forget(self, job: JobRow) -> None:
+        """Frees what is kept in memory for an attempt."""
         self._tails.forget(job.submission_id or "")
         self._ended.pop(job.submission_id or "", None)
-        self._begun.pop(job.submission_id or "", None)
+        self._started.pop(job.submission_id or "", None)
 
-    def _trains(self, job: JobRow) -> bool:
+    def _is_training(self, job: JobRow) -> bool:
         """A job that Ray calls running may still wait for its workers: it trains once it records steps."""
         files, before = self._files(job), job.before or {}
         recorded = None if files is None else files.marks().get("metrics")
         if recorded is not None and recorded != before.get("metrics"):
             return True
-        since = self._begun.setdefault(job.submission_id or "", time.monotonic())
+        since = self._started.setdefault(job.submission_id or "", time.monotonic())
         seen = files is not None and files.folder.path.exists()
-        return not seen and time.monotonic() - since > PATIENCE_S
+        return not seen and time.monotonic() - since > GRACE_S
 
     def _log_is_complete(self, submission: str) -> bool:
         since = self._ended.setdefault(submission, time.monotonic())
-        return self._tails.done(submission) or time.monotonic() - since > PATIENCE_S
+        return self._tails.done(submission) or time.monotonic() - since > GRACE_S
 
     def _end(self, job: JobRow, details: JobDetails | None) -> None:
         outcome = outcome_of(
@@ -104,21 +105,21 @@ class JobReconciler:
             log_end=self._log_end(job.id),
         )
         if outcome.kind == "lost":
-            self._again_or_fail(job, outcome)
+            self._restart_or_fail(job, outcome)
         else:
             self._finish(job, outcome)
 
-    def _again_or_fail(self, job: JobRow, outcome: Outcome) -> None:
+    def _restart_or_fail(self, job: JobRow, outcome: AttemptOutcome) -> None:
         if self._store.get(job.id).spec is None:
-            advice = f"{outcome.reason}; its spec is not known here: hand it in again with --resume"
-            self._finish(job, Outcome("failed", advice, outcome.exit_code, outcome.result))
+            advice = f"{outcome.reason}; its spec is not known here: submit it again with --resume"
+            self._finish(job, AttemptOutcome("failed", advice, outcome.exit_code, outcome.result))
         elif job.restarts >= job.max_restarts:
-            spent = f"{outcome.reason}; it was started again {job.restarts} times, and may not be any more"
-            self._finish(job, Outcome("failed", spent, outcome.exit_code, outcome.result))
+            spent = f"{outcome.reason}; it was restarted {job.restarts} times, the most allowed"
+            self._finish(job, AttemptOutcome("failed", spent, outcome.exit_code, outcome.result))
         else:
-            self._again(job, outcome)
+            self._restart(job, outcome)
 
-    def _again(self, job: JobRow, outcome: Outcome) -> None:
+    def _restart(self, job: JobRow, outcome: AttemptOutcome) -> None:
         pause = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0**job.restarts)
 
         def edit(row: JobRow) -> str | None:
@@ -126,14 +127,14 @@ class JobReconciler:
                 return None
             row.state, row.restarts, row.resume = "queued", row.restarts + 1, True
             row.not_before = time.time() + pause
-            row.reason = f"{outcome.reason}: starting it again, {row.restarts} of {row.max_restarts}"
+            row.reason = f"{outcome.reason}: restart {row.restarts} of {row.max_restarts}"
             return f"queued: {row.reason}"
 
         self._store.end_attempt(job, "lost", outcome.reason)
         self._store.change(job.id, edit, level="warning")
-        self.forget(job)
+        self._forget(job)
 
-    def _finish(self, job: JobRow, outcome: Outcome) -> None:
+    def _finish(self, job: JobRow, outcome: AttemptOutcome) -> None:
         def edit(row: JobRow) -> str | None:
             if not _same(row, job):
                 return None
@@ -143,7 +144,7 @@ class JobReconciler:
 
         self._store.end_attempt(job, outcome.kind, outcome.reason)
         self._store.change(job.id, edit, level="error" if outcome.kind in ("failed", "halted") else "info")
-        self.forget(job)
+        self._forget(job)
 
     def _set(self, job: JobRow, state: str, reason: str) -> None:
         def edit(row: JobRow) -> str | None:
@@ -156,7 +157,7 @@ class JobReconciler:
 
         self._store.change(job.id, edit)
 
-    def _tell_incidents(self, job: JobRow) -> None:
+    def _record_incidents(self, job: JobRow) -> None:
         files = self._files(job)
         if files is None:
             return
@@ -164,14 +165,14 @@ class JobReconciler:
             written = files.folder.incidents.stat().st_mtime
         except OSError:
             return
-        last, told = self._incidents.get(job.id, (0.0, 0))
+        last, known = self._incidents.get(job.id, (0.0, 0))
         if written == last:
             return
         rows = files.incidents()
-        for row in rows[min(told, len(rows)) :] if len(rows) >= told else rows:
+        for row in rows[min(known, len(rows)) :] if len(rows) >= known else rows:
             event = incident_event(job.id, row)
             key = f"incident-{row.get('id')}-{row.get('time')}"
-            self._store.tell(job.id, "incident", event.level, event.text, _short(row), key=key)
+            self._store.add_event(job.id, "incident", event.level, event.text, _short(row), key=key)
         self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> RunReader | None:
@@ -186,19 +187,19 @@ class JobReconciler:
             return ""
 
 
-def pauses(job: JobRow, now: float) -> bool:
-    """Whether its next attempt is not due yet; due later than ever means a clock set back."""
+def in_backoff(job: JobRow, now: float) -> bool:
+    """Whether its next attempt is not due yet. A wait beyond any backoff means the clock was set back."""
     return 0 < job.not_before - now <= LONGEST_BACKOFF_S
 
 
 def spec_for(job: JobRow) -> JobSpec:
-    """The job's spec, under the job's own name; one that was adopted has its name already."""
+    """The job's spec, named by its id; an adopted job keeps its own name."""
     spec = job.spec or {}
     return JobSpec.from_dict(spec if job.adopted else {**spec, "name": job.id})
 
 
 def _same(row: JobRow, seen: JobRow) -> bool:
-    """Whether a job is still in the attempt that was looked at."""
+    """Whether a job is still in the attempt that was examined."""
     return row.state not in ENDED and row.attempt == seen.attempt and row.submission_id == seen.submission_id
 
 

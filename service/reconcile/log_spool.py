@@ -1,4 +1,4 @@
-"""The logs of the jobs on the service's own disk, so that many can follow one and all outlive Ray's head."""
+"""Copies the jobs' logs to the service's disk: many clients can follow one, and they outlive Ray's head."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 LARGEST_LOG = 1 << 30
 RETRY_S = 1.0
-CUT = b"\n[the log is cut off here: it is larger than the service keeps]\n"
+CUT = b"\n[the log is cut off here: it exceeds the service's limit]\n"
 
 
 def log_path(root: Path, job_id: str) -> Path:
-    """Where the log of a job lies, over all its attempts."""
+    """The log file of a job, over all its attempts."""
     return root / ".service" / "logs" / f"{job_id}.log"
 
 
 def log_size(root: Path, job_id: str) -> int:
-    """Bytes of it that are there now."""
+    """Its present size in bytes."""
     try:
         return log_path(root, job_id).stat().st_size
     except OSError:
@@ -33,16 +33,16 @@ def log_size(root: Path, job_id: str) -> int:
 
 
 class LogSpool:
-    """Writes what Ray tells of one attempt, each byte at its place: to write it twice changes nothing."""
+    """Writes the log of one attempt, each byte at its offset: writing it twice changes nothing."""
 
     def __init__(self, path: Path, start: int, mask: Mask, *, largest: int = LARGEST_LOG) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         self._start, self._mask, self._largest = start, mask, largest
-        self.rewind()
+        self.restart()
 
-    def rewind(self) -> None:
-        """The same log comes again from its beginning."""
+    def restart(self) -> None:
+        """The same log follows again from its start."""
         self._position, self._tail = self._start, b""
 
     def write(self, text: str) -> bool:
@@ -56,11 +56,10 @@ class LogSpool:
         _write_at(self._file, masked, place)
         self._position = place + len(masked)
         keep = self._mask.longest - 1
-        self._tail = masked[-keep:] if keep > 0 else b""  # what may be the beginning of a secret
+        self._tail = masked[-keep:] if keep > 0 else b""  # may be the start of a secret
         return True
 
     def close(self) -> None:
-        """No more comes."""
         os.close(self._file)
 
 
@@ -75,20 +74,20 @@ class LogTails:
         self._thread.start()
 
     def follow(self, submission_id: str, job_id: str, start: int, env: Mapping[str, str]) -> None:
-        """Begins to follow an attempt, unless it is followed already."""
+        """Starts to follow an attempt, unless it is followed already."""
         self._run(self._begin, submission_id, job_id, start, Mask(env))
 
     def done(self, submission_id: str) -> bool:
-        """Whether all that this attempt will ever print is on the disk, or it is not followed."""
+        """Whether the whole log of an attempt is on disk, or it is not followed."""
         task = self._tasks.get(submission_id)
         return task is None or task.done()
 
     def forget(self, submission_id: str) -> None:
-        """Stops to follow an attempt."""
+        """Stops following an attempt."""
         self._run(self._cancel, submission_id)
 
     def close(self) -> None:
-        """Stops to follow all."""
+        """Stops following all attempts."""
         with suppress(TimeoutError):
             asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(5.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -128,7 +127,7 @@ class LogTails:
         try:
             while not await self._copied(submission_id, spool):
                 await asyncio.sleep(RETRY_S)
-                spool.rewind()
+                spool.restart()
         finally:
             spool.close()
 
@@ -137,7 +136,7 @@ class LogTails:
             async for piece in self._tail(submission_id):
                 if not spool.write(piece):
                     return True
-        except Exception as error:  # noqa: BLE001 - whatever it is, the log is asked for again
+        except Exception as error:  # noqa: BLE001 - the log is requested again
             logger.debug("the log of %s broke off: %s", submission_id, error)
             return False
         return True

@@ -1,4 +1,4 @@
-"""How an attempt ended, from what Ray says and from what the job left in its folder."""
+"""How an attempt ended: from Ray's status, the driver's exit code and the job's result.json."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Any, Literal
 from ray.job_submission import JobDetails, JobStatus
 
 from jobs.client.job_files import RunReader
-from jobs.errors import BAD_INPUT, EXIT_CODES
+from jobs.errors import BAD_INPUT, BUSY, EXIT_CODES
+from jobs.run_dir.result import CAUSES, Cause
 
 Kind = Literal["succeeded", "failed", "halted", "stopped", "lost"]
-KILLED = frozenset({-9, -15, 137, 143})
-"""Exit codes of a driver that somebody or something else ended."""
+FailureCause = Cause | Literal["bad_spec", "elsewhere", "driver_lost"]
+"""Those of result.json, and those that leave none: the driver refused the spec (exit code 2), another process
+trains the job (exit code 4), the driver or its node died."""
 
-_NOT_THE_JOB = (
-    "the training controller died",
-    "the head of the Ray cluster at",
-    "Ray's gcs_server",
-    "Ray's raylet",
-)
-_BUSY = "is being trained by another process now"
+RESTARTED: frozenset[FailureCause] = frozenset({"cluster", "elsewhere", "driver_lost"})
+"""The job itself did nothing wrong: it is started again."""
+
+KILLED = frozenset({-9, -15, 137, 143})
+"""Exit codes of a driver that was ended from outside."""
+
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """``lost`` is no end: the job did nothing wrong and can go on elsewhere."""
+class AttemptOutcome:
+    """``lost`` is no end of the job: it continues in another attempt."""
 
     kind: Kind
     reason: str
@@ -41,52 +43,61 @@ def outcome_of(
     before: Mapping[str, str] | None,
     stopping: bool,
     log_end: str,
-) -> Outcome:
-    """What became of an attempt.
+) -> AttemptOutcome:
+    """How an attempt ended.
 
     Args:
-        details: what Ray says; None if it knows nothing of it any more.
+        details: Ray's record of the submission; None if Ray has none.
         files: those of the job, if they can be read here.
-        before: ``files.marks()`` when the attempt began: a result that was there is that of an earlier one.
-        stopping: whether somebody asked it to stop.
-        log_end: the last lines of what it printed.
+        before: ``files.marks()`` when the attempt started: an unchanged result is that of an earlier attempt.
+        stopping: whether somebody asked the job to stop.
+        log_end: the last lines that it printed, for the reason only.
     """
     result = fresh_result(files, before)
     code = None if details is None else details.driver_exit_code
-    said = str((result or {}).get("error") or "")
+    error = str((result or {}).get("error") or "")
     status = (result or {}).get("status")
     if status in ("succeeded", "halted") and (details is None or code in (None, 0, EXIT_CODES[status])):
-        return Outcome(status, said, EXIT_CODES[status], result)
+        return AttemptOutcome(status, error, EXIT_CODES[status], result)
     if details is not None and details.status == JobStatus.SUCCEEDED:
-        return Outcome("succeeded", "", 0, result)
+        return AttemptOutcome("succeeded", "", 0, result)
     if stopping or (details is not None and details.status == JobStatus.STOPPED):
-        return Outcome("stopped", "was asked to stop", code, result)
+        return AttemptOutcome("stopped", "was asked to stop", code, result)
     if details is None:
-        return Outcome("lost", "Ray's head forgot it: it died or was started anew", None, result)
+        return AttemptOutcome("lost", "Ray's head died or was restarted and lost it", None, result)
     if code == EXIT_CODES["halted"]:
-        return Outcome("halted", said or "halted by the guard", code, result)
-    return _failed(details, code, said, log_end, result)
+        return AttemptOutcome("halted", error or "halted by the guard", code, result)
+    cause = cause_of(code, result)
+    if status == "stopped" and cause == "job":
+        return AttemptOutcome("stopped", error or "stopped", code, result)
+    kind: Kind = "lost" if cause in RESTARTED else "failed"
+    return AttemptOutcome(kind, _reason(details, cause, error, log_end), code, result)
 
 
-def _failed(
-    details: JobDetails, code: int | None, said: str, log_end: str, result: dict[str, Any] | None
-) -> Outcome:
-    last = log_end.strip().rpartition("\n")[2].strip()[:300]
+def cause_of(code: int | None, result: Mapping[str, Any] | None) -> FailureCause:
+    """Why an attempt failed. The exit code comes first: it is known even where the job wrote no result."""
     if code == BAD_INPUT:
-        kind: Kind = "lost" if _BUSY in log_end else "failed"
-        return Outcome(kind, last or "the spec cannot be run", code, result)
+        return "bad_spec"
+    if code == BUSY:
+        return "elsewhere"
     if code is None or code in KILLED:
-        why = "its driver was killed" if code else "its driver or the node that ran it died"
-        return Outcome("lost", why, code, result)
-    if any(text in said for text in _NOT_THE_JOB):
-        return Outcome("lost", said, code, result)
-    if (result or {}).get("status") == "stopped":
-        return Outcome("stopped", said or "stopped", code, result)
-    return Outcome("failed", said or last or (details.message or "").strip()[:300], code, result)
+        return "driver_lost"
+    cause = (result or {}).get("cause")  # the job may have written anything
+    return cause if cause in CAUSES else "job"
+
+
+def _reason(details: JobDetails, cause: FailureCause, error: str, log_end: str) -> str:
+    last_line = log_end.strip().rpartition("\n")[2].strip()[:_LONGEST_REASON]
+    if cause == "driver_lost":
+        killed = details.driver_exit_code is not None
+        return "its driver was killed" if killed else "its driver or the node that ran it died"
+    if cause in ("bad_spec", "elsewhere"):
+        return last_line or ("the spec cannot be run" if cause == "bad_spec" else "another process trains it")
+    return error or last_line or (details.message or "").strip()[:_LONGEST_REASON]
 
 
 def fresh_result(files: RunReader | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """result.json, if this attempt wrote it: a run removes that of the one before when it begins."""
+    """result.json, if this attempt wrote it: a run removes that of the one before when it starts."""
     if files is None:
         return None
     now = files.marks().get("result")

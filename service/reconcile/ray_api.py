@@ -1,4 +1,4 @@
-"""Ray, as the service sees it: the Jobs API and the free resources, each call with an end to its patience."""
+"""Ray, as the service uses it: the Jobs API and the free resources, each call with a timeout."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from jobs.client.submission import MARK, SUPERVISED, entrypoint, runtime_env
 from jobs.spec.job_spec import JobSpec
 
 TIMEOUT_S = (5.0, 60.0)
-_ASKS_FOR_TOKEN = "the Ray cluster at {} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+_REQUIRES_TOKEN = "the Ray cluster at {} requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
 _UNKNOWN = "does not exist"
 _DUPLICATE = "already exists"
 
 
-class RayGone(ConnectionError):
+class RayUnavailable(ConnectionError):
     """Ray does not answer."""
 
 
 class RayRefused(RuntimeError):
-    """Ray will never run this submission."""
+    """Ray refused this submission for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the nodes have, one entry a node, and how much of it is in use."""
+    """The resources of each node, and how much is in use in total."""
 
     nodes: list[dict[str, float]]
     used: dict[str, float]
 
     def total(self, resource: str) -> float:
-        """Over all nodes."""
+        """Of all nodes together."""
         return sum(node.get(resource, 0.0) for node in self.nodes)
 
 
 @dataclass(frozen=True, slots=True)
 class RaySubmission:
-    """One attempt at a job, as it goes to Ray."""
+    """One attempt of a job, as it is submitted to Ray."""
 
     job_id: str
     submission_id: str
@@ -54,7 +54,7 @@ class RaySubmission:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's own client waits for an answer for ever."""
+    """Ray's client with timeouts; the original waits forever."""
 
     def _do_request(self, method: str, endpoint: str, **request: Any) -> Any:
         return super()._do_request(method, endpoint, **{"timeout": TIMEOUT_S, **request})
@@ -69,7 +69,7 @@ class _Client(JobSubmissionClient):
 
 
 class RayApi:
-    """The cluster behind the URL of a dashboard, which may come and go."""
+    """The cluster behind the URL of a dashboard; it may be temporarily unavailable."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -81,31 +81,31 @@ class RayApi:
         return {d.submission_id: d for d in found if d.type == JobType.SUBMISSION and d.submission_id}
 
     def job(self, submission_id: str) -> JobDetails | None:
-        """One submission, None if Ray does not know it."""
+        """One submission; None if Ray does not know it."""
         try:
             found: JobDetails = self._call(lambda client: client.get_job_info(submission_id))
         except RuntimeError as error:
             if _UNKNOWN in str(error):
                 return None
-            raise RayGone(str(error)) from error
+            raise RayUnavailable(str(error)) from error
         return found
 
-    def submit(self, handover: RaySubmission) -> None:
-        """Hands a job over; the same id twice is the same job.
+    def submit(self, submission: RaySubmission) -> None:
+        """Submits a job; the same id twice is the same job.
 
         Raises:
-            RayRefused: Ray will not have it.
+            RayRefused: Ray will never run it.
         """
         try:
-            if handover.package is None:
-                self._submit(handover, None)
+            if submission.package is None:
+                self._submit(submission, None)
             else:
-                self._with_package(handover, handover.package)
+                self._with_package(submission, submission.package)
         except RuntimeError as error:
-            if _DUPLICATE in str(error) or self.job(handover.submission_id) is not None:
+            if _DUPLICATE in str(error) or self.job(submission.submission_id) is not None:
                 return
             if "No available agent" in str(error):
-                raise RayGone("the cluster has no node that runs jobs yet") from error
+                raise RayUnavailable("the cluster has no node that runs jobs yet") from error
             raise RayRefused(str(error).strip().rpartition("\n")[2][:300]) from error
 
     def stop(self, submission_id: str) -> None:
@@ -113,53 +113,53 @@ class RayApi:
         self._call(lambda client: client.stop_job(submission_id))
 
     def forget(self, submission_id: str) -> None:
-        """Makes Ray forget an ended job."""
+        """Deletes an ended job at Ray."""
         self._call(lambda client: client.delete_job(submission_id))
 
     def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """What a job prints, from its beginning to its end."""
+        """The output of a job, from its start to its end."""
         tail: AsyncIterator[str] = self._client().tail_job_logs(submission_id)
         return tail
 
     def capacity(self) -> Capacity:
-        """The resources of the nodes that are alive. What is in use is known some seconds late."""
+        """The resources of the nodes that are alive. Ray reports what is in use some seconds late."""
         listed = self._call(lambda client: client.ask("/api/v0/nodes?detail=1"))["result"]["result"]
         nodes = [dict(node["resources_total"]) for node in listed if node["state"] == "ALIVE"]
         status = self._call(lambda client: client.ask("/api/cluster_status")).get("clusterStatus") or {}
         usage = (status.get("loadMetricsReport") or {}).get("usage") or {}
         return Capacity(nodes, {name: float(used) for name, (used, _) in usage.items()})
 
-    def _submit(self, handover: RaySubmission, working_dir: Path | None) -> None:
-        environment = runtime_env(handover.spec, working_dir=working_dir, env=handover.env)
+    def _submit(self, submission: RaySubmission, working_dir: Path | None) -> None:
+        environment = runtime_env(submission.spec, working_dir=working_dir, env=submission.env)
         self._call(
             lambda client: client.submit_job(
-                entrypoint=entrypoint(resume=handover.resume),
-                submission_id=handover.submission_id,
-                metadata={MARK: "job", SUPERVISED: handover.job_id, "name": handover.name},
+                entrypoint=entrypoint(resume=submission.resume),
+                submission_id=submission.submission_id,
+                metadata={MARK: "job", SUPERVISED: submission.job_id, "name": submission.name},
                 runtime_env=environment,
             )
         )
 
-    def _with_package(self, handover: RaySubmission, content: bytes) -> None:
+    def _with_package(self, submission: RaySubmission, content: bytes) -> None:
         with tempfile.TemporaryDirectory(prefix="gradguard-") as folder:
             archive = Path(folder) / "working_dir.zip"
             archive.write_bytes(content)
-            self._submit(handover, archive)
+            self._submit(submission, archive)
 
     def _call(self, ask: Any) -> Any:
         try:
             return ask(self._client())
         except ray.exceptions.AuthenticationError as error:
             self._known = None
-            raise RayGone(_ASKS_FOR_TOKEN.format(self.address)) from error
+            raise RayUnavailable(_REQUIRES_TOKEN.format(self.address)) from error
         except OSError as error:  # also what requests raises
             self._known = None
-            raise RayGone(f"the Ray cluster at {self.address} does not answer") from error
+            raise RayUnavailable(f"the Ray cluster at {self.address} does not answer") from error
 
     def _client(self) -> _Client:
         if self._known is None:
             try:
                 self._known = _Client(self.address)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise RayGone(f"the Ray cluster at {self.address} does not answer") from error
+                raise RayUnavailable(f"the Ray cluster at {self.address} does not answer") from error
         return self._known

@@ -1,4 +1,4 @@
-"""The loop of the service: one of all services on a database runs it at a time."""
+"""The service's control loop: of all services on one database, one runs it at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from ray.job_submission import JobDetails
 
 from jobs.spec.errors import SpecError
-from service.reconcile.adopt import adopt, ended_at_ray, folder_for, learn
-from service.reconcile.capacity import free, needs, never_fits, waits_for
+from service.reconcile.adopt import adopt, complete_adopted, ended_at_ray, folder_for
+from service.reconcile.capacity import free, never_fits, resources_of, waits_for
 from service.reconcile.job_files import files_below
-from service.reconcile.job_reconciler import JobReconciler, pauses, spec_for
+from service.reconcile.job_reconciler import JobReconciler, in_backoff, spec_for
 from service.reconcile.log_spool import LogTails, log_size
-from service.reconcile.ray_api import RayApi, RayGone
+from service.reconcile.ray_api import RayApi, RayUnavailable
 from service.store import ACTIVE, PENDING, JobRow, JobStore, Lease, Packages
 
 logger = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ LEASE = "supervisor"
 
 
 class Supervisor(threading.Thread):
-    """Starts, watches and adopts jobs until it is closed.
+    """Starts, follows and adopts jobs until it is closed.
 
     Args:
         store: the jobs.
         packages: their working directories.
         ray: the cluster.
         root: the storage folder of the service.
-        lease_s: after so long without a sign of life another service takes over.
+        lease_s: after this time without a renewal another service takes over.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Supervisor(threading.Thread):
         self._lease = Lease(store.engine, LEASE, ttl_s=lease_s)
         self._tick_s = tick_s
         self._tails = LogTails(ray.tail, root)
-        self._watcher = JobReconciler(store, ray, self._tails, root)
-        self._learned: set[str] = set()
+        self._reconciler = JobReconciler(store, ray, self._tails, root)
+        self._completed: set[str] = set()
         self._closing = threading.Event()
         self._next_tidy = time.monotonic()
         self._last_error = ""
@@ -62,7 +62,7 @@ class Supervisor(threading.Thread):
         self.last_tick = time.monotonic()
 
     def run(self) -> None:
-        """Until it is closed; whatever goes wrong in one round is tried again in the next."""
+        """Ticks until it is closed; an error in one tick is tried again in the next."""
         while not self._closing.wait(self._tick_s):
             try:
                 self.tick()
@@ -74,37 +74,37 @@ class Supervisor(threading.Thread):
 
     def _log_once(self, error: Exception) -> None:
         if repr(error) != self._last_error:
-            logger.error("a round of the supervisor failed; the next one tries again", exc_info=error)
+            logger.error("a tick of the supervisor failed; the next one tries again", exc_info=error)
         self._last_error = repr(error)
 
     def close(self) -> None:
-        """Ends the loop; jobs go on."""
+        """Ends the loop; jobs continue."""
         self._closing.set()
         if self.is_alive():
             self.join(30.0)
 
     def tick(self) -> None:
-        """One round."""
+        """One pass over all jobs."""
         self.last_tick = time.monotonic()
         self.leading = self._lease.hold()
         if not self.leading:
-            self._look()
+            self._list_ray_jobs()
             return
-        listing = self._look()
+        listing = self._list_ray_jobs()
         if listing is None:
-            self._say_ray_is_gone()
+            self._wait_for_ray()
             return
         for job_id in adopt(self._store, listing, self._root):
             logger.info("adopted %s", job_id)
         for job in self._store.in_states(ACTIVE):
-            self._one(job, listing.get(job.submission_id or ""))
+            self._reconcile(job, listing.get(job.submission_id or ""))
         self._start_what_fits()
         self._tidy()
 
-    def _look(self) -> dict[str, JobDetails] | None:
+    def _list_ray_jobs(self) -> dict[str, JobDetails] | None:
         try:
             listing = self._ray.jobs()
-        except (RayGone, RuntimeError) as error:
+        except (RayUnavailable, RuntimeError) as error:
             if str(error) != self.ray_problem:
                 logger.warning("%s", error)
             self.ray_answers, self.ray_problem = False, str(error)
@@ -112,18 +112,18 @@ class Supervisor(threading.Thread):
         self.ray_answers, self.ray_problem = True, ""
         return listing
 
-    def _one(self, job: JobRow, details: JobDetails | None) -> None:
-        """One job that cannot be looked at is no reason not to look at the others."""
+    def _reconcile(self, job: JobRow, details: JobDetails | None) -> None:
+        """An error of one job does not keep the others from being reconciled."""
         try:
             if job.adopted and job.attempt == 1 and details is not None and not ended_at_ray(details):
-                self._learn(job)
-            self._watcher.watch(job, details, self._package(job))
-        except (RayGone, SpecError, RuntimeError) as error:
+                self._complete(job)
+            self._reconciler.reconcile(job, details, self._package(job))
+        except (RayUnavailable, SpecError, RuntimeError) as error:
             logger.warning("%s: %s", job.id, error)
 
-    def _learn(self, job: JobRow) -> None:
-        if job.id not in self._learned and learn(self._store, self._packages, job, self._root):
-            self._learned.add(job.id)
+    def _complete(self, job: JobRow) -> None:
+        if job.id not in self._completed and complete_adopted(self._store, self._packages, job, self._root):
+            self._completed.add(job.id)
 
     def _start_what_fits(self) -> None:
         waiting = self._store.in_states(PENDING)
@@ -133,13 +133,13 @@ class Supervisor(threading.Thread):
         left = free(capacity, self._store.in_states(ACTIVE))
         blocked = False
         for job in waiting:
-            if pauses(job, time.time()):
+            if in_backoff(job, time.time()):
                 continue
-            needed = needs(spec_for(self._store.get(job.id)), capacity)
+            needed = resources_of(spec_for(self._store.get(job.id)), capacity)
             never = never_fits(needed, job.workers, capacity.nodes)
             reason = f"waiting: {never}" if never else waits_for(needed, left)
             if reason is None and blocked:
-                reason = "waiting for jobs that were there before it or have a higher priority"
+                reason = "waiting for jobs that are older or have a higher priority"
             if reason is not None:
                 blocked = blocked or never is None
                 self._wait(job, reason)
@@ -148,8 +148,8 @@ class Supervisor(threading.Thread):
                 left = {name: left[name] - needed[name] for name in left}
 
     def _start(self, job: JobRow, needed: dict[str, float]) -> None:
-        """The attempt and its id are on record before Ray hears of it: whenever the service dies, the next
-        one knows what to ask Ray for."""
+        """Records the attempt and its id before Ray gets it: whenever the service dies, the next one knows
+        which submission to look for."""
         log_start, files = log_size(self._root, job.id), files_below(folder_for(job, self._root), self._root)
         before = {} if files is None else files.marks()
 
@@ -165,7 +165,7 @@ class Supervisor(threading.Thread):
         started = self._store.change(job.id, edit)
         if started.state == "starting" and started.attempt == job.attempt + 1:
             self._store.begin_attempt(started)
-            self._one(started, None)
+            self._reconcile(started, None)
 
     def _wait(self, job: JobRow, reason: str) -> None:
         if job.state == "waiting" and job.reason == reason:
@@ -179,7 +179,7 @@ class Supervisor(threading.Thread):
 
         self._store.change(job.id, edit)
 
-    def _say_ray_is_gone(self) -> None:
+    def _wait_for_ray(self) -> None:
         for job in self._store.in_states(PENDING):
             self._wait(job, "waiting for the Ray cluster, which does not answer")
 
@@ -190,4 +190,4 @@ class Supervisor(threading.Thread):
     def _tidy(self) -> None:
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + TIDY_EVERY_S
-            self._store.forget_old_keys()
+            self._store.delete_old_keys()

@@ -1,16 +1,15 @@
-"""What the service remembers: jobs, their attempts and events, tokens, working directories."""
+"""The database: jobs, their attempts and events, tokens, working directories."""
 
 from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState
 from service.store.jobs import JobStore, Page
 from service.store.leases import Lease
-from service.store.models import ACTIVE, ENDED, PENDING, AttemptRow, EventRow, JobRow, State
+from service.store.models import ACTIVE, PENDING, AttemptRow, EventRow, JobRow
 from service.store.packages import Packages
 from service.store.tokens import SCOPES, Caller, Scope, Tokens
 
 __all__ = [
     "ACTIVE",
-    "ENDED",
     "PENDING",
     "SCOPES",
     "AttemptRow",
@@ -24,7 +23,6 @@ __all__ = [
     "Packages",
     "Page",
     "Scope",
-    "State",
     "StoreError",
     "Tokens",
     "WrongState",

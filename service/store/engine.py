@@ -1,4 +1,4 @@
-"""The database: SQLite in a file of its own, or PostgreSQL by URL."""
+"""Opens the database: SQLite in a file, or PostgreSQL by URL."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def open_database(url: str) -> Engine:
         url: ``sqlite:///file`` or ``postgresql://user@host/name``.
 
     Raises:
-        StoreError: it cannot be used; one line says why.
+        StoreError: it cannot be used; the text names the reason.
     """
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise StoreError("the database URL is none: write sqlite:///FILE or postgresql://HOST/NAME") from None
+        raise StoreError("invalid database URL: write sqlite:///FILE or postgresql://HOST/NAME") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise StoreError(f"a {backend} database is not supported: write sqlite:///FILE or postgresql://...")
@@ -49,7 +49,7 @@ def open_database(url: str) -> Engine:
 
 
 def _make_private(path: Path) -> None:
-    """The file holds what jobs get as environment: nobody else on the machine reads it."""
+    """The file contains the jobs' environment variables: only its owner may read it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))

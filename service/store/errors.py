@@ -1,4 +1,4 @@
-"""What the store refuses."""
+"""Errors of the store."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from jobs.errors import JobError
 
 
 class StoreError(JobError):
-    """The database cannot be used; the text says what to set."""
+    """The database cannot be used; the text names the setting to change."""
 
 
 class NoSuchJob(JobError):
-    """The store holds no job of this id."""
+    """No job has this id."""
 
 
 class KeyReused(JobError):
-    """An idempotency key came again with another request."""
+    """An idempotency key was used before with another request."""
 
 
 class WrongState(JobError):
-    """What was asked for makes no sense in the state that the job is in."""
+    """The request does not apply to a job in this state."""

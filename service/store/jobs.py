@@ -24,7 +24,7 @@ TRIES = 20
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some jobs, the newest first, and how to ask for those after them."""
+    """Some jobs, newest first, and the cursor of the next page."""
 
     jobs: list[JobRow]
     next_cursor: str | None
@@ -32,7 +32,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """What makes a submission repeatable: the same key, from the same caller, is the same submission."""
+    """Makes a submission repeatable: the same key from the same caller is the same submission."""
 
     owner: str
     key: str
@@ -40,16 +40,16 @@ class IdempotencyKey:
 
 
 class JobStore:
-    """Jobs, attempts and events. What it returns is a copy: changes go through ``change``."""
+    """Jobs, attempts and events. Returned rows are copies: changes go through ``change``."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def add(self, job: JobRow, request: IdempotencyKey | None = None) -> tuple[JobRow, bool]:
-        """Keeps a new job; returns it and true, or false and the one that this request made before.
+        """Adds a job; returns it and true, or the job that this request created before and false.
 
         Raises:
-            KeyReused: the idempotency key came before with another request.
+            KeyReused: the idempotency key was used before with another request.
         """
         with self._session() as session:
             session.add(job)
@@ -64,36 +64,36 @@ class JobStore:
                         created=job.created,
                     )
                 )
-            session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'handed in'}"))
+            session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'submitted'}"))
             try:
                 session.commit()
             except IntegrityError:
                 session.rollback()
-                earlier = self.made_by(request) if request is not None else None
+                earlier = self.created_by(request) if request is not None else None
                 if earlier is None:
                     raise
                 return earlier, False
         return self.get(job.id), True
 
-    def made_by(self, request: IdempotencyKey) -> JobRow | None:
-        """The job that this request made before.
+    def created_by(self, request: IdempotencyKey) -> JobRow | None:
+        """The job that this request created before.
 
         Raises:
-            KeyReused: it was another request that came with this key.
+            KeyReused: the key was used with another request.
         """
         with self._session() as session:
             row = session.get(IdempotencyRow, (request.owner, request.key))
             if row is None:
                 return None
             if row.request_hash != request.digest:
-                raise KeyReused(f"the idempotency key {request.key} came with another request before")
+                raise KeyReused(f"the idempotency key {request.key} was used for another request: change it")
             return session.get(JobRow, row.job_id)
 
     def get(self, job_id: str) -> JobRow:
         """A job with all its fields.
 
         Raises:
-            NoSuchJob: there is none of this id.
+            NoSuchJob: no job has this id.
         """
         with self._session() as session:
             return _one(session, job_id)
@@ -106,16 +106,16 @@ class JobStore:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """Jobs, the newest first.
+        """Jobs, newest first.
 
         Args:
-            states: those in one of these states; all if empty.
-            name: those whose name or id contains this.
-            cursor: of the page before.
-            limit: how many at most.
+            states: only jobs in one of these states; all if empty.
+            name: only jobs whose name or id contains this.
+            cursor: from the previous page.
+            limit: most jobs on a page.
 
         Raises:
-            JobError: the cursor is none of ours.
+            JobError: the cursor is invalid.
         """
         query = select(JobRow).order_by(JobRow.created.desc(), JobRow.id.desc()).limit(limit + 1)
         if states:
@@ -137,19 +137,19 @@ class JobStore:
             return {str(job_id): spec for job_id, spec in rows}
 
     def in_states(self, states: Sequence[str]) -> list[JobRow]:
-        """All jobs in these states: the most urgent first, then the oldest."""
+        """All jobs in these states, by priority, then oldest first."""
         order = (JobRow.priority.desc(), JobRow.created, JobRow.id)
         return self._all(select(JobRow).where(JobRow.state.in_(states)).order_by(*order))
 
     def known_submissions(self, submission_ids: Sequence[str]) -> set[str]:
-        """Which of these submissions to Ray belong to a job here, also to an earlier attempt of it."""
+        """Which of these submissions to Ray belong to a job here, earlier attempts included."""
         now = select(JobRow.submission_id).where(JobRow.submission_id.in_(submission_ids))
         before = select(AttemptRow.submission_id).where(AttemptRow.submission_id.in_(submission_ids))
         with self._session() as session:
             return {row for row in (*session.scalars(now), *session.scalars(before)) if row}
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Number of jobs by state."""
         with self._session() as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             return {str(state): int(number) for state, number in rows}
@@ -157,12 +157,12 @@ class JobStore:
     def change(
         self, job_id: str, edit: Callable[[JobRow], str | None], *, kind: str = "state", level: str = "info"
     ) -> JobRow:
-        """Applies ``edit`` to the job as it is now; if somebody else was faster, to what they made of it.
+        """Applies ``edit`` to the job as it is now, again if it was changed concurrently.
 
-        ``edit`` returns the text of the event to record, or None for none; what it raises undoes all.
+        ``edit`` returns the text of the event to record, or None; if it raises, nothing is changed.
 
         Raises:
-            NoSuchJob: there is none of this id.
+            NoSuchJob: no job has this id.
         """
         for _ in range(TRIES):
             with self._session() as session:
@@ -175,10 +175,10 @@ class JobStore:
                 except StaleDataError:
                     continue
                 return job
-        raise JobError(f"{job_id} is being changed by others all the time; try again")
+        raise JobError(f"{job_id} is being changed by other requests; try again")
 
     def delete(self, job_id: str, check: Callable[[JobRow], None]) -> JobRow:
-        """Forgets a job, unless ``check`` raises."""
+        """Deletes a job, unless ``check`` raises."""
         with self._session() as session:
             job = _one(session, job_id)
             check(job)
@@ -189,7 +189,7 @@ class JobStore:
             return job
 
     def begin_attempt(self, job: JobRow) -> None:
-        """Records the attempt that the job has just entered."""
+        """Records the start of the job's current attempt."""
         with self._session() as session:
             session.merge(
                 AttemptRow(
@@ -203,7 +203,7 @@ class JobStore:
             session.commit()
 
     def end_attempt(self, job: JobRow, outcome: str, message: str) -> None:
-        """Records how the present attempt ended."""
+        """Records how the current attempt ended."""
         with self._session() as session:
             row = session.get(AttemptRow, (job.id, job.attempt))
             if row is not None and row.ended is None:
@@ -211,15 +211,15 @@ class JobStore:
                 session.commit()
 
     def attempts(self, job_id: str) -> list[AttemptRow]:
-        """The attempts of a job, the first one first."""
+        """The attempts of a job, oldest first."""
         query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
         with self._session() as session:
             return list(session.scalars(query))
 
-    def tell(
+    def add_event(
         self, job_id: str, kind: str, level: str, text: str, data: dict[str, Any], *, key: str | None = None
     ) -> bool:
-        """Records an event; false if one of this key is there already, or the job is gone."""
+        """Records an event; false if one with this key exists already, or the job was deleted."""
         row = EventRow(job_id=job_id, time=time.time(), kind=kind, level=level, text=text, data=data, key=key)
         with self._session() as session:
             session.add(row)
@@ -230,13 +230,13 @@ class JobStore:
         return True
 
     def events(self, job_id: str | None, *, after: int = 0, limit: int = 200) -> list[EventRow]:
-        """Events after a number, the oldest first; of all jobs if no id is given."""
+        """Events after a sequence number, oldest first; of all jobs if ``job_id`` is None."""
         query = select(EventRow).where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
         with self._session() as session:
             return list(session.scalars(query if job_id is None else query.where(EventRow.job_id == job_id)))
 
-    def forget_old_keys(self) -> None:
-        """Idempotency keys are good for a week."""
+    def delete_old_keys(self) -> None:
+        """Idempotency keys are valid for a week."""
         with self._session() as session:
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created < time.time() - KEYS_KEPT_S))
             session.commit()
@@ -271,4 +271,4 @@ def _position(cursor: str) -> tuple[float, str]:
         created, _, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(" ")
         return float(created), job_id
     except (ValueError, binascii.Error):
-        raise JobError("the cursor is none that a list gave: leave it out to begin anew") from None
+        raise JobError("the cursor is invalid: omit it to start from the newest job") from None

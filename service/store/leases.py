@@ -17,9 +17,8 @@ from service.store.models import LeaseRow
 class Lease:
     """One named lease of one holder.
 
-    Only comfort rests on it and on the clocks: two holders at a time (a clock that jumps, a process that was
-    frozen) do twice the work, but every change of a job is a compare-and-swap, and a submission's id is fixed
-    before Ray hears of it.
+    It only saves work. Two holders at a time (a clock that jumps, a process that was frozen) do no harm:
+    every change of a job is a compare-and-swap, and a submission's id is fixed before it goes to Ray.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Lease:
         free = or_(
             LeaseRow.owner == self.owner,
             LeaseRow.until < now,
-            LeaseRow.until > now + 2 * self._ttl_s,  # the clock was set back: nobody leases that long
+            LeaseRow.until > now + 2 * self._ttl_s,  # the clock was set back: no lease is that long
         )
         taking = update(LeaseRow).where(LeaseRow.name == self._name, free).values(**mine)
         with self._engine.begin() as connection:
@@ -52,7 +51,7 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Lets another have it at once."""
+        """Frees it for another holder at once."""
         mine = (LeaseRow.name == self._name, LeaseRow.owner == self.owner)
         with self._engine.begin() as connection:
             connection.execute(update(LeaseRow).where(*mine).values(until=0.0))

@@ -14,14 +14,14 @@ from service.store.errors import StoreError
 
 SCRIPTS = Path(__file__).parent / "migrations"
 LOCK = 0x67726164
-"""Of PostgreSQL's advisory lock: any number that nobody else uses."""
+"""Number of PostgreSQL's advisory lock, arbitrary but fixed."""
 
 
 def upgrade(engine: Engine) -> None:
-    """Runs the migrations that are missing, all or none.
+    """Runs the missing migrations, all or none.
 
     Raises:
-        StoreError: the database was made by a newer version.
+        StoreError: a newer version made the database.
     """
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))

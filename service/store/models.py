@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-State = Literal[
-    "queued", "waiting", "starting", "running", "stopping", "stopped", "succeeded", "failed", "halted"
-]
-PENDING: tuple[State, ...] = ("queued", "waiting")
-ACTIVE: tuple[State, ...] = ("starting", "running", "stopping")
-ENDED: tuple[State, ...] = ("stopped", "succeeded", "failed", "halted")
+from jobs.client.models import Status
 
+PENDING: tuple[Status, ...] = ("queued", "waiting")
+ACTIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 
 DOCUMENT = JSON(none_as_null=True)
 
 
 class Base(DeclarativeBase):
-    """Of all tables."""
+    """Base of all tables."""
 
     type_annotation_map = {dict[str, Any]: DOCUMENT, str: Text}  # noqa: RUF012 - as SQLAlchemy reads it
 
@@ -35,19 +32,19 @@ class JobRow(Base):
     name: Mapped[str]
     state: Mapped[str]
     reason: Mapped[str] = mapped_column(default="")
-    """What it waits for, or why it ended, for people."""
+    """What it waits for, or why it ended, for display."""
 
     priority: Mapped[int] = mapped_column(default=0)
     created: Mapped[float]
     started: Mapped[float | None]
     ended: Mapped[float | None]
     submitted_by: Mapped[str]
-    """Name of the token, or what adopted it."""
+    """Name of the token, or of the source of an adopted job."""
 
     adopted: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     submission_id: Mapped[str | None] = mapped_column(unique=True)
-    """Of the present attempt, at Ray; set before Ray hears of it."""
+    """Of the current attempt, at Ray; set before it is submitted there."""
 
     resume: Mapped[bool] = mapped_column(default=False)
     """Whether the next attempt continues from the last good checkpoint."""
@@ -62,11 +59,11 @@ class JobRow(Base):
     gpus: Mapped[float] = mapped_column(default=0.0)
     workers: Mapped[int] = mapped_column(default=1)
     log_start: Mapped[int] = mapped_column(default=0)
-    """Where in the job's log the present attempt begins, in bytes."""
+    """Offset in the job's log at which the current attempt starts, in bytes."""
 
     before: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
-    """The job's files as they were when the present attempt began: what has changed since is of this attempt,
-    whatever the clocks of the machines say."""
+    """The job's files as they were when the current attempt started: what changed since is of this attempt,
+    whatever the machines' clocks show."""
 
     spec: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)
     env: Mapped[dict[str, Any]] = mapped_column(DOCUMENT, default=dict, deferred=True)
@@ -75,11 +72,6 @@ class JobRow(Base):
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - as SQLAlchemy reads it
     __table_args__ = (Index("jobs_by_time", "created", "id"), Index("jobs_by_state", "state", "created"))
-
-    @property
-    def ended_for_good(self) -> bool:
-        """Whether nothing more happens unless somebody resumes it."""
-        return self.state in ENDED
 
 
 class AttemptRow(Base):
@@ -97,7 +89,7 @@ class AttemptRow(Base):
 
 
 class EventRow(Base):
-    """Something that happened to a job; ``key`` keeps one thing from being told twice."""
+    """Something that happened to a job; ``key`` keeps it from being recorded twice."""
 
     __tablename__ = "events"
 
@@ -114,7 +106,7 @@ class EventRow(Base):
 
 
 class IdempotencyRow(Base):
-    """A request that made a job; the same key with the same request gives the same job."""
+    """A request that created a job; the same key with the same request gives the same job."""
 
     __tablename__ = "idempotency_keys"
 
@@ -126,7 +118,7 @@ class IdempotencyRow(Base):
 
 
 class TokenRow(Base):
-    """A token, of which only a hash is kept."""
+    """A token, stored as a hash only."""
 
     __tablename__ = "tokens"
 
@@ -141,7 +133,7 @@ class TokenRow(Base):
 
 
 class PackageRow(Base):
-    """A working directory that was handed in, as a zip file named by its digest."""
+    """An uploaded working directory, as a zip file named by its digest."""
 
     __tablename__ = "packages"
 
@@ -152,7 +144,7 @@ class PackageRow(Base):
 
 
 class LeaseRow(Base):
-    """Who does something that only one service may do, and until when."""
+    """Which service holds a lease, and until when."""
 
     __tablename__ = "leases"
 

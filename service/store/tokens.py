@@ -1,4 +1,4 @@
-"""Tokens: who may do what. Only a hash of each is kept."""
+"""Access tokens and their scopes. Only a hash of each is stored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOUCH_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a request."""
+    """The caller of a request."""
 
     name: str
     scope: Scope
@@ -45,13 +45,13 @@ class Tokens:
         self._engine = engine
 
     def create(self, name: str, scope: Scope, *, days: float | None = None) -> str:
-        """Makes a token and returns it; it cannot be read again.
+        """Creates a token and returns it; it cannot be read again.
 
         Raises:
-            JobError: the name is taken, or is none.
+            JobError: the name is taken or invalid.
         """
         if not NAMES.match(name):
-            raise JobError(f"{name!r} is no name for a token: use letters, digits and . _ @ -, up to 63")
+            raise JobError(f"{name!r} is not a valid token name: use letters, digits and . _ @ -, at most 63")
         ident, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
         now = time.time()
         row = TokenRow(
@@ -67,28 +67,28 @@ class Tokens:
             try:
                 session.commit()
             except IntegrityError:
-                raise JobError(f"there is a token {name} already: give another name") from None
+                raise JobError(f"the token {name} exists already: choose another name") from None
         return f"{PREFIX}_{ident}_{secret}"
 
     def all(self) -> list[TokenRow]:
-        """All that were ever made, the oldest first."""
+        """All tokens ever created, oldest first."""
         with Session(self._engine) as session:
             return list(session.scalars(select(TokenRow).order_by(TokenRow.created)))
 
     def revoke(self, name: str) -> None:
-        """Makes a token useless at once.
+        """Invalidates a token at once.
 
         Raises:
-            JobError: there is none of this name that is still good.
+            JobError: no valid token has this name.
         """
         good = (TokenRow.name == name, TokenRow.revoked.is_(None))
         with self._engine.begin() as connection:
             changed = connection.execute(update(TokenRow).where(*good).values(revoked=time.time()))
         if not changed.rowcount:
-            raise JobError(f"there is no token {name} to revoke: `gradguard tokens list` shows all")
+            raise JobError(f"no valid token is named {name}: `gradguard tokens list` shows all")
 
     def check(self, token: str) -> Caller | None:
-        """Who has this token; None if it is none, or not good any more."""
+        """The caller with this token; None if it is unknown, revoked or expired."""
         prefix, _, rest = token.partition("_")
         ident, _, secret = rest.partition("_")
         with Session(self._engine) as session:
@@ -105,5 +105,5 @@ class Tokens:
 
 
 def _hash(secret: str) -> str:
-    """Plain SHA-256: the secrets are random and 256 bits long, so there is nothing to guess."""
+    """Plain SHA-256 is enough: the secrets are random and 256 bits long."""
     return hashlib.sha256(secret.encode()).hexdigest()

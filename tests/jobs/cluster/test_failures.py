@@ -4,35 +4,59 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
-from jobs.cluster.failures import LONGEST_LINE, log_failure, one_line
+from jobs.cluster.failures import LONGEST_LINE, explain, log_failure
+from jobs.run_dir.result import CAUSES
+from jobs.training.watchdog import WorkerStalled
 
 CONSEQUENCE = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
 
 
 def test_the_cause_is_told_and_not_what_the_other_ranks_saw_of_it() -> None:
     error = WorkerGroupError("failed", {0: CONSEQUENCE, 1: ValueError("first\nthe last line")})
-    assert one_line(error) == "rank 1: ValueError: the last line"
+    assert explain(error).line == "rank 1: ValueError: the last line"
 
 
 def test_a_lost_connection_is_told_where_nothing_else_is_known() -> None:
-    assert one_line(WorkerGroupError("failed", {0: CONSEQUENCE})).startswith("rank 0: RuntimeError: [gloo")
+    assert explain(WorkerGroupError("failed", {0: CONSEQUENCE})).line.startswith(
+        "rank 0: RuntimeError: [gloo"
+    )
 
 
 def test_dead_processes_are_named() -> None:
-    assert "worker process died" in one_line(WorkerGroupError("failed", {2: ActorDiedError()}))
-    assert one_line(ActorDiedError()) == "the training controller died"
+    assert "worker process died" in explain(WorkerGroupError("failed", {2: ActorDiedError()})).line
+    assert explain(ActorDiedError()).line == "the training controller died"
     oom = RuntimeError("Task was killed due to the node running low on memory.")
-    assert "ran out of memory" in one_line(WorkerGroupError("failed", {0: oom}))
+    assert "ran out of memory" in explain(WorkerGroupError("failed", {0: oom})).line
     killed = OutOfMemoryError("Task was killed due to the node running low on memory.\nRefer to the manual.")
-    assert one_line(killed) == "the training controller was killed because its node ran out of memory"
+    assert explain(killed).line == "the training controller was killed because its node ran out of memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ActorDiedError(), "cluster"),
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), "out_of_memory"),
+        (ValueError("in the driver"), "job"),
+        (WorkerGroupError("failed", {0: CONSEQUENCE, 1: ActorDiedError()}), "worker_lost"),
+        (WorkerGroupError("failed", {1: ValueError("in the loop")}), "job"),
+        (WorkerGroupError("failed", {0: RuntimeError("killed by the memory monitor")}), "out_of_memory"),
+        (WorkerGroupError("failed", {0: RuntimeError("the health check timed out")}), "stalled"),
+        (WorkerGroupError("failed", {0: WorkerStalled("no batch was finished for 9 s")}), "stalled"),
+        (WorkerGroupError("failed", {}), "job"),
+    ],
+)
+def test_each_failure_has_a_cause_for_programs(error: BaseException, cause: str) -> None:
+    assert explain(error).cause == cause
+    assert cause in CAUSES
 
 
 def test_the_line_is_short_whatever_the_error_says() -> None:
-    assert len(one_line(ValueError("x" * 10_000))) == LONGEST_LINE
-    assert one_line(ValueError()) == "ValueError: no message"
+    assert len(explain(ValueError("x" * 10_000)).line) == LONGEST_LINE
+    assert explain(ValueError()).line == "ValueError: no message"
 
 
 def test_the_log_grows_and_holds_the_traceback(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import JobError, JobFinished
+from jobs.errors import BUSY, JobError, JobFinished
 from jobs.run_dir.jsonl import write_json_atomic
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import RunDir
@@ -72,8 +72,10 @@ def test_a_finished_job_is_not_resumed(spec: JobSpec, trained: RunDir) -> None:
     trained.prepare(spec, resume=True, overwrite=False)
 
 
-def test_two_processes_do_not_train_one_job(spec: JobSpec) -> None:
+def test_two_processes_do_not_train_one_job(spec: JobSpec, tmp_path: Path) -> None:
     folder = RunDir(spec.job_dir)
+    digits = spec.model_copy(update={"data": spec.data.model_copy(update={"dataset": "digits"})})
+    (tmp_path / "spec.yaml").write_text(digits.to_yaml())
     other = (
         "import sys; from pathlib import Path; from jobs.run_dir.paths import RunDir\n"
         "with RunDir(Path(sys.argv[1])).locked(): pass"
@@ -81,7 +83,10 @@ def test_two_processes_do_not_train_one_job(spec: JobSpec) -> None:
     command = (sys.executable, "-c", other, str(spec.job_dir))
     with folder.locked():
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "being trained by another process" in refused.stderr
+        asked = (sys.executable, "-m", "jobs.train", str(tmp_path / "spec.yaml"))
+        busy = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert "JobBusy" in refused.stderr
+    assert (busy.returncode, len(busy.stderr.splitlines())) == (BUSY, 1), busy.stderr
     assert subprocess.run(command, check=False).returncode == 0, "the lock went with the block"
 
 

@@ -21,7 +21,7 @@ import uvicorn
 
 from jobs.spec.job_spec import JobSpec
 from service.api import Limits
-from service.api.http_protocol import LARGEST_HEAD, PatientProtocol, server_config
+from service.api.http_protocol import LARGEST_HEAD, DeadlineProtocol, server_config
 from service.api.view import may_read
 from service.reconcile.log_spool import log_path
 from tests.service.api.api_fixture import SPEC, Api, problem
@@ -102,9 +102,9 @@ def with_more_entries_than_it_says() -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (tarred(), "no zip file"),
-        (with_huge_dictionary(), "another method than deflate"),
-        (zipped("x", method=zipfile.ZIP_BZIP2), "another method than deflate"),
+        (tarred(), "not a readable zip file"),
+        (with_huge_dictionary(), "not packed with deflate"),
+        (zipped("x", method=zipfile.ZIP_BZIP2), "not packed with deflate"),
         (said_to_be_encrypted(), "encrypted"),
         (with_more_entries_than_it_says(), "more than 20 files"),
         (zipped("a/b", "a/./b"), "twice"),
@@ -113,8 +113,8 @@ def with_more_entries_than_it_says() -> bytes:
         (zipped("good\x01name"), "printable"),
         (zipped("n" * 2000), "printable"),
         (zipped("x").replace(b"x", b"\0"), "printable"),
-        (b"PK\x05\x06" + b"\xff" * 18, "no zip file"),
-        (b"", "no zip file"),
+        (b"PK\x05\x06" + b"\xff" * 18, "not a readable zip file"),
+        (b"", "not a readable zip file"),
     ],
     ids=[
         "tar",
@@ -244,7 +244,7 @@ def test_only_below_the_allowed_urls_checkpoints_are_read(url: str, may: bool) -
     assert may_read(("s3://team/jobs/", "s3://own?endpoint_override=minio:9000"), url) is may
 
 
-class Impatient(PatientProtocol):
+class ShortDeadlines(DeadlineProtocol):
     """Without the patience."""
 
     head_s, stall_s = 0.3, 0.3
@@ -254,7 +254,7 @@ class Impatient(PatientProtocol):
 def served(tmp_path: Path) -> Iterator[tuple[Api, int]]:
     api = Api(tmp_path, auth=False, limits=Limits(body_pause_s=0.3, follow_s=DEADLINE_S))
     config = server_config(api.app, "127.0.0.1", 0, (None, None))
-    config.http = Impatient
+    config.http = ShortDeadlines
     server, listening = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

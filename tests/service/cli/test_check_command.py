@@ -152,5 +152,5 @@ def test_where_the_data_is_not_there_one_line_says_what_to_do(name: str, said: s
     with pytest.raises(DataError) as caught:
         check(EXAMPLES / name, "--set", f"{field}=/nowhere")
     assert said in str(caught.value)
-    assert str(caught.value).endswith("check --no-preflight looks at the spec alone")
+    assert str(caught.value).endswith("check --no-preflight checks the spec alone")
     assert "\n" not in str(caught.value)

@@ -240,7 +240,7 @@ def test_the_form_checks_while_one_types_and_hands_in(page: Any, api: Api) -> No
     page.get_by_label("Priority").fill("4")
     page.get_by_role("button", name="Submit the job").click()
     page.wait_for_url("**/jobs/typed-*")
-    page.locator("#state", has_text="Queued: handed in").wait_for()
+    page.locator("#state", has_text="Queued: submitted").wait_for()
     row = api.context.store.get(page.url.rpartition("/")[2])
     assert (row.priority, row.env) == (4, {"DEPTH": "3", "API_KEY": "hunter2=hunter2"})
     assert row.spec is not None

@@ -99,7 +99,7 @@ def test_a_valid_spec_comes_back_as_what_is_handed_in(api: Api) -> None:
         (VALID + "optimzer:\n  lr: 1\n", "optimzer", 6, 'did you mean "optimizer"'),
         (VALID + "optimizer:\n  name: sgd\n  lr: -1\n", "optimizer.lr", 8, "= -1: "),
         (VALID + "scale:\n  workers: three\n", "scale.workers", 7, 'three"'),
-        (VALID + "storage: /etc\n", "storage", 6, "must lie below the storage folder"),
+        (VALID + "storage: /etc\n", "storage", 6, "must be below the storage folder"),
         (VALID + "optimizer: {name: sgd, name: adam}\n", "", 6, "given twice"),
         (VALID + "  - x\n", "", 6, "is not valid YAML"),
         (VALID + "workload: mine:Job\noptions:\n  api_key: '********'\n", "options.api_key", 8, "write it"),

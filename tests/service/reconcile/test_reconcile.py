@@ -25,11 +25,13 @@ from jobs.client.submission import (
     runtime_env,
 )
 from jobs.cluster.session import JOB_CONFIG_VAR
+from jobs.errors import BAD_INPUT, BUSY
 from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.result import CAUSES
 from jobs.spec.job_spec import JobSpec
-from service.reconcile.adopt import adopt, learn
-from service.reconcile.capacity import free, needs, never_fits, waits_for
-from service.reconcile.job_reconciler import LONGEST_BACKOFF_S, pauses, spec_for
+from service.reconcile.adopt import adopt, complete_adopted
+from service.reconcile.capacity import free, never_fits, resources_of, waits_for
+from service.reconcile.job_reconciler import LONGEST_BACKOFF_S, in_backoff, spec_for
 from service.reconcile.outcome import outcome_of
 from service.reconcile.ray_api import Capacity
 from service.store import JobRow, JobStore, Packages, open_database
@@ -54,10 +56,9 @@ def ended(status: JobStatus = JobStatus.FAILED, code: int | None = 1) -> JobDeta
         (ended(code=3), {"status": "halted", "error": "budget"}, "", "halted"),
         (ended(code=3), None, "", "halted"),
         (ended(code=2), None, "optimizer.lr: must be positive", "failed"),
-        (ended(code=2), None, "x is being trained by another process now", "lost"),
+        (ended(code=4), None, "", "lost"),
         (ended(code=137), None, "", "lost"),
         (ended(code=None), None, "", "lost"),
-        (ended(code=1), {"status": "failed", "error": "the training controller died"}, "", "lost"),
         (ended(code=1), {"status": "failed", "error": "rank 0: ValueError"}, "", "failed"),
         (ended(JobStatus.STOPPED, None), {"status": "stopped"}, "", "stopped"),
         (None, None, "", "lost"),
@@ -74,6 +75,45 @@ def test_what_became_of_an_attempt(
     assert outcome.kind == becomes
     if becomes == "failed":
         assert outcome.reason in ("rank 0: ValueError", "optimizer.lr: must be positive")
+
+
+RESTARTED = {
+    "cluster": True,
+    "job": False,
+    "out_of_memory": False,
+    "worker_lost": False,
+    "stalled": False,
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("error", ["in any words", "the training controller died", "Ray's raylet died"])
+def test_the_cause_decides_about_a_restart_and_the_wording_of_the_error_does_not(
+    tmp_path: Path, cause: str, error: str
+) -> None:
+    result = {"status": "failed", "error": error, "cause": cause}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    outcome = outcome_of(ended(), RunReader(tmp_path), before=None, stopping=False, log_end=error)
+    assert (outcome.kind == "lost") == RESTARTED[cause]
+    assert outcome.reason == error
+
+
+@pytest.mark.parametrize("log", ["", "x is being trained by another process now", "in any words"])
+def test_without_a_result_the_exit_code_decides_whatever_the_log(log: str) -> None:
+    def kind(code: int | None) -> str:
+        return outcome_of(ended(code=code), None, before=None, stopping=False, log_end=log).kind
+
+    assert {code: kind(code) for code in (1, BAD_INPUT, BUSY, -9, -15, 137, 143, None)} == {
+        **{1: "failed", BAD_INPUT: "failed", BUSY: "lost"},
+        **dict.fromkeys((-9, -15, 137, 143, None), "lost"),
+    }
+
+
+@pytest.mark.parametrize("cause", [["cluster"], {"cluster": 1}, "driver_lost", 7, None])
+def test_a_cause_that_no_driver_writes_starts_nothing_again(tmp_path: Path, cause: object) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "cause": cause}))
+    outcome = outcome_of(ended(), RunReader(tmp_path), before=None, stopping=False, log_end="")
+    assert outcome.kind == "failed"
 
 
 def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
@@ -100,12 +140,14 @@ def test_a_job_waits_for_what_is_missing_and_says_so() -> None:
     just_started = JobRow(id="a", gpus=2.0, cpus=2.0)
     left = free(cluster, [just_started])
     assert left == {"GPU": 2.0, "CPU": 14.0}, "what a job will take counts as taken before it holds it"
-    assert waits_for(needs(scaled(2), cluster), left) is None
-    assert waits_for(needs(scaled(3), cluster), left) == "waiting for 3 GPUs, 2 free"
-    assert waits_for(needs(scaled(15, "cpu"), cluster), left) == "waiting for 15 CPUs, 14 free"
-    assert needs(scaled(4, "auto"), cluster)["GPU"] == 4
-    assert needs(scaled(5, "auto"), cluster)["GPU"] == 0, "auto takes CPUs where there are too few GPUs"
-    never = never_fits(needs(scaled(5)), 5, cluster.nodes)
+    assert waits_for(resources_of(scaled(2), cluster), left) is None
+    assert waits_for(resources_of(scaled(3), cluster), left) == "waiting for 3 GPUs, 2 free"
+    assert waits_for(resources_of(scaled(15, "cpu"), cluster), left) == "waiting for 15 CPUs, 14 free"
+    assert resources_of(scaled(4, "auto"), cluster)["GPU"] == 4
+    assert resources_of(scaled(5, "auto"), cluster)["GPU"] == 0, (
+        "auto takes CPUs where there are too few GPUs"
+    )
+    never = never_fits(resources_of(scaled(5)), 5, cluster.nodes)
     assert never is not None
     assert "the cluster has 4" in never
 
@@ -160,13 +202,13 @@ def test_an_adopted_job_that_says_what_it_runs_can_be_started_again(
     store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
     packages, root = Packages(store.engine), tmp_path / "gradguard"
     adopt(store, {"plain": stranger("plain")}, root)
-    assert not learn(store, packages, store.get("plain"), root), "it has not said anything yet"
+    assert not complete_adopted(store, packages, store.get("plain"), root), "it has not said anything yet"
     (tmp_path / "wd").mkdir()
     (tmp_path / "wd" / "mine.py").write_text("x = 1")
     spec = SPEC.model_copy(update={"storage": str(root / "runs")})
     note = said_by_the_job(monkeypatch, tmp_path / "wd", spec)
-    assert learn(store, packages, store.get("plain"), root)
-    assert learn(store, packages, store.get("plain"), root), "twice is as good as once"
+    assert complete_adopted(store, packages, store.get("plain"), root)
+    assert complete_adopted(store, packages, store.get("plain"), root), "twice is as good as once"
     row = store.get("plain")
     assert row.folder == str(root / "runs" / "j")
     assert row.max_restarts == spec.scale.max_failures
@@ -209,9 +251,9 @@ def test_a_spec_that_expands_without_end_is_no_spec(tmp_path: Path) -> None:
 def test_a_job_that_waits_for_its_next_attempt_waits_no_longer_when_the_clock_jumps(jump_s: float) -> None:
     set_at = 1_000_000.0
     job = JobRow(id="j", not_before=set_at + LONGEST_BACKOFF_S)
-    assert pauses(job, set_at)
-    assert not pauses(job, set_at + LONGEST_BACKOFF_S)
-    assert not pauses(job, set_at + jump_s)
+    assert in_backoff(job, set_at)
+    assert not in_backoff(job, set_at + LONGEST_BACKOFF_S)
+    assert not in_backoff(job, set_at + jump_s)
 
 
 def test_no_secret_and_nothing_unquoted_is_on_the_command_line() -> None:

@@ -107,11 +107,11 @@ def test_pages_list_every_job_once_the_newest_first(engine: Engine) -> None:
 def test_a_deleted_job_leaves_nothing_behind(engine: Engine) -> None:
     store = JobStore(engine)
     store.add(job("gone"), IdempotencyKey("me", "key", "digest"))
-    store.tell("gone", "incident", "warning", "spike", {}, key="1")
-    assert not store.tell("gone", "incident", "warning", "spike", {}, key="1"), "one thing is told once"
+    store.add_event("gone", "incident", "warning", "spike", {}, key="1")
+    assert not store.add_event("gone", "incident", "warning", "spike", {}, key="1"), "one thing is told once"
     store.delete("gone", lambda _: None)
     assert store.events(None) == []
-    assert store.made_by(IdempotencyKey("me", "key", "digest")) is None
+    assert store.created_by(IdempotencyKey("me", "key", "digest")) is None
     with pytest.raises(NoSuchJob):
         store.get("gone")
 
