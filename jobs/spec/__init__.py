@@ -1,6 +1,8 @@
 """The spec of a job: one YAML or JSON file, checked before anything starts.
 
-``job_spec`` is the whole; the other modules are its sections, and how it is read.
+``job_spec`` is the whole. ``sections``, ``data``, ``augment``, ``init``, ``optim``, ``regularize`` and
+``language`` define its fields; ``workload_names`` the built-in workloads; ``load``, ``yaml_text``,
+``override``, ``schema`` and ``errors`` how a file is read and its errors reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,15 @@
-"""Keeps the jobs of the store and those at Ray the same: starts, watches, restarts, adopts."""
+"""Reconciles the jobs of the store with those at Ray: starts, follows, restarts and adopts them.
+
+``supervisor``: the loop; one service on a database runs it at a time
+``job_reconciler``: the next state of one job
+``capacity``: which waiting jobs can start
+``adopt``: jobs that were submitted to Ray directly
+``outcome``: how an attempt ended
+``ray_api``: Ray's Jobs API with timeouts
+``embedded_ray``: a Ray head of the service's own
+``job_files``: files of a job, read safely
+``log_spool``: logs on the service's own disk
+"""
 
 from __future__ import annotations
 

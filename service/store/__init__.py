@@ -1,4 +1,15 @@
-"""What the service remembers: jobs, their attempts and events, tokens, working directories."""
+"""The database: jobs, their attempts and events, tokens, working directories.
+
+``engine``: SQLite or PostgreSQL
+``models``: the tables
+``migrate``: brings a database to this version
+``migrations``: the steps on that way, by Alembic
+``jobs``: jobs, each change a compare-and-swap
+``packages``: working directories
+``tokens``: who may do what
+``leases``: which of several services supervises
+``errors``: what the store raises
+"""
 
 from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState

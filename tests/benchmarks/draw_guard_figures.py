@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[2] / "guard" / "figures"
 ATTEMPTS, FAULT = 160, 70
 SPIKE = FaultConfig(kind="lr_spike", step=FAULT, factor=3000.0)
 NAN = FaultConfig(kind="nan_loss", step=110)
-CALM = {"snapshot": {"every_steps": 20}, "recovery": {"cooldown_steps": 40}}
+QUICK = {"snapshot": {"every_steps": 20}, "recovery": {"cooldown_steps": 40}}
 CEILING = 1e3
 SIZE = (8, 5.2)
 
@@ -37,7 +37,7 @@ def train(mode: str, *what: FaultConfig) -> list[StepReport]:
     inputs = (images / 16).float()
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.002, fused=True)
-    guard = GradientGuard(model, optimizer, GuardConfig.model_validate({"mode": mode, **CALM}))
+    guard = GradientGuard(model, optimizer, GuardConfig.model_validate({"mode": mode, **QUICK}))
     faults = FaultInjector(what, model=model, optimizer=optimizer)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     reports = []
@@ -73,7 +73,7 @@ def draw_spike(reports: Sequence[StepReport]) -> Figure:
         axes.axvspan(target + 0.5, back.attempt, color="C3", alpha=0.12, linewidth=0)
         axes.axvline(back.attempt, color="C3", linewidth=1)
         axes.set_xlim(30, ATTEMPTS)
-    _note(losses, f"rewound to step {target}", (target + 0.5, 5), (38, 60))
+    _note(losses, f"rolled back to step {target}", (target + 0.5, 5), (38, 60))
     _note(losses, f"{back.verdict.kind} of the {back.verdict.signal}", (back.attempt, 300), (82, 60))
     _note(rates, "halved, and back in 40 steps", (80, in_force[79]), (112, 0.0006))
     return figure

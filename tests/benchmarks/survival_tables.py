@@ -1,4 +1,4 @@
-"""The results of the survival benchmark as tables: who survived what, and who could say what had happened."""
+"""The results of the survival benchmark as tables: who survived what, and who named the cause."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ GUARD = "GradGuard"
 BARE = "no guard"
 TASKS = {"resnet": "ResNet", "gpt": "GPT"}
 DETAIL = f"{GUARD} in detail"
-"""The table of what our guard said and did."""
+"""The table of what our guard reported and did."""
 NAMED = ("step", "kind", "rank", "layer")
-"""What the first incident of a run is asked for, where there is a right answer."""
+"""What the first incident of a run should name, where there is a right answer."""
+EACH_SEED = "faults survived on every seed"
 
 StepParts = dict[str, Any]
 
 
 def by_task(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Every run's row, without what only our guard says."""
+    """Every run's row, without what only our guard reports."""
     return {task: tables[task] for task in TASKS if task in tables}
 
 
 def survival(parts: StepParts) -> str:
-    """How every method did over all faults, and every fault for itself."""
+    """How every method did over all faults, and on each fault."""
     tables = parts["survival"]["tables"]
     tasks = by_task(tables)
     rows = [row for table in tasks.values() for row in table]
@@ -36,28 +37,31 @@ def survival(parts: StepParts) -> str:
         )
         text += markdown(_by_case(table)) + "\n"
     text += _missed(rows)
-    return text + f"\nWhat {GUARD} said\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
+    return text + f"\nWhat {GUARD} reported\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
 
 
 def survival_summary(parts: StepParts) -> str:
-    """How every method did over all faults, and where ours did not reach its goals."""
+    """The README's table: every method over all faults, and where ours did not reach its goals."""
     rows = [row for table in by_task(parts["survival"]["tables"]).values() for row in table]
-    return markdown(_methods(rows)) + "\n" + _missed(rows)
+    methods = [{name: value for name, value in row.items() if name != EACH_SEED} for row in _methods(rows)]
+    return markdown(methods) + "\n" + _weak(rows)
 
 
 def witness_summary(parts: StepParts) -> str:
-    """How often the first incident was right, and what a rollback cost at most."""
+    """How often the first incident was right, and what a rollback cost at most, in one row."""
     rows = parts["survival"]["tables"][DETAIL]
     clean = [row for row in rows if row["case"] == "clean"]
-    told = {
-        f"{what} named by the first incident": _sum(row[f"{what} named"] for row in rows) for what in NAMED
-    }
     runs = sum(row["seeds"] for row in clean)
-    told["incidents on clean runs"] = f"{sum(row['incidents'] * row['seeds'] for row in clean):.0f} in {runs}"
-    told["healthy steps that one rollback repeated, at most"] = str(
-        max(r["most steps repeated"] for r in rows)
+    alarms = sum(row["incidents"] * row["seeds"] for row in clean)
+    return markdown(
+        [
+            {
+                **{what: _sum(row[f"{what} named"] for row in rows) for what in NAMED},
+                "incidents on clean runs": f"{alarms:.0f} in {runs}",
+                "steps repeated by one rollback": f"at most {max(r['most steps repeated'] for r in rows)}",
+            }
+        ]
     )
-    return markdown([{"asked of GradGuard": asked, "answer": answer} for asked, answer in told.items()])
 
 
 def _sum(told: Iterable[str]) -> str:
@@ -81,7 +85,7 @@ def _over_cases(
         "method": f"**{method}**" if method == GUARD else method,
         "survived": f"{sum(row['survived'] for row in rows)} of {runs}",
         "within 1 % of clean": f"{sum(row['within 1 %'] for row in rows)} of {runs}",
-        "faults survived on every seed": f"{sum(r['survived'] == r['seeds'] for r in rows)} of {len(rows)}",
+        EACH_SEED: f"{sum(r['survived'] == r['seeds'] for r in rows)} of {len(rows)}",
         "steps lost a run": sum(row["steps lost"] * row["seeds"] for row in rows) / runs,
         "time of a step": statistics.median(
             row["ms a step"] / bare.get((row["task"], row["case"]), row["ms a step"]) for row in rows
@@ -98,22 +102,48 @@ def _by_case(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _missed(rows: list[dict[str, Any]]) -> str:
     """Faults that our guard did not survive on every seed, and those where another method ended better."""
-    by_key: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_key.setdefault((row["task"], row["case"]), []).append(row)
-    lines = []
-    for (task, case), found in by_key.items():
-        ours = next((row for row in found if row["method"] == GUARD), None)
-        if ours is None or case == "clean":
-            continue
-        better = [row for row in found if _better(row, ours)]
-        if ours["survived"] < ours["seeds"] or better:
-            named = ", ".join(f"{row['method']} {_told(row)}" for row in better) or "no other is better"
-            lines.append(f"- {TASKS[task]}, {case}: {GUARD} {_told(ours)}; {named}")
+    lines = [
+        f"- {TASKS[ours['task']]}, {ours['case']}: {GUARD} {_told(ours)}; "
+        + (", ".join(f"{row['method']} {_told(row)}" for row in better) or "no other is better")
+        for ours, better in _compared(rows)
+    ]
     if not lines:
         return f"No other method survives a fault more often than {GUARD}, or ends more than 1 % better.\n"
     head = f"Where {GUARD} loses runs, or another method ends more than 1 % better (runs survived, loss):"
     return f"{head}\n\n" + "\n".join(lines) + "\n"
+
+
+def _weak(rows: list[dict[str, Any]]) -> str:
+    """The same in two lines: which faults cost our guard runs, and where another method ended better."""
+    compared = _compared(rows)
+    lost = _by_fault(
+        (o, f" {o['survived']} of {o['seeds']}") for o, _ in compared if o["survived"] < o["seeds"]
+    )
+    better = _by_fault((ours, "") for ours, better in compared if better)
+    return f"- {GUARD} loses runs to: {lost}.\n- Another method ends more than 1 % better on: {better}.\n"
+
+
+def _by_fault(rows: Iterable[tuple[dict[str, Any], str]]) -> str:
+    """``fault (ResNet, GPT)`` for each."""
+    tasks: dict[str, list[str]] = {}
+    for row, result in rows:
+        tasks.setdefault(row["case"], []).append(TASKS[row["task"]] + result)
+    return "; ".join(f"{case} ({', '.join(names)})" for case, names in tasks.items()) or "none"
+
+
+def _compared(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Our guard's row of each fault that it lost runs to or did worse on, with the rows of better methods."""
+    by_key: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_key.setdefault((row["task"], row["case"]), []).append(row)
+    pairs = []
+    for (_, case), found in by_key.items():
+        ours = next((row for row in found if row["method"] == GUARD), None)
+        if ours is not None and case != "clean":
+            better = [row for row in found if _better(row, ours)]
+            if ours["survived"] < ours["seeds"] or better:
+                pairs.append((ours, better))
+    return pairs
 
 
 def _told(row: dict[str, Any]) -> str:
