@@ -128,13 +128,13 @@ def test_every_command_can_be_given_as_it_is_written(path: Path) -> None:
 
 
 def _parse(words: list[str]) -> None:
-    """As the command would; raises where it would refuse."""
+    """Parses the words as the command would; raises where the command would refuse them."""
     command, rest = _find(words)
     command.make_context(words[0], rest)
 
 
 def _look_up(words: list[str]) -> None:
-    """A command that is only spoken of may lack its arguments."""
+    """A command that is only mentioned may lack its arguments."""
     command, rest = _find(words)
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     known |= {"--install-completion", "--show-completion"}
@@ -150,7 +150,7 @@ def _find(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def _is_known(path: str) -> bool:
-    """A field of the spec, of the guard's configuration, or something that a program finds there."""
+    """A field of the spec, of the guard's configuration, or a name that a program can import."""
     parts = path.split(".")
     as_field = any(annotation_at(model, parts) is not None for model in (JobSpec, GuardConfig))
     of_guard = parts[0] == "guard" and (
@@ -185,8 +185,8 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 
 
 def test_the_table_of_commands_has_all_of_them() -> None:
-    told = {codes(row[0])[0].removeprefix("gradguard ") for row in rows(SERVICE, "## The command")}
-    assert told == set(COMMAND.commands)
+    named = {codes(row[0])[0].removeprefix("gradguard ") for row in rows(SERVICE, "## The command")}
+    assert named == set(COMMAND.commands)
     options = {option for row in rows(SERVICE, "## Serve") for option in codes(row[0])}
     known = {option for parameter in COMMAND.commands["serve"].params for option in parameter.opts}
     assert options == known - {"--auth", "--no-auth"}
@@ -197,11 +197,11 @@ def test_the_table_of_states_has_all_of_them() -> None:
 
 
 def test_the_table_of_settings_has_all_of_them_with_their_defaults() -> None:
-    told = {codes(row[0])[0]: codes(row[1])[0] for row in rows(GUARD, "### The settings")}
+    named = {codes(row[0])[0]: codes(row[1])[0] for row in rows(GUARD, "### The settings")}
     kinds_own = {path for path in leaf_paths(GuardConfig) if path.startswith("clip.")}
     kinds_own -= {"clip.kind", "clip.factor", "clip.ceiling", "clip.suspect_factor"}
-    assert set(told) == set(leaf_paths(GuardConfig)) - kinds_own
-    for path, value in told.items():
+    assert set(named) == set(leaf_paths(GuardConfig)) - kinds_own
+    for path, value in named.items():
         default: Any = GuardConfig()
         for part in path.split("."):
             default = getattr(default, part)
@@ -232,7 +232,7 @@ def test_the_figures_are_pictures_with_text_that_can_be_read() -> None:
 
 
 def _in_process(command: str) -> str:
-    """Commands that need no cluster do not need a process of their own either."""
+    """Runs a command that needs no cluster, without a process."""
     words = shlex.split(command)
     assert words[0] == "gradguard", command
     done = CliRunner(env={"COLUMNS": "120"}).invoke(app, words[1:])
