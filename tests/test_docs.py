@@ -101,7 +101,7 @@ def test_contributing_is_short_and_begins_with_its_glossary() -> None:
 
 
 def test_what_is_made_from_the_code_is_up_to_date() -> None:
-    """``python -m tests.tools.reference --all`` writes them."""
+    """``python -m tests.tools.reference --all`` writes them anew."""
     assert spec_reference.PATH.read_text() == spec_reference.document()
     for path, text in api_reference.documents().items():
         assert path.read_text() == text, path

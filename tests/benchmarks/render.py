@@ -51,14 +51,17 @@ def _section(name: str, part: dict[str, Any]) -> str:
 
 def _carried(part: dict[str, Any]) -> str:
     """Where the figures come from."""
-    made = part["machine"]
-    versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "ray"))
-    seeds = ", ".join(map(str, part["seeds"]))
+    made, seeds = part["machine"], ", ".join(map(str, part["seeds"]))
     quick = "; quick form" if part["quick"] else ""
     return (
-        f"`{part['command']}` on {made['device']}, {made['cores']} cores, {versions}, "
+        f"`{part['command']}` on {_machine(made)}, "
         f"{f'seeds {seeds}, ' if seeds else ''}commit {made['commit']}{quick}"
     )
+
+
+def _machine(made: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "ray"))
+    return f"{made['device']}, {made['cores']} cores, {versions}"
 
 
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Path], None]]] = {
@@ -70,7 +73,7 @@ PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Path], None
 
 BLOCKS: dict[str, Callable[[StepParts], str]] = {
     "worth": lambda parts: markdown([_worth(row) for row in parts["explosion"]["tables"][EXPLOSION]]),
-    "machine": lambda parts: _carried(parts["hot path"]) + "\n",
+    "machine": lambda parts: _machine(parts["hot path"]["machine"]) + "\n",
     "survival": survival_summary,
     "witness": witness_summary,
     "detection": lambda parts: markdown([_detector(row) for row in _rows(parts, "detection")]),
