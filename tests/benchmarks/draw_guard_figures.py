@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,7 +118,9 @@ def main() -> None:
         acted = [(r.attempt, r.step, r.action, r.verdict.kind) for r in reports if r.verdict.kind != "ok"]
         print(mode, acted[:12], f"final loss {reports[-1].loss:.3g}")
     for name, figure in {"spike": draw_spike(train("exact", SPIKE)), "modes": draw_modes(runs)}.items():
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        path = folder / f"{name}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        path.write_text(re.sub(r" ?\n(?=[LCQZz\"] ?)", " ", path.read_text()))  # one line for each path
 
 
 if __name__ == "__main__":
