@@ -116,7 +116,7 @@ def detection_picture(tables: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(8, 0.6 + 0.32 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _bars(left, names, caught, f"labelled intervals caught, of {of}", str)
-        _bars(right, names, alarms, "false alarms a 1,000 calm steps", lambda value: f"{value:.3g}")
+        _bars(right, names, alarms, "false alarms a 1,000 healthy steps", lambda value: f"{value:.3g}")
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -144,10 +144,10 @@ def speed_picture(parts: dict[str, Any], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def _bars(axes: Any, names: list[str], values: list[float], title: str, told: Callable[[Any], str]) -> None:
+def _bars(axes: Any, names: list[str], values: list[float], title: str, show: Callable[[Any], str]) -> None:
     """One bar a name, the first at the top."""
     bars = axes.barh(range(len(names)), values, color="#2e8b57")
-    axes.bar_label(bars, [told(value) for value in values], padding=2)
+    axes.bar_label(bars, [show(value) for value in values], padding=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.12)

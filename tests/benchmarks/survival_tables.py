@@ -64,9 +64,9 @@ def witness_summary(parts: StepParts) -> str:
     )
 
 
-def _sum(told: Iterable[str]) -> str:
+def _sum(entries: Iterable[str]) -> str:
     """Of entries like 1/2; those that are empty had no right answer."""
-    pairs = [entry.split("/") for entry in told if entry]
+    pairs = [entry.split("/") for entry in entries if entry]
     return f"{sum(int(right) for right, _ in pairs)} of {sum(int(all_) for _, all_ in pairs)}"
 
 
@@ -96,15 +96,15 @@ def _over_cases(
 def _by_case(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     cases: dict[str, dict[str, Any]] = {}
     for row in table:
-        cases.setdefault(row["case"], {"fault": row["case"]})[row["method"]] = _told(row)
+        cases.setdefault(row["case"], {"fault": row["case"]})[row["method"]] = _result(row)
     return list(cases.values())
 
 
 def _missed(rows: list[dict[str, Any]]) -> str:
     """Faults that our guard did not survive on every seed, and those where another method ended better."""
     lines = [
-        f"- {TASKS[ours['task']]}, {ours['case']}: {GUARD} {_told(ours)}; "
-        + (", ".join(f"{row['method']} {_told(row)}" for row in better) or "no other is better")
+        f"- {TASKS[ours['task']]}, {ours['case']}: {GUARD} {_result(ours)}; "
+        + (", ".join(f"{row['method']} {_result(row)}" for row in better) or "no other is better")
         for ours, better in _compared(rows)
     ]
     if not lines:
@@ -146,7 +146,7 @@ def _compared(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dic
     return pairs
 
 
-def _told(row: dict[str, Any]) -> str:
+def _result(row: dict[str, Any]) -> str:
     ratio = "lost" if row["loss / clean"] is None else f"{row['loss / clean']:.2f}"
     return f"{row['survived']} of {row['seeds']}, {ratio}"
 
