@@ -1,10 +1,29 @@
-"""GradGuard's guard: keeps a PyTorch training alive through gradient explosions.
+"""Keeps a PyTorch training alive through gradient explosions.
 
 guard = GradientGuard(model, optimizer, GuardConfig())
 for batch in loader:
     optimizer.zero_grad()
     guard.backward(loss_fn(model, batch))
     report = guard.step()
+
+``guard``: ``GradientGuard``
+``arguments``: checks what it is given
+``step``: one step through the five verbs
+``deferred_step``: the same, decided on the device
+``observe``: norms, finite check, movement of weights and buffers
+``agree``: all ranks hold the same numbers
+``decide``: verdict and rung
+``act``: apply, clip, skip, roll back
+``record``: incidents and metrics
+``clip``: kinds of clipping
+``preflight``: checks before the first step
+``faults``: fault injection
+``integrations``: Lightning, Hugging Face
+``config``: the options
+``types``: the facts of one step
+``records``: what is stored of a run
+``errors``: what the guard raises
+``lazy``: names that are imported on first use
 """
 
 from __future__ import annotations

@@ -1,4 +1,22 @@
-"""One training job: its spec, data, models, the loop on Ray Train, checkpoints, the client."""
+"""One training job: its spec, data, models, the loop on Ray Train, checkpoints, the client.
+
+``train``: ``python -m jobs.train SPEC``, the entrypoint
+``spec``: the spec and its checks
+``run_dir``: a job's folder and its files
+``data``: what is trained on
+``models``: networks
+``init``: first weights
+``workloads``: the task that joins them
+``training``: the loop of one rank
+``checkpoints``: save, verify, restore
+``placement``: which nodes the workers use
+``cluster``: Ray: session, driver, trainer
+``observability``: progress, hub, console
+``report``: the HTML report
+``client``: ``JobClient``
+``errors``: what a job raises
+``torchvision_compat``: imports torchvision beside a CPU build of torch
+"""
 
 from __future__ import annotations
 

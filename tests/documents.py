@@ -22,7 +22,7 @@ FOLDER = re.compile(r"(?<!\S)/\S*/(?=runs/)")
 
 
 def documents() -> list[Path]:
-    """All that is kept in the repository."""
+    """Every Markdown file of the repository."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.md"],
         cwd=ROOT,
@@ -39,13 +39,13 @@ def _hidden(path: Path) -> bool:
 
 
 def name(path: Path) -> str:
-    """The path of a document as a reader knows it."""
+    """The path of a document below the top of the repository."""
     return str(path.relative_to(ROOT))
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its language, what is in it, and whether it stands right below another one."""
+    """One fenced block: its language, its text, and whether nothing separates it from the block above."""
 
     language: str
     text: str
@@ -62,7 +62,7 @@ def blocks(path: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The commands of a shell block; one that goes on over several lines is one."""
+    """The commands of a shell block; a continued line belongs to the one before."""
     joined = re.sub(r"\\\n\s*", " ", block.text)
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.strip().startswith("#")]
 
@@ -73,7 +73,7 @@ def prose(path: Path) -> str:
 
 
 def inline_code(path: Path) -> list[str]:
-    """What stands between single backticks."""
+    """The text between single backticks."""
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(path))]
 
 
@@ -87,7 +87,7 @@ def links(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def anchors(path: Path) -> set[str]:
-    """As GitHub makes them of headings; the second of two equal ones gets a number."""
+    """As GitHub makes them from headings; the second of two equal ones gets a number."""
     seen: dict[str, int] = {}
     found = set()
     for heading in re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE):
@@ -100,14 +100,14 @@ def anchors(path: Path) -> set[str]:
 
 
 def masked(text: str) -> list[str]:
-    """The lines of an output without what differs from run to run: numbers, folders, width of columns."""
+    """The lines of an output with numbers, folders and column widths masked: they differ from run to run."""
     lines = (" ".join(line.split()) for line in FOLDER.sub("", text).splitlines())
     return [NUMBER.sub("#", line) for line in lines if line]
 
 
-def agrees(shown: str, said: str) -> bool:
-    """Whether an output is as a document shows it; a line ``...`` there stands for any lines."""
-    lines = masked(said)
+def agrees(shown: str, output: str) -> bool:
+    """Whether an output matches what a document shows; a line ``...`` there matches any lines."""
+    lines = masked(output)
     for number, part in enumerate(re.split(r"^\.\.\.$", shown, flags=re.MULTILINE)):
         wanted = masked(part)
         places = [i for i in range(len(lines) - len(wanted) + 1) if lines[i : i + len(wanted)] == wanted]
@@ -118,12 +118,12 @@ def agrees(shown: str, said: str) -> bool:
 
 
 class Session:
-    """Carries out the blocks of a document one after the other, and compares what is said with what is shown.
+    """Runs the blocks of a document in order, and compares their output with what the document shows.
 
     Args:
         path: the document.
-        shell: runs one command and returns what it says; raises where it fails.
-        names: what the programs find.
+        shell: runs one command and returns its output; raises where it fails.
+        names: variables of the programs.
     """
 
     def __init__(self, path: Path, shell: Callable[[str], str], names: dict[str, Any] | None = None) -> None:
@@ -132,17 +132,17 @@ class Session:
         self.names = names or {}
 
     def run(self, folder: Path, *, extra: str = "") -> int:
-        """Runs all; files go into ``folder``, with ``extra`` at their end. Returns how many blocks ran."""
-        ran, said = 0, ""
+        """Runs all; files are written to ``folder`` with ``extra`` appended. Returns how many blocks ran."""
+        ran, output = 0, ""
         for block in self._blocks:
             if block.language == "python":
-                said = self._python(block.text)
+                output = self._python(block.text)
             elif block.language == "sh":
-                said = "".join(self._shell(command) for command in commands(block))
+                output = "".join(self._shell(command) for command in commands(block))
             elif block.language == "yaml":
                 (folder / shlex.split(block.text.splitlines()[0])[-1]).write_text(block.text + extra)
             elif block.below:
-                assert agrees(block.text, said), f"shown:\n{block.text}\nsaid:\n{said}"
+                assert agrees(block.text, output), f"shown:\n{block.text}\nsaid:\n{output}"
             ran += block.language in ("python", "sh")
         return ran
 

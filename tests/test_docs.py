@@ -1,7 +1,8 @@
-"""What the documents say is so: links lead somewhere, what they name exists, what they show runs as shown."""
+"""The documents are true: links lead somewhere, what they name exists, what they show runs as shown."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -21,7 +22,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import guard
-from guard.config import GuardConfig
+from guard.config import _KINDS_OF, ClipKind, GuardConfig
 from guard.record.exposition import FAMILIES
 from jobs.client.models import STATUSES
 from jobs.errors import BAD_INPUT, BUSY, EXIT_CODES, INTERRUPTED
@@ -63,6 +64,42 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     assert broken == []
 
 
+ROOMS = [
+    path.parent
+    for package in ("guard", "jobs", "service", "tests/tools")
+    for path in sorted((ROOT / package).rglob("__init__.py"))
+    if not {"migrations", "dashboards"} & set(path.parts)
+]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=name)
+def test_the_map_of_each_room_names_every_module(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in room.glob("*.py") if not path.stem.startswith(("__", "test_"))}
+    rooms = {path.parent.name for path in room.glob("*/__init__.py")} - {"dashboards"}
+    assert sorted((modules | rooms) - set(re.findall(r"``(\w+)``", text))) == []
+
+
+@pytest.mark.parametrize("room", [ROOT / "guard", ROOT / "jobs"], ids=name)
+def test_the_readme_of_a_package_names_every_room(room: Path) -> None:
+    table = rows(room / "README.md", f"# {'The guard' if room.name == 'guard' else 'Jobs'}")
+    named = {code for row in table for code in codes(row[0])}
+    assert {f"{path.parent.name}/" for path in room.glob("*/__init__.py")} <= named
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = {code for code in inline_code(ROOT / "CONTRIBUTING.md") if re.fullmatch(r"[\w./-]+", code)}
+    paths = {code for code in named if "/" in code and (code.endswith("/") or "." in code.rpartition("/")[2])}
+    assert len(paths) > 40
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+
+
+def test_contributing_is_short_and_begins_with_its_glossary() -> None:
+    lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert lines[2] == "## Glossary"
+
+
 def test_what_is_generated_from_the_code_is_up_to_date() -> None:
     for path, text in reference.documents().items():
         assert path.read_text() == text, f"{path}: run python -m tests.tools.reference"
@@ -87,13 +124,13 @@ def test_every_command_can_be_given_as_it_is_written(path: Path) -> None:
 
 
 def _parse(words: list[str]) -> None:
-    """As the command would; raises where it would refuse."""
+    """Parses the words as the command would; raises where the command would refuse them."""
     command, rest = _find(words)
     command.make_context(words[0], rest)
 
 
 def _look_up(words: list[str]) -> None:
-    """A command that is only spoken of may lack its arguments."""
+    """A command that is only mentioned may lack its arguments."""
     command, rest = _find(words)
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     known |= {"--install-completion", "--show-completion"}
@@ -109,7 +146,7 @@ def _find(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def _is_known(path: str) -> bool:
-    """A field of the spec, of the guard's configuration, or something that a program finds there."""
+    """A field of the spec, of the guard's configuration, or a name that a program can import."""
     parts = path.split(".")
     as_field = any(annotation_at(model, parts) is not None for model in (JobSpec, GuardConfig))
     of_guard = parts[0] == "guard" and (
@@ -144,8 +181,8 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 
 
 def test_the_table_of_commands_has_all_of_them() -> None:
-    told = {codes(row[0])[0].removeprefix("gradguard ") for row in rows(SERVICE, "## The command")}
-    assert told == set(COMMAND.commands)
+    named = {codes(row[0])[0].removeprefix("gradguard ") for row in rows(SERVICE, "## The command")}
+    assert named == set(COMMAND.commands)
     options = {option for row in rows(SERVICE, "## Serve") for option in codes(row[0])}
     known = {option for parameter in COMMAND.commands["serve"].params for option in parameter.opts}
     assert options == known - {"--auth", "--no-auth"}
@@ -155,16 +192,23 @@ def test_the_table_of_states_has_all_of_them() -> None:
     assert [codes(row[0])[0] for row in rows(SERVICE, "## States of a job")] == list(STATUSES)
 
 
-def test_the_table_of_knobs_has_all_of_them_with_their_defaults() -> None:
-    told = {codes(row[0])[0]: codes(row[1])[0] for row in rows(GUARD, "### The knobs")}
+def test_the_table_of_settings_has_all_of_them_with_their_defaults() -> None:
+    named = {codes(row[0])[0]: codes(row[1])[0] for row in rows(GUARD, "### The settings")}
     kinds_own = {path for path in leaf_paths(GuardConfig) if path.startswith("clip.")}
     kinds_own -= {"clip.kind", "clip.factor", "clip.ceiling", "clip.suspect_factor"}
-    assert set(told) == set(leaf_paths(GuardConfig)) - kinds_own
-    for path, value in told.items():
+    assert set(named) == set(leaf_paths(GuardConfig)) - kinds_own
+    for path, value in named.items():
         default: Any = GuardConfig()
         for part in path.split("."):
             default = getattr(default, part)
         assert value == (f"{default:g}" if isinstance(default, float | int) else default), path
+
+
+def test_the_table_of_clips_has_every_kind_with_all_its_settings() -> None:
+    table = {codes(row[0])[0]: row for row in rows(GUARD, "## Clipping")}
+    assert set(table) == set(get_args(ClipKind))
+    for setting, kinds in _KINDS_OF.items():
+        assert all(setting in codes(table[kind][2]) for kind in kinds), setting
 
 
 def test_the_tables_of_the_jobs_name_what_there_is() -> None:
@@ -184,7 +228,7 @@ def test_the_figures_are_pictures_with_text_that_can_be_read() -> None:
 
 
 def _in_process(command: str) -> str:
-    """Commands that need no cluster do not need a process of their own either."""
+    """Runs a command that needs no cluster, without a process."""
     words = shlex.split(command)
     assert words[0] == "gradguard", command
     done = CliRunner(env={"COLUMNS": "120"}).invoke(app, words[1:])
@@ -204,7 +248,7 @@ def test_the_document_of_the_guard_runs_as_shown(tmp_path: Path, monkeypatch: py
         "loss_fn": nn.CrossEntropyLoss(),
     }
     session = Session(GUARD, _in_process, names)
-    assert session.run(tmp_path) == 7
+    assert session.run(tmp_path) == 6
     assert '"outcome": "recovered"' in (tmp_path / "drill.jsonl").read_text()
 
 

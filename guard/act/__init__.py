@@ -1,1 +1,14 @@
-"""Act: apply, clip, skip, roll back, cool down. ``training_state`` owns everything that a step may change."""
+"""Act: apply, clip, skip, roll back; everything that a step may change.
+
+``training_state``: owns model, optimizer, schedule and states; carries out the rung
+``accumulation``: micro-batches of one step; a non-finite one is dropped
+``snapshot``: healthy states in memory
+``stores``: copies of tensors in reused memory
+``pack``: many small ones at once
+``buffers``: restores buffers after a skip
+``fused``: clip and skip inside torch's fused optimizers
+``scaler``: mixed precision with a GradScaler
+``cooldown``: lower learning rate and more regularization after a rollback
+``regularize``: decoupled L1, L2 and anchor penalties
+``rng``: the random number generators that a step draws from
+"""

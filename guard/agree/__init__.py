@@ -1,1 +1,5 @@
-"""Agree: all ranks hold the same numbers before any of them decides."""
+"""Agree: every rank holds the same numbers before any of them decides.
+
+``agreement``: one small row of each rank, gathered while backward runs; checksums of the deciding state
+``rank_failure``: a rank that fails stops the others and names the cause
+"""

@@ -1,1 +1,13 @@
-"""Decide: from agreed numbers to a verdict (``detector``) and a rung (``ladder``); ``decider`` joins them."""
+"""Decide: from agreed numbers to a verdict, a rung of the ladder and a clip.
+
+``decider``: joins the modules below
+``detector``: the verdict of one step, from its loss and norms
+``baseline``: robust level and noise of one signal
+``ladder``: from a verdict to an action: apply, clip, skip, roll back, halt
+``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
+``rank_exclusion``: the same batch without a rank whose data stays bad
+``runaway_updates``: weights that move ever farther without progress
+``drift``: a loss that creeps up, a gradient that fades
+``vanishing``: layers that the gradient no longer reaches
+``replay``: the detector on a recorded log
+"""

@@ -1,1 +1,5 @@
-"""Faults on demand, as a test, a benchmark or a spec asks for them."""
+"""Fault injection, for tests, drills and benchmarks.
+
+``config``: ``FaultConfig``, one fault as a spec describes it
+``injector``: ``FaultInjector``, which makes it happen
+"""

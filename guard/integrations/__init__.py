@@ -1,5 +1,6 @@
 """The guard in loops that a framework owns. Each module needs the extra of its name.
 
-``guard.integrations.lightning``: a callback for Lightning's ``Trainer``.
-``guard.integrations.transformers``: Hugging Face's ``Trainer``, guarded.
+``lightning``: a callback for Lightning's ``Trainer``
+``transformers``: Hugging Face's ``Trainer``, guarded
+``session``: what both share
 """

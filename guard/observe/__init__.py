@@ -1,1 +1,11 @@
-"""Observe: what the gradients, the weights and the buffers show in one step."""
+"""Observe: what gradients, weights and buffers show in one step.
+
+``observer``: one pass over the gradients: global norm, norm of each parameter, finite check
+``norms``: squared L2 norms of many gradients at once
+``gradients``: a gradient of any kind as a dense real tensor
+``local_norms``: gradient norm of each rank before the all-reduce, by hooks or DDP's communication hook
+``displacement``: how far the weights moved since they were measured before
+``shards``: the same under FSDP2, where each rank holds a shard
+``noise_scale``: gradient noise scale, a hint on batch size
+``robust_window``: exact sliding median and MAD
+"""

@@ -1,4 +1,10 @@
-"""Before the first step: does signal come through the network, and does gradient come back?
+"""Pre-flight: does signal pass through the network, and does the gradient come back?
+
+``run``: one real batch through the model, which is left unchanged
+``probe``: measures each layer with hooks
+``findings``: verdict, first bad layer and advice
+``report``: the result
+``lr_range``: the learning-rate range test
 
 from guard.preflight import run_preflight
 report = run_preflight(model, lambda m: loss_fn(m(inputs), targets))

@@ -11,6 +11,12 @@
 ``load``           verify every byte, then read; ``spec_match``: does it belong to this spec?
 ``shards``         FSDP2: whole tensors become shards of any number of ranks
 ``listing``        what is stored in a folder of checkpoints
+``history``        a row in ``checkpoints.jsonl`` for each that is written, becomes good, or goes
+``compare``        which tensors of two differ, and by how much
+``export``         the model alone, as one file
+``ranks``          how the ranks agree, over a gloo group of their own
+``dcp_single_process``  torch.distributed.checkpoint without a process group
+``errors``         what can be wrong with one
 =================  ==========================================================================
 """
 

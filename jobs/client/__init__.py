@@ -1,4 +1,22 @@
-"""Hand in jobs and follow them from Python: ``JobClient``, and ``AsyncJobClient`` for asyncio."""
+"""Submit jobs and follow them from Python: ``JobClient``, and ``AsyncJobClient`` for asyncio.
+
+``client``: ``JobClient``
+``job``: ``Job``
+``aio``: the same for asyncio
+``connect``: finds out what is at an address
+``backend``: the interface of the three below
+``service_backend``: a service
+``ray_backend``: Ray Jobs
+``folder_backend``: a folder of jobs, read only
+``models``: the results
+``job_files``: the files of a job
+``pages``: pages of a list
+``show``: progress on one line
+``submission``: how a job is passed to Ray Jobs
+``working_dir``: a folder packed into a zip file
+``polling``: events of a job that nobody records
+``errors``: what a client raises
+"""
 
 from jobs.client.aio import AsyncJobClient
 from jobs.client.client import JobClient

@@ -1,4 +1,21 @@
-"""Training data: where it comes from and in which order it is seen."""
+"""Training data: its sources, and the order in which samples are used.
+
+``cursor``: the order of the samples: the same for every world size, resumable at any batch
+``sources``: images by name or folder
+``named``: torchvision's data sets
+``idx``: MNIST's file format
+``imagefolder``: a folder of images, one sub-folder for each class
+``images``: labelled images in memory or files
+``transforms``: size, augmentation, normalisation
+``mixing``: MixUp and CutMix
+``reader``: reads and augments samples
+``prefetch``: does so ahead, in other processes
+``text``: text sources
+``tokens``: text as token samples
+``token_cache``: token ids kept on disk
+``to_folder``: ``python -m jobs.data.to_folder``, a data set as image files
+``errors``: what reading data raises
+"""
 
 from jobs.data.cursor import Batch, DataCursor, shard
 from jobs.data.errors import DataError, SampleError

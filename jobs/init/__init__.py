@@ -1,4 +1,11 @@
-"""Initial weights: the schemes, residual branches, and LSUV on real data."""
+"""Initial weights.
+
+``apply``: from a scheme, the seed and the names of the layers
+``lsuv``: layer-sequential unit variance, on real data
+``residual``: the ends of residual branches
+``matrices``: which tensors are weight matrices, which are biases
+``errors``: what initializing raises
+"""
 
 from jobs.init.apply import build_initialized, initialize
 from jobs.init.errors import InitError

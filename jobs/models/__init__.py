@@ -1,1 +1,5 @@
-"""The models that a spec can name."""
+"""The models that a spec can name.
+
+``vision``: torchvision's classifiers, for images of any size
+``gpt``: a decoder-only transformer
+"""

@@ -1,7 +1,25 @@
-"""The report of a job: one HTML file that needs nothing beside it, and a picture of its main chart.
+"""The report of a job: one self-contained HTML file, and a picture of its main chart.
 
-`data` reads the job's files, `summary`, `cost`, `causes` and `words` say what happened, `charts` and `heat`
-draw it, `page` and `picture` put it together. `compare` does the same for two jobs.
+``write``: writes both
+``page``: the HTML file
+``picture``: the chart
+``compare``: two jobs side by side
+``data``: reads the job's files
+``incidents``: incidents with their outcomes
+``checkpoints``: what became of them
+``summary``: key figures
+``cost``: where the time went
+``causes``: which layer left its baseline first
+``words``: sentences
+``cards``: incidents as cards
+``formats``: numbers as text
+``charts``: line charts
+``heat``: heat maps
+``overlay``: two runs in one chart
+``series``: thinning that keeps every spike
+``plot_style``: sizes, scales, ticks
+``colors``: colours
+``svg``: from a figure to inline SVG
 """
 
 from jobs.report.page import write_page

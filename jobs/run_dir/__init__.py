@@ -1,1 +1,8 @@
-"""A job's folder: its paths, its files, and the storage behind it."""
+"""A job's folder: its paths, its files, and the storage behind it.
+
+``paths``: names of the files, and what happens when the job exists already
+``jsonl``: rows of JSON that grow, and documents that are replaced whole
+``result``: ``result.json``, how a job ended
+``storage``: where checkpoints are stored: a local folder or a URL
+``remote_storage``: S3, GCS, HDFS, fsspec
+"""

@@ -1,4 +1,12 @@
-"""What a job trains: the protocol of a workload, the built-in ones, and the way to one's own."""
+"""Workloads: model, data, loss and evaluation of one task.
+
+``base``: the protocol, for built-in workloads and for a user's own
+``vision``: image classification
+``language``: a GPT that predicts the next token
+``losses``: the cross-entropy of both
+``load``: finds the class that a spec names
+``errors``: what finding and loading a workload raises
+"""
 
 from jobs.workloads.base import Workload
 from jobs.workloads.errors import WorkloadError

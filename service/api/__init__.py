@@ -1,4 +1,17 @@
-"""The HTTP API."""
+"""The HTTP API.
+
+``context``: what handlers work with
+``job_routes``: submit, list, stop, resume, clone, delete
+``file_routes``: log, events, metrics, checkpoints, report
+``admission``: which job is accepted
+``archives``: uploaded working directories
+``view``: a job as shown to callers, without secrets
+``problems``: errors as problem documents
+``auth``: tokens and scopes
+``limits``: sizes and rates
+``http_protocol``: slow clients
+``own_metrics``: health and Prometheus
+"""
 
 from service.api.context import Context, Limits
 

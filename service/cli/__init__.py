@@ -1,4 +1,17 @@
-"""The command ``gradguard``: ``app`` has the command line, each other module one command or a few."""
+"""The command ``gradguard``: one module for each command or a few.
+
+``app``: the command line
+``options``: arguments that commands share
+``local``: commands that need no cluster
+``check``: validate and pre-flight
+``replay``: the detector on a log
+``jobs``: submit, stop, resume, clone, delete, logs
+``query``: list, status, incidents, report
+``compare``: two jobs
+``checkpoints``: list, verify, export
+``serve``: the service
+``tokens``: who may use it
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,15 @@
-"""Reconciles the jobs of the store with those at Ray: starts, follows, restarts and adopts them."""
+"""Reconciles the jobs of the store with those at Ray: starts, follows, restarts and adopts them.
+
+``supervisor``: the loop; one service on a database runs it at a time
+``job_reconciler``: the next state of one job
+``capacity``: which waiting jobs can start
+``adopt``: jobs that were submitted to Ray directly
+``outcome``: how an attempt ended
+``ray_api``: Ray's Jobs API with timeouts
+``embedded_ray``: a Ray head of the service's own
+``job_files``: files of a job, read safely
+``log_spool``: logs on the service's own disk
+"""
 
 from __future__ import annotations
 
@@ -7,9 +18,9 @@ from typing import TYPE_CHECKING
 from guard.lazy import lazy
 
 if TYPE_CHECKING:
-    from service.reconcile.ray_api import RayApi, RayUnavailable
+    from service.reconcile.ray_api import RayApi, RayGone
     from service.reconcile.supervisor import Supervisor
 
-__all__ = ["RayApi", "RayUnavailable", "Supervisor"]
+__all__ = ["RayApi", "RayGone", "Supervisor"]
 
-__getattr__ = lazy(__name__, {"RayApi": "ray_api", "RayUnavailable": "ray_api", "Supervisor": "supervisor"})
+__getattr__ = lazy(__name__, {"RayApi": "ray_api", "RayGone": "ray_api", "Supervisor": "supervisor"})

@@ -1,15 +1,27 @@
-"""The database: jobs, their attempts and events, tokens, working directories."""
+"""The database: jobs, their attempts and events, tokens, working directories.
+
+``engine``: SQLite or PostgreSQL
+``models``: the tables
+``migrate``: brings a database to this version
+``migrations``: the steps on that way, by Alembic
+``jobs``: jobs, each change a compare-and-swap
+``packages``: working directories
+``tokens``: who may do what
+``leases``: which of several services supervises
+``errors``: what the store raises
+"""
 
 from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState
 from service.store.jobs import JobStore, Page
 from service.store.leases import Lease
-from service.store.models import ACTIVE, PENDING, AttemptRow, EventRow, JobRow
+from service.store.models import ACTIVE, ENDED, PENDING, AttemptRow, EventRow, JobRow, State
 from service.store.packages import Packages
 from service.store.tokens import SCOPES, Caller, Scope, Tokens
 
 __all__ = [
     "ACTIVE",
+    "ENDED",
     "PENDING",
     "SCOPES",
     "AttemptRow",
@@ -23,6 +35,7 @@ __all__ = [
     "Packages",
     "Page",
     "Scope",
+    "State",
     "StoreError",
     "Tokens",
     "WrongState",

@@ -1,20 +1,21 @@
-"""The same training with faults, once with the guard and once without: how each ends.
+"""The same training with the same faults, once with the guard and once without.
 
     python tests/benchmarks/bench_explosion.py [SPEC] [--set FIELD=VALUE ...] [--figure FILE] [--json FILE]
 
-Prints a table and JSON; the figure shows both loss curves.
+Prints a table and JSON; the figure shows both loss curves. The picture of the README:
+
+    python tests/benchmarks/bench_explosion.py --figure tests/benchmarks/results/explosion.svg
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from measure import progress, publish
+from pictures import explosion_picture
 from render import EXPLOSION
 from rich.console import Console
 
@@ -25,7 +26,11 @@ from jobs.spec.job_spec import JobSpec
 MODES = {"with the guard": "exact", "without": "off"}
 EXAMPLE = Path(__file__).parents[2] / "jobs" / "examples" / "fashion.yaml"
 SHOWN = ("steps", "anomalies", "skips", "rollbacks", "steps_lost", "guard_share", "seconds")
-CEILING = 30.0
+LABELS = {
+    "nan_loss": "rank {rank}: loss NaN",
+    "lr_spike": "learning rate x {factor:,.0f}",
+    "scaled_gradient": "rank {rank}: gradient x {factor:,.0f}",
+}
 
 
 def main() -> None:
@@ -43,7 +48,7 @@ def main() -> None:
     tables = {EXPLOSION: _rows(results)}
     publish("explosion", tables, options.json, seeds=[spec.seed])
     if options.figure:
-        _draw({label: rows for label, (_, rows) in runs.items()}, options.figure)
+        explosion_picture({label: rows for label, (_, rows) in runs.items()}, _labels(spec), options.figure)
 
 
 def _options() -> argparse.Namespace:
@@ -67,19 +72,10 @@ def _rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for label, rows in runs.items():
-        losses = [min(r["loss"], CEILING) if math.isfinite(r["loss"]) else math.nan for r in rows]
-        style = "--" if MODES[label] == "off" else "-"
-        axes.plot([r["attempt"] for r in rows], losses, style, label=label, linewidth=1.4)
-        lost = next((r["attempt"] for r in rows if not math.isfinite(r["loss"])), None)
-        if lost is not None and label == "without":
-            axes.annotate("the weights are NaN from here on", (lost, 8), color="C1")
-    axes.set(xlabel="step attempt", ylabel="training loss", yscale="log")
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+def _labels(spec: JobSpec) -> list[str]:
+    """The faults of a spec in the order in which they strike, as labels of the picture."""
+    faults = sorted(spec.faults, key=lambda fault: fault.step)
+    return [LABELS.get(f.kind, f.kind).format(rank=f.rank, factor=f.factor) for f in faults]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).parents[2] / "guard" / "figures"
 ATTEMPTS, FAULT = 160, 70
 SPIKE = FaultConfig(kind="lr_spike", step=FAULT, factor=3000.0)
 NAN = FaultConfig(kind="nan_loss", step=110)
-CALM = {"snapshot": {"every_steps": 20}, "recovery": {"cooldown_steps": 40}}
+QUICK = {"snapshot": {"every_steps": 20}, "recovery": {"cooldown_steps": 40}}
 CEILING = 1e3
 SIZE = (8, 5.2)
 
@@ -37,7 +38,7 @@ def train(mode: str, *what: FaultConfig) -> list[StepReport]:
     inputs = (images / 16).float()
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.002, fused=True)
-    guard = GradientGuard(model, optimizer, GuardConfig.model_validate({"mode": mode, **CALM}))
+    guard = GradientGuard(model, optimizer, GuardConfig.model_validate({"mode": mode, **QUICK}))
     faults = FaultInjector(what, model=model, optimizer=optimizer)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     reports = []
@@ -117,7 +118,9 @@ def main() -> None:
         acted = [(r.attempt, r.step, r.action, r.verdict.kind) for r in reports if r.verdict.kind != "ok"]
         print(mode, acted[:12], f"final loss {reports[-1].loss:.3g}")
     for name, figure in {"spike": draw_spike(train("exact", SPIKE)), "modes": draw_modes(runs)}.items():
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        path = folder / f"{name}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        path.write_text(re.sub(r" ?\n(?=[LCQZz\"] ?)", " ", path.read_text()))  # one line for each path
 
 
 if __name__ == "__main__":

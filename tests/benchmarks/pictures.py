@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,62 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 _LOST_TO_WELL = LinearSegmentedColormap.from_list("survival", ["#c0392b", "#f2c14e", "#2e8b57"])
+
+
+_CEILING = 30.0
+
+
+def explosion_picture(runs: dict[str, list[dict[str, Any]]], faults: list[str], path: Path) -> None:
+    """Training loss of the guarded run and of the other one, with each fault and what the guard did.
+
+    Args:
+        runs: rows of metrics.jsonl, the guarded run first.
+        faults: one label for each fault, in the order in which they strike.
+    """
+    (guarded, rows), (bare, lost) = runs.items()
+    with rc_context({"svg.hashsalt": "gradguard", "font.size": 9}):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*_curve(lost), color="#e67e22", linewidth=4, alpha=0.55)
+        axes.plot(*_curve(rows), color="#1f5f99", linewidth=1.3)
+        last = rows[-1]
+        _label(axes, guarded, (last["attempt"], last["loss"]), (0, 16), "#1f5f99")
+        dead = next((i for i, row in enumerate(lost) if not math.isfinite(row["loss"])), None)
+        if dead:
+            at = lost[dead - 1]["attempt"], lost[dead - 1]["loss"]
+            axes.plot(*at, marker="X", markersize=10, color="#c0392b")
+            _label(axes, f"{bare} the guard:\nNaN weights, run lost", at, (-6, 42), "#c0392b")
+        acted = [row for row in rows if row["action"] in ("skipped", "rolled_back")]
+        for fault, row in zip(faults, acted, strict=False):
+            _mark(axes, rows, row, fault)
+        axes.set(
+            xlabel="attempted step", ylabel="training loss", yscale="log", ylim=(0.1, 400), xlim=(0, None)
+        )
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _curve(rows: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    losses = [min(row["loss"], _CEILING) if math.isfinite(row["loss"]) else math.nan for row in rows]
+    return [row["attempt"] for row in rows], losses
+
+
+def _label(axes: Any, text: str, at: tuple[float, float], offset: tuple[float, float], color: str) -> None:
+    axes.annotate(text, at, offset, textcoords="offset points", ha="right", va="center", color=color)
+
+
+def _mark(axes: Any, rows: list[dict[str, Any]], row: dict[str, Any], fault: str) -> None:
+    """One fault and what the guard did; a rolled-back stretch is shaded."""
+    at, target, done = row["attempt"], row["rolled_back_to"], "step skipped"
+    if target is not None:
+        done = f"rolled back to step {target}"
+        since = max(
+            earlier["attempt"] for earlier in rows if earlier["step"] == target and earlier["attempt"] < at
+        )
+        axes.axvspan(since, at, color="#c0392b", alpha=0.12, linewidth=0)
+    axes.axvline(at, color="#2e8b57", linewidth=1, linestyle=":")
+    axes.text(at + 2, 300, f"{fault}\n{done}", va="top", color="#1d6b40")
 
 
 def survival_picture(tasks: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -59,7 +116,7 @@ def detection_picture(tables: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(8, 0.6 + 0.32 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _bars(left, names, caught, f"labelled intervals caught, of {of}", str)
-        _bars(right, names, alarms, "false alarms a 1,000 calm steps", lambda value: f"{value:.3g}")
+        _bars(right, names, alarms, "false alarms a 1,000 healthy steps", lambda value: f"{value:.3g}")
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -87,10 +144,10 @@ def speed_picture(parts: dict[str, Any], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def _bars(axes: Any, names: list[str], values: list[float], title: str, label: Callable[[Any], str]) -> None:
+def _bars(axes: Any, names: list[str], values: list[float], title: str, show: Callable[[Any], str]) -> None:
     """One bar a name, the first at the top."""
     bars = axes.barh(range(len(names)), values, color="#2e8b57")
-    axes.bar_label(bars, [label(value) for value in values], padding=2)
+    axes.bar_label(bars, [show(value) for value in values], padding=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.12)

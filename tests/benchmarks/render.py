@@ -2,7 +2,7 @@
 
     python tests/benchmarks/render.py            rewrites the README's figures from results/bench.json
 
-The README has each block between ``<!-- bench: NAME -->`` and ``<!-- end of bench -->``.
+The README holds each block between ``<!-- bench: NAME -->`` and ``<!-- end of bench -->``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ StepParts = dict[str, Any]
 
 
 def render(found: dict[str, Any], out: Path) -> str:
-    """Writes the text, and pictures of the parts that have one; returns the text."""
+    """Writes the text, and pictures where there is something to see; returns the text."""
     parts: StepParts = found["parts"]
     sections = [f"## {name}\n\n{_section(name, part)}" for name, part in parts.items()]
     text = "# Benchmarks\n\n" + "\n".join(sections)
@@ -50,19 +50,18 @@ def _section(name: str, part: dict[str, Any]) -> str:
 
 
 def _carried(part: dict[str, Any]) -> str:
-    """The source of the figures."""
-    made = part["machine"]
-    versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "ray"))
-    seeds = ", ".join(map(str, part["seeds"]))
+    """Where the figures come from."""
+    made, seeds = part["machine"], ", ".join(map(str, part["seeds"]))
     quick = "; quick form" if part["quick"] else ""
     return (
-        f"`{part['command']}` on {made['device']}, {made['cores']} cores, {versions}, "
+        f"`{part['command']}` on {_machine(made)}, "
         f"{f'seeds {seeds}, ' if seeds else ''}commit {made['commit']}{quick}"
     )
 
 
-def _tables(name: str) -> Callable[[StepParts], str]:
-    return lambda parts: "\n".join(markdown(rows) for rows in parts[name]["tables"].values())
+def _machine(made: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "ray"))
+    return f"{made['device']}, {made['cores']} cores, {versions}"
 
 
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Path], None]]] = {
@@ -73,36 +72,73 @@ PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Path], None
 """By the ending of the file: the parts that it is drawn from, and how."""
 
 BLOCKS: dict[str, Callable[[StepParts], str]] = {
+    "worth": lambda parts: markdown([_worth(row) for row in parts["explosion"]["tables"][EXPLOSION]]),
+    "machine": lambda parts: _machine(parts["hot path"]["machine"]) + "\n",
     "survival": survival_summary,
     "witness": witness_summary,
-    **{name: _tables(name) for name in ("detection", "end to end", "prevention", "service", "hub", "gpu")},
-    "hot path": lambda parts: markdown([_hot(row) for row in parts["hot path"]["tables"]["hot path"]]),
-    "checkpoint": _tables("checkpoint"),
-    "worth": lambda parts: markdown([_worth(row) for row in parts["explosion"]["tables"][EXPLOSION]]),
-    "chaos": lambda parts: markdown(parts["chaos"]["tables"]["sums"]),
-    "machine": lambda parts: _carried(parts["hot path"]) + "\n",
+    "detection": lambda parts: markdown([_detector(row) for row in _rows(parts, "detection")]),
+    "cost": lambda parts: markdown(_costs(parts)),
+    "chaos": lambda parts: markdown([_chaos(row) for row in parts["chaos"]["tables"]["sums"]]),
 }
+"""What the README shows; the rest is in the text beside the results."""
 
 
-def _hot(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns that a reader of the README asks for."""
-    wanted = (
-        "model",
-        "clip_grad_norm_ ms",
-        "guard / clip, nothing clipped",
-        "guard / clip, every step clipped",
-    )
-    return {name: row[name] for name in (*wanted, "snapshot / copy", "rollback / copy")}
+def _rows(parts: StepParts, name: str) -> list[dict[str, Any]]:
+    """The first table of a part."""
+    return next(iter(parts[name]["tables"].values()))
 
 
 def _worth(row: dict[str, Any]) -> dict[str, Any]:
-    """What a run with faults came to, as one says it."""
     lost = math.isnan(row["test_loss"])
     return {
         "": row["run"],
         "test accuracy": f"{100 * row['test_accuracy']:.2f} %",
         "steps lost": "all, the weights are NaN" if lost else f"{row['steps_lost']} of {row['steps']}",
         "share of the time spent in the guard": f"{100 * row['guard_share']:.1f} %",
+    }
+
+
+def _detector(row: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("detector", "caught", "false alarms a 1,000 steps", "delay, p90")
+    return {name: row[name] for name in wanted}
+
+
+def _costs(parts: StepParts) -> list[dict[str, Any]]:
+    """Ratios to the obvious baseline, slowest and fastest alike."""
+    clips = [
+        (
+            f"the guard's part of a step, {row['model']}, {what}",
+            "`clip_grad_norm_`",
+            row[f"guard / clip, {what}"],
+        )
+        for row in _rows(parts, "hot path")
+        for what in ("nothing clipped", "every step clipped")
+    ]
+    jobs = [
+        (f"a job: {row['seconds']}", "plain Ray Train, clipping", row["ratio"])
+        for row in _rows(parts, "end to end")
+    ]
+    saves = [
+        (
+            f"a checkpoint: {row['what']}",
+            f"`torch.{'load' if row['what'] == 'load' else 'save'}`",
+            row["ratio"],
+        )
+        for row in _rows(parts, "checkpoint")
+    ]
+    return [{"what": what, "baseline": base, "ratio": ratio} for what, base, ratio in (*clips, *jobs, *saves)]
+
+
+def _chaos(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kills": row["kills"],
+        "resumed": row["resumed"],
+        "steps repeated": row["steps_repeated"],
+        "median seconds to resume": row["median_seconds"],
+        "orphan processes": row["orphans"],
+        "final weights": "bit-identical to the undisturbed run"
+        if row["bit_identical"]
+        else "not bit-identical",
     }
 
 

@@ -1,4 +1,4 @@
-"""Tables of the survival benchmark: which method survives which fault, what GradGuard's incidents name."""
+"""The results of the survival benchmark as tables: who survived what, and who named the cause."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ GUARD = "GradGuard"
 BARE = "no guard"
 TASKS = {"resnet": "ResNet", "gpt": "GPT"}
 DETAIL = f"{GUARD} in detail"
-"""Title of the table of GradGuard's incidents and actions."""
+"""The table of what our guard reported and did."""
 NAMED = ("step", "kind", "rank", "layer")
-"""What the first incident of a run should name, if there is a right answer."""
+"""What the first incident of a run should name, where there is a right answer."""
+EACH_SEED = "faults survived on every seed"
 
 StepParts = dict[str, Any]
 
 
 def by_task(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Every run's row, without the columns of GradGuard alone."""
+    """Every run's row, without what only our guard reports."""
     return {task: tables[task] for task in TASKS if task in tables}
 
 
 def survival(parts: StepParts) -> str:
-    """Every method over all faults, then every fault."""
+    """How every method did over all faults, and on each fault."""
     tables = parts["survival"]["tables"]
     tasks = by_task(tables)
     rows = [row for table in tasks.values() for row in table]
@@ -36,34 +37,35 @@ def survival(parts: StepParts) -> str:
         )
         text += markdown(_by_case(table)) + "\n"
     text += _missed(rows)
-    return text + f"\n{DETAIL}\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
+    return text + f"\nWhat {GUARD} reported\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
 
 
 def survival_summary(parts: StepParts) -> str:
-    """Every method over all faults, and where GradGuard misses its goals."""
+    """The README's table: every method over all faults, and where ours did not reach its goals."""
     rows = [row for table in by_task(parts["survival"]["tables"]).values() for row in table]
-    return markdown(_methods(rows)) + "\n" + _missed(rows)
+    methods = [{name: value for name, value in row.items() if name != EACH_SEED} for row in _methods(rows)]
+    return markdown(methods) + "\n" + _weak(rows)
 
 
 def witness_summary(parts: StepParts) -> str:
-    """How often the first incident was right, and the largest cost of a rollback."""
+    """How often the first incident was right, and what a rollback cost at most, in one row."""
     rows = parts["survival"]["tables"][DETAIL]
     clean = [row for row in rows if row["case"] == "clean"]
-    measured = {
-        f"{what} named by the first incident": _sum(row[f"{what} named"] for row in rows) for what in NAMED
-    }
     runs = sum(row["seeds"] for row in clean)
-    measured["incidents on clean runs"] = (
-        f"{sum(row['incidents'] * row['seeds'] for row in clean):.0f} in {runs}"
+    alarms = sum(row["incidents"] * row["seeds"] for row in clean)
+    return markdown(
+        [
+            {
+                **{what: _sum(row[f"{what} named"] for row in rows) for what in NAMED},
+                "incidents on clean runs": f"{alarms:.0f} in {runs}",
+                "steps repeated by one rollback": f"at most {max(r['most steps repeated'] for r in rows)}",
+            }
+        ]
     )
-    measured["healthy steps repeated by one rollback, at most"] = str(
-        max(r["most steps repeated"] for r in rows)
-    )
-    return markdown([{"measure": measure, "result": result} for measure, result in measured.items()])
 
 
 def _sum(entries: Iterable[str]) -> str:
-    """The sum of entries like 1/2; empty ones had no right answer."""
+    """Of entries like 1/2; those that are empty had no right answer."""
     pairs = [entry.split("/") for entry in entries if entry]
     return f"{sum(int(right) for right, _ in pairs)} of {sum(int(all_) for _, all_ in pairs)}"
 
@@ -83,7 +85,7 @@ def _over_cases(
         "method": f"**{method}**" if method == GUARD else method,
         "survived": f"{sum(row['survived'] for row in rows)} of {runs}",
         "within 1 % of clean": f"{sum(row['within 1 %'] for row in rows)} of {runs}",
-        "faults survived on every seed": f"{sum(r['survived'] == r['seeds'] for r in rows)} of {len(rows)}",
+        EACH_SEED: f"{sum(r['survived'] == r['seeds'] for r in rows)} of {len(rows)}",
         "steps lost a run": sum(row["steps lost"] * row["seeds"] for row in rows) / runs,
         "time of a step": statistics.median(
             row["ms a step"] / bare.get((row["task"], row["case"]), row["ms a step"]) for row in rows
@@ -94,31 +96,57 @@ def _over_cases(
 def _by_case(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     cases: dict[str, dict[str, Any]] = {}
     for row in table:
-        cases.setdefault(row["case"], {"fault": row["case"]})[row["method"]] = _outcome(row)
+        cases.setdefault(row["case"], {"fault": row["case"]})[row["method"]] = _result(row)
     return list(cases.values())
 
 
 def _missed(rows: list[dict[str, Any]]) -> str:
-    """Faults that GradGuard did not survive on every seed, and those where another method is better."""
-    by_key: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_key.setdefault((row["task"], row["case"]), []).append(row)
-    lines = []
-    for (task, case), found in by_key.items():
-        ours = next((row for row in found if row["method"] == GUARD), None)
-        if ours is None or case == "clean":
-            continue
-        better = [row for row in found if _better(row, ours)]
-        if ours["survived"] < ours["seeds"] or better:
-            named = ", ".join(f"{row['method']} {_outcome(row)}" for row in better) or "no other is better"
-            lines.append(f"- {TASKS[task]}, {case}: {GUARD} {_outcome(ours)}; {named}")
+    """Faults that our guard did not survive on every seed, and those where another method ended better."""
+    lines = [
+        f"- {TASKS[ours['task']]}, {ours['case']}: {GUARD} {_result(ours)}; "
+        + (", ".join(f"{row['method']} {_result(row)}" for row in better) or "no other is better")
+        for ours, better in _compared(rows)
+    ]
     if not lines:
         return f"No other method survives a fault more often than {GUARD}, or ends more than 1 % better.\n"
     head = f"Where {GUARD} loses runs, or another method ends more than 1 % better (runs survived, loss):"
     return f"{head}\n\n" + "\n".join(lines) + "\n"
 
 
-def _outcome(row: dict[str, Any]) -> str:
+def _weak(rows: list[dict[str, Any]]) -> str:
+    """The same in two lines: which faults cost our guard runs, and where another method ended better."""
+    compared = _compared(rows)
+    lost = _by_fault(
+        (o, f" {o['survived']} of {o['seeds']}") for o, _ in compared if o["survived"] < o["seeds"]
+    )
+    better = _by_fault((ours, "") for ours, better in compared if better)
+    return f"- {GUARD} loses runs to: {lost}.\n- Another method ends more than 1 % better on: {better}.\n"
+
+
+def _by_fault(rows: Iterable[tuple[dict[str, Any], str]]) -> str:
+    """``fault (ResNet, GPT)`` for each."""
+    tasks: dict[str, list[str]] = {}
+    for row, result in rows:
+        tasks.setdefault(row["case"], []).append(TASKS[row["task"]] + result)
+    return "; ".join(f"{case} ({', '.join(names)})" for case, names in tasks.items()) or "none"
+
+
+def _compared(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Our guard's row of each fault that it lost runs to or did worse on, with the rows of better methods."""
+    by_key: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_key.setdefault((row["task"], row["case"]), []).append(row)
+    pairs = []
+    for (_, case), found in by_key.items():
+        ours = next((row for row in found if row["method"] == GUARD), None)
+        if ours is not None and case != "clean":
+            better = [row for row in found if _better(row, ours)]
+            if ours["survived"] < ours["seeds"] or better:
+                pairs.append((ours, better))
+    return pairs
+
+
+def _result(row: dict[str, Any]) -> str:
     ratio = "lost" if row["loss / clean"] is None else f"{row['loss / clean']:.2f}"
     return f"{row['survived']} of {row['seeds']}, {ratio}"
 

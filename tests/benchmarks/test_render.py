@@ -1,17 +1,20 @@
-"""The tables and pictures of the benchmarks say what was measured, and the README says the same."""
+"""The tables and pictures of the benchmarks show what was measured, and the README shows the same."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from render import PICTURES, README, RESULTS, render, rendered_readme
+from pictures import explosion_picture
+from render import BLOCKS, PICTURES, README, RESULTS, render, rendered_readme
 from rich.console import Console
 from suite import followed
 from survival_tables import DETAIL, survival_summary, witness_summary
@@ -45,18 +48,18 @@ def test_a_lost_run_is_shown_as_lost_and_not_as_a_number(tmp_path: Path) -> None
     assert "NaN" in (tmp_path / "bench-survival.svg").read_text()
 
 
-def test_the_summary_counts_the_faults_without_the_clean_run() -> None:
+def test_the_summary_counts_the_faults_and_leaves_the_clean_run_out() -> None:
     rows = [row("clean", "GradGuard", 2, 1.0), row("a", "GradGuard", 2, 1.005, 4.0)]
     text = survival_summary(parts(*rows, row("b", "GradGuard", 1, 1.3, 2.0)))
-    assert "| **GradGuard** | 3 of 4 | 2 of 4 | 1 of 2 | 3 | 1 |" in text
+    assert "| **GradGuard** | 3 of 4 | 2 of 4 | 3 | 1 |" in text
 
 
 def test_the_cost_of_a_method_is_relative_to_the_same_run_without_one() -> None:
     rows = [row("a", "no guard", 0, None, cost=10.0), row("a", "GradGuard", 2, 1.0, cost=11.0)]
-    assert "| 1 of 1 | 0 | 1.1 |" in survival_summary(parts(*rows))
+    assert "| 2 of 2 | 2 of 2 | 0 | 1.1 |" in survival_summary(parts(*rows))
 
 
-def test_an_incident_is_scored_only_where_there_is_a_right_answer() -> None:
+def test_the_diagnosis_counts_only_what_has_a_right_answer() -> None:
     asked = {"task": "resnet", "method": "GradGuard", "seeds": 2, "halted": 0}
     clean = {"case": "clean", "incidents": 0.5, "most steps repeated": 0}
     fault = {"case": "NaN", "incidents": 1.0, "most steps repeated": 20}
@@ -64,19 +67,47 @@ def test_an_incident_is_scored_only_where_there_is_a_right_answer() -> None:
     named = {"step named": "1/2", "kind named": "2/2", "rank named": "2/2", "layer named": ""}
     found = parts()
     found["survival"]["tables"][DETAIL] = [{**asked, **clean, **nothing}, {**asked, **fault, **named}]
-    text = witness_summary(found)
-    assert "| step named by the first incident | 1 of 2 |" in text
-    assert "| layer named by the first incident | 0 of 0 |" in text
-    assert "| incidents on clean runs | 1 in 2 |" in text
-    assert "at most | 20 |" in text
+    header, _, answers = witness_summary(found).splitlines()
+    shown = dict(zip(header.split(" | "), answers.split(" | "), strict=True))
+    assert shown["| step"] == "| 1 of 2"
+    assert shown["layer"] == "0 of 0"
+    assert shown["incidents on clean runs"] == "1 in 2"
+    assert shown["steps repeated by one rollback |"] == "at most 20 |"
 
 
-def test_where_another_method_is_better_the_table_says_so() -> None:
+def test_where_another_method_is_better_the_tables_show_it(tmp_path: Path) -> None:
     ours, theirs = row("drift", "GradGuard", 1, 1.2), row("drift", "ZClip", 2, 1.1)
-    text = survival_summary(parts(ours, theirs))
-    assert "- ResNet, drift: GradGuard 1 of 2, 1.20; ZClip 2 of 2, 1.10" in text
-    text = survival_summary(parts(row("drift", "GradGuard", 2, 1.0), theirs))
-    assert "No other method" in text
+    full = render({"parts": parts(ours, theirs)}, tmp_path / "bench.json")
+    assert "- ResNet, drift: GradGuard 1 of 2, 1.20; ZClip 2 of 2, 1.10" in full
+    assert survival_summary(parts(ours, theirs)).endswith(
+        "- GradGuard loses runs to: drift (ResNet 1 of 2).\n"
+        "- Another method ends more than 1 % better on: drift (ResNet).\n"
+    )
+    best = parts(row("drift", "GradGuard", 2, 1.0), theirs)
+    assert "No other method" in render({"parts": best}, tmp_path / "bench.json")
+    assert survival_summary(best).endswith("more than 1 % better on: none.\n")
+
+
+def test_the_readme_shows_every_block_that_is_drawn_for_it_and_no_other() -> None:
+    assert re.findall(r"<!-- bench: ([a-z ]+) -->", README.read_text()) == list(BLOCKS)
+
+
+def test_the_picture_of_the_example_marks_each_fault_and_what_the_guard_did(tmp_path: Path) -> None:
+    losses = [2.0, 1.0, math.nan, 1.0, 1.0, 50.0, 1.0]
+    steps = [1, 2, 2, 3, 4, 3, 4]
+    guarded = [
+        {"attempt": i, "step": step, "loss": loss, "action": "applied", "rolled_back_to": None}
+        for i, (step, loss) in enumerate(zip(steps, losses, strict=True), start=1)
+    ]
+    guarded[2]["action"] = "skipped"
+    guarded[5].update(action="rolled_back", rolled_back_to=3)
+    bare = [{**row, "action": "applied"} for row in guarded[:3]]
+    runs = {"with the guard": guarded, "without": bare}
+    explosion_picture(runs, ["NaN loss", "learning rate x 3,000"], tmp_path / "explosion.svg")
+    drawn = re.findall(r"<!-- (.*?) -->", (tmp_path / "explosion.svg").read_text())
+    text = " ".join(drawn)
+    for label in ("NaN loss", "step skipped", "learning rate x 3,000", "rolled back to step 3", "run lost"):
+        assert label in text
 
 
 def test_each_block_of_the_readme_is_drawn_from_the_results() -> None:
@@ -111,27 +142,25 @@ def test_a_part_is_run_and_kept_beside_those_that_were_there(tmp_path: Path) -> 
     assert {"device", "commit", "torch"} <= kept["gpu"]["machine"].keys()
 
 
-def test_progress_is_passed_on_and_the_last_output_of_a_failure_is_kept() -> None:
+def test_progress_is_passed_on_and_the_last_words_of_a_failure_are_kept() -> None:
     shown = Console(file=io.StringIO())
     script = "import sys; from measure import progress; progress('one of two'); print('broken'); sys.exit(3)"
     environment = {**os.environ, "PYTHONPATH": str(Path(SUITE).parent)}
-    code, output = followed([sys.executable, "-c", script], environment, shown)
-    assert (code, output) == (3, ["broken\n"])
+    code, said = followed([sys.executable, "-c", script], environment, shown)
+    assert (code, said) == (3, ["broken\n"])
     assert isinstance(shown.file, io.StringIO)
     assert shown.file.getvalue() == "    one of two\n"
 
 
 @pytest.mark.parametrize("out", ["bench.txt", "nowhere/bench.json"])
-def test_a_bad_place_for_the_results_is_reported_before_anything_is_measured(
-    tmp_path: Path, out: str
-) -> None:
+def test_a_bad_place_for_the_results_is_told_before_anything_is_measured(tmp_path: Path, out: str) -> None:
     done = run("--out", str(tmp_path / out))
     assert done.returncode == 2
     assert "--out" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_without_logs_is_reported_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_folder_without_logs_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     done = run("--traces", str(tmp_path), "--out", str(tmp_path / "bench.json"))
     assert done.returncode == 2
     assert f"--traces: {tmp_path} has no index.csv and no labels.csv" in done.stderr

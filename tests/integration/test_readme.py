@@ -1,4 +1,4 @@
-"""Every command and every program of the README does what the README says, on a small data set."""
+"""Every command and every program of the README does what the README promises, on a small data set."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from guard.config import _KINDS_OF as SETTINGS_OF
-from guard.config import ClipKind as Kind
 from jobs import JobClient
 from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.cluster import Cluster
@@ -73,11 +70,8 @@ def test_the_loop_of_the_readme_trains_under_the_guard() -> None:
     assert report.loss < 0.3
 
 
-def test_the_table_of_clips_has_every_kind_with_all_its_settings() -> None:
-    rows = {row.split("`")[1]: row for row in README.splitlines() if row.startswith("  | `")}
-    assert set(rows) == set(get_args(Kind))
-    for setting, kinds in SETTINGS_OF.items():
-        assert all(f"`{setting}`" in rows[kind] for kind in kinds), setting
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
 
 
 @pytest.mark.slow

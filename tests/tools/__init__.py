@@ -1,1 +1,8 @@
-"""Writes the references in the documents from the code; not part of the package."""
+"""Writes the documents that are made from the code; not part of the package.
+
+``reference``: service/API.md and service/CLI.md; ``--all``: every document
+``api_reference``: guard/API.md and jobs/API.md
+``spec_reference``: jobs/SPEC.md
+``metrics_table``: guard/METRICS.md
+``schema_table``: tables of fields
+"""

@@ -1,4 +1,4 @@
-"""A workload of one's own: a model, its data and its loss, outside of GradGuard.
+"""Your own workload: a model, its data and its loss, outside of GradGuard.
 
 It learns to tell wines apart by their chemistry; the data comes with scikit-learn. Nothing is inherited or
 registered: a class with these members is a workload.
