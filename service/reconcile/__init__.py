@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from guard.lazy import lazy
 
 if TYPE_CHECKING:
-    from service.reconcile.ray_api import RayApi, RayGone
+    from service.reconcile.ray_api import RayApi, RayUnavailable
     from service.reconcile.supervisor import Supervisor
 
-__all__ = ["RayApi", "RayGone", "Supervisor"]
+__all__ = ["RayApi", "RayUnavailable", "Supervisor"]
 
-__getattr__ = lazy(__name__, {"RayApi": "ray_api", "RayGone": "ray_api", "Supervisor": "supervisor"})
+__getattr__ = lazy(__name__, {"RayApi": "ray_api", "RayUnavailable": "ray_api", "Supervisor": "supervisor"})

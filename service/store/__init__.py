@@ -15,13 +15,12 @@ from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState
 from service.store.jobs import JobStore, Page
 from service.store.leases import Lease
-from service.store.models import ACTIVE, ENDED, PENDING, AttemptRow, EventRow, JobRow, State
+from service.store.models import ACTIVE, PENDING, AttemptRow, EventRow, JobRow
 from service.store.packages import Packages
 from service.store.tokens import SCOPES, Caller, Scope, Tokens
 
 __all__ = [
     "ACTIVE",
-    "ENDED",
     "PENDING",
     "SCOPES",
     "AttemptRow",
@@ -35,7 +34,6 @@ __all__ = [
     "Packages",
     "Page",
     "Scope",
-    "State",
     "StoreError",
     "Tokens",
     "WrongState",
