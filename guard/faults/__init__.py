@@ -1,1 +1,1 @@
-"""Faults on demand, as a test, a benchmark or a spec asks for them."""
+"""Fault injection, for tests, benchmarks and drills: ``config`` describes a fault, ``injector`` causes it."""
