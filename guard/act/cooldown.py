@@ -37,7 +37,6 @@ class Cooldown:
 
     @property
     def active(self) -> bool:
-        """Whether a cooldown is running."""
         return self._remaining > 0
 
     @property
@@ -96,12 +95,10 @@ class Cooldown:
             self._anchors = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Level, steps left, and the anchors in the order of the parameters."""
         anchors = [self._anchors[id(p)].clone() for p in self._parameters if id(p) in self._anchors]
         return {"level": self._level, "remaining": self._remaining, "anchors": anchors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues the cooldown of ``state_dict``."""
         self._level, self._remaining = int(state["level"]), int(state["remaining"])
         anchored = zip(self._parameters, state["anchors"], strict=False)
         self._anchors = {id(p): anchor.detach().clone().to(p.device) for p, anchor in anchored}

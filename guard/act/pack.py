@@ -49,7 +49,6 @@ class Pack:
         self._saves = 0
 
     def save(self) -> None:
-        """Copies the tensors."""
         if self._arrays is not None:
             np.concatenate(self._arrays, out=self._kept.numpy())
         else:
@@ -92,7 +91,6 @@ class Pack:
         return {"norms": None if self._norms is None else self._norms.tolist(), "saves": self._saves}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the norms of ``state_dict``."""
         norms, self._units, self._saves = state["norms"], None, int(state["saves"])
         self._norms = None if norms is None else torch.tensor(norms, device=self._kept.device)
 

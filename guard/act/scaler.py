@@ -19,7 +19,6 @@ class ScalerAdapter:
         self._optimizer = optimizer
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss, scaled for backward."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def factor(self) -> float:

@@ -130,7 +130,6 @@ class SnapshotRing:
         self._subject.save_to(self._snapshots[-1], keep=keep)
 
     def before_step(self) -> None:
-        """The weights are about to change."""
         if self._snapshots:
             self._snapshots[-1].wait()
 
@@ -159,7 +158,6 @@ class SnapshotRing:
         self._drop([s for s in self._snapshots if not s.healthy])
 
     def has_healthy(self) -> bool:
-        """Whether there is a snapshot to roll back to."""
         return any(s.healthy for s in self._snapshots)
 
     def spent(self) -> Snapshot | None:

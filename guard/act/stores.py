@@ -98,13 +98,11 @@ class BufferStore:
         self._present: list[bool] = []
 
     def save(self, buffers: Buffers) -> None:
-        """Copies the present buffers."""
         now = buffers.read()
         self._present = [buffer is not None for buffer in now]
         self._tensors.save([buffer for buffer in now if buffer is not None])
 
     def restore(self, buffers: Buffers) -> None:
-        """Writes the copies back."""
         copies = iter(self._tensors.copies)
         buffers.write([next(copies) if present else None for present in self._present])
 
@@ -120,7 +118,6 @@ class OptimizerStore:
         self._groups: list[dict[str, Any]] = []
 
     def save(self, optimizer: Optimizer) -> None:
-        """Copies the state of every parameter and the settings of every group."""
         self._slots, tensors, self._values = _flatten(optimizer)
         self._tensors.save(tensors)
         self._layouts = [layout(tensor) for tensor in tensors]

@@ -78,7 +78,6 @@ class TrainingState:
         return float(self._optimizer.param_groups[0]["lr"]) * self.cooldown.strengths()["lr_scale"]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the signals remember, and the cooldown."""
         return {
             "recovery": self.cooldown.state_dict(),
             "buffers": None if self.shield is None else self.shield.state_dict(),

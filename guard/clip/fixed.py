@@ -73,7 +73,6 @@ class GroupClipper(_PNormClipper):
         return self._scale_each_(seen, self._of_groups(self._p_norms(self.config.norm_type)))
 
     def _of_groups(self, norms: Floats) -> Floats:
-        """Each parameter's factor from the p-norms of all."""
         factors = np.ones(len(norms))
         for members in self._groups():
             total = total_norm(norms[members], self.config.norm_type)

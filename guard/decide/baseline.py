@@ -270,7 +270,6 @@ class RobustBaseline:
         return linear
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
         return {
             "level": self._level.state_dict(),
             "excesses": self._excesses.state_dict(),
@@ -286,7 +285,6 @@ class RobustBaseline:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self._level.load_state_dict(state["level"])
         self._excesses.load_state_dict(state["excesses"])
         self._quarantine = deque(state["held"], maxlen=self.spec.patience_rows)

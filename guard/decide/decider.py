@@ -154,7 +154,6 @@ class Decider:
         return [i for i in due if self._parameters[i].grad is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered, as plain numbers and lists."""
         return {
             "detector": self.detector.state_dict(),
             "clip": self.clipper.state_dict(),
@@ -165,7 +164,6 @@ class Decider:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self.detector.load_state_dict(state["detector"])
         self.clipper.load_state_dict(state["clip"])
         self.ladder.load_state_dict(state["ladder"])

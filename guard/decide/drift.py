@@ -46,21 +46,17 @@ class SlowTrend:
         return highest if fallen >= _VANISHED else None
 
     def push(self, loss: float, grad: float | None) -> None:
-        """Remembers the levels of a block."""
         self._losses.append(loss)
         self._grads.append(-math.inf if grad is None else grad)
 
     def clear(self) -> None:
-        """Forgets everything."""
         self._losses.clear()
         self._grads.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists."""
         return {"losses": list(self._losses), "grads": [None if g == -math.inf else g for g in self._grads]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self.clear()
         for loss, grad in zip(state["losses"], state["grads"], strict=True):
             self.push(loss, grad)

@@ -85,7 +85,6 @@ class EscalationLadder:
         return decision
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, as plain numbers."""
         return {
             "skips_in_a_row": self._skips_in_a_row,
             "advanced": self._advanced,
@@ -93,7 +92,6 @@ class EscalationLadder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the counters of ``state_dict``."""
         self._skips_in_a_row = int(state["skips_in_a_row"])
         self._advanced = bool(state["advanced"])
         self._rollbacks = deque(int(a) for a in state["rollbacks"])

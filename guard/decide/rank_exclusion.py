@@ -70,11 +70,9 @@ class RankExclusion:
             self._exclusions = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, as plain numbers."""
         return {"bad": [list(entry) for entry in self._bad], "exclusions": self._exclusions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the counters of ``state_dict``."""
         self._bad = deque((int(attempt), int(rank)) for attempt, rank in state["bad"])
         self._exclusions = int(state["exclusions"])
 

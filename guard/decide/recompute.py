@@ -47,7 +47,6 @@ class BatchReplayer:
 
     @property
     def ready(self) -> bool:
-        """Whether the generators of the present attempt are known."""
         return self._generators is not None
 
     def arm(self) -> None:

@@ -53,7 +53,6 @@ class ReplayResult:
     """Drift and vanishing gradients, which the guard reports; it applies the step."""
 
     def add(self, step: float, verdict: Verdict) -> None:
-        """Counts one row."""
         self.rows += 1
         if verdict.kind == "ok":
             return

@@ -85,7 +85,6 @@ class RunawayUpdates:
         self._long = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists, dictionaries and a number."""
         return {
             "ordinary": [asdict(s) for s in self._ordinary],
             "long": [asdict(s) for s in self._long],
@@ -93,7 +92,6 @@ class RunawayUpdates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self.clear()
         self._ordinary.extend(UpdateSample(**s) for s in state["ordinary"])
         self._long = [UpdateSample(**s) for s in state["long"]]

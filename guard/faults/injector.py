@@ -95,7 +95,6 @@ class FaultInjector:
         return _shift_labels(batch) if self._of("label_noise") else batch
 
     def loss(self, loss: Tensor) -> Tensor:
-        """The loss, NaN if it is to be."""
         return loss * float("nan") if self._of("nan_loss") else loss
 
     def _of(self, kind: Kind) -> list[FaultConfig]:
@@ -163,7 +162,6 @@ class FaultInjector:
         self._unscaled = []
 
     def state_dict(self) -> dict[str, Any]:
-        """How often each fault has fired."""
         return {"fired": list(self._fired)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -190,7 +188,6 @@ def _multiply_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 def _shift_labels(batch: T) -> T:
-    """The batch with the labels of its neighbours."""
     shifted: Any = batch
     if isinstance(batch, dict):
         names = [name for name in ("labels", "label", "targets", "target") if name in batch]

@@ -87,11 +87,9 @@ class GradientGuardCallback(Callback):
             trainer.should_stop = True
 
     def on_exception(self, *_: Any, **__: Any) -> None:
-        """Restores the trainer's own methods."""
         self._release()
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Restores the trainer's own methods."""
         self._release()
 
     def state_dict(self) -> dict[str, Any]:

@@ -161,7 +161,6 @@ class _AcceleratorHooks(TrainerCallback):
         self.release()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The schedule has advanced."""
         self.session.settle()
         report = self.session.report
         if self.halt is not None or (report is not None and report.stop):

@@ -75,7 +75,6 @@ class Displacement:
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the schedule of ``state_dict``."""
         self._measured_at = int(state["measured_at"])
 
     def due(self, step: int) -> bool:

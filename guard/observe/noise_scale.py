@@ -68,10 +68,8 @@ class NoiseScale:
         return NoiseEstimate(ratio, ratio * batch_samples if batch_samples else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both means, how many steps are in them, and the norm whose local norms are still to come."""
         return {"signal": self._signal, "noise": self._noise, "steps": self._steps, "norm": self._norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self._signal, self._noise = float(state["signal"]), float(state["noise"])
         self._steps, self._norm = int(state["steps"]), float(state["norm"])

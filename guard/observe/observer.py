@@ -31,7 +31,6 @@ class Observer:
         self._places: Places = np.zeros(0, dtype=np.intp)
 
     def gradients(self) -> list[Tensor]:
-        """The gradients that exist in this step."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def drop_gradients(self) -> None:

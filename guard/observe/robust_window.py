@@ -66,7 +66,6 @@ class RobustWindow:
         return self._sorted[0]
 
     def values(self) -> list[float]:
-        """The values in order of arrival."""
         return list(self._recent)
 
     def clear(self) -> None:
@@ -74,7 +73,6 @@ class RobustWindow:
         self._sorted.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The values, oldest first."""
         return {"values": self.values()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
