@@ -119,9 +119,7 @@ class GradientGuard:
         self._pipeline = self._make_pipeline()
         self._ddp = find_ddp(model)
         broadcasts = self._ddp is not None and self._ddp.broadcast_buffers
-        self._watches_buffers = (
-            self._agreement.rank == 0 or not broadcasts
-        )  # DDP broadcasts rank 0's to the others
+        self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # DDP sends rank 0's to all
         self._stop = False
         self._started = False
         self._state.start(0)

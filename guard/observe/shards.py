@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import UnsupportedGradient
-
-Floats = NDArray[np.float64]
+from guard.types import Floats
 
 
 def is_distributed(tensor: Tensor) -> bool:
