@@ -1,4 +1,4 @@
-"""What a user may pass to the guard: checked, and brought into the form that the guard works with."""
+"""What a user may pass to the guard, checked."""
 
 from __future__ import annotations
 
@@ -33,17 +33,25 @@ def check_deferred(config: GuardConfig, fused: FusedStep) -> None:
         raise GuardError("mode deferred skips a suspect step: set on_suspect to skip, or mode to exact")
 
 
-def check_states(scheduler: Any, states: Mapping[str, Stateful]) -> None:
-    """Raises GuardError for a scheduler or a state that a rollback could not rewind."""
+def check_states(
+    scheduler: Any, states: Mapping[str, Stateful], data: Stateful | None, ema: Stateful | None
+) -> None:
+    """Raises GuardError for a scheduler or a state that a rollback could not restore."""
     if isinstance(scheduler, ReduceLROnPlateau):
         raise GuardError(
             "ReduceLROnPlateau needs a metric at each step, which the guard does not have: "
             'step it yourself and pass it as state={"plateau": scheduler}'
         )
-    for name, stateful in states.items():
-        if not (hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")):
+    for name in ("data", "ema"):
+        if name in states:
+            raise GuardError(f"state has the key {name!r}: write {name}=..., an argument beside state=")
+    named = {f"state[{name!r}]": stateful for name, stateful in states.items()}
+    for name, stateful in {**named, "data": data, "ema": ema}.items():
+        if stateful is not None and not (
+            hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")
+        ):
             kind = type(stateful).__name__
-            raise GuardError(f"state[{name!r}] is a {kind}: give it state_dict and load_state_dict")
+            raise GuardError(f"{name} is a {kind}: give it state_dict and load_state_dict")
 
 
 def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> GuardMetrics | None:

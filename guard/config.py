@@ -82,7 +82,7 @@ class ClipConfig(Config):
     """``zclip``: the decay per step of the mean and the variance of the norm."""
 
     z_thresh: float = Field(default=2.5, gt=0)
-    """``zclip``: norms more than so many standard deviations above the mean are clipped."""
+    """``zclip``: norms more than this many standard deviations above the mean are clipped."""
 
     beta: float = Field(default=0.98, gt=0, lt=1)
     """``adagc``: the decay per step of each tensor's mean norm."""
@@ -123,13 +123,13 @@ class ClipConfig(Config):
             if self.kind not in kinds and value != type(self).model_fields[field].default:
                 raise ValueError(
                     f"{field} is {value}, but kind is {self.kind}, which has no {field}: "
-                    f"leave it out or set kind to {' or '.join(kinds)}"
+                    f"remove it or set kind to {' or '.join(kinds)}"
                 )
         return self
 
 
 class DetectConfig(Config):
-    """What counts as normal, and how far from it a step must be. Steps are observed steps."""
+    """What counts as normal, and how far from it a step is anomalous. Steps are observed steps."""
 
     window: int = Field(default=512, ge=8)
     """Accepted steps that describe the noise of a run."""
@@ -138,19 +138,19 @@ class DetectConfig(Config):
     """Accepted steps whose median is the present level; few, so that it follows a trend."""
 
     min_history: int = Field(default=12, ge=5)
-    """Accepted steps before the ordinary threshold holds; until then only a factor of e is news."""
+    """Accepted steps before the ordinary threshold holds; until then only a factor of e is anomalous."""
 
     sigmas: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    """Robust standard deviations above the level that are news."""
+    """Robust standard deviations above the level from which on a value is anomalous."""
 
     min_excess: float = Field(default=0.25, gt=0, allow_inf_nan=False)
-    """The share of its level by which a loss must exceed it to be news, however quiet the run is."""
+    """The least excess of an anomalous loss, as a share of its level, however quiet the run is."""
 
     min_excess_norm: float = Field(default=0.35, gt=0, allow_inf_nan=False)
     """The same for the norms."""
 
     patience: int = Field(default=16, ge=4, le=256)
-    """So many elevated steps among four times as many are no outliers: they become the new normal."""
+    """This many elevated steps among four times as many are no outliers: they become the new normal."""
 
     @model_validator(mode="after")
     def _history_fits(self) -> DetectConfig:
@@ -180,61 +180,62 @@ class BudgetConfig(Config):
 
 
 class ExclusionConfig(Config):
-    """When the share of one rank is left out of a batch."""
+    """When one rank is excluded from a batch."""
 
     after: PositiveInt | None = 3
-    """A bad step is computed again without the share of the rank that it comes from, if this many bad steps
-    within ``window_steps`` came from that rank, this one included; needs a closure. ``null``: never."""
+    """A bad step is computed again without the rank that caused it, if that rank caused this many bad steps
+    within ``window_steps``, this one included; needs a closure. ``null``: never."""
 
     window_steps: PositiveInt = 200
     """How far back bad steps count, in step attempts."""
 
     limit: int = Field(default=250, ge=0)
-    """How many shares may be left out before the rank's data counts as its new normal. The count starts anew
-    once ``window_steps`` attempts have passed without a bad step of one rank."""
+    """Exclusions after which the rank's data counts as its new normal. The count restarts once
+    ``window_steps`` attempts have passed without a bad step of one rank."""
 
 
 class SnapshotConfig(Config):
     """How often a snapshot is taken, how many are kept, and when one counts as healthy."""
 
     every_steps: PositiveInt = 50
-    """Optimizer steps between snapshots. A rollback repeats at most about this many."""
+    """Optimizer steps between snapshots. A rollback loses at most about this many."""
 
     keep: int = Field(default=2, ge=2, le=16)
-    """Snapshots held; each costs as much memory as the model and its optimizer."""
+    """Snapshots kept; each costs as much memory as the model and its optimizer."""
 
     clean_steps: PositiveInt = 2
-    """Clean steps that must follow a snapshot before it is a place to return to."""
+    """Clean steps that must follow a snapshot before a rollback may restore it."""
 
     place: Literal["device", "host"] = "device"
-    """Where the snapshots of a model on a GPU are: in its own memory, or pinned in the ``host``'s, where they
-    are copied while the next forward and backward run. Then change no weight between two steps yourself."""
+    """Where the snapshots of a model on a GPU are kept: in its own memory, or in pinned memory of the
+    ``host``, to which they are copied while the next forward and backward run. Your loop must then change no
+    weight between two steps."""
 
 
 class RecoveryConfig(Config):
-    """The calm after a rollback. Every part fades to nothing over ``cooldown_steps``."""
+    """The cooldown after a rollback. Every measure fades over ``cooldown_steps``."""
 
     lr_backoff: float = Field(default=0.5, gt=0, le=1)
-    """The learning rate is multiplied with this; again with each rollback during a cooldown."""
+    """The learning rate is multiplied by this; again with each rollback during a cooldown."""
 
     weight_decay_factor: float = Field(default=2.0, ge=1)
-    """The optimizer's own weight decay is multiplied with this."""
+    """The optimizer's own weight decay is multiplied by this."""
 
     anchor_l2: float = Field(default=0.01, ge=0)
-    """Strength of an L2 pull toward the weights that were returned to (decoupled, times learning rate)."""
+    """Strength of an L2 pull toward the restored weights (decoupled, times learning rate)."""
 
     l1: float = Field(default=0.0, ge=0)
     """Strength of a decoupled L1 penalty (times learning rate)."""
 
     cooldown_steps: int = Field(default=200, ge=0)
-    """Optimizer steps until everything is as before."""
+    """Optimizer steps until all measures have faded; 0: no cooldown."""
 
     data: Literal["advance", "replay"] = "advance"
-    """``advance`` moves on past the data that was rewound; ``replay`` feeds it again."""
+    """``advance`` continues past the data of the steps that were rolled back; ``replay`` feeds it again."""
 
 
 class GuardConfig(Config):
-    """What the guard watches and how far it may go; the defaults suit a run nobody has tuned yet."""
+    """What the guard watches and what it may do; the defaults suit a run nobody has tuned yet."""
 
     mode: Literal["exact", "deferred", "shadow", "off"] = "exact"
     """``exact`` decides before each optimizer step. ``deferred`` leaves clipping and skipping to a fused
@@ -254,26 +255,28 @@ class GuardConfig(Config):
     """Healthy states kept in memory."""
 
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
-    """What changes after a rollback, and for how long."""
+    """The cooldown after a rollback."""
 
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     """When skips turn into a rollback and rollbacks into a halt."""
 
     rank_exclusion: ExclusionConfig = Field(default_factory=ExclusionConfig)
-    """When a rank whose data stays bad is left out."""
+    """When a rank whose data stays bad is excluded."""
 
     local_norm: Literal["off", "always"] | PositiveInt = "always"
-    """Each rank's gradient norm before the all-reduce: never, always, or every k steps. Names the culprit."""
+    """Each rank's gradient norm before the all-reduce: never, always, or every k steps. It shows which rank a
+    bad gradient comes from."""
 
     local_norm_by: Literal["auto", "hooks", "comm"] = "auto"
-    """How it is taken: by one hook a parameter, by DDP's communication hook, or as suits the device."""
+    """How it is measured: by a hook on each parameter, by DDP's communication hook, or whichever suits the
+    device."""
 
     update_norm: Literal["off", "always"] | PositiveInt = 25
-    """How far the weights move: measured never, after every step, or after every k steps (and each snapshot).
-    Shows damage to weights, moments and learning rate; needs one more copy of the weights."""
+    """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
+    damage to weights, moments and learning rate; it needs one more copy of the weights."""
 
     dead_steps: PositiveInt = 100
-    """A layer whose gradient is exactly zero in so many steps in a row is reported as dead."""
+    """A layer whose gradient is exactly zero in this many steps in a row is reported as dead."""
 
     @property
     def acts(self) -> bool:

@@ -32,12 +32,12 @@ class GuardHalt(GuardError):
 
 
 class RankLost(GuardError):
-    """A collective failed because another rank is gone; says which and why, where that is known."""
+    """A collective failed because another rank is gone; names it and the cause, where known."""
 
 
 class RankDivergence(GuardError):
-    """The decision states of the ranks differ, so that their weights would; names the ranks."""
+    """The decision states of the ranks differ, so their weights would too; names the ranks."""
 
 
 class UnsupportedGradient(GuardError):
-    """A gradient whose norm the guard cannot take; says which parameter and what to do."""
+    """A gradient that the guard cannot measure or clip; names the parameter and what to do."""

@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 
 from guard.act.accumulation import GradAccumulation
 from guard.act.snapshot import Stateful
-from guard.act.training_state import DATA, TrainingState
+from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_failure
 from guard.arguments import as_metrics, check_deferred, check_states
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
-from guard.decide.recompute import Closure, Rewinder
+from guard.decide.recompute import BatchReplayer, Closure
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
 from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
@@ -36,7 +36,7 @@ from guard.types import StepReport
 
 
 class GradientGuard:
-    """Stands where ``clip_grad_norm_`` and ``optimizer.step`` stood, and survives what they do not.
+    """Replaces ``clip_grad_norm_`` and ``optimizer.step``, and keeps the run alive through explosions.
 
     Args:
         model: the module, or its DDP wrapper. Buffers are protected on a skip.
@@ -44,8 +44,11 @@ class GradientGuard:
         config: what to watch and how far to go.
         scheduler: stepped by the guard, once for each applied step.
         scaler: a ``GradScaler``, if the loss is scaled.
-        state: what else a rollback rewinds, by name. ``data`` is the data cursor: rewound only when
-            ``recovery.data`` is ``replay``; its ``last_ids``, if there, name the samples of an incident.
+        state: what else a rollback restores, by name.
+        data: the data cursor: rolled back only when ``recovery.data`` is ``replay``; its ``last_ids``, if
+            there are any, name the samples of an incident.
+        ema: averaged weights: restored by a rollback, and kept from learning twice from the same weights
+            when a step is skipped. In mode ``deferred`` update it only after a report with ``applied``.
         metrics: a ``GuardMetrics``, or a Prometheus registry to put a new one on.
         journal: a ``Journal`` or the path of one; written on rank 0.
         process_group: the ranks that train together; default: the default group, if there is one.
@@ -63,6 +66,8 @@ class GradientGuard:
         scheduler: Any | None = None,
         scaler: torch.amp.GradScaler | None = None,
         state: Mapping[str, Stateful] | None = None,
+        data: Stateful | None = None,
+        ema: Stateful | None = None,
         metrics: GuardMetrics | CollectorRegistry | None = None,
         journal: Journal | str | Path | None = None,
         process_group: dist.ProcessGroup | None = None,
@@ -70,15 +75,15 @@ class GradientGuard:
     ) -> None:
         self.config = config or GuardConfig()
         states = dict(state or {})
-        check_states(scheduler, states)
+        check_states(scheduler, states, data, ema)
         observer = Observer(parameter_names(model))
         if not observer.parameters:
-            raise GuardError("the model has no parameter that takes gradients: nothing to guard")
+            raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
         device = observer.parameters[0].device
         self._agreement = Agreement(process_group, device)
-        judge = Decider(self.config, observer.names, observer.parameters, optimizer)
-        remembered: dict[str, Stateful] = {"guard.detector": judge.detector, "guard.clip": judge.clipper}
-        self._actor = TrainingState(
+        decider = Decider(self.config, observer.names, observer.parameters, optimizer)
+        remembered: dict[str, Stateful] = {"guard.detector": decider.detector, "guard.clip": decider.clipper}
+        self._state = TrainingState(
             model,
             optimizer,
             self.config,
@@ -86,6 +91,8 @@ class GradientGuard:
             scheduler=scheduler,
             scaler=scaler,
             states={**remembered, **states},
+            data=data,
+            ema=ema,
         )
         self.metrics = as_metrics(metrics, job)
         shadow = self.config.mode == "shadow"
@@ -93,9 +100,9 @@ class GradientGuard:
             config=self.config,
             observer=observer,
             agreement=self._agreement,
-            judge=judge,
-            actor=self._actor,
-            ledger=Recorder(
+            decider=decider,
+            state=self._state,
+            recorder=Recorder(
                 job,
                 observer.names,
                 self.metrics,
@@ -103,60 +110,60 @@ class GradientGuard:
                 shadow,
                 self.config.budget.rollbacks,
             ),
-            window=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
-            rewinder=Rewinder(model),
+            accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
+            replayer=BatchReplayer(model),
             local=self._local_norms(observer, model),
-            data=states.get(DATA),
+            data=data,
             device=device,
         )
-        self._cycle = self._make_cycle()
+        self._pipeline = self._make_pipeline()
         self._ddp = find_ddp(model)
         broadcasts = self._ddp is not None and self._ddp.broadcast_buffers
-        self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # else rank 0's replace them
+        self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # DDP sends rank 0's to all
         self._stop = False
-        self._begun = False
-        self._actor.start(0)
+        self._started = False
+        self._state.start(0)
         self._before_first_backward(model)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps applied in the history that stands; one under way counts as applied."""
-        return self._cycle.standing_steps
+        """Optimizer steps applied and not rolled back; one in flight counts as applied."""
+        return self._pipeline.standing_steps
 
     @property
     def attempts(self) -> int:
         """Calls of ``step`` so far."""
-        return self._cycle.attempt
+        return self._pipeline.attempt
 
     @property
     def layer_norms(self) -> dict[str, float]:
         """The gradient norm of every parameter in the last step, before clipping."""
-        return dict(zip(self._parts.observer.names, self._cycle.layer_norms.tolist(), strict=True))
+        return dict(zip(self._parts.observer.names, self._pipeline.layer_norms.tolist(), strict=True))
 
     @property
     def noise_scale(self) -> NoiseEstimate | None:
         """The gradient noise scale, a hint on batch size; None until known (it needs two ranks)."""
-        return self._cycle.noise.estimate(len(getattr(self._parts.data, "last_ids", ())) or None)
+        return self._pipeline.noise.estimate(len(getattr(self._parts.data, "last_ids", ())) or None)
 
     def report_failure(self, error: BaseException) -> None:
-        """Tells the other ranks why this one fails: theirs is a ``RankLost`` that names it."""
+        """Shares the cause of this rank's failure: the ``RankLost`` of the other ranks names it."""
         report_failure(error)
 
     def restore_from(self, restore: Callable[[int], int | None]) -> None:
-        """Says where to go when the last snapshot in memory was returned to twice and did not help.
+        """Sets what to restore when the last snapshot in memory was restored twice and did not help.
 
         Args:
             restore: loads a healthy state of the given step or an earlier one, of all but the guard, on every
-                rank alike, and returns its step; None where there is none: then the snapshot stays.
+                rank alike, and returns its step; None where there is none: the snapshot is then used again.
         """
-        self._actor.restore = restore
+        self._state.restore = restore
 
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
 
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
-        """Instead of DDP's method of this name, before the first backward: DDP takes one hook only.
+        """Use it instead of DDP's method of this name, before the first backward: DDP takes one hook only.
 
         Args:
             state: passed to the hook.
@@ -172,20 +179,20 @@ class GradientGuard:
 
     @raises_rank_lost
     def backward(self, loss: Tensor, *, weight: float = 1.0) -> None:
-        """Runs ``loss.backward()`` and, while it runs, tells the other ranks this rank's loss.
+        """Runs ``loss.backward()`` and, while it runs, sends this rank's loss to the other ranks.
 
         Args:
             loss: 0-dim, the mean over this rank's (micro-)batch. Call once for each micro-batch; of several,
-                one that is not finite adds nothing, and the others make up the mean.
+                one that is not finite is dropped, and the mean is that of the others.
             weight: what the loss is multiplied with for backward, but not for the record: 1 / k for each of k
                 micro-batches.
         """
-        window = self._parts.window
-        dropped = window.drops(loss)
+        accumulation = self._parts.accumulation
+        dropped = accumulation.begin(loss)
         self._send(loss, watch_buffers=not dropped)
-        scaled = self._actor.scaler.scale(loss if weight == 1.0 else loss * weight)
+        scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
         if dropped:
-            with window.leaving_out():
+            with accumulation.dropping():
                 scaled.backward()
         else:
             scaled.backward()
@@ -203,21 +210,21 @@ class GradientGuard:
 
     def _send(self, loss: Tensor, *, watch_buffers: bool) -> None:
         started = time.perf_counter()
-        cycle, local = self._cycle, self._parts.local
-        shield = self._actor.shield if watch_buffers and self._watches_buffers else None
-        self._begun = True
-        self._actor.before_backward()
+        pipeline, local = self._pipeline, self._parts.local
+        shield = self._state.shield if watch_buffers and self._watches_buffers else None
+        self._started = True
+        self._state.before_backward()
         self._agreement.send(
             loss,
             stop=self._stop,
-            local_norm=cycle.last_local,
-            grad_norm=cycle.last_norm,
-            digest=cycle.digest("step"),
+            local_norm=pipeline.last_local,
+            grad_norm=pipeline.last_norm,
+            digest=pipeline.digest("step"),
             buffer_jump=None if shield is None else shield.jump(),
         )
         if local is not None:
-            local.arm(cycle.wants_local(), self._actor.scaler.factor())
-        cycle.seconds += time.perf_counter() - started
+            local.arm(pipeline.wants_local(), self._state.scaler.factor())
+        pipeline.seconds += time.perf_counter() - started
 
     @raises_rank_lost
     def step(self, closure: Closure | None = None, *, settle: bool = True) -> StepReport:
@@ -225,7 +232,7 @@ class GradientGuard:
 
         Args:
             closure: computes the same batch again: returns its loss, or calls ``backward`` for each of
-                several micro-batches and returns None. Used once where a step looks bad, to tell a hardware
+                several micro-batches and returns None. Used where a step looks bad, to distinguish a hardware
                 fault from bad data. Give it on every rank or on none; only ``mode="exact"`` uses it.
             settle: False where the loop advances the schedule itself: then call ``settle`` after that.
 
@@ -238,68 +245,68 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         again = None if closure is None else partial(self._again, closure)
-        return self._cycle.run(again, settle=settle)
+        return self._pipeline.run(again, settle=settle)
 
     def settle(self) -> None:
-        """Ends an applied step: judges the snapshots by it, and takes one when due.
+        """Ends an applied step: updates the health of the snapshots, and takes one when due.
 
         Only after ``step(settle=False)``, once everything that the snapshot must hold has advanced.
         """
-        self._cycle.settle()
+        self._pipeline.settle()
 
     def snapshot(self) -> None:
         """Takes a snapshot of the present state in memory, out of turn.
 
-        Where a checkpoint is written too, a run that is resumed from it later has the same place to return
-        to as the run that was never interrupted.
+        Call it where a checkpoint is written: a run that is resumed from the checkpoint can then roll back to
+        the same step as the run that was never interrupted.
         """
-        self._actor.take_snapshot(self._cycle.step)
+        self._state.take_snapshot(self._pipeline.step)
 
     @raises_rank_lost
     def flush(self) -> StepReport | None:
-        """What a deferred guard has not reported yet; None where there is nothing.
+        """Waits for the step that a deferred guard has not reported yet; None where there is none.
 
         Call it before saving, and after the last step. Raises as ``step`` does.
         """
-        return self._cycle.flush()
+        return self._pipeline.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the guard remembers; the model's and the optimizer's state are saved beside it.
+        """All that the guard remembers; save the model's and the optimizer's state beside it.
 
         Raises:
-            GuardError: a step is under way on the device, and so is what would be saved beside this.
+            GuardError: a step is in flight on the device: what would be saved beside this is changing.
         """
-        cycle, parts = self._cycle, self._parts
-        if isinstance(cycle, DeferredStepPipeline) and cycle.under_way:
-            raise GuardError("a step is under way on the device: call guard.flush() before saving")
+        pipeline, parts = self._pipeline, self._parts
+        if isinstance(pipeline, DeferredStepPipeline) and pipeline.in_flight:
+            raise GuardError("a step is in flight on the device: call guard.flush() before saving")
         return {
-            "step": cycle.step,
-            "attempt": cycle.attempt,
-            "last_local": float(cycle.last_local),
-            "noise_scale": cycle.noise.state_dict(),
-            "judge": parts.judge.state_dict(),
-            "actor": self._actor.state_dict(),
-            "ledger": parts.ledger.state_dict(),
+            "step": pipeline.step,
+            "attempt": pipeline.attempt,
+            "last_local": float(pipeline.last_local),
+            "noise_scale": pipeline.noise.state_dict(),
+            "judge": parts.decider.state_dict(),
+            "actor": self._state.state_dict(),
+            "ledger": parts.recorder.state_dict(),
             "metrics": None if self.metrics is None else self.metrics.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes. Load all else before, random number generators too: it becomes the first snapshot."""
-        cycle, parts = self._make_cycle(), self._parts
-        cycle.step, cycle.attempt = int(state["step"]), int(state["attempt"])
-        cycle.last_local = float(state["last_local"])
-        cycle.noise.load_state_dict(state["noise_scale"])
-        self._cycle = cycle
-        parts.judge.load_state_dict(state["judge"])
-        parts.ledger.load_state_dict(state["ledger"])
+        """Resumes. Load all else before, random number generators too: that becomes the first snapshot."""
+        pipeline, parts = self._make_pipeline(), self._parts
+        pipeline.step, pipeline.attempt = int(state["step"]), int(state["attempt"])
+        pipeline.last_local = float(state["last_local"])
+        pipeline.noise.load_state_dict(state["noise_scale"])
+        self._pipeline = pipeline
+        parts.decider.load_state_dict(state["judge"])
+        parts.recorder.load_state_dict(state["ledger"])
         if self.metrics is not None and state["metrics"] is not None:
             self.metrics.load_state_dict(state["metrics"])
-        self._actor.load_state_dict(state["actor"], cycle.step)
+        self._state.load_state_dict(state["actor"], pipeline.step)
 
-    def _make_cycle(self) -> StepPipeline:
+    def _make_pipeline(self) -> StepPipeline:
         if self.config.mode != "deferred":
             return StepPipeline(self._parts)
-        check_deferred(self.config, self._actor.fused)
+        check_deferred(self.config, self._state.fused)
         return DeferredStepPipeline(self._parts)
 
     def _again(self, closure: Closure) -> None:
@@ -308,13 +315,13 @@ class GradientGuard:
             self.backward(loss)
 
     def _before_first_backward(self, model: nn.Module) -> None:
-        """Weights may be loaded after the guard was made: until the first backward each forward looks."""
+        """Until the first backward, each forward checks whether weights were loaded after construction."""
 
         def refresh(*_: Any) -> None:  # a function, since a copy of the model must not copy the guard
-            if self._begun:
+            if self._started:
                 handle.remove()
             else:
-                self._actor.refresh()
+                self._state.refresh()
 
         handle = model.register_forward_pre_hook(refresh)
 

@@ -20,8 +20,9 @@ from guard.clip.base import scale_
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.rank_exclusion import without
-from guard.decide.recompute import Result, Rewinder, faulty_ranks
+from guard.decide.recompute import BatchReplayer, Result, faulty_ranks
 from guard.errors import GuardHalt
+from guard.observe.displacement import Movement
 from guard.observe.local_norms import LocalNorms
 from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
@@ -29,22 +30,22 @@ from guard.record.recorder import Recorder
 from guard.records import Incident
 from guard.types import OK, Agreed, Correction, Evidence, Observation, StepOutcome, StepReport, Verdict
 
-Moved = tuple[float, float | None]
-_WORTH_REPEATING = ("suspect", "spike", "nonfinite")
+_WORTH_RECOMPUTING = ("suspect", "spike", "nonfinite")
+"""Drift and vanishing are not of one batch: computing it again shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """What the five verbs are made of."""
+    """The parts that carry out the five verbs; ``last_ids`` of the cursor ``data`` name the samples."""
 
     config: GuardConfig
     observer: Observer
     agreement: Agreement
-    judge: Decider
-    actor: TrainingState
-    ledger: Recorder
-    window: GradAccumulation
-    rewinder: Rewinder
+    decider: Decider
+    state: TrainingState
+    recorder: Recorder
+    accumulation: GradAccumulation
+    replayer: BatchReplayer
     local: LocalNorms | None
     data: Any
     device: torch.device
@@ -56,7 +57,7 @@ class StepPipeline:
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._observer, self._agreement = parts.observer, parts.agreement
-        self._judge, self._actor, self._ledger = parts.judge, parts.actor, parts.ledger
+        self._decider, self._state, self._recorder = parts.decider, parts.state, parts.recorder
         self.step = 0
         self.attempt = 0
         self.last_local: float | Tensor = math.nan
@@ -73,49 +74,50 @@ class StepPipeline:
         return self.step
 
     def run(self, again: Callable[[], None] | None, *, settle: bool) -> StepReport:
-        """One attempt; ``again`` repeats the batch's forward and backward, with their sends."""
+        """One attempt; ``again`` computes the batch's forward and backward again, with their sends."""
         started = time.perf_counter()
-        return self._exact(started, self._agreement.receive(), again, settle=settle)
+        return self._run_exact(started, self._agreement.receive(), again, settle=settle)
 
     def flush(self) -> StepReport | None:
-        """What has not been reported yet."""
+        """What has not been reported yet: nothing, since every attempt is reported at once."""
+        return None
 
     def settle(self) -> None:
-        """Ends an applied step: judges the snapshots by it, and takes one when due."""
+        """Ends an applied step: updates the health of the snapshots, and takes one when due."""
         clean, self._unsettled = self._unsettled, None
         if clean is not None:
-            self._actor.settle(self.step, clean=clean)
+            self._state.settle(self.step, clean=clean)
 
     def digest(self, phase: Literal["step", "evidence"]) -> int:
-        """Of the state that decides: equal on ranks that will decide alike."""
+        """A digest of the state that decides: equal on ranks that will decide alike."""
         mode = self._parts.config.mode
-        return digest(phase, self.step, self.attempt, self._judge.ladder.state_dict(), mode)
+        return digest(phase, self.step, self.attempt, self._decider.ladder.state_dict(), mode)
 
     def wants_local(self) -> bool:
         """Whether the coming backward's local norm is to be taken."""
         every = self._parts.config.local_norm
         return every != "off" and (self.attempt + 1) % (1 if every == "always" else every) == 0
 
-    def _exact(
+    def _run_exact(
         self, started: float, agreed: Agreed, again: Callable[[], None] | None, *, settle: bool
     ) -> StepReport:
-        overflow = self._actor.scaler.unscale()
+        overflow = self._state.scaler.unscale()
         seen = self._correct(agreed, self._observer.observe())
-        moved = self._actor.moved(self.step)
+        moved = self._state.movement(self.step)
         fault: Correction | None = None
         if again is not None and not overflow and self._parts.config.acts:
-            expected = self._judge.foresee(agreed, seen, moved)
-            if self._parts.rewinder.ready and expected.kind in _WORTH_REPEATING:
-                agreed, seen, fault = self._repeat(again, agreed, seen, expected, moved)
-            self._parts.rewinder.arm()
+            expected = self._decider.foresee(agreed, seen, moved)
+            if self._parts.replayer.ready and expected.kind in _WORTH_RECOMPUTING:
+                agreed, seen, fault = self._recheck(again, agreed, seen, expected, moved)
+            self._parts.replayer.arm()
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
         evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
         local_norms = self._evidence_norms(evidence.verdict)
         samples = self._samples(evidence)
         distances = self._distances(evidence)
-        outcome = self._actor.overflow(self.step) if handled else self._act(evidence)
-        self._parts.window.close()
+        outcome = self._state.overflow(self.step) if handled else self._act(evidence)
+        self._parts.accumulation.close()
         incident = self._record(evidence, outcome, local_norms, samples, distances)
         if settle:
             self.settle()
@@ -123,15 +125,15 @@ class StepPipeline:
             self.last_local = self._parts.local.take()
         return self._report(started, evidence, outcome, incident, overflow=handled)
 
-    def _repeat(
+    def _recheck(
         self,
         again: Callable[[], None],
         agreed: Agreed,
         seen: Observation,
         expected: Verdict,
-        moved: Moved | None,
+        moved: Movement | None,
     ) -> tuple[Agreed, Observation, Correction | None]:
-        """Computes the batch again. All ranks come here, since the verdict is that of agreed numbers."""
+        """Computes the batch again. All ranks reach it, since the verdict is that of agreed numbers."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
         agreed, seen = self._recompute(again)
         second = Result(agreed, self._collect(), seen.grad_norm)
@@ -141,41 +143,41 @@ class StepPipeline:
         )
         if ranks:
             return agreed, seen, Correction(ranks, expected, value, norms)
-        culprit = self._judge.culprit(self.attempt + 1, agreed, second.local_norms, expected)
+        culprit = self._decider.culprit(self.attempt + 1, agreed, second.local_norms, expected)
         if culprit is not None:
             better = self._recompute_without(culprit, again, agreed, moved)
             if better is not None:
                 return *better, Correction((culprit,), expected, value, norms, hardware=False)
         return agreed, seen, None
 
-    def _recompute(self, again: Callable[[], None], *, absent: bool = False) -> tuple[Agreed, Observation]:
-        """The same batch once more; ``absent``: this rank takes part, but adds nothing."""
-        self._actor.undo_forward()
-        self._parts.rewinder.rewind()
-        self._parts.window.again(absent=absent)
+    def _recompute(self, again: Callable[[], None], *, excluded: bool = False) -> tuple[Agreed, Observation]:
+        """The same batch again; ``excluded``: this rank joins the collectives, but adds nothing."""
+        self._state.undo_forward()
+        self._parts.replayer.reset()
+        self._parts.accumulation.restart(excluded=excluded)
         again()
-        if absent:
-            self._actor.revert_buffers()
+        if excluded:
+            self._state.revert_buffers()
         agreed = self._agreement.receive()
-        self._actor.scaler.unscale()
+        self._state.scaler.unscale()
         return agreed, self._correct(agreed, self._observer.observe())
 
     def _recompute_without(
-        self, culprit: int, again: Callable[[], None], bad: Agreed, moved: Moved | None
+        self, culprit: int, again: Callable[[], None], bad: Agreed, moved: Movement | None
     ) -> tuple[Agreed, Observation] | None:
-        """The mean over the other ranks; None if that is bad too: then nothing of it is applied."""
+        """The mean over the other ranks; None if that is bad too. All ranks reach it, as in ``_recheck``."""
         world_size = self._agreement.world_size
-        _, seen = self._recompute(again, absent=culprit == self._agreement.rank)
+        _, seen = self._recompute(again, excluded=culprit == self._agreement.rank)
         factor = world_size / (world_size - 1)
         agreed, seen = without(bad, culprit), seen.scaled(factor)
-        if self._judge.foresee(agreed, seen, moved).kind != "ok":
+        if self._decider.foresee(agreed, seen, moved).kind != "ok":
             return None
         scale_(self._observer.gradients(), factor)
-        self._judge.rank_exclusion.leave_out()
+        self._decider.rank_exclusion.count()
         return agreed, seen
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
-        """Micro-batches that were left out are missing in the mean: the others make it up."""
+        """Dropped micro-batches are missing in the mean: rescales it to that of the others."""
         factor = correction(agreed.micro_batches, agreed.dropped_micro_batches)
         if factor == 1.0 or not math.isfinite(seen.grad_norm):
             return seen
@@ -186,20 +188,20 @@ class StepPipeline:
         self,
         agreed: Agreed,
         seen: Observation,
-        moved: Moved | None,
+        moved: Movement | None,
         *,
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
         self.layer_norms, self.last_norm = seen.layer_norms, seen.grad_norm
-        evidence = self._judge.judge(
+        evidence = self._decider.judge(
             agreed,
             seen,
             moved,
             attempt=self.attempt,
             step=self.step,
-            learning_rate=self._actor.learning_rate,
-            can_roll_back=self._actor.can_roll_back(),
+            learning_rate=self._state.learning_rate,
+            can_roll_back=self._state.can_roll_back(),
             overflow=overflow,
             fault=fault,
         )
@@ -210,16 +212,16 @@ class StepPipeline:
 
     def _act(self, evidence: Evidence) -> StepOutcome:
         if not self._parts.config.acts:
-            return self._actor.apply(self.step, lambda: None)
+            return self._state.apply(self.step, lambda: None)
         rung = evidence.decision.rung
         if rung == "skip":
-            return self._actor.skip(self.step)
+            return self._state.skip(self.step)
         if rung == "rollback":
-            return self._actor.roll_back(self.step)
+            return self._state.roll_back(self.step)
         if rung == "halt":
-            return self._actor.halt(self.step)
-        fold = self._actor.fused.fold
-        return self._actor.apply(self.step, lambda: self._judge.clipper.clip_(evidence.clip, fold))
+            return self._state.halt(self.step)
+        fold = self._state.fused.fold
+        return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
 
     def _record(
         self,
@@ -230,15 +232,15 @@ class StepPipeline:
         distances: NDArray[np.float64] | None,
     ) -> Incident | None:
         self.step = outcome.step
-        begins = self._ledger.note(evidence)
+        begins = self._recorder.note(evidence)
         if outcome.action in ("applied", "clipped"):
             if evidence.clean:
-                self._ledger.clean(evidence, self.step)
+                self._recorder.clean(evidence, self.step)
             self._unsettled = evidence.clean
         if not begins:
             return None
-        recovery = self._actor.recovery.plan(outcome.step) if outcome.action == "rolled_back" else None
-        return self._ledger.incident(
+        recovery = self._state.cooldown.plan(outcome.step) if outcome.action == "rolled_back" else None
+        return self._recorder.incident(
             evidence,
             outcome,
             local_norms=local_norms,
@@ -265,36 +267,37 @@ class StepPipeline:
             guard_seconds=seconds,
             overflow=overflow,
             local=self._parts.local is not None,
-            recovery=self._actor.recovery.strengths(),
+            recovery=self._state.cooldown.strengths(),
         )
-        left = self._judge.ladder.rollbacks_left(evidence.attempt)
-        self._ledger.step(report, self.layer_norms, self.noise.estimate(), rollbacks_left=left)
+        left = self._decider.ladder.rollbacks_left(evidence.attempt)
+        self._recorder.step(report, self.layer_norms, self.noise.estimate(), rollbacks_left=left)
         if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report
 
     def _evidence_norms(self, verdict: Verdict) -> NDArray[np.float64]:
-        """Local norms of this very step, gathered only when the agreed verdict asks: all ranks come here."""
-        return self._nothing() if verdict.kind == "ok" else self._collect()
+        """Local norms of this very step. All ranks gather them alike, since the verdict is agreed."""
+        return self._no_norms() if verdict.kind == "ok" else self._collect()
 
     def _collect(self) -> NDArray[np.float64]:
         local = self._parts.local
-        return self._nothing() if local is None else self._gather(local.take())
+        return self._no_norms() if local is None else self._gather(local.take())
 
     def _gather(self, local_norm: float) -> NDArray[np.float64]:
         return self._agreement.collect(local_norm, digest=self.digest("evidence"))
 
     def _distances(self, evidence: Evidence) -> NDArray[np.float64] | None:
-        """How far each parameter has moved of late, where something is wrong: all ranks come here alike."""
-        return None if evidence.verdict.kind == "ok" else self._actor.distances(self.step)
+        """How far each parameter has moved, where something is wrong: the verdict is agreed, so all ranks
+        reach the sum over shards in it."""
+        return None if evidence.verdict.kind == "ok" else self._state.distances(self.step)
 
-    def _nothing(self) -> NDArray[np.float64]:
+    def _no_norms(self) -> NDArray[np.float64]:
         return np.full(self._agreement.world_size, np.nan)
 
     def _samples(self, evidence: Evidence) -> list[int]:
-        return [] if evidence.verdict.kind == "ok" and not evidence.excluded_ranks else self._ids()
+        return [] if evidence.verdict.kind == "ok" and not evidence.excluded_ranks else self._sample_ids()
 
-    def _ids(self) -> list[int]:
+    def _sample_ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]
 
 
@@ -308,7 +311,7 @@ def describe(
     local: bool,
     recovery: dict[str, float],
 ) -> StepReport:
-    """The report of an attempt that was judged as ``evidence`` says and ended in ``outcome``."""
+    """The report of an attempt, from its evidence and its outcome."""
     return StepReport(
         step=outcome.step,
         attempt=evidence.attempt,
@@ -333,7 +336,7 @@ def describe(
 
 
 def pending(step: int, attempt: int, learning_rate: float) -> StepReport:
-    """What a deferred guard says of its first step: nothing yet."""
+    """The report of a deferred guard's first step: nothing is known yet."""
     return StepReport(
         step=step,
         attempt=attempt,

@@ -1,4 +1,4 @@
-"""Accumulation windows: one micro-batch that is not finite is left out, and the others are kept."""
+"""Gradient accumulation: a micro-batch that is not finite is dropped, and the others are kept."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from guard.observe.local_norms import find_ddp
 class GradAccumulation:
     """The micro-batches between two optimizer steps.
 
-    A micro-batch is looked at before its backward where it is known to be one of several: by DDP's
-    ``no_sync``, or because the window before had several. The host then reads its loss. One whose loss is not
-    finite goes through backward all the same, because other ranks wait for its all-reduce, but adds zeros.
+    Where a micro-batch is known to be one of several (by DDP's ``no_sync``, or because the step before had
+    several), the host reads its loss before its backward. One whose loss is not finite still goes through
+    backward, because other ranks wait for its all-reduce, but adds zeros.
 
     Args:
         model: the module or its DDP wrapper.
         parameters: those whose gradients are accumulated.
-        active: whether anything may be left out at all.
+        active: whether anything may be dropped at all.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor], *, active: bool) -> None:
@@ -33,31 +33,31 @@ class GradAccumulation:
         self._before = 1
         self._now = 0
         self._shield: BufferShield | None = None
-        self._absent = False
+        self._excluded = False
 
-    def again(self, *, absent: bool = False) -> None:
-        """The window begins anew with the same micro-batches; ``absent``: all of them are left out here."""
-        self._now, self._absent = 0, absent
+    def restart(self, *, excluded: bool = False) -> None:
+        """The same micro-batches come again; ``excluded``: this rank drops all of them."""
+        self._now, self._excluded = 0, excluded
 
-    def drops(self, loss: Tensor) -> bool:
-        """Whether the micro-batch of ``loss`` is to be left out: its backward is then ``leaving_out``."""
+    def begin(self, loss: Tensor) -> bool:
+        """Starts a micro-batch. Returns whether it is dropped: its backward then runs in ``dropping``."""
         self._now += 1
-        if self._absent:
+        if self._excluded:
             return True
         if not self._active or not self._several():
             return False
         if self._shield is None:
             self._shield = BufferShield(self._model)
             if not bool(torch.isfinite(loss)):
-                return False  # the first one of all: the buffers of before it are not known
+                return False  # the first of all: the buffers before it are unknown
         if bool(torch.isfinite(loss)):
             self._shield.accept()
             return False
         return True
 
     @contextmanager
-    def leaving_out(self) -> Iterator[None]:
-        """Around a backward whose gradients are to add nothing; what forward did to the buffers goes too."""
+    def dropping(self) -> Iterator[None]:
+        """Around a backward whose gradients must add nothing; what forward did to the buffers is undone."""
         handles = [p.register_hook(torch.zeros_like) for p in self._parameters]
         try:
             yield
@@ -65,11 +65,11 @@ class GradAccumulation:
             for handle in handles:
                 handle.remove()
             if self._shield is not None:
-                self._shield.revert()  # not before: backward still needs what forward left
+                self._shield.revert()  # not earlier: backward still needs what forward left
 
     def close(self) -> None:
-        """The optimizer step has come, or was given up: the next micro-batch begins a new window."""
-        self._before, self._now, self._absent = max(1, self._now), 0, False
+        """The step was taken or skipped: the next micro-batch is the first of the next step."""
+        self._before, self._now, self._excluded = max(1, self._now), 0, False
         if self._shield is not None:
             self._shield.accept()
 
@@ -79,5 +79,5 @@ class GradAccumulation:
 
 
 def correction(micro_batches: int, dropped: int) -> float:
-    """What the accumulated gradient is multiplied with when some micro-batches were left out of its mean."""
+    """What the accumulated gradient is multiplied with when some micro-batches were dropped from its mean."""
     return micro_batches / (micro_batches - dropped) if dropped < micro_batches else 1.0

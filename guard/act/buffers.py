@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from guard.act.pack import Pack
 
 ALWAYS_COPIED_ELEMENTS = 1 << 16
+"""BatchNorm's statistics are far smaller, masks and tables that must not be copied each step far larger."""
 
 
 class Buffers:
@@ -24,7 +25,7 @@ class Buffers:
 
     @torch.no_grad()
     def write(self, values: list[Tensor | None], only: list[int] | None = None) -> None:
-        """Puts copies of ``values`` (all, or those at the places ``only``) back: in place where they fit."""
+        """Writes copies of ``values`` (all, or those with an index in ``only``): in place where they fit."""
         live: list[Tensor] = []
         kept: list[Tensor] = []
         for i in range(len(values)) if only is None else only:
@@ -40,7 +41,7 @@ class Buffers:
 
 
 class BufferShield:
-    """Keeps the buffers as the last accepted step left them and puts them back on a skip.
+    """Keeps a copy of the buffers as of the last accepted step and restores them on a skip.
 
     A large buffer that was not written to is not copied: a causal mask costs nothing. Small ones always
     are, because BatchNorm's kernels write running statistics without moving their version counter.
@@ -52,14 +53,14 @@ class BufferShield:
         self._copies: list[Tensor | None] = []
         self._packs: list[Pack] = []
         self._large: dict[int, int] = {}
-        self._copy_anew(self._buffers.read())
+        self._copy_all(self._buffers.read())
 
     @torch.no_grad()
     def accept(self) -> None:
-        """What the buffers hold now is good."""
+        """The present buffers are good."""
         now = self._buffers.read()
         if any(buffer is not known for buffer, known in zip(now, self._known, strict=True)):
-            self._copy_anew(now)
+            self._copy_all(now)
             return
         for pack in self._packs:
             pack.save()
@@ -73,15 +74,15 @@ class BufferShield:
     def jump(self) -> Tensor | None:
         """How far the small floating-point buffers have moved since they were accepted, 0-dim float32.
 
-        Each buffer counts in units of its own norm. None where there are none. Several packs (dtypes) are
-        put together as the L2 norm.
+        Each buffer counts in units of its own norm; packs (dtypes) are combined as the L2 norm. None where
+        there are none.
         """
         jumps = [jump for pack in self._packs if (jump := pack.jump()) is not None]
         return None if not jumps else jumps[0] if len(jumps) == 1 else torch.stack(jumps).norm()
 
     @torch.no_grad()
     def accept_unless(self, skip: Tensor) -> None:
-        """``revert`` where ``skip`` (0-dim, on the device) is 1, else ``accept``; the host does not look."""
+        """``revert`` where ``skip`` (0-dim, on the device) is 1, else ``accept``; without a host read."""
         now = self._buffers.read()
         if any(buffer is not known for buffer, known in zip(now, self._known, strict=True)):
             self.revert() if bool(skip) else self.accept()
@@ -96,7 +97,7 @@ class BufferShield:
                 self._large[i] = buffer._version
 
     def state_dict(self) -> dict[str, Any]:
-        """What jumps are measured in; the buffers themselves are saved with the model."""
+        """The norms that jumps are measured in; the buffers themselves are saved with the model."""
         return {"packs": [pack.state_dict() for pack in self._packs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,13 +106,13 @@ class BufferShield:
             pack.load_state_dict(saved)
 
     def revert(self) -> None:
-        """Back to what was last accepted."""
+        """Restores what was last accepted."""
         now = self._buffers.read()
         changed = [i for i, buffer in enumerate(now) if buffer is not self._known[i] or i not in self._large]
         self._buffers.write(self._copies, [*changed, *self._written_large(now)])
         after = self._buffers.read()
         if any(buffer is not known for buffer, known in zip(after, self._known, strict=True)):
-            self._copy_anew(after)
+            self._copy_all(after)
         else:
             self._large = {i: b._version for i in self._large if (b := after[i]) is not None}
 
@@ -121,7 +122,7 @@ class BufferShield:
         return [i for i, version, buffer in marks if buffer is not None and buffer._version != version]
 
     @torch.no_grad()
-    def _copy_anew(self, now: list[Tensor | None]) -> None:
+    def _copy_all(self, now: list[Tensor | None]) -> None:
         """Copies all buffers, the small ones into packs; after this ``accept`` allocates nothing."""
         self._known = list(now)
         packed = [i for i, b in enumerate(now) if b is not None and b.numel() <= ALWAYS_COPIED_ELEMENTS]
@@ -148,12 +149,12 @@ def _fits(now: Tensor | None, value: Tensor) -> bool:
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether elements share memory, as in an expanded tensor: nothing can write to it in place."""
+    """Whether elements share memory, as in an expanded tensor, which cannot be written in place."""
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _alike(buffers: list[Tensor | None], members: list[int]) -> list[list[int]]:
-    """Places of the buffers in groups of one dtype and device."""
+    """Indices of the buffers, grouped by dtype and device."""
     groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i in members:
         buffer = buffers[i]

@@ -19,7 +19,7 @@ from guard.observe.shards import locals_of
 
 
 class Cooldown:
-    """The fading measures after rollbacks. Its state survives a rollback: a second one presses harder."""
+    """The fading measures after rollbacks. Its state survives a rollback: a second one is harder."""
 
     def __init__(self, config: RecoveryConfig, parameters: list[Tensor]) -> None:
         self._config = config
@@ -29,7 +29,7 @@ class Cooldown:
         self._remaining = 0
 
     def begin(self) -> None:
-        """A rollback put good weights back: start the cooldown, one level harder if one is running."""
+        """A rollback restored good weights: start the cooldown, one level harder if one is running."""
         self._level = self._level + 1 if self._remaining else 1
         self._remaining = self._config.cooldown_steps
         if self._remaining and self._config.anchor_l2:
@@ -37,12 +37,11 @@ class Cooldown:
 
     @property
     def active(self) -> bool:
-        """Whether a cooldown is running."""
         return self._remaining > 0
 
     @property
     def fading(self) -> float:
-        """1 right after a rollback, 0 at the end of the cooldown."""
+        """From 1 right after a rollback to 0 at the end of the cooldown."""
         return self._remaining / self._config.cooldown_steps if self.active else 0.0
 
     def strengths(self) -> dict[str, float]:
@@ -56,7 +55,7 @@ class Cooldown:
         }
 
     def plan(self, step: int) -> dict[str, Any]:
-        """The measures in force at ``step``, until when they fade, and what becomes of the data."""
+        """The measures in force at ``step``, the step at which they end, and how the data continues."""
         until = step + self._config.cooldown_steps
         return {**self.strengths(), "until_step": until, "data": self._config.data}
 
@@ -81,7 +80,7 @@ class Cooldown:
                 group["lr"] = lr
                 if weight_decay is not None:
                     group["weight_decay"] = weight_decay
-        self._cool()
+        self._count_step()
 
     def _penalize(self, parameters: list[Tensor], lr: float, strengths: dict[str, float]) -> None:
         anchored = [p for p in parameters if id(p) in self._anchors]
@@ -89,19 +88,17 @@ class Cooldown:
         pull_(locals_of(anchored), locals_of(anchors), min(1.0, lr * strengths["anchor_l2"]))
         soft_threshold_(locals_of([p for p in parameters if p.requires_grad]), lr * strengths["l1"])
 
-    def _cool(self) -> None:
+    def _count_step(self) -> None:
         self._remaining -= 1
         if not self._remaining:
             self._level = 0
             self._anchors = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Level, steps left, and the anchors in the order of the parameters."""
         anchors = [self._anchors[id(p)].clone() for p in self._parameters if id(p) in self._anchors]
         return {"level": self._level, "remaining": self._remaining, "anchors": anchors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues the cooldown of ``state_dict``."""
         self._level, self._remaining = int(state["level"]), int(state["remaining"])
         anchored = zip(self._parameters, state["anchors"], strict=False)
         self._anchors = {id(p): anchor.detach().clone().to(p.device) for p, anchor in anchored}

@@ -18,11 +18,11 @@ FUSED = (SGD, Adam, AdamW, Adagrad)
 
 
 class FusedStep:
-    """Hands a scale and a skip flag to the next step of an optimizer that understands them.
+    """Passes a scale and a skip flag to the next step of an optimizer that supports them.
 
     Args:
-        optimizer: any; ``able`` says whether it understands. Others ignore the attributes, or assert.
-        scaled: whether a ``GradScaler`` steps it, which uses the attributes itself.
+        optimizer: any; see ``able``. Others ignore the attributes, or assert.
+        scaled: whether a ``GradScaler`` steps it, which sets the attributes itself.
     """
 
     def __init__(self, optimizer: Optimizer, *, scaled: bool) -> None:
@@ -43,7 +43,7 @@ class FusedStep:
         )
 
     def fold(self, factor: float) -> bool:
-        """Has the next step multiply its gradients by ``factor``; false where the caller must do it."""
+        """Makes the next step multiply its gradients by ``factor``; false where the caller must do it."""
         if not self.able:
             return False
         self._scale = torch.tensor(1.0 / factor, device=self._optimizer.param_groups[0]["params"][0].device)
@@ -55,7 +55,7 @@ class FusedStep:
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """Around the optimizer's step; nothing of it is left behind."""
+        """Sets the attributes for the optimizer's step and removes them after it."""
         if self._scale is None and self._skip is None:
             yield
             return

@@ -14,9 +14,10 @@ from torch import Tensor
 
 _NUMPY = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.uint8)
 _REFRESH = 64
-"""The norms that jumps are measured in are taken anew after so many copies, and after 1, 2, 4, 8, ..."""
+"""Copies after which the norms that jumps are measured in are taken again, and after 1, 2, 4, 8, ...: running
+statistics change fast at first, and slowly after 64 steps."""
 _FLOOR = 1e-3
-"""A buffer counts as at least so large an element: a running mean begins at zero."""
+"""The least size of an element in a buffer's norm: a running mean starts at zero."""
 
 
 class Pack:
@@ -48,7 +49,6 @@ class Pack:
         self._saves = 0
 
     def save(self) -> None:
-        """Copies the tensors."""
         if self._arrays is not None:
             np.concatenate(self._arrays, out=self._kept.numpy())
         else:
@@ -56,7 +56,7 @@ class Pack:
         self._count()
 
     def save_unless(self, skip: Tensor) -> None:
-        """Copies the tensors, or where ``skip`` (0-dim, on the device) is 1 puts the copy back."""
+        """Copies the tensors, or restores them from the copy where ``skip`` (0-dim, on the device) is 1."""
         self._kept.copy_(torch.where(skip.bool(), self._kept, self._gather()))
         torch._foreach_copy_(self._live, self.copies)
         self._count()
@@ -91,7 +91,6 @@ class Pack:
         return {"norms": None if self._norms is None else self._norms.tolist(), "saves": self._saves}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the norms of ``state_dict``."""
         norms, self._units, self._saves = state["norms"], None, int(state["saves"])
         self._norms = None if norms is None else torch.tensor(norms, device=self._kept.device)
 
@@ -102,6 +101,6 @@ class Pack:
         return self._flat if self._views else [tensor.reshape(-1) for tensor in self._live]
 
     def _measure_norms(self) -> Tensor:
-        """The norm of each tensor, kept off zero."""
+        """The norm of each tensor, never zero."""
         norms = zip(torch._foreach_norm(self.copies), self._sizes, strict=True)
         return torch.stack([norm.float() + _FLOOR * math.sqrt(size) for norm, size in norms])

@@ -1,4 +1,4 @@
-"""Mixed precision with a GradScaler: its overflows are its own business, our skips never touch its scale."""
+"""Mixed precision with a GradScaler: it handles its own overflows, and skips never change its scale."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ class ScalerAdapter:
         self._optimizer = optimizer
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss, scaled for backward."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def factor(self) -> float:
-        """What the loss is multiplied with for backward."""
+        """What the loss is multiplied by for backward."""
         return 1.0 if self._scaler is None else float(self._scaler.get_scale())
 
     def unscale(self) -> bool:
-        """Divides the gradients by the scale; true when they overflowed and a lower scale may cure it.
+        """Divides the gradients by the scale; true when they overflowed and a lower scale may fix it.
 
         Below a scale of 1 the loss is no longer magnified: an overflow is then the gradient's own.
         """
@@ -49,6 +48,6 @@ class ScalerAdapter:
             self._scaler.update()
 
     def forget(self) -> None:
-        """Ends a step of ours that was skipped: neither the scale nor its growth count changes."""
+        """Ends a step that the guard skipped: neither the scale nor its growth count changes."""
         if self._scaler is not None:
             self._scaler._per_optimizer_states.pop(id(self._optimizer), None)

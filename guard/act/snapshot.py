@@ -1,7 +1,7 @@
 """Healthy states kept in memory, so that a rollback costs milliseconds.
 
-A snapshot is a *candidate* until enough clean steps followed it; only then is it a place to return to,
-because an explosion shows one or two steps after the update that caused it.
+A snapshot is a *candidate* until enough clean steps followed it; only then does a rollback use it, because an
+explosion shows one or two steps after the update that caused it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ GENERATORS = "guard.generators"
 
 
 class Stateful(Protocol):
-    """Anything a rollback can rewind."""
+    """Anything a rollback can restore."""
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, or a view that ``copy.deepcopy`` can copy."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Continues from ``state_dict``'s answer."""
+        """Continues from what ``state_dict`` returned."""
         ...
 
 
@@ -52,11 +52,11 @@ class Snapshot:
 
     @classmethod
     def at(cls, place: Place) -> Snapshot:
-        """An empty one; buffers stay on their device, since the next forward changes them."""
+        """An empty one. Buffers stay on their device, since the next forward changes them."""
         return cls(parameters=TensorStore(place), optimizer=OptimizerStore(place))
 
     def wait(self) -> None:
-        """Before the weights change: lets that happen after they have been copied."""
+        """Before the weights change: makes the device finish copying them first."""
         self.parameters.wait()
         self.optimizer.wait()
 
@@ -71,30 +71,30 @@ class Subject:
         self._optimizer = optimizer
         self._states = dict(states)
 
-    def save_to(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
-        """Copies the present state into ``snapshot``, but for the named states in ``leave``."""
+    def save_to(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
+        """Copies the present state into ``snapshot``, which keeps its own of the named states in ``keep``."""
         snapshot.parameters.save(self._parameters)
         snapshot.buffers.save(self._buffers)
         snapshot.optimizer.save(self._optimizer)
         for name, stateful in self._states.items():
-            if name not in leave:
+            if name not in keep:
                 snapshot.states[name] = copy.deepcopy(stateful.state_dict())
-        if GENERATORS not in leave:
+        if GENERATORS not in keep:
             snapshot.generators = rng.capture()
 
-    def restore_from(self, snapshot: Snapshot, *, leave: frozenset[str] = frozenset()) -> None:
-        """Puts ``snapshot`` back, but for the named states in ``leave``."""
+    def restore_from(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
+        """Restores ``snapshot``; the named states in ``keep`` stay as they are."""
         snapshot.parameters.restore(self._parameters)
         snapshot.buffers.restore(self._buffers)
         snapshot.optimizer.restore(self._optimizer)
         for name, stateful in self._states.items():
-            if name not in leave:
+            if name not in keep:
                 stateful.load_state_dict(copy.deepcopy(snapshot.states[name]))
-        if GENERATORS not in leave:
+        if GENERATORS not in keep:
             rng.restore(snapshot.generators)
 
     def version(self) -> tuple[int, int]:
-        """Changes whenever a parameter, a buffer or the optimizer's state was loaded anew."""
+        """Changes whenever a parameter, a buffer or the optimizer's state was loaded."""
         moments = [v for s in self._optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
         buffers = [b for b in self._buffers.read() if b is not None]
         return len(moments), sum(version(t) for t in (*self._parameters, *buffers, *moments))
@@ -106,7 +106,7 @@ class SnapshotRing:
     def __init__(self, config: SnapshotConfig, subject: Subject) -> None:
         self._config = config
         self._subject = subject
-        self._held: list[Snapshot] = []
+        self._snapshots: list[Snapshot] = []
         self._free: list[Snapshot] = []
 
     def due(self, step: int) -> bool:
@@ -115,7 +115,7 @@ class SnapshotRing:
 
     def is_new(self, step: int) -> bool:
         """Whether a snapshot can be taken after ``step``: there is none of it, and room for one."""
-        newest = self._held[-1].step if self._held else -1
+        newest = self._snapshots[-1].step if self._snapshots else -1
         return step > newest and self._has_room()
 
     def take(self, step: int, *, healthy: bool = False) -> None:
@@ -123,82 +123,80 @@ class SnapshotRing:
         snapshot = self._slot()
         self._subject.save_to(snapshot)
         snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
-        self._held.append(snapshot)
+        self._snapshots.append(snapshot)
 
-    def retake(self, *, leave: frozenset[str]) -> None:
-        """Saves the present state over the newest snapshot, but for the named states in ``leave``."""
-        self._subject.save_to(self._held[-1], leave=leave)
+    def retake(self, *, keep: frozenset[str]) -> None:
+        """Saves the present state over the newest snapshot, but for the named states in ``keep``."""
+        self._subject.save_to(self._snapshots[-1], keep=keep)
 
     def before_step(self) -> None:
-        """The weights are about to change."""
-        if self._held:
-            self._held[-1].wait()
+        if self._snapshots:
+            self._snapshots[-1].wait()
 
     def reset(self) -> None:
-        """Forgets all snapshots; their memory is used again."""
-        self._drop(list(self._held))
+        """Drops all snapshots; their memory is reused."""
+        self._drop(list(self._snapshots))
 
     @property
     def newest_step(self) -> int:
         """The step of the newest snapshot, 0 where there is none."""
-        return self._held[-1].step if self._held else 0
+        return self._snapshots[-1].step if self._snapshots else 0
 
     def is_fresh(self, step: int) -> bool:
         """Whether the newest snapshot is a candidate of the state after ``step``, and nothing followed it."""
-        return bool(self._held) and self._held[-1].step == step and not self._held[-1].healthy
+        return bool(self._snapshots) and self._snapshots[-1].step == step and not self._snapshots[-1].healthy
 
     def clean_step(self, step: float = math.inf) -> None:
-        """A clean step led to ``step``: candidates from before it come nearer to being healthy."""
-        for snapshot in self._held:
+        """A clean step led to ``step``: it counts for the candidates from before it."""
+        for snapshot in self._snapshots:
             if not snapshot.healthy and snapshot.step < step:
                 snapshot.clean_steps += 1
                 snapshot.healthy = snapshot.clean_steps >= self._config.clean_steps
 
-    def doubt(self) -> None:
-        """A step was not clean: candidates may hold the cause of it and are dropped."""
-        self._drop([s for s in self._held if not s.healthy])
+    def drop_candidates(self) -> None:
+        """A step was not clean: a candidate may hold the cause of it."""
+        self._drop([s for s in self._snapshots if not s.healthy])
 
     def has_healthy(self) -> bool:
-        """Whether there is a snapshot to return to."""
-        return any(s.healthy for s in self._held)
+        return any(s.healthy for s in self._snapshots)
 
     def spent(self) -> Snapshot | None:
-        """The only healthy snapshot, if it was returned to twice without success."""
-        healthy = [s for s in self._held if s.healthy]
+        """The only healthy snapshot, if it was restored twice without success."""
+        healthy = [s for s in self._snapshots if s.healthy]
         return healthy[0] if len(healthy) == 1 and healthy[0].returns >= 2 else None
 
     def target(self) -> Snapshot | None:
-        """The snapshot a rollback returns to: the newest healthy one.
+        """The snapshot a rollback restores: the newest healthy one.
 
-        One that was returned to twice without success gives way to an older one, if there is any.
+        One that was restored twice without success is dropped for an older one, if there is any.
         """
-        healthy = [s for s in self._held if s.healthy]
+        healthy = [s for s in self._snapshots if s.healthy]
         if len(healthy) > 1 and healthy[-1].returns >= 2:
             self._drop([healthy[-1]])
             healthy.pop()
         return healthy[-1] if healthy else None
 
-    def restore(self, snapshot: Snapshot, *, leave: frozenset[str]) -> None:
-        """Returns to ``snapshot``; what was taken after it is dropped."""
-        self._drop([s for s in self._held if s.step > snapshot.step])
+    def restore(self, snapshot: Snapshot, *, keep: frozenset[str]) -> None:
+        """Restores ``snapshot``, but for the named states in ``keep``; drops all that were taken after it."""
+        self._drop([s for s in self._snapshots if s.step > snapshot.step])
         snapshot.returns += 1
-        self._subject.restore_from(snapshot, leave=leave)
+        self._subject.restore_from(snapshot, keep=keep)
 
     def _slot(self) -> Snapshot:
         if self._free:
             return self._free.pop()
-        if len(self._held) < self._config.keep:
+        if len(self._snapshots) < self._config.keep:
             return Snapshot.at(self._config.place)
-        oldest = next(s for s in self._held if s.healthy)
-        self._held.remove(oldest)
+        oldest = next(s for s in self._snapshots if s.healthy)
+        self._snapshots.remove(oldest)
         return oldest
 
     def _has_room(self) -> bool:
-        """A candidate is left to prove itself, and the last healthy snapshot is never given up."""
-        used = len(self._held)
-        return used < self._config.keep or sum(s.healthy for s in self._held) > 1
+        """Neither a candidate nor the last healthy snapshot is ever dropped to make room."""
+        used = len(self._snapshots)
+        return used < self._config.keep or sum(s.healthy for s in self._snapshots) > 1
 
     def _drop(self, snapshots: list[Snapshot]) -> None:
         for snapshot in snapshots:
-            self._held.remove(snapshot)
+            self._snapshots.remove(snapshot)
             self._free.append(snapshot)

@@ -24,8 +24,8 @@ class TensorStore:
     """A copy of a list of tensors (of sharded ones: this rank's part); saved and restored in one call.
 
     Args:
-        place: ``host`` puts the copies of CUDA tensors into pinned host memory; they are made on a stream of
-            their own, beside the work that follows. Then call ``wait`` before the tensors are changed.
+        place: ``host`` keeps the copies of CUDA tensors in pinned host memory; they are made on a side
+            stream, while later work runs. Call ``wait`` before the tensors are changed.
     """
 
     def __init__(self, place: Place = "device") -> None:
@@ -41,10 +41,10 @@ class TensorStore:
         """Copies ``tensors``; allocates only when their number, shapes, dtypes or devices changed."""
         parts = locals_of(tensors)
         if not self.fits(tensors):
-            self._copies = [self._room_for(part) for part in parts]
+            self._copies = [self._allocate(part) for part in parts]
             self._devices = [part.device for part in parts]
         if self._place == "host" and any(part.is_cuda for part in parts):
-            self._copy_beside(parts)
+            self._copy_on_side_stream(parts)
         elif parts:
             torch._foreach_copy_(self._copies, parts)
 
@@ -56,12 +56,12 @@ class TensorStore:
             torch._foreach_copy_(locals_of(tensors), self._copies, non_blocking=self._ready is not None)
 
     def wait(self) -> None:
-        """Lets what is launched from now on begin after the copies are whole; the host does not wait."""
+        """Work launched from now on starts only after the copies are complete; the host does not wait."""
         if self._ready is not None:
             torch.cuda.current_stream(self._ready_on).wait_event(self._ready)
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether ``tensors`` have the number, shapes, dtypes and devices of those that were copied."""
+        """Whether ``tensors`` match the copies in number, shapes, dtypes and devices."""
         parts = locals_of(tensors)
         return len(parts) == len(self._copies) and all(
             a.shape == b.shape and a.dtype == b.dtype and device == b.device
@@ -74,13 +74,13 @@ class TensorStore:
         self.wait()
         return [copy.to(device) for copy, device in zip(self._copies, self._devices, strict=True)]
 
-    def _room_for(self, part: Tensor) -> Tensor:
+    def _allocate(self, part: Tensor) -> Tensor:
         if self._place == "host" and part.is_cuda:
             return torch.empty_like(part, device="cpu", pin_memory=True)
         return torch.empty_like(part)
 
-    def _copy_beside(self, parts: Sequence[Tensor]) -> None:
-        """After all that was launched so far, and beside what is launched from now on."""
+    def _copy_on_side_stream(self, parts: Sequence[Tensor]) -> None:
+        """After all that was launched so far, and in parallel to what is launched from now on."""
         self._ready_on = next(part.device for part in parts if part.is_cuda)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._ready_on)
@@ -98,13 +98,11 @@ class BufferStore:
         self._present: list[bool] = []
 
     def save(self, buffers: Buffers) -> None:
-        """Copies the present buffers."""
         now = buffers.read()
         self._present = [buffer is not None for buffer in now]
         self._tensors.save([buffer for buffer in now if buffer is not None])
 
     def restore(self, buffers: Buffers) -> None:
-        """Writes the copies back."""
         copies = iter(self._tensors.copies)
         buffers.write([next(copies) if present else None for present in self._present])
 
@@ -120,7 +118,6 @@ class OptimizerStore:
         self._groups: list[dict[str, Any]] = []
 
     def save(self, optimizer: Optimizer) -> None:
-        """Copies the state of every parameter and the settings of every group."""
         self._slots, tensors, self._values = _flatten(optimizer)
         self._tensors.save(tensors)
         self._layouts = [layout(tensor) for tensor in tensors]
@@ -130,7 +127,6 @@ class OptimizerStore:
         ]
 
     def wait(self) -> None:
-        """As ``TensorStore.wait``."""
         self._tensors.wait()
 
     def restore(self, optimizer: Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""The rungs of the ladder, carried out: apply or clip, skip exactly, roll back and calm down."""
+"""The rungs of the ladder, carried out: apply or clip, skip exactly, roll back and start the cooldown."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from guard.act.fused import FusedStep
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
-from guard.observe.displacement import Displacement
+from guard.observe.displacement import Displacement, Movement
 from guard.observe.observer import Observer
 from guard.types import Source, StepOutcome
 
-DATA = "data"
-EMA = "ema"
-
+DATA, EMA = "data", "ema"
+"""What the data cursor and the averaged weights are called in a snapshot."""
 
 Restore = Callable[[int], int | None]
 
 
 class TrainingState:
-    """Owns everything that a step may change: weights, optimizer, buffers, schedule, snapshots."""
+    """Owns everything that a step may change: weights, optimizer, buffers, schedule, snapshots.
+
+    Args:
+        states: what else a rollback restores, by name; for ``data`` and ``ema`` see ``GradientGuard``.
+    """
 
     def __init__(
         self,
@@ -43,55 +46,52 @@ class TrainingState:
         scheduler: Stateful | None,
         scaler: torch.amp.GradScaler | None,
         states: Mapping[str, Stateful],
+        data: Stateful | None,
+        ema: Stateful | None,
     ) -> None:
         self._optimizer = optimizer
         self._observer = observer
         self._scheduler = scheduler
-        self._scaler = ScalerAdapter(scaler, optimizer)
+        self.scaler = ScalerAdapter(scaler, optimizer)
         self._replay = config.recovery.data == "replay"
-        self.recovery = Cooldown(config.recovery, observer.parameters)
+        self.cooldown = Cooldown(config.recovery, observer.parameters)
         self.restore: Restore | None = None
-        self._ema = states.get(EMA)
-        self._ema_kept: dict[str, Any] | None = None
+        # Deferred reports come one step late: what an average learns at a skip is of the step before.
+        self._ema = ema if config.mode == "exact" else None
+        self._ema_before_skip: dict[str, Any] | None = None
         self._active = config.acts
         watches = config.mode != "off"
         self.fused = FusedStep(optimizer, scaled=scaler is not None and scaler.is_enabled())
         self.shield = BufferShield(model) if watches else None
-        self._moved: Displacement | None = None
+        self._displacement: Displacement | None = None
         if watches and config.update_norm != "off":
             every = 1 if config.update_norm == "always" else config.update_norm
-            self._moved = Displacement(observer.parameters, optimizer, every)
-        rewound = {"guard.scheduler": scheduler, "guard.scaler": scaler, **states}
-        self._subject = Subject(model, optimizer, {k: s for k, s in rewound.items() if s is not None})
+            self._displacement = Displacement(observer.parameters, optimizer, every)
+        named = {"guard.scheduler": scheduler, "guard.scaler": scaler, **states, DATA: data, EMA: ema}
+        self._subject = Subject(model, optimizer, {k: s for k, s in named.items() if s is not None})
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self._start_version = self._subject.version()
 
     @property
-    def scaler(self) -> ScalerAdapter:
-        """Loss scaling, if any."""
-        return self._scaler
-
-    @property
     def learning_rate(self) -> float:
         """The rate of the first parameter group that the next step would use."""
-        return float(self._optimizer.param_groups[0]["lr"]) * self.recovery.strengths()["lr_scale"]
+        return float(self._optimizer.param_groups[0]["lr"]) * self.cooldown.strengths()["lr_scale"]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the signals remember, and the recovery under way."""
         return {
-            "recovery": self.recovery.state_dict(),
+            "recovery": self.cooldown.state_dict(),
             "buffers": None if self.shield is None else self.shield.state_dict(),
-            "moved": None if self._moved is None else self._moved.state_dict(),
+            "moved": None if self._displacement is None else self._displacement.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Continues from ``state_dict`` after ``step`` steps: what is loaded by now is the first snapshot."""
-        self.recovery.load_state_dict(state["recovery"])
+        self.cooldown.load_state_dict(state["recovery"])
         self.start(step)
         if self.shield is not None and state["buffers"] is not None:
             self.shield.load_state_dict(state["buffers"])
-        if self._moved is not None and state["moved"] is not None:
-            self._moved.load_state_dict(state["moved"])
+        if self._displacement is not None and state["moved"] is not None:
+            self._displacement.load_state_dict(state["moved"])
 
     def can_roll_back(self) -> bool:
         """Whether a healthy snapshot exists (in shadow mode, where none are taken: as if one did)."""
@@ -106,136 +106,124 @@ class TrainingState:
             self._start_version = self._subject.version()
 
     def refresh(self) -> None:
-        """Before the first step: weights may have been loaded after ``start``, then they are what it saved.
+        """Before the first step: weights may have been loaded after ``start``; then the snapshot follows.
 
-        The data position and the random number generators stay as they were, since the first batch has
-        been drawn by now.
+        The data position and the random number generators in it stay, since the first batch has been drawn.
         """
         if self._active and self._subject.version() != self._start_version:
             self._accept_state(self._ring.newest_step)
-            self._ring.retake(leave=frozenset({DATA, GENERATORS}))
+            self._ring.retake(keep=frozenset({DATA, GENERATORS}))
             self._start_version = self._subject.version()
 
-    def moved(self, step: int) -> tuple[float, float | None] | None:
-        """The distance the weights have moved (see ``Displacement.measure``), on the steps it is measured.
+    def movement(self, step: int) -> Movement | None:
+        """How far the weights have moved, on the steps on which it is measured.
 
         Always right after a snapshot: what the snapshot holds is then judged before it can be called healthy.
         """
-        if self._moved is None or not (self._moved.due(step) or self._ring.is_fresh(step)):
+        if self._displacement is None or not (self._displacement.due(step) or self._ring.is_fresh(step)):
             return None
-        return self._moved.measure(step)
+        return self._displacement.measure(step)
 
     def distances(self, step: int) -> NDArray[np.float64] | None:
-        """How far each parameter has moved since it was looked at last; None where that is not watched."""
-        return None if self._moved is None else self._moved.distances(step)
+        """How far each parameter has moved since the last measurement; None where that is not watched."""
+        return None if self._displacement is None else self._displacement.distances(step)
 
     def apply(self, step: int, clip: Callable[[], float | None]) -> StepOutcome:
         """Clips the gradients, steps the optimizer, advances the schedule.
 
         Args:
             step: optimizer steps before this one.
-            clip: changes the gradients; the ratio of their norm after and before, None if it left them alone.
+            clip: changes the gradients; returns the norm after over the norm before, None if unchanged.
         """
         ratio = clip()
         self._ring.before_step()
         started = time.perf_counter()
         with self.fused.armed():
-            self._scaler.step(lambda: self.recovery.applied_to(self._optimizer))
+            self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
         elapsed = time.perf_counter() - started
         self.advance()
-        self.accept_buffers()
+        self._accept_buffers()
         if ratio is None:
             return StepOutcome("applied", step + 1, optimizer_seconds=elapsed)
         return StepOutcome("clipped", step + 1, optimizer_seconds=elapsed, clip_coef=ratio)
 
     def advance(self) -> None:
-        """The learning rate schedule moves on: once for each applied step."""
-        if self._moved is not None:
-            self._moved.stepped(self.learning_rate)
+        """Advances the learning rate schedule: once for each applied step."""
+        if self._displacement is not None:
+            self._displacement.stepped(self.learning_rate)
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]
 
     def settle(self, step: int, *, clean: bool) -> None:
         """After an applied step: count it toward the health of the snapshots, and take one when due."""
-        self.judge_snapshots(step, clean=clean)
+        self.update_snapshot_health(step, clean=clean)
         if clean:
             self.take_snapshot_when_due(step)
 
-    def judge_snapshots(self, step: int, *, clean: bool) -> None:
-        """The step that led to ``step`` was clean, or it was not: candidates gain or lose by it."""
+    def update_snapshot_health(self, step: int, *, clean: bool) -> None:
+        """A clean step to ``step`` counts for the candidates; any other drops them."""
         if self._active and clean:
             self._ring.clean_step(step)
         elif self._active:
-            self._ring.doubt()
+            self._ring.drop_candidates()
 
     def take_snapshot_when_due(self, step: int) -> None:
-        """A candidate of the present state."""
+        """Takes a candidate of the present state where ``every_steps`` asks for one."""
         if self._active and self._ring.due(step):
             self._ring.take(step)
 
     def take_snapshot(self, step: int) -> None:
-        """A candidate of the present state, out of turn."""
+        """Takes a candidate of the present state, out of turn."""
         if self._active and self._ring.is_new(step):
             self._ring.take(step)
 
     def skip(self, step: int) -> StepOutcome:
         """Leaves everything as it was before this batch: weights, moments, counters, buffers, loss scale."""
         self.undo_forward()
-        self._ring.doubt()
+        self._ring.drop_candidates()
         if self._ema is not None:
-            self._ema_kept = copy.deepcopy(self._ema.state_dict())
+            self._ema_before_skip = copy.deepcopy(self._ema.state_dict())
         return StepOutcome("skipped", step)
 
     def undo_forward(self) -> None:
-        """Forgets what forward and backward left behind: gradients, buffers, the scaler's note of them."""
-        self._scaler.forget()
-        self._observer.drop_gradients()
+        """Drops what forward and backward left behind: gradients, buffers, the scaler's record of them."""
+        self._drop_gradients()
         self.revert_buffers()
 
     def revert_buffers(self) -> None:
-        """Forgets what forward made of the buffers."""
+        """Undoes what forward did to the buffers."""
         if self.shield is not None and self._active:
             self.shield.revert()
 
     def overflow(self, step: int) -> StepOutcome:
         """An overflow that the loss scaler handles: it does not step, and lowers its scale."""
-        self._scaler.step()
+        self.scaler.step()
         self.revert_buffers()
         return StepOutcome("skipped", step)
 
     def roll_back(self, step: int) -> StepOutcome:
-        """Returns to the newest healthy snapshot, or where that did not help to disk; starts the recovery."""
+        """Restores the newest healthy snapshot, or a checkpoint if that did not help; starts the cooldown."""
         started = time.perf_counter()
         source: Source = "memory"
         spent = self._ring.spent()
-        target = None if spent is None else self._from_disk(spent.step - 1)
+        target = None if spent is None else self._restore_from_disk(spent.step - 1)
         if target is not None:
             source = "disk"
         else:
-            target = self.rewind().step
-        self.recovery.begin()
+            target = self._restore_snapshot().step
+        self.cooldown.begin()
         seconds = time.perf_counter() - started
         return StepOutcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
 
-    def _from_disk(self, before: int) -> int | None:
-        """Loads an older state in place of all snapshots; None where there is none. Collective."""
-        if self.restore is None or (step := self.restore(before)) is None:
-            return None
-        self._scaler.forget()
-        self._observer.drop_gradients()
-        self._ema_kept = None
-        self.start(step)
-        return step
-
     def halt(self, step: int) -> StepOutcome:
-        """Leaves the newest healthy state behind, without recovery; where there is none, that of before."""
+        """Restores the newest healthy snapshot, without cooldown; where there is none, skips."""
         if not self.can_roll_back():
             return self.skip(step)
-        target = self.rewind()
+        target = self._restore_snapshot()
         return StepOutcome("rolled_back", target.step, target.step, step - target.step)
 
     def launch(self, skip: Tensor) -> None:
-        """Steps the optimizer unless ``skip`` (0-dim float32, on the device) is 1, as ``fused`` was told."""
+        """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
         with self.fused.armed():
             self._optimizer.step()
@@ -243,29 +231,41 @@ class TrainingState:
             self.shield.accept_unless(skip)
 
     def before_backward(self) -> None:
-        """What happened to the averaged weights since a skip is undone: they must not learn from it twice."""
-        if self._ema_kept is not None and self._ema is not None:
-            self._ema.load_state_dict(self._ema_kept)
-            self._ema_kept = None
+        """Restores the averaged weights after a skip: they must not learn twice from the same weights."""
+        if self._ema_before_skip is not None and self._ema is not None:
+            self._ema.load_state_dict(self._ema_before_skip)
+            self._ema_before_skip = None
 
-    def rewind(self) -> Snapshot:
-        """Returns to the newest healthy snapshot, without recovery."""
-        self._scaler.forget()
-        self._observer.drop_gradients()
-        self._ema_kept = None
+    def _restore_from_disk(self, before: int) -> int | None:
+        """Loads an older state in place of all snapshots; None where there is none.
+
+        All ranks reach it, since ``spent`` is the same on each; ``restore`` may run collectives.
+        """
+        if self.restore is None or (step := self.restore(before)) is None:
+            return None
+        self._drop_gradients()
+        self.start(step)
+        return step
+
+    def _restore_snapshot(self) -> Snapshot:
+        self._drop_gradients()
         target = self._ring.target()
         if target is None:
-            raise RuntimeError("rewind was called without a healthy snapshot")
-        self._ring.restore(target, leave=frozenset() if self._replay else frozenset({DATA}))
+            raise RuntimeError("a rollback was decided without a healthy snapshot")
+        self._ring.restore(target, keep=frozenset() if self._replay else frozenset({DATA}))
         self._accept_state(target.step)
         return target
 
-    def _accept_state(self, step: int) -> None:
-        self.accept_buffers()
-        if self._moved is not None:
-            self._moved.start(step)
+    def _drop_gradients(self) -> None:
+        self.scaler.forget()
+        self._observer.drop_gradients()
 
-    def accept_buffers(self) -> None:
-        """What the buffers hold now is good."""
+    def _accept_state(self, step: int) -> None:
+        self._ema_before_skip = None
+        self._accept_buffers()
+        if self._displacement is not None:
+            self._displacement.start(step)
+
+    def _accept_buffers(self) -> None:
         if self.shield is not None:
             self.shield.accept()

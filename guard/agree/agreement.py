@@ -1,8 +1,8 @@
-"""All ranks see the same numbers, so that the same deterministic code decides alike on each of them.
+"""All ranks hold the same numbers, so that the same deterministic code decides alike on each of them.
 
-One small float32 row a rank is gathered while backward runs. Every rank issues exactly one gather for
-each ``backward`` and, when the agreed verdict asks for evidence, exactly one more: since the verdict is a
-function of agreed numbers only, all ranks reach it.
+One small float32 row a rank is gathered while backward runs. Every rank issues exactly one gather for each
+``backward`` and, when the agreed verdict needs evidence, exactly one more: since the verdict is a function of
+agreed numbers only, all ranks reach it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from guard.types import Agreed
 LOSS, STOP, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
 WIDTH = 6
 TOLERANCE = 1e-3
+"""Relative: norms of the same gradients differ by rounding in float32, gradients not reduced by far more."""
 _NO_JUMP = -1.0
+"""Marks a row of a model without floating-point buffers: a jump is never negative."""
 # Renamed in torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -79,14 +81,15 @@ class Agreement:
             )
         for work in works:
             if work is not None:
+                # The all-gather of ``send``: for the slowest rank waits the host on gloo, the stream on NCCL.
                 work.wait()
         rows = [slot.rows for slot in self._slots[: len(works)]]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
     def read(self, rows: NDArray[np.float64]) -> Agreed:
-        """What ``receive_rows`` says, once it is on the host. Raises as ``receive`` does."""
+        """The rows of ``receive_rows``, once they are on the host. Raises as ``receive`` does."""
         if rows.size == WIDTH:
-            return _alone(rows.ravel().tolist())
+            return _single(rows.ravel().tolist())
         last = rows[-1]
         if self.world_size > 1:
             _check_digests(last[:, DIGEST])
@@ -107,18 +110,18 @@ class Agreement:
     def collect(self, local_norm: float, *, digest: int) -> NDArray[np.float64]:
         """The local norm of each rank, at once. Collective: every rank calls it on the same verdict.
 
-        The row is as wide as that of ``send``: a rank that came to another verdict, because its memory was
-        damaged after the all-reduce, and has gone on to its next ``send``, shows by its digest.
+        The row is as wide as that of ``send``: a rank that reached another verdict, because its memory was
+        damaged after the all-reduce, is already at its next ``send``; its digest then shows that.
         """
         slot = self._slot(0)
         slot.write([0.0, 0.0, local_norm, 0.0, _NO_JUMP, float(digest)])
-        self._gather(slot, async_op=False)
+        self._gather(slot, async_op=False)  # the host waits for all ranks: rare, only on a bad step
         rows = slot.rows.cpu().numpy().astype(np.float64)
         _check_digests(rows[:, DIGEST])
         return rows[:, LOCAL_NORM]
 
     def _slot(self, index: int) -> _Slot:
-        """The memory of the gather ``index`` of a step: made once, since a step has a few micro-batches."""
+        """The memory of gather number ``index`` of a step: allocated once, and reused by every step."""
         while index >= len(self._slots):
             self._slots.append(_Slot(self.world_size, self._device))
         return self._slots[index]
@@ -126,11 +129,13 @@ class Agreement:
     def _gather(self, slot: _Slot, *, async_op: bool) -> dist.Work | None:
         if self.world_size == 1:
             return None
+        # All-gather of one row a rank. Every rank reaches it: ``send`` runs once for each micro-batch,
+        # ``collect`` on an agreed verdict. Asynchronous, no rank waits here; else each waits for the slowest.
         return _all_gather(slot.gathered, slot.row, group=self._group, async_op=async_op)
 
 
 class _Slot:
-    """The memory of one gather: this rank's row and everybody's.
+    """The memory of one gather: this rank's row and those of all.
 
     It outlives the gather. A worker thread of gloo that held the last reference to a tensor would need the
     interpreter to free it, and a thread that asks for that while the interpreter ends aborts the process.
@@ -184,8 +189,8 @@ def _minority(equal: NDArray[np.bool_]) -> str:
     return f"rank {', '.join(map(str, odd))}" if odd else ""
 
 
-def _alone(row: list[float]) -> Agreed:
-    """What the only row of the only rank says: the common case of one process, without arrays."""
+def _single(row: list[float]) -> Agreed:
+    """One micro-batch of one process: the common case, without arrays."""
     jump = row[JUMP]
     return Agreed(
         loss=row[LOSS],
@@ -197,7 +202,7 @@ def _alone(row: list[float]) -> Agreed:
 
 
 def _losses(losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Each rank's mean over micro-batches [micro-batches, ranks], and how many were left out of them."""
+    """Each rank's mean over the finite of [micro-batches, ranks], and how many were dropped."""
     finite = np.isfinite(losses)
     if len(losses) == 1 or finite.all():
         with np.errstate(invalid="ignore"):

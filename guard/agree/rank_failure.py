@@ -1,7 +1,7 @@
-"""A rank that failed ends the step on all others, with its cause: it leaves one line in the default store.
+"""If one rank fails, the step ends on all others with its cause, which it writes to the default store.
 
 The others read it when a collective fails, be it the guard's or DDP's own all-reduce in backward. A rank that
-was killed leaves nothing; then those that live call the roll there, and the error names who does not answer.
+was killed writes nothing; the others then each register in the store, and the error names the missing ranks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from guard.errors import GuardError, RankLost
 
 COUNT, ENTRY, PRESENT = "gradguard/failures", "gradguard/failure/", "gradguard/present/"
 GRACE_S = 3.0
+"""A connection may break before the cause is written: a failing rank needs up to seconds to get there."""
 _SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def report_failure(error: BaseException) -> None:
-    """Leaves this rank's cause where the other ranks look for it; does nothing where there is one rank."""
+    """Writes this rank's cause to the store, where the other ranks look for it; nothing with one rank."""
     if not _several():
         return
     try:
@@ -34,11 +35,11 @@ def report_failure(error: BaseException) -> None:
         store.set(f"{ENTRY}{place}", cause)
         store.add(COUNT, 1)
     except RuntimeError:
-        return  # the store went with the process that held it: nobody can be told
+        return  # the store is gone with the process that held it: there is no way to report
 
 
 def raises_rank_lost(method: Method) -> Method:
-    """A method in which a lost rank becomes a ``RankLost``, and an error of its own is told to the rest."""
+    """Makes a method raise ``RankLost`` where another rank is lost, and report its own errors to the rest."""
 
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -59,25 +60,27 @@ def raises_rank_lost(method: Method) -> Method:
 
 
 def _cause(error: RuntimeError) -> str:
-    """What the failed ranks left, waited for a moment, since a connection may break before it is written."""
-    said = (str(error).strip().splitlines() or [""])[0][:300]
+    """What the failed ranks wrote, waiting ``GRACE_S`` for it; else which ranks do not answer."""
+    message = (str(error).strip().splitlines() or [""])[0][:300]
     deadline = time.monotonic() + GRACE_S
-    silent: list[int] = []
+    missing: list[int] = []
     try:
         store = _store()
         store.set(f"{PRESENT}{dist.get_rank()}", "")
         while time.monotonic() < deadline:
-            told = store.add(COUNT, 0)
-            if told:
+            failures = store.add(COUNT, 0)
+            if failures:
                 store.wait([f"{ENTRY}1"], timedelta(seconds=GRACE_S))
-                return "; ".join(store.get(f"{ENTRY}{i + 1}").decode() for i in range(told))
-            silent = [rank for rank in range(dist.get_world_size()) if not store.check([f"{PRESENT}{rank}"])]
+                return "; ".join(store.get(f"{ENTRY}{i + 1}").decode() for i in range(failures))
+            missing = [rank for rank in range(dist.get_world_size()) if not store.check([f"{PRESENT}{rank}"])]
             time.sleep(0.05)
     except RuntimeError:
-        if not silent:
-            return f"a rank is gone, and with it the store (rank 0 holds it, unless a launcher does): {said}"
-    who = f"rank {', '.join(map(str, silent))}" if silent else "a rank"
-    return f"{who} does not answer and left no cause (killed, out of memory or hung): {said}"
+        if not missing:
+            return (
+                f"a rank is gone, and with it the store (rank 0 holds it, unless a launcher does): {message}"
+            )
+    ranks = f"rank {', '.join(map(str, missing))}" if missing else "a rank"
+    return f"{ranks} does not answer and reported no cause (killed, out of memory or hung): {message}"
 
 
 def _several() -> bool:

@@ -25,7 +25,8 @@ class AutoClipper(Clipper):
     """
 
     _ROOM = 2.0
-    """So far above its first level the norm of a healthy run may rise without being held to it."""
+    """A healthy run's norm may double from its first level before the ceiling limits it: norms grow by less
+    than that while a loss falls."""
 
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
         super().__init__(config, parameters)
@@ -70,7 +71,7 @@ class PercentileClipper(Clipper):
         return Plan(step.seen, limit=self._percentile() if len(self._history) else None)
 
     def _percentile(self) -> float:
-        """As ``numpy.percentile`` has it: linear between the two nearest values."""
+        """As in ``numpy.percentile``: linear between the two nearest values."""
         count = len(self._history)
         place = (count - 1) * self.config.percentile / 100
         below = math.floor(place)
@@ -100,7 +101,7 @@ class ZClipper(Clipper):
     """
 
     _LEAST_DEVIATION = 0.01
-    """Of the mean."""
+    """Of the mean: after a quiet warm-up the variance is near zero, and every norm would exceed it."""
 
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
         super().__init__(config, parameters)

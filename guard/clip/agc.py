@@ -23,8 +23,8 @@ class AgcClipper(Clipper):
     Source: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization"
     (2021), section 4.1, equation 3. A unit is what one index of a weight's first dimension holds, as torch
     lays weights out (a row of a linear layer, an output channel of a convolution, a row of an embedding); a
-    vector or a scalar, such as a bias or a gain, is one unit as a whole. The paper leaves the last linear
-    layer out; here all take part. A tensor whose gradient is below ``clip_factor * eps`` is not read.
+    vector or a scalar, such as a bias or a gain, is one unit as a whole. The paper does not clip the last
+    linear layer; here all are clipped. A tensor whose gradient is below ``clip_factor * eps`` is not read.
     """
 
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """The interface of all kinds of clipping, and what they share.
 
-A step is clipped in two moves. ``plan`` looks only at norms that are known already, says what the limit is,
-and learns from the step if it is accepted; it touches no gradient. ``clip_``, called only when the step is
+A step is clipped in two parts. ``plan`` uses only norms that are known already, sets the limit, and learns
+from the step if it is accepted; it touches no gradient. ``clip_``, called only when the step is
 really applied, changes the gradients, and only those that exceed a limit. Everything is computed from
 all-reduced gradients and numbers that all ranks share, so every rank clips alike.
 """
@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.config import ClipConfig
 from guard.observe.gradients import elements
 from guard.observe.shards import Shards
-from guard.types import Observation, Plan
+from guard.types import Floats, Observation, Plan
 
 EPSILON = 1e-6
-Floats = NDArray[np.float64]
+"""That of ``torch.nn.utils.clip_grad_norm_``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +56,20 @@ class Clipper:
         suspect: bool = False,
         accepted: bool = True,
     ) -> Plan:
-        """What is to be done with this step's gradients. Call once a step: it learns from an accepted one.
+        """How to clip this step's gradients. Call once a step: it learns from an accepted one.
 
         Args:
             seen: the norms of the gradients as they are.
             typical: median of the accepted global norms, None while there are too few.
             suspect: whether the step is suspect, and so held to ``suspect_factor`` times the typical norm.
-            accepted: whether the step is normal. Others teach nothing, nor does a norm that is not finite.
+            accepted: whether the step is normal. Nothing is learned from others, nor from non-finite norms.
         """
         learn = accepted and not suspect and math.isfinite(seen.grad_norm)
-        usual = typical if typical is not None and typical > 0 else None
-        plan = self._plan(Step(seen, usual, learn))
-        if not suspect or usual is None:
+        recent = typical if typical is not None and typical > 0 else None
+        plan = self._plan(Step(seen, recent, learn))
+        if not suspect or recent is None:
             return plan
-        close = self.config.suspect_factor * usual
+        close = self.config.suspect_factor * recent
         return replace(plan, limit=close if plan.limit is None else min(close, plan.limit))
 
     @torch.no_grad()
@@ -78,7 +77,7 @@ class Clipper:
         """Clips the gradients in place, as planned.
 
         Args:
-            fold: takes the factor for all gradients over, if it can (``guard.act.fused``): then they are
+            fold: takes over the factor for all gradients, if it can (``guard.act.fused``): they are then
                 multiplied inside the optimizer's step.
 
         Returns:
@@ -132,7 +131,7 @@ class Clipper:
         return {"kind": self.config.kind, **self._memory()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``; another kind's state is not ours: then it begins anew."""
+        """Continues from ``state_dict``; with another kind's state it starts from the beginning."""
         if state["kind"] == self.config.kind:
             self._recall(state)
 
@@ -140,7 +139,7 @@ class Clipper:
         return {}
 
     def _recall(self, state: dict[str, Any]) -> None:
-        """Takes back what ``_memory`` gave."""
+        """Restores what ``_memory`` returned."""
 
 
 def coefficient(norm: float, limit: float | None) -> float:

@@ -37,8 +37,7 @@ class NormClipper(_PNormClipper):
     Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks" (2013),
     section 3.2, algorithm 1; the coefficient is that of ``torch.nn.utils.clip_grad_norm_``. The L2 norm is
     the one already measured; any other is read from the gradients when they are clipped. A norm that is not
-    finite changes nothing (in torch it turns gradients into zeros or NaN): such a step is for the guard to
-    skip.
+    finite changes nothing (in torch it turns gradients into zeros or NaN): the guard skips such a step.
     """
 
     def _plan(self, step: Step) -> Plan:
@@ -56,8 +55,8 @@ class NormClipper(_PNormClipper):
 class GroupClipper(_PNormClipper):
     """``group``: the p-norm of each parameter group of the optimizer is held to ``max_norm``.
 
-    It equals ``clip_grad_norm_`` (see ``NormClipper``) called once for each group. L2 norms are put together
-    from those already measured. Gradients of parameters in no group are left alone.
+    It equals ``clip_grad_norm_`` (see ``NormClipper``) called once for each group. L2 norms are combined from
+    those already measured. Gradients of parameters in no group are not clipped.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class GroupClipper(_PNormClipper):
         return self._scale_each_(seen, self._of_groups(self._p_norms(self.config.norm_type)))
 
     def _of_groups(self, norms: Floats) -> Floats:
-        """Each parameter's factor from the p-norms of all."""
         factors = np.ones(len(norms))
         for members in self._groups():
             total = total_norm(norms[members], self.config.norm_type)

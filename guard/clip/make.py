@@ -1,4 +1,4 @@
-"""From a kind of clipping to what does it."""
+"""From a kind of clipping to its clipper."""
 
 from __future__ import annotations
 

@@ -1,28 +1,35 @@
-"""What is normal for one signal: a level that follows the run, and how far above it a value is news."""
+"""What is normal for one signal: a level that follows the run, and how far above it a value is anomalous.
+
+A constant without another reason was chosen on the recorded runs of ``tests/benchmarks/bench_detection.py``;
+``tests/guard/decide/test_traces.py`` shows that the result does not hang on its exact value.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from dataclasses import dataclass
+from math import exp, log
 from typing import Any
 
 from guard.observe.robust_window import RobustWindow
 
 _NORMAL_MAD = 1.4826
-"""A Gaussian's standard deviation in units of its MAD."""
+"""Standard deviation over MAD of a Gaussian: 1 / 0.6745, its third quartile (Rousseeuw and Croux, 1993)."""
 _NORMAL_ROUGHNESS = 0.6147
-"""The same in units of its roughness: 1 / (1.1503 * sqrt(2))."""
+"""The same for roughness: two neighbours differ by sqrt(2) deviations, and the upper quartile of such a
+difference is 1.1503 of its own: 1 / (1.1503 * sqrt(2))."""
 _LOG_ZERO = math.log(1e-30)
-"""Stands for a norm of zero on the log scale."""
+"""A norm of zero has no logarithm: it counts as a norm far below any that trains a network."""
 _HUGE = 1e150
-"""Larger magnitudes count as this one on the linear scale, so that differences stay finite."""
+"""Larger magnitudes count as this on the linear scale: even the square of a difference is then finite."""
 _MAX_LOG = 709.0
-"""The largest logarithm that ``exp`` takes."""
+"""The largest logarithm that ``exp`` takes: float64 ends at exp(709.78)."""
 _REFRESH_ROWS = 16
-"""The threshold moves slowly: it is computed anew once in so many accepted values ..."""
+"""The threshold comes from up to 512 values, so 16 new ones (3 %) hardly move it: it is recomputed with
+every 16th ..."""
 _SETTLED_ROWS = 64
-"""... after the first few."""
+"""... and with each of the first 64, where one value still counts for more than 1 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,82 +45,90 @@ class BaselineSpec:
     signed: bool = False
 
 
+Measured = tuple[float, float]
+"""A value against its baseline: its excess in units of the threshold, and itself on the scale in use."""
+
+
 class RobustBaseline:
-    """The running level of one signal, and how far above it a value must lie to be news.
+    """The running level of one signal, and how far above it a value must be to be anomalous.
 
     The level is the median of the last ``level_rows`` accepted values, so that it follows a trend. The excess
-    of each accepted value over the level of its time goes into a longer window. News is an excess above
+    of each accepted value over the level at its time goes into a longer window. Anomalous is an excess above
 
-        max(min_excess, sigmas * robust deviation, 1.5 * an excess that the history reached four times).
+        max(min_excess, sigmas * robust deviation, 1.5 * the excess that 4 in 512 accepted values reach).
 
-    The last term leaves a run its habits: one-row jumps that come back again and again are normal, while a
-    single outlier moves nothing. Where a quarter of the level's rows lie far above it, as in a run that moves
-    between two levels, the excess is measured from nearer to them (``origin``). The scale is logarithmic as
-    long as the values allow it; a ``signed`` signal that reaches zero is measured on the linear scale from
-    then on, with twice the sigmas.
+    The last term is for runs with regular one-row jumps: those are normal there, while a single outlier moves
+    nothing. In a run that alternates between two levels, at least a quarter of the level's rows are far above
+    the median; the excess is then measured from just below those rows (``reference``). The scale is
+    logarithmic as long as the values allow it; a ``signed`` signal that reaches zero is measured on the
+    linear scale from then on (``for_value``), with twice the sigmas.
 
-    Accepted is every value that is not elevated, and an elevated one whose two neighbours on both sides are
-    not: the run came back by itself. When ``patience_rows`` of the last ``4 * patience_rows`` values were
-    elevated, they are the new normal.
+    A value is accepted if it is not elevated, or if it is a single elevated one between two that are not, on
+    each side: the run recovered without help. When ``patience_rows`` of the last ``4 * patience_rows`` values
+    were elevated, they are the new normal.
     """
 
     ELEVATED = 0.7
-    """From this share of the threshold on a value waits for its neighbours before it is accepted."""
+    """From this share of the threshold on, a value is quarantined until its neighbours are known: a rise that
+    stays just below the threshold must not raise the level."""
 
     _MOST_ROUGH = 3.0
-    """The deviation is at least the present roughness and at most so many times: noise may grow or shrink,
-    and a trend is not noise."""
+    """The deviation is held between once and three times the present roughness: noise may grow or shrink,
+    but what exceeds three times the step-to-step noise is trend."""
     _SLACK = 0.35
-    """A value that a quarter of the level's rows reached has no higher ratio than this."""
+    """The upper quartile of the level's rows has at most this ratio: half of ``ELEVATED``, so that the upper
+    of two levels is accepted with its own noise."""
     _GROSS = 1.0
-    """Before there is history only a factor of e above everything seen is news."""
+    """Without a history only a factor of e (1 on the log scale) above everything seen is anomalous."""
     _GROSS_RANGES = 3.0
-    """The same on the linear scale, in units of the range seen, and at least the largest magnitude."""
+    """The same on the linear scale: three times the range seen, and at least the largest magnitude."""
     _TAIL_MARGIN = 1.5
+    """A jump is anomalous if it is half as large again as the jumps the run makes anyway."""
     _TAIL_SHARE = 128
-    """One accepted excess in so many (4 of 512) is the tail that the margin applies to."""
-    _USUAL_SHARE = 10
-    """One accepted excess in so many lies above the ``usual`` ratio."""
+    """One accepted excess in 128 (4 of 512) is the tail: one outlier, or a pair, is not yet a habit."""
+    _COMMON_SHARE = 10
+    """One accepted excess in ten is above ``tail_ratio``: what happens that often is no evidence."""
     _SMALL_SAMPLE = 16
-    """The threshold grows by this number over the number of accepted values."""
+    """The threshold grows by 16 / n, n accepted values: 2.3-fold at 12 values, 3 % at 512. A deviation from
+    few values is too small too often."""
     _LINEAR_MIN_EXCESS = 0.02
-    """The least excess on the linear scale, as a share of the largest recent magnitude."""
+    """The least excess on the linear scale, of the largest recent magnitude: there a share of the level means
+    nothing, since the level may be zero."""
 
     __slots__ = (
         "_accepted",
         "_excesses",
         "_flags",
-        "_held",
+        "_isolated",
         "_level",
-        "_lone",
         "_mask",
+        "_quarantine",
         "_quarter",
         "_slack",
-        "_value",
         "linear",
-        "origin",
         "ready",
+        "reference",
         "spec",
+        "tail_ratio",
         "threshold",
-        "usual",
     )
 
     def __init__(self, spec: BaselineSpec) -> None:
         self.spec = spec
         self.linear = False
         self.ready = False
-        self.origin = 0.0
+        self.reference = 0.0
         self.threshold = math.inf
-        self.usual = 0.0
+        self.tail_ratio = 0.0
         self._level = RobustWindow(spec.level_rows)
         self._excesses = RobustWindow(spec.window_rows)
-        self._held: deque[float] = deque(maxlen=spec.patience_rows)
-        self._lone: float | None = None
+        self._quarantine: deque[float] = deque(maxlen=spec.patience_rows)
+        self._isolated: float | None = None
         self._flags = 0
+        """Bit i: whether the value i rows ago was elevated."""
         self._mask = (1 << 4 * spec.patience_rows) - 1
         self._quarter = max(1, spec.level_rows // 4)
         self._slack = 0.0
-        self._value = 0.0
         self._accepted = 0
 
     @property
@@ -121,76 +136,70 @@ class RobustBaseline:
         """The median of the recent accepted values, on the scale in use."""
         return self._level.median
 
-    @property
-    def value(self) -> float:
-        """The last measured value, on the scale in use."""
-        return self._value
+    def unscale(self, scaled: float) -> float:
+        """From the scale in use to the signal's own unit."""
+        return scaled if self.linear else exp(scaled if scaled < _MAX_LOG else _MAX_LOG)
 
-    @property
-    def excess(self) -> float:
-        """How far the last measured value lies above the origin."""
-        return self._value - self.origin
+    def for_value(self, value: float) -> RobustBaseline:
+        """Itself; where a signed value has no logarithm, a copy on the linear scale. Changes nothing."""
+        if value > 0.0 or self.linear or not self.spec.signed:
+            return self
+        return self._linearized()
 
-    def natural(self, scaled: float) -> float:
-        """Back from the scale in use to the signal's own unit."""
-        return scaled if self.linear else math.exp(min(scaled, _MAX_LOG))
-
-    def measure(self, value: float) -> float:
-        """The excess of a finite value in units of the threshold: 1 or more is news. Remembers it only."""
+    def measure(self, value: float) -> Measured:
+        """A finite value against the baseline: anomalous from a ratio of 1 on. Changes nothing."""
         if value > 0.0 and not self.linear:
-            scaled = math.log(value)
-        elif self.spec.signed:
-            if not self.linear:
-                self._go_linear()
+            scaled = log(value)
+        elif self.linear:
             scaled = min(max(value, -_HUGE), _HUGE)
         else:
             scaled = _LOG_ZERO
-        self._value = scaled
-        return (scaled - self.origin) / self.threshold
+        return (scaled - self.reference) / self.threshold, scaled
 
-    def settle(self, ratio: float, anomalous: bool) -> bool:
-        """Accepts the measured value, or holds it back. True when held values have become the new normal.
+    def learn(self, measured: Measured, anomalous: bool) -> bool:
+        """Accepts a value, or quarantines it. True when quarantined values have become the new normal.
 
         Args:
-            ratio: what ``measure`` returned.
-            anomalous: whether the step was called anomalous; its value is then held back in any case.
+            measured: what ``measure`` returned.
+            anomalous: whether the step was called anomalous; its value is then quarantined in any case.
         """
+        ratio, value = measured
         if not self.ready:
-            self._begin(self._value)
+            self._learn_first(value)
             return False
         if ratio >= self.ELEVATED or anomalous:
-            return self._hold()
+            return self._hold_back(value)
         if self._flags:
             self._flags = self._flags << 1 & self._mask
-            if self._flags & 0b11111 == 0b00100 and self._lone is not None:
-                self._accept(self._lone)
-        self._accept(self._value)
+            if self._flags & 0b11111 == 0b00100 and self._isolated is not None:
+                self._accept(self._isolated)
+        self._accept(value)
         return False
 
-    def _hold(self) -> bool:
+    def _hold_back(self, value: float) -> bool:
         self._flags = (self._flags << 1 | 1) & self._mask
-        self._held.append(self._value)
-        self._lone = self._value
+        self._quarantine.append(value)
+        self._isolated = value
         if self._flags.bit_count() < self.spec.patience_rows:
             return False
         self._rebase()
         return True
 
     def _accept(self, value: float) -> None:
-        self._excesses.push(value - self.origin)
+        self._excesses.push(value - self.reference)
         ordered = self._level.push(value)
         count = len(ordered)
         middle = ordered[count // 2]
         quarter = ordered[-self._quarter if count > self._quarter else -1] - self._slack
-        self.origin = middle if middle > quarter else quarter
+        self.reference = middle if middle > quarter else quarter
         self._accepted = accepted = self._accepted + 1
         if not accepted % _REFRESH_ROWS or accepted < _SETTLED_ROWS:
             self._refresh()
 
-    def _begin(self, value: float) -> None:
-        """The first values: nothing is held back, and only gross excess over the highest is news.
+    def _learn_first(self, value: float) -> None:
+        """Without a history nothing is quarantined.
 
-        A norm of zero says nothing yet: the learning rate or the mask may still be zero.
+        A norm of zero teaches nothing yet: the learning rate or the mask may still be zero.
         """
         if value == _LOG_ZERO and not self.linear:
             return
@@ -204,14 +213,14 @@ class RobustBaseline:
 
     def _refresh(self) -> None:
         if self.ready:
-            self.threshold = self._ordinary()
+            self.threshold = self._ordinary_threshold()
             self._slack = self._SLACK * self.threshold
-            self.origin = max(self._level.median, self._level.highest(self._quarter) - self._slack)
+            self.reference = max(self._level.median, self._level.highest(self._quarter) - self._slack)
         elif self._level:
-            self.origin = self._level.highest(1)
-            self.threshold = self._gross()
+            self.reference = self._level.highest(1)
+            self.threshold = self._first_threshold()
 
-    def _gross(self) -> float:
+    def _first_threshold(self) -> float:
         if not self.linear:
             return self._GROSS
         spread = self._level.highest(1) - self._level.lowest
@@ -220,7 +229,7 @@ class RobustBaseline:
     def _magnitude(self) -> float:
         return max(abs(self._level.highest(1)), abs(self._level.lowest))
 
-    def _ordinary(self) -> float:
+    def _ordinary_threshold(self) -> float:
         excesses, spec = self._excesses, self.spec
         rough = _NORMAL_ROUGHNESS * self._level.roughness()
         sigma = _NORMAL_MAD * excesses.median_mad()[1]
@@ -231,60 +240,60 @@ class RobustBaseline:
             least, sigmas = self._LINEAR_MIN_EXCESS * self._magnitude(), 2 * sigmas
         threshold = max(least, sigmas * sigma, self._TAIL_MARGIN * tail)
         threshold = threshold * (1 + self._SMALL_SAMPLE / len(excesses)) or math.inf
-        self.usual = excesses.highest(1 + len(excesses) // self._USUAL_SHARE) / threshold
+        self.tail_ratio = excesses.highest(1 + len(excesses) // self._COMMON_SHARE) / threshold
         return threshold
 
     def _rebase(self) -> None:
-        """What was held back is normal from now on: a level that moved, or a jump that keeps coming back."""
+        """Quarantined values are normal from now on: a level that moved, or a jump that keeps coming back."""
         recent = (1 << self.spec.patience_rows) - 1
         if (self._flags & recent).bit_count() > self.spec.patience_rows // 2:
-            held = list(self._held)[-self.spec.min_history_rows :]
+            moved = list(self._quarantine)[-self.spec.min_history_rows :]
             self._level.clear()
-            for value in held:
+            for value in moved:
                 self._level.push(value)
         else:
-            for value in self._held:
+            for value in self._quarantine:
                 self._excesses.push(value - self._level.median)
         self._refresh()
         self._flags = 0
-        self._lone = None
+        self._isolated = None
 
-    def _go_linear(self) -> None:
-        scale = self.natural(self._level.median) if self._level else 0.0
-        self._excesses = RobustWindow(self.spec.window_rows, [e * scale for e in self._excesses.values()])
-        self._level = RobustWindow(self.spec.level_rows, [self.natural(v) for v in self._level.values()])
-        self._held = deque([self.natural(v) for v in self._held], maxlen=self.spec.patience_rows)
-        self._lone = None
-        self.linear = True
-        self._refresh()
+    def _linearized(self) -> RobustBaseline:
+        """A copy with the same history on the linear scale."""
+        linear, scale = RobustBaseline(self.spec), self.unscale(self._level.median) if self._level else 0.0
+        linear.linear, linear.ready = True, self.ready
+        linear._excesses = RobustWindow(self.spec.window_rows, [e * scale for e in self._excesses.values()])
+        linear._level = RobustWindow(self.spec.level_rows, [self.unscale(v) for v in self._level.values()])
+        linear._quarantine.extend(self.unscale(v) for v in self._quarantine)
+        linear._flags, linear._accepted = self._flags, self._accepted
+        linear._refresh()
+        return linear
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
         return {
             "level": self._level.state_dict(),
             "excesses": self._excesses.state_dict(),
-            "held": list(self._held),
-            "lone": self._lone,
+            "held": list(self._quarantine),
+            "lone": self._isolated,
             "flags": self._flags,
             "accepted": self._accepted,
             "linear": self.linear,
             "ready": self.ready,
-            "origin": self.origin,
-            "usual": self.usual,
+            "origin": self.reference,
+            "usual": self.tail_ratio,
             "threshold": self.threshold if math.isfinite(self.threshold) else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self._level.load_state_dict(state["level"])
         self._excesses.load_state_dict(state["excesses"])
-        self._held = deque(state["held"], maxlen=self.spec.patience_rows)
-        self._lone = state["lone"]
+        self._quarantine = deque(state["held"], maxlen=self.spec.patience_rows)
+        self._isolated = state["lone"]
         self._flags = int(state["flags"])
         self._accepted = int(state["accepted"])
         self.linear = bool(state["linear"])
         self.ready = bool(state["ready"])
-        self.origin = float(state["origin"])
-        self.usual = float(state["usual"])
+        self.reference = float(state["origin"])
+        self.tail_ratio = float(state["usual"])
         self.threshold = math.inf if state["threshold"] is None else float(state["threshold"])
         self._slack = self._SLACK * self.threshold

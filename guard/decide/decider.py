@@ -17,7 +17,8 @@ from guard.config import ClipConfig, GuardConfig
 from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
-from guard.decide.vanishing import FADED, VanishingByDepth
+from guard.decide.vanishing import VANISHED, VanishingByDepth
+from guard.observe.displacement import Movement
 from guard.types import OK, Agreed, Correction, Decision, Evidence, Observation, Verdict
 
 _UNSEEN = Observation(math.nan, np.zeros(0))
@@ -25,7 +26,7 @@ _UNSEEN = Observation(math.nan, np.zeros(0))
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """From what loss and gradient norm on a step is refused, and what norm it is clipped to; inf for none."""
+    """From which loss and gradient norm on a step is skipped, and the norm it is clipped to; inf for none."""
 
     loss: float
     grad_norm: float
@@ -33,14 +34,7 @@ class StepLimits:
 
 
 class Decider:
-    """Detector, ladder and clipping: a deterministic function of agreed numbers.
-
-    Args:
-        config: the guard's.
-        names: of the parameters.
-        parameters: whose gradients are clipped.
-        optimizer: its groups, for clipping by group.
-    """
+    """Detector, ladder and clipping: a deterministic function of agreed numbers."""
 
     def __init__(
         self, config: GuardConfig, names: list[str], parameters: Sequence[Tensor], optimizer: Optimizer
@@ -55,17 +49,18 @@ class Decider:
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
         self.rank_exclusion = RankExclusion(config.rank_exclusion)
         self._idle = np.zeros(len(names), dtype=np.int64)
-        self._depth = VanishingByDepth(self._parameters, config.dead_steps)
+        """Steps in a row in which each parameter's gradient was exactly zero."""
+        self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
 
-    def foresee(self, agreed: Agreed, seen: Observation, moved: tuple[float, float | None] | None) -> Verdict:
-        """What ``judge`` would say; nothing is counted or learned."""
-        update = None if moved is None else moved[1]
+    def foresee(self, agreed: Agreed, seen: Observation, moved: Movement | None) -> Verdict:
+        """The verdict that ``judge`` would reach; nothing is counted or learned."""
+        update = None if moved is None else moved.per_lr
         return self.detector.foresee(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
 
     def culprit(
         self, attempt: int, agreed: Agreed, local_norms: NDArray[np.float64], expected: Verdict
     ) -> int | None:
-        """The rank whose share is to be left out of a batch that ``foresee`` expects to be bad; counts it."""
+        """The rank to exclude from a batch that ``foresee`` expects to be bad; counts it."""
         clips = expected.kind == "suspect" and self._config.on_suspect == "clip"
         typical = self.detector.typical("grad_norm")
         if not self._config.acts or clips or typical is None or expected.signal not in ("loss", "grad_norm"):
@@ -80,7 +75,7 @@ class Decider:
         self,
         agreed: Agreed,
         seen: Observation,
-        moved: tuple[float, float | None] | None,
+        moved: Movement | None,
         *,
         attempt: int,
         step: int,
@@ -93,10 +88,10 @@ class Decider:
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.typical("grad_norm")
         if self._config.mode != "off" and not overflow:
-            update = None if moved is None else moved[1]
+            update = None if moved is None else moved.per_lr
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
             decision = self.ladder.decide(verdict, attempt=attempt, can_roll_back=can_roll_back)
-            verdict, decision, layer = self._silent(attempt, verdict, decision, seen)
+            verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -112,69 +107,67 @@ class Decider:
                 accepted=decision.rung == "apply" and not overflow,
             ),
             learning_rate=learning_rate,
-            update_norm=None if moved is None else moved[0],
+            update_norm=None if moved is None else moved.mean,
             ratios=self.detector.ratios(),
             fault=fault,
             layer=layer,
         )
 
     def limits(self) -> StepLimits:
-        """What a device must know to judge the coming step by itself."""
+        """What a device must know to decide the coming step."""
         loss, grad_norm = self.detector.limits()
         typical = self.detector.typical("grad_norm")
         clip = self.clipper.plan(_UNSEEN, typical=typical, accepted=False).limit
         return StepLimits(loss, grad_norm, math.inf if clip is None else clip)
 
-    def refused(self, evidence: Evidence) -> Evidence:
-        """The device refused a step that, by a rounding error, is just normal here: it counts as suspect."""
+    def as_skipped(self, evidence: Evidence) -> Evidence:
+        """The device skipped a step that, by a rounding error, is just normal here: it counts as suspect."""
         verdict = replace(evidence.verdict, kind="suspect")
         return replace(evidence, verdict=verdict, decision=Decision("skip", f"{verdict.signal} is suspect"))
 
-    def _silent(
+    def _check_vanishing(
         self, attempt: int, verdict: Verdict, decision: Decision, seen: Observation
     ) -> tuple[Verdict, Decision, int | None]:
-        """Layers that no gradient reaches any more are told once, the first of them by its index too.
+        """Reports once the layers that gradients no longer reach, and the index of the first of them.
 
         The step is applied.
         """
         dead = self._dead(seen)
-        faded = self._depth.observe(attempt, seen.layer_norms)
-        if verdict.kind != "ok" or not (dead or faded):
+        vanished = self._by_depth.observe(attempt, seen.layer_norms)
+        if verdict.kind != "ok" or not (dead or vanished):
             return verdict, decision, None
         if dead:
             layers = ", ".join(self._names[i] for i in dead[:3]) + (", ..." if len(dead) > 3 else "")
             reason = f"no gradient in {self._config.dead_steps} steps: {layers}"
             return Verdict("vanishing", "grad_norm", float(len(dead))), Decision("apply", reason), dead[0]
-        assert faded is not None
-        layer, ratio = faded
+        assert vanished is not None
+        layer, ratio = vanished
         name = self._names[layer]
-        reason = f"the gradient vanishes on its way back: from {name} on, {ratio:.1g} of it is left"
-        score = self._config.detect.sigmas * math.log(ratio) / math.log(FADED)
+        reason = f"the gradient vanishes on its way back: from {name} on, {ratio:.1g} of it remains"
+        score = self._config.detect.sigmas * math.log(ratio) / math.log(VANISHED)
         return Verdict("vanishing", "grad_norm", score), Decision("apply", reason), layer
 
     def _dead(self, seen: Observation) -> list[int]:
-        """Layers that take part in the loss and have had no gradient for long, at the moment that is so."""
+        """Layers with a gradient of exactly zero in ``dead_steps`` steps in a row, as of this step."""
         self._idle = np.where(seen.layer_norms == 0.0, self._idle + 1, 0)
         due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
         return [i for i in due if self._parameters[i].grad is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered, as plain numbers and lists."""
         return {
             "detector": self.detector.state_dict(),
             "clip": self.clipper.state_dict(),
             "ladder": self.ladder.state_dict(),
             "rank_exclusion": self.rank_exclusion.state_dict(),
             "idle": self._idle.tolist(),
-            "faded": self._depth.rows,
+            "faded": self._by_depth.rows,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self.detector.load_state_dict(state["detector"])
         self.clipper.load_state_dict(state["clip"])
         self.ladder.load_state_dict(state["ladder"])
         if "rank_exclusion" in state:
             self.rank_exclusion.load_state_dict(state["rank_exclusion"])
         self._idle = np.asarray(state["idle"], dtype=np.int64)
-        self._depth.rows = int(state.get("faded", 0))
+        self._by_depth.rows = int(state.get("faded", 0))

@@ -1,52 +1,66 @@
 """Healthy or not: a verdict on each step from its loss and norms. Pure: no torch, no clock, no I/O.
 
-Each value is measured against the run's own level and noise (``RobustBaseline``); a ratio of 1 is news.
-The loss's ratios, cut off at 1 so that no single row can carry the sum, add up over rows, less an allowance:
-Page's cumulative sum (Biometrika 41, 1954), made robust. A norm that is up in the same row, or in the two
-rows before, confirms the loss and raises the cut-off. Hence one row is suspect; two rows, or loss and norm
+Each value is measured against the run's own level and noise (``RobustBaseline``); a ratio of 1 is anomalous.
+The loss's ratios add up over rows, less an allowance: Page's cumulative sum (Biometrika 41, 1954). To make it
+robust, each is capped at 1, so that no single row suffices; a norm that is high in the same row, or in the
+two rows before, confirms the loss and raises the cap. Hence one row is suspect; two rows, or loss and norm
 together, are a spike; a rise that falls short of the threshold must last longer; and what a run does all the
 time adds nothing.
+
+A constant without another reason was chosen on the recorded runs of ``tests/benchmarks/bench_detection.py``.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from math import isfinite
 from typing import Any
 
 from guard.config import DetectConfig
-from guard.decide.baseline import BaselineSpec, RobustBaseline
+from guard.decide.baseline import BaselineSpec, Measured, RobustBaseline
 from guard.decide.drift import SlowTrend
 from guard.decide.runaway_updates import RunawayUpdates, UpdateSample
 from guard.types import Kind, Signal, Verdict
 
 _ALLOWANCE = 0.4
-"""What a row's ratio must exceed to count as evidence; as much is forgotten in each row."""
+"""What a row's ratio must exceed to count as evidence, and what each row forgets: at a threshold of five
+deviations this is two of them, which one healthy row in 40 exceeds."""
 _ENOUGH = 0.95
-"""Evidence for a spike: less than two rows at the threshold give, more than one."""
+"""Evidence for a spike: one row at the cap gives 1 - 0.4 = 0.6, two rows give 1.2, one confirmed row 1.2."""
 _TRUST = 0.6
-"""By so much a norm that is up raises the cut-off of what a single row counts for."""
+"""What a high norm adds to the cap of 1: as much as a second row would give."""
 _MOST = 1.2
-"""Evidence that is kept: that of two rows at the threshold, so that a spike is soon over."""
+"""Evidence that is kept: that of two rows at the cap, so that three normal rows clear it."""
 _NORM_SUSPECT = math.log(3)
-"""A norm alone is suspect from three times its level on."""
+"""A norm alone is suspect from three times its level on: one batch's is noisy, and clipping limits it."""
 _NORM_SURGE = math.log(5)
 """A norm alone is a spike when in two of three rows it exceeds five times its level and ..."""
 _SURGE = 2.0
-"""... twice its threshold."""
+"""... twice its threshold, so that a noisy norm does not roll a run back whose loss is fine."""
 _OVERWHELMING = 3.0
-"""One row is enough from three times the threshold on, if it also exceeds ..."""
+"""One row is enough from three times the threshold (15 deviations) on, if it also exceeds ..."""
 _OVERWHELMING_LOSS = math.log(2)
-"""... twice the level of the loss, or ..."""
+"""... twice the level of the loss: five deviations of a very quiet run are little; or ..."""
 _OVERWHELMING_UPDATE = math.log(10)
-"""... ten times that of the update, which has been applied: skipping the next one does not help."""
+"""... ten times that of the update: it has been applied, and skipping the next one does not help."""
 _BUFFER_JUMP = math.log(10)
 """A jump of the buffers is suspect from ten times its level on: a short last batch alone makes it large."""
 
+_ABSENT = (0.0, math.nan)
+"""A signal that was not measured in a row gives no evidence."""
+
+# Plain tuples, unpacked where they are used: named ones would make each step a third slower.
+_Row = tuple[RobustBaseline, Measured, Measured, Measured, Measured, UpdateSample | None]
+"""One step, measured: the loss's baseline, on the scale that this loss needs; loss, gradient norm, update
+norm and jump of the buffers; and a sample of the update where it is due."""
+_Memory = tuple[float, float, float, int]
+"""What the verdict on one row leaves for the next, immutable so that ``foresee`` can drop it: Page's sum; the
+larger ratio of the two norms in the last row, and in the row before; bit i: whether a norm surged i rows
+before the last one."""
+
 
 class SpikeDetector:
-    """Judges steps one by one; a deterministic function of the numbers it was shown.
+    """Judges steps one by one; a deterministic function of the numbers it has seen.
 
     Args:
         config: the thresholds; the defaults were chosen on recorded runs and suit runs nobody has tuned.
@@ -54,18 +68,16 @@ class SpikeDetector:
 
     __slots__ = (
         "_buffers",
-        "_evidence",
         "_grad",
         "_levels",
         "_linear",
         "_loss",
-        "_norms",
+        "_memory",
         "_ratios",
         "_rows",
-        "_surges",
+        "_runaway",
         "_trend",
         "_update",
-        "_wandering",
         "config",
     )
 
@@ -81,13 +93,11 @@ class SpikeDetector:
             "update_norm": self._update,
             "buffers": self._buffers,
         }
-        self._evidence = 0.0
-        self._norms = (0.0, 0.0)
+        self._memory: _Memory = (0.0, 0.0, 0.0, 0)
         self._ratios = (0.0, 0.0, 0.0)
-        self._surges = 0
         self._rows = 0
         self._trend = SlowTrend()
-        self._wandering = RunawayUpdates()
+        self._runaway = RunawayUpdates()
         self._linear = False
 
     def _spec(self, min_excess: float, *, signed: bool = False) -> BaselineSpec:
@@ -109,7 +119,7 @@ class SpikeDetector:
         update_norm: float | None = None,
         buffer_jump: float | None = None,
     ) -> Verdict:
-        """Judges one step.
+        """Judges one step and learns from it.
 
         Args:
             loss: the loss of this step, of any sign; None when it was not measured.
@@ -123,24 +133,10 @@ class SpikeDetector:
             or (update_norm is not None and not isfinite(update_norm))
             or (buffer_jump is not None and not isfinite(buffer_jump))
         ):
-            return self._nonfinite(loss, grad_norm, update_norm)
-        on_loss = 0.0 if loss is None else self._loss.measure(loss)
-        on_grad = 0.0 if grad_norm is None else self._grad.measure(grad_norm)
-        on_update = 0.0 if update_norm is None else self._update.measure(update_norm)
-        self._ratios = (on_loss, on_grad, on_update)
-        verdict = self._judge(on_loss, on_grad, on_update)
-        if update_norm is not None and update_norm > 0.0:
-            verdict = self._judge_wandering(verdict, learn=True)
-        spike = verdict.signal if verdict.kind == "spike" else None
-        if loss is not None and self._loss.settle(on_loss, spike == "loss"):
-            self._evidence = 0.0
-            self._trend.clear()
-        if grad_norm is not None:
-            self._grad.settle(on_grad, spike == "grad_norm")
-        if update_norm is not None:
-            self._update.settle(on_update, spike == "update_norm")
-        if buffer_jump is not None:
-            verdict = self._judge_buffers(buffer_jump, verdict)
+            return self._observe_nonfinite(loss, grad_norm, update_norm)
+        row = self._measure(loss, grad_norm, update_norm, buffer_jump)
+        verdict, self._memory = self._judge(row, self._memory)
+        self._learn(row, verdict)
         self._rows = rows = self._rows + 1
         if rows % self._loss.spec.level_rows or verdict.kind != "ok":
             return verdict
@@ -148,31 +144,19 @@ class SpikeDetector:
 
     def foresee(
         self,
-        loss: float,
-        grad_norm: float,
+        loss: float | None,
+        grad_norm: float | None = None,
         update_norm: float | None = None,
         buffer_jump: float | None = None,
     ) -> Verdict:
-        """What ``observe`` would say, but for drift and vanishing; changes nothing and learns nothing."""
-        if loss <= 0.0 and not self._loss.linear:
-            return copy.deepcopy(self).observe(loss, grad_norm, update_norm, buffer_jump)
-        row = (loss, grad_norm, update_norm, buffer_jump)
-        if not all(value is None or isfinite(value) for value in row):
+        """What ``observe`` would return, but for drift and vanishing; changes nothing."""
+        values = (loss, grad_norm, update_norm, buffer_jump)
+        if not all(value is None or isfinite(value) for value in values):
             return self._nonfinite(loss, grad_norm, update_norm)
-        kept = self._evidence, self._norms, self._surges
-        on_update = 0.0 if update_norm is None else self._update.measure(update_norm)
-        verdict = self._judge(self._loss.measure(loss), self._grad.measure(grad_norm), on_update)
-        self._evidence, self._norms, self._surges = kept
-        if update_norm is not None and update_norm > 0.0:
-            verdict = self._judge_wandering(verdict, learn=False)
-        if verdict.kind == "ok" and buffer_jump is not None:
-            on_buffers = self._buffers.measure(buffer_jump)
-            if on_buffers >= 1.0 and self._buffers.excess >= _BUFFER_JUMP:
-                return self._verdict("suspect", "buffers", on_buffers)
-        return verdict
+        return self._judge(self._measure(*values), self._memory)[0]
 
     def ratios(self) -> dict[str, float]:
-        """The excess of the last row over the run's level, in units of what is news; by signal."""
+        """The excess of the last row over the run's level by signal; anomalous from 1 on."""
         return dict(zip(("loss", "grad_norm", "update_norm"), self._ratios, strict=True))
 
     @property
@@ -183,85 +167,129 @@ class SpikeDetector:
     def limits(self) -> tuple[float, float]:
         """The loss and the gradient norm from which on a single row is more than ``ok``."""
         loss, grad = self._loss, self._grad
-        norm = grad.natural(grad.origin + max(grad.threshold, _NORM_SUSPECT))
-        return loss.natural(loss.origin + loss.threshold), norm
+        norm = grad.unscale(grad.reference + max(grad.threshold, _NORM_SUSPECT))
+        return loss.unscale(loss.reference + loss.threshold), norm
 
     def typical(self, signal: Signal) -> float | None:
         """The median of the recent accepted values of a signal; None until there is enough history."""
         level = self._levels[signal]
-        return level.natural(level.level) if level.ready else None
+        return level.unscale(level.level) if level.ready else None
 
-    def _judge_buffers(self, jump: float, verdict: Verdict) -> Verdict:
-        """A jump of the buffers makes an otherwise normal step suspect."""
-        ratio = self._buffers.measure(jump)
-        suspect = ratio >= 1.0 and self._buffers.excess >= _BUFFER_JUMP
-        self._buffers.settle(ratio, verdict.kind != "ok")
-        return self._verdict("suspect", "buffers", ratio) if suspect and verdict.kind == "ok" else verdict
+    def _measure(
+        self,
+        loss: float | None,
+        grad_norm: float | None,
+        update_norm: float | None,
+        buffer_jump: float | None,
+    ) -> _Row:
+        """Finite values against their baselines. Changes nothing."""
+        level = self._loss if loss is None or loss > 0.0 else self._loss.for_value(loss)
+        grad = _ABSENT if grad_norm is None else self._grad.measure(grad_norm)
+        update, sample = _ABSENT, None
+        if update_norm is not None:
+            update = self._update.measure(update_norm)
+            if update_norm > 0.0 and level.ready and self._grad.ready:
+                present = self._grad.level if grad_norm is None else max(self._grad.level, grad[1])
+                sample = UpdateSample(update[1], level.level, present)
+        on_loss = _ABSENT if loss is None else level.measure(loss)
+        buffers = _ABSENT if buffer_jump is None else self._buffers.measure(buffer_jump)
+        return level, on_loss, grad, update, buffers, sample
 
-    def _judge_wandering(self, verdict: Verdict, *, learn: bool) -> Verdict:
-        """Weights that moved ever farther, for nothing, are a spike of the update."""
-        loss, grad, update = self._loss, self._grad, self._update
-        if not (loss.ready and grad.ready):
-            return verdict
-        stretch = UpdateSample(update.value, loss.level, max(grad.level, grad.value))
-        longest = self._wandering.judge(self._rows, stretch) if verdict.kind in ("ok", "suspect") else None
-        if longest is not None:
-            score = (stretch.update_norm - longest) / update.threshold * update.spec.sigmas
-            verdict = Verdict("spike", "update_norm", score, update.natural(longest))
-        if learn:
-            self._wandering.settle(self._rows, stretch, spike=verdict.kind == "spike")
-        return verdict
-
-    def _judge(self, on_loss: float, on_grad: float, on_update: float) -> Verdict:
-        """The verdict on a row of ratios."""
+    def _judge(self, row: _Row, memory: _Memory) -> tuple[Verdict, _Memory]:
+        """The verdict on a row, and what the next row must know of it. Pure: changes nothing."""
+        level, (on_loss, _), (on_grad, _), (on_update, _), buffers, sample = row
         on_norm = on_grad if on_grad > on_update else on_update
-        last, before = self._norms
-        self._norms = (on_norm, last)
-        self._surges = self._surges << 1 & 0b110
-        level = self._loss
-        usual = level.usual
-        allowance = usual if usual > _ALLOWANCE else _ALLOWANCE
+        common = level.tail_ratio
+        allowance = common if common > _ALLOWANCE else _ALLOWANCE
         if on_loss <= allowance and on_norm < 1.0:
-            evidence = self._evidence + on_loss - allowance
-            self._evidence = evidence if evidence > 0.0 else 0.0
-            baseline = level.natural(level.origin) if level.ready else None
-            return Verdict("ok", "loss", on_loss * level.spec.sigmas, baseline)
-        led = min(max(on_norm, last, before, 0.0), 1.0) if level.ready else 0.0
-        evidence = self._evidence + min(on_loss, 1.0 + _TRUST * led) - allowance
-        self._evidence = evidence = min(max(evidence, 0.0), _MOST)
-        if on_loss > allowance and (evidence >= _ENOUGH or self._overwhelming(on_loss)):
-            return self._verdict("spike", "loss", on_loss)
-        signal: Signal = "grad_norm" if on_grad >= on_update else "update_norm"
-        kind = self._judge_norm(on_norm, signal)
-        if on_loss >= 1.0 and kind != "spike":
-            return self._verdict("suspect", "loss", on_loss)
-        return self._verdict(kind, signal, on_norm) if kind != "ok" else self._verdict("ok", "loss", on_loss)
+            evidence = memory[0] + on_loss - allowance
+            memory = (evidence if evidence > 0.0 else 0.0, on_norm, memory[1], memory[3] << 1 & 0b110)
+            verdict = _verdict("ok", "loss", on_loss, level)
+        else:
+            verdict, memory = self._judge_high(row, memory, on_norm, allowance)
+        if sample is not None and verdict.kind in ("ok", "suspect"):
+            verdict = self._judge_updates(sample) or verdict
+        if buffers[0] >= 1.0 and verdict.kind == "ok":
+            verdict = self._judge_buffers(buffers) or verdict
+        return verdict, memory
 
-    def _overwhelming(self, on_loss: float) -> bool:
-        return on_loss >= _OVERWHELMING and (self._loss.linear or self._loss.excess >= _OVERWHELMING_LOSS)
+    def _judge_high(
+        self, row: _Row, memory: _Memory, on_norm: float, allowance: float
+    ) -> tuple[Verdict, _Memory]:
+        """The verdict on a row in which loss or norm is high."""
+        level, loss, grad, update, *_ = row
+        (on_loss, value), (evidence, last, before, surges) = loss, memory
+        surges = surges << 1 & 0b110
+        confirmed = min(max(on_norm, last, before, 0.0), 1.0) if level.ready else 0.0
+        evidence = evidence + min(on_loss, 1.0 + _TRUST * confirmed) - allowance
+        evidence = min(max(evidence, 0.0), _MOST)
+        alone = on_loss >= _OVERWHELMING and (level.linear or value - level.reference >= _OVERWHELMING_LOSS)
+        if on_loss > allowance and (evidence >= _ENOUGH or alone):
+            return _verdict("spike", "loss", on_loss, level), (evidence, on_norm, last, surges)
+        signal: Signal = "grad_norm" if grad[0] >= update[0] else "update_norm"
+        kind, surges = self._judge_norm(grad if signal == "grad_norm" else update, signal, surges)
+        verdict = _verdict("suspect" if on_loss >= 1.0 else "ok", "loss", on_loss, level)
+        if kind == "spike" or (kind == "suspect" and on_loss < 1.0):
+            verdict = _verdict(kind, signal, on_norm, self._levels[signal])
+        return verdict, (evidence, on_norm, last, surges)
 
-    def _judge_norm(self, on_norm: float, signal: Signal) -> Kind:
-        """The verdict on a norm alone."""
-        excess = self._levels[signal].excess
-        if on_norm >= _SURGE and excess >= _NORM_SURGE:
-            self._surges |= 1
-            applied = signal == "update_norm" and on_norm >= _OVERWHELMING and excess >= _OVERWHELMING_UPDATE
-            if applied or self._surges.bit_count() >= 2:
-                return "spike"
-        return "suspect" if on_norm >= 1.0 and excess >= _NORM_SUSPECT else "ok"
+    def _judge_norm(self, norm: Measured, signal: Signal, surges: int) -> tuple[Kind, int]:
+        """The verdict on a norm alone, and the surges with this row's."""
+        ratio, excess = norm[0], norm[1] - self._levels[signal].reference
+        if ratio >= _SURGE and excess >= _NORM_SURGE:
+            surges |= 1
+            applied = signal == "update_norm" and ratio >= _OVERWHELMING and excess >= _OVERWHELMING_UPDATE
+            if applied or surges.bit_count() >= 2:
+                return "spike", surges
+        return "suspect" if ratio >= 1.0 and excess >= _NORM_SUSPECT else "ok", surges
 
-    def _verdict(self, kind: Kind, signal: Signal, ratio: float) -> Verdict:
-        level = self._levels[signal]
-        baseline = level.natural(level.origin) if level.ready else None
-        return Verdict(kind, signal, ratio * level.spec.sigmas, baseline)
+    def _judge_buffers(self, buffers: Measured) -> Verdict | None:
+        """A large jump of the buffers makes an otherwise normal step suspect."""
+        if buffers[1] - self._buffers.reference < _BUFFER_JUMP:
+            return None
+        return _verdict("suspect", "buffers", buffers[0], self._buffers)
+
+    def _judge_updates(self, sample: UpdateSample) -> Verdict | None:
+        """Weights that move ever farther while the loss gains nothing are a spike of the update."""
+        longest = self._runaway.longest_if_runaway(self._rows, sample)
+        if longest is None:
+            return None
+        update = self._update
+        score = (sample.update_norm - longest) / update.threshold * update.spec.sigmas
+        return Verdict("spike", "update_norm", score, update.unscale(longest))
+
+    def _learn(self, row: _Row, verdict: Verdict) -> None:
+        """Each baseline accepts the value of the row or quarantines it."""
+        level, loss, grad, update, buffers, sample = row
+        self._ratios = (loss[0], grad[0], update[0])
+        spike = verdict.signal if verdict.kind == "spike" else None
+        if sample is not None:
+            self._runaway.learn(self._rows, sample, spike=spike is not None)
+        if loss is not _ABSENT:
+            if level is not self._loss:
+                self._loss = self._levels["loss"] = level
+            if level.learn(loss, spike == "loss"):
+                self._memory = (0.0, *self._memory[1:])
+                self._trend.clear()
+        if grad is not _ABSENT:
+            self._grad.learn(grad, spike == "grad_norm")
+        if update is not _ABSENT:
+            self._update.learn(update, spike == "update_norm")
+        if buffers is not _ABSENT:
+            self._buffers.learn(buffers, verdict.kind != "ok")
+
+    def _observe_nonfinite(
+        self, loss: float | None, grad_norm: float | None, update_norm: float | None
+    ) -> Verdict:
+        on_loss, on_grad, on_update = (
+            math.inf if value is not None and not isfinite(value) else 0.0
+            for value in (loss, grad_norm, update_norm)
+        )
+        self._ratios = (on_loss, on_grad, on_update)
+        return self._nonfinite(loss, grad_norm, update_norm)
 
     def _nonfinite(self, loss: float | None, grad_norm: float | None, update_norm: float | None) -> Verdict:
         signal: Signal = "buffers"
-        row = (loss, grad_norm, update_norm)
-        loss_ratio, grad_ratio, update_ratio = (
-            math.inf if value is not None and not isfinite(value) else 0.0 for value in row
-        )
-        self._ratios = (loss_ratio, grad_ratio, update_ratio)
         if update_norm is not None and not isfinite(update_norm):
             signal = "update_norm"
         elif loss is not None and not isfinite(loss):
@@ -278,7 +306,7 @@ class SpikeDetector:
         if loss.linear != self._linear:
             self._linear = loss.linear
             trend.clear()
-            self._wandering.clear()
+            self._runaway.clear()
         verdict = self._drift() or self._vanishing()
         if verdict is not None:
             trend.clear()
@@ -291,7 +319,7 @@ class SpikeDetector:
         if lowest is None:
             return None
         score = (loss.level - lowest) / loss.threshold * loss.spec.sigmas
-        return Verdict("drift", "loss", score, loss.natural(lowest))
+        return Verdict("drift", "loss", score, loss.unscale(lowest))
 
     def _vanishing(self) -> Verdict | None:
         loss, grad = self._loss, self._grad
@@ -301,18 +329,19 @@ class SpikeDetector:
         if highest is None:
             return None
         score = (highest - grad.level) / grad.threshold * grad.spec.sigmas
-        return Verdict("vanishing", "grad_norm", score, grad.natural(highest))
+        return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers, as plain lists and numbers."""
+        evidence, norm, norm_before, surges = self._memory
         return {
             "levels": {signal: level.state_dict() for signal, level in self._levels.items()},
-            "evidence": self._evidence,
-            "norms": list(self._norms),
-            "surges": self._surges,
+            "evidence": evidence,
+            "norms": [norm, norm_before],
+            "surges": surges,
             "rows": self._rows,
             "trend": self._trend.state_dict(),
-            "wandering": self._wandering.state_dict(),
+            "wandering": self._runaway.state_dict(),
             "linear": self._linear,
         }
 
@@ -321,12 +350,15 @@ class SpikeDetector:
         for signal, level in self._levels.items():
             if signal in state["levels"]:
                 level.load_state_dict(state["levels"][signal])
-        self._evidence = float(state["evidence"])
-        last, before = state["norms"]
-        self._norms = (float(last), float(before))
-        self._surges = int(state["surges"])
+        norm, norm_before = map(float, state["norms"])
+        self._memory = (float(state["evidence"]), norm, norm_before, int(state["surges"]))
         self._rows = int(state["rows"])
         self._trend.load_state_dict(state["trend"])
         if "wandering" in state:
-            self._wandering.load_state_dict(state["wandering"])
+            self._runaway.load_state_dict(state["wandering"])
         self._linear = bool(state["linear"])
+
+
+def _verdict(kind: Kind, signal: Signal, ratio: float, level: RobustBaseline) -> Verdict:
+    baseline = level.unscale(level.reference) if level.ready else None
+    return Verdict(kind, signal, ratio * level.spec.sigmas, baseline)

@@ -12,8 +12,8 @@ from guard.types import Decision, Rung, Verdict
 class EscalationLadder:
     """Counts skips and rollbacks and picks the rung. Its counters survive a rollback.
 
-    Where no step was applied since the last rollback, the state is the healthy one already and it is the
-    data that is bad: then it skips on instead of rolling back to where it stands.
+    Where no step was applied since the last rollback, the state is already the healthy one and the data is
+    bad: it then skips instead of rolling back to where it is.
     """
 
     def __init__(self, budget: BudgetConfig, on_suspect: Literal["skip", "clip"]) -> None:
@@ -27,8 +27,8 @@ class EscalationLadder:
         """Picks the rung for the step attempt ``attempt`` and counts it.
 
         Args:
-            verdict: what the detector says of this step.
-            attempt: number of step attempts so far; never goes back.
+            verdict: the detector's on this step.
+            attempt: number of step attempts so far; only grows.
             can_roll_back: whether a healthy snapshot exists.
         """
         decision = self._choose(verdict, can_roll_back and self._advanced)
@@ -85,7 +85,6 @@ class EscalationLadder:
         return decision
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, as plain numbers."""
         return {
             "skips_in_a_row": self._skips_in_a_row,
             "advanced": self._advanced,
@@ -93,7 +92,6 @@ class EscalationLadder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the counters of ``state_dict``."""
         self._skips_in_a_row = int(state["skips_in_a_row"])
         self._advanced = bool(state["advanced"])
         self._rollbacks = deque(int(a) for a in state["rollbacks"])

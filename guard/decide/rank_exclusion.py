@@ -1,8 +1,8 @@
-"""A rank whose data stays bad is left out: a batch that looks bad is computed again without its share.
+"""A rank whose data stays bad is excluded: a batch that looks bad is computed again without it.
 
-The ladder comes first: a rank is left out only once several bad steps of late were its own, so that one bad
-batch is skipped or rolled back as ever. What is left out is bounded too: data that stays different for long
-is the run's new normal, and the ladder gets to say so.
+The ladder comes first: a rank is excluded only once it caused several recent bad steps, so that one bad batch
+is skipped or rolled back as usual. Exclusions are limited: data that stays different for long is the run's
+new normal, and the ladder decides again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from guard.types import Agreed
 
 _ABOVE = 3.0
-"""A rank's own gradient stands out if its norm is this many times the median of the others'."""
+"""A rank's own gradient stands out if its norm is this many times the median of the others': from three times
+on a norm alone is suspect (``detector._NORM_SUSPECT``), and healthy ranks differ by far less."""
 
 
 class RankExclusion:
-    """Whose share of a bad batch is to be left out. Pure, and equal on every rank."""
+    """Which rank to exclude from a bad batch. Pure, and equal on every rank."""
 
     def __init__(self, config: ExclusionConfig) -> None:
         self._config = config
@@ -40,13 +41,13 @@ class RankExclusion:
         local_norms: NDArray[np.float64],
         fine: Callable[[float], bool],
     ) -> int | None:
-        """The rank that alone makes a batch bad, if it did so often enough to be left out; counts it.
+        """The rank that alone makes a batch bad, if it did so often enough to be excluded; counts it.
 
         Args:
             attempt: the present one.
             agreed: what is known of the batch.
             local_norms: each rank's own gradient norm, NaN where it was not taken.
-            fine: whether a batch of this loss would be nothing special.
+            fine: whether a batch of this loss would be ``ok``.
         """
         if self._config.after is None or len(agreed.losses) < 2 or agreed.dropped_micro_batches:
             return None
@@ -55,11 +56,11 @@ class RankExclusion:
             return None
         self._forget(attempt)
         self._bad.append((attempt, rank))
-        mine = sum(who == rank for _, who in self._bad)
+        mine = sum(culprit == rank for _, culprit in self._bad)
         return rank if mine >= self._config.after and self._exclusions < self._config.limit else None
 
-    def leave_out(self) -> None:
-        """The share that ``culprit`` named was left out, and that helped."""
+    def count(self) -> None:
+        """The rank that ``culprit`` named was excluded, and that helped."""
         self._exclusions += 1
 
     def _forget(self, attempt: int) -> None:
@@ -69,17 +70,15 @@ class RankExclusion:
             self._exclusions = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, as plain numbers."""
         return {"bad": [list(entry) for entry in self._bad], "exclusions": self._exclusions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the counters of ``state_dict``."""
         self._bad = deque((int(attempt), int(rank)) for attempt, rank in state["bad"])
         self._exclusions = int(state["exclusions"])
 
 
 def without(agreed: Agreed, rank: int) -> Agreed:
-    """What is known of a batch without the share of one rank: its loss is the mean of the others'."""
+    """What is known of a batch without one rank: its loss is the mean of the others'."""
     return replace(agreed, loss=_others(agreed.losses, rank), buffer_jump=None)
 
 

@@ -1,7 +1,7 @@
-"""A suspect batch computed once more: what differs the second time was the hardware, not the data.
+"""A suspect batch computed again: what differs the second time was the hardware, not the data.
 
 Healthy hardware repeats a computation (to the bit on the CPU); a flipped bit in an activation or a gradient
-does not happen twice. The second result is the good one then, and the run goes on as if nothing had been.
+does not happen twice. The second result is then the good one, and the run continues with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from guard.types import Agreed
 
 Closure = Callable[[], Tensor | None]
 _DEVICE_TOLERANCE = 1e-3
-"""Kernels on a GPU may add in another order; relative."""
+"""Relative: kernels on a GPU may add in another order, and a fault that changes less does no harm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Result:
     grad_norm: float
 
 
-class Rewinder:
-    """Puts the random number generators back to where a batch's forward began.
+class BatchReplayer:
+    """Resets the random number generators to where a batch's forward started.
 
     Args:
-        model: its first forward of an attempt marks the place, once ``arm`` has been called.
+        model: once ``arm`` was called, its first forward of an attempt records the generators.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,28 +47,27 @@ class Rewinder:
 
     @property
     def ready(self) -> bool:
-        """Whether the place is known for the present attempt."""
         return self._generators is not None
 
     def arm(self) -> None:
-        """A new attempt begins: its first forward will be marked."""
+        """A new attempt starts: its first forward will be recorded."""
         self._generators = None
         if self._handle is None:
 
-            def mark(*_: Any) -> None:
+            def record(*_: Any) -> None:
                 if self._generators is None:
                     self._generators = rng.capture()
 
-            self._handle = self._model.register_forward_pre_hook(mark)
+            self._handle = self._model.register_forward_pre_hook(record)
 
-    def rewind(self) -> None:
+    def reset(self) -> None:
         """The next forward draws what the first one of this attempt drew."""
         if self._generators is not None:
             rng.restore(self._generators)
 
 
 def faulty_ranks(first: Result, second: Result, device: torch.device) -> list[int]:
-    """The ranks whose two results differ; rank -1 stands for one that cannot be told."""
+    """The ranks whose two results differ; -1 for a rank that cannot be identified."""
     tolerance = 0.0 if device.type == "cpu" else _DEVICE_TOLERANCE
 
     def differ(a: Any, b: Any) -> Any:
@@ -83,6 +82,6 @@ def faulty_ranks(first: Result, second: Result, device: torch.device) -> list[in
 
 
 def _buffers_differ(first: Result, second: Result) -> bool:
-    """Buffers were damaged before the forward, and put back before the second: by far, not by rounding."""
+    """Whether buffers were damaged before the first forward (they are reverted before the second)."""
     one, other = (math.nan if r.agreed.buffer_jump is None else r.agreed.buffer_jump for r in (first, second))
     return not np.isclose(one, other, rtol=_DEVICE_TOLERANCE, equal_nan=True)

@@ -43,17 +43,16 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class ReplayResult:
-    """What the detector said. The lists hold ``step, verdict, signal, score, baseline``."""
+    """The detector's verdicts. The lists hold ``step, verdict, signal, score, baseline``."""
 
     rows: int = 0
     suspects: int = 0
     alarms: list[dict[str, Any]] = field(default_factory=list)
     """Spikes and non-finite values: each would have cost a rollback or a skip."""
     trends: list[dict[str, Any]] = field(default_factory=list)
-    """Drift and vanishing gradients, which the guard reports and lets pass."""
+    """Drift and vanishing gradients, which the guard reports; it applies the step."""
 
     def add(self, step: float, verdict: Verdict) -> None:
-        """Counts one row."""
         self.rows += 1
         if verdict.kind == "ok":
             return
@@ -156,7 +155,7 @@ def _csv_rows(path: Path, file: TextIO, columns: tuple[str, str, str]) -> Iterat
 
 
 def _json_rows(path: Path, file: TextIO, columns: tuple[str, str, str]) -> Iterator[Row]:
-    """Objects that hold neither loss nor norm are other records, such as evaluations, and passed over."""
+    """Objects without loss and norm are other records, such as evaluations: not counted."""
     step, loss, norm = columns
     count = line = 0
     for line, text in enumerate(file, start=1):

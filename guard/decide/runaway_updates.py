@@ -1,7 +1,8 @@
-"""Weights that move ever farther and get nowhere: the learning rate is not what it says it is.
+"""Weights that move ever farther while the loss gains nothing: the rate in use is not the declared one.
 
 A rate that creeps up inside the optimizer makes neither loss nor gradient jump. It shows in the distance that
 the weights move per unit of the learning rate that the optimizer declares, where no gradient explains it.
+Reasons in steps assume the default of 25 steps between two measurements.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_FAR = math.log(3)
-"""A stretch is long from three times the longest ordinary one on, and ..."""
-_TOO_FAR = math.log(6)
-"""... six times is too far, if the stretch before was long too: 25 steps that all went at random, and now all
-go the same way, gain 5."""
+_LONG = math.log(3)
+"""An update is long from three times the longest ordinary one on: less is noise."""
+_RUNAWAY = math.log(6)
+"""Six times is too far if the update before was long too: 25 random steps add up to sqrt(25) = 5 step lengths
+and 25 equal ones to 25, so a change of direction alone gains a factor of 5."""
 _MEMORY = 8
-"""Ordinary stretches that are remembered."""
+"""Ordinary updates that are remembered: 200 steps, so that the longest follows the schedule."""
 _LEAST = 3
-"""Without so many there is nothing to compare with."""
+"""The longest of fewer ordinary updates is no measure."""
 _PATIENCE = 4
-"""So many long stretches in a row are ordinary from then on."""
-_APART = 16
-"""Rows between two measurements that count, so that one bad batch is not in both."""
+"""Four long updates in a row (100 steps) without a runaway are the new normal."""
+_MIN_ROWS_APART = 16
+"""Rows between two samples that count: snapshots are measured out of turn, and one bad batch must not be in
+both samples. Less than 25, so that no regular sample is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class UpdateSample:
 
 
 class RunawayUpdates:
-    """Remembers ordinary stretches; tells a long one after a long one that the loss gained nothing from."""
+    """Remembers ordinary updates; finds a long one after a long one that the loss gained nothing from."""
 
     __slots__ = ("_long", "_ordinary", "_row")
 
@@ -51,28 +53,28 @@ class RunawayUpdates:
         self._long: list[UpdateSample] = []
         self._row = 0
 
-    def judge(self, row: int, stretch: UpdateSample) -> float | None:
-        """The longest ordinary movement, if this stretch goes too far beyond it. Learns nothing."""
-        if not self._long or row - self._row < _APART or stretch.loss <= self._ordinary[-1].loss:
+    def longest_if_runaway(self, row: int, sample: UpdateSample) -> float | None:
+        """The longest ordinary update, if this one goes too far beyond it. Learns nothing."""
+        if not self._long or row - self._row < _MIN_ROWS_APART or sample.loss <= self._ordinary[-1].loss:
             return None
         longest = max(self._ordinary, key=lambda s: s.update_norm)
-        explained = max(0.0, stretch.grad_norm - longest.grad_norm)
-        farther = stretch.update_norm - longest.update_norm - explained
-        return longest.update_norm if farther >= _TOO_FAR else None
+        explained = max(0.0, sample.grad_norm - longest.grad_norm)
+        farther = sample.update_norm - longest.update_norm - explained
+        return longest.update_norm if farther >= _RUNAWAY else None
 
-    def settle(self, row: int, stretch: UpdateSample, *, spike: bool) -> None:
-        """Remembers the stretch, unless it belongs to a spike; a long one has to come back to be ordinary."""
-        if row - self._row < _APART:
+    def learn(self, row: int, sample: UpdateSample, *, spike: bool) -> None:
+        """Remembers the update, unless it belongs to a spike; long ones must recur to be ordinary."""
+        if row - self._row < _MIN_ROWS_APART:
             return
         self._row = row
         ordinary = self._ordinary
         if spike:
             self._long = []
-        elif len(ordinary) < _LEAST or stretch.update_norm - max(s.update_norm for s in ordinary) < _FAR:
-            ordinary.append(stretch)
+        elif len(ordinary) < _LEAST or sample.update_norm - max(s.update_norm for s in ordinary) < _LONG:
+            ordinary.append(sample)
             self._long = []
         else:
-            self._long.append(stretch)
+            self._long.append(sample)
             if len(self._long) == _PATIENCE:
                 ordinary.extend(self._long)
                 self._long = []
@@ -83,7 +85,6 @@ class RunawayUpdates:
         self._long = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists, dictionaries and a number."""
         return {
             "ordinary": [asdict(s) for s in self._ordinary],
             "long": [asdict(s) for s in self._long],
@@ -91,7 +92,6 @@ class RunawayUpdates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self.clear()
         self._ordinary.extend(UpdateSample(**s) for s in state["ordinary"])
         self._long = [UpdateSample(**s) for s in state["long"]]

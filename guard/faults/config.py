@@ -1,4 +1,4 @@
-"""One fault on demand, as a spec has it; ``faults.py`` makes it happen."""
+"""One fault to inject, as written in a spec; ``injector.py`` causes it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class FaultConfig(Config):
     """On how many attempts it fires."""
 
     factor: float = 1e4
-    """What a poisoned batch, a scaled gradient, a buffer or the learning rate is multiplied with; of a
-    drift, what each attempt multiplies the rate with once more."""
+    """What a poisoned batch, a scaled gradient, a buffer or the learning rate is multiplied by; for a drift,
+    what each attempt multiplies the rate by again."""
 
     parameter: str = "*"
-    """Name pattern of the parameters whose gradient is scaled; a bit flips in the largest match, and the
-    output of its layer becomes infinite. Of the buffers, if it is they that are poisoned."""
+    """Name pattern of the parameters whose gradient is scaled, or of the buffers that are poisoned. A bit
+    flips in the largest match; the layer of the largest match gives infinite output."""
 
     bit: int = Field(default=30, ge=0, le=62)
     """Which bit flips; 30 is the top exponent bit of a float32."""

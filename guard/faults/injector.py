@@ -1,4 +1,4 @@
-"""Faults on demand: the public seam through which a test, a drill or a benchmark breaks a training run.
+"""Fault injection: the public interface through which a test, a drill or a benchmark breaks a training run.
 
 Call ``begin`` once an attempt, then pass the batch and the loss through ``batch`` and ``loss``:
 
@@ -6,8 +6,8 @@ Call ``begin`` once an attempt, then pass the batch and the loss through ``batch
     batch = faults.batch(batch)
     guard.backward(faults.loss(loss_fn(model, batch)))
 
-A fault fires on the first ``times`` attempts at or after its step. A replay after a rollback does not
-fire it again: what has fired is not rewound.
+A fault fires on the first ``times`` attempts at or after its step. A replay after a rollback does not fire it
+again: the counts are not rolled back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INTEGER_VIEW[torch.float16] = torch.int16
 
 
 class FaultInjector:
-    """Breaks this rank's training as the configured faults say."""
+    """Breaks this rank's training as configured."""
 
     def __init__(
         self, faults: Sequence[FaultConfig], *, model: nn.Module, optimizer: Optimizer, rank: int = 0
@@ -66,11 +66,11 @@ class FaultInjector:
         return list(self._armed)
 
     def repeat(self) -> None:
-        """The same batch is computed again: what the hardware broke in it is not broken a second time."""
+        """The same batch is computed again: a hardware fault in it does not occur a second time."""
         self._armed = [fault for fault in self._armed if fault.kind != "bitflip_gradient"]
 
     def _flip_moment(self, fault: FaultConfig) -> None:
-        """In the first moment of the optimizer, if it has one by now."""
+        """In the optimizer's first moment, if it has one yet."""
         state = self._optimizer.state.get(self._target(fault), {})
         for name in ("exp_avg", "momentum_buffer"):
             if isinstance(moment := state.get(name), Tensor):
@@ -95,7 +95,6 @@ class FaultInjector:
         return _shift_labels(batch) if self._of("label_noise") else batch
 
     def loss(self, loss: Tensor) -> Tensor:
-        """The loss, NaN if it is to be."""
         return loss * float("nan") if self._of("nan_loss") else loss
 
     def _of(self, kind: Kind) -> list[FaultConfig]:
@@ -163,11 +162,10 @@ class FaultInjector:
         self._unscaled = []
 
     def state_dict(self) -> dict[str, Any]:
-        """How often each fault has fired."""
         return {"fired": list(self._fired)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the counts of ``state_dict``; a changed list of faults starts anew."""
+        """Continues with the counts of ``state_dict``; a changed list of faults starts from zero."""
         if len(state["fired"]) == len(self._fired):
             self._fired = [int(n) for n in state["fired"]]
 
@@ -190,7 +188,6 @@ def _multiply_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 def _shift_labels(batch: T) -> T:
-    """The batch with the labels of its neighbours."""
     shifted: Any = batch
     if isinstance(batch, dict):
         names = [name for name in ("labels", "label", "targets", "target") if name in batch]

@@ -1,27 +1,24 @@
 """The guard as a callback of Lightning's ``Trainer``.
 
 A callback cannot veto a step: Lightning runs forward, backward and ``optimizer.step`` inside one call of
-its precision plugin. For the length of a fit this callback therefore stands in for that one method of the
+its precision plugin. For the length of a fit this callback therefore replaces that one method of the
 plugin: it runs the closure (forward and backward), then the hooks, then the guard instead of the optimizer.
-The schedules are held back in the same way on a step that was not applied.
+In the same way the schedules do not advance on a step that was not applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from prometheus_client import CollectorRegistry
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guard import GradientGuard, GuardConfig, GuardError, GuardMetrics, Journal, StepReport
-from guard.act.snapshot import Stateful
-from guard.integrations.session import GuardSession
+from guard import GradientGuard, GuardConfig, GuardError, StepReport
+from guard.integrations.session import GuardOptions, GuardSession
 
 
 class GradientGuardCallback(Callback):
@@ -30,26 +27,16 @@ class GradientGuardCallback(Callback):
     Automatic optimization on one device or DDP, in any precision; ``gradient_clip_val`` stays unset, because
     the guard clips. Skips, rollbacks and the gradient norm are logged as ``guard/...``; the guard's state is
     part of Lightning's checkpoints. ``trainer.global_step`` counts attempts, ``callback.guard.steps`` the
-    steps that stand. ``fit`` raises ``GuardHalt`` when the budget is spent.
+    steps applied. ``fit`` raises ``GuardHalt`` when the budget is spent.
 
     Args:
-        config: what to watch and how far to go; ``recovery.data`` must be ``advance``.
-        state: what else a rollback rewinds, by name, such as an average of the weights.
-        metrics: a ``GuardMetrics``, or a Prometheus registry to put a new one on.
-        journal: a ``Journal`` or the path of one; written on rank 0.
-        job: the name in incidents and metrics.
+        config: what to watch and what to do; ``recovery.data`` must be ``advance``.
+        options: ``state``, ``data``, ``ema``, ``metrics``, ``journal`` and ``job``, as for ``GradientGuard``.
+            ``data`` is never rolled back here; its ``last_ids`` name the samples of an incident.
     """
 
-    def __init__(
-        self,
-        config: GuardConfig | None = None,
-        *,
-        state: Mapping[str, Stateful] | None = None,
-        metrics: GuardMetrics | CollectorRegistry | None = None,
-        journal: Journal | str | Path | None = None,
-        job: str = "",
-    ) -> None:
-        self._session = GuardSession(config, state=state, metrics=metrics, journal=journal, job=job)
+    def __init__(self, config: GuardConfig | None = None, **options: Unpack[GuardOptions]) -> None:
+        self._session = GuardSession(config, **options)
         self._stepped = False
         self._restore: list[Callable[[], None]] = []
 
@@ -68,7 +55,7 @@ class GradientGuardCallback(Callback):
         _check(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Everything has been restored by now: the present state is the first snapshot."""
+        """Everything has been restored: the present state is the first snapshot."""
         self._release()
         self._session.begin(
             trainer.strategy.model,
@@ -80,13 +67,13 @@ class GradientGuardCallback(Callback):
         self._take_over_schedules(trainer.fit_loop.epoch_loop)
 
     def on_before_backward(self, trainer: Trainer, _: LightningModule, loss: Tensor) -> None:
-        """Tells the ranks the loss as ``training_step`` returned it: Lightning has divided and scaled it."""
+        """Sends the ranks the loss that ``training_step`` returned: Lightning has divided and scaled it."""
         scaler = _scaler(trainer)
         scale = 1.0 if scaler is None else scaler.get_scale()
         self._session.observe(loss.detach() * (trainer.accumulate_grad_batches / scale))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """The schedules have advanced by now."""
+        """The schedules have advanced."""
         if not self._stepped:
             return
         self._stepped = False
@@ -100,15 +87,13 @@ class GradientGuardCallback(Callback):
             trainer.should_stop = True
 
     def on_exception(self, *_: Any, **__: Any) -> None:
-        """Gives the trainer its own methods back."""
         self._release()
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Gives the trainer its own methods back."""
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the guard remembers, for Lightning's checkpoint."""
+        """The guard's state, for Lightning's checkpoint."""
         return self._session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -122,7 +107,7 @@ class GradientGuardCallback(Callback):
             loss = closure()
             if loss is not None and getattr(plugin, "scaler", None) is not None:
                 plugin.scaler.unscale_(optimizer)
-            plugin._after_closure(model, optimizer)  # the hooks that may look at the gradients
+            plugin._after_closure(model, optimizer)  # hooks that may read the gradients
             self._session.step()
             self._stepped = True
             return loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -27,6 +27,17 @@ from guard.act.snapshot import Stateful
 log = logging.getLogger("guard")
 
 
+class GuardOptions(TypedDict, total=False):
+    """What a user of an integration may pass on to ``GradientGuard``; see there."""
+
+    state: Mapping[str, Stateful] | None
+    data: Stateful | None
+    ema: Stateful | None
+    metrics: GuardMetrics | CollectorRegistry | None
+    journal: Journal | str | Path | None
+    job: str
+
+
 class GuardSession:
     """What the integrations have in common: from ``begin`` on, one guard over one training.
 
@@ -34,23 +45,16 @@ class GuardSession:
     schedule if ``applied`` says so, then ``settle``.
     """
 
-    def __init__(
-        self,
-        config: GuardConfig | None,
-        *,
-        state: Mapping[str, Stateful] | None,
-        metrics: GuardMetrics | CollectorRegistry | None,
-        journal: Journal | str | Path | None,
-        job: str,
-    ) -> None:
+    def __init__(self, config: GuardConfig | None, **options: Unpack[GuardOptions]) -> None:
+        if unknown := options.keys() - GuardOptions.__annotations__.keys():
+            raise TypeError(f"unexpected keyword argument {', '.join(map(repr, sorted(unknown)))}")
         self.config = config or GuardConfig()
         if self.config.recovery.data == "replay":
             raise GuardError(
-                "recovery.data is replay, but the framework owns the data loader and cannot be "
-                "set back: set recovery.data to advance"
+                "recovery.data is replay, but the framework owns the data loader, which cannot be "
+                "rolled back: set recovery.data to advance"
             )
-        self._options: dict[str, Any] = {"metrics": metrics, "journal": journal, "job": job}
-        self._state = dict(state or {})
+        self._options = options
         self._resumed: dict[str, Any] | None = None
         self._skips = 0
         self._rollbacks = 0
@@ -67,13 +71,12 @@ class GuardSession:
         schedules: Sequence[Any],
         scaler: torch.amp.GradScaler | None,
     ) -> GradientGuard:
-        """Puts a guard over the training; everything else is loaded by now. Continues a loaded state."""
+        """Creates the guard once everything else is loaded, and continues a loaded state."""
         if isinstance(optimizer, LBFGS):
             raise GuardError("LBFGS runs backward many times a step: choose another optimizer")
-        rewound = {f"schedule.{i}": schedule for i, schedule in enumerate(schedules)}
-        self.guard = GradientGuard(
-            model, optimizer, self.config, scaler=scaler, state={**rewound, **self._state}, **self._options
-        )
+        named = {f"schedule.{i}": schedule for i, schedule in enumerate(schedules)}
+        options: GuardOptions = {**self._options, "state": {**named, **(self._options.get("state") or {})}}
+        self.guard = GradientGuard(model, optimizer, self.config, scaler=scaler, **options)
         self._skips = self._rollbacks = 0
         self._observed, self.report, self.applied = False, None, True
         if self._resumed is not None:
@@ -89,25 +92,25 @@ class GuardSession:
             self._observed = True
 
     def step(self) -> None:
-        """In place of the optimizer's step; sets ``report`` and ``applied``.
+        """Replaces the optimizer's step; sets ``report`` and ``applied``.
 
         Raises:
             GuardHalt: as ``GradientGuard.step``.
         """
         observed, self._observed = self._observed, False
-        self.applied = not observed  # without a loss there are no gradients, and nothing to hold back
+        self.applied = not observed  # without a loss there are no gradients, and nothing to skip
         if self.guard is None or not observed:
             return
         try:
             self.report = report = self.guard.step(settle=False)
         except GuardHalt as halt:
-            _tell(halt.incident)
+            _log_incident(halt.incident)
             raise
         self.applied = report.applied
         self._skips += report.action == "skipped" and not report.overflow
         self._rollbacks += report.action == "rolled_back"
         if report.incident is not None:
-            _tell(report.incident)
+            _log_incident(report.incident)
 
     def settle(self) -> None:
         """After the framework advanced its schedule."""
@@ -115,7 +118,7 @@ class GuardSession:
             self.guard.settle()
 
     def counts(self) -> dict[str, float]:
-        """For the framework's log: steps that stand, skips, rollbacks, what scales the learning rate."""
+        """For the framework's log: steps applied, skips, rollbacks, scale of the learning rate."""
         if self.guard is None or self.report is None:
             return {}
         return {
@@ -136,6 +139,6 @@ class GuardSession:
         self._resumed = state or None
 
 
-def _tell(incident: Incident) -> None:
+def _log_incident(incident: Incident) -> None:
     back = "" if incident.rolled_back_to is None else f" to step {incident.rolled_back_to}"
     log.warning("step %d: %s%s: %s", incident.step, incident.action, back, incident.reason)

@@ -1,9 +1,9 @@
 """Hugging Face's ``Trainer``, guarded.
 
-A ``TrainerCallback`` cannot veto a step, so this is a subclass. For the length of a training it stands in
-for three methods of the trainer's accelerator: ``backward`` (the ranks learn the loss), ``clip_grad_norm_``
+A ``TrainerCallback`` cannot veto a step, so this is a subclass. For the length of a training it replaces
+three methods of the trainer's accelerator: ``backward`` (which sends the ranks the loss), ``clip_grad_norm_``
 (the guard clips) and the prepared optimizer's ``step``. A step that is not applied sets the optimizer's
-``step_was_skipped``, upon which ``Trainer`` holds its schedule back.
+``step_was_skipped``, and ``Trainer`` then does not advance its schedule.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ class GuardedTrainer(Trainer):
     ``class GuardedSFTTrainer(GuardedTrainer, SFTTrainer)``. One device or DDP.
 
     The guard clips: to ``args.max_grad_norm``, or as ``guard_config.clip`` says if that is given. Skips and
-    rollbacks are logged as ``guard_...``; the guard's state lies in each checkpoint as ``gradguard.pt``.
-    ``state.global_step`` counts attempts, ``trainer.guard.steps`` the steps that stand. When the budget is
+    rollbacks are logged as ``guard_...``; the guard's state is in each checkpoint as ``gradguard.pt``.
+    ``state.global_step`` counts attempts, ``trainer.guard.steps`` the steps applied. When the budget is
     spent, training ends as after the last step, and then ``train`` raises ``GuardHalt``.
 
     Args:
-        guard_config: what to watch and how far to go; ``recovery.data`` must be ``advance``.
-        guard_state: what else a rollback rewinds, by name, such as an average of the weights.
+        guard_config: what to watch and what to do; ``recovery.data`` must be ``advance``.
+        guard_state: what else a rollback restores, by name.
+        guard_data: the data cursor, whose ``last_ids`` name the samples of an incident.
+        guard_ema: averaged weights, see ``GradientGuard``.
         metrics: a ``GuardMetrics``, or a Prometheus registry to put a new one on.
         journal: a ``Journal`` or the path of one; written on rank 0.
         job: the name in incidents and metrics.
@@ -60,6 +62,8 @@ class GuardedTrainer(Trainer):
         *args: Any,
         guard_config: GuardConfig | None = None,
         guard_state: Mapping[str, Stateful] | None = None,
+        guard_data: Stateful | None = None,
+        guard_ema: Stateful | None = None,
         metrics: GuardMetrics | CollectorRegistry | None = None,
         journal: Journal | str | Path | None = None,
         job: str = "",
@@ -67,8 +71,16 @@ class GuardedTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         config = _with_limit(guard_config or GuardConfig(), self.args.max_grad_norm)
-        session = GuardSession(config, state=guard_state, metrics=metrics, journal=journal, job=job)
-        self._gradguard = _TakeOver(self, session)
+        session = GuardSession(
+            config,
+            state=guard_state,
+            data=guard_data,
+            ema=guard_ema,
+            metrics=metrics,
+            journal=journal,
+            job=job,
+        )
+        self._gradguard = _AcceleratorHooks(self, session)
         self.add_callback(self._gradguard)
 
     @property
@@ -89,19 +101,19 @@ class GuardedTrainer(Trainer):
         Raises:
             GuardHalt: after everything that ends a training; the last healthy state has been restored.
         """
-        taken = self._gradguard
-        taken.halt = None
-        taken.session.load_state_dict(_saved(resume_from_checkpoint, self.args.output_dir))
+        hooks = self._gradguard
+        hooks.halt = None
+        hooks.session.load_state_dict(_saved(resume_from_checkpoint, self.args.output_dir))
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            taken.release()
-        if taken.halt is not None:
-            raise taken.halt
+            hooks.release()
+        if hooks.halt is not None:
+            raise hooks.halt
         return output
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """As in ``Trainer``; before the first one, when everything has been restored, the guard begins."""
+        """As in ``Trainer``; before the first one, when everything has been restored, the guard is made."""
         self._gradguard.begin(model)
         return super().training_step(model, *args, **kwargs)
 
@@ -113,43 +125,42 @@ class GuardedTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-class _TakeOver(TrainerCallback):
-    """Stands in for the accelerator's methods while a training runs."""
+class _AcceleratorHooks(TrainerCallback):
+    """Replaces the accelerator's methods while a training runs."""
 
     def __init__(self, trainer: GuardedTrainer, session: GuardSession) -> None:
         self.session = session
         self.halt: GuardHalt | None = None
         self._trainer = trainer
-        self._begun = False
+        self._started = False
         self._grad_norm = torch.zeros(())
         self._restore: list[Callable[[], None]] = []
 
     def begin(self, model: nn.Module) -> None:
-        """Puts the guard over the training, once."""
-        if self._begun:
+        """Creates the guard and replaces the methods, once."""
+        if self._started:
             return
         trainer = self._trainer
         accelerator, optimizer = trainer.accelerator, trainer.optimizer
         _check(accelerator.distributed_type, str(trainer.args.optim))
         schedules = [trainer.lr_scheduler]
         self.session.begin(model, optimizer.optimizer, schedules=schedules, scaler=accelerator.scaler)
-        self._begun = True
+        self._started = True
         self._replace(accelerator, "backward", self._backward(accelerator.backward))
-        self._replace(accelerator, "clip_grad_norm_", self._leave_clipping)
+        self._replace(accelerator, "clip_grad_norm_", self._skip_clipping)
         self._replace(optimizer, "step", self._step(optimizer))
 
     def release(self) -> None:
-        """Gives the accelerator its own methods back; the next step begins anew."""
-        self._begun = False
+        """Restores the accelerator's own methods; the next step creates a new guard."""
+        self._started = False
         while self._restore:
             self._restore.pop()()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Also a training that is begun again with a smaller batch."""
+        """Also for a training that is restarted with a smaller batch."""
         self.release()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The schedule has advanced by now."""
         self.session.settle()
         report = self.session.report
         if self.halt is not None or (report is not None and report.stop):
@@ -171,7 +182,7 @@ class _TakeOver(TrainerCallback):
 
         return observed
 
-    def _leave_clipping(self, *_: Any, **__: Any) -> Tensor:
+    def _skip_clipping(self, *_: Any, **__: Any) -> Tensor:
         self._trainer.accelerator.unscale_gradients()
         return self._grad_norm  # logged only after the step, which fills it in
 
@@ -212,7 +223,7 @@ def _with_limit(config: GuardConfig, max_norm: float | None) -> GuardConfig:
 
 
 def _saved(resume: str | os.PathLike[str] | bool | None, output_dir: str) -> dict[str, Any]:
-    """The guard's state in the checkpoint that ``resume`` stands for; empty if there is none."""
+    """The guard's state in the checkpoint that ``resume`` selects; empty if there is none."""
     folder = get_last_checkpoint(output_dir) if resume is True else resume
     path = Path(folder, STATE_NAME) if folder else None
     if path is None or not path.exists():

@@ -1,7 +1,7 @@
 """How far the weights moved: damage to a weight, a moment or the learning rate shows here first.
 
-The distance is taken from a copy of the weights to where they are now, so it holds everything that happened
-in between, also what no gradient explains. Copy and distance are one pass, made once in a few steps.
+The distance is from a copy of the weights to where they are now, so it includes everything that happened in
+between, also what no gradient explains. Copy and distance are one pass, made once in a few steps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,17 @@ from guard.observe.norms import square_norms
 from guard.observe.shards import Shards, local
 
 GROUP_ELEMENTS = 1 << 18
-"""So many weights are compared and copied at a time: they stay in the processor's cache."""
+"""Weights that are compared and copied at a time: 1 MB of float32, which stays in the processor's cache."""
+
+
+class Movement(NamedTuple):
+    """How far the weights have moved since the last measurement."""
+
+    mean: float
+    """Mean distance of one step."""
+    per_lr: float | None
+    """The whole distance, in units of ``every_steps`` times the mean learning rate of its steps; None while
+    that is zero. After fewer steps the unit stays: a short stretch is never mistaken for a large movement."""
 
 
 class Displacement:
@@ -31,7 +41,7 @@ class Displacement:
 
     Args:
         parameters: the weights to watch; a copy of them (of sharded ones: of this rank's part) is kept.
-        optimizer: whose learning rate the distance is divided by, where ``stepped`` was told none.
+        optimizer: whose learning rate the distance is divided by, where ``stepped`` was not called.
         every_steps: optimizer steps between two measurements.
     """
 
@@ -52,7 +62,7 @@ class Displacement:
 
     @torch.no_grad()
     def start(self, step: int) -> None:
-        """The weights of now, after ``step`` steps, are good: distances begin here."""
+        """The present weights, after ``step`` steps, are good: distances start here."""
         self._measured_at, self._last = step, None
         self._rates.clear()
         if self._places != self._present_places():
@@ -61,11 +71,10 @@ class Displacement:
             group.save()
 
     def state_dict(self) -> dict[str, Any]:
-        """When it was measured last; the copy is not saved, so the stretch after a resume is a short one."""
+        """When it was measured last; the copy is not saved, so the first distance after a resume is short."""
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the rhythm of ``state_dict``."""
         self._measured_at = int(state["measured_at"])
 
     def due(self, step: int) -> bool:
@@ -73,26 +82,23 @@ class Displacement:
         return step - self._measured_at >= self._every
 
     @torch.no_grad()
-    def measure(self, step: int) -> tuple[float, float | None]:
-        """The distance since the last measurement; the next one begins here.
+    def measure(self, step: int) -> Movement:
+        """The movement since the last measurement; the next one starts here.
 
-        Returns:
-            The mean distance of one step; and the whole in units of ``every_steps`` times the mean learning
-            rate of its steps, None while that is zero. After fewer steps than that the unit stays, so that a
-            short stretch is never mistaken for a large movement.
+        Where parameters are sharded, all ranks call it in the same step (see ``Shards``).
         """
         steps, self._measured_at = max(1, step - self._measured_at), step
         if self._places != self._present_places():
             self.start(step)
-            return math.nan, None
+            return Movement(math.nan, None)
         self._last = self._squares(follow=True)
         with np.errstate(invalid="ignore", over="ignore"):
             distance = math.sqrt(self._last.sum())
         rate = self._mean_rate()
-        return distance / steps, distance / (rate * self._every) if rate > 0 else None
+        return Movement(distance / steps, distance / (rate * self._every) if rate > 0 else None)
 
     def _mean_rate(self) -> float:
-        """Of the stretch that ends here, without its largest: what one wild rate did must stay visible."""
+        """Without the largest rate since the last measurement: what one wild rate did must stay visible."""
         rates = sorted(self._rates) or [float(self._optimizer.param_groups[0]["lr"])]
         self._rates.clear()
         return fmean(rates[:-1] or rates)

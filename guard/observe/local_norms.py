@@ -36,26 +36,26 @@ class LocalNorms(ABC):
         self._norms: dict[int, Tensor] = {}
 
     def arm(self, wanted: bool, scale: float = 1.0) -> None:
-        """Says before a backward whether its local norm is wanted, and how its loss is scaled."""
+        """Sets before a backward whether its local norm is measured, and how its loss is scaled."""
         self._armed = wanted and (self._ddp is None or self._ddp.require_backward_grad_sync)
         self._scale = scale
         self._norms = {}
 
     def take(self) -> float:
-        """The local L2 norm of the last backward; NaN when it was not asked for."""
+        """The local L2 norm of the last backward; NaN when it was not measured."""
         total = self.total()
         return math.nan if total is None else float(total) / self._scale
 
     def total(self) -> Tensor | None:
-        """The same where the gradients are, 0-dim, still multiplied with the scale; None for not taken."""
+        """The same on the gradients' device, 0-dim, still scaled; None when it was not measured."""
         return torch.linalg.vector_norm(torch.stack(list(self._norms.values()))) if self._norms else None
 
     @abstractmethod
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
-        """Stands for the method of DDP with the same arguments; call it before the first backward."""
+        """Replaces the method of DDP with the same arguments; call it before the first backward."""
 
     def close(self) -> None:
-        """Removes what can be removed from the model, and measures nothing any more."""
+        """Removes what can be removed from the model, and stops measuring."""
         self._armed = False
 
 
@@ -70,11 +70,9 @@ class HookNorms(LocalNorms):
         ]
 
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
-        """As DDP does."""
         give_hook(self._ddp, state, hook)
 
     def close(self) -> None:
-        """Removes the hooks."""
         super().close()
         for handle in self._handles:
             handle.remove()
@@ -89,7 +87,7 @@ class HookNorms(LocalNorms):
 
 
 class CommNorms(LocalNorms):
-    """By DDP's communication hook; keyed by parameter, because DDP lays its buckets anew after one step."""
+    """By DDP's communication hook; keyed by parameter, because DDP rebuilds its buckets after one step."""
 
     def __init__(self, ddp: DistributedDataParallel) -> None:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -111,6 +109,8 @@ class CommNorms(LocalNorms):
             if self._armed:
                 self._measure(bucket)
             inner, state = self._inner
+            # All-reduce of one bucket, or the user's own hook. DDP calls it on every rank, in the same order
+            # of buckets, and waits for the returned future at the end of backward.
             return inner(state, bucket)
 
         return hook
@@ -160,7 +160,7 @@ def find_ddp(model: nn.Module) -> DistributedDataParallel | None:
 
 
 def give_hook(ddp: DistributedDataParallel | None, state: Any, hook: CommHook) -> None:
-    """Registers the user's hook on DDP itself, where the guard does not need the place."""
+    """Registers the user's hook on DDP itself, where the guard does not need the slot."""
     if ddp is None:
         raise GuardError("a communication hook needs a model in DistributedDataParallel: wrap the model")
     ddp.register_comm_hook(state, hook)
@@ -178,6 +178,6 @@ def _check_free(ddp: DistributedDataParallel | None) -> None:
         )
     if _has_hook(ddp):
         raise GuardError(
-            "local_norm_by is comm, and the model has a communication hook already, of which DDP takes one: "
-            "give it to guard.register_comm_hook instead of the model's, or set local_norm_by to hooks"
+            "local_norm_by is comm, and the model has a communication hook already, and DDP takes only one: "
+            "pass it to guard.register_comm_hook instead of the model's, or set local_norm_by to hooks"
         )

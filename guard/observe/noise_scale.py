@@ -2,8 +2,8 @@
 
 Source: McCandlish, Kaplan, Amodei et al., "An Empirical Model of Large-Batch Training" (2018), appendix A.1:
 unbiased estimates of the squared true gradient and of the noise from the squared norms of a small and of a
-large batch's gradient. Here the small one is a rank's and the large one is all ranks' together; both norms
-are known anyhow. Each estimate is averaged over steps before their ratio is taken, since the ratio of two
+large batch's gradient. Here the small one is a rank's and the large one is that of all ranks; both norms are
+known already. Each estimate is averaged over steps before their ratio is taken, since the ratio of two
 noisy numbers is biased. Ranks' batches are taken to be of equal size.
 """
 
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 DECAY = 0.98
+"""A mean over about 1 / (1 - 0.98) = 50 steps: one step's estimate is far noisier than the scale itself."""
 LEAST_STEPS = 10
+"""Fewer steps give no ratio worth showing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class NoiseScale:
         self._norm = grad_norm if accepted else math.nan
 
     def complete(self, local_norms: Sequence[float]) -> None:
-        """The local norm of each rank in the attempt before; NaN, or one rank alone, teaches nothing."""
+        """The local norm of each rank in the attempt before; NaN, or a single rank, gives no estimate."""
         ranks, large, self._norm = len(local_norms), self._norm**2, math.nan
         if ranks < 2:
             return
@@ -66,10 +68,8 @@ class NoiseScale:
         return NoiseEstimate(ratio, ratio * batch_samples if batch_samples else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both means, how many steps are in them, and the norm whose local norms are still to come."""
         return {"signal": self._signal, "noise": self._noise, "steps": self._steps, "norm": self._norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
         self._signal, self._noise = float(state["signal"]), float(state["noise"])
         self._steps, self._norm = int(state["steps"]), float(state["norm"])

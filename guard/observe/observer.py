@@ -31,11 +31,10 @@ class Observer:
         self._places: Places = np.zeros(0, dtype=np.intp)
 
     def gradients(self) -> list[Tensor]:
-        """The gradients that exist in this step."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def drop_gradients(self) -> None:
-        """Forgets the gradients: a bad one must not be added to by a later backward."""
+        """Sets them to None: a later backward must not add to a bad one."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -59,7 +58,7 @@ class Observer:
         return pieces, [present[owner] for owner in owners]
 
     def read(self, pieces: NDArray[np.float64], owners: list[int]) -> Observation:
-        """What ``measure`` returned, once it is on the host; collective where parameters are sharded."""
+        """Norms from what ``measure`` returned, once it is on the host; collective where sharded."""
         with np.errstate(invalid="ignore", over="ignore"):
             if owners != self._owners:
                 self._owners, self._places = owners, np.array(owners, dtype=np.intp)

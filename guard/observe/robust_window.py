@@ -51,7 +51,7 @@ class RobustWindow:
         return ordered[-rank] if len(ordered) >= rank else ordered[-1]
 
     def median_mad(self) -> tuple[float, float]:
-        """Median and unscaled MAD: half the values lie within the MAD of the median."""
+        """Median and unscaled MAD: half the values are within the MAD of the median."""
         return _median_mad(self._sorted)
 
     def roughness(self) -> float:
@@ -66,16 +66,13 @@ class RobustWindow:
         return self._sorted[0]
 
     def values(self) -> list[float]:
-        """The values in order of arrival."""
         return list(self._recent)
 
     def clear(self) -> None:
-        """Forgets everything."""
         self._recent.clear()
         self._sorted.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The values, oldest first."""
         return {"values": self.values()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import UnsupportedGradient
-
-Floats = NDArray[np.float64]
+from guard.types import Floats
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a ``DTensor``: nobody has one who has not imported its module, which is slow."""
+    """Whether ``tensor`` is a ``DTensor``. Where its module, slow to import, was not imported, none is."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -125,7 +123,9 @@ class Shards:
         whole = values.copy()
         for group, device, members in self._groups:
             part = torch.from_numpy(whole[members]).to(device)
-            dist.all_reduce(part, op=op, group=group)  # SUM or MAX; every rank of the group comes here
+            # SUM or MAX of one float64 a parameter. Every rank of the group reaches it, in the same order of
+            # groups: callers are reached on agreed numbers only. Each rank waits for the slowest.
+            dist.all_reduce(part, op=op, group=group)
             whole[members] = part.cpu().numpy()
         return whole
 

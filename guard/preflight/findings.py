@@ -1,8 +1,8 @@
-"""From the figures of the layers to a verdict, the first bad layer, and what to do about it.
+"""From the figures of the layers to a verdict, the first bad layer, and the fix.
 
 A layer's relative gradient is its gradient norm over its weight norm. How the largest of the first third of
-the layers compares with that of the last third tells what happens to a gradient on its way back; neither
-depth nor the scale of the loss matters, and residual branches that begin as zero do not hide the others.
+the layers compares with that of the last third shows what happens to a gradient on its way back; neither
+depth nor the scale of the loss matters, and residual branches that start at zero do not hide the others.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Twenty torchvision models lie between 0.004 and 61."""
 SIGNAL_LIMIT = 1e4
 """Growth of the signal from the first layer on that is too much; torchvision's models stay below 20."""
 DEAD_SHARE = 0.9
-"""Share of a layer's units that give nothing at which nearly nothing passes it any more."""
-
+"""Share of a layer's units without output from which on nearly no signal passes."""
 _DEEP = 6
+"""With fewer layers a third is a single one, whose gradient says little about depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class _Finding:
     suggestion: str
 
 
-def judge(
+def assess(
     layers: Sequence[LayerReport], *, loss: float, grad_norm: float, precision: Precision, largest: float
 ) -> PreflightReport:
     """The verdict on one batch.
@@ -121,8 +121,8 @@ def _dead(
 ) -> _Finding | None:
     bad = next((layer for layer in layers if layer.dead_share >= DEAD_SHARE), None)
     if bad is not None:
-        reason = f"{bad.dead_share:.0%} of its units give nothing for any sample"
-        hint = "set model.init: kaiming, which begins with biases of zero, or a smaller optimizer.lr"
+        reason = f"{bad.dead_share:.0%} of its units have no output for any sample"
+        hint = "set model.init: kaiming, whose biases start at zero, or a smaller optimizer.lr"
         return _Finding("dead", bad.name, reason, hint)
     if grad_norm == 0 and weighted:
         return _Finding("dead", weighted[-1].name, "no parameter gets a gradient", "check the loss")
@@ -153,7 +153,7 @@ def _normalized(layers: Sequence[LayerReport]) -> bool:
 
 
 def _ratio(weighted: Sequence[LayerReport]) -> float:
-    """Relative gradient of the first third over that of the last; 1 for a network too shallow to tell."""
+    """Relative gradient of the first third over that of the last; 1 for a network that is too shallow."""
     late = _late(weighted)
     if len(weighted) < _DEEP or late == 0:
         return 1.0

@@ -1,7 +1,7 @@
-"""The learning-rate range test: raise the rate batch by batch; where does the loss fall, where blow up?
+"""The learning-rate range test: raise the rate batch by batch, and see where the loss falls and blows up.
 
 Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3, with the geometric growth
-of the rate that is usual since.
+of the rate that is usual today.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from torch.optim import Optimizer
 from guard.observe.observer import unwrap
 
 _SMOOTHING = 0.8
+"""A mean over about 1 / (1 - 0.8) = 5 batches, bias-corrected as in Adam: one batch's loss is noisy."""
 _DIVERGED = 4.0
+"""The loss blew up at four times its lowest, the rule of fastai's finder."""
 _SAFETY = 10.0
+"""The suggestion is a tenth of the rate of the lowest loss, as in fastai: there the loss still falls."""
 
 
 @dataclass(frozen=True, slots=True)
 class LrRange:
-    """What the test saw.
+    """What the test measured.
 
     Attributes:
         rates: learning rate of each step.
         losses: smoothed training loss of each step, nan where it was not finite.
-        suggested: a rate to begin with: a tenth of the one where the loss was lowest; None if it never fell.
+        suggested: a rate to start with: a tenth of the one where the loss was lowest; None if it never fell.
         largest: the last rate before the loss blew up; None if it never did.
     """
 

@@ -1,4 +1,4 @@
-"""Measures every layer in one forward and one backward pass, with hooks that are gone afterwards."""
+"""Measures every layer in one forward and one backward pass, with hooks that are removed afterwards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def probed(model: nn.Module, *, smallest: float) -> Iterator[list[Seen]]:
 
     Args:
         model: the bare module.
-        smallest: magnitude below which the chosen precision has only zero.
+        smallest: magnitude below which the chosen precision rounds to zero.
     """
     seen: list[Seen] = []
     called: set[int] = set()
@@ -124,7 +124,7 @@ def _rms(values: Tensor) -> float:
 
 
 def _dead(entry: Seen) -> float:
-    """A rectifier's unit is dead when it gives only zeros, any other when no gradient comes back either."""
+    """A rectifier's unit is dead when its output is zero, any other when no gradient comes back either."""
     kind = type(entry.module).__name__
     if kind in _RANDOM:
         return 0.0

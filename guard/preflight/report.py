@@ -22,7 +22,7 @@ class LayerReport:
         rms: root mean square of its output.
         abs_max: largest magnitude in its output.
         growth: rms of the output over rms of the input.
-        dead_share: units (channels, features) that give nothing for any sample, as a share of all.
+        dead_share: units (channels, features) without output for any sample, as a share of all.
         gradient_rms: of the loss with respect to the output; nan where it has none.
         weight_norm: of its own parameters, 0 without any.
         grad_norm: gradient norm of its own parameters.
@@ -54,18 +54,18 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class PreflightReport:
-    """The verdict and what it rests on.
+    """The verdict and the figures behind it.
 
     Attributes:
         verdict: what is wrong, ``fine`` if nothing is.
-        layer: the first bad layer, in the direction in which the trouble travels; None if all is fine.
+        layer: the first bad layer, in the direction in which the fault spreads; None if all is fine.
         reason: the figures behind the verdict.
         suggestion: what to change in the spec; empty if all is fine.
         loss: of the batch.
         grad_norm: global.
         growth_forward: factor per layer by which activations grow, on the average over the depth.
         growth_backward: factor per layer by which gradients grow on their way back to the input.
-        precision: that the dynamic range was compared with.
+        precision: the one whose dynamic range was compared with.
         layers: in the order of the forward pass.
     """
 
@@ -82,7 +82,7 @@ class PreflightReport:
 
     @property
     def fine(self) -> bool:
-        """Whether training may begin."""
+        """Whether training may start."""
         return self.verdict == "fine"
 
     def line(self) -> str:

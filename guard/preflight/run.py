@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.observe.observer import unwrap
-from guard.preflight.findings import judge
+from guard.preflight.findings import assess
 from guard.preflight.probe import probed, summarize
 from guard.preflight.report import Precision, PreflightReport
 
@@ -22,13 +22,13 @@ def run_preflight(
 ) -> PreflightReport:
     """Runs one batch through the model and judges how signal and gradient get through.
 
-    Weights, buffers, gradients, modes and random number generators are afterwards as before. Computed in the
-    model's own precision; ``precision`` is what the figures are compared with. No collective is called.
+    Weights, buffers, gradients, modes and random number generators are restored afterwards. Computed in the
+    model's own precision; the figures are compared with the range of ``precision``. No collective is called.
 
     Args:
-        model: the module, or its DDP wrapper; its gradients are set aside meanwhile.
-        loss: makes the scalar loss of the batch from the bare module.
-        precision: that the training will compute in.
+        model: the module, or its DDP wrapper.
+        loss: computes the scalar loss of the batch from the bare module.
+        precision: that the training will use.
     """
     bare = unwrap(model)
     limits = torch.finfo(_DTYPES[precision])
@@ -42,12 +42,12 @@ def run_preflight(
         gradients = [p.grad for p in bare.parameters() if p.grad is not None]
         norms = torch._foreach_norm(gradients, dtype=torch.float64) if gradients else []
         grad_norm = math.sqrt(sum(float(norm) ** 2 for norm in norms))
-    return judge(layers, loss=total, grad_norm=grad_norm, precision=precision, largest=limits.max)
+    return assess(layers, loss=total, grad_norm=grad_norm, precision=precision, largest=limits.max)
 
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Puts buffers, gradients and generators back, whatever the block does to them."""
+    """Restores buffers, gradients and generators after the block."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters]

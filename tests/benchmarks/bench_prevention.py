@@ -120,8 +120,7 @@ def run(spec: JobSpec, *, clip: bool, outcome: Outcome) -> None:
     schedule = build_schedule(spec.schedule, optimizer, spec.total_steps(workload.n_train))
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     metrics = GuardMetrics()
-    states = {"data": cursor}
-    guard = GradientGuard(model, optimizer, spec.guard, scheduler=schedule, state=states, metrics=metrics)
+    guard = GradientGuard(model, optimizer, spec.guard, scheduler=schedule, data=cursor, metrics=metrics)
     kind = Clipping if clip else Regularizer
     regularizer = kind(spec.regularize, model, total_steps=spec.train.max_steps or 0, seed=spec.seed)
     faults = FaultInjector((), model=model, optimizer=optimizer)

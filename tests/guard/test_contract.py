@@ -110,7 +110,11 @@ def guard_of(model: nn.Module, **options: Any) -> GradientGuard:
     [
         (nn.ReLU(), {}, "nothing to guard"),
         (nn.Linear(2, 2).requires_grad_(False), {}, "nothing to guard"),
-        (nn.Linear(2, 2), {"state": {"data": [1, 2]}}, r"state\['data'\] is a list.*state_dict"),
+        (nn.Linear(2, 2), {"state": {"sampler": [1, 2]}}, r"state\['sampler'\] is a list.*state_dict"),
+        (nn.Linear(2, 2), {"data": [1, 2]}, "data is a list.*state_dict"),
+        (nn.Linear(2, 2), {"ema": [1, 2]}, "ema is a list.*state_dict"),
+        (nn.Linear(2, 2), {"state": {"data": nn.ReLU()}}, "state has the key 'data': write data=..."),
+        (nn.Linear(2, 2), {"state": {"ema": nn.ReLU()}}, "state has the key 'ema': write ema=..."),
         (nn.Linear(2, 2), {"plateau": True}, "ReduceLROnPlateau needs a metric"),
     ],
 )

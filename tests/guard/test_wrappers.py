@@ -96,9 +96,7 @@ def step(run: Run, micro_batches: int) -> None:
 
 def guarded(run: Run, **config: Any) -> Run:
     settings = {"clip": {"max_norm": NEVER}, "snapshot": {"every_steps": 4}, **config}
-    run.guard = GradientGuard(
-        run.model, run.optimizer, GuardConfig.model_validate(settings), state={"data": run.cursor}
-    )
+    run.guard = GradientGuard(run.model, run.optimizer, GuardConfig.model_validate(settings), data=run.cursor)
     return run
 
 

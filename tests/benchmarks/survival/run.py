@@ -137,7 +137,7 @@ def _guarded(training: Training) -> tuple[int, dict[str, Any]]:
             training.optimizer,
             GuardConfig.model_validate(CONFIG),
             scheduler=training.schedule,
-            state={"data": training.cursor},
+            data=training.cursor,
             journal=journal,
         )
         incidents, lost, halted = [], 0, False

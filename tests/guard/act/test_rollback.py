@@ -97,7 +97,7 @@ def test_other_states_are_rewound_with_the_weights() -> None:
     run = guarded_run(
         {"snapshot": SNAPSHOT, "budget": {"consecutive_skips": 1}},
         faults=[{"kind": "nan_loss", "step": 47}],
-        state={"ema": ema},
+        ema=ema,
     )
     saved = {}
     while run.reports[-1:] == [] or run.reports[-1].action != "rolled_back":
@@ -105,6 +105,22 @@ def test_other_states_are_rewound_with_the_weights() -> None:
         if run.attempt().step == 40 and 40 not in saved:
             saved[40] = copy.deepcopy(ema.state_dict())
     assert not differences(saved[40], ema.state_dict())
+
+
+def test_an_average_that_is_loaded_after_a_skip_stays_as_loaded() -> None:
+    run = nan_run()
+    ema = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    run = guarded_run(faults=[{"kind": "nan_loss", "step": 3}], ema=ema)
+    assert run.guard is not None
+    saved = copy.deepcopy(run.guard.state_dict())
+    while run.attempt().action != "skipped":
+        ema.update_parameters(run.model)
+    for parameter in ema.parameters():
+        parameter.data.fill_(0.5)
+    loaded = copy.deepcopy(ema.state_dict())
+    run.guard.load_state_dict(saved)
+    run.attempt()
+    assert not differences(loaded, ema.state_dict())
 
 
 def test_weights_loaded_after_the_guard_was_made_are_the_first_healthy_state() -> None:

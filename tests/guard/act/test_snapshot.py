@@ -47,7 +47,7 @@ class Bench:
     def back(self) -> int:
         target = self.ring.target()
         assert target is not None
-        self.ring.restore(target, leave=frozenset())
+        self.ring.restore(target, keep=frozenset())
         assert self.model.weight.item() == target.step
         self.now = target.step
         return target.step
@@ -62,14 +62,14 @@ def test_a_snapshot_is_returned_to_only_after_clean_steps(steps: int, target: in
 
 def test_doubt_drops_what_has_not_proved_itself() -> None:
     bench = Bench().clean(11)
-    bench.ring.doubt()
+    bench.ring.drop_candidates()
     assert bench.clean(5).back() == 0
     assert Bench().clean(12).back() == 10
 
 
 def test_after_doubt_the_next_snapshot_counts_anew() -> None:
     bench = Bench().clean(11)
-    bench.ring.doubt()
+    bench.ring.drop_candidates()
     assert bench.clean(11).back() == 20
 
 
@@ -98,7 +98,7 @@ def test_the_last_healthy_snapshot_is_never_lost(seed: int) -> None:
         if event < 0.85:
             bench.clean()
         elif event < 0.95:
-            bench.ring.doubt()
+            bench.ring.drop_candidates()
         else:
             bench.back()
         assert bench.ring.has_healthy()
@@ -114,19 +114,19 @@ def test_snapshots_taken_faster_than_they_prove_themselves_still_do(
 
 def test_memory_is_reused() -> None:
     bench = Bench(keep=2).clean(30)
-    seen = {s.parameters.copies[0].data_ptr() for s in bench.ring._held}
+    seen = {s.parameters.copies[0].data_ptr() for s in bench.ring._snapshots}
     for _ in range(4):
         bench.clean(25)
         bench.back()
-        bench.ring.doubt()
-        seen |= {s.parameters.copies[0].data_ptr() for s in bench.ring._held}
+        bench.ring.drop_candidates()
+        seen |= {s.parameters.copies[0].data_ptr() for s in bench.ring._snapshots}
     assert len(seen) == 2
 
 
 @pytest.mark.parametrize("keep", [2, 3, 5])
 def test_no_more_snapshots_are_held_than_asked_for(keep: int) -> None:
     bench = Bench(keep=keep).clean(200)
-    assert len(bench.ring._held) + len(bench.ring._free) == keep
+    assert len(bench.ring._snapshots) + len(bench.ring._free) == keep
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
@@ -237,7 +237,7 @@ def test_tied_weights_are_saved_once_and_stay_tied() -> None:
         model[0].weight.zero_()
     target = ring.target()
     assert target is not None
-    ring.restore(target, leave=frozenset())
+    ring.restore(target, keep=frozenset())
     assert torch.equal(model[1].weight, before)
     assert model[1].weight is model[0].weight
 

@@ -66,6 +66,17 @@ def test_after_a_rollback_the_detector_judges_as_if_the_lost_steps_had_not_been(
     assert [detector.observe(*step) for step in steps[300:]] == judge(steps)[300:]
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["positive", "turns negative"])
+def test_foreseeing_a_step_changes_nothing_and_gives_the_verdict_of_observing_it(sign: float) -> None:
+    detector = SpikeDetector()
+    for loss, grad_norm, update_norm in eventful(seed=5, sign=sign):
+        before, ratios = json.dumps(detector.state_dict()), detector.ratios()
+        foreseen = detector.foresee(loss, grad_norm, update_norm)
+        assert (json.dumps(detector.state_dict()), detector.ratios()) == (before, ratios)
+        verdict = detector.observe(loss, grad_norm, update_norm)
+        assert foreseen == verdict or verdict.kind in ("drift", "vanishing")
+
+
 def test_equal_numbers_give_equal_verdicts() -> None:
     assert judge(eventful(seed=3)) == judge(eventful(seed=3))
 

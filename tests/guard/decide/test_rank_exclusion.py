@@ -42,12 +42,12 @@ def agreed(*losses: float, dropped_micro_batches: int = 0) -> Agreed:
 
 
 def culprits(
-    shares: RankExclusion, *batches: Agreed, norms: tuple[float, ...] = (), every: int = 1
+    exclusion: RankExclusion, *batches: Agreed, norms: tuple[float, ...] = (), every: int = 1
 ) -> list[Any]:
     found = []
     for number, batch in enumerate(batches):
         local = np.array(norms) if norms else np.full(len(batch.losses), math.nan)
-        found.append(shares.culprit(number * every, batch, local, fine))
+        found.append(exclusion.culprit(number * every, batch, local, fine))
     return found
 
 
@@ -62,8 +62,8 @@ def test_bad_batches_of_several_ranks_are_nobodys() -> None:
 
 
 def test_bad_batches_long_ago_do_not_count() -> None:
-    shares = RankExclusion(ExclusionConfig(after=2, window_steps=10))
-    assert culprits(shares, *[agreed(50.0, 1.0)] * 3, every=10) == [None, None, None]
+    exclusion = RankExclusion(ExclusionConfig(after=2, window_steps=10))
+    assert culprits(exclusion, *[agreed(50.0, 1.0)] * 3, every=10) == [None, None, None]
 
 
 def test_each_rank_is_counted_for_itself() -> None:
@@ -72,19 +72,19 @@ def test_each_rank_is_counted_for_itself() -> None:
 
 
 def test_a_gradient_that_stands_out_names_its_rank_where_the_loss_is_fine() -> None:
-    shares = RankExclusion(ExclusionConfig(after=1))
-    assert culprits(shares, agreed(1.0, 1.0, 1.0), norms=(1.0, 1.2, 9.0)) == [2]
-    assert culprits(shares, agreed(1.0, 1.0, 1.0), norms=(1.0, math.nan, 1.1)) == [1]
-    assert culprits(shares, agreed(1.0, 1.0, 1.0), norms=(1.0, 1.2, 1.1)) == [None]
-    assert culprits(shares, agreed(1.0, 1.0, 1.0)) == [None], "norms that were not taken"
+    exclusion = RankExclusion(ExclusionConfig(after=1))
+    assert culprits(exclusion, agreed(1.0, 1.0, 1.0), norms=(1.0, 1.2, 9.0)) == [2]
+    assert culprits(exclusion, agreed(1.0, 1.0, 1.0), norms=(1.0, math.nan, 1.1)) == [1]
+    assert culprits(exclusion, agreed(1.0, 1.0, 1.0), norms=(1.0, 1.2, 1.1)) == [None]
+    assert culprits(exclusion, agreed(1.0, 1.0, 1.0)) == [None], "norms that were not taken"
 
 
 def test_what_was_left_out_for_long_is_the_new_normal() -> None:
-    shares = RankExclusion(ExclusionConfig(after=1, limit=2, window_steps=5))
+    exclusion = RankExclusion(ExclusionConfig(after=1, limit=2, window_steps=5))
     for _ in range(2):
-        assert culprits(shares, agreed(50.0, 1.0)) == [0]
-        shares.leave_out()
-    assert culprits(shares, agreed(50.0, 1.0)) == [None]
+        assert culprits(exclusion, agreed(50.0, 1.0)) == [0]
+        exclusion.count()
+    assert culprits(exclusion, agreed(50.0, 1.0)) == [None]
 
 
 @pytest.mark.parametrize("batch", [agreed(50.0), agreed(50.0, 1.0, dropped_micro_batches=1)])
@@ -97,9 +97,9 @@ def test_it_can_be_switched_off() -> None:
 
 
 def test_the_counts_continue() -> None:
-    shares, other = RankExclusion(ExclusionConfig()), RankExclusion(ExclusionConfig())
-    culprits(shares, *[agreed(1.0, 50.0)] * 2)
-    other.load_state_dict(shares.state_dict())
+    exclusion, other = RankExclusion(ExclusionConfig()), RankExclusion(ExclusionConfig())
+    culprits(exclusion, *[agreed(1.0, 50.0)] * 2)
+    other.load_state_dict(exclusion.state_dict())
     assert other.culprit(2, agreed(1.0, 50.0), np.full(2, math.nan), fine) == 1
 
 
@@ -126,10 +126,14 @@ def attempt(run: Run, batch: tuple[Tensor, Tensor]) -> StepReport:
 
 
 def trained(
-    rank: int, world_size: int, bad: tuple[int, ...] = (1,), **shares: Any
+    rank: int, world_size: int, bad: tuple[int, ...] = (1,), **exclusion: Any
 ) -> tuple[Run, GuardMetrics]:
     metrics = GuardMetrics(job="test")
-    config = {"clip": {"kind": "norm", "max_norm": NEVER}, "shares": shares, "snapshot": {"every_steps": 10}}
+    config = {
+        "clip": {"kind": "norm", "max_norm": NEVER},
+        "rank_exclusion": exclusion,
+        "snapshot": {"every_steps": 10},
+    }
     where = {"rank": rank, "world_size": world_size, "ddp": True}
     run = guarded_run(config, adamw, metrics=metrics, **where)
     while run.cursor.position < BAD.stop + 10:

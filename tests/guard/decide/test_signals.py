@@ -191,7 +191,7 @@ def test_averaged_weights_do_not_learn_from_a_skipped_batch() -> None:
     torch.manual_seed(0)
     model = nn.Linear(8, 1)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.05), state={"ema": ema})
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.05), ema=ema)
     reference: dict[str, torch.Tensor] = {}
     for i in range(20):
         x, y = batch(i)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.guard.integrations.problem import BATCH, BATCHES, NEVER
@@ -157,6 +158,25 @@ def test_a_nan_batch_leaves_weights_moments_buffers_and_schedule_to_the_bit() ->
     assert guard.guard is not None
     assert guard.guard.steps == BATCHES - 1 == trainer.lr_scheduler_configs[0].scheduler.last_epoch
     assert problem.loss_of(module.net) < 1.1 * problem.loss_of(fit(max_epochs=1)[1].net)
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_an_average_given_as_ema_learns_nothing_from_a_skipped_batch(protected: bool) -> None:
+    module = Regression()
+    average = AveragedModel(module.net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    guard = GradientGuardCallback(GuardConfig(), **({"ema": average} if protected else {}))
+
+    class Average(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            average.update_parameters(module.net)
+
+    fit(guard, Average(), module=module, data=loader(bad_batch=20), max_epochs=1)
+    assert average.n_averaged == BATCHES - protected
+
+
+def test_an_unknown_option_is_refused_when_the_callback_is_made() -> None:
+    with pytest.raises(TypeError, match="'jurnal'"):
+        GradientGuardCallback(GuardConfig(), **{"jurnal": "incidents.jsonl"})
 
 
 def test_one_bad_micro_batch_skips_its_window_only() -> None:

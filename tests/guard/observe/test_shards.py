@@ -73,8 +73,7 @@ def build(config: dict[str, Any], mesh: tuple[int, ...] | None, make_optimizer: 
     optimizer = make_optimizer(groups)  # type: ignore[arg-type]
     run = Run(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 50), Cursor())
     settings = GuardConfig.model_validate({"snapshot": {"every_steps": 4}, "recovery": RECOVERY, **config})
-    state = {"data": run.cursor}
-    run.guard = GradientGuard(model, optimizer, settings, scheduler=run.scheduler, state=state)
+    run.guard = GradientGuard(model, optimizer, settings, scheduler=run.scheduler, data=run.cursor)
     return run
 
 

@@ -62,14 +62,14 @@ def begin(workload: Any, spec: JobSpec, steps: int) -> Training:
     scaler = make_scaler(CPU, spec.train.precision)
     average = make_average(model, spec.train.ema_decay)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
-    rewound = {"data": cursor, **({} if average is None else {"average": average})}
     guard = GradientGuard(
         model,
         optimizer,
         spec.guard,
         scheduler=schedule,
         scaler=scaler,
-        state=rewound,
+        data=cursor,
+        ema=average,
         metrics=GuardMetrics(),
     )
     stepper = Stepper(
