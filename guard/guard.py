@@ -31,6 +31,7 @@ from guard.observe.observer import Observer, parameter_names
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
+from guard.record.totals import Totals
 from guard.step import StepParts, StepPipeline
 from guard.types import StepReport
 
@@ -127,6 +128,11 @@ class GradientGuard:
     def attempts(self) -> int:
         """Calls of ``step`` so far."""
         return self._cycle.attempt
+
+    @property
+    def totals(self) -> Totals:
+        """What the guard has done and found so far, with or without ``metrics``; it grows with each step."""
+        return self._parts.ledger.totals
 
     @property
     def layer_norms(self) -> dict[str, float]:
@@ -294,6 +300,8 @@ class GradientGuard:
         parts.ledger.load_state_dict(state["ledger"])
         if self.metrics is not None and state["metrics"] is not None:
             self.metrics.load_state_dict(state["metrics"])
+        elif state["metrics"] is not None:
+            self.totals.load_state_dict(state["metrics"]["totals"])
         self._actor.load_state_dict(state["actor"], cycle.step)
 
     def _make_cycle(self) -> StepPipeline:

@@ -27,7 +27,7 @@ from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
 from guard.record.recorder import Recorder
 from guard.records import Incident
-from guard.types import OK, Agreed, Correction, Evidence, Observation, StepOutcome, StepReport, Verdict
+from guard.types import Agreed, Correction, Evidence, Observation, StepOutcome, StepReport, Verdict
 
 Moved = tuple[float, float | None]
 _WORTH_REPEATING = ("suspect", "spike", "nonfinite")
@@ -329,6 +329,9 @@ def describe(
         update_norm=evidence.update_norm,
         buffer_jump=evidence.agreed.buffer_jump,
         excluded_ranks=evidence.excluded_ranks,
+        faulty_ranks=evidence.faulty_ranks,
+        dropped_micro_batches=evidence.agreed.dropped_micro_batches,
+        anomaly=evidence.anomaly,
     )
 
 
@@ -338,11 +341,6 @@ def pending(step: int, attempt: int, learning_rate: float) -> StepReport:
         step=step,
         attempt=attempt,
         action="applied",
-        loss=math.nan,
-        grad_norm=math.nan,
-        clip_coef=1.0,
-        clip_threshold=None,
-        verdict=OK,
         learning_rate=learning_rate,
         guard_seconds=0.0,
         pending=True,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.client.models import CheckpointInfo, Progress, Series
 from jobs.run_dir.jsonl import iter_jsonl, parse_row, read_json, read_jsonl
 from jobs.run_dir.paths import RunDir

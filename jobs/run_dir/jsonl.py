@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from guard.records import strict
+from guard.rows import strict
 
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONFINITE_ON_DISK = (b'"nan"', b'"inf"', b'"-inf"')

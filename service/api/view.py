@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.client.job_files import RunReader
 from jobs.client.models import AttemptInfo, Event, JobInfo
 from service.api.context import Context

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.errors import JobError
 from jobs.run_dir.paths import RunDir
 

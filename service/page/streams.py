@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.client.job_files import RunReader
 from jobs.report import words
 from jobs.report.incidents import join_outcomes

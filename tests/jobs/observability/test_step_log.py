@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, StepReport
-from guard.records import strict
+from guard.rows import strict
 from jobs.observability.step_log import describe, step_row
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.run_dir.jsonl import (
     JsonlWriter,
     cut_back,
