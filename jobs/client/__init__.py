@@ -1,7 +1,7 @@
-"""Hand in jobs and follow them from Python: ``JobClient``, and ``AsyncJobClient`` for asyncio."""
+"""Submit jobs and follow them from Python: ``JobClient``, and ``AsyncJobClient`` for asyncio."""
 
 from jobs.client.aio import AsyncJobClient
-from jobs.client.client import JobClient
+from jobs.client.client import Job, JobClient
 from jobs.client.errors import (
     ClientError,
     Conflict,
@@ -13,7 +13,6 @@ from jobs.client.errors import (
     Unreachable,
     Unsupported,
 )
-from jobs.client.job import Job
 from jobs.client.models import CheckpointInfo, Event, JobInfo, JobList, Progress, Series, Status
 
 __all__ = [

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from jobs.client.client import JobClient
-from jobs.client.job import Job
+from jobs.client.client import Job, JobClient
 from jobs.client.models import CheckpointInfo, Event, Series
 from jobs.spec.job_spec import JobSpec
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from jobs.client.backend import SubmitRequest
 from jobs.client.errors import JobNotFound, Unreachable, Unsupported
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.models import STATUSES, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
@@ -28,9 +28,9 @@ class FolderBackend:
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
         """See ``Backend``."""
-        folders = [path for path in self._root.iterdir() if RunReader(path).exists()]
+        folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        jobs = [self._info(RunReader(path)) for path in folders]
+        jobs = [self._info(JobFiles(path)) for path in folders]
         return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
@@ -55,7 +55,7 @@ class FolderBackend:
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
         """See ``Backend``."""
-        return self._files(job_id).incidents()
+        return self._files(job_id).incident_rows()
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
         """See ``Backend``."""
@@ -92,13 +92,13 @@ class FolderBackend:
     def close(self) -> None:
         """See ``Backend``."""
 
-    def _files(self, job_id: str) -> RunReader:
+    def _files(self, job_id: str) -> JobFiles:
         for path in (self._root / job_id, self._root):
-            if path.name == job_id and RunReader(path).exists():
-                return RunReader(path)
+            if path.name == job_id and JobFiles(path).exists():
+                return JobFiles(path)
         raise JobNotFound(f"there is no job {job_id} in {self._root}")
 
-    def _info(self, files: RunReader) -> JobInfo:
+    def _info(self, files: JobFiles) -> JobInfo:
         path, result, progress = files.folder.path, files.result() or {}, files.progress()
         status, reason = _status(path, result)
         return JobInfo(

@@ -14,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.client.backend import SubmitRequest
 from jobs.client.errors import ClientError, JobNotFound, Refused, Unreachable, Unsupported
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
@@ -127,7 +127,7 @@ class RayBackend:
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
         """See ``Backend``."""
-        return self._readable(job_id).incidents()
+        return self._readable(job_id).incident_rows()
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
         """See ``Backend``."""
@@ -167,11 +167,11 @@ class RayBackend:
         except OSError as error:
             raise Unreachable(f"the Ray cluster does not answer any more: {error}") from error
 
-    def _files(self, job_id: str) -> RunReader | None:
+    def _files(self, job_id: str) -> JobFiles | None:
         folder = noted_folder(job_id) or folder_of(self._details(job_id))
-        return RunReader(folder) if folder is not None and folder.is_dir() else None
+        return JobFiles(folder) if folder is not None and folder.is_dir() else None
 
-    def _readable(self, job_id: str) -> RunReader:
+    def _readable(self, job_id: str) -> JobFiles:
         files = self._files(job_id)
         if files is None:
             raise Unsupported(
@@ -196,7 +196,7 @@ def folder_of(details: JobDetails) -> Path | None:
     return None if spec is None else default_root() / Path(spec.storage).expanduser() / spec.name
 
 
-def _info(details: JobDetails, files: RunReader | None = None) -> JobInfo:
+def _info(details: JobDetails, files: JobFiles | None = None) -> JobInfo:
     job_id = details.submission_id or details.job_id or ""
     status = status_of(details)
     message = (details.message or "").strip().rpartition("\n")[2][:300]

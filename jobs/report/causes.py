@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jobs.report.incidents import FirstLayer, Incident
+from guard.records import FirstLayer, Incident
 from jobs.report.series import Floats, Matrix
 
 LOOK_BACK = 16

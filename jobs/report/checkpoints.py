@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from guard.rows import as_float, as_int, as_text
 from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
-from jobs.report.formats import as_float, as_int, as_text
 from jobs.run_dir.jsonl import iter_jsonl
 from jobs.run_dir.paths import CHECKPOINTS, HISTORY
 from jobs.run_dir.storage import open_storage

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guard.rows import strict
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.models import AttemptInfo, Event, JobInfo
 from service.api.context import Context
 from service.masking import MASKED, is_secret, masked
@@ -75,7 +75,7 @@ def event(row: EventRow) -> Event:
     )
 
 
-def files_of(service: Context, job: JobRow) -> RunReader | None:
+def files_of(service: Context, job: JobRow) -> JobFiles | None:
     """The files of a job, as far as they are below the root."""
     return files_below(folder_for(job, service.root), service.root)
 

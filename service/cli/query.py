@@ -93,7 +93,7 @@ def incidents(
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("step", "verdict", "signal", "value", "usually", "action", "to", "outcome", box=None)
+    table = Table("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome", box=None)
     for row in rows:
         numbers = [_number(row.get(key)) for key in ("value", "baseline")]
         words = [str(row.get(key) or "") for key in ("verdict", "signal")]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.errors import BAD_INPUT, EXIT_CODES
 
 Kind = Literal["succeeded", "failed", "halted", "stopped", "lost"]
@@ -36,7 +36,7 @@ class Outcome:
 
 def outcome_of(
     details: JobDetails | None,
-    files: RunReader | None,
+    files: JobFiles | None,
     *,
     before: Mapping[str, str] | None,
     stopping: bool,
@@ -85,7 +85,7 @@ def _failed(
     return Outcome("failed", said or last or (details.message or "").strip()[:300], code, result)
 
 
-def fresh_result(files: RunReader | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
+def fresh_result(files: JobFiles | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
     """result.json, if this attempt wrote it: a run removes that of the one before when it begins."""
     if files is None:
         return None

@@ -45,8 +45,8 @@ class JobView {
     this.handlers = {
       open: () => this.log.begin(),
       job: (job) => this.#job(job),
-      history: ({ columns }) => { this.steps.begin(columns); this.#draw(); },
-      steps: ({ columns }) => { this.steps.add(columns); this.#draw(); },
+      history: (update) => { this.steps.begin(update); this.#draw(); },
+      steps: (update) => { this.steps.add(update); this.#draw(); },
       incidents: (found) => { this.incidents = found; this.cards.show(found); this.#draw(); this.#goToHash(); },
       checkpoints: (found) => this.#checkpoints(found),
       log: ({ text }) => this.log.add(text),
@@ -148,9 +148,8 @@ class JobView {
   }
 
   #draw() {
-    const spans = this.steps.rewound();
     const found = marks(this.incidents.shown);
-    for (const chart of this.charts) chart.show(this.steps.rows, spans, found);
+    for (const chart of this.charts) chart.show(this.steps.rows, this.steps.rolledBack, found);
     this.#progress();
     this.#table();
   }

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from guard import Incident
 from jobs.report import charts, write_page
 from jobs.report.data import read_run
-from jobs.report.incidents import parse_incident
 from jobs.report.page import render
 from jobs.report.plot_style import NARROW, WIDE
 from jobs.run_dir.jsonl import read_jsonl, write_json_atomic
@@ -296,7 +296,7 @@ def test_a_nonfinite_loss_is_a_mark_at_the_top_edge(tmp_path):
 
 def test_neighbouring_incidents_share_a_badge_and_far_ones_do_not():
     places = {1: 10, 2: 500, 3: 503, 4: 505, 5: 990}
-    incidents = [parse_incident({**rollback_incident(i), "attempt": place}) for i, place in places.items()]
+    incidents = [Incident.from_row({**rollback_incident(i), "attempt": place}) for i, place in places.items()]
     labels = [mark.label for mark in charts.incident_marks(incidents, (0.0, 1000.0), WIDE)]
     assert labels == ["1", "2–4", "5"]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.submission import (
     LARGEST_KEPT,
     MARK,
@@ -69,7 +69,7 @@ def test_what_became_of_an_attempt(
 ) -> None:
     if result is not None:
         (tmp_path / "result.json").write_text(json.dumps(result))
-    files = RunReader(tmp_path)
+    files = JobFiles(tmp_path)
     outcome = outcome_of(details, files, before=None, stopping=False, log_end=log)
     assert outcome.kind == becomes
     if becomes == "failed":
@@ -78,7 +78,7 @@ def test_what_became_of_an_attempt(
 
 def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "succeeded"}')
-    files = RunReader(tmp_path)
+    files = JobFiles(tmp_path)
     before = files.marks()
     found = outcome_of(None, files, before=before, stopping=False, log_end="")
     assert found.kind == "lost"
