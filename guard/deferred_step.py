@@ -22,8 +22,8 @@ from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
 from guard.observe.observer import Observer
-from guard.step import Moved, StepParts, StepPipeline, pending
-from guard.types import Evidence, StepOutcome, StepReport
+from guard.step import StepParts, StepPipeline, pending
+from guard.types import Evidence, Movement, StepOutcome, StepReport
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Launched:
     shape: torch.Size
     host: Tensor
     arrived: torch.cuda.Event | None
-    moved: Moved | None
+    moved: Movement | None
     learning_rate: float
     samples: list[int]
 

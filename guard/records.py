@@ -36,7 +36,7 @@ OK = Verdict("ok", "loss", 0.0, None)
 class StepRecord(Row):
     """One step attempt: a row of metrics.jsonl.
 
-    A gauge's metadata names the Prometheus gauge that shows the last finite value of the field.
+    ``gauge`` is the name and the help text of the Prometheus gauge that shows the last finite value.
     """
 
     time: float = stored(math.nan, unit="unix seconds")
@@ -45,25 +45,43 @@ class StepRecord(Row):
     step: int = stored(0)
     """Optimizer steps applied in the history that stands: a skip leaves it, a rollback sets it back."""
     action: Action = stored("applied")
-    loss: float = stored(math.nan, gauge="loss")
+    loss: float = stored(math.nan, gauge=("loss", "Training loss, mean over ranks, last finite value."))
     """Mean over ranks."""
-    grad_norm: float = stored(math.nan, gauge="grad_norm")
+    grad_norm: float = stored(
+        math.nan, gauge=("grad_norm", "Global gradient norm before clipping, last finite value.")
+    )
     """Global L2 norm before clipping."""
-    clip_coef: float = stored(1.0, gauge="clip_coefficient")
+    clip_coef: float = stored(
+        1.0, gauge=("clip_coefficient", "Factor on the last gradient; 1 where it was not clipped.")
+    )
     """Factor on the gradient; 1 where it was not clipped."""
     clip_threshold: float | None = stored(None)
     """Norm to which the gradient is clipped; None while there is no limit."""
     verdict: Verdict = stored(OK, flat=True)
-    learning_rate: float = stored(math.nan, key="lr", gauge="learning_rate")
+    learning_rate: float = stored(
+        math.nan, key="lr", gauge=("learning_rate", "Learning rate of the first parameter group.")
+    )
     """Of the first parameter group."""
     step_seconds: float = stored(math.nan, unit="s")
     """From the end of the attempt before to the end of this one."""
     guard_seconds: float = stored(math.nan, unit="s")
     """What the guard adds to the attempt."""
     rolled_back_to: int | None = stored(None, unit="steps")
-    update_norm: float | None = stored(None, sparse=True, gauge="update_norm")
+    update_norm: float | None = stored(
+        None, sparse=True, gauge=("update_norm", "Norm of the last parameter update, last finite value.")
+    )
     """Mean distance that the weights moved per step, on the attempts on which it is measured."""
-    buffer_jump: float | None = stored(None, sparse=True, gauge="buffer_jump")
+    update_ratio: float | None = stored(
+        None,
+        sparse=True,
+        gauge=("update_ratio", "Norm of the last update over that of the weights."),
+    )
+    """``update_norm`` over the global norm of the weights, where it is measured; dimensionless."""
+    buffer_jump: float | None = stored(
+        None,
+        sparse=True,
+        gauge=("buffer_jump", "How far the last forward moved the buffers, over their norms."),
+    )
     """How far the last forward moved the buffers, in units of their norms; the largest over ranks."""
     local_norms: list[float] | None = stored(None)
     """One a rank, before the all-reduce of the attempt before; NaN where not measured."""
@@ -111,7 +129,7 @@ COLUMNS = {column.name: column for column in _columns(StepRecord)}
 """The flat columns of metrics.jsonl, by name: what tables, charts and streams can show."""
 NUMBERS = tuple(name for name, column in COLUMNS.items() if column.kind == "number")
 GAUGES = {f.name: f.metadata["gauge"] for f in fields(StepRecord) if "gauge" in f.metadata}
-"""The Prometheus gauge of a field of ``StepRecord``."""
+"""Name and help of the Prometheus gauge of a field of ``StepRecord``."""
 
 
 @dataclass(frozen=True, slots=True)

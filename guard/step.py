@@ -27,9 +27,8 @@ from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
 from guard.record.recorder import Recorder
 from guard.records import Incident
-from guard.types import Agreed, Correction, Evidence, Observation, StepOutcome, StepReport, Verdict
+from guard.types import Agreed, Correction, Evidence, Movement, Observation, StepOutcome, StepReport, Verdict
 
-Moved = tuple[float, float | None]
 _WORTH_REPEATING = ("suspect", "spike", "nonfinite")
 
 
@@ -129,7 +128,7 @@ class StepPipeline:
         agreed: Agreed,
         seen: Observation,
         expected: Verdict,
-        moved: Moved | None,
+        moved: Movement | None,
     ) -> tuple[Agreed, Observation, Correction | None]:
         """Computes the batch again. All ranks come here, since the verdict is that of agreed numbers."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
@@ -161,7 +160,7 @@ class StepPipeline:
         return agreed, self._correct(agreed, self._observer.observe())
 
     def _recompute_without(
-        self, culprit: int, again: Callable[[], None], bad: Agreed, moved: Moved | None
+        self, culprit: int, again: Callable[[], None], bad: Agreed, moved: Movement | None
     ) -> tuple[Agreed, Observation] | None:
         """The mean over the other ranks; None if that is bad too: then nothing of it is applied."""
         world_size = self._agreement.world_size
@@ -186,7 +185,7 @@ class StepPipeline:
         self,
         agreed: Agreed,
         seen: Observation,
-        moved: Moved | None,
+        moved: Movement | None,
         *,
         overflow: bool = False,
         fault: Correction | None = None,
@@ -327,6 +326,7 @@ def describe(
         local_norms=evidence.agreed.local_norms.tolist() if local else None,
         recovery=recovery,
         update_norm=evidence.update_norm,
+        update_ratio=None if evidence.moved is None else evidence.moved.ratio,
         buffer_jump=evidence.agreed.buffer_jump,
         excluded_ranks=evidence.excluded_ranks,
         faulty_ranks=evidence.faulty_ranks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,17 @@ class Observation:
     def scaled(self, factor: float) -> Observation:
         """That of gradients ``factor`` times as large."""
         return Observation(self.grad_norm * factor, self.layer_norms * factor)
+
+
+class Movement(NamedTuple):
+    """How far the weights moved since they were measured before."""
+
+    per_step: float
+    """Mean distance of one step."""
+    per_rate: float | None
+    """The whole distance in units of ``every_steps`` times the mean learning rate; None at rate 0."""
+    ratio: float | None
+    """``per_step`` over the norm of the weights; None while that is zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +121,15 @@ class Evidence:
     decision: Decision
     clip: Plan
     learning_rate: float
-    update_norm: float | None = None
+    moved: Movement | None = None
     ratios: dict[str, float] | None = None
     fault: Correction | None = None
     layer: int | None = None
+
+    @property
+    def update_norm(self) -> float | None:
+        """Mean distance of one step, on the attempts on which it is measured."""
+        return None if self.moved is None else self.moved.per_step
 
     @property
     def faulty_ranks(self) -> list[int]:

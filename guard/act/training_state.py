@@ -21,7 +21,7 @@ from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Sub
 from guard.config import GuardConfig
 from guard.observe.displacement import Displacement
 from guard.observe.observer import Observer
-from guard.types import Source, StepOutcome
+from guard.types import Movement, Source, StepOutcome
 
 DATA = "data"
 EMA = "ema"
@@ -116,8 +116,8 @@ class TrainingState:
             self._ring.retake(leave=frozenset({DATA, GENERATORS}))
             self._start_version = self._subject.version()
 
-    def moved(self, step: int) -> tuple[float, float | None] | None:
-        """The distance the weights have moved (see ``Displacement.measure``), on the steps it is measured.
+    def moved(self, step: int) -> Movement | None:
+        """How the weights have moved, on the steps on which that is measured.
 
         Always right after a snapshot: what the snapshot holds is then judged before it can be called healthy.
         """

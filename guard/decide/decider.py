@@ -18,7 +18,7 @@ from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.vanishing import FADED, VanishingByDepth
-from guard.types import OK, Agreed, Correction, Decision, Evidence, Observation, Verdict
+from guard.types import OK, Agreed, Correction, Decision, Evidence, Movement, Observation, Verdict
 
 _UNSEEN = Observation(math.nan, np.zeros(0))
 
@@ -57,9 +57,9 @@ class Decider:
         self._idle = np.zeros(len(names), dtype=np.int64)
         self._depth = VanishingByDepth(self._parameters, config.dead_steps)
 
-    def foresee(self, agreed: Agreed, seen: Observation, moved: tuple[float, float | None] | None) -> Verdict:
+    def foresee(self, agreed: Agreed, seen: Observation, moved: Movement | None) -> Verdict:
         """What ``judge`` would say; nothing is counted or learned."""
-        update = None if moved is None else moved[1]
+        update = None if moved is None else moved.per_rate
         return self.detector.foresee(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
 
     def culprit(
@@ -80,7 +80,7 @@ class Decider:
         self,
         agreed: Agreed,
         seen: Observation,
-        moved: tuple[float, float | None] | None,
+        moved: Movement | None,
         *,
         attempt: int,
         step: int,
@@ -93,7 +93,7 @@ class Decider:
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.typical("grad_norm")
         if self._config.mode != "off" and not overflow:
-            update = None if moved is None else moved[1]
+            update = None if moved is None else moved.per_rate
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
             decision = self.ladder.decide(verdict, attempt=attempt, can_roll_back=can_roll_back)
             verdict, decision, layer = self._silent(attempt, verdict, decision, seen)
@@ -112,7 +112,7 @@ class Decider:
                 accepted=decision.rung == "apply" and not overflow,
             ),
             learning_rate=learning_rate,
-            update_norm=None if moved is None else moved[0],
+            moved=moved,
             ratios=self.detector.ratios(),
             fault=fault,
             layer=layer,

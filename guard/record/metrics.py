@@ -130,7 +130,7 @@ class GuardMetrics:
             for name, value in shown.items():
                 if value is not None:
                     _keep_finite(self._values, name, value)
-            for field, gauge in GAUGES.items():
+            for field, (gauge, _) in GAUGES.items():
                 self._gauge(field, gauge, getattr(report, field))
             self._threshold(report.clip_threshold)
             if report.local_norms is not None and not all(map(math.isnan, report.local_norms)):

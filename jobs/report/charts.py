@@ -127,6 +127,8 @@ def _panels(run: Run, size: Size) -> list[Panel]:
         panels.append(Panel("Steps clipped, %", LOW, lambda axes: _clipped(axes, run)))
     if np.isfinite(steps.lr).any():
         panels.append(Panel("Learning rate", LOW, lambda axes: _rate(axes, run, size)))
+    if np.isfinite(steps.update_ratio).any():
+        panels.append(Panel("Update / weight norm", LOW, lambda axes: _update_ratio(axes, run, size)))
     if evaluation_points(run, "test_accuracy")[0]:
         panels.append(Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run)))
     return panels
@@ -169,6 +171,12 @@ def _rate(axes: Axes, run: Run, size: Size) -> None:
     look.shade(axes, recovering, Role.RECOVERY, size)
     look.line(axes, steps.attempt, steps.lr, Role.RATE, size, noisy=False)
     look.value_axis(axes, np.append(rates, 0.0), LOW)
+
+
+def _update_ratio(axes: Axes, run: Run, size: Size) -> None:
+    ratios = run.steps.update_ratio
+    look.value_axis(axes, ratios[np.isfinite(ratios)], LOW)
+    look.line(axes, run.steps.attempt, ratios, Role.RATE, size)
 
 
 def _accuracy(axes: Axes, run: Run) -> None:

@@ -29,6 +29,7 @@ class JobView {
         { column: "clip_threshold", label: "clip threshold", kind: "clip" },
       ], 210),
       new Chart("Learning rate", [{ column: "lr", label: "learning rate", kind: "rate" }], 130),
+      new Chart("Update norm / weight norm", [{ column: "update_ratio", label: "ratio", kind: "rate", sparse: true }], 130),
     ];
     this.badge = h("span", { class: "badge" });
     this.state = h("p", { id: "state", role: "status", class: "lead" }, "Looking for the job");

@@ -279,6 +279,13 @@ def test_no_value_breaks_the_page(tmp_path, value):
     assert_harmless(write_page(tmp_path).read_text(encoding="utf-8"))
 
 
+def test_an_update_ratio_that_was_measured_has_a_chart(tmp_path, html):
+    measured = [{**row_at_last(i), **({"update_ratio": 1e-3} if i % 5 == 0 else {})} for i in range(1, 40)]
+    write_rows(tmp_path / "metrics.jsonl", measured)
+    assert "Update / weight norm" in page_of(tmp_path).text
+    assert "Update / weight norm" not in html
+
+
 def test_a_run_of_one_step_has_charts(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", [row_at_last(1)])
     assert "step attempt" in page_of(tmp_path).text
