@@ -51,7 +51,7 @@ class Progress:
         self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
         self._link = HubLink(hub, spec.name) if rank == 0 else None
-        self._carryover = CounterCarryover(folder.told)
+        self._carryover = CounterCarryover(folder.counters)
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
         self._last: StepReport | None = None

@@ -1,4 +1,4 @@
-"""The checkpoints of a job: of those on disk their manifests tell, of those that are gone the history."""
+"""The checkpoints of a job: those on disk by their manifests, those that are gone by the history."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FATES = {
     "written": "candidate",
     "retired": "good; newer ones took its place",
     "suspect": "removed: an anomaly followed it",
-    "undone": "removed: the run went back beyond it",
+    "undone": "removed: the run rolled back beyond it",
     "unconfirmed": "removed: the run ended before it was good",
     "failed": "could not be written",
 }
@@ -48,16 +48,16 @@ class Checkpoint:
 def read_checkpoints(
     job_dir: Path, spec: Mapping[str, Any], *, remote: bool = True
 ) -> tuple[Checkpoint, ...]:
-    """All checkpoints that the history tells of, and those that lie in the job's folder or under its URL.
+    """All checkpoints in the history, and those in the job's folder or under its URL.
 
-    Of one that is there its manifest tells; where the place cannot be read, the history alone; a URL is asked
-    only if ``remote``.
+    One that is there is described by its manifest; where the storage cannot be read, the history is all; a
+    URL is read only if ``remote``.
     """
-    told = _history(iter_jsonl(job_dir / HISTORY))
+    recorded = _history(iter_jsonl(job_dir / HISTORY))
     place = _place(job_dir, spec)
     there = _on_disk(place) if remote or isinstance(place, Path) else []
     found = {manifest.step: _checkpoint(manifest) for manifest in there}
-    both = {**told, **found}
+    both = {**recorded, **found}
     return tuple(both[step] for step in sorted(both))
 
 

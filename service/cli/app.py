@@ -17,7 +17,7 @@ from service.cli.compare import add_compare_command
 from service.cli.jobs import add_job_commands
 from service.cli.local import add_local_commands
 from service.cli.options import JsonOption, SetOption, SpecArgument
-from service.cli.query import add_look_commands
+from service.cli.query import add_query_commands
 from service.cli.serve import serve
 from service.cli.tokens import tokens_app
 
@@ -61,7 +61,7 @@ add_local_commands(app)
 add_checkpoint_commands(app)
 add_compare_command(app)
 add_job_commands(app)
-add_look_commands(app)
+add_query_commands(app)
 app.command()(serve)
 app.add_typer(tokens_app, name="tokens")
 
