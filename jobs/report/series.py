@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from guard.rows import as_float
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 
 from jobs.errors import JobError
-from jobs.run_dir.paths import RunDir
+from jobs.run_dir.paths import METRICS, SPEC
+from jobs.run_dir.reader import RunReader
 from service.cli.jobs import client_at
 from service.cli.options import AddressOption, JsonOption
 
@@ -131,15 +132,21 @@ def _is_here(job: str) -> bool:
     return "/" in job or Path(job).is_dir()
 
 
+def job_folder(path: Path) -> Path:
+    """The path, if it is the folder of a job.
+
+    Raises:
+        JobError: it is not.
+    """
+    if not RunReader(path).exists():
+        raise JobError(f"{path} is not the folder of a job: it has neither {SPEC} nor {METRICS}")
+    return path
+
+
 def _local_report(path: Path, *, png: bool) -> Path:
     from jobs.report import write_picture, write_report
 
-    folder = RunDir(path)
-    if not (folder.spec.exists() or folder.metrics.exists()):
-        raise JobError(
-            f"{path} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl"
-        )
-    return write_picture(path) if png else write_report(path)
+    return write_picture(job_folder(path)) if png else write_report(job_folder(path))
 
 
 def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:

@@ -18,6 +18,7 @@ from measure import publish, tell
 from render import EXPLOSION
 from rich.console import Console
 
+from guard.records import StepRecord
 from jobs.cluster.driver import run_job
 from jobs.run_dir.jsonl import read_jsonl
 from jobs.spec.job_spec import JobSpec
@@ -37,8 +38,8 @@ def main() -> None:
             overrides = [*options.set, f"guard.mode={mode}", f"storage={storage}", f"name={mode}"]
             spec = JobSpec.load(options.spec, overrides)
             result = run_job(spec, console=Console())
-            rows = [row for row in read_jsonl(spec.job_dir / "metrics.jsonl") if "action" in row]
-            runs[label] = (result, rows)
+            rows = read_jsonl(spec.job_dir / "metrics.jsonl")
+            runs[label] = (result, [StepRecord.from_row(row) for row in rows if "action" in row])
     results = {label: result for label, (result, _) in runs.items()}
     tables = {EXPLOSION: _rows(results)}
     publish("explosion", tables, options.json, seeds=[spec.seed])
@@ -67,14 +68,14 @@ def _rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def _draw(runs: dict[str, list[StepRecord]], path: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     for label, rows in runs.items():
-        losses = [min(r["loss"], CEILING) if math.isfinite(r["loss"]) else math.nan for r in rows]
+        losses = [min(r.loss, CEILING) if math.isfinite(r.loss) else math.nan for r in rows]
         style = "--" if MODES[label] == "off" else "-"
-        axes.plot([r["attempt"] for r in rows], losses, style, label=label, linewidth=1.4)
-        lost = next((r["attempt"] for r in rows if not math.isfinite(r["loss"])), None)
+        axes.plot([r.attempt for r in rows], losses, style, label=label, linewidth=1.4)
+        lost = next((r.attempt for r in rows if not math.isfinite(r.loss)), None)
         if lost is not None and label == "without":
             axes.annotate("the weights are NaN from here on", (lost, 8), color="C1")
     axes.set(xlabel="step attempt", ylabel="training loss", yscale="log")
