@@ -21,10 +21,9 @@ from guard.act.fused import FusedStep
 from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
-from guard.observe.displacement import Movement
 from guard.observe.observer import Observer
 from guard.step import StepParts, StepPipeline, pending
-from guard.types import Evidence, StepOutcome, StepReport
+from guard.types import Evidence, Movement, StepOutcome, StepReport
 
 
 @dataclass(slots=True)

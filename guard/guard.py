@@ -31,6 +31,7 @@ from guard.observe.observer import Observer, parameter_names
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
+from guard.record.totals import Totals
 from guard.step import StepParts, StepPipeline
 from guard.types import StepReport
 
@@ -134,6 +135,11 @@ class GradientGuard:
     def attempts(self) -> int:
         """Calls of ``step`` so far."""
         return self._pipeline.attempt
+
+    @property
+    def totals(self) -> Totals:
+        """What the guard has done and found so far, with or without ``metrics``; it grows with each step."""
+        return self._parts.recorder.totals
 
     @property
     def layer_norms(self) -> dict[str, float]:
@@ -301,6 +307,8 @@ class GradientGuard:
         parts.recorder.load_state_dict(state["ledger"])
         if self.metrics is not None and state["metrics"] is not None:
             self.metrics.load_state_dict(state["metrics"])
+        elif state["metrics"] is not None:
+            self.totals.load_state_dict(state["metrics"]["totals"])
         self._state.load_state_dict(state["actor"], pipeline.step)
 
     def _make_pipeline(self) -> StepPipeline:

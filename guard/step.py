@@ -22,13 +22,12 @@ from guard.decide.decider import Decider
 from guard.decide.rank_exclusion import without
 from guard.decide.recompute import BatchReplayer, Result, faulty_ranks
 from guard.errors import GuardHalt
-from guard.observe.displacement import Movement
 from guard.observe.local_norms import LocalNorms
 from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
 from guard.record.recorder import Recorder
 from guard.records import Incident
-from guard.types import OK, Agreed, Correction, Evidence, Observation, StepOutcome, StepReport, Verdict
+from guard.types import Agreed, Correction, Evidence, Movement, Observation, StepOutcome, StepReport, Verdict
 
 _WORTH_RECOMPUTING = ("suspect", "spike", "nonfinite")
 """Drift and vanishing are not of one batch: computing it again shows nothing."""
@@ -330,8 +329,12 @@ def describe(
         local_norms=evidence.agreed.local_norms.tolist() if local else None,
         recovery=recovery,
         update_norm=evidence.update_norm,
+        update_ratio=None if evidence.moved is None else evidence.moved.ratio,
         buffer_jump=evidence.agreed.buffer_jump,
         excluded_ranks=evidence.excluded_ranks,
+        faulty_ranks=evidence.faulty_ranks,
+        dropped_micro_batches=evidence.agreed.dropped_micro_batches,
+        anomaly=evidence.anomaly,
     )
 
 
@@ -341,11 +344,6 @@ def pending(step: int, attempt: int, learning_rate: float) -> StepReport:
         step=step,
         attempt=attempt,
         action="applied",
-        loss=math.nan,
-        grad_norm=math.nan,
-        clip_coef=1.0,
-        clip_threshold=None,
-        verdict=OK,
         learning_rate=learning_rate,
         guard_seconds=0.0,
         pending=True,

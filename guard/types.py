@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.records import Incident
+from guard.records import OK as OK
+from guard.records import Action as Action
+from guard.records import Incident, StepRecord
+from guard.records import Kind as Kind
+from guard.records import Signal as Signal
+from guard.records import Source as Source
+from guard.records import Verdict as Verdict
+from guard.rows import stored
 
-Kind = Literal["ok", "suspect", "spike", "nonfinite", "drift", "vanishing"]
-Signal = Literal["loss", "grad_norm", "update_norm", "buffers"]
 Rung = Literal["apply", "clip", "skip", "rollback", "halt"]
-Action = Literal["applied", "clipped", "skipped", "rolled_back"]
-Source = Literal["memory", "disk"]
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +37,17 @@ class Observation:
     def scaled(self, factor: float) -> Observation:
         """That of gradients ``factor`` times as large."""
         return Observation(self.grad_norm * factor, self.layer_norms * factor)
+
+
+class Movement(NamedTuple):
+    """How far the weights moved since they were measured before."""
+
+    per_step: float
+    """Mean distance of one step."""
+    per_lr: float | None
+    """The whole distance in units of ``every_steps`` times the mean learning rate; None at rate 0."""
+    ratio: float | None
+    """``per_step`` over the norm of the weights; None while that is zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +69,6 @@ class Agreed:
     micro_batches: int = 1
     """Of all ranks together."""
     dropped_micro_batches: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the detector makes of one step.
-
-    ``score`` is the excess in robust standard deviations, with ``sigmas`` as threshold; ``baseline`` is what
-    it exceeds, in the signal's own unit, None while there is too little history.
-    """
-
-    kind: Kind
-    signal: Signal = "loss"
-    score: float = 0.0
-    baseline: float | None = None
-
-
-OK = Verdict("ok", "loss", 0.0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +121,36 @@ class Evidence:
     decision: Decision
     clip: Plan
     learning_rate: float
-    update_norm: float | None = None
+    moved: Movement | None = None
     ratios: dict[str, float] | None = None
     fault: Correction | None = None
     layer: int | None = None
 
     @property
+    def update_norm(self) -> float | None:
+        """Mean distance of one step, on the attempts on which it is measured."""
+        return None if self.moved is None else self.moved.per_step
+
+    @property
     def faulty_ranks(self) -> list[int]:
-        """Ranks whose hardware gave another result the second time; -1 is one that cannot be told."""
+        """Ranks whose result differed when the batch was computed again; -1 is unknown."""
         return list(self.fault.ranks) if self.fault is not None and self.fault.hardware else []
 
     @property
     def excluded_ranks(self) -> list[int]:
-        """Ranks without whose share the batch goes on."""
+        """Ranks without whose part of the batch the step is applied."""
         return list(self.fault.ranks) if self.fault is not None and not self.fault.hardware else []
+
+    @property
+    def anomaly(self) -> Verdict | None:
+        """What was wrong with the attempt, also where it was corrected in time; None where nothing was."""
+        if self.fault is not None:
+            return self.fault.verdict
+        if self.verdict.kind != "ok":
+            return self.verdict
+        if self.agreed.dropped_micro_batches:
+            return Verdict("nonfinite", "loss", math.inf, self.verdict.baseline)
+        return None
 
     @property
     def clean(self) -> bool:
@@ -158,38 +172,19 @@ class StepOutcome:
     source: Source = "memory"
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one guarded step did.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport(StepRecord):
+    """What one guarded step did: its record, and what is not stored in its row.
 
-    ``step`` counts the optimizer steps applied in the history that stands: a skip does not advance it, a
-    rollback sets it back. ``attempt`` counts calls of ``guard.step`` and only grows. ``grad_norm`` is the
-    global norm before clipping, ``loss`` the mean over ranks. ``local_norms`` (one a rank) are those of the
-    attempt before. ``update_norm`` is the mean distance of the weights per step, where it was measured.
-    ``excluded_ranks`` are ranks without whose share of the batch the step was applied. ``pending`` marks the
-    answer of a deferred guard that has nothing to report yet.
+    ``pending`` marks the answer of a deferred guard that has nothing to report yet. ``anomaly`` is what was
+    wrong with the attempt: the verdict, or that of a batch that was corrected before it was applied.
     """
 
-    step: int
-    attempt: int
-    action: Action
-    loss: float
-    grad_norm: float
-    clip_coef: float
-    clip_threshold: float | None
-    verdict: Verdict
-    learning_rate: float
-    guard_seconds: float
-    rolled_back_to: int | None = None
-    incident: Incident | None = None
-    stop: bool = False
-    overflow: bool = False
-    local_norms: list[float] | None = None
-    recovery: dict[str, float] = field(default_factory=dict)
-    update_norm: float | None = None
-    buffer_jump: float | None = None
-    excluded_ranks: list[int] = field(default_factory=list)
-    pending: bool = False
+    incident: Incident | None = stored(None, unstored=True)
+    anomaly: Verdict | None = stored(None, unstored=True)
+    stop: bool = stored(False, unstored=True)
+    overflow: bool = stored(False, unstored=True)
+    pending: bool = stored(False, unstored=True)
 
     @property
     def applied(self) -> bool:

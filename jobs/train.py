@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.client.submission import SPEC_VARIABLE, note_folder
 from jobs.cluster.driver import run_job
 from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError

@@ -19,9 +19,9 @@ from guard.act.fused import FusedStep
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
-from guard.observe.displacement import Displacement, Movement
+from guard.observe.displacement import Displacement
 from guard.observe.observer import Observer
-from guard.types import Source, StepOutcome
+from guard.types import Movement, Source, StepOutcome
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""

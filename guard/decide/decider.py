@@ -18,8 +18,7 @@ from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.vanishing import VANISHED, VanishingByDepth
-from guard.observe.displacement import Movement
-from guard.types import OK, Agreed, Correction, Decision, Evidence, Observation, Verdict
+from guard.types import OK, Agreed, Correction, Decision, Evidence, Movement, Observation, Verdict
 
 _UNSEEN = Observation(math.nan, np.zeros(0))
 
@@ -107,7 +106,7 @@ class Decider:
                 accepted=decision.rung == "apply" and not overflow,
             ),
             learning_rate=learning_rate,
-            update_norm=None if moved is None else moved.mean,
+            moved=moved,
             ratios=self.detector.ratios(),
             fault=fault,
             layer=layer,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
-from guard.records import strict
+from guard.rows import strict
 from guard.types import Verdict
 
 ALARMS = frozenset({"spike", "nonfinite"})

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +21,10 @@ from torch.optim import Optimizer
 from guard.observe.gradients import elements
 from guard.observe.norms import square_norms
 from guard.observe.shards import Shards, local
+from guard.types import Movement
 
 GROUP_ELEMENTS = 1 << 18
 """Weights that are compared and copied at a time: 1 MB of float32, which stays in the processor's cache."""
-
-
-class Movement(NamedTuple):
-    """How far the weights have moved since the last measurement."""
-
-    mean: float
-    """Mean distance of one step."""
-    per_lr: float | None
-    """The whole distance, in units of ``every_steps`` times the mean learning rate of its steps; None while
-    that is zero. After fewer steps the unit stays: a short stretch is never mistaken for a large movement."""
 
 
 class Displacement:
@@ -90,12 +81,16 @@ class Displacement:
         steps, self._measured_at = max(1, step - self._measured_at), step
         if self._places != self._present_places():
             self.start(step)
-            return Movement(math.nan, None)
-        self._last = self._squares(follow=True)
+            return Movement(math.nan, None, None)
+        self._last, weights = self._squares(follow=True)
         with np.errstate(invalid="ignore", over="ignore"):
-            distance = math.sqrt(self._last.sum())
+            distance, norm = math.sqrt(self._last.sum()), math.sqrt(weights.sum())
         rate = self._mean_rate()
-        return Movement(distance / steps, distance / (rate * self._every) if rate > 0 else None)
+        return Movement(
+            per_step=distance / steps,
+            per_lr=distance / (rate * self._every) if rate > 0 else None,
+            ratio=distance / steps / norm if norm > 0 else None,
+        )
 
     def _mean_rate(self) -> float:
         """Without the largest rate since the last measurement: what one wild rate did must stay visible."""
@@ -112,19 +107,24 @@ class Displacement:
         """
         squares = self._last if step == self._measured_at else None
         if squares is None and self._places == self._present_places():
-            squares = self._squares(follow=False)
+            squares, _ = self._squares(follow=False)
         with np.errstate(invalid="ignore"):
             return None if squares is None else np.sqrt(squares)
 
-    def _squares(self, *, follow: bool) -> NDArray[np.float64]:
-        """The squared distance of each parameter from its copy, which then follows if asked to."""
-        squares = np.zeros(len(self._parameters))
+    def _squares(self, *, follow: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each parameter the squared distance from its copy, which then follows if asked to, and the
+        squared norm."""
+        distances, weights = np.zeros(len(self._parameters)), np.zeros(len(self._parameters))
         with np.errstate(invalid="ignore", over="ignore"):
             for group in self._groups:
-                np.add.at(squares, group.owners, group.squares())
+                moved, norms = np.split(group.squares(), 2)
+                np.add.at(distances, group.owners, moved)
+                np.add.at(weights, group.owners, norms)
                 if follow:
                     group.save()
-        return squares if self._shards is None else self._shards.sum(squares)
+        if self._shards is None:
+            return distances, weights
+        return self._shards.sum(distances), self._shards.sum(weights)  # all-reduces; all ranks come here
 
     def _present_places(self) -> list[int]:
         return [local(p).data_ptr() for p in self._parameters]
@@ -157,8 +157,9 @@ class _Group:
         self.copies.append(torch.empty_like(piece))
 
     def squares(self) -> NDArray[np.float64]:
-        """The squared distance of each piece."""
-        return square_norms([elements(d) for d in torch._foreach_sub(self.weights, self.copies)])
+        """The squared distances of all pieces, then their squared norms."""
+        differences = torch._foreach_sub(self.weights, self.copies)
+        return square_norms([elements(piece) for piece in (*differences, *self.weights)])
 
     def save(self) -> None:
         torch._foreach_copy_(self.copies, self.weights)

@@ -1,35 +1,35 @@
-"""Who did it: layers and ranks ranked by their share of the evidence."""
+"""Where an anomaly came from: layers and ranks ordered by their share of the evidence."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.types import Verdict
+from guard.records import FirstMover, LayerEvidence, MovedWeight, RankEvidence, Verdict, WindowRow
 
 TOP_LAYERS = 8
 LOOK_BACK = 4
-"""An incident began at most so many attempts ago."""
+"""An incident began at most this many attempts before."""
 ELEVATED = 0.7
-"""From this share of what is news on a signal has moved."""
+"""A signal has moved from this fraction of the anomaly threshold on."""
 _CAUSES = ("update_norm", "loss", "grad_norm")
 """Where two signals moved alike, the earlier of these explains the later."""
 _DECAY = 0.98
 
 
 class LayerHistory:
-    """An exponential mean of each layer's norm over clean steps: what "usual" means for a layer."""
+    """An exponential mean of each layer's norm over clean steps: the layer's baseline."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._mean: NDArray[np.float64] | None = None
 
     def accept(self, norms: NDArray[np.float64]) -> None:
-        """Folds the norms of a clean step in; norms that are not finite (nothing is judged) are left out."""
+        """Includes the norms of a clean step; norms that are not finite (nothing is judged) are ignored."""
         if not math.isfinite(norms.sum()):
             return
         if self._mean is None:
@@ -38,40 +38,34 @@ class LayerHistory:
             self._mean *= _DECAY
             self._mean += (1 - _DECAY) * norms
 
-    def rank(self, norms: NDArray[np.float64]) -> list[dict[str, Any]]:
+    def rank(self, norms: NDArray[np.float64]) -> list[LayerEvidence]:
         """The layers with the largest share of the squared norm, non-finite ones first."""
-        with np.errstate(all="ignore"):
-            squares = norms * norms
-        finite = np.where(np.isfinite(squares), squares, 0.0)
-        return self._rows(
-            norms, sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
-        )
+        finite, _ = _finite_squares(norms)
+        order = sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
+        return self._evidence(norms, order)
 
-    def rank_faded(self, norms: NDArray[np.float64], first: int | None) -> list[dict[str, Any]]:
-        """The layers that have lost the largest part of their usual norm; before them ``first``, if given."""
+    def rank_faded(self, norms: NDArray[np.float64], first: int | None) -> list[LayerEvidence]:
+        """The layers that have lost the largest part of their baseline; before them ``first``, if given."""
         growth = self._growth(norms)
         known = [i for i in range(len(norms)) if i != first and math.isfinite(growth[i])]
         order = sorted(known, key=lambda i: growth[i])
-        return self._rows(norms, order if first is None else [first, *order])
+        return self._evidence(norms, order if first is None else [first, *order])
 
     def _growth(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Norm over usual norm; not finite where nothing is usual."""
+        """Norm over baseline; not finite where there is none."""
         with np.errstate(all="ignore"):
             return norms / (np.zeros_like(norms) if self._mean is None else self._mean)
 
-    def _rows(self, norms: NDArray[np.float64], order: list[int]) -> list[dict[str, Any]]:
-        with np.errstate(all="ignore"):
-            squares = norms * norms
-        finite = np.where(np.isfinite(squares), squares, 0.0)
-        total = float(finite.sum()) or 1.0
+    def _evidence(self, norms: NDArray[np.float64], order: list[int]) -> list[LayerEvidence]:
+        finite, total = _finite_squares(norms)
         growth = self._growth(norms)
         return [
-            {
-                "name": self._names[i],
-                "norm": float(norms[i]),
-                "share": float(finite[i]) / total if math.isfinite(norms[i]) else None,
-                "growth": None if self._mean is None or not self._mean[i] else float(growth[i]),
-            }
+            LayerEvidence(
+                name=self._names[i],
+                norm=float(norms[i]),
+                share=float(finite[i]) / total if math.isfinite(norms[i]) else None,
+                growth=None if self._mean is None or not self._mean[i] else float(growth[i]),
+            )
             for i in order[:TOP_LAYERS]
         ]
 
@@ -85,24 +79,16 @@ class LayerHistory:
         self._mean = None if means is None else np.asarray(means, dtype=np.float64)
 
 
-def rank_moved(names: Sequence[str], distances: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """The parameters that moved farthest, non-finite ones first; ``share`` is of the squared distance."""
-    with np.errstate(all="ignore"):
-        squares = distances * distances
-        finite = np.where(np.isfinite(squares), squares, 0.0)
-    total = float(finite.sum()) or 1.0
-    order = sorted(range(len(names)), key=lambda i: (math.isfinite(squares[i]), -finite[i]))
-    return [
-        {
-            "name": names[i],
-            "distance": float(distances[i]),
-            "share": float(finite[i]) / total if math.isfinite(squares[i]) else None,
-        }
-        for i in order[:TOP_LAYERS]
-    ]
+def rank_moved(names: Sequence[str], distances: NDArray[np.float64]) -> list[MovedWeight]:
+    """The parameters that moved farthest, non-finite ones first."""
+    finite, total = _finite_squares(distances)
+    known = np.isfinite(distances)
+    order = sorted(range(len(names)), key=lambda i: (known[i], -finite[i]))[:TOP_LAYERS]
+    shares = [float(finite[i]) / total if known[i] else None for i in order]
+    return [MovedWeight(names[i], float(distances[i]), share) for i, share in zip(order, shares, strict=True)]
 
 
-def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) -> list[dict[str, Any]]:
+def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) -> list[RankEvidence]:
     """The ranks, worst first: non-finite, then by share of the squared local norm, else of the loss."""
     taken = not np.isnan(local_norms).all()
     with np.errstate(all="ignore"):
@@ -112,30 +98,35 @@ def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) ->
     total = float(finite.sum()) or 1.0
     order = sorted(range(len(losses)), key=lambda r: (not bad[r], -finite[r]))
     return [
-        {
-            "rank": r,
-            "loss": float(losses[r]),
-            "local_norm": float(local_norms[r]) if taken else None,
-            "nonfinite": bool(bad[r]),
-            "share": None if bad[r] else float(finite[r]) / total,
-        }
+        RankEvidence(
+            rank=r,
+            loss=float(losses[r]),
+            local_norm=float(local_norms[r]) if taken else None,
+            nonfinite=bool(bad[r]),
+            share=None if bad[r] else float(finite[r]) / total,
+        )
         for r in order
     ]
 
 
-def first_mover(window: Sequence[Mapping[str, Any]], verdict: Verdict) -> dict[str, Any] | None:
-    """The signal that left its level first, of the last few attempts up to this one.
-
-    ``ratio`` is its excess in units of what is news. None where no loss or norm moved at all.
-    """
+def first_mover(window: Sequence[WindowRow], verdict: Verdict) -> FirstMover | None:
+    """The signal that left its baseline first, of the last few attempts up to this one; None without any."""
     rows = list(window)[-LOOK_BACK:]
     elevated = [
-        (row["attempt"], -ratio, _CAUSES.index(signal))
+        (row.attempt, -ratio, _CAUSES.index(signal))
         for row in rows
-        for signal, ratio in (row["ratios"] or {}).items()
+        for signal, ratio in (row.ratios or {}).items()
         if ratio >= ELEVATED
     ]
     if not elevated:
-        return {"signal": verdict.signal, "attempt": rows[-1]["attempt"], "ratio": None} if rows else None
+        return FirstMover(verdict.signal, rows[-1].attempt) if rows else None
     attempt, ratio, cause = min(elevated)
-    return {"signal": _CAUSES[cause], "attempt": attempt, "ratio": -ratio}
+    return FirstMover(_CAUSES[cause], attempt, -ratio)
+
+
+def _finite_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """The squares, 0 for those that are not finite, and their sum, at least something to divide by."""
+    with np.errstate(all="ignore"):
+        squares = values * values
+    finite = np.where(np.isfinite(squares), squares, 0.0)
+    return finite, float(finite.sum()) or 1.0

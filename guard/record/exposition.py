@@ -15,6 +15,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from guard.records import GAUGES
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -22,7 +24,7 @@ Labels = tuple[tuple[str, str], ...]
 class Family:
     """One metric: `name` is its key in a snapshot, `labels` come after `job`.
 
-    A gauge lies in a snapshot's `values`, a counter or histogram in its `totals`, an info in `info`.
+    A gauge is in a snapshot's `values`, a counter or histogram in its `totals`, an info in `info`.
     """
 
     kind: Literal["gauge", "counter", "histogram", "info"]
@@ -40,8 +42,7 @@ class Family:
 FAMILIES = (
     Family("info", "job", "What runs: model, optimizer, mode, world size."),
     Family("gauge", "job_created_timestamp_seconds", "When the totals of the job began, unix time."),
-    Family("gauge", "loss", "Training loss, mean over ranks, last finite value."),
-    Family("gauge", "grad_norm", "Global gradient norm before clipping, last finite value."),
+    *(Family("gauge", *gauge) for gauge in GAUGES.values()),
     Family(
         "gauge", "grad_norm_local", "Gradient norm of one rank before the all-reduce, last finite.", ("rank",)
     ),
@@ -49,11 +50,7 @@ FAMILIES = (
     Family(
         "gauge", "layer_grad_norm", "Gradient norm of one parameter or group, last finite value.", ("layer",)
     ),
-    Family("gauge", "update_norm", "Norm of the last parameter update, last finite value."),
-    Family("gauge", "buffer_jump", "How far the last forward moved the buffers, in units of their norms."),
     Family("gauge", "clip_threshold", "Norm above which gradients are clipped; absent while nothing is."),
-    Family("gauge", "clip_coefficient", "Factor on the last gradient; 1 where it was not clipped."),
-    Family("gauge", "learning_rate", "Learning rate of the first parameter group."),
     Family("gauge", "gradient_noise_scale", "Noise scale in global batches; above 1 a larger batch pays."),
     Family("gauge", "regularization_strength", "Strength of one regularization.", ("kind",)),
     Family("gauge", "steps_accepted", "Optimizer steps that stand; a rollback sets it back."),
@@ -65,16 +62,16 @@ FAMILIES = (
     Family("gauge", "checkpoint_last_timestamp_seconds", "When it was written, unix time."),
     Family("gauge", "checkpoint_bytes", "Size of the checkpoint written last."),
     Family("counter", "attempts", "Attempted optimizer steps, whatever became of them."),
-    Family("counter", "samples", "Samples in all attempts, those of rewound steps too."),
-    Family("counter", "tokens", "Tokens in all attempts, those of rewound steps too."),
+    Family("counter", "samples", "Samples in all attempts, those of rolled-back steps too."),
+    Family("counter", "tokens", "Tokens in all attempts, those of rolled-back steps too."),
     Family("counter", "steps", "Attempted optimizer steps, by what the guard did.", ("action",)),
-    Family("counter", "anomalies", "Verdicts other than ok.", ("signal", "verdict")),
+    Family("counter", "anomalies", "Attempts in which anything was wrong.", ("signal", "verdict")),
     Family("counter", "nonfinite", "NaN or infinite values seen in a signal.", ("signal",)),
     Family("counter", "rollbacks", "Rollbacks, by where the state came from.", ("source",)),
-    Family("counter", "steps_lost", "Optimizer steps thrown away by rollbacks."),
+    Family("counter", "steps_lost", "Optimizer steps discarded by rollbacks."),
     Family("counter", "hardware_faults", "Batches that gave another result when computed again.", ("rank",)),
-    Family("counter", "micro_batches_dropped", "Micro-batches left out of their accumulation window."),
-    Family("counter", "rank_exclusions", "Shares of ranks whose data stays bad, left out of a batch."),
+    Family("counter", "micro_batches_dropped", "Micro-batches dropped from their accumulation window."),
+    Family("counter", "rank_exclusions", "Ranks excluded from a batch because their data stays bad."),
     Family("counter", "checkpoints", "Checkpoints, by what became of them.", ("outcome",)),
     Family("counter", "checkpoint_failures", "Checkpoints that could not be written."),
     Family("histogram", "guard_seconds", "Time the guard adds to a step."),
@@ -95,7 +92,7 @@ class GuardCollector(Collector):
         return [_metric(family) for family in FAMILIES]
 
     def collect(self) -> Iterable[Metric]:
-        """What a pusher of another version has not, or has on top, is left out."""
+        """What a pusher of another version lacks, or has in addition, is ignored."""
         snapshots = list(self._source())
         for family in FAMILIES:
             metric = _metric(family)
@@ -109,7 +106,7 @@ class GuardCollector(Collector):
 
 def render(snapshots: Iterable[Mapping[str, Any]]) -> str:
     """Prometheus' text format, version 0.0.4: what `GuardCollector` gives through prometheus-client's own
-    writer, several times faster, which tells where one scrape shows hundreds of jobs."""
+    writer, several times faster, which matters where one scrape shows hundreds of jobs."""
     known = [(f'job="{_escaped(snapshot["job"])}"', snapshot) for snapshot in snapshots]
     lines: list[str] = []
     for family in FAMILIES:

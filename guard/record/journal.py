@@ -1,15 +1,14 @@
-"""Incidents, and the append-only journal they are written to: one JSON object a line."""
+"""The append-only journal of incidents: one JSON object a line."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from guard.records import Incident
+from guard.rows import JsonlWriter
 
 log = logging.getLogger("guard")
 
@@ -26,7 +25,7 @@ class Journal:
 
     def incident(self, incident: Incident) -> None:
         """Appends an incident."""
-        self._append({"type": "incident", **incident.to_dict()})
+        self._append({"type": "incident", **incident.to_row()})
 
     def outcome(self, incident_id: int, outcome: str, *, step: int, steps: int) -> None:
         """Appends how an incident ended: ``recovered``, ``recurred`` or ``halted``, after ``steps`` steps."""
@@ -35,19 +34,9 @@ class Journal:
 
     def _append(self, record: dict[str, Any]) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                torn = _ends_torn(file)
-                file.write(b"\n" * torn + json.dumps(record, allow_nan=False).encode() + b"\n")
+            with JsonlWriter(self.path) as rows:
+                rows.write(record)
         except OSError as error:
             self.failures += 1
             if self.failures == 1:
-                log.warning("cannot write %s: %s; training goes on", self.path, error.strerror)
-
-
-def _ends_torn(file: BinaryIO) -> bool:
-    """Whether the last line was cut short by a kill or a full disk: the next record must not join it."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
+                log.warning("cannot write %s: %s; training continues", self.path, error.strerror)

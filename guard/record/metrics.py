@@ -22,17 +22,14 @@ from prometheus_client.registry import CollectorRegistry
 
 from guard.record.cardinality import group_names, group_norms, outliers
 from guard.record.exposition import GuardCollector
-from guard.record.totals import Histogram, larger
+from guard.record.totals import ROLLBACK_BUCKETS, SIGNALS, Histogram, Totals, larger
+from guard.records import GAUGES
+from guard.types import StepReport
 
-ACTIONS = ("applied", "clipped", "skipped", "rolled_back")
-SOURCES = ("memory", "disk")
-SIGNALS = ("loss", "grad_norm", "update_norm", "buffers")
-VERDICTS = ("suspect", "spike", "nonfinite", "drift", "vanishing")
 CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
-
-GUARD_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-ROLLBACK_BUCKETS = (1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_SIGNAL_OF = {name: name for name in SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
+"""The signal under which a value of a step that is not finite is counted, by the field of its record."""
 
 MAX_LAYERS = 64
 MAX_RANKS = 64
@@ -53,11 +50,11 @@ class Layers:
 
 
 class GuardMetrics:
-    """Totals and last values of one job.
+    """What Prometheus is shown of one job: the guard's totals, and the last values.
 
-    A counter never goes back: `load_state_dict` keeps the larger of what is saved and what is here, so a
-    rollback leaves the counters alone and a restart continues them. A gauge keeps its last *finite* value and
-    `gradguard_nonfinite_total` counts the rest, because `NaN > x` is never true in an alert.
+    A counter never decreases: `load_state_dict` keeps the larger of what is saved and what is here, so a
+    rollback does not change the counters and a restart continues them. A gauge keeps its last *finite* value
+    and `gradguard_nonfinite_total` counts the rest, because `NaN > x` is never true in an alert.
 
     Safe to scrape while another thread steps.
 
@@ -66,7 +63,7 @@ class GuardMetrics:
         info: the labels of `gradguard_job_info`.
         samples_per_step: of the global batch; without it no samples are counted.
         tokens_per_step: the same for tokens.
-        max_layers: parameters beyond so many are shown in groups.
+        max_layers: more parameters than these are shown in groups.
         max_ranks: of more ranks than these, only those are shown whose local norm stands out.
 
     Raises:
@@ -98,109 +95,54 @@ class GuardMetrics:
             "layer_grad_norm": {},
             "regularization_strength": {},
         }
-        self._steps = dict.fromkeys(ACTIONS, 0)
+        self.totals = Totals()
         self._seen = {name: 0 for name, size in self._per_step.items() if size is not None}
-        self._anomalies = {signal: dict.fromkeys(VERDICTS, 0) for signal in SIGNALS}
-        self._rollbacks = dict.fromkeys(SOURCES, 0)
         self._nonfinite = dict.fromkeys(NONFINITE_SIGNALS, 0)
-        self._steps_lost = 0
-        self._hardware_faults = {"unknown": 0}
         self._latest_layers: Layers | None = None
-        self._micro_batches_dropped = 0
-        self._rank_exclusions = 0
-        self._guard_seconds = Histogram(GUARD_BUCKETS)
-        self._rollback_seconds = Histogram(ROLLBACK_BUCKETS)
         self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
         self._checkpoint_seconds = Histogram(ROLLBACK_BUCKETS)
         self._checkpoint_blocked_seconds = Histogram(ROLLBACK_BUCKETS)
 
-    def step(
+    def observe(
         self,
-        *,
-        action: str,
-        loss: float,
-        grad_norm: float,
-        clip_threshold: float | None,
-        clip_coef: float,
-        learning_rate: float,
-        guard_seconds: float,
-        update_norm: float | None = None,
-        buffer_jump: float | None = None,
+        report: StepReport,
         layers: Mapping[str, float] | Layers | None = None,
-        local_norms: Sequence[float] | None = None,
-        regularization: Mapping[str, float] | None = None,
-        steps_accepted: int | None = None,
+        *,
+        noise_scale: float | None = None,
         rollback_budget: int | None = None,
         rollbacks_left: int | None = None,
     ) -> None:
-        """Record one attempted step. `None` leaves the last value standing; a threshold of `None` (nothing is
-        clipped at present) removes it. `local_norms` has one entry a rank; all NaN means not measured.
-        `steps_accepted` are those of the history that stands, `rollbacks_left` of the `rollback_budget`."""
+        """Shows the values of one attempt; its totals are counted by `Totals.observe`.
+
+        Args:
+            report: of the attempt. None in it leaves the last value, but a clip threshold of None removes it:
+                nothing is clipped at present.
+            layers: gradient norm of each parameter.
+            noise_scale: in global batches.
+            rollback_budget: rollbacks allowed within the window of the budget.
+            rollbacks_left: of these.
+        """
+        shown = {"gradient_noise_scale": noise_scale, "rollback_budget": rollback_budget}
+        shown["rollback_budget_left"] = rollbacks_left
+        cooldown = {f"recovery_{name}": v for name, v in report.recovery.items() if name != "lr_scale"}
         with self._lock:
-            if action not in self._steps:
-                raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
-            self._steps[action] += 1
-            self._progress(steps_accepted)
-            if rollback_budget is not None and rollbacks_left is not None:
-                self._values["rollback_budget"] = float(rollback_budget)
-                self._values["rollback_budget_left"] = float(rollbacks_left)
-            self._signal("loss", loss)
-            self._signal("grad_norm", grad_norm)
-            if update_norm is not None:
-                self._signal("update_norm", update_norm)
-            if buffer_jump is not None:
-                self._signal("buffers", buffer_jump, gauge="buffer_jump")
-            self._threshold(clip_threshold)
-            _keep_finite(self._values, "clip_coefficient", clip_coef)
-            _keep_finite(self._values, "learning_rate", learning_rate)
-            self._guard_seconds.observe(guard_seconds)
-            if local_norms is not None and not all(map(math.isnan, local_norms)):
-                self._ranks(local_norms)
+            self._progress(report.step)
+            for name, value in shown.items():
+                if value is not None:
+                    _keep_finite(self._values, name, value)
+            for field, (gauge, _) in GAUGES.items():
+                self._gauge(field, gauge, getattr(report, field))
+            self._threshold(report.clip_threshold)
+            if report.local_norms is not None and not all(map(math.isnan, report.local_norms)):
+                self._ranks(report.local_norms)
             if layers is not None:
                 self._take_layers(layers)
-            if regularization is not None:
-                _update_finite(self._keyed["regularization_strength"], regularization)
+            _update_finite(self._keyed["regularization_strength"], cooldown)
 
     def regularization(self, strengths: Mapping[str, float]) -> None:
-        """What keeps the weights small at present, by kind; a kind that is not named keeps its value."""
+        """The strength of each regularization in force; a kind that is not named keeps its value."""
         with self._lock:
             _update_finite(self._keyed["regularization_strength"], strengths)
-
-    def noise_scale(self, ratio: float) -> None:
-        """The gradient noise scale, in global batches."""
-        with self._lock:
-            _keep_finite(self._values, "gradient_noise_scale", ratio)
-
-    def anomaly(self, *, signal: str, verdict: str) -> None:
-        """Count one verdict that was not `ok`."""
-        with self._lock:
-            verdicts = self._anomalies.setdefault(signal, dict.fromkeys(VERDICTS, 0))
-            verdicts[verdict] = verdicts.get(verdict, 0) + 1
-
-    def rollback(self, *, source: str, seconds: float, steps_lost: int) -> None:
-        """Count one rollback from `source` (`memory` or `disk`), how long it took and what it threw away."""
-        with self._lock:
-            if source not in self._rollbacks:
-                raise ValueError(f"source must be one of {', '.join(SOURCES)}; got {source!r}")
-            self._rollbacks[source] += 1
-            self._steps_lost += steps_lost
-            self._rollback_seconds.observe(seconds)
-
-    def hardware_fault(self, *, rank: int) -> None:
-        """Count one batch that gave another result on `rank` when it was computed again; -1 is unknown."""
-        with self._lock:
-            name = str(rank) if rank >= 0 else "unknown"
-            self._hardware_faults[name] = self._hardware_faults.get(name, 0) + 1
-
-    def dropped(self, micro_batches: int) -> None:
-        """Count micro-batches that were left out."""
-        with self._lock:
-            self._micro_batches_dropped += micro_batches
-
-    def rank_exclusions(self, ranks: int) -> None:
-        """Count shares of ranks whose data stays bad, left out of a batch that was applied."""
-        with self._lock:
-            self._rank_exclusions += ranks
 
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""
@@ -238,27 +180,21 @@ class GuardMetrics:
         with self._lock:
             self._name_layers()
             keyed = {name: dict(values) for name, values in self._keyed.items()}
-            return {"created": self._created, "values": {**self._values, **keyed}, "totals": self._totals()}
+            totals = {**self.totals.state_dict(), **self._own_totals()}
+            return {"created": self._created, "values": {**self._values, **keyed}, "totals": totals}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; a total that is already larger here stays."""
         with self._lock:
-            totals = larger(self._totals(), state["totals"])
+            self.totals.load_state_dict(state["totals"])
+            totals = larger(self._own_totals(), state["totals"])
             self._latest_layers = None
             self._created = min(self._created, float(state["created"]))
             values = dict(state["values"])
             self._keyed = {name: dict(values.pop(name)) for name in self._keyed}
             self._values = values
-            self._steps, self._anomalies = totals["steps"], totals["anomalies"]
             self._seen = {name: totals[name] for name in ("samples", "tokens") if name in totals}
-            self._rollbacks, self._nonfinite = totals["rollbacks"], totals["nonfinite"]
-            self._steps_lost = totals["steps_lost"]
-            self._hardware_faults = totals["hardware_faults"]
-            self._micro_batches_dropped = totals["micro_batches_dropped"]
-            self._rank_exclusions = totals["rank_exclusions"]
-            self._guard_seconds.load(totals["guard_seconds"])
-            self._rollback_seconds.load(totals["rollback_seconds"])
-            self._checkpoints = totals["checkpoints"]
+            self._nonfinite, self._checkpoints = totals["nonfinite"], totals["checkpoints"]
             self._checkpoint_seconds.load(totals["checkpoint_seconds"])
             self._checkpoint_blocked_seconds.load(totals["checkpoint_blocked_seconds"])
 
@@ -269,14 +205,11 @@ class GuardMetrics:
         registry.register(collector)
         return collector
 
-    def _progress(self, steps_accepted: int | None) -> None:
-        if steps_accepted is not None:
-            self._values["steps_accepted"] = float(steps_accepted)
+    def _progress(self, steps_accepted: int) -> None:
+        self._values["steps_accepted"] = float(steps_accepted)
         for name, size in self._per_step.items():
-            if size is None:
-                continue
-            self._seen[name] = self._seen.get(name, 0) + size
-            if steps_accepted is not None:
+            if size is not None:
+                self._seen[name] = self._seen.get(name, 0) + size
                 self._values[f"{name}_accepted"] = float(steps_accepted * size)
 
     def _grouping(self, layers: Mapping[str, float]) -> dict[str, str]:
@@ -284,14 +217,15 @@ class GuardMetrics:
             self._groups = group_names(list(layers), self._max_layers)
         return self._groups
 
-    def _signal(self, name: str, value: float, *, gauge: str | None = None) -> None:
-        self._nonfinite[name] += not _keep_finite(self._values, gauge or name, value)
+    def _gauge(self, field: str, gauge: str, value: float | None) -> None:
+        if value is not None and not _keep_finite(self._values, gauge, value) and field in _SIGNAL_OF:
+            self._nonfinite[_SIGNAL_OF[field]] += 1
 
     def _signals(self, name: str, values: Mapping[str, float]) -> None:
         self._nonfinite[name] += _update_finite(self._keyed[name], values)
 
     def _take_layers(self, layers: Mapping[str, float] | Layers) -> None:
-        """Norms that are all finite are named only when somebody asks for them."""
+        """Norms that are all finite are named only at a scrape."""
         if isinstance(layers, Layers) and math.isfinite(layers.norms.sum()):
             self._latest_layers = layers
             return
@@ -314,20 +248,10 @@ class GuardMetrics:
         else:
             self._values["clip_threshold"] = float(value)
 
-    def _totals(self) -> dict[str, Any]:
+    def _own_totals(self) -> dict[str, Any]:
         return {
-            "attempts": sum(self._steps.values()),
             **self._seen,
-            "steps": dict(self._steps),
-            "anomalies": {signal: dict(verdicts) for signal, verdicts in self._anomalies.items()},
-            "rollbacks": dict(self._rollbacks),
             "nonfinite": dict(self._nonfinite),
-            "steps_lost": self._steps_lost,
-            "hardware_faults": dict(self._hardware_faults),
-            "micro_batches_dropped": self._micro_batches_dropped,
-            "rank_exclusions": self._rank_exclusions,
-            "guard_seconds": self._guard_seconds.dump(),
-            "rollback_seconds": self._rollback_seconds.dump(),
             "checkpoints": dict(self._checkpoints),
             "checkpoint_failures": self._checkpoints["failed"],
             "checkpoint_seconds": self._checkpoint_seconds.dump(),

@@ -1,4 +1,4 @@
-"""Nothing is silent: every anomaly becomes an incident, counted, journaled and followed to its outcome."""
+"""Every anomaly becomes an incident: counted, journaled and followed to its outcome."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from guard.observe.noise_scale import NoiseEstimate
 from guard.record.attribution import LayerHistory, first_mover, rank_moved, rank_ranks
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics, Layers
-from guard.records import Incident
-from guard.types import Evidence, StepOutcome, StepReport, Verdict
+from guard.record.totals import Totals
+from guard.records import OK, CooldownInfo, Incident, LayerEvidence, Verdict, WindowRow
+from guard.types import Evidence, StepOutcome, StepReport
 
 WINDOW_ATTEMPTS = 16
 MAX_SAMPLES = 64
 
 
 class Recorder:
-    """Writes what happened. Its counters survive a rollback."""
+    """Writes what happened. Its totals survive a rollback."""
 
     def __init__(
         self,
@@ -39,37 +40,28 @@ class Recorder:
         self._journal = journal
         self._shadow = shadow
         self._rollback_budget = rollback_budget
-        self._window: deque[dict[str, Any]] = deque(maxlen=WINDOW_ATTEMPTS)
-        self._incidents = 0
+        self._window: deque[WindowRow] = deque(maxlen=WINDOW_ATTEMPTS)
         self._open: list[tuple[int, int, int]] = []
-        self._last_kind = "ok"
         self._excluded_ranks: list[int] = []
+        self.totals = Totals() if metrics is None else metrics.totals
         self.layers = LayerHistory(names)
 
     def note(self, evidence: Evidence) -> bool:
-        """Adds the attempt to the window; true when it begins an anomaly that needs an incident.
-
-        Drift, and a rank that is left out, are told when they begin, and counted at every attempt.
-        """
+        """Adds the attempt to the window; true where an incident begins: at each anomaly, but an exclusion
+        of ranks that continues belongs to the incident with which it began."""
         self._window.append(
-            {
-                "attempt": evidence.attempt,
-                "step": evidence.step,
-                "loss": evidence.agreed.loss,
-                "grad_norm": evidence.grad_norm,
-                "update_norm": evidence.update_norm,
-                "ratios": evidence.ratios,
-            }
+            WindowRow(
+                attempt=evidence.attempt,
+                step=evidence.step,
+                loss=evidence.agreed.loss,
+                grad_norm=evidence.grad_norm,
+                update_norm=evidence.update_norm,
+                ratios=evidence.ratios,
+            )
         )
-        kind, last = evidence.verdict.kind, self._last_kind
-        self._last_kind = kind
-        excluded_ranks, before = evidence.excluded_ranks, self._excluded_ranks
-        self._excluded_ranks = excluded_ranks
-        if kind == "drift":
-            return kind != last
-        if excluded_ranks:
-            return excluded_ranks != before
-        return kind != "ok" or evidence.agreed.dropped_micro_batches > 0 or evidence.fault is not None
+        before, self._excluded_ranks = self._excluded_ranks, evidence.excluded_ranks
+        continues = evidence.excluded_ranks == before and evidence.verdict.kind == "ok"
+        return evidence.anomaly is not None and not (evidence.excluded_ranks and continues)
 
     def incident(
         self,
@@ -81,15 +73,15 @@ class Recorder:
         recovery: dict[str, Any] | None,
         distances: NDArray[np.float64] | None = None,
     ) -> Incident:
-        """Builds, counts and journals the incident of this attempt."""
-        verdict, reason = _told(evidence)
+        """Builds and journals the incident of this attempt."""
+        verdict, reason = evidence.anomaly or OK, _reason(evidence)
         layers = self._layers(evidence, verdict)
         if verdict.kind == "vanishing" and evidence.layer is None and layers:
-            reason = f"the gradient has all but vanished, most of all in {layers[0]['name']}"
-        self._incidents += 1
+            reason = f"the gradient has all but vanished, most of all in {layers[0].name}"
+        self.totals.incidents += 1
         halted = evidence.decision.rung == "halt" and not self._shadow
         incident = Incident(
-            id=self._incidents,
+            id=self.totals.incidents,
             job=self._job,
             time=time.time(),
             attempt=evidence.attempt,
@@ -106,7 +98,7 @@ class Recorder:
             seconds=outcome.seconds,
             would=evidence.decision.rung if self._shadow else None,
             source=outcome.source if outcome.rolled_back_to is not None else None,
-            recovery=recovery,
+            recovery=None if recovery is None else CooldownInfo.from_row(recovery),
             moved_first=first_mover(self._window, verdict),
             faulty_ranks=evidence.faulty_ranks,
             excluded_ranks=evidence.excluded_ranks,
@@ -117,13 +109,12 @@ class Recorder:
             ranks=rank_ranks(evidence.agreed.losses, local_norms),
             samples=samples[:MAX_SAMPLES],
         )
-        self._count(incident, outcome)
         if self._journal is not None:
             self._journal.incident(incident)
-        self._follow(incident)
+        self._follow(incident, evidence.step, evidence.attempt)
         return incident
 
-    def _layers(self, evidence: Evidence, verdict: Verdict) -> list[dict[str, Any]]:
+    def _layers(self, evidence: Evidence, verdict: Verdict) -> list[LayerEvidence]:
         if verdict.kind == "vanishing":
             return self.layers.rank_faded(evidence.layer_norms, first=evidence.layer)
         return self.layers.rank(
@@ -131,7 +122,7 @@ class Recorder:
         )
 
     def clean(self, evidence: Evidence, step: int) -> None:
-        """A clean step was applied: layers learn what is usual, incidents left behind are closed."""
+        """A clean step was applied: the layers' baselines take it in, and incidents before it are closed."""
         self.layers.accept(evidence.layer_norms)
         if self._open and step > max(left for _, _, left in self._open):
             self._close_all("recovered", step, evidence.attempt)
@@ -144,50 +135,24 @@ class Recorder:
         *,
         rollbacks_left: int,
     ) -> None:
-        """Counts the step in the metrics."""
-        if self._metrics is None:
-            return
-        if noise is not None:
-            self._metrics.noise_scale(noise.ratio)
-        self._metrics.rank_exclusions(len(report.excluded_ranks))
-        recovery = report.recovery
-        self._metrics.step(
-            action=report.action,
-            loss=report.loss,
-            grad_norm=report.grad_norm,
-            clip_threshold=report.clip_threshold,
-            clip_coef=report.clip_coef,
-            learning_rate=report.learning_rate,
-            guard_seconds=report.guard_seconds,
-            layers=Layers(self._names, layer_norms),
-            local_norms=report.local_norms,
-            update_norm=report.update_norm,
-            buffer_jump=report.buffer_jump,
-            regularization={f"recovery_{k}": v for k, v in recovery.items() if k != "lr_scale"},
-            steps_accepted=report.step,
-            rollback_budget=self._rollback_budget,
-            rollbacks_left=rollbacks_left,
-        )
-
-    def _count(self, incident: Incident, outcome: StepOutcome) -> None:
-        if self._metrics is None:
-            return
-        self._metrics.anomaly(signal=incident.signal, verdict=incident.verdict)
-        for rank in incident.faulty_ranks:
-            self._metrics.hardware_fault(rank=rank)
-        self._metrics.dropped(incident.dropped_micro_batches)
-        if outcome.rolled_back_to is not None:
-            self._metrics.rollback(
-                source=outcome.source, seconds=outcome.seconds, steps_lost=outcome.steps_lost
+        """Counts the attempt and shows it in the metrics."""
+        self.totals.observe(report)
+        if self._metrics is not None:
+            self._metrics.observe(
+                report,
+                Layers(self._names, layer_norms),
+                noise_scale=None if noise is None else noise.ratio,
+                rollback_budget=self._rollback_budget,
+                rollbacks_left=rollbacks_left,
             )
 
-    def _follow(self, incident: Incident) -> None:
+    def _follow(self, incident: Incident, step: int, attempt: int) -> None:
         if incident.action == "rolled_back":
-            self._close_all("recurred", incident.step, incident.attempt)
+            self._close_all("recurred", step, attempt)
         if incident.action in ("rolled_back", "skipped", "halted"):
-            self._open.append((incident.id, incident.attempt, incident.step))
+            self._open.append((incident.id, attempt, step))
         if incident.action == "halted":
-            self._close_all("halted", incident.step, incident.attempt)
+            self._close_all("halted", step, attempt)
 
     def _close_all(self, outcome: str, step: int, attempt: int) -> None:
         for incident_id, began, _ in self._open:
@@ -196,41 +161,36 @@ class Recorder:
         self._open = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, open incidents and what is usual for each layer."""
+        """Totals, open incidents, window and the baselines of the layers."""
         return {
-            "incidents": self._incidents,
+            "totals": self.totals.state_dict(),
             "open": [list(entry) for entry in self._open],
-            "last_kind": self._last_kind,
             "excluded_ranks": list(self._excluded_ranks),
-            "window": [dict(row) for row in self._window],
+            "window": [row.to_row() for row in self._window],
             "layers": self.layers.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
-        self._incidents = int(state["incidents"])
+        """Continues from ``state_dict``; older states have their totals in those of the metrics."""
+        self.totals.load_state_dict(state.get("totals", {"incidents": int(state.get("incidents", 0))}))
         self._open = [(int(i), int(a), int(s)) for i, a, s in state["open"]]
-        self._last_kind = str(state["last_kind"])
         self._excluded_ranks = [int(rank) for rank in state.get("excluded_ranks", [])]
-        self._window = deque(state["window"], maxlen=WINDOW_ATTEMPTS)
+        self._window = deque(map(WindowRow.from_row, state["window"]), maxlen=WINDOW_ATTEMPTS)
         self.layers.load_state_dict(state["layers"])
 
 
-def _told(evidence: Evidence) -> tuple[Verdict, str]:
-    """Verdict and reason as an incident tells them: also what was put right before it could do harm."""
-    verdict, agreed, fault = evidence.verdict, evidence.agreed, evidence.fault
+def _reason(evidence: Evidence) -> str:
+    """Why, as the incident words it: also what was corrected before it was applied."""
+    agreed, fault = evidence.agreed, evidence.fault
     if fault is not None:
         ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in fault.ranks)
         if not fault.hardware:
-            return fault.verdict, f"the data of rank {ranks} stays bad: its share is left out"
+            return f"the data of rank {ranks} stays bad: the rank is excluded"
         reason = f"computed again, the batch gave another result on rank {ranks}: a hardware fault"
-        return fault.verdict, reason if verdict.kind == "ok" else f"{reason}; {evidence.decision.reason}"
-    if agreed.dropped_micro_batches and verdict.kind == "ok":
-        reason = (
-            f"{agreed.dropped_micro_batches} of {agreed.micro_batches} micro-batches not finite: left out"
-        )
-        return Verdict("nonfinite", "loss", math.inf, verdict.baseline), reason
-    return verdict, evidence.decision.reason
+        return reason if evidence.verdict.kind == "ok" else f"{reason}; {evidence.decision.reason}"
+    if agreed.dropped_micro_batches and evidence.verdict.kind == "ok":
+        return f"{agreed.dropped_micro_batches} of {agreed.micro_batches} micro-batches not finite: dropped"
+    return evidence.decision.reason
 
 
 def _value(evidence: Evidence, signal: str) -> float:

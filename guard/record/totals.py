@@ -1,21 +1,36 @@
-"""Totals that only grow: histograms, and what is made of the totals of two snapshots.
+"""What the guard counts: totals that only grow, and how the totals of two snapshots are joined.
 
-Totals are a nested mapping of numbers, as in the snapshots of `GuardMetrics`.
+A snapshot of totals is a nested mapping of numbers, as in the snapshots of `GuardMetrics`.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client.utils import floatToGoString
 
+from guard.records import Action, Incident, Kind, Signal, Source
+
+if TYPE_CHECKING:
+    from guard.types import StepReport
+
+ACTIONS: tuple[str, ...] = get_args(Action)
+SOURCES: tuple[str, ...] = get_args(Source)
+SIGNALS: tuple[str, ...] = get_args(Signal)
+VERDICTS: tuple[str, ...] = get_args(Kind)[1:]
+"""Those that are anomalous."""
+
+GUARD_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+ROLLBACK_BUCKETS = (1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
 
 class Histogram:
-    """Counts per bucket; the last bucket takes what lies above all bounds."""
+    """Counts per bucket; the last bucket counts what is above all bounds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -23,8 +38,12 @@ class Histogram:
         self._counts = [0] * len(self._edges)
         self._sum = 0.0
 
+    @property
+    def sum(self) -> float:
+        """Of all values counted."""
+        return self._sum
+
     def observe(self, value: float) -> None:
-        """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
@@ -37,6 +56,100 @@ class Histogram:
         cumulative = list(accumulate((state["buckets"][edge] for edge in self._edges), max))
         self._counts = [after - before for before, after in pairwise([0, *cumulative])]
         self._sum = float(state["sum"])
+
+
+class Totals:
+    """What the guard has done and found since the training began; ``GradientGuard.totals``.
+
+    They survive a rollback and, in the guard's state, a restart. Safe to read while another thread steps.
+    """
+
+    def __init__(self) -> None:
+        self.steps = dict.fromkeys(ACTIONS, 0)
+        """Attempts, by what the guard did."""
+        self.anomalies = {signal: dict.fromkeys(VERDICTS, 0) for signal in SIGNALS}
+        """Anomalous attempts, by signal and verdict; those that were corrected in time too."""
+        self.incidents = 0
+        """Entries of the journal: an exclusion of ranks that lasts is one, but an anomaly at each attempt."""
+        self.rollbacks = dict.fromkeys(SOURCES, 0)
+        self.steps_lost = 0
+        """Optimizer steps that rollbacks discarded."""
+        self.hardware_faults = {"unknown": 0}
+        """Batches that gave another result when computed again, by rank."""
+        self.dropped_micro_batches = 0
+        self.excluded_ranks = 0
+        """Parts of ranks whose data stays bad, each without which a batch was applied."""
+        self.guard_seconds = Histogram(GUARD_BUCKETS)
+        self.rollback_seconds = Histogram(ROLLBACK_BUCKETS)
+        self._lock = threading.Lock()
+
+    @property
+    def attempts(self) -> int:
+        return sum(self.steps.values())
+
+    @property
+    def skips(self) -> int:
+        return self.steps["skipped"]
+
+    def observe(self, report: StepReport) -> None:
+        """Counts one attempt.
+
+        Raises:
+            ValueError: its action is unknown; nothing is counted.
+        """
+        if report.action not in self.steps:
+            raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {report.action!r}")
+        with self._lock:
+            self.steps[report.action] += 1
+            self.guard_seconds.observe(report.guard_seconds)
+            self.dropped_micro_batches += report.dropped_micro_batches
+            self.excluded_ranks += len(report.excluded_ranks)
+            for rank in report.faulty_ranks:
+                name = str(rank) if rank >= 0 else "unknown"
+                self.hardware_faults[name] = self.hardware_faults.get(name, 0) + 1
+            if report.anomaly is not None:
+                verdicts = self.anomalies.setdefault(report.anomaly.signal, dict.fromkeys(VERDICTS, 0))
+                verdicts[report.anomaly.kind] = verdicts.get(report.anomaly.kind, 0) + 1
+            if report.incident is not None and report.rolled_back_to is not None:
+                self._rolled_back(report.incident)
+
+    def _rolled_back(self, incident: Incident) -> None:
+        self.rollbacks[incident.source or "memory"] += 1
+        self.steps_lost += incident.steps_lost or 0
+        self.rollback_seconds.observe(incident.seconds or 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All totals as plain numbers, under the names of their metrics."""
+        with self._lock:
+            return self._dump()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``; a total that is already larger here stays."""
+        with self._lock:
+            totals = larger(self._dump(), state)
+            self.steps, self.anomalies = totals["steps"], totals["anomalies"]
+            self.rollbacks, self.steps_lost = totals["rollbacks"], totals["steps_lost"]
+            self.hardware_faults = totals["hardware_faults"]
+            self.incidents = totals["incidents"]
+            self.dropped_micro_batches = totals["micro_batches_dropped"]
+            self.excluded_ranks = totals["rank_exclusions"]
+            self.guard_seconds.load(totals["guard_seconds"])
+            self.rollback_seconds.load(totals["rollback_seconds"])
+
+    def _dump(self) -> dict[str, Any]:
+        return {
+            "attempts": self.attempts,
+            "steps": dict(self.steps),
+            "anomalies": {signal: dict(verdicts) for signal, verdicts in self.anomalies.items()},
+            "incidents": self.incidents,
+            "rollbacks": dict(self.rollbacks),
+            "steps_lost": self.steps_lost,
+            "hardware_faults": dict(self.hardware_faults),
+            "micro_batches_dropped": self.dropped_micro_batches,
+            "rank_exclusions": self.excluded_ranks,
+            "guard_seconds": self.guard_seconds.dump(),
+            "rollback_seconds": self.rollback_seconds.dump(),
+        }
 
 
 def carry_totals(previous: Mapping[str, Any] | None, latest: Mapping[str, Any]) -> dict[str, Any]:

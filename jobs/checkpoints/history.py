@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from jobs.run_dir.jsonl import JsonlWriter
+from guard.rows import JsonlWriter
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from guard.config import Config
-from guard.records import strict
+from guard.rows import strict
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.run_dir.storage import MANIFEST
 

@@ -19,7 +19,7 @@
 """
 
 from jobs.client.aio import AsyncJobClient
-from jobs.client.client import JobClient
+from jobs.client.client import Job, JobClient
 from jobs.client.errors import (
     ClientError,
     Conflict,
@@ -31,7 +31,6 @@ from jobs.client.errors import (
     Unreachable,
     Unsupported,
 )
-from jobs.client.job import Job
 from jobs.client.models import CheckpointInfo, Event, JobInfo, JobList, Progress, Series, Status
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The job client for asyncio: the same calls, carried out in threads: one client to trust."""
+"""The job client for asyncio: the same calls, made in threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from jobs.client.client import JobClient
-from jobs.client.job import Job
+from jobs.client.client import Job, JobClient
 from jobs.client.models import CheckpointInfo, Event, Series
 from jobs.spec.job_spec import JobSpec
 
@@ -17,72 +16,58 @@ T = TypeVar("T")
 
 
 class AsyncJobClient:
-    """``JobClient``, to be awaited; see there for arguments and errors. Make one with ``connect``."""
+    """``JobClient`` with awaitable methods; see there for arguments and errors. Make one with ``connect``."""
 
     def __init__(self, client: JobClient) -> None:
         self.sync = client
 
     @classmethod
     async def connect(cls, address: str | None = None, *, token: str | None = None) -> Self:
-        """A client for this address."""
         return cls(await asyncio.to_thread(JobClient, address, token=token))
 
     async def submit(self, spec: JobSpec, **options: Any) -> Job:
-        """Hands a job in; the options are those of ``JobClient.submit``."""
+        """Submits a job; the options are those of ``JobClient.submit``."""
         return await asyncio.to_thread(self.sync.submit, spec, **options)
 
     async def get(self, job_id: str) -> Job:
-        """The job of this id."""
         return await asyncio.to_thread(self.sync.get, job_id)
 
     async def list(
         self, *, status: str | Sequence[str] = (), name: str | None = None, limit: int | None = None
     ) -> list[Job]:
-        """Jobs, the newest first."""
         return await asyncio.to_thread(self.sync.list, status=status, name=name, limit=limit)
 
     async def stop(self, job_id: str) -> None:
-        """Asks a job to save its state and end."""
         await asyncio.to_thread(self.sync.stop, job_id)
 
     async def resume(self, job_id: str) -> Job:
-        """Continues an ended job."""
         return await asyncio.to_thread(self.sync.resume, job_id)
 
     async def delete(self, job_id: str, *, files: bool = False) -> None:
-        """Forgets an ended job."""
         await asyncio.to_thread(self.sync.delete, job_id, files=files)
 
     async def clone(self, job_id: str, changes: Sequence[str] = (), *, priority: int | None = None) -> Job:
-        """Hands in a job like this one."""
         return await asyncio.to_thread(self.sync.clone, job_id, changes, priority=priority)
 
     async def wait(self, job_id: str, *, timeout_s: float | None = None, progress: bool = False) -> Job:
-        """The job once it has ended."""
         return await asyncio.to_thread(self.sync.wait, job_id, timeout_s=timeout_s, progress=progress)
 
     def logs(self, job_id: str, *, follow: bool = False, offset: int = 0) -> AsyncIterator[str]:
-        """What the job has printed, in pieces."""
         return _pumped(lambda: self.sync.logs(job_id, follow=follow, offset=offset))
 
     def follow(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
-        """What happens to the job, until it has ended."""
         return _pumped(lambda: self.sync.follow(job_id, after=after))
 
     async def incidents(self, job_id: str) -> Sequence[dict[str, Any]]:
-        """What the guard acted on."""
         return await asyncio.to_thread(self.sync.incidents, job_id)
 
     async def metrics(self, job_id: str, *, points: int = 2000) -> Series:
-        """Its metrics."""
         return await asyncio.to_thread(self.sync.metrics, job_id, points=points)
 
     async def checkpoints(self, job_id: str) -> Sequence[CheckpointInfo]:
-        """What it can return to."""
         return await asyncio.to_thread(self.sync.checkpoints, job_id)
 
     async def report(self, job_id: str) -> str:
-        """Its report as HTML."""
         return await asyncio.to_thread(self.sync.report, job_id)
 
     async def __aenter__(self) -> Self:
@@ -95,7 +80,7 @@ class AsyncJobClient:
 
 
 async def _pumped(start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-    """Items of an iterator that blocks, each awaited in a thread of the stream's own."""
+    """Items of an iterator that blocks, each awaited in a thread of this stream."""
     end = object()
     with_own_thread = ThreadPoolExecutor(1, thread_name_prefix="job-stream")
     loop = asyncio.get_running_loop()

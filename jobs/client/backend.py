@@ -1,4 +1,4 @@
-"""What a job client asks of whoever answers at its address."""
+"""What a job client needs from the backend at its address."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.spec.job_spec import JobSpec
 
 @dataclass(frozen=True, slots=True)
 class SubmitRequest:
-    """A job to be handed in, and how it is to be treated."""
+    """A job to submit, and its options."""
 
     spec: JobSpec
     working_dir: Path | None = None
@@ -26,8 +26,8 @@ class SubmitRequest:
 class Backend(Protocol):
     """A service, a Ray cluster, or a folder of jobs. All raise ``ClientError``."""
 
-    def submit(self, order: SubmitRequest) -> JobInfo:
-        """Hands a job in."""
+    def submit(self, request: SubmitRequest) -> JobInfo:
+        """Submits a job."""
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
         """Some jobs, the newest first."""
@@ -36,16 +36,16 @@ class Backend(Protocol):
         """A job with all that is known of it."""
 
     def stop(self, job_id: str) -> None:
-        """Asks a job to save its state and end."""
+        """Requests that a job saves its state and ends."""
 
     def resume(self, job_id: str) -> JobInfo:
         """Continues an ended job from its last good checkpoint."""
 
     def delete(self, job_id: str, *, files: bool) -> None:
-        """Forgets an ended job."""
+        """Removes an ended job."""
 
     def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:
-        """Hands in a job like this one, with changes of its spec."""
+        """Submits a job like this one, with changes of its spec."""
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
         """What the job printed, from a byte on."""
@@ -66,4 +66,4 @@ class Backend(Protocol):
         """Its report as HTML."""
 
     def close(self) -> None:
-        """Gives connections back."""
+        """Closes connections."""

@@ -1,4 +1,4 @@
-"""Jobs from Python: handed in, followed, stopped, continued.
+"""Jobs from Python: submitted, followed, stopped, resumed.
 
 client = JobClient("http://127.0.0.1:8410")
 job = client.submit(JobSpec.load("spec.yaml"))
@@ -17,12 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from guard.records import COLUMNS
 from jobs.client.backend import SubmitRequest
 from jobs.client.connect import connect
 from jobs.client.errors import JobTimeout
-from jobs.client.job import Job
-from jobs.client.job_files import COLUMNS
-from jobs.client.models import CheckpointInfo, Event, Series
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, Progress, Series, Status
 from jobs.client.show import show_progress
 from jobs.spec.job_spec import JobSpec
 
@@ -30,8 +29,101 @@ POLL_S = 1.0
 PAGE = 100
 
 
+class Job:
+    """A job as it was when it was fetched (``info``), and what can be done with it."""
+
+    def __init__(self, info: JobInfo, client: JobClient) -> None:
+        self.info = info
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"Job(id={self.id!r}, status={self.status!r})"
+
+    @property
+    def id(self) -> str:
+        """Also the name of its folder, and its label in the metrics."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """The name in its spec."""
+        return self.info.name
+
+    @property
+    def status(self) -> Status:
+        return self.info.status
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs and when it was stopped."""
+        return self.info.exit_code
+
+    @property
+    def message(self) -> str:
+        """What it waits for, or why it ended."""
+        return self.info.reason
+
+    @property
+    def progress(self) -> Progress | None:
+        """The newest recorded step."""
+        return self.info.progress
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens unless it is resumed."""
+        return self.status in ENDED
+
+    def refresh(self) -> Job:
+        """The job as it is now."""
+        return self._client.get(self.id)
+
+    def wait(self, timeout_s: float | None = None, *, progress: bool = False) -> Job:
+        """This job once it has ended; see ``JobClient.wait``."""
+        return self._client.wait(self.id, timeout_s=timeout_s, progress=progress)
+
+    def logs(self, *, follow: bool = False, offset: int = 0) -> Iterator[str]:
+        """Its log; see ``JobClient.logs``."""
+        return self._client.logs(self.id, follow=follow, offset=offset)
+
+    def follow(self, *, after: int = 0) -> Iterator[Event]:
+        """See ``JobClient.follow``."""
+        return self._client.follow(self.id, after=after)
+
+    def stop(self) -> None:
+        """Requests that it saves its state and ends."""
+        self._client.stop(self.id)
+
+    def resume(self) -> Job:
+        """Continues it from its last good checkpoint."""
+        return self._client.resume(self.id)
+
+    def clone(self, changes: Sequence[str] = ()) -> Job:
+        """Submits a job like it; see ``JobClient.clone``."""
+        return self._client.clone(self.id, changes)
+
+    def delete(self, *, files: bool = False) -> None:
+        """See ``JobClient.delete``."""
+        self._client.delete(self.id, files=files)
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """See ``JobClient.incidents``."""
+        return self._client.incidents(self.id)
+
+    def metrics(self, *, points: int = 2000) -> Series:
+        """Its metrics; see ``JobClient.metrics``."""
+        return self._client.metrics(self.id, points=points)
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Its checkpoints, the oldest first."""
+        return self._client.checkpoints(self.id)
+
+    def report(self) -> str:
+        """Its report as HTML."""
+        return self._client.report(self.id)
+
+
 class JobClient:
-    """Hands jobs in and follows them.
+    """Submits jobs and follows them.
 
     Args:
         address: the URL of a GradGuard service or of a Ray cluster's dashboard, or a folder of jobs, which is
@@ -55,19 +147,19 @@ class JobClient:
         env: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Hands a job in and returns at once.
+        """Submits a job and returns at once.
 
         The id that it gets, the spec's name and a suffix, is its folder under ``storage`` and its label in
         the metrics.
 
         Args:
-            spec: the job. A relative ``storage`` is meant from ``~/gradguard`` on the cluster, or from the
+            spec: the job. A relative ``storage`` is relative to ``~/gradguard`` on the cluster, or from the
                 service's storage folder.
             working_dir: a folder to ship with the job, for a workload of your own.
             priority: the higher, the sooner, where jobs wait; needs a service.
             max_restarts: how often a service starts the job again whose driver or head died.
             env: environment variables of the job; the way for secrets.
-            idempotency_key: the same key with the same job hands it in once.
+            idempotency_key: the same key with the same job submits it once.
         """
         order = SubmitRequest(
             spec=spec,
@@ -104,7 +196,7 @@ class JobClient:
         return found
 
     def stop(self, job_id: str) -> None:
-        """Asks a job to save its state and end; returns at once."""
+        """Requests that a job saves its state and ends; returns at once."""
         self._backend.stop(job_id)
 
     def resume(self, job_id: str) -> Job:
@@ -116,7 +208,7 @@ class JobClient:
         return Job(self._backend.resume(job_id), self)
 
     def delete(self, job_id: str, *, files: bool = False) -> None:
-        """Forgets an ended job, and deletes its files too if asked.
+        """Removes an ended job from the list, and with ``files`` its folder.
 
         Raises:
             Conflict: it has not ended.
@@ -124,14 +216,14 @@ class JobClient:
         self._backend.delete(job_id, files=files)
 
     def clone(self, job_id: str, changes: Sequence[str] = (), *, priority: int | None = None) -> Job:
-        """Hands in a job like this one; ``changes`` are ``field=value`` overrides of its spec."""
+        """Submits a job like this one; ``changes`` are ``field=value`` overrides of its spec."""
         return Job(self._backend.clone(job_id, changes, priority=priority), self)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None, progress: bool = False) -> Job:
         """The job once it has ended; ``progress`` shows it on standard error meanwhile.
 
         Raises:
-            JobTimeout: it has not after ``timeout_s``; it goes on.
+            JobTimeout: it has not ended after ``timeout_s``; it continues.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with show_progress(sys.stderr if progress else None) as show:
@@ -144,11 +236,11 @@ class JobClient:
         return job
 
     def logs(self, job_id: str, *, follow: bool = False, offset: int = 0) -> Iterator[str]:
-        """What the job has printed, in pieces, from a byte on; ``follow`` goes on until it ends."""
+        """What the job has printed, in pieces, from a byte on; ``follow`` continues until it ends."""
         return self._backend.logs(job_id, follow=follow, offset=offset)
 
     def follow(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
-        """What happens to the job, until it has ended; ``after`` leaves out what was seen before."""
+        """What happens to the job, until it has ended; ``after`` is the last ``seq`` that was seen."""
         return self._backend.events(job_id, after=after)
 
     def incidents(self, job_id: str) -> builtins.list[dict[str, Any]]:
@@ -156,13 +248,18 @@ class JobClient:
         return self._backend.incidents(job_id)
 
     def metrics(
-        self, job_id: str, columns: Sequence[str] = COLUMNS, *, after_attempt: int = -1, points: int = 2000
+        self,
+        job_id: str,
+        columns: Sequence[str] = tuple(COLUMNS),
+        *,
+        after_attempt: int = -1,
+        points: int = 2000,
     ) -> Series:
-        """Metrics over the attempts, thinned out to about ``points``; no incident is thinned out."""
+        """Metrics over the attempts, thinned to about ``points`` rows; what was no ordinary step stays."""
         return self._backend.metrics(job_id, columns, after_attempt=after_attempt, points=points)
 
     def checkpoints(self, job_id: str) -> builtins.list[CheckpointInfo]:
-        """What the job can return to, the oldest first."""
+        """The checkpoints of the job, the oldest first."""
         return self._backend.checkpoints(job_id)
 
     def report(self, job_id: str) -> str:
@@ -170,7 +267,7 @@ class JobClient:
         return self._backend.report(job_id)
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Closes the connections."""
         self._backend.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Finds out who answers at an address: a service, a Ray cluster, or a folder."""
+"""Detects what is at an address: a service, a Ray cluster, or a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
         token: of the service; default: ``$GRADGUARD_TOKEN``, or what is in ``$GRADGUARD_TOKEN_FILE``.
 
     Raises:
-        Unreachable: nobody answers there.
+        Unreachable: nothing answers there.
     """
     if address is None:
         address = SERVICE if is_service(SERVICE) else RAY
@@ -53,7 +53,7 @@ def is_service(address: str) -> bool:
             with urllib.request.urlopen(f"{address.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT_S) as answer:
                 return bool(json.loads(answer.read(1000)).get("service") == "gradguard")
         except TimeoutError:
-            continue  # somebody listens and is slow: ask again
+            continue  # a server listens and is slow: ask again
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 raise Unreachable(

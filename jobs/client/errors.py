@@ -7,8 +7,8 @@ JobError
     ├── JobNotFound        there is no job of this id
     ├── JobTimeout         the job did not end in the time it was given
     ├── Conflict           the job is in a state in which this cannot be done
-    ├── Refused            the request is wrong; the text says what to write instead
-    │   └── Unsupported    nobody at this address can do that
+    ├── Refused            the request is wrong; the text has what to write instead
+    │   └── Unsupported    the backend at this address does not support that
     └── TryLater           too many requests, or the service cannot answer now
 """
 
@@ -30,11 +30,11 @@ class NotAllowed(ClientError):
 
 
 class JobNotFound(ClientError):
-    """The cluster knows no job of this id."""
+    """There is no job of this id."""
 
 
 class JobTimeout(ClientError):
-    """The job did not end in the time it was given; it goes on."""
+    """The job did not end in the time it was given; it continues."""
 
 
 class Conflict(ClientError):
@@ -42,11 +42,11 @@ class Conflict(ClientError):
 
 
 class Refused(ClientError):
-    """The request is wrong; the text says what to write instead."""
+    """The request is wrong; the text has what to write instead."""
 
 
 class Unsupported(Refused):
-    """Nobody at this address can do that; the text says who can."""
+    """The backend at this address does not support that; the text names one that does."""
 
 
 class TryLater(ClientError):

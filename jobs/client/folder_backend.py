@@ -1,4 +1,4 @@
-"""A folder of jobs and nobody else: what they left there can be read, and nothing can be changed."""
+"""A folder of jobs without a server: what is stored there can be read, and nothing can be changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from jobs.client.backend import SubmitRequest
 from jobs.client.errors import JobNotFound, Unreachable, Unsupported
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.models import STATUSES, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
@@ -19,7 +19,7 @@ POLL_S = 1.0
 
 
 class FolderBackend:
-    """Reads ``<folder>/<job>/``; the folder of one job will do too."""
+    """Reads ``<folder>/<job>/``, or the folder of one job."""
 
     def __init__(self, folder: str | Path) -> None:
         self._root = Path(str(folder).removeprefix("file://")).expanduser()
@@ -27,14 +27,12 @@ class FolderBackend:
             raise Unreachable(f"{self._root} is no folder: give the storage folder of the jobs")
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
-        """See ``Backend``."""
-        folders = [path for path in self._root.iterdir() if RunReader(path).exists()]
+        folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        jobs = [self._info(RunReader(path)) for path in folders]
+        jobs = [self._info(JobFiles(path)) for path in folders]
         return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
-        """See ``Backend``."""
         files = self._files(job_id)
         spec = files.spec()
         return self._info(files).model_copy(
@@ -42,7 +40,7 @@ class FolderBackend:
         )
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
-        """The log of Ray and of failures; what a job prints is at Ray or at the service."""
+        """The log of Ray and of failures; what a job prints is available from Ray or the service."""
         path = self._files(job_id).folder.log
         if path.exists() and not follow:
             yield path.read_bytes()[offset:].decode(errors="replace")
@@ -50,55 +48,45 @@ class FolderBackend:
             _read_only("following a log")
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        """See ``Backend``."""
         return poll_events(self, job_id, after=after, poll_s=POLL_S)
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        """See ``Backend``."""
-        return self._files(job_id).incidents()
+        return self._files(job_id).incident_rows()
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
-        """See ``Backend``."""
         return self._files(job_id).metrics(columns, after_attempt=after_attempt, points=points)
 
     def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
-        """See ``Backend``."""
         return self._files(job_id).checkpoints()
 
     def report(self, job_id: str) -> str:
-        """See ``Backend``."""
         return self._files(job_id).report()
 
-    def submit(self, order: SubmitRequest) -> JobInfo:
-        """Refused."""
-        _read_only(f"handing in {order.spec.name}")
+    def submit(self, request: SubmitRequest) -> JobInfo:
+        _read_only(f"submitting {request.spec.name}")
 
     def stop(self, job_id: str) -> None:
-        """Refused."""
         _read_only(f"stopping {job_id}")
 
     def resume(self, job_id: str) -> JobInfo:
-        """Refused."""
         _read_only(f"resuming {job_id}")
 
     def delete(self, job_id: str, *, files: bool) -> None:  # noqa: ARG002
-        """Refused."""
         _read_only(f"deleting {job_id}")
 
     def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:  # noqa: ARG002
-        """Refused."""
         _read_only(f"cloning {job_id}")
 
     def close(self) -> None:
-        """See ``Backend``."""
+        """Nothing is held open."""
 
-    def _files(self, job_id: str) -> RunReader:
+    def _files(self, job_id: str) -> JobFiles:
         for path in (self._root / job_id, self._root):
-            if path.name == job_id and RunReader(path).exists():
-                return RunReader(path)
+            if path.name == job_id and JobFiles(path).exists():
+                return JobFiles(path)
         raise JobNotFound(f"there is no job {job_id} in {self._root}")
 
-    def _info(self, files: RunReader) -> JobInfo:
+    def _info(self, files: JobFiles) -> JobInfo:
         path, result, progress = files.folder.path, files.result() or {}, files.progress()
         status, reason = _status(path, result)
         return JobInfo(
@@ -117,12 +105,12 @@ def _status(path: Path, result: dict[str, Any]) -> tuple[Status, str]:
     known = result.get("status")
     if known in STATUSES:
         return known, str(result.get("error") or "")
-    if _is_trained(path):
+    if _is_training(path):
         return "running", ""
     return "failed", "ended without a result: it was killed, or its machine died; --resume continues it"
 
 
-def _is_trained(path: Path) -> bool:
+def _is_training(path: Path) -> bool:
     """Whether a process of this machine holds the job's lock."""
     try:
         descriptor = os.open(path.parent / f".{path.name}.lock", os.O_RDONLY)

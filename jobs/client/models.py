@@ -1,4 +1,4 @@
-"""What is told of a job: the results of a client, and the documents of the HTTP API.
+"""The documents of a job client and of the HTTP API.
 
 Times are Unix seconds. A number that JSON cannot hold is the string nan, inf or -inf.
 """
@@ -27,7 +27,7 @@ class Document(BaseModel):
 
 
 class Progress(Document):
-    """The newest step that is on record."""
+    """The newest recorded step."""
 
     step: int
     attempt: int
@@ -51,7 +51,7 @@ class AttemptInfo(Document):
 
 
 class JobInfo(Document):
-    """A job, as it was when it was asked about. What a listing leaves out is None."""
+    """A job as it was when it was fetched. What a listing omits is None."""
 
     id: str
     name: str
@@ -66,7 +66,7 @@ class JobInfo(Document):
     ended: float | None = None
     submitted_by: str = ""
     adopted: bool = False
-    """Whether it was handed to Ray without the service."""
+    """Whether it was submitted to Ray without the service."""
     attempt: int = 1
     restarts: int = 0
     max_restarts: int = 0
@@ -115,12 +115,12 @@ class Series(Document):
     """Metrics over the attempts of a job; one list for each name, all of the same length."""
 
     rows: int
-    """How many there are; more than are told where the series was thinned out."""
+    """How many there are; more than are returned where the series was thinned."""
     columns: dict[str, list[Any]]
 
 
 class PackageInfo(Document):
-    """A working directory that was handed in."""
+    """A working directory that was uploaded."""
 
     id: str
     size: int
@@ -132,7 +132,7 @@ Restarts = Annotated[int, Field(ge=0, le=100)]
 
 
 class Submission(BaseModel):
-    """A job to be handed in."""
+    """A job to submit."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -145,7 +145,7 @@ class Submission(BaseModel):
     env: dict[str, str] = {}
     """Environment variables of the job: the way for secrets."""
     working_dir: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Id of a package that was handed in before."""
+    """Id of a package that was uploaded before."""
 
 
 class CloneRequest(BaseModel):

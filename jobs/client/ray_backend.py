@@ -1,4 +1,4 @@
-"""A Ray cluster at the other end: Ray Jobs knows the jobs, and their files may lie on this machine."""
+"""Jobs at a Ray cluster: Ray Jobs lists them, and their files may be on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.client.backend import SubmitRequest
 from jobs.client.errors import ClientError, JobNotFound, Refused, Unreachable, Unsupported
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
@@ -43,7 +43,7 @@ def new_id(name: str) -> str:
 
 
 def status_of(details: JobDetails) -> Status:
-    """Our word for how a job at Ray is."""
+    """The status of a job at Ray."""
     if details.status == JobStatus.FAILED and details.driver_exit_code == EXIT_CODES["halted"]:
         return "halted"
     return _STATUS[details.status]
@@ -61,45 +61,39 @@ class RayBackend:
                 "such as http://127.0.0.1:8265, or that of a gradguard service"
             ) from error
 
-    def submit(self, order: SubmitRequest) -> JobInfo:
-        """See ``Backend``. Only a service has priorities and starts jobs again."""
-        if order.priority or order.max_restarts is not None or order.key is not None:
+    def submit(self, request: SubmitRequest) -> JobInfo:
+        """Only a service has priorities and starts jobs again."""
+        if request.priority or request.max_restarts is not None or request.key is not None:
             _needs_service("priorities, restarts and idempotency keys")
-        job_id = new_id(order.spec.name)
-        named = order.spec.model_copy(update={"name": job_id})
+        job_id = new_id(request.spec.name)
+        named = request.spec.model_copy(update={"name": job_id})
         self._submit(
             entrypoint=entrypoint(),
             submission_id=job_id,
-            metadata={MARK: "job", "name": order.spec.name},
-            runtime_env=runtime_env(named, working_dir=order.working_dir, env=order.env),
+            metadata={MARK: "job", "name": request.spec.name},
+            runtime_env=runtime_env(named, working_dir=request.working_dir, env=request.env),
         )
         return self.get(job_id)
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
-        """See ``Backend``."""
         ours = [d for d in self._ray.list_jobs() if (d.metadata or {}).get(MARK)]
         jobs = [_info(d) for d in sorted(ours, key=lambda d: d.start_time or 0, reverse=True)]
         return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
-        """See ``Backend``."""
         return _info(self._details(job_id), self._files(job_id))
 
     def stop(self, job_id: str) -> None:
-        """See ``Backend``."""
         self._details(job_id)
         self._ray.stop_job(job_id)
 
     def resume(self, job_id: str) -> JobInfo:
-        """See ``Backend``."""
         _needs_service(f"resuming {job_id}")
 
     def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:  # noqa: ARG002
-        """See ``Backend``."""
         _needs_service(f"cloning {job_id}")
 
     def delete(self, job_id: str, *, files: bool) -> None:
-        """See ``Backend``."""
         self._details(job_id)
         if files:
             _needs_service("deleting the files of a job")
@@ -109,7 +103,6 @@ class RayBackend:
             raise Refused(f"{job_id} has not ended: stop it first") from error
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
-        """See ``Backend``."""
         self._details(job_id)
         if not follow:
             yield self._ray.get_job_logs(job_id).encode()[offset:].decode(errors="replace")
@@ -122,27 +115,22 @@ class RayBackend:
             left = max(0, left - len(raw))
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        """See ``Backend``."""
         return poll_events(self, job_id, after=after, poll_s=POLL_S)
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        """See ``Backend``."""
-        return self._readable(job_id).incidents()
+        return self._readable(job_id).incident_rows()
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
-        """See ``Backend``."""
         return self._readable(job_id).metrics(columns, after_attempt=after_attempt, points=points)
 
     def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
-        """See ``Backend``."""
         return self._readable(job_id).checkpoints()
 
     def report(self, job_id: str) -> str:
-        """See ``Backend``."""
         return self._readable(job_id).report()
 
     def close(self) -> None:
-        """See ``Backend``."""
+        """Nothing is held open."""
 
     def _submit(self, **job: Any) -> None:
         """A head that has just started has no agent yet to run a job: then wait for one."""
@@ -167,11 +155,11 @@ class RayBackend:
         except OSError as error:
             raise Unreachable(f"the Ray cluster does not answer any more: {error}") from error
 
-    def _files(self, job_id: str) -> RunReader | None:
+    def _files(self, job_id: str) -> JobFiles | None:
         folder = noted_folder(job_id) or folder_of(self._details(job_id))
-        return RunReader(folder) if folder is not None and folder.is_dir() else None
+        return JobFiles(folder) if folder is not None and folder.is_dir() else None
 
-    def _readable(self, job_id: str) -> RunReader:
+    def _readable(self, job_id: str) -> JobFiles:
         files = self._files(job_id)
         if files is None:
             raise Unsupported(
@@ -182,7 +170,7 @@ class RayBackend:
 
 
 def spec_of(details: JobDetails) -> JobSpec | None:
-    """The spec that a job was submitted with, unless it lies in a file of the job's own."""
+    """The spec that a job was submitted with, unless it is in a file of the job's own."""
     text = ((details.runtime_env or {}).get("env_vars") or {}).get(SPEC_VARIABLE)
     try:
         return None if text is None else JobSpec.from_dict(load_yaml(text)[1])
@@ -191,12 +179,12 @@ def spec_of(details: JobDetails) -> JobSpec | None:
 
 
 def folder_of(details: JobDetails) -> Path | None:
-    """Where the files of a job lie, by its spec."""
+    """The folder of a job's files, by its spec."""
     spec = spec_of(details)
     return None if spec is None else default_root() / Path(spec.storage).expanduser() / spec.name
 
 
-def _info(details: JobDetails, files: RunReader | None = None) -> JobInfo:
+def _info(details: JobDetails, files: JobFiles | None = None) -> JobInfo:
     job_id = details.submission_id or details.job_id or ""
     status = status_of(details)
     message = (details.message or "").strip().rpartition("\n")[2][:300]

@@ -1,4 +1,4 @@
-"""A GradGuard service at the other end, over HTTP."""
+"""Jobs at a GradGuard service, over HTTP."""
 
 from __future__ import annotations
 
@@ -51,57 +51,51 @@ class ServiceBackend:
         self._http = httpx.Client(base_url=f"{self.address}/v1", headers=headers, timeout=TIMEOUT)
         weakref.finalize(self, self._http.close)
 
-    def submit(self, order: SubmitRequest) -> JobInfo:
-        """See ``Backend``. The key lets a submission be repeated that may have arrived or not."""
-        package = None if order.working_dir is None else self.upload(order.working_dir)
+    def submit(self, request: SubmitRequest) -> JobInfo:
+        """The key lets a submission be repeated that may have arrived or not."""
+        package = None if request.working_dir is None else self.upload(request.working_dir)
         body = {
-            "spec": order.spec.model_dump(mode="json"),
-            "priority": order.priority,
-            "env": order.env,
+            "spec": request.spec.model_dump(mode="json"),
+            "priority": request.priority,
+            "env": request.env,
             "working_dir": package.id if package else None,
         }
-        if order.max_restarts is not None:
-            body["max_restarts"] = order.max_restarts
-        key = order.key or secrets.token_hex(16)
+        if request.max_restarts is not None:
+            body["max_restarts"] = request.max_restarts
+        key = request.key or secrets.token_hex(16)
         return self._job("POST", "/jobs", json=body, headers={"Idempotency-Key": key})
 
     def upload(self, folder: Path) -> PackageInfo:
-        """Hands in a working directory."""
+        """Uploads a working directory."""
         answer = self._ask(
             "POST", "/packages", content=pack(folder), headers={"Content-Type": "application/zip"}
         )
         return PackageInfo.model_validate(answer.json())
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
-        """See ``Backend``."""
         query = {"status": list(statuses), "name": name, "cursor": cursor, "limit": limit}
         given = {key: value for key, value in query.items() if value}
         return JobList.model_validate(self._ask("GET", "/jobs", params=given).json())
 
     def get(self, job_id: str) -> JobInfo:
-        """See ``Backend``."""
         return self._job("GET", f"/jobs/{job_id}")
 
     def stop(self, job_id: str) -> None:
-        """See ``Backend``."""
         self._ask("POST", f"/jobs/{job_id}/stop")
 
     def resume(self, job_id: str) -> JobInfo:
-        """See ``Backend``."""
         return self._job("POST", f"/jobs/{job_id}/resume")
 
     def delete(self, job_id: str, *, files: bool) -> None:
-        """See ``Backend``."""
         self._ask("DELETE", f"/jobs/{job_id}", params={"files": files})
 
     def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:
-        """See ``Backend``."""
         body = {"set": list(changes), "priority": priority}
         key = secrets.token_hex(16)
         return self._job("POST", f"/jobs/{job_id}/clone", json=body, headers={"Idempotency-Key": key})
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
-        """See ``Backend``. A connection that breaks is made again where it broke."""
+        """A connection that breaks is made again where it broke."""
         position = offset
 
         def pieces(response: httpx.Response) -> Iterator[bytes]:
@@ -117,7 +111,6 @@ class ServiceBackend:
         yield from _decoded(stream)
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        """See ``Backend``."""
         seen = after
 
         def events(response: httpx.Response) -> Iterator[Event]:
@@ -134,26 +127,21 @@ class ServiceBackend:
         yield from self._follow(job_id, ask, events)
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        """See ``Backend``."""
         rows: list[dict[str, Any]] = self._ask("GET", f"/jobs/{job_id}/incidents").json()
         return rows
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
-        """See ``Backend``."""
         query = {"column": list(columns), "after_attempt": after_attempt, "points": points}
         return Series.model_validate(self._ask("GET", f"/jobs/{job_id}/metrics", params=query).json())
 
     def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
-        """See ``Backend``."""
         rows = self._ask("GET", f"/jobs/{job_id}/checkpoints").json()
         return [CheckpointInfo.model_validate(row) for row in rows]
 
     def report(self, job_id: str) -> str:
-        """See ``Backend``."""
         return self._ask("GET", f"/jobs/{job_id}/report").text
 
     def close(self) -> None:
-        """See ``Backend``."""
         self._http.close()
 
     def _job(self, method: str, path: str, **request: Any) -> JobInfo:

@@ -1,4 +1,4 @@
-"""The progress of a job that somebody waits for, on one line of a terminal."""
+"""The progress of a job on one line of a terminal, while ``wait`` runs."""
 
 from __future__ import annotations
 

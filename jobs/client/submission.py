@@ -1,4 +1,4 @@
-"""How a job is handed to Ray Jobs: its command line, its environment, and where it says its files lie."""
+"""How a job is submitted to Ray Jobs: command line, environment, and the note of where its files are."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def runtime_env(
 
 
 def default_root() -> Path:
-    """Below it lies what a submitted job stores under a relative folder."""
+    """The folder to which the relative ``storage`` of a submitted job is relative."""
     return Path.home() / "gradguard"
 
 
 def note_folder(spec: JobSpec) -> None:
-    """A submitted job leaves a note of where its files lie, since its command line need not tell.
+    """A submitted job leaves a note of where its files are, since its command line need not have it.
 
     If no service supervises it, the note has its spec and its working directory too: one that adopts it
-    can then start it again, even after the head that it was handed to is gone.
+    can then start it again, even after the head that it was submitted to is gone.
     """
     from jobs.cluster.session import JOB_CONFIG_VAR
 
@@ -71,24 +71,24 @@ def note_folder(spec: JobSpec) -> None:
             note |= {"spec": spec.model_dump(mode="json"), **_working_dir(config, notes)}
         write_json_atomic(notes / f"{submission}.json", note)
     except OSError:
-        return  # a home that cannot be written: the job itself says what it misses
+        return  # a home that cannot be written: the job itself reports what it lacks
 
 
 def noted(submission_id: str, root: Path | None = None) -> dict[str, Any]:
-    """What a submitted job has said of itself on this machine; nothing if it has not."""
+    """The note that a submitted job left on this machine; empty if there is none."""
     if "/" in submission_id:
         return {}
     return read_json((root or default_root()) / NOTES / f"{submission_id}.json") or {}
 
 
 def noted_folder(submission_id: str, root: Path | None = None) -> Path | None:
-    """Where the files of a submitted job lie, if it has said so on this machine."""
+    """The folder of a submitted job's files, if it left a note on this machine."""
     folder = noted(submission_id, root).get("folder")
     return Path(folder) if isinstance(folder, str) else None
 
 
 def noted_package(note: Mapping[str, Any], root: Path | None = None) -> bytes | None:
-    """The working directory that a note names, as a zip file; None if there is none to be had."""
+    """The working directory that a note names, as a zip file; None if there is none."""
     name = note.get("working_dir")
     if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.client.errors import Refused
 
-LEFT_OUT = frozenset({".git", ".venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"})
+EXCLUDED = frozenset({".git", ".venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"})
 LARGEST = 100 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -29,7 +29,7 @@ def pack(folder: str | Path) -> bytes:
         for path in _files(root):
             total += path.stat().st_size
             if total > LARGEST:
-                raise Refused(f"{root} holds more than {LARGEST >> 20} MiB: leave data and results out of it")
+                raise Refused(f"{root} holds more than {LARGEST >> 20} MiB: exclude data and results")
             info = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
             info.external_attr = (path.stat().st_mode & 0o755) << 16
             info.compress_type = zipfile.ZIP_DEFLATED
@@ -39,10 +39,10 @@ def pack(folder: str | Path) -> bytes:
 
 def _files(root: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in LEFT_OUT)
+        names[:] = sorted(name for name in names if name not in EXCLUDED)
         for name in sorted([*files, *(n for n in names if (Path(folder) / n).is_symlink())]):
             path = Path(folder) / name
             if path.is_symlink():
-                raise Refused(f"{path} is a link: put the file itself there, or leave it out")
+                raise Refused(f"{path} is a link: put the file itself there, or remove it")
             if path.is_file():
                 yield path

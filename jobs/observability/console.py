@@ -15,18 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.report.formats import (
-    UNKNOWN,
-    as_float,
-    as_int,
-    as_mapping,
-    as_text,
-    count,
-    duration,
-    number,
-    percent,
-    plural,
-)
+from guard.rows import as_float, as_int, as_text
+from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural
 from jobs.report.summary import from_result, headline, metric_text, status_words
 
 PLAIN_INTERVAL_S = 5.0

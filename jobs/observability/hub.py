@@ -190,7 +190,7 @@ class HubLink:
         actor: ActorHandle,
         job: str,
         *,
-        interval_s: float = 1.0,
+        interval_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dropped = 0

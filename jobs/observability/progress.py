@@ -1,18 +1,21 @@
-"""What a run says while it runs: rows in metrics.jsonl, live status and events through the hub."""
+"""What a run emits while it runs: rows in metrics.jsonl, live status and events through the hub."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from guard import GradientGuard, StepReport
+from guard.record.totals import Totals
+from guard.rows import JsonlWriter
 from jobs.observability.counter_carryover import CounterCarryover
 from jobs.observability.hub import HubLink
-from jobs.observability.step_log import describe, step_row
-from jobs.run_dir.jsonl import JsonlWriter, cut_back
+from jobs.report.words import event as event_text
+from jobs.run_dir.jsonl import cut_back
 from jobs.run_dir.paths import RunDir
 from jobs.spec.job_spec import JobSpec
 
@@ -23,9 +26,9 @@ _RATE_DECAY = 0.95
 
 
 class Progress:
-    """Records and shows one run; only rank 0 speaks.
+    """Records and shows one run; only rank 0 writes and pushes.
 
-    Its totals are part of the checkpoint, so that a resumed run reports on the whole.
+    Its state is part of the checkpoint, so that a resumed run reports on the whole.
     """
 
     def __init__(
@@ -47,8 +50,8 @@ class Progress:
         self._files = {"metrics": folder.metrics, "incidents": folder.incidents} if rank == 0 else {}
         self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
-        self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
-        self._told = CounterCarryover(folder.told)
+        self._link = HubLink(hub, spec.name) if rank == 0 else None
+        self._carryover = CounterCarryover(folder.counters)
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
         self._last: StepReport | None = None
@@ -70,7 +73,7 @@ class Progress:
         return self._evaluated_step
 
     def step(self, report: StepReport) -> None:
-        """One step attempt is over: a row, a status, an event if the guard did something."""
+        """Records one attempt: a row, a status, an event if the guard did something."""
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._train_seconds += seconds
@@ -81,13 +84,16 @@ class Progress:
             self._evaluated_step = None
         special = report.incident is not None or report.overflow
         wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
-        self._write(step_row(report, seconds, self._guard.layer_norms if wants_layers else None))
-        if special:
-            self.event(*describe(report, self._places))
+        layers = self._guard.layer_norms if wants_layers else None
+        self._write(replace(report, time=time.time(), step_seconds=seconds, layers=layers).to_row())
+        if report.incident is not None:
+            self.event(*event_text(report.incident, self._places))
+        elif report.overflow:
+            self.event("info", f"step {report.step}: the loss scaler had an overflow and lowers its scale")
         self._push(force=special)
 
     def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
-        """An evaluation is over."""
+        """Records an evaluation."""
         self._evaluation, self._evaluated_step = metrics, self._guard.steps
         place = {"attempt": self._guard.attempts, "step": self._guard.steps}
         self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
@@ -95,28 +101,29 @@ class Progress:
         self.event("info", f"step {self._guard.steps}: {figures}")
 
     def enter(self, phase: str) -> None:
-        """The run is now ``training``, ``evaluating``, ``saving`` or ``finished``."""
+        """Sets the phase: ``training``, ``evaluating``, ``saving`` or ``finished``."""
         self._phase = phase
         self._push(force=True)
         if phase == "training":
             self._clock = time.perf_counter()
 
     def event(self, level: str, text: str) -> None:
-        """Shows a line where the run is watched; ``level`` is info, warning or error."""
+        """Emits a line to the live view; ``level`` is info, warning or error."""
         if self._link is not None:
             self._events.append(
                 {"time": time.time(), "step": self._guard.steps, "level": level, "text": text}
             )
 
     def stop_requested(self) -> bool:
-        """Whether somebody asked this job to stop."""
+        """Whether a stop of this job was requested."""
         return self._link is not None and "stop" in self._link.commands()
 
     def totals(self) -> dict[str, Any]:
         """The counts of result.json."""
-        totals = _totals(self._guard)
-        share = totals["guard_seconds"]["sum"] / self._train_seconds if self._train_seconds else 0.0
-        return {**_counters(totals), "clips": totals["steps"]["clipped"], "guard_share": share}
+        totals = self._guard.totals
+        share = totals.guard_seconds.sum / self._train_seconds if self._train_seconds else 0.0
+        counts = {**_counters(totals), "incidents": totals.incidents, "clips": totals.steps["clipped"]}
+        return {**counts, "guard_share": share}
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._path is None:
@@ -128,8 +135,8 @@ class Progress:
         except OSError as error:
             self._failed_writes += 1
             if self._failed_writes == 1:
-                logger.warning("cannot write metrics.jsonl: %s; training goes on", error.strerror)
-                self.event("warning", f"cannot write metrics.jsonl: {error.strerror}; training goes on")
+                logger.warning("cannot write metrics.jsonl: %s; training continues", error.strerror)
+                self.event("warning", f"cannot write metrics.jsonl: {error.strerror}; training continues")
 
     def _push(self, *, force: bool) -> None:
         now = time.perf_counter()
@@ -137,12 +144,12 @@ class Progress:
             return
         self._next_push = now + STATUS_INTERVAL_S
         events, self._events = self._events, []
-        snapshot = self._told.carry(self._guard.metrics.snapshot())
-        self._link.push(snapshot, self._status(), events, force=True)
+        snapshot = self._carryover.carry(self._guard.metrics.snapshot())
+        self._link.push(snapshot, self._status(), events)
 
     def _status(self) -> dict[str, Any]:
         report, total_steps = self._last, self._total_steps
-        totals = _totals(self._guard)
+        totals = self._guard.totals
         attempts = max(1, self._guard.attempts)
         rate = 1 / self._step_seconds if self._step_seconds else None
         return {
@@ -154,7 +161,7 @@ class Progress:
             "total_epochs": self._spec.train.epochs,
             "loss": report.loss if report else None,
             "grad_norm": report.grad_norm if report else None,
-            "clip_share": totals["steps"]["clipped"] / attempts,
+            "clip_share": totals.steps["clipped"] / attempts,
             "steps_per_second": rate,
             "eta_seconds": (total_steps - self._guard.steps) / rate if rate else None,
             "counters": _counters(totals),
@@ -182,10 +189,10 @@ class Progress:
         self._sizes = {str(name): int(size) for name, size in state["files"].items()}
 
     def rewind_files(self) -> bool:
-        """Takes the rows off that were written after the state that was loaded: their steps come again.
+        """Removes the rows that were written after the state that was loaded: their steps come again.
 
         Call once, after the state was loaded, or where there was none to load. Rows that are missing, as
-        where checkpoints lie behind a URL and the folder is another one, are told of.
+        where checkpoints are behind a URL and the folder is another one, are reported.
 
         Returns:
             Whether there were such rows.
@@ -194,11 +201,11 @@ class Progress:
         for name, path in self._files.items():
             size = self._sizes.get(name, 0)
             if _size(path) < size:
-                self.event("warning", f"{path.name} lacks rows of before: this is not the folder of that run")
+                self.event("warning", f"{path.name} lacks earlier rows: this is not the folder of that run")
             try:
                 cut += cut_back(path, size)
             except OSError as error:
-                logger.warning("cannot write %s: %s; some rows stand there twice", path.name, error.strerror)
+                logger.warning("cannot write %s: %s; some rows are there twice", path.name, error.strerror)
         return cut > 0
 
 
@@ -206,17 +213,10 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _totals(guard: GradientGuard) -> dict[str, Any]:
-    if guard.metrics is None:
-        raise ValueError("a job's guard has metrics: pass them when it is made")
-    totals: dict[str, Any] = guard.metrics.snapshot()["totals"]
-    return totals
-
-
-def _counters(totals: dict[str, Any]) -> dict[str, int]:
+def _counters(totals: Totals) -> dict[str, int]:
     return {
-        "anomalies": sum(sum(verdicts.values()) for verdicts in totals["anomalies"].values()),
-        "skips": totals["steps"]["skipped"],
-        "rollbacks": sum(totals["rollbacks"].values()),
-        "steps_lost": totals["steps_lost"],
+        "anomalies": sum(sum(verdicts.values()) for verdicts in totals.anomalies.values()),
+        "skips": totals.skips,
+        "rollbacks": sum(totals.rollbacks.values()),
+        "steps_lost": totals.steps_lost,
     }

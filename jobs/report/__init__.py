@@ -22,8 +22,15 @@
 ``svg``: from a figure to inline SVG
 """
 
-from jobs.report.page import write_page
-from jobs.report.picture import write_picture
-from jobs.report.write import write_report
+from typing import TYPE_CHECKING
+
+from guard.lazy import lazy
+
+if TYPE_CHECKING:
+    from jobs.report.page import write_page
+    from jobs.report.picture import write_picture
+    from jobs.report.write import write_report
 
 __all__ = ["write_page", "write_picture", "write_report"]
+
+__getattr__ = lazy(__name__, {"write_page": "page", "write_picture": "picture", "write_report": "write"})

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from guard.records import Incident, LayerEvidence, RankEvidence
 from jobs.report import charts, words
 from jobs.report.formats import UNKNOWN, count, number, percent
-from jobs.report.incidents import Incident, LayerEvidence, RankEvidence
 
 MOST_CARDS = 24
 MOST_LINES = 1500
@@ -68,11 +68,10 @@ class Line:
 
 def arrange(incidents: Sequence[Incident]) -> tuple[list[Card], list[Line], int]:
     """The gravest incidents as cards, the others as lines, and how many are left to the file."""
-    anchors = _anchors(incidents)
     chosen = set(_gravest(incidents, MOST_CARDS))
-    cards = [card(incidents[index], anchors[index]) for index in sorted(chosen)]
+    cards = [card(incidents[index]) for index in sorted(chosen)]
     rest = [index for index in range(len(incidents)) if index not in chosen]
-    lines = [line(incidents[index], anchors[index]) for index in rest[:MOST_LINES]]
+    lines = [line(incidents[index]) for index in rest[:MOST_LINES]]
     return cards, lines, len(rest) - len(lines)
 
 
@@ -81,11 +80,11 @@ def gravest(incidents: Sequence[Incident], most: int) -> list[Incident]:
     return [incidents[index] for index in sorted(_gravest(incidents, most))]
 
 
-def card(incident: Incident, anchor: str) -> Card:
-    drawn = charts.window(incident, f"window-{anchor}") if len(incident.window) > 1 else None
+def card(incident: Incident) -> Card:
+    drawn = charts.window(incident, f"window-{incident.anchor}") if len(incident.window) > 1 else None
     return Card(
         id=incident.id,
-        anchor=anchor,
+        anchor=incident.anchor,
         tone=tone(incident),
         title=words.title(incident),
         badge=words.badge(incident),
@@ -99,8 +98,8 @@ def card(incident: Incident, anchor: str) -> Card:
     )
 
 
-def line(incident: Incident, anchor: str) -> Line:
-    return Line(incident.id, anchor, words.title(incident), words.badge(incident), tone(incident))
+def line(incident: Incident) -> Line:
+    return Line(incident.id, incident.anchor, words.title(incident), words.badge(incident), tone(incident))
 
 
 def tone(incident: Incident) -> str:
@@ -108,17 +107,6 @@ def tone(incident: Incident) -> str:
     if incident.halted or (incident.outcome is not None and incident.outcome.kind == "recurred"):
         return "danger"
     return "good" if incident.outcome is not None and incident.outcome.kind == "recovered" else "warn"
-
-
-def _anchors(incidents: Sequence[Incident]) -> list[str]:
-    """A restarted job may have used a number twice; an anchor is unique."""
-    used: dict[int, int] = {}
-    anchors: list[str] = []
-    for incident in incidents:
-        used[incident.id] = used.get(incident.id, 0) + 1
-        again = f"-{used[incident.id]}" if used[incident.id] > 1 else ""
-        anchors.append(f"incident-{incident.id}{again}")
-    return anchors
 
 
 def _gravest(incidents: Sequence[Incident], most: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which layer left its level first: the incident's own evidence is of its last attempt only."""
+"""Which layer left its baseline first: the incident's own evidence is of its last attempt only."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from jobs.report.incidents import FirstLayer, Incident
+from guard.records import FirstLayer, Incident
 from jobs.report.series import Floats, Matrix
 
 LOOK_BACK = 16
-"""An explosion begins at most so many attempts before the incident that ends it."""
+"""An explosion begins at most this many attempts before the incident that ends it."""
 USUAL_ROWS, FEWEST_ROWS = 64, 4
 GREW = 3.0
-"""From this multiple of its usual norm on a layer has left its level."""
+"""From this multiple of its baseline on a layer has left it."""
 OUTLIER = 6.0
-"""And from so many deviations (of the logarithm, by the median absolute deviation) on."""
+"""And from this many deviations (of the logarithm, by the median absolute deviation) on."""
 
 
 def with_first_layer(incident: Incident, layers: Matrix) -> Incident:
-    """The incident, told which layer grew before it did; unchanged where none did or nothing is known."""
+    """The incident with the layer that grew before it; unchanged where none did or nothing is known."""
     if incident.attempt is None or incident.verdict == "vanishing" or not len(layers.attempts):
         return incident
     began = incident.attempt - LOOK_BACK
@@ -48,11 +48,11 @@ def _level(usual: Floats) -> tuple[Floats, Floats]:
 
 
 def _growth(norms: Floats, level: Floats, spread: Floats) -> Floats:
-    """Each layer's norm over its usual one; NaN where that is nothing new."""
+    """Each layer's norm over its baseline; NaN where that is not anomalous."""
     excess = _logarithm(norms) - level
-    news = (excess >= np.log(GREW)) & (excess >= OUTLIER * spread)
+    anomalous = (excess >= np.log(GREW)) & (excess >= OUTLIER * spread)
     with np.errstate(over="ignore"):
-        return np.where(news, np.exp(excess), np.nan)
+        return np.where(anomalous, np.exp(excess), np.nan)
 
 
 def _logarithm(norms: Floats) -> Floats:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from guard.records import Incident, WindowRow
 from jobs.report import plot_style as look
 from jobs.report.checkpoints import Checkpoint
 from jobs.report.colors import Role
 from jobs.report.data import Run
-from jobs.report.incidents import Incident, WindowRow
 from jobs.report.plot_style import Panel, Size
 from jobs.report.series import Flags, Floats, envelope, means
 from jobs.report.svg import drawing, inline_svg
@@ -59,7 +59,7 @@ def training_figure(run: Run, size: Size, room: float = 0.0) -> Figure:
     head = room + (24 if marks else 4)
     figure = look.stack(_panels(run, size), size, span(run), head=head, axis_name="step attempt")
     for axes in figure.axes:
-        look.shade(axes, run.rewound, Role.REWOUND, size)
+        look.shade(axes, run.rolled_back, Role.REWOUND, size)
         _incident_lines(axes, run.incidents)
     _badges(figure.axes[0], marks, size)
     return figure
@@ -75,7 +75,7 @@ def cost(run: Run, size: Size) -> Markup:
     with drawing(f"cost-{size.name}"):
         figure = look.stack(panels, size, span(run), head=4, axis_name="step attempt")
         for axes in figure.axes:
-            look.shade(axes, run.rewound, Role.REWOUND, size)
+            look.shade(axes, run.rolled_back, Role.REWOUND, size)
         return inline_svg(figure)
 
 
@@ -84,7 +84,7 @@ def checkpoints(run: Run, size: Size) -> Markup:
     panel = Panel("", 54, lambda axes: _checkpoints(axes, run.checkpoints))
     with drawing(f"checkpoints-{size.name}"):
         figure = look.stack([panel], size, span(run), head=0, axis_name="step attempt")
-        look.shade(figure.axes[0], run.rewound, Role.REWOUND, size)
+        look.shade(figure.axes[0], run.rolled_back, Role.REWOUND, size)
         _incident_lines(figure.axes[0], run.incidents)
         return inline_svg(figure)
 
@@ -127,6 +127,8 @@ def _panels(run: Run, size: Size) -> list[Panel]:
         panels.append(Panel("Steps clipped, %", LOW, lambda axes: _clipped(axes, run)))
     if np.isfinite(steps.lr).any():
         panels.append(Panel("Learning rate", LOW, lambda axes: _rate(axes, run, size)))
+    if np.isfinite(steps.update_ratio).any():
+        panels.append(Panel("Update / weight norm", LOW, lambda axes: _update_ratio(axes, run, size)))
     if evaluation_points(run, "test_accuracy")[0]:
         panels.append(Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run)))
     return panels
@@ -169,6 +171,12 @@ def _rate(axes: Axes, run: Run, size: Size) -> None:
     look.shade(axes, recovering, Role.RECOVERY, size)
     look.line(axes, steps.attempt, steps.lr, Role.RATE, size, noisy=False)
     look.value_axis(axes, np.append(rates, 0.0), LOW)
+
+
+def _update_ratio(axes: Axes, run: Run, size: Size) -> None:
+    ratios = run.steps.update_ratio
+    look.value_axis(axes, ratios[np.isfinite(ratios)], LOW)
+    look.line(axes, run.steps.attempt, ratios, Role.RATE, size)
 
 
 def _accuracy(axes: Axes, run: Run) -> None:
@@ -267,7 +275,7 @@ def _mark(group: Sequence[Incident]) -> Mark:
     first, last = group[0], group[-1]
     worst = Role.DANGER if any(_color(incident) == Role.DANGER for incident in group) else Role.WARN
     label = str(first.id) if first is last else f"{first.id}–{last.id}"
-    return Mark(x=float(_attempt(first)), label=label, target=f"#incident-{first.id}", color=worst)
+    return Mark(x=float(_attempt(first)), label=label, target=f"#{first.anchor}", color=worst)
 
 
 def _color(incident: Incident) -> str:

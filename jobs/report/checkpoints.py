@@ -1,4 +1,4 @@
-"""The checkpoints of a job: of those on disk their manifests tell, of those that are gone the history."""
+"""The checkpoints of a job: those on disk by their manifests, those that are gone by the history."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from guard.rows import as_float, as_int, as_text
 from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
-from jobs.report.formats import as_float, as_int, as_text
 from jobs.run_dir.jsonl import iter_jsonl
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, HISTORY
@@ -22,7 +22,7 @@ FATES = {
     "written": "candidate",
     "retired": "good; newer ones took its place",
     "suspect": "removed: an anomaly followed it",
-    "undone": "removed: the run went back beyond it",
+    "undone": "removed: the run rolled back beyond it",
     "unconfirmed": "removed: the run ended before it was good",
     "failed": "could not be written",
 }
@@ -48,16 +48,16 @@ class Checkpoint:
 def read_checkpoints(
     job_dir: Path, spec: Mapping[str, Any], *, remote: bool = True
 ) -> tuple[Checkpoint, ...]:
-    """All checkpoints that the history tells of, and those that lie in the job's folder or under its URL.
+    """All checkpoints in the history, and those in the job's folder or under its URL.
 
-    Of one that is there its manifest tells; where the place cannot be read, the history alone; a URL is asked
-    only if ``remote``.
+    One that is there is described by its manifest; where the storage cannot be read, the history is all; a
+    URL is read only if ``remote``.
     """
-    told = _history(iter_jsonl(job_dir / HISTORY))
+    recorded = _history(iter_jsonl(job_dir / HISTORY))
     place = _place(job_dir, spec)
     there = _on_disk(place) if remote or isinstance(place, Path) else []
     found = {manifest.step: _checkpoint(manifest) for manifest in there}
-    both = {**told, **found}
+    both = {**recorded, **found}
     return tuple(both[step] for step in sorted(both))
 
 

@@ -14,7 +14,7 @@ from jobs.report.summary import Summary
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One part of the time: seconds, its share of one (None where there is no whole), and what it is."""
+    """One part of the time: seconds, its share of the whole (None where there is none), and what it is."""
 
     name: str
     seconds: float
@@ -35,19 +35,19 @@ class Share:
 def shares(run: Run, summary: Summary) -> list[Share]:
     """The wall time in parts that add up, then what the guard took of them; empty where no step was timed.
 
-    A rewound attempt is one whose step a rollback undid, the attempt that found the spike included.
+    A rolled-back attempt is one whose step a rollback discarded, the attempt that found the spike included.
     """
     seconds = np.nan_to_num(run.steps.step_seconds)
     if not seconds.sum() > 0:
         return []
-    undone = rewound(run)
-    skipped = run.steps.skipped & ~undone
-    stands = ~undone & ~skipped
+    discarded = rolled_back(run)
+    skipped = run.steps.skipped & ~discarded
+    stands = ~discarded & ~skipped
     inside = float(seconds.sum())
     whole = max(summary.seconds or inside, inside)
     parts = [
         ("Steps that stand", float(seconds[stands].sum()), plural(int(stands.sum()), "attempt")),
-        ("Rewound", float(seconds[undone].sum()), plural(int(undone.sum()), "attempt")),
+        ("Rolled back", float(seconds[discarded].sum()), plural(int(discarded.sum()), "attempt")),
         ("Skipped", float(seconds[skipped].sum()), plural(int(skipped.sum()), "attempt")),
         ("Outside the steps", whole - inside, "start, evaluation, waiting for checkpoints"),
     ]
@@ -55,12 +55,12 @@ def shares(run: Run, summary: Summary) -> list[Share]:
     return [*found, *_guard(run, inside)]
 
 
-def rewound(run: Run) -> Flags:
-    """Which attempts were undone, each once, however many rollbacks undid it."""
-    undone = np.zeros(len(run.steps), dtype=np.bool_)
-    for first, last in run.rewound:
-        undone |= (run.steps.attempt >= first) & (run.steps.attempt <= last)
-    return undone
+def rolled_back(run: Run) -> Flags:
+    """Which attempts were discarded, each once, however many rollbacks discarded it."""
+    discarded = np.zeros(len(run.steps), dtype=np.bool_)
+    for first, last in run.rolled_back:
+        discarded |= (run.steps.attempt >= first) & (run.steps.attempt <= last)
+    return discarded
 
 
 def typical_milliseconds(steps: Steps) -> str:
@@ -77,7 +77,7 @@ def _guard(run: Run, inside: float) -> list[Share]:
     restoring = sum(incident.seconds or 0.0 for incident in run.incidents if incident.rolled_back)
     parts = [
         Share("Guard, of the steps", watching, watching / inside, "watching, clipping, deciding, snapshots"),
-        Share("Going back", restoring, None, f"restoring the state in {_rollbacks(run)}"),
+        Share("Rollbacks", restoring, None, f"restoring the state in {_rollbacks(run)}"),
     ]
     return [part for part in parts if part.seconds > 0]
 

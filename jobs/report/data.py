@@ -4,56 +4,52 @@ Any of the files may be missing, empty or cut: what is not there is None or empt
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from guard.records import NUMBERS, Incident
+from guard.rows import as_float, as_text
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
-from jobs.report.formats import as_float, as_int, as_text
-from jobs.report.incidents import Incident, join_outcomes
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
-from jobs.run_dir.jsonl import iter_jsonl, read_json
+from jobs.run_dir.reader import RunReader
+from jobs.run_dir.steps import Evaluation, RolledBack, Span, StepTable
 from jobs.run_dir.storage import without_keys
 from jobs.spec.yaml_text import load_yaml
 
-Span = tuple[float, float]
+NO_COOLDOWN = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
+_NESTED = ("local_norms", "layers", "regularization", "excluded_ranks", "faulty_ranks")
+_TEXTS = ("action", "verdict")
+_ANOMALY = ("verdict", "excluded_ranks", "faulty_ranks", "dropped_micro_batches")
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One evaluation; `metrics` as the workload names them."""
-
-    attempt: int
-    step: int | None
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Steps:
-    """The step attempts, a column each. NaN: the row does not say, or the value is not finite."""
+    """The step attempts, a column each: the numbers of ``guard.records.COLUMNS``, by name.
 
-    attempt: Floats
-    step: Floats
-    time: Floats
-    loss: Floats
-    grad_norm: Floats
-    clip_threshold: Floats
-    lr: Floats
-    step_seconds: Floats
-    guard_seconds: Floats
-    rolled_back_to: Floats
-    loss_nonfinite: Flags
-    grad_norm_nonfinite: Flags
-    clipped: Flags
-    skipped: Flags
-    anomalous: Flags
-    recovering: Flags
+    NaN: the row does not have it, or the value is not finite.
+    """
+
+    def __init__(self, table: StepTable) -> None:
+        raw = {name: np.array(table.columns[name], dtype=np.float64) for name in NUMBERS}
+        self._numbers = {name: np.where(np.isfinite(column), column, np.nan) for name, column in raw.items()}
+        self.loss_nonfinite = _nonfinite(table.columns["loss"], raw["loss"])
+        self.grad_norm_nonfinite = _nonfinite(table.columns["grad_norm"], raw["grad_norm"])
+        actions = np.array(table.columns["action"], dtype=object)
+        self.clipped: Flags = np.asarray(actions == "clipped", dtype=np.bool_)
+        self.skipped: Flags = np.asarray(actions == "skipped", dtype=np.bool_)
+        self.anomalous = _flags(map(_is_anomalous, *(table.columns[name] for name in _ANOMALY)))
+        self.recovering = _flags(map(_is_recovering, table.columns["regularization"]))
+
+    def __getattr__(self, name: str) -> Floats:
+        try:
+            return self.__dict__["_numbers"][name]
+        except KeyError:
+            raise AttributeError(f"metrics.jsonl has no numbers called {name!r}") from None
 
     def __len__(self) -> int:
         return len(self.attempt)
@@ -61,7 +57,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One job, as far as its files tell."""
+    """One job, as far as its files have it."""
 
     name: str
     spec: Mapping[str, Any]
@@ -72,26 +68,10 @@ class Run:
     layers: Matrix
     ranks: Matrix
     incidents: tuple[Incident, ...]
-    rewound: tuple[Span, ...]
+    rolled_back: tuple[Span, ...]
     restarts: int
     samples: str = ""
     checkpoints: tuple[Checkpoint, ...] = ()
-
-
-_NUMBERS = (
-    "attempt",
-    "step",
-    "time",
-    "loss",
-    "grad_norm",
-    "clip_threshold",
-    "lr",
-    "step_seconds",
-    "guard_seconds",
-    "rolled_back_to",
-)
-_FLAGS = ("loss_nonfinite", "grad_norm_nonfinite", "clipped", "skipped", "anomalous", "recovering")
-_CALM = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
 
 
 def read_run(job_dir: Path, *, remote: bool = True) -> Run:
@@ -101,13 +81,13 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
         job_dir: the folder of the job.
         remote: whether a storage elsewhere, which the spec names, may be asked for its checkpoints.
     """
-    spec_text, spec = _read_spec(job_dir / "spec.yaml")
-    result = read_json(job_dir / "result.json")
-    table = _Table()
-    for row in iter_jsonl(job_dir / "metrics.jsonl"):
-        table.add(row)
-    steps, layers = table.steps(), _layer_matrix(table.layers)
-    incidents = join_outcomes(iter_jsonl(job_dir / "incidents.jsonl"))
+    files = RunReader(job_dir)
+    spec_text, spec = _read_spec(files.folder.spec)
+    result = files.result()
+    table = files.steps((*NUMBERS, *_TEXTS, *_NESTED))
+    steps, layers = Steps(table), _layer_matrix(_known(table, "layers", Mapping))
+    rolled_back = RolledBack()
+    rolled_back.add(table.columns)
     return Run(
         name=as_text((result or {}).get("job")) or as_text(spec.get("name")) or job_dir.resolve().name,
         spec=spec,
@@ -116,115 +96,53 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
         steps=steps,
         evaluations=tuple(table.evaluations),
         layers=layers,
-        ranks=_rank_matrix(table.local_norms),
-        incidents=tuple(with_first_layer(incident, layers) for incident in incidents),
-        rewound=tuple(rewound_spans(steps)),
+        ranks=_rank_matrix(_measured(table, steps)),
+        incidents=tuple(with_first_layer(incident, layers) for incident in files.incidents()),
+        rolled_back=tuple(rolled_back.spans),
         restarts=table.restarts,
         samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
         checkpoints=read_checkpoints(job_dir, spec, remote=remote),
     )
 
 
-def rewound_spans(steps: Steps) -> Iterable[Span]:
-    """The attempts that each rollback undid, as (first, last): those whose step was beyond its target."""
-    standing: list[tuple[float, float]] = []
-    for attempt, step, target in zip(steps.attempt, steps.step, steps.rolled_back_to, strict=True):
-        first = attempt
-        while not math.isnan(target) and standing and not standing[-1][1] <= target:
-            first = standing.pop()[0]
-        if not math.isnan(target):
-            yield float(first), float(attempt)
-        standing.append((attempt, step))
+def _known(table: StepTable, name: str, kind: type) -> list[tuple[int, Any]]:
+    pairs = zip(table.columns["attempt"], table.columns[name], strict=True)
+    return [(attempt, value) for attempt, value in pairs if isinstance(value, kind)]
 
 
-@dataclass
-class _Table:
-    """Collects the rows; where a job was restarted from a checkpoint, the later history stands."""
-
-    numbers: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _NUMBERS})
-    flags: dict[str, list[bool]] = field(default_factory=lambda: {name: [] for name in _FLAGS})
-    layers: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
-    local_norms: list[tuple[int, list[Any]]] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    restarts: int = 0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        attempt = as_int(row.get("attempt"))
-        if attempt is None:
-            return
-        if isinstance(row.get("eval"), Mapping):
-            self.evaluations.append(_evaluation(row, attempt))
-        else:
-            self._add_step(row, attempt)
-
-    def steps(self) -> Steps:
-        columns: dict[str, Any] = {
-            name: np.array(column, dtype=np.float64) for name, column in self.numbers.items()
-        }
-        columns |= {name: np.array(column, dtype=np.bool_) for name, column in self.flags.items()}
-        return Steps(**columns)
-
-    def _add_step(self, row: Mapping[str, Any], attempt: int) -> None:
-        known = self.numbers["attempt"]
-        if known and attempt <= known[-1]:
-            self._forget_from(attempt)
-        for name, column in self.numbers.items():
-            column.append(_finite(row.get(name)))
-        for name, flag in _row_flags(row).items():
-            self.flags[name].append(flag)
-        if isinstance(row.get("layers"), Mapping):
-            self.layers.append((attempt, row["layers"]))
-        if isinstance(row.get("local_norms"), list) and _were_taken(row):
-            self.local_norms.append((attempt, row["local_norms"]))
-
-    def _forget_from(self, attempt: int) -> None:
-        self.restarts += 1
-        place = bisect_left(self.numbers["attempt"], attempt)
-        for numbers in self.numbers.values():
-            del numbers[place:]
-        for flags in self.flags.values():
-            del flags[place:]
-        self.layers = [item for item in self.layers if item[0] < attempt]
-        self.local_norms = [item for item in self.local_norms if item[0] < attempt]
-        self.evaluations = [item for item in self.evaluations if item.attempt < attempt]
+def _measured(table: StepTable, steps: Steps) -> list[tuple[int, list[Any]]]:
+    """Norms that are measured only on some attempts are all NaN in between, beside a finite global norm."""
+    bad = dict(zip(table.columns["attempt"], steps.grad_norm_nonfinite, strict=True))
+    return [
+        (attempt, norms)
+        for attempt, norms in _known(table, "local_norms", list)
+        if bad[attempt] or not all(_is_nonfinite(norm) for norm in norms)
+    ]
 
 
-def _finite(value: Any) -> float:
-    known = as_float(value)
-    return known if known is not None and -math.inf < known < math.inf else math.nan
+def _flags(values: Iterable[bool]) -> Flags:
+    return np.fromiter(values, dtype=np.bool_)
 
 
-def _row_flags(row: Mapping[str, Any]) -> dict[str, bool]:
-    action = row.get("action")
-    return {
-        "loss_nonfinite": _is_nonfinite(row.get("loss")),
-        "grad_norm_nonfinite": _is_nonfinite(row.get("grad_norm")),
-        "clipped": action == "clipped",
-        "skipped": action == "skipped",
-        "anomalous": row.get("verdict", "ok") != "ok",
-        "recovering": _is_recovering(row.get("regularization")),
-    }
-
-
-def _were_taken(row: Mapping[str, Any]) -> bool:
-    """Norms that are taken only now and then are all NaN in between, beside a finite global norm."""
-    return _is_nonfinite(row.get("grad_norm")) or not all(_is_nonfinite(norm) for norm in row["local_norms"])
+def _nonfinite(values: Sequence[float | None], column: Floats) -> Flags:
+    """NaN or infinite in the file, rather than missing."""
+    known = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
+    return np.asarray(known & ~np.isfinite(column), dtype=np.bool_)
 
 
 def _is_nonfinite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    known = as_float(value)
+    return known is not None and not -math.inf < known < math.inf
 
 
-def _is_recovering(regularization: Any) -> bool:
-    if not isinstance(regularization, Mapping):
+def _is_anomalous(verdict: Any, excluded: Any, faulty: Any, dropped: Any) -> bool:
+    return verdict not in ("ok", None) or bool(excluded or faulty or dropped)
+
+
+def _is_recovering(recovery: Any) -> bool:
+    if not isinstance(recovery, Mapping):
         return False
-    return any(regularization.get(name, calm) != calm for name, calm in _CALM.items())
-
-
-def _evaluation(row: Mapping[str, Any], attempt: int) -> Evaluation:
-    metrics = {str(name): as_float(value) for name, value in row["eval"].items()}
-    known = {name: value for name, value in metrics.items() if value is not None}
-    return Evaluation(attempt, as_int(row.get("step")), known)
+    return any(recovery.get(name, idle) != idle for name, idle in NO_COOLDOWN.items())
 
 
 def _layer_matrix(rows: list[tuple[int, Mapping[str, Any]]]) -> Matrix:
@@ -252,7 +170,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_spec(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """Its text for people, and what it says."""
+    """Its text without keys, and its contents."""
     try:
         text = path.read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:

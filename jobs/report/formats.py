@@ -8,30 +8,8 @@ from typing import Any
 UNKNOWN = "unknown"
 
 
-def as_float(value: Any) -> float | None:
-    """A number from a file, or None where there is none (text, null, a flag)."""
-    if type(value) is float:  # nearly always; a long run has millions
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
-    return None
-
-
-def as_int(value: Any) -> int | None:
-    """A count or place; None also for what is too large to count exactly."""
-    known = as_float(value)
-    return int(known) if known is not None and abs(known) < 2**53 else None
-
-
 def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def as_text(value: Any, default: str = "") -> str:
-    return value if isinstance(value, str) else default
 
 
 def number(value: float | None) -> str:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from jobs.report import plot_style as look
 from jobs.report.charts import LOW, TALL
 from jobs.report.colors import Role
-from jobs.report.cost import rewound
+from jobs.report.cost import rolled_back
 from jobs.report.data import Run
 from jobs.report.plot_style import Panel, Size
 from jobs.report.series import Flags, Floats
@@ -37,7 +37,7 @@ def overlay(runs: Sequence[Run], size: Size) -> Markup:
 
 def standing(run: Run) -> Flags:
     """The attempts whose step was applied and not undone."""
-    return np.isfinite(run.steps.step) & ~rewound(run) & ~run.steps.skipped
+    return np.isfinite(run.steps.step) & ~rolled_back(run) & ~run.steps.skipped
 
 
 def _panel(runs: Sequence[Run], column: str, title: str, height: int, size: Size) -> Panel:

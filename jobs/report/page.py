@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.checkpoints import FATES
-from jobs.report.data import Evaluation, Run, read_run
+from jobs.report.data import Run, read_run
 from jobs.report.formats import accuracy, as_mapping, count, duration, number, percent, plural, size_text
 from jobs.report.plot_style import NARROW, WIDE, Size
 from jobs.report.summary import (
@@ -23,6 +23,7 @@ from jobs.report.summary import (
     summarize,
 )
 from jobs.run_dir.jsonl import write_text_atomic
+from jobs.run_dir.steps import Evaluation
 
 MOST_EVALUATIONS = 60
 MOST_CHECKPOINTS = 40
@@ -167,7 +168,7 @@ def legend(run: Run) -> list[tuple[str, str]]:
     entries = [
         (bool(charts.evaluation_points(run, "test_loss")[0]), "diamond", "test loss"),
         (bool((~_isnan(run.steps.clip_threshold)).any()), "dashes", "clip threshold"),
-        (bool(run.rewound), "rewound", "rewound"),
+        (bool(run.rolled_back), "rewound", "rewound"),
         (bool(run.steps.recovering.any()), "recovery", "recovery"),
         (bad, "cross", "not finite"),
         (bool(run.incidents), "number", "incident"),

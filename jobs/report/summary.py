@@ -7,25 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from guard.rows import as_float, as_int, as_text
 from jobs.report.data import Run, Steps, read_run
-from jobs.report.formats import (
-    accuracy,
-    as_float,
-    as_int,
-    as_mapping,
-    as_text,
-    count,
-    duration,
-    listing,
-    number,
-    plural,
-)
+from jobs.report.formats import accuracy, as_mapping, count, duration, listing, number, plural
 from jobs.report.words import STATUSES
 
 COUNTED = (
     "steps",
     "attempts",
     "anomalies",
+    "incidents",
     "skips",
     "rollbacks",
     "clips",
@@ -33,12 +24,16 @@ COUNTED = (
     "guard_share",
     "seconds",
 )
-"""The figures that the rows tell too."""
+"""The figures that rows and journal have too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures of the whole run; None where the files do not tell."""
+    """Figures of the whole run; None where the files do not have them.
+
+    ``anomalies`` counts attempts in which anything was wrong, corrected or not; ``incidents`` the entries of
+    the journal. They differ where an exclusion of ranks lasts: one incident, and an anomaly at each attempt.
+    """
 
     status: str
     steps: int | None
@@ -46,6 +41,7 @@ class Summary:
     epochs: int | None
     metrics: Mapping[str, float]
     anomalies: int | None
+    incidents: int | None
     skips: int | None
     rollbacks: int | None
     clips: int | None
@@ -60,24 +56,24 @@ class Summary:
 
 
 def summarize(run: Run) -> Summary:
-    """The figures of the result; what it does not say, as where a run was ended, of the rows."""
+    """The figures of the result; those that it lacks, as where a run was killed, from rows and journal."""
     if run.result is None:
         return from_metrics(run)
-    told = from_result(run.result)
+    reported = from_result(run.result)
     if not len(run.steps):
-        return told
-    counted, empty = (
-        from_metrics(run),
-        (None,) if told.attempts else (None, 0),
-    )  # no attempts: it has no counts
-    return replace(told, **{name: getattr(counted, name) for name in COUNTED if getattr(told, name) in empty})
+        return reported
+    counted = from_metrics(run)
+    unknown = {None} if reported.attempts else {None, 0}  # without attempts its zeros mean "unknown"
+    missing = [name for name in COUNTED if getattr(reported, name) in unknown]
+    return replace(reported, **{name: getattr(counted, name) for name in missing})
 
 
 def figures_of_rows(job_dir: Path) -> dict[str, Any]:
-    """What the rows of a job tell of the figures of its result: only those that are known."""
-    summary = from_metrics(read_run(job_dir))
-    told = {name: getattr(summary, name) for name in COUNTED if name != "seconds"}
-    known = {name: value for name, value in told.items() if value is not None}
+    """The figures of result.json that rows and journal of a job have: only those that are known."""
+    run = read_run(job_dir)
+    summary = from_metrics(run)
+    figures = {name: getattr(summary, name) for name in COUNTED if name != "seconds"}
+    known = {name: value for name, value in figures.items() if value is not None}
     return {**known, "metrics": dict(summary.metrics)} if summary.attempts else {}
 
 
@@ -91,6 +87,7 @@ def from_result(result: Mapping[str, Any]) -> Summary:
         epochs=as_int(result.get("epochs")),
         metrics={name: value for name, value in metrics.items() if value is not None},
         anomalies=as_int(result.get("anomalies")),
+        incidents=as_int(result.get("incidents")),
         skips=as_int(result.get("skips")),
         rollbacks=as_int(result.get("rollbacks")),
         clips=as_int(result.get("clips")),
@@ -106,7 +103,7 @@ def from_result(result: Mapping[str, Any]) -> Summary:
 
 
 def from_metrics(run: Run) -> Summary:
-    """What the rows so far add up to."""
+    """What the rows and the journal so far add up to."""
     steps, last = run.steps, run.evaluations[-1] if run.evaluations else None
     rollbacks = np.isfinite(steps.rolled_back_to)
     return Summary(
@@ -115,7 +112,8 @@ def from_metrics(run: Run) -> Summary:
         attempts=_last(steps.attempt),
         epochs=None,
         metrics={name: value for name, value in last.metrics.items() if name != "epoch"} if last else {},
-        anomalies=int(steps.anomalous.sum()),
+        anomalies=_anomalies(run),
+        incidents=len(run.incidents),
         skips=int(steps.skipped.sum()),
         rollbacks=int(rollbacks.sum()),
         clips=int(steps.clipped.sum()),
@@ -131,7 +129,7 @@ def from_metrics(run: Run) -> Summary:
 
 
 def headline(summary: Summary) -> str:
-    """How it ended, in a sentence."""
+    """How the run ended, in a sentence."""
     done = (
         f"{count(summary.steps)} {'step' if summary.steps == 1 else 'steps'}"
         if summary.steps is not None
@@ -189,8 +187,15 @@ def _last(column: Any) -> int | None:
     return int(column[-1]) if len(column) and np.isfinite(column[-1]) else None
 
 
+def _anomalies(run: Run) -> int:
+    """Attempts in which anything was wrong: by their rows, or by an incident where rows lack it."""
+    attempts = set(run.steps.attempt[run.steps.anomalous].astype(int).tolist())
+    known = attempts | {i.attempt for i in run.incidents if i.attempt is not None}
+    return len(known) + sum(incident.attempt is None for incident in run.incidents)
+
+
 def _steps_lost(steps: Steps) -> int:
-    """The way back of each rollback: from the step before it to its target."""
+    """The steps that each rollback discarded: from the step before it to its target."""
     places = np.flatnonzero(np.isfinite(steps.rolled_back_to[1:])) + 1
     back = steps.step[places - 1] - steps.rolled_back_to[places]
     return int(np.nansum(back))

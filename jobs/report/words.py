@@ -1,10 +1,11 @@
 """What happened, in sentences. Pure functions from an incident, or the run's figures, to English."""
 
 import math
+from collections.abc import Sequence
 from typing import TypeGuard
 
+from guard.records import CooldownInfo, Incident, LayerEvidence, RankEvidence
 from jobs.report.formats import count, listing, number, percent, plural, runs, times
-from jobs.report.incidents import CooldownInfo, Incident, LayerEvidence, RankEvidence
 
 SIGNALS = {
     "loss": "loss",
@@ -106,6 +107,50 @@ def story(incident: Incident) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def event(incident: Incident, places: Sequence[str] = ()) -> tuple[str, str]:
+    """Level and text of an incident as one line, for a log or a stream of events.
+
+    Args:
+        incident: as the guard made it, or as it was read back.
+        places: node and device of each rank, where known.
+    """
+    value = "" if incident.value is None else f" {incident.value:.4g}"
+    baseline = f" (baseline {incident.baseline:.4g})" if _finite(incident.baseline) else ""
+    text = f"step {incident.step}: {incident.verdict}, {incident.signal}{value}{baseline}"
+    level, done = _event(incident, places)
+    return level, f"{text}: {done}" if done else text
+
+
+def named_ranks(ranks: Sequence[int], places: Sequence[str] = ()) -> str:
+    """``rank 1 (node 3f2a, cpu)``, for each; rank -1 is unknown."""
+    named = [f"rank {r} ({places[r]})" if 0 <= r < len(places) else f"rank {r}" for r in ranks if r >= 0]
+    return ", ".join(named) or "an unknown rank"
+
+
+def _event(incident: Incident, places: Sequence[str]) -> tuple[str, str]:
+    """Level, and what was done."""
+    if incident.faulty_ranks:
+        return "error", f"hardware fault on {named_ranks(incident.faulty_ranks, places)}; computed again"
+    if incident.excluded_ranks:
+        excluded = named_ranks(incident.excluded_ranks, places)
+        return "warning", f"{excluded} excluded, because the data stays bad"
+    if incident.action == "rolled_back":
+        back = f"rolled back {incident.steps_lost} steps to step {incident.rolled_back_to}"
+        return "error", f"{_bad_rank(incident)}{back}"
+    if incident.action == "skipped":
+        return "warning", f"{_bad_rank(incident)}step skipped"
+    if incident.action == "halted":
+        return "error", f"halted, {incident.reason}"
+    if incident.dropped_micro_batches or incident.verdict == "vanishing":
+        return "warning", incident.reason
+    return "warning", incident.action if incident.would is None else f"would {incident.would}"
+
+
+def _bad_rank(incident: Incident) -> str:
+    bad = len(incident.ranks) > 1 and incident.ranks[0].nonfinite
+    return f"from rank {incident.ranks[0].rank}: " if bad else ""
+
+
 def seen(incident: Incident) -> str:
     """What the detector saw."""
     signal = signal_name(incident.signal)
@@ -127,9 +172,10 @@ def seen(incident: Incident) -> str:
 
 def first(incident: Incident) -> str:
     """Which other signal left its level before."""
-    if not incident.moved_first or incident.moved_first == incident.signal:
+    moved = incident.moved_first
+    if moved is None or moved.signal in ("", incident.signal):
         return ""
-    return f"The {signal_name(incident.moved_first)} had moved first."
+    return f"The {signal_name(moved.signal)} had moved first."
 
 
 def put_right(incident: Incident) -> str:
@@ -181,14 +227,12 @@ def samples(incident: Incident) -> str:
     if len(named) <= FEW_SAMPLES:
         return f"The batch held {'sample' if len(incident.samples) == 1 else 'samples'} {listing(named)}."
     rest = plural(len(incident.samples) - FEW_SAMPLES, "more", "more")
-    return f"The batch held samples {', '.join(incident.samples[:FEW_SAMPLES])} and {rest}."
+    return f"The batch held samples {', '.join(map(str, incident.samples[:FEW_SAMPLES]))} and {rest}."
 
 
 def sample_names(incident: Incident) -> list[str]:
     """The samples of the batch, neighbours as one: 1000–1063."""
-    if not all(sample.isdecimal() for sample in incident.samples):
-        return list(incident.samples)
-    return runs([int(sample) for sample in incident.samples])
+    return runs(incident.samples)
 
 
 def action(incident: Incident) -> str:

@@ -1,67 +1,44 @@
 """The files of a job: rows of JSON that grow while it runs, and documents that are replaced whole.
 
-Everything on disk is strict JSON. A float that is not finite is stored as "nan", "inf" or "-inf" and
-comes back as a float, except in the fields that hold text (a job may be called `nan`).
+Everything on disk is strict JSON; ``guard.rows`` writes and reads what it cannot hold.
 """
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from guard.records import strict
+from guard.rows import strict
 
-_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_NONFINITE_ON_DISK = (b'"nan"', b'"inf"', b'"-inf"')
-
-TEXT_FIELDS = frozenset(
-    {
-        "action",
-        "checkpoint",
-        "data",
-        "error",
-        "job",
-        "level",
-        "name",
-        "outcome",
-        "phase",
-        "report",
-        "resume",
-        "samples",
-        "signal",
-        "source",
-        "status",
-        "text",
-        "type",
-        "verdict",
-        "versions",
-    }
-)
+FIRST_BYTES, TAIL_BYTES = 1 << 13, 1 << 18
+"""Read from the end of a file for its last rows: first little, then more."""
+PIECE = 4 << 20
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file that may be missing, or that was cut in the middle of a line.
 
-    A line that is not a JSON object is left out: it is what a killed writer leaves behind.
+    A line that is not a JSON object is ignored: it is what a killed writer leaves behind.
     """
     return list(iter_jsonl(path))
 
 
-def iter_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """`read_jsonl` row by row, for files that are too long to hold."""
+def iter_jsonl(path: str | Path, end: int | None = None) -> Iterator[dict[str, Any]]:
+    """`read_jsonl` row by row, for files that are too long to hold; of the first `end` bytes only."""
+    place = 0
     with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
         for line in file:
-            row = parse_row(line)
-            if row is not None:
+            place += len(line)
+            if end is not None and place > end:
+                return
+            if (row := parse_row(line)) is not None:
                 yield row
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
-    """One JSON object, or None where there is none to be read (missing, empty, cut)."""
+    """One JSON object, or None where there is none (missing, empty, cut)."""
     try:
         return parse_row(Path(path).read_bytes())
     except FileNotFoundError:
@@ -79,7 +56,7 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def write_bytes_atomic(path: str | Path, content: bytes) -> None:
-    """As `write_text_atomic`, for what is no text."""
+    """As `write_text_atomic`, for bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -94,40 +71,11 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
     sync(path.parent)
 
 
-class JsonlWriter:
-    """Appends rows to a JSON-lines file; each row is with the operating system when `write` returns.
-
-    Opened on a file whose last line was cut, it starts a new line, so that only the cut row is lost.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n", buffering=1)
-        if not _ends_with_newline(self.path):
-            self._file.write("\n")
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(strict(row), allow_nan=False, separators=(",", ":")) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def cut_back(path: str | Path, size: int) -> int:
-    """Takes what a file holds beyond ``size`` bytes off; it is kept in ``<stem>.undone<suffix>``.
+    """Cuts a file back to ``size`` bytes; the rest is kept in ``<stem>.undone<suffix>``.
 
     Returns:
-        The bytes that were taken off; 0 where the file is missing or no longer.
+        The number of bytes cut; 0 where the file is missing or not longer.
     """
     path = Path(path)
     if not path.exists() or path.stat().st_size <= size:
@@ -144,36 +92,73 @@ def cut_back(path: str | Path, size: int) -> int:
     return len(rest)
 
 
-def from_strict(value: Any) -> Any:
-    """The inverse of `guard.record.strict`; the fields in `TEXT_FIELDS` are left alone."""
-    if isinstance(value, str):
-        return _NONFINITE.get(value, value)
-    if isinstance(value, dict):
-        return {key: item if key in TEXT_FIELDS else from_strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [from_strict(item) for item in value]
-    return value
-
-
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """One line of a JSON-lines file, None where it is no JSON object."""
+    """One line of a JSON-lines file as it is stored, None where it is no JSON object."""
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):  # not JSON, cut inside a character, nested without end
         return None
-    if not isinstance(row, dict):
-        return None
-    if any(word in line for word in _NONFINITE_ON_DISK):  # rare, and the walk is slower than the parser
-        row = from_strict(row)
-    return row
+    return row if isinstance(row, dict) else None
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def last_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows at the end of a file, the last one first; no more is read than is asked for."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        for reach in (FIRST_BYTES, TAIL_BYTES):
+            file.seek(max(0, end - reach))
+            lines = file.read(reach).splitlines(keepends=True)
+            yield from (row for line in reversed(lines) if (row := parse_row(line)) is not None)
+
+
+class GrowingRows:
+    """A JSON-lines file that grows: each call reads the rows that are new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode = path, -1
+        self.place = 0
+        """What was read so far, in bytes."""
+
+    def restarted(self) -> bool:
+        """True the first time, and where the file was replaced or cut: it is to be read from its beginning.
+
+        ``rows`` then continues after the last whole line of now.
+        """
+        try:
+            found = self._path.stat()
+        except OSError:
+            return False
+        if found.st_ino == self._inode and found.st_size >= self.place:
+            return False
+        self._inode, self.place = found.st_ino, _end_of_lines(self._path, found.st_size)
+        return True
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole rows that are new, at most one piece of the file."""
+        whole = read_bytes(self._path, self.place, PIECE)
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self.place += len(whole)
+        return [row for line in whole.splitlines() if (row := parse_row(line)) is not None]
+
+
+def read_bytes(path: Path, start: int, length: int) -> bytes:
+    """A part of a file; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    except OSError:
+        return b""
+
+
+def _end_of_lines(path: Path, size: int) -> int:
+    """Where the last whole line before ``size`` ends."""
+    while size > 0:
+        start = max(0, size - PIECE)
+        if (found := read_bytes(path, start, size - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        size = start
+    return 0
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a job: what lies where, and what happens when there is a job of that name already."""
+"""The folder of a job: its files, and what happens when there is a job of that name already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
 HISTORY = "checkpoints.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
 SAMPLES = "samples.txt"
-TOLD = ".told.json"
+COUNTERS = ".told.json"
+"""The totals that Prometheus was shown."""
 
 
 class RunDir:
@@ -32,19 +33,19 @@ class RunDir:
         self.report = path / REPORT
         self.result = path / RESULT
         self.log = path / LOG
-        self.told = path / TOLD
+        self.counters = path / COUNTERS
 
     def last_result(self) -> dict[str, Any] | None:
-        """What result.json says, if there is one."""
+        """The contents of result.json, if there is one."""
         return read_json(self.result)
 
     def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
         """Makes the folder ready for a run.
 
         Raises:
-            JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` nor the spec says
-                what to do, the folder cannot be written, or checkpoints lie already under the URL where those
-                of a new job would go.
+            JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` nor the spec
+                decides what to do, the folder cannot be written, or there are checkpoints under the URL where
+                those of a new job would go.
             JobFinished: a finished job would be resumed.
         """
         exists, resume = self._holds_work(), resume or spec.resume == "auto"
@@ -54,12 +55,12 @@ class RunDir:
             self._set_aside()
         elif exists and not resume:
             raise JobError(
-                f"{self.path} already holds a job: continue it with --resume, start anew with --overwrite "
-                "(the old folder is kept beside it), or give another name with --set name=..."
+                f"{self.path} already holds a job: continue it with --resume, start from the beginning with "
+                "--overwrite (the old folder is kept beside it), or give another name with --set name=..."
             )
         elif exists and (self.last_result() or {}).get("status") == "succeeded":
             raise JobFinished(
-                f"{self.path} has finished already: nothing to resume; --overwrite starts it anew"
+                f"{self.path} has finished already: nothing to resume; --overwrite starts from the beginning"
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ class RunDir:
 
 
 def _must_be_empty(place: str | Path) -> None:
-    """A URL is not moved aside like a folder, and what lies there would be taken for this job's."""
+    """A URL is not moved aside like a folder, and what is there would be taken for this job's."""
     if isinstance(place, Path):
         return
     from jobs.run_dir.open_storage import open_storage
@@ -121,6 +122,6 @@ def _must_be_empty(place: str | Path) -> None:
         raise JobError(f"cannot read {shown(place)}: {error.strerror or error}") from None
     if taken:
         raise JobError(
-            f"{shown(place)} already holds checkpoints: continue with --resume, or start anew with another "
+            f"{shown(place)} already holds checkpoints: continue with --resume, or start with another "
             "name or train.checkpoint_storage"
         )

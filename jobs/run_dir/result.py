@@ -20,22 +20,27 @@ its memory. ``worker_lost``: a worker process died. ``stalled``: a worker did no
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 MOVING = "moving"
-"""Status of a training that goes on elsewhere; never that of a job."""
+"""Status of a training that continues elsewhere; never that of a job."""
+
+
+COUNTS = ("steps", "attempts", "anomalies", "incidents", "skips", "rollbacks", "clips", "steps_lost")
 
 
 def complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: str) -> dict[str, Any]:
-    """result.json: what the loop said, what the driver knows, and how the user would go on."""
+    """result.json: the figures of the loop, those of the driver, and the command that continues the job.
+
+    ``anomalies`` counts attempts in which anything was wrong, ``incidents`` the entries of the journal.
+    """
     finished = outcome["status"] == "succeeded"
     outcome = {name: value for name, value in outcome.items() if name not in ("avoid", "why")}
     return {
-        **dict.fromkeys(("steps", "attempts", "anomalies", "skips", "rollbacks", "clips", "steps_lost"), 0),
+        **dict.fromkeys(COUNTS, 0),
         "guard_share": 0.0,
         "metrics": {},
         "checkpoint": None,
         "cause": None,
         "world_size": spec.scale.workers,
         **outcome,
-        "incidents": outcome.get("anomalies", 0),
         "seconds": seconds,
         "report": REPORT,
         "resume": None if finished else f"{command} --resume",

@@ -15,7 +15,8 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from jobs.client.job_files import COLUMNS, RunReader
+from guard.records import COLUMNS
+from jobs.client.job_files import JobFiles
 from jobs.client.models import CheckpointInfo, Event, Series
 from service.api.auth import Reader
 from service.api.context import Context, Service
@@ -93,7 +94,7 @@ async def all_events(
 def incidents(job_id: JobId, service: Service, _: Reader) -> list[dict[str, Any]]:
     """The incidents that the guard handled, with their evidence."""
     files = _files(service, job_id)
-    return [] if files is None else files.incidents()
+    return [] if files is None else files.incident_rows()
 
 
 @router.get("/jobs/{job_id}/metrics")
@@ -106,7 +107,7 @@ def metrics(
     points: Annotated[int, Query(ge=1, le=20_000)] = 2000,
 ) -> Series:
     """Metrics over the attempts, thinned out; steps that were not ordinary always stay."""
-    files = _files(service, job_id) or RunReader(Path(os.devnull))
+    files = _files(service, job_id) or JobFiles(Path(os.devnull))
     return files.metrics(column, after_attempt=after_attempt, points=points)
 
 
@@ -193,5 +194,5 @@ def _read(path: Path, start: int, length: int) -> bytes:
         return b""
 
 
-def _files(service: Context, job_id: str) -> RunReader | None:
+def _files(service: Context, job_id: str) -> JobFiles | None:
     return files_of(service, service.store.get(job_id))

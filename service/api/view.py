@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guard.records import strict
-from jobs.client.job_files import RunReader
+from guard.rows import strict
+from jobs.client.job_files import JobFiles
 from jobs.client.models import AttemptInfo, CheckpointInfo, Event, JobInfo
 from service.api.context import Context
 from service.masking import MASKED, is_secret, masked
@@ -75,7 +75,7 @@ def event(row: EventRow) -> Event:
     )
 
 
-def files_of(service: Context, job: JobRow) -> RunReader | None:
+def files_of(service: Context, job: JobRow) -> JobFiles | None:
     """The files of a job; None if they are not below the root."""
     return files_below(folder_for(job, service.root), service.root)
 

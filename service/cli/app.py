@@ -17,7 +17,7 @@ from service.cli.checkpoints import checkpoints
 from service.cli.compare import add_compare_command
 from service.cli.jobs import add_job_commands
 from service.cli.options import JsonOption, SetOption, SpecArgument
-from service.cli.query import add_look_commands
+from service.cli.query import add_query_commands
 from service.cli.replay import replay
 from service.cli.serve import serve
 from service.cli.tokens import tokens_app
@@ -113,7 +113,7 @@ app.command()(replay)
 app.command()(checkpoints)
 add_compare_command(app)
 add_job_commands(app)
-add_look_commands(app)
+add_query_commands(app)
 app.command()(serve)
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
 

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.errors import JobError
-from jobs.run_dir.paths import RunDir
+from service.cli.query import job_folder
 
 if TYPE_CHECKING:
     from jobs.report.compare import Comparison
@@ -40,7 +40,7 @@ def compare(
     from jobs.report.compare import compare as compare_jobs
     from jobs.report.compare import write_comparison
 
-    comparison = compare_jobs(_job(first), _job(second))
+    comparison = compare_jobs(job_folder(first), job_folder(second))
     path = to or first / f"compare-{second.resolve().name}.html"
     try:
         write_comparison(comparison, path)
@@ -53,15 +53,6 @@ def compare(
     else:
         _print(comparison)
         typer.echo(str(path))
-
-
-def _job(job_dir: Path) -> Path:
-    folder = RunDir(job_dir)
-    if not (folder.spec.exists() or folder.metrics.exists()):
-        raise JobError(
-            f"{job_dir} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl"
-        )
-    return job_dir
 
 
 def _print(comparison: Comparison) -> None:

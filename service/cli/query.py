@@ -1,4 +1,4 @@
-"""Commands that look at jobs: list, status, incidents, report. On a folder they need no server."""
+"""Commands that read jobs: list, status, incidents, report. On a folder they need no server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 
 from jobs.errors import JobError
-from jobs.run_dir.paths import RunDir
+from jobs.run_dir.paths import METRICS, SPEC
+from jobs.run_dir.reader import RunReader
 from service.cli.jobs import client_at
 from service.cli.options import AddressOption, JsonOption
 
@@ -36,7 +37,7 @@ WatchOption = Annotated[
 ]
 
 
-def add_look_commands(app: typer.Typer) -> None:
+def add_query_commands(app: typer.Typer) -> None:
     """Puts the commands on the app."""
     app.command(name="list")(list_jobs)
     for command in (status, incidents, report):
@@ -45,7 +46,7 @@ def add_look_commands(app: typer.Typer) -> None:
 
 def list_jobs(
     address: AddressOption = None,
-    state: Annotated[list[str] | None, typer.Option("--status", help="Only jobs that are so.")] = None,
+    state: Annotated[list[str] | None, typer.Option("--status", help="Only jobs of this status.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs whose id contains this.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     watch: WatchOption = False,
@@ -57,12 +58,12 @@ def list_jobs(
     def found() -> list[Job]:
         return client.list(status=state or (), name=name, limit=limit)
 
-    def look() -> Look:
+    def view() -> View:
         jobs = found()
         text = json.dumps([job.info.model_dump(exclude_none=True) for job in jobs]) if as_json else None
-        return Look(text or _table(jobs), over=not watch)
+        return View(text or _table(jobs), over=not watch)
 
-    _show(look)
+    _show(view)
 
 
 def status(
@@ -71,16 +72,16 @@ def status(
     watch: WatchOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how a job is, and what it waits for or why it ended."""
+    """Show the status of a job, and what it waits for or why it ended."""
     client = client_at(address)
 
-    def look() -> Look:
+    def view() -> View:
         job = client.get(job_id)
         line = f"{job.status}: {job.message}" if job.message else job.status
         text = job.info.model_dump_json() if as_json else _table([job]) if watch else line
-        return Look(text, over=job.ended or not watch)
+        return View(text, over=job.ended or not watch)
 
-    _show(look)
+    _show(view)
 
 
 def incidents(
@@ -93,7 +94,7 @@ def incidents(
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("step", "verdict", "signal", "value", "usually", "action", "to", "outcome", box=None)
+    table = Table("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome", box=None)
     for row in rows:
         numbers = [_number(row.get(key)) for key in ("value", "baseline")]
         words = [str(row.get(key) or "") for key in ("verdict", "signal")]
@@ -125,21 +126,27 @@ def _is_here(job: str) -> bool:
         from jobs.run_dir.storage import shown
 
         raise JobError(
-            f"{shown(job)} is a URL, under which only checkpoints lie: name the job's folder, as in "
+            f"{shown(job)} is a URL, which has only checkpoints: name the job's folder, as in "
             "runs/NAME, or its id; gradguard checkpoints reads a URL"
         )
     return "/" in job or Path(job).is_dir()
 
 
+def job_folder(path: Path) -> Path:
+    """The path, if it is the folder of a job.
+
+    Raises:
+        JobError: it is not.
+    """
+    if not RunReader(path).exists():
+        raise JobError(f"{path} is not the folder of a job: it has neither {SPEC} nor {METRICS}")
+    return path
+
+
 def _local_report(path: Path, *, png: bool) -> Path:
     from jobs.report import write_picture, write_report
 
-    folder = RunDir(path)
-    if not (folder.spec.exists() or folder.metrics.exists()):
-        raise JobError(
-            f"{path} is not the folder of a job: it has neither {folder.spec.name} nor metrics.jsonl"
-        )
-    return write_picture(path) if png else write_report(path)
+    return write_picture(job_folder(path)) if png else write_report(job_folder(path))
 
 
 def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
@@ -175,18 +182,18 @@ def _table(jobs: list[Job]) -> Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is to be seen now, and whether it stays so."""
+class View:
+    """What is shown now, and whether it is final."""
 
     shown: Table | str
     over: bool
 
 
-def _show(look: Callable[[], Look]) -> None:
-    """On a terminal in one place; for a program, or as JSON, again below whenever it has changed."""
-    now, console = look(), _console()
+def _show(view: Callable[[], View]) -> None:
+    """On a terminal in place; otherwise, or as JSON, printed again whenever it has changed."""
+    now, console = view(), _console()
     if console.is_terminal and not now.over and not isinstance(now.shown, str):
-        _live(console, now, look)
+        _live(console, now, view)
         return
     last = None
     while True:
@@ -197,15 +204,15 @@ def _show(look: Callable[[], Look]) -> None:
         if now.over:
             return
         time.sleep(REFRESH_S)
-        now = look()
+        now = view()
 
 
-def _live(console: Console, now: Look, look: Callable[[], Look]) -> None:
+def _live(console: Console, now: View, view: Callable[[], View]) -> None:
     with Live(console=console, auto_refresh=False) as live:
         live.update(now.shown, refresh=True)
         while not now.over:
             time.sleep(REFRESH_S)
-            now = look()
+            now = view()
             live.update(now.shown, refresh=True)
 
 
@@ -216,7 +223,7 @@ def _text_of(console: Console, table: Table) -> str:
 
 
 def _console() -> Console:
-    """Whole lines where the output is read by a program."""
+    """Wide lines where the output is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
 

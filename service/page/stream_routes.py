@@ -17,7 +17,7 @@ from service.api.auth import Reader
 from service.api.context import Service
 from service.api.job_routes import COMMON, JobId, Text
 from service.api.problems import documented
-from service.page.streams import JobLive, ListLive, Told
+from service.page.streams import JobLive, ListLive, Message
 from service.store import NoSuchJob
 
 JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
@@ -37,7 +37,7 @@ async def list_live(
 ) -> StreamingResponse:
     """The newest jobs as server-sent events: ``jobs`` has their order, and those that changed, each with
     its progress and the last stretch of its loss and gradient norm."""
-    return _stream(ListLive(service, [*status], name, limit).look, LIST_POLL_S, service.limits.follow_s)
+    return _stream(ListLive(service, [*status], name, limit).poll, LIST_POLL_S, service.limits.follow_s)
 
 
 @router.get(
@@ -46,32 +46,33 @@ async def list_live(
     responses={200: _STREAMED, **documented(404)},
 )
 async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingResponse:
-    """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (metrics, a
-    list for each column), ``incidents``, ``checkpoints``, ``log`` (text), and ``gone`` where it was deleted.
-    It goes on after the job has ended, since that may be resumed."""
+    """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (a list for
+    each column of the metrics, which of them are numbers, and the attempts that were rolled back),
+    ``incidents``, ``checkpoints``, ``log`` (text), and ``gone`` where it was deleted. The stream continues
+    after the job has ended, since that may be resumed."""
     await run_in_threadpool(service.store.get, job_id)
-    return _stream(JobLive(service, job_id).look, JOB_POLL_S, service.limits.follow_s)
+    return _stream(JobLive(service, job_id).poll, JOB_POLL_S, service.limits.follow_s)
 
 
-def _stream(look: Callable[[], list[Told]], poll_s: float, follow_s: float) -> StreamingResponse:
-    """For a proxy in between (nginx), which would hold back what comes in small pieces."""
+def _stream(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -> StreamingResponse:
+    """Without buffering in a proxy (nginx), which would hold back small pieces."""
     headers = {"X-Accel-Buffering": "no"}
-    return StreamingResponse(_streamed(look, poll_s, follow_s), media_type=STREAM, headers=headers)
+    return StreamingResponse(_streamed(poll, poll_s, follow_s), media_type=STREAM, headers=headers)
 
 
-async def _streamed(look: Callable[[], list[Told]], poll_s: float, follow_s: float) -> AsyncIterator[str]:
+async def _streamed(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -> AsyncIterator[str]:
     until = time.monotonic() + follow_s
     quiet_since = time.monotonic()
     yield ": begin\n\n"
     while time.monotonic() < until:
         try:
-            told = await run_in_threadpool(look)
+            messages = await run_in_threadpool(poll)
         except NoSuchJob:
             yield _event("gone", {})
             return
-        for kind, data in told:
+        for kind, data in messages:
             yield _event(kind, data)
-        if told or time.monotonic() - quiet_since > HEARTBEAT_S:
+        if messages or time.monotonic() - quiet_since > HEARTBEAT_S:
             quiet_since = time.monotonic()
             yield ": still here\n\n"
         await asyncio.sleep(poll_s)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 
 READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report")
 
 
-def files_below(folder: Path | None, root: Path) -> RunReader | None:
+def files_below(folder: Path | None, root: Path) -> JobFiles | None:
     """The files in a folder; None if it is not below the root. A job can name any folder, and put links into
     it: no link is followed out of the root."""
     if folder is None:
@@ -18,7 +18,7 @@ def files_below(folder: Path | None, root: Path) -> RunReader | None:
     top, real = os.path.realpath(root), os.path.realpath(folder)
     if not _inside(real, top):
         return None
-    files = RunReader(folder)
+    files = JobFiles(folder)
     for name in READ:
         path = os.path.join(real, getattr(files.folder, name).name)  # noqa: PTH118 - fast: for each job of a listing
         if os.path.islink(path) and not _inside(os.path.realpath(path), top):  # noqa: PTH114 - as above

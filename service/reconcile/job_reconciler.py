@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails, JobStatus
 
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.polling import incident_event
 from jobs.errors import ENDED
 from jobs.spec.job_spec import JobSpec
@@ -168,14 +168,14 @@ class JobReconciler:
         last, known = self._incidents.get(job.id, (0.0, 0))
         if written == last:
             return
-        rows = files.incidents()
+        rows = files.incident_rows()
         for row in rows[min(known, len(rows)) :] if len(rows) >= known else rows:
             event = incident_event(job.id, row)
             key = f"incident-{row.get('id')}-{row.get('time')}"
             self._store.add_event(job.id, "incident", event.level, event.text, _short(row), key=key)
         self._incidents[job.id] = (written, len(rows))
 
-    def _files(self, job: JobRow) -> RunReader | None:
+    def _files(self, job: JobRow) -> JobFiles | None:
         return files_below(folder_for(job, self._root), self._root)
 
     def _log_end(self, job_id: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.errors import BAD_INPUT, BUSY, EXIT_CODES
 from jobs.run_dir.result import CAUSES, Cause
 
@@ -38,7 +38,7 @@ class AttemptOutcome:
 
 def outcome_of(
     details: JobDetails | None,
-    files: RunReader | None,
+    files: JobFiles | None,
     *,
     before: Mapping[str, str] | None,
     stopping: bool,
@@ -96,7 +96,7 @@ def _reason(details: JobDetails, cause: FailureCause, error: str, log_end: str) 
     return error or last_line or (details.message or "").strip()[:_LONGEST_REASON]
 
 
-def fresh_result(files: RunReader | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
+def fresh_result(files: JobFiles | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
     """result.json, if this attempt wrote it: a run removes that of the one before when it starts."""
     if files is None:
         return None

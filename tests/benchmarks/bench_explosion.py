@@ -19,6 +19,7 @@ from pictures import explosion_picture
 from render import EXPLOSION
 from rich.console import Console
 
+from guard.records import StepRecord
 from jobs.cluster.driver import run_job
 from jobs.run_dir.jsonl import read_jsonl
 from jobs.spec.job_spec import JobSpec
@@ -42,8 +43,8 @@ def main() -> None:
             overrides = [*options.set, f"guard.mode={mode}", f"storage={storage}", f"name={mode}"]
             spec = JobSpec.load(options.spec, overrides)
             result = run_job(spec, console=Console())
-            rows = [row for row in read_jsonl(spec.job_dir / "metrics.jsonl") if "action" in row]
-            runs[label] = (result, rows)
+            rows = read_jsonl(spec.job_dir / "metrics.jsonl")
+            runs[label] = (result, [StepRecord.from_row(row) for row in rows if "action" in row])
     results = {label: result for label, (result, _) in runs.items()}
     tables = {EXPLOSION: _rows(results)}
     publish("explosion", tables, options.json, seeds=[spec.seed])

@@ -27,6 +27,7 @@ from measure import publish
 
 from guard.record.exposition import GuardCollector
 from guard.record.metrics import GuardMetrics, Layers
+from guard.types import StepReport
 from jobs.cluster.session import ray_session
 from jobs.observability.counter_carryover import CounterCarryover
 from jobs.observability.hub import Hub, HubLink, ensure_hub, stop_hub
@@ -40,23 +41,20 @@ STATUS = {"phase": "training", "step": 1, "loss": 0.5, "counters": {"anomalies":
 
 
 def attempt(metrics: GuardMetrics, norms: Any) -> None:
-    """Counts one step as the guard does."""
-    metrics.step(
-        action="applied",
+    """One step, as the guard's recorder counts it."""
+    report = StepReport(
+        step=1,
         loss=0.5,
         grad_norm=1.0,
         clip_threshold=2.0,
-        clip_coef=1.0,
         learning_rate=0.1,
         guard_seconds=0.001,
         update_norm=0.01,
         buffer_jump=0.1,
-        layers=Layers(LAYERS, norms),
         local_norms=[1.0] * RANKS,
-        steps_accepted=1,
-        rollback_budget=5,
-        rollbacks_left=5,
     )
+    metrics.totals.observe(report)
+    metrics.observe(report, Layers(LAYERS, norms), rollback_budget=5, rollbacks_left=5)
 
 
 def job(name: str) -> dict[str, Any]:

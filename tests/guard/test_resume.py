@@ -80,6 +80,7 @@ def compare(whole: Run, resumed: Run) -> list[str]:
     for state in (ours, theirs):
         for clock in ("guard_seconds", "rollback_seconds"):
             state["metrics"]["totals"].pop(clock)
+            state["ledger"]["totals"].pop(clock)
         state["metrics"].pop("created")
     reports = differences([facts(r) for r in whole.reports], [facts(r) for r in resumed.reports])
     remembered = but_for_update_norm(differences(ours, theirs, "guard") + reports)

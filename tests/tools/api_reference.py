@@ -56,7 +56,11 @@ GUARD = {
     ),
 }
 JOBS = {
-    "The client": ("jobs.client.client.JobClient", "jobs.client.job.Job", "jobs.client.aio.AsyncJobClient"),
+    "The client": (
+        "jobs.client.client.JobClient",
+        "jobs.client.client.Job",
+        "jobs.client.aio.AsyncJobClient",
+    ),
     "What it returns": (
         "jobs.client.models.JobInfo",
         "jobs.client.models.Progress",

@@ -38,7 +38,9 @@ export class Chart {
 
   /** What is to be seen: rows, the spans of attempts that were rewound, and incidents as { attempt, id, anchor, title }. */
   show(rows, rewound, marks) {
-    Object.assign(this, { rows, rewound, marks });
+    const [first] = this.lines; // a sparse column is measured only on some attempts
+    const shown = first.sparse ? rows.filter((row) => Number.isFinite(row[first.column])) : rows;
+    Object.assign(this, { rows: shown, rewound, marks });
     this.#later();
   }
 

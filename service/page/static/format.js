@@ -1,4 +1,4 @@
-// Numbers, times and names as a person writes them.
+// Numbers, times and names as text.
 
 /** A number of the API: "nan", "inf" and "-inf" are text there; what is missing is NaN. */
 export function parse(value) {

@@ -12,7 +12,7 @@ export function marks(shown) {
   return shown.map(({ id, anchor, title, evidence }) => ({ id, anchor, title, attempt: evidence.attempt }));
 }
 
-/** Draws the newest first. Those that are there and have not changed stay as they are: they may be open. */
+/** Draws the newest first. Cards that have not changed are kept: they may be open. */
 export class Incidents {
   constructor() {
     this.cards = new Map();

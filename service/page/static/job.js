@@ -29,6 +29,7 @@ class JobView {
         { column: "clip_threshold", label: "clip threshold", kind: "clip" },
       ], 210),
       new Chart("Learning rate", [{ column: "lr", label: "learning rate", kind: "rate" }], 130),
+      new Chart("Update norm / weight norm", [{ column: "update_ratio", label: "ratio", kind: "rate", sparse: true }], 130),
     ];
     this.badge = h("span", { class: "badge" });
     this.state = h("p", { id: "state", role: "status", class: "lead" }, "Looking for the job");
@@ -45,8 +46,8 @@ class JobView {
     this.handlers = {
       open: () => this.log.begin(),
       job: (job) => this.#job(job),
-      history: ({ columns }) => { this.steps.begin(columns); this.#draw(); },
-      steps: ({ columns }) => { this.steps.add(columns); this.#draw(); },
+      history: (update) => { this.steps.begin(update); this.#draw(); },
+      steps: (update) => { this.steps.add(update); this.#draw(); },
       incidents: (found) => { this.incidents = found; this.cards.show(found); this.#draw(); this.#goToHash(); },
       checkpoints: (found) => this.#checkpoints(found),
       log: ({ text }) => this.log.add(text),
@@ -148,9 +149,8 @@ class JobView {
   }
 
   #draw() {
-    const spans = this.steps.rewound();
     const found = marks(this.incidents.shown);
-    for (const chart of this.charts) chart.show(this.steps.rows, spans, found);
+    for (const chart of this.charts) chart.show(this.steps.rows, this.steps.rolledBack, found);
     this.#progress();
     this.#table();
   }

@@ -153,6 +153,8 @@ def a_bad_shard(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         "told": [(incident.excluded_ranks, incident.faulty_ranks, incident.samples[:2]) for incident in told],
         "reason": told[-1].reason,
         "counted": metrics.snapshot()["totals"]["rank_exclusions"],
+        "anomalies": sum(sum(kinds.values()) for kinds in run.guard.totals.anomalies.values()),
+        "incidents": run.guard.totals.incidents,
         "worst": told[-1].ranks[0]["rank"],
         "finite": bool(torch.cat([p.flatten() for p in run.model.parameters()]).isfinite().all()),
     }
@@ -169,8 +171,9 @@ def test_a_bad_shard_meets_the_ladder_first_and_is_then_left_out(tmp_path: Path)
             "told once, when it begins"
         )
         assert seen["told"][-1] == ([1], [], ids)
-        assert seen["reason"] == "the data of rank 1 stays bad: its share is left out"
+        assert seen["reason"] == "the data of rank 1 stays bad: the rank is excluded"
         assert seen["counted"] == len(BAD) - 2
+        assert (seen["incidents"], seen["anomalies"]) == (3, len(BAD)), "one, and one at each attempt"
         assert seen["worst"] == 1
         assert seen["finite"]
 

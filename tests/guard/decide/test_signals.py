@@ -128,7 +128,9 @@ def test_damage_behind_a_normalization_shows_in_the_update_norm_alone() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [adamw, sgd])
-def test_the_update_norm_is_the_distance_of_a_step(optimizer: Any) -> None:
+def test_the_update_norm_is_the_distance_of_a_step_and_the_ratio_compares_it(
+    optimizer: Any,
+) -> None:
     run = guarded_run({"update_norm": "always"}, optimizer, metrics=GuardMetrics(job="test"))
     run.train(3)
     weights = [p.detach().clone() for p in run.model.parameters()]
@@ -136,11 +138,22 @@ def test_the_update_norm_is_the_distance_of_a_step(optimizer: Any) -> None:
     moved = torch.stack(
         [(p - w).detach().norm() for p, w in zip(run.model.parameters(), weights, strict=True)]
     ).norm()
+    weight_norm = torch.stack([p.detach().norm() for p in run.model.parameters()]).norm()
     report = run.attempt()
     assert report.update_norm == pytest.approx(float(moved), rel=1e-4)
+    assert report.update_ratio == pytest.approx(float(moved / weight_norm), rel=1e-4)
+    assert report.to_row()["update_ratio"] == report.update_ratio
     assert run.guard is not None
     assert run.guard.metrics is not None
-    assert run.guard.metrics.snapshot()["values"]["update_norm"] == pytest.approx(float(moved), rel=1e-4)
+    values = run.guard.metrics.snapshot()["values"]
+    assert (values["update_norm"], values["update_ratio"]) == (report.update_norm, report.update_ratio)
+
+
+def test_the_update_ratio_is_recorded_only_where_it_is_measured() -> None:
+    reports = guarded_run({"update_norm": 5}, sgd).train(20).reports
+    measured = [r.attempt for r in reports if r.update_ratio is not None]
+    assert 3 <= len(measured) < 20
+    assert all(("update_ratio" in r.to_row()) == (r.attempt in measured) for r in reports)
 
 
 def test_large_and_strided_weights_are_measured_whole() -> None:

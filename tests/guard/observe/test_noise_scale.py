@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guard import GradientGuard, GuardConfig, GuardMetrics
+from guard import GradientGuard, GuardConfig, GuardMetrics, StepReport
 from guard.observe.noise_scale import LEAST_STEPS, NoiseScale
 from tests.guard.ranks import on_ranks
 
@@ -84,7 +84,7 @@ def test_it_is_unknown_at_first_and_where_the_noise_hides_the_gradient() -> None
 
 def test_it_is_a_gauge() -> None:
     metrics = GuardMetrics(job="mine")
-    metrics.noise_scale(2.5)
+    metrics.observe(StepReport(), noise_scale=2.5)
     assert metrics.snapshot()["values"]["gradient_noise_scale"] == 2.5
 
 

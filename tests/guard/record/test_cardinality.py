@@ -7,6 +7,7 @@ import pytest
 
 from guard.record.cardinality import group_names, group_norms, outliers
 from guard.record.metrics import GuardMetrics, Layers
+from guard.types import StepReport
 
 BLOCK = [
     f"{kind}{n}.{part}"
@@ -34,17 +35,8 @@ def metrics_of(
     layers: dict[str, float], local_norms: list[float], **limits: int
 ) -> dict[str, dict[str, float]]:
     metrics = GuardMetrics(job="wide", **limits)
-    metrics.step(
-        action="applied",
-        loss=1.0,
-        grad_norm=1.0,
-        clip_threshold=None,
-        clip_coef=1.0,
-        learning_rate=0.1,
-        guard_seconds=0.001,
-        layers=Layers(list(layers), np.array(list(layers.values()))),
-        local_norms=local_norms,
-    )
+    report = StepReport(loss=1.0, grad_norm=1.0, local_norms=local_norms)
+    metrics.observe(report, Layers(list(layers), np.array(list(layers.values()))))
     return metrics.snapshot()["values"]
 
 

@@ -10,14 +10,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.record.exposition import GuardCollector, render
-from guard.record.metrics import ACTIONS, SIGNALS, SOURCES, VERDICTS, GuardMetrics
-from guard.record.totals import carry_totals
+from guard.record.metrics import GuardMetrics
+from guard.record.totals import ACTIONS, SIGNALS, SOURCES, VERDICTS, carry_totals
+from guard.records import Incident
+from guard.types import StepReport, Verdict
 
 DESIGNED_NAMES = {
     "gradguard_grad_norm",
     "gradguard_grad_norm_local",
     "gradguard_layer_grad_norm",
     "gradguard_update_norm",
+    "gradguard_update_ratio",
     "gradguard_buffer_jump",
     "gradguard_micro_batches_dropped_total",
     "gradguard_hardware_faults_total",
@@ -56,7 +59,11 @@ DESIGNED_NAMES = {
 
 
 def step(metrics: GuardMetrics, **changed: Any) -> None:
+    """Counts and shows one attempt, as the recorder does."""
+    shown: dict[str, Any] = {"layers": {"fc.weight": 1.5}, "rollback_budget": 5, "rollbacks_left": 5}
+    shown |= {name: changed.pop(name) for name in [*shown, "noise_scale"] if name in changed}
     values: dict[str, Any] = {
+        "step": 1,
         "action": "applied",
         "loss": 0.5,
         "grad_norm": 2.0,
@@ -65,15 +72,23 @@ def step(metrics: GuardMetrics, **changed: Any) -> None:
         "learning_rate": 0.1,
         "guard_seconds": 0.002,
         "update_norm": 0.01,
+        "update_ratio": 0.001,
         "buffer_jump": 0.1,
-        "layers": {"fc.weight": 1.5},
         "local_norms": [1.0, 3.0],
-        "regularization": {"l1": 0.0},
-        "steps_accepted": 1,
-        "rollback_budget": 5,
-        "rollbacks_left": 5,
+        "recovery": {"lr_scale": 1.0, "l1": 0.0},
     }
-    metrics.step(**{**values, **changed})
+    report = StepReport(**{**values, **changed})
+    metrics.totals.observe(report)
+    metrics.observe(report, **shown)
+
+
+def anomaly(metrics: GuardMetrics, signal: Any, verdict: Any) -> None:
+    step(metrics, anomaly=Verdict(verdict, signal))
+
+
+def rollback(metrics: GuardMetrics, **incident: Any) -> None:
+    evidence = Incident.from_row({"action": "rolled_back", **incident})
+    step(metrics, action="rolled_back", rolled_back_to=0, step=0, incident=evidence)
 
 
 def scrape(source: GuardMetrics | GuardCollector) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -105,8 +120,7 @@ def metrics() -> GuardMetrics:
 
 def test_a_scrape_shows_exactly_the_designed_names() -> None:
     metrics = GuardMetrics(job="fashion", samples_per_step=64, tokens_per_step=64 * 128)
-    step(metrics)
-    metrics.noise_scale(2.0)
+    step(metrics, noise_scale=2.0)
     metrics.checkpoint_written(step=10, seconds=0.5, blocked_seconds=0.01, size=1000)
     assert {name for name, _ in scrape(metrics)} == DESIGNED_NAMES
 
@@ -142,7 +156,7 @@ def test_values_of_a_step_are_read_back(metrics: GuardMetrics) -> None:
     assert value(metrics, "gradguard_update_norm") == 0.01
     assert value(metrics, "gradguard_grad_norm_local", rank="1") == 3.0
     assert value(metrics, "gradguard_layer_grad_norm", layer="fc.weight") == 1.5
-    assert value(metrics, "gradguard_regularization_strength", kind="l1") == 0.0
+    assert value(metrics, "gradguard_regularization_strength", kind="recovery_l1") == 0.0
     assert value(metrics, "gradguard_job_info", model="resnet18") == 1.0
 
 
@@ -160,13 +174,13 @@ def test_every_counter_exists_at_zero_before_the_first_step(metrics: GuardMetric
 
 
 def test_counters_count_by_action_verdict_and_source(metrics: GuardMetrics) -> None:
-    for action in ("applied", "applied", "clipped", "skipped", "rolled_back"):
+    for action in ("applied", "clipped", "skipped"):
         step(metrics, action=action)
-    metrics.anomaly(signal="loss", verdict="spike")
-    metrics.rollback(source="memory", seconds=0.02, steps_lost=21)
-    metrics.rollback(source="disk", seconds=4.0, steps_lost=100)
+    anomaly(metrics, "loss", "spike")
+    rollback(metrics, source="memory", seconds=0.02, steps_lost=21)
+    rollback(metrics, source="disk", seconds=4.0, steps_lost=100)
     assert value(metrics, "gradguard_steps_total", action="applied") == 2
-    assert value(metrics, "gradguard_steps_total", action="rolled_back") == 1
+    assert value(metrics, "gradguard_steps_total", action="rolled_back") == 2
     assert value(metrics, "gradguard_anomalies_total", signal="loss", verdict="spike") == 1
     assert value(metrics, "gradguard_rollbacks_total", source="disk") == 1
     assert value(metrics, "gradguard_steps_lost_total") == 121
@@ -176,7 +190,7 @@ def test_counters_count_by_action_verdict_and_source(metrics: GuardMetrics) -> N
 
 
 def test_an_unknown_signal_is_counted_not_refused(metrics: GuardMetrics) -> None:
-    metrics.anomaly(signal="buffers", verdict="drift")
+    anomaly(metrics, "buffers", "drift")
     assert value(metrics, "gradguard_anomalies_total", signal="buffers", verdict="drift") == 1
 
 
@@ -237,7 +251,6 @@ def test_the_number_of_series_does_not_grow_with_steps(metrics: GuardMetrics) ->
     ("call", "named"),
     [
         (lambda metrics: step(metrics, action="ignored"), "applied, clipped, skipped, rolled_back"),
-        (lambda metrics: metrics.rollback(source="tape", seconds=1.0, steps_lost=1), "memory, disk"),
         (lambda _: GuardMetrics(info={"job": "x"}), "'job'"),
         (lambda _: GuardMetrics(info={"git-sha": "x"}), "'git-sha'"),
     ],
@@ -260,13 +273,13 @@ def test_a_snapshot_is_strict_json_and_renders_the_same_elsewhere(metrics: Guard
 
 def test_state_survives_a_restart_and_continues_identically(metrics: GuardMetrics) -> None:
     step(metrics)
-    metrics.anomaly(signal="buffers", verdict="spike")
-    metrics.rollback(source="memory", seconds=0.2, steps_lost=3)
+    anomaly(metrics, "buffers", "spike")
+    rollback(metrics, source="memory", seconds=0.2, steps_lost=3)
     resumed = GuardMetrics(job="fashion", info={"model": "resnet18"})
     resumed.load_state_dict(json.loads(json.dumps(metrics.state_dict())))
     for each in (metrics, resumed):
         step(each, loss=math.nan, action="skipped", guard_seconds=0.3)
-        each.rollback(source="disk", seconds=1e4, steps_lost=2)
+        rollback(each, source="disk", seconds=1e4, steps_lost=2)
     assert scrape(resumed) == scrape(metrics)
     assert resumed.snapshot() == metrics.snapshot()
 
@@ -274,9 +287,8 @@ def test_state_survives_a_restart_and_continues_identically(metrics: GuardMetric
 def test_going_back_to_an_earlier_state_turns_no_counter_back(metrics: GuardMetrics) -> None:
     step(metrics)
     earlier = metrics.state_dict()
-    step(metrics, loss=math.nan, action="rolled_back", guard_seconds=0.04)
-    metrics.anomaly(signal="loss", verdict="nonfinite")
-    metrics.rollback(source="memory", seconds=0.02, steps_lost=1)
+    anomaly(metrics, "loss", "nonfinite")
+    rollback(metrics, source="memory", seconds=0.02, steps_lost=1)
     before = totals(metrics)
     metrics.load_state_dict(earlier)
     assert totals(metrics) == before
@@ -287,7 +299,7 @@ def test_a_state_dict_is_not_changed_by_later_steps(metrics: GuardMetrics) -> No
     state = metrics.state_dict()
     kept = json.dumps(state)
     step(metrics, layers={"fc.weight": 9.0})
-    metrics.anomaly(signal="loss", verdict="spike")
+    anomaly(metrics, "loss", "spike")
     assert json.dumps(state) == kept
 
 
@@ -309,12 +321,12 @@ def test_a_new_run_of_the_same_name_starts_from_its_own_totals(metrics: GuardMet
     assert carry_totals(metrics.snapshot(), fresh) == fresh
 
 
-def test_what_was_rewound_is_in_the_totals_and_not_in_what_is_accepted() -> None:
+def test_what_was_rolled_back_is_in_the_totals_and_not_in_what_is_accepted() -> None:
     metrics = GuardMetrics(job="fashion", samples_per_step=64, tokens_per_step=1024)
     for accepted in (1, 2, 3):
-        step(metrics, steps_accepted=accepted)
-    step(metrics, action="rolled_back", steps_accepted=1)
-    step(metrics, steps_accepted=2)
+        step(metrics, step=accepted)
+    step(metrics, action="rolled_back", step=1)
+    step(metrics, step=2)
     shown = {name: value(metrics, f"gradguard_{name}") for name in ("attempts_total", "steps_accepted")}
     assert shown == {"attempts_total": 5, "steps_accepted": 2}
     assert value(metrics, "gradguard_samples_total") == 5 * 64
@@ -335,7 +347,7 @@ def test_what_is_left_of_the_budget_is_shown_beside_the_budget(metrics: GuardMet
 def test_the_fast_text_is_that_of_the_library(metrics: GuardMetrics) -> None:
     awkward = GuardMetrics(job='a "b" \\ c\nd', info={"model": 'x"y'}, samples_per_step=8)
     step(awkward, layers={'f"c\\.weight\n': 1e-30, "ä": 3e38})
-    awkward.rollback(source="disk", seconds=1e4, steps_lost=2)
+    rollback(awkward, source="disk", seconds=1e4, steps_lost=2)
     jobs = [metrics.snapshot(), awkward.snapshot(), GuardMetrics(job="idle").snapshot()]
     registry = CollectorRegistry()
     registry.register(GuardCollector(lambda: jobs))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from guard.record.metrics import GuardMetrics
+from guard.types import StepReport
 from jobs.observability.counter_carryover import CounterCarryover
 from jobs.observability.hub import Hub
 
@@ -24,15 +25,9 @@ class Worker:
 
     def steps(self, count: int) -> None:
         for _ in range(count):
-            self.metrics.step(
-                action="applied",
-                loss=1.0,
-                grad_norm=1.0,
-                clip_threshold=None,
-                clip_coef=1.0,
-                learning_rate=0.1,
-                guard_seconds=0.001,
-            )
+            report = StepReport(loss=0.5, grad_norm=1.0, learning_rate=0.1, guard_seconds=0.001)
+            self.metrics.totals.observe(report)
+            self.metrics.observe(report)
 
     def push(self, hub: Hub) -> None:
         hub.push(JOB, self.told.carry(self.metrics.snapshot()), {"phase": "training"}, [])

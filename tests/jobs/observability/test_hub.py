@@ -16,6 +16,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.record.metrics import GuardMetrics
+from guard.types import StepReport
 from jobs.cluster.session import ray_session
 from jobs.observability.hub import EVENTS_KEPT, PUSHES_IN_FLIGHT, Hub, HubLink, ensure_hub, stop_hub
 
@@ -43,15 +44,9 @@ def applied(address: str, job: str) -> float | None:
 def metrics_after(steps: int, job: str) -> GuardMetrics:
     metrics = GuardMetrics(job=job)
     for _ in range(steps):
-        metrics.step(
-            action="applied",
-            loss=0.5,
-            grad_norm=1.0,
-            clip_threshold=None,
-            clip_coef=1.0,
-            learning_rate=0.1,
-            guard_seconds=0.001,
-        )
+        report = StepReport(loss=0.5, grad_norm=1.0, learning_rate=0.1, guard_seconds=0.001)
+        metrics.totals.observe(report)
+        metrics.observe(report)
     return metrics
 
 

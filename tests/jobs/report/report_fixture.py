@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.run_dir.jsonl import JsonlWriter, write_json_atomic
+from guard.rows import JsonlWriter
+from jobs.run_dir.jsonl import write_json_atomic
 
 LAYERS = [
     "conv1.weight",

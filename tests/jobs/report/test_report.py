@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from guard import Incident
 from jobs.report import charts, write_page
 from jobs.report.data import read_run
-from jobs.report.incidents import parse_incident
 from jobs.report.page import render
 from jobs.report.plot_style import NARROW, WIDE
 from jobs.run_dir.jsonl import read_jsonl, write_json_atomic
@@ -279,6 +279,13 @@ def test_no_value_breaks_the_page(tmp_path, value):
     assert_harmless(write_page(tmp_path).read_text(encoding="utf-8"))
 
 
+def test_an_update_ratio_that_was_measured_has_a_chart(tmp_path, html):
+    measured = [{**row_at_last(i), **({"update_ratio": 1e-3} if i % 5 == 0 else {})} for i in range(1, 40)]
+    write_rows(tmp_path / "metrics.jsonl", measured)
+    assert "Update / weight norm" in page_of(tmp_path).text
+    assert "Update / weight norm" not in html
+
+
 def test_a_run_of_one_step_has_charts(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", [row_at_last(1)])
     assert "step attempt" in page_of(tmp_path).text
@@ -296,7 +303,7 @@ def test_a_nonfinite_loss_is_a_mark_at_the_top_edge(tmp_path):
 
 def test_neighbouring_incidents_share_a_badge_and_far_ones_do_not():
     places = {1: 10, 2: 500, 3: 503, 4: 505, 5: 990}
-    incidents = [parse_incident({**rollback_incident(i), "attempt": place}) for i, place in places.items()]
+    incidents = [Incident.from_row({**rollback_incident(i), "attempt": place}) for i, place in places.items()]
     labels = [mark.label for mark in charts.incident_marks(incidents, (0.0, 1000.0), WIDE)]
     assert labels == ["1", "2–4", "5"]
 

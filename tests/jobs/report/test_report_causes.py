@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from guard import Incident
 from jobs.checkpoints.manifest import Manifest
 from jobs.report import words
 from jobs.report.causes import with_first_layer
 from jobs.report.cost import shares
 from jobs.report.data import read_run
-from jobs.report.incidents import parse_incident
 from jobs.report.page import context, render
 from jobs.report.series import Matrix
 from jobs.report.summary import summarize
@@ -25,7 +25,7 @@ from tests.jobs.report.report_fixture import (
     write_rows,
 )
 
-INCIDENT = parse_incident(rollback_incident(1))
+INCIDENT = Incident.from_row(rollback_incident(1))
 NAMES = ("conv1.weight", "layer4.1.conv2.weight", "fc.bias")
 
 
@@ -82,12 +82,13 @@ def test_the_story_tells_who_grew_first_and_names_scattered_samples_by_a_few():
     incident = with_first_layer(INCIDENT, layers([1.0, 2.4, 0.05], [9.0, 80.0, 0.5]))
     told = " ".join(words.story(incident))
     assert "The gradient of layer4.1.conv2 grew first (12 times its usual, 2 attempts before)." in told
-    scattered = parse_incident({**rollback_incident(1), "samples": [9, 7, 5, 3, 1]})
+    scattered = Incident.from_row({**rollback_incident(1), "samples": [9, 7, 5, 3, 1]})
     assert words.samples(scattered) == "The batch held samples 9, 7, 5 and 2 more."
     assert (
-        words.samples(parse_incident({**rollback_incident(1), "samples": [7]})) == "The batch held sample 7."
+        words.samples(Incident.from_row({**rollback_incident(1), "samples": [7]}))
+        == "The batch held sample 7."
     )
-    assert words.samples(parse_incident({**rollback_incident(1), "samples": []})) == ""
+    assert words.samples(Incident.from_row({**rollback_incident(1), "samples": []})) == ""
 
 
 def test_a_run_tells_of_the_layer_in_its_own_page(tmp_path):
@@ -102,13 +103,13 @@ def test_the_parts_of_the_time_add_up_to_the_wall_clock(tmp_path):
     run = read_run(write_job(tmp_path / "job"))
     summary = summarize(run)
     parts = {part.name: part for part in shares(run, summary)}
-    wall = [parts[name] for name in ("Steps that stand", "Rewound", "Skipped", "Outside the steps")]
+    wall = [parts[name] for name in ("Steps that stand", "Rolled back", "Skipped", "Outside the steps")]
     assert sum(part.seconds for part in wall) == pytest.approx(summary.seconds)
     assert sum(part.share for part in wall) == pytest.approx(1.0)
-    assert parts["Rewound"].seconds == pytest.approx(0.21 * (BOOM_AT + 3 - TARGET - 1))
+    assert parts["Rolled back"].seconds == pytest.approx(0.21 * (BOOM_AT + 3 - TARGET - 1))
     assert parts["Skipped"].seconds == pytest.approx(0.21)
     assert parts["Guard, of the steps"].share == pytest.approx(0.0025 / 0.21)
-    assert parts["Going back"].time == "21 ms"
+    assert parts["Rollbacks"].time == "21 ms"
 
 
 def test_an_attempt_that_two_rollbacks_undid_is_counted_once(tmp_path):
@@ -128,7 +129,7 @@ def test_an_attempt_that_two_rollbacks_undid_is_counted_once(tmp_path):
     )
     run = read_run(tmp_path)
     parts = {part.name: part.seconds for part in shares(run, summarize(run))}
-    assert (parts["Rewound"], parts["Steps that stand"]) == (6.0, 2.0)
+    assert (parts["Rolled back"], parts["Steps that stand"]) == (6.0, 2.0)
 
 
 def test_a_run_whose_steps_were_not_timed_has_no_such_section(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from guard.records import strict
+from guard.rows import strict
 from jobs.report.compare import Figure, compare, flat, write_comparison
 from jobs.report.overlay import standing
 from jobs.run_dir.jsonl import write_json_atomic

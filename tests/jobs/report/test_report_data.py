@@ -2,17 +2,20 @@ import json
 import math
 
 import pytest
+import torch
 
+from guard import GradientGuard
 from jobs.report.data import read_run
-from jobs.report.incidents import join_outcomes
 from jobs.report.summary import figures_of_rows, from_result, guard_words, headline, summarize
 from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.reader import join_outcomes
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
 from tests.jobs.report.report_fixture import (
     BOOM_AT,
     NAN_AT,
     TARGET,
+    nan_incident,
     result,
     rollback_incident,
     write_job,
@@ -29,22 +32,22 @@ def run_of(tmp_path, *rows):
     return read_run(tmp_path)
 
 
-def test_a_rollback_rewinds_the_attempts_beyond_its_target(tmp_path):
+def test_a_rollback_discards_the_attempts_beyond_its_target(tmp_path):
     run = read_run(write_job(tmp_path / "job"))
-    ((first, last),) = run.rewound
+    ((first, last),) = run.rolled_back
     by_attempt = dict(zip(run.steps.attempt, run.steps.step, strict=True))
     assert (by_attempt[first - 1], by_attempt[first]) == (TARGET, TARGET + 1)
     assert by_attempt[last] == TARGET
     assert last == BOOM_AT + 3
 
 
-def test_a_second_rollback_to_an_earlier_step_rewinds_only_what_still_stands(tmp_path):
+def test_a_second_rollback_to_an_earlier_step_discards_only_what_still_stands(tmp_path):
     steps = [1, 2, 3, 4, 2, 3, 1, 2]
     targets = {5: 2, 7: 1}
     run = run_of(
         tmp_path, *(row(i + 1, step, rolled_back_to=targets.get(i + 1)) for i, step in enumerate(steps))
     )
-    assert run.rewound == ((3, 5), (2, 7))
+    assert run.rolled_back == ((3, 5), (2, 7))
 
 
 def test_a_restart_from_a_checkpoint_replaces_the_history_after_it(tmp_path):
@@ -99,6 +102,31 @@ def test_an_outcome_belongs_to_the_latest_incident_of_its_number():
     assert second.outcome.steps == 5
 
 
+def test_a_running_job_counts_a_dropped_micro_batch_as_its_guard_does(tmp_path):
+    """Its batch was applied with verdict ok: the rows show it, and of older rows the journal alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = GradientGuard(model, optimizer, journal=tmp_path / "incidents.jsonl")
+    reports = []
+    for bad in (1.0, math.nan):
+        optimizer.zero_grad()
+        for factor in (1.0, bad, 1.0, 1.0):
+            guard.backward(model(torch.ones(2, 4)).mean() * factor, weight=0.25)
+        reports.append(guard.step())
+    for rows in ([r.to_row() for r in reports], [row(r.attempt, r.step) for r in reports]):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        summary = summarize(run_of(tmp_path, *rows))
+        assert (summary.anomalies, summary.incidents) == (1, guard.totals.incidents) == (1, 1)
+
+
+def test_an_exclusion_of_ranks_that_lasts_is_one_incident_and_many_anomalies(tmp_path):
+    write_rows(tmp_path / "incidents.jsonl", [{**nan_incident(1), "attempt": 2, "excluded_ranks": [1]}])
+    excluded = [row(i, i, excluded_ranks=[1]) for i in range(2, 7)]
+    summary = summarize(run_of(tmp_path, row(1, 1), *excluded))
+    assert (summary.anomalies, summary.incidents) == (5, 1)
+
+
 def test_figures_without_a_result_are_counted_from_the_rows(tmp_path):
     job = write_job(tmp_path / "job")
     (job / "result.json").unlink()
@@ -127,7 +155,7 @@ def test_the_result_of_a_job_that_was_ended_tells_what_its_rows_tell(tmp_path):
     outcome = {"status": "failed", "job": "job", "error": "a worker died", **figures_of_rows(job)}
     result = complete(outcome, JobSpec.from_dict({"name": "job"}), 12.0, "gradguard train job.yaml")
     assert (result["status"], result["steps"], result["seconds"]) == ("failed", 240, 12.0)
-    assert (result["skips"], result["rollbacks"], result["anomalies"], result["incidents"]) == (1, 1, 4, 4)
+    assert (result["skips"], result["rollbacks"], result["anomalies"], result["incidents"]) == (1, 1, 4, 2)
     assert result["attempts"] > result["steps"]
     assert result["steps_lost"] == BOOM_AT + 1 - TARGET
     assert result["metrics"] == {"test_accuracy": 0.881, "test_loss": 0.336}

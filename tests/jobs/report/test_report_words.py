@@ -2,9 +2,10 @@ import math
 
 import pytest
 
+from guard import Incident
 from jobs.report import words
 from jobs.report.formats import accuracy, duration, listing, number, percent, times
-from jobs.report.incidents import join_outcomes, parse_incident
+from jobs.run_dir.reader import join_outcomes
 from tests.jobs.report.report_fixture import nan_incident, rollback_incident
 
 RECOVERED = {"type": "outcome", "incident": 2, "outcome": "recovered", "step": 177, "steps": 52}
@@ -70,7 +71,7 @@ def test_nan_names_the_rank_and_says_that_nothing_was_touched():
     ],
 )
 def test_every_verdict_has_its_sentence(changes, sentence):
-    assert words.seen(parse_incident({**rollback_incident(1), **changes})) == sentence
+    assert words.seen(Incident.from_row({**rollback_incident(1), **changes})) == sentence
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_every_verdict_has_its_sentence(changes, sentence):
     ],
 )
 def test_every_action_has_its_sentence(changes, sentence):
-    assert words.action(parse_incident({**rollback_incident(1), **changes})) == sentence
+    assert words.action(Incident.from_row({**rollback_incident(1), **changes})) == sentence
 
 
 @pytest.mark.parametrize(
@@ -133,26 +134,26 @@ def test_every_outcome_has_its_sentence_and_badge(outcome, steps, sentence, badg
     ],
 )
 def test_a_step_that_was_put_right_is_not_told_as_only_watched(changes, sentence, badge):
-    incident = parse_incident({**nan_incident(1), "action": "applied", **changes})
+    incident = Incident.from_row({**nan_incident(1), "action": "applied", **changes})
     assert words.action(incident).startswith(sentence)
     assert words.badge(incident) == badge
 
 
 def test_rollback_without_an_outcome_says_so_and_a_skip_does_not():
     assert story(rollback_incident(1)).endswith("No outcome was recorded after it.")
-    assert words.outcome(parse_incident(nan_incident(1))) == ""
+    assert words.outcome(Incident.from_row(nan_incident(1))) == ""
 
 
 def test_ranks_are_named_only_where_they_stand_out():
     row = rollback_incident(1)
     even = [{**rank, "share": 0.5} for rank in row["ranks"]]
     bad = [{**rank, "nonfinite": True} for rank in row["ranks"]]
-    assert words.ranks(parse_incident({**row, "ranks": even})) == "No rank stood out."
-    assert words.ranks(parse_incident({**row, "ranks": bad})) == "All 2 ranks had non-finite numbers."
-    assert words.ranks(parse_incident({**row, "ranks": even[:1]})) == ""
+    assert words.ranks(Incident.from_row({**row, "ranks": even})) == "No rank stood out."
+    assert words.ranks(Incident.from_row({**row, "ranks": bad})) == "All 2 ranks had non-finite numbers."
+    assert words.ranks(Incident.from_row({**row, "ranks": even[:1]})) == ""
     by_loss = [{**rank, "local_norm": None} for rank in row["ranks"]]
     assert (
-        words.ranks(parse_incident({**row, "ranks": by_loss}))
+        words.ranks(Incident.from_row({**row, "ranks": by_loss}))
         == "Rank 1 stood out (97 % of the loss, loss 13.7)."
     )
 
@@ -160,8 +161,8 @@ def test_ranks_are_named_only_where_they_stand_out():
 def test_few_nonfinite_layers_are_all_named():
     row, layer = rollback_incident(1), {"name": "fc.weight", "norm": math.nan}
     others = [{"name": "conv1.weight", "norm": 1.0}]
-    one = parse_incident({**row, "layers": [layer, *others]})
-    two = parse_incident({**row, "layers": [layer, {**layer, "name": "fc.bias"}, *others]})
+    one = Incident.from_row({**row, "layers": [layer, *others]})
+    two = Incident.from_row({**row, "layers": [layer, {**layer, "name": "fc.bias"}, *others]})
     assert words.layers(one) == "The gradient of fc was not finite."
     assert words.layers(two) == "The gradients of fc and fc (bias) were not finite."
 
@@ -171,12 +172,12 @@ def test_layer_without_history_is_the_largest():
         **rollback_incident(1),
         "layers": [{"name": "module.fc.weight", "norm": 2.0, "share": 0.7, "growth": None}],
     }
-    assert words.layers(parse_incident(row)) == "The gradient of fc was the largest (70 % of the norm)."
+    assert words.layers(Incident.from_row(row)) == "The gradient of fc was the largest (70 % of the norm)."
 
 
 def test_layers_without_a_name_or_a_past_are_described():
     layer = {"name": "0.weight", "norm": 2.0, "share": 0.7, "growth": 3e11}
-    said = words.layers(parse_incident({**rollback_incident(1), "layers": [layer]}))
+    said = words.layers(Incident.from_row({**rollback_incident(1), "layers": [layer]}))
     assert said == "The gradient of layer 0 grew most (70 % of the norm, up from almost nothing)."
 
 
@@ -194,13 +195,13 @@ def test_layer_names_are_said_as_people_say_them(name, said):
 
 
 def test_titles_name_signal_and_step():
-    assert words.title(parse_incident(rollback_incident(1))) == "Loss spike at step 151"
-    assert words.title(parse_incident(nan_incident(1))) == "Non-finite loss at step 69"
-    assert words.title(parse_incident({})) == "Signal"
+    assert words.title(Incident.from_row(rollback_incident(1))) == "Loss spike at step 151"
+    assert words.title(Incident.from_row(nan_incident(1))) == "Non-finite loss at step 69"
+    assert words.title(Incident.from_row({})) == "Signal"
 
 
 def test_an_incident_of_which_nothing_is_known_still_has_a_story():
-    assert words.story(parse_incident({})) == ["The signal stood out."]
+    assert words.story(Incident.from_row({})) == ["The signal stood out."]
 
 
 @pytest.mark.parametrize(

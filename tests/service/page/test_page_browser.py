@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.run_dir.jsonl import JsonlWriter
+from guard.rows import JsonlWriter
 from service.api import Limits
 from service.reconcile.log_spool import log_path
 from service.store import JobRow

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from jobs.run_dir.jsonl import JsonlWriter
+from guard.rows import JsonlWriter
 from service.api import Limits
-from service.page.streams import Growing, JobLive, ListLive
+from service.page.streams import JobLive, ListLive
 from service.reconcile.log_spool import log_path
 from service.store import NoSuchJob
 from tests.jobs.report.report_fixture import rows, write_job
@@ -143,38 +143,38 @@ def test_a_job_is_cloned_without_its_secrets_and_defaults(api: Api) -> None:
     assert "cannot be cloned" in problem(api.client("submit").get("/v1/jobs/adopted/draft"))
 
 
-def test_each_look_at_a_job_tells_only_what_is_new(api: Api) -> None:
+def test_each_poll_of_a_job_has_only_what_is_new(api: Api) -> None:
     play(api, "live", "running")
-    look = JobLive(api.context, "live").look
-    assert [kind for kind, _ in look()] == ["job"]
+    poll = JobLive(api.context, "live").poll
+    assert [kind for kind, _ in poll()] == ["job"]
     folder, history = api.root / "runs" / "live", [row for row in rows(60) if "action" in row]
     with JsonlWriter(folder / "metrics.jsonl") as writer:
         for row in history[:50]:
             writer.write(row)
-        found = dict(look())
+        found = dict(poll())
         assert found["history"]["columns"]["attempt"] == [row["attempt"] for row in history[:50]]
-        assert look() == []
+        assert poll() == []
         for row in history[50:]:
             writer.write(row)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"attempt": 61, "action"')  # a row that is being written
-    assert dict(look())["steps"]["columns"]["attempt"] == [row["attempt"] for row in history[50:]]
+    assert dict(poll())["steps"]["columns"]["attempt"] == [row["attempt"] for row in history[50:]]
     write_job(folder)  # begun anew, with incidents
-    found = dict(look())
+    found = dict(poll())
     log_path(api.root, "live").parent.mkdir(parents=True)
     log_path(api.root, "live").write_bytes("straße".encode()[:5])
-    assert dict(look())["log"] == {"text": "stra"}, "half a letter waits for its other half"
+    assert dict(poll())["log"] == {"text": "stra"}, "half a letter waits for its other half"
     log_path(api.root, "live").write_bytes("straße".encode())
-    assert dict(look())["log"] == {"text": "ße"}
+    assert dict(poll())["log"] == {"text": "ße"}
     api.context.store.delete("live", lambda _: None)
     with pytest.raises(NoSuchJob):
-        look()
+        poll()
 
 
 def test_an_incident_comes_with_its_story_and_its_evidence(api: Api) -> None:
     play(api, "hurt", "running")
     write_job(api.root / "runs" / "hurt")
-    told = dict(JobLive(api.context, "hurt").look())["incidents"]
+    told = dict(JobLive(api.context, "hurt").poll())["incidents"]
     assert told["total"] == 2
     second = told["shown"][1]
     assert (second["anchor"], second["badge"]) == ("incident-2", "Recovered")
@@ -187,39 +187,24 @@ def test_a_damaged_checkpoint_is_told_too(api: Api) -> None:
     broken = write_job(api.root / "runs" / "kept") / "checkpoints" / "step-00000010"
     broken.mkdir(parents=True)
     (broken / "manifest.json").write_text("{")
-    told = dict(JobLive(api.context, "kept").look())["checkpoints"]
+    told = dict(JobLive(api.context, "kept").poll())["checkpoints"]
     assert [(c["name"], c["health"]) for c in told["shown"]] == [("step-00000010", "damaged")]
-
-
-def test_a_file_that_was_cut_is_read_from_its_beginning(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    growing = Growing(path)
-    assert not growing.began_anew()
-    path.write_text('{"a": 1}\n{"a": 2}\n')
-    assert growing.began_anew()
-    assert growing.rows() == []
-    path.write_text('{"a": 1}\n')
-    assert growing.began_anew(), "it was cut back, as a resumed job does"
-    with path.open("a") as file:
-        file.write('{"a": 3}\n')
-    assert not growing.began_anew()
-    assert growing.rows() == [{"a": 3}]
 
 
 def test_the_list_tells_what_changed(api: Api) -> None:
     play(api, "first", "running")
     play(api, "second", "waiting", reason="waiting for 2 GPUs, 1 free")
-    look = ListLive(api.context, [], None, 50).look
-    ((_, told),) = look()
+    poll = ListLive(api.context, [], None, 50).poll
+    ((_, told),) = poll()
     assert told["order"] == ["second", "first"]
     assert [job["reason"] for job in told["changed"]] == ["waiting for 2 GPUs, 1 free", ""]
-    assert look() == []
+    assert poll() == []
     write_job(api.root / "runs" / "first")
-    ((_, told),) = look()
+    ((_, told),) = poll()
     assert [job["id"] for job in told["changed"]] == ["first"]
     assert told["changed"][0]["progress"]["step"] == 240
     assert len(told["changed"][0]["spark"]["loss"]) > 20
-    waiting = ListLive(api.context, ["waiting"], "sec", 50).look()
+    waiting = ListLive(api.context, ["waiting"], "sec", 50).poll()
     assert waiting[0][1]["order"] == ["second"]
 
 

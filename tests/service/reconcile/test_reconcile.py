@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from jobs.client.job_files import RunReader
+from jobs.client.job_files import JobFiles
 from jobs.client.submission import (
     LARGEST_KEPT,
     MARK,
@@ -70,7 +70,7 @@ def test_what_became_of_an_attempt(
 ) -> None:
     if result is not None:
         (tmp_path / "result.json").write_text(json.dumps(result))
-    files = RunReader(tmp_path)
+    files = JobFiles(tmp_path)
     outcome = outcome_of(details, files, before=None, stopping=False, log_end=log)
     assert outcome.kind == becomes
     if becomes == "failed":
@@ -93,7 +93,7 @@ def test_the_cause_decides_about_a_restart_and_the_wording_of_the_error_does_not
 ) -> None:
     result = {"status": "failed", "error": error, "cause": cause}
     (tmp_path / "result.json").write_text(json.dumps(result))
-    outcome = outcome_of(ended(), RunReader(tmp_path), before=None, stopping=False, log_end=error)
+    outcome = outcome_of(ended(), JobFiles(tmp_path), before=None, stopping=False, log_end=error)
     assert (outcome.kind == "lost") == RESTARTED[cause]
     assert outcome.reason == error
 
@@ -112,13 +112,13 @@ def test_without_a_result_the_exit_code_decides_whatever_the_log(log: str) -> No
 @pytest.mark.parametrize("cause", [["cluster"], {"cluster": 1}, "driver_lost", 7, None])
 def test_a_cause_that_no_driver_writes_starts_nothing_again(tmp_path: Path, cause: object) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "cause": cause}))
-    outcome = outcome_of(ended(), RunReader(tmp_path), before=None, stopping=False, log_end="")
+    outcome = outcome_of(ended(), JobFiles(tmp_path), before=None, stopping=False, log_end="")
     assert outcome.kind == "failed"
 
 
 def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "succeeded"}')
-    files = RunReader(tmp_path)
+    files = JobFiles(tmp_path)
     before = files.marks()
     found = outcome_of(None, files, before=before, stopping=False, log_end="")
     assert found.kind == "lost"

@@ -1,4 +1,4 @@
-"""A step as a row for machines and as a line for people."""
+"""A step as a row of metrics.jsonl, and an incident as one line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, StepReport
-from guard.records import strict
-from jobs.observability.step_log import describe, step_row
+from jobs.report.words import event
 
 
 def reports(fault: dict[str, Any], steps: int = 40) -> list[StepReport]:
@@ -33,27 +32,27 @@ def reports(fault: dict[str, Any], steps: int = 40) -> list[StepReport]:
 
 def test_a_row_is_strict_json_whatever_happened() -> None:
     for report in reports({"kind": "nan_loss", "step": 30}):
-        row = json.loads(json.dumps(strict(step_row(report, 0.1, None)), allow_nan=False))
+        row = json.loads(json.dumps(report.to_row(), allow_nan=False))
         assert row["action"] == report.action
         assert "layers" not in row
 
 
-def test_a_skip_is_told_with_what_was_seen_and_done() -> None:
+def test_the_event_of_a_skip_has_what_was_seen_and_done() -> None:
     (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
-    level, text = describe(skipped)
+    level, text = event(skipped.incident)
     assert level == "warning"
-    assert text.startswith("step 30: nonfinite, loss nan (usually ")
-    assert text.endswith("batch skipped")
+    assert text.startswith("step 30: nonfinite, loss nan (baseline ")
+    assert text.endswith("step skipped")
 
 
-def test_a_rollback_is_told_with_where_it_went() -> None:
+def test_the_event_of_a_rollback_has_its_target() -> None:
     rolled = next(r for r in reports({"kind": "lr_spike", "step": 30, "factor": 1e5}) if r.rolled_back_to)
-    level, text = describe(rolled)
+    level, text = event(rolled.incident)
     assert level == "error"
-    assert f"rewound {rolled.incident.steps_lost} steps to step {rolled.rolled_back_to}" in text
+    assert f"rolled back {rolled.incident.steps_lost} steps to step {rolled.rolled_back_to}" in text
 
 
-def test_a_hardware_fault_is_told_with_node_and_device() -> None:
+def test_the_event_of_a_hardware_fault_has_node_and_device() -> None:
     """The loss is bad the first time and good the second."""
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
@@ -61,18 +60,18 @@ def test_a_hardware_fault_is_told_with_node_and_device() -> None:
     for bad in (False, False, True):
         guard.backward(model(torch.ones(8, 4)).mean() * (float("nan") if bad else 1.0))
         report = guard.step(lambda: model(torch.ones(8, 4)).mean())
-    level, text = describe(report, ["node 3f2a, cpu"])
+    level, text = event(report.incident, ["node 3f2a, cpu"])
     assert level == "error"
     assert "hardware fault on rank 0 (node 3f2a, cpu); computed again" in text
-    assert "hardware fault on rank 0; " in describe(report)[1]
+    assert "hardware fault on rank 0; " in event(report.incident)[1]
 
 
-def test_a_rank_that_is_left_out_is_told_and_stands_in_the_row() -> None:
+def test_an_excluded_rank_is_in_the_event_and_in_the_row() -> None:
     (skipped,) = [r for r in reports({"kind": "nan_loss", "step": 30}) if r.action == "skipped"]
     incident = replace(skipped.incident, excluded_ranks=[1], action="applied")
     report = replace(skipped, incident=incident, action="applied", excluded_ranks=[1])
-    level, text = describe(report, ["a", "node 3f2a, cpu"])
+    level, text = event(report.incident, ["a", "node 3f2a, cpu"])
     assert level == "warning"
-    assert text.endswith("goes on without rank 1 (node 3f2a, cpu), whose data stays bad")
-    assert step_row(report, 0.1, None)["excluded_ranks"] == [1]
-    assert "excluded_ranks" not in step_row(skipped, 0.1, None)
+    assert text.endswith("rank 1 (node 3f2a, cpu) excluded, because the data stays bad")
+    assert report.to_row()["excluded_ranks"] == [1]
+    assert "excluded_ranks" not in skipped.to_row()
