@@ -113,7 +113,7 @@ class GradientGuard:
         self._ddp = find_ddp(model)
         broadcasts = self._ddp is not None and self._ddp.broadcast_buffers
         self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # else rank 0's replace them
-        self._stop = False
+        self._stop = self._checkpoint = False
         self._begun = False
         self._actor.start(0)
         self._before_first_backward(model)
@@ -154,6 +154,10 @@ class GradientGuard:
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
+
+    def request_checkpoint(self) -> None:
+        """Asks all ranks to save a checkpoint: one report has ``checkpoint`` set, on every rank."""
+        self._checkpoint = True
 
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
         """Instead of DDP's method of this name, before the first backward: DDP takes one hook only.
@@ -210,6 +214,7 @@ class GradientGuard:
         self._agreement.send(
             loss,
             stop=self._stop,
+            checkpoint=self._checkpoint,
             local_norm=cycle.last_local,
             grad_norm=cycle.last_norm,
             digest=cycle.digest("step"),
@@ -238,7 +243,10 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         again = None if closure is None else partial(self._again, closure)
-        return self._cycle.run(again, settle=settle)
+        report = self._cycle.run(again, settle=settle)
+        if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
+            self._checkpoint = False
+        return report
 
     def settle(self) -> None:
         """Ends an applied step: judges the snapshots by it, and takes one when due.

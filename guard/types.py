@@ -49,6 +49,7 @@ class Agreed:
     losses: NDArray[np.float64]
     local_norms: NDArray[np.float64]
     stop: bool
+    checkpoint: bool = False
     buffer_jump: float | None = None
     """The largest over ranks; None where the model has no floating-point buffers."""
     micro_batches: int = 1
@@ -167,7 +168,8 @@ class StepReport:
     global norm before clipping, ``loss`` the mean over ranks. ``local_norms`` (one a rank) are those of the
     attempt before. ``update_norm`` is the mean distance of the weights per step, where it was measured.
     ``excluded_ranks`` are ranks without whose share of the batch the step was applied. ``pending`` marks the
-    answer of a deferred guard that has nothing to report yet.
+    answer of a deferred guard that has nothing to report yet. ``stop`` and ``checkpoint``: a rank requested
+    it.
     """
 
     step: int
@@ -183,6 +185,7 @@ class StepReport:
     rolled_back_to: int | None = None
     incident: Incident | None = None
     stop: bool = False
+    checkpoint: bool = False
     overflow: bool = False
     local_norms: list[float] | None = None
     recovery: dict[str, float] = field(default_factory=dict)
