@@ -27,7 +27,7 @@ def train(spec: JobSpec, hub: Any, pulse: Watchdog) -> dict[str, Any]:
             status = MOVING if run.hardware.leaving or gives_way(run) else "stopped"
     except GuardHalt as halt:
         status, error = "halted", str(halt)
-        run.checkpoints.forget_after(run.guard.steps)
+        run.checkpoints.discard_after(run.guard.steps)
         run.progress.event("error", error)
     except Exception as failure:
         run.guard.report_failure(failure)
@@ -132,9 +132,9 @@ def evaluated(run: Run) -> bool:
 def judge(checkpoints: CheckpointManager, report: StepReport) -> None:
     """What this step says of the checkpoints before it: clean, in doubt, or undone."""
     if report.rolled_back_to is not None:
-        checkpoints.forget_after(report.rolled_back_to)
+        checkpoints.discard_after(report.rolled_back_to)
     elif report.verdict.kind != "ok":
-        checkpoints.doubt()
+        checkpoints.mark_suspect()
     elif report.applied:
         checkpoints.clean_step()
 
