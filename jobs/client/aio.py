@@ -45,6 +45,10 @@ class AsyncJobClient:
         """Asks a job to save its state and end."""
         await asyncio.to_thread(self.sync.stop, job_id)
 
+    async def checkpoint(self, job_id: str) -> None:
+        """Asks a running job to save a checkpoint now."""
+        await asyncio.to_thread(self.sync.checkpoint, job_id)
+
     async def resume(self, job_id: str) -> Job:
         """Continues an ended job."""
         return await asyncio.to_thread(self.sync.resume, job_id)

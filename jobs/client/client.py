@@ -107,6 +107,14 @@ class JobClient:
         """Asks a job to save its state and end; returns at once."""
         self._backend.stop(job_id)
 
+    def checkpoint(self, job_id: str) -> None:
+        """Asks a running job to save a checkpoint now; returns when the request is on its way to the job.
+
+        Raises:
+            Conflict: it does not train now.
+        """
+        self._backend.checkpoint(job_id)
+
     def resume(self, job_id: str) -> Job:
         """Continues an ended job from its last good checkpoint.
 

@@ -77,6 +77,10 @@ class FolderBackend:
         """Refused."""
         _read_only(f"stopping {job_id}")
 
+    def checkpoint(self, job_id: str) -> None:
+        """Refused."""
+        _read_only(f"requesting a checkpoint of {job_id}")
+
     def resume(self, job_id: str) -> JobInfo:
         """Refused."""
         _read_only(f"resuming {job_id}")

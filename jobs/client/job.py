@@ -76,6 +76,10 @@ class Job:
         """Asks it to save its state and end."""
         self._client.stop(self.id)
 
+    def checkpoint(self) -> None:
+        """Asks it to save a checkpoint now; see ``JobClient.checkpoint``."""
+        self._client.checkpoint(self.id)
+
     def resume(self) -> Job:
         """Continues it from its last good checkpoint."""
         return self._client.resume(self.id)

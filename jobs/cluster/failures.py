@@ -1,4 +1,4 @@
-"""Why a training failed: one line for people, everything else for the log file."""
+"""Why a training failed: one line for the user, the traceback for the log file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 import ray
 from ray.train import WorkerGroupError
 
+from jobs.ray_internals.messages import is_health_check_timeout, is_out_of_memory
+
 logger = logging.getLogger(__name__)
 
 LONGEST_LINE = 300
 # What the other ranks see when one of them is gone.
 _CONSEQUENCE = re.compile(r"gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE)
-_MEMORY = re.compile(r"out ?of ?memory|memory monitor|low on memory", re.IGNORECASE)
 CONTROLLER_DEATHS = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
-"""What Ray raises where the controller's answer was waited for."""
-_UNANSWERED = re.compile(
-    r"health check.*(hang|hung|timeout|timed out|taking too long)", re.IGNORECASE | re.DOTALL
-)
+"""What Ray raises in place of the controller's answer."""
 
 
 def one_line(error: BaseException | None) -> str:
@@ -30,13 +28,13 @@ def one_line(error: BaseException | None) -> str:
     if isinstance(error, WorkerGroupError):
         return by_rank(error.worker_failures) or first_line(error)
     if isinstance(error, CONTROLLER_DEATHS):
-        how = "was killed because its node ran out of memory" if _MEMORY.search(str(error)) else "died"
+        how = "was killed because its node ran out of memory" if is_out_of_memory(str(error)) else "died"
         return f"the training controller {how}"
     return first_line(cause(error))
 
 
 def by_rank(failures: Mapping[int, BaseException]) -> str:
-    """The failure of each rank; one that only lost its connection to a rank that failed is left out."""
+    """The failure of each rank; one that only lost its connection to a failed rank is omitted."""
     lines = {rank: _of_worker(error) for rank, error in sorted(failures.items())}
     first = {rank: line for rank, line in lines.items() if not _CONSEQUENCE.search(line)}
     return "; ".join(f"rank {rank}: {line}" for rank, line in (first or lines).items())
@@ -52,14 +50,14 @@ def cause(error: BaseException | None) -> BaseException | None:
 
 
 def first_line(error: BaseException | None) -> str:
-    """The type of an error and what it says, in one line."""
+    """The type and the text of an error, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
     return f"{type(error).__name__}: {text}"[:LONGEST_LINE]
 
 
 def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] | None) -> None:
-    """Appends an error, or that of each rank, with its traceback to a log file; a full disk is no matter."""
+    """Appends an error, or that of each rank, with its traceback to a file; a failed write is only logged."""
     errors = error if isinstance(error, Mapping) else {None: error}
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -72,12 +70,12 @@ def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] |
 
 def _of_worker(error: BaseException) -> str:
     text = str(error)
-    if _MEMORY.search(text):
+    if is_out_of_memory(text):
         return "the worker was killed because its node ran out of memory"
     inner = cause(error)
     if isinstance(inner, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
         return "the worker process died (killed, or out of memory)"
-    if _UNANSWERED.search(text):
+    if is_health_check_timeout(text):
         return "the worker did not answer for longer than scale.stall_timeout_s"
     return first_line(inner)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from guard import GradientGuard, StepReport
 from jobs.observability.counter_carryover import CounterCarryover
-from jobs.observability.hub import HubLink
+from jobs.observability.hub import CHECKPOINT, STOP, HubLink
 from jobs.observability.step_log import describe, step_row
 from jobs.run_dir.jsonl import JsonlWriter, cut_back
 from jobs.run_dir.paths import RunDir
@@ -47,7 +47,7 @@ class Progress:
         self._files = {"metrics": folder.metrics, "incidents": folder.incidents} if rank == 0 else {}
         self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
-        self._link = HubLink(hub, spec.name, interval_s=STATUS_INTERVAL_S) if rank == 0 else None
+        self._link = HubLink(hub, spec.name) if rank == 0 else None
         self._told = CounterCarryover(folder.told)
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
@@ -110,7 +110,14 @@ class Progress:
 
     def stop_requested(self) -> bool:
         """Whether somebody asked this job to stop."""
-        return self._link is not None and "stop" in self._link.commands()
+        return self._link is not None and STOP in self._link.commands()
+
+    def take_checkpoint_request(self) -> bool:
+        """Whether somebody asked for a checkpoint since the last call."""
+        if self._link is None or CHECKPOINT not in self._link.commands():
+            return False
+        self._link.acknowledge(CHECKPOINT)
+        return True
 
     def totals(self) -> dict[str, Any]:
         """The counts of result.json."""
@@ -138,7 +145,7 @@ class Progress:
         self._next_push = now + STATUS_INTERVAL_S
         events, self._events = self._events, []
         snapshot = self._told.carry(self._guard.metrics.snapshot())
-        self._link.push(snapshot, self._status(), events, force=True)
+        self._link.push(snapshot, self._status(), events)
 
     def _status(self) -> dict[str, Any]:
         report, total_steps = self._last, self._total_steps

@@ -84,7 +84,7 @@ def cost_of_a_step(rounds: int) -> list[dict[str, Any]]:
         link, told = HubLink(hub, "bench"), CounterCarryover(Path(folder, ".told.json"))
 
         def push() -> None:
-            link.push(told.carry(metrics.snapshot()), STATUS, force=True)
+            link.push(told.carry(metrics.snapshot()), STATUS)
             ray.get(hub.address.remote())
 
         def wait_only() -> None:
