@@ -261,8 +261,8 @@ def _embedded_defaults() -> dict[str, str]:
 
 
 def _python_path() -> str:
-    """Lets the workers import this package when it runs from a checkout."""
-    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    """Where the workers import from: our packages first, the user's modules in this folder last."""
+    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
 @cache

@@ -47,18 +47,30 @@ class AllowedWorkers:
     avoid: frozenset[str]
 
     def __call__(self, reserved: Mapping[str, Any], running: int, count: CountWorkers) -> int:
-        """The number of workers.
-
-        Args:
-            reserved: what Ray has reserved for the job, by node id.
-            running: workers that run now.
-            count: how many workers fit on given resources.
-        """
+        """See ``allowed_workers``, for the cluster's nodes as they are now."""
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         usable = {node: has for node, has in alive.items() if node not in self.avoid}
-        preempted = draining_nodes()
-        staying = {node: has for node, has in usable.items() if node not in preempted}
-        fit_reserved, fit_usable, fit_staying = count(reserved), count(usable), count(staying)
-        may_start = min(fit_reserved, fit_staying)  # new workers need a reservation, and a node that stays
-        may_keep = min(fit_reserved, fit_usable, running)  # a preempted node keeps the workers that it has
-        return int(max(may_start, may_keep))
+        return allowed_workers(reserved, usable, draining_nodes(), running, count)
+
+
+def allowed_workers(
+    reserved: Mapping[str, Any],
+    usable: Mapping[str, Any],
+    preempted: Collection[str],
+    running: int,
+    count: CountWorkers,
+) -> int:
+    """The number of workers that may run.
+
+    Args:
+        reserved: what Ray has reserved for the job, by node id.
+        usable: what the nodes that may be used have, by node id.
+        preempted: ids of nodes that are being preempted.
+        running: workers that run now.
+        count: how many workers fit on given resources.
+    """
+    staying = {node: has for node, has in usable.items() if node not in preempted}
+    fit_reserved, fit_usable, fit_staying = count(reserved), count(usable), count(staying)
+    may_start = min(fit_reserved, fit_staying)  # a new worker needs a reservation, and a node that stays
+    may_keep = min(fit_reserved, fit_usable, running)  # a preempted node keeps the workers that it has
+    return max(may_start, may_keep)

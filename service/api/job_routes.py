@@ -92,7 +92,7 @@ def checkpoint(job_id: JobId, service: Service, _: Submitter) -> JobInfo:
     if job.state != "running" or service.ray is None:
         raise WrongState(f"{job_id} is {job.state}: only a running job saves a checkpoint")
     try:
-        service.ray.checkpoint(job_id)
+        service.ray.checkpoint(str((job.spec or {}).get("name", job_id)) if job.adopted else job_id)
     except Conflict as error:
         raise WrongState(str(error)) from error
     return _details(service, job_id)
