@@ -1,12 +1,12 @@
-"""What a job raises for its user: one line that says what is wrong and what to do."""
+"""What a job raises for its user: one line with what is wrong and what to do."""
 
 
 class JobError(RuntimeError):
-    """The job cannot run as asked; nothing was lost. Exit code 2."""
+    """The job cannot run with this input; nothing was lost. Exit code 2."""
 
 
 class JobFinished(JobError):
-    """The job was to be continued and has finished already. Exit code 0."""
+    """The job to continue has finished already. Exit code 0."""
 
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}

@@ -1,4 +1,7 @@
-"""``python -m jobs.train SPEC``: the command line that a submitted job runs."""
+"""``python -m jobs.train SPEC``: the command line that a submitted job runs.
+
+With ``python -P`` a ``jobs.py`` in the working directory does not hide this package.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, Worklo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the spec that the command line names; returns the exit code."""
+    """Runs the spec of the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         spec, source = _spec(options)
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
-    """The spec and, for people, where it came from; in a submitted job its storage is made durable."""
+    """The spec and its source for messages; in a submitted job, relative storage is below ``~/gradguard``."""
     if options.from_environment:
         spec = JobSpec.from_dict(yaml.safe_load(os.environ[SPEC_VARIABLE]))
     else:
@@ -54,8 +57,8 @@ def _spec(options: argparse.Namespace) -> tuple[JobSpec, str]:
 
 
 def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any) -> int:
-    """Runs the job with the live view, prints the summary, returns the exit code; ``as_json`` leaves standard
-    output to the result alone."""
+    """Runs the job with the live view, prints the summary, returns the exit code; with ``as_json`` standard
+    output has the result only."""
     console = Console(stderr=as_json)
     try:
         result = run_job(spec, console=console, **options)
@@ -69,7 +72,7 @@ def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("spec", nargs="?", type=Path, help="the job's spec, YAML or JSON")
     source.add_argument("--from-environment", action="store_true", help=f"the spec is in ${SPEC_VARIABLE}")

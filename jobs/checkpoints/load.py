@@ -100,7 +100,7 @@ def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(path.read_bytes())
     ranks = len(state["ranks"])
     if ranks != manifest.world_size:
-        raise DamagedCheckpoint(f"{MANIFEST} says {manifest.world_size} ranks, {STATE} has {ranks}")
+        raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {ranks}")
     return state
 
 

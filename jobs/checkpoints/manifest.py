@@ -100,11 +100,6 @@ def parse(content: bytes) -> Manifest:
         raise DamagedCheckpoint(f"{MANIFEST} has no valid {field}") from None
 
 
-def record_of(content: bytes) -> FileRecord:
-    """The record of a file's content."""
-    return FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-
 def digest_of(file: Any) -> FileRecord:
     """The record of what an open binary file holds from here to its end."""
     digest, size = hashlib.sha256(), 0

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from jobs.checkpoints import checkpoint_name, newest_step
 from jobs.cluster.failures import log_failure
-from jobs.cluster.fit import REJECTED, FitThread
+from jobs.cluster.fit import REFUSED, FitThread
 from jobs.cluster.head_watch import HeadDied, HeadWatch
 from jobs.cluster.session import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
@@ -75,7 +75,7 @@ def run_job(
     with folder.locked():
         folder.prepare(spec, resume=resume, overwrite=overwrite)
         outcome = _train(spec, folder, address, console)
-        if outcome["status"] == REJECTED:
+        if outcome["status"] == REFUSED:
             raise JobError(outcome["error"])
         result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)

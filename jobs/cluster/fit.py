@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 CONTROLLER_FAILURES = 5
 ABANDON_S = 5.0
-REJECTED = "rejected"
+REFUSED = "refused"
 
 
 class FitThread(threading.Thread):
@@ -181,7 +181,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return run_watched(lambda: _train_here(spec, config["hub"], watchdog), watchdog)
     except (JobError, SpecError, DataError, WorkloadError) as error:
-        return {"status": REJECTED, "job": spec.name, "error": str(error)}
+        return {"status": REFUSED, "job": spec.name, "error": str(error)}
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
         log_failure(RunDir(spec.job_dir).log, {rank: error})  # the traceback does not leave this process

@@ -1,7 +1,7 @@
-"""Token ids that were made before: kept in files, so that only the first start of a job makes them.
+"""A cache of token ids in files: only the first start of a job tokenizes.
 
 ``<cache>/gradguard/tokens/<key>/ids.npy``, where ``<cache>`` is ``XDG_CACHE_HOME`` or ``~/.cache``, and the
-key is the content of the texts and of the tokenizer. Any of it may be deleted at any time.
+key is the content of the texts and of the tokenizer. All of it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _FILE = "ids.npy"
 
 
 def cache_folder() -> Path:
-    """Where the files are kept."""
+    """The folder of the cache."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path.home() / ".cache") / "gradguard" / "tokens"
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
-    """``tokenizer.encode(texts)``: mapped from a file if there is one, else made and kept for the next start.
+    """``tokenizer.encode(texts)``: mapped from a file if there is one, else computed and stored.
 
-    Processes that start at once make the tokens once: the others wait. A file that is cut or damaged is made
-    anew; a folder that cannot be written costs the time, not the job.
+    Processes that start together tokenize once: the others wait. A truncated or damaged file is replaced; if
+    the folder cannot be written, the ids are computed at every start.
     """
     if tokenizer.identity is None:
         return tokenizer.encode(texts)
@@ -64,7 +64,7 @@ def _key(identity: bytes, texts: Sequence[bytes]) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Whether there is such a folder; while the block runs, no other process is in one of the same."""
+    """Locks a folder for the block; False where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -75,7 +75,7 @@ def _alone(folder: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: each process makes the tokens, all the same ones
+        except OSError:  # a file system without locks: each process tokenizes, with equal results
             _log.info("data: %s has no locks", folder.parent)
         yield True
     finally:
@@ -83,19 +83,19 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def _mapped(path: Path) -> NDArray[Any] | None:
-    """The ids in a file, which stay there until they are used; None where there is no whole one."""
+    """The ids in a file, memory-mapped; None where there is no complete one."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        _log.warning("data: %s is damaged (%s): it is made anew", path, error)
+        _log.warning("data: %s is damaged (%s): it is replaced", path, error)
         return None
     return np.asarray(found) if found.ndim == 1 else None
 
 
 def _keep(path: Path, tokens: NDArray[Any]) -> bool:
-    """Writes the file at once or not at all: one that another process has mapped keeps its content."""
+    """Writes the file atomically: one that another process has mapped keeps its content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

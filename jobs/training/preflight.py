@@ -1,4 +1,4 @@
-"""The pre-flight of a job: one batch of its own data through its own model, before the first step."""
+"""The pre-flight of a job: one batch of its data through its model, before the first step."""
 
 from __future__ import annotations
 
