@@ -21,6 +21,7 @@ class Ranks:
         single = not dist.is_initialized() or dist.get_world_size() == 1
         self.rank = 0 if single else dist.get_rank()
         self.world_size = 1 if single else dist.get_world_size()
+        # New group; every rank constructs its Ranks at the same place, and waits for the slowest.
         self.group = None if single else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     @property

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guard.record.metrics import GuardMetrics
 from jobs.cluster.session import ray_session
+from jobs.observability.command import give
 from jobs.observability.hub import EVENTS_KEPT, PUSHES_IN_FLIGHT, Hub, HubLink, ensure_hub, stop_hub
 
 TRAINING = {"phase": "training"}
@@ -304,6 +305,20 @@ class TestActor:
         link.push(snapshot, TRAINING)
         ray.get(actor.address.remote())
         assert link.commands() == {"stop"}
+
+    def test_a_command_is_delivered_to_a_job_that_trains_and_to_no_other(self, actor: Any) -> None:
+        assert give("delivered", "checkpoint") == "delivered has not started to train: try again later"
+        link = HubLink(actor, "delivered")
+        snapshot = metrics_after(1, "delivered").snapshot()
+        link.push(snapshot, TRAINING)
+        ray.get(actor.address.remote())
+        assert give("delivered", "checkpoint") is None
+        link.push(snapshot, TRAINING)
+        eventually(lambda: link.commands() == {"checkpoint"}, "the command")
+        link.acknowledge("checkpoint")
+        assert link.commands() == set(), "carried out once"
+        ray.get(actor.end.remote("delivered", "succeeded"))
+        assert give("delivered", "checkpoint") == "delivered has ended"
 
     def test_a_hub_killed_in_training_costs_a_scrape_and_no_total(self, actor: Any) -> None:
         address = ray.get(actor.address.remote())
