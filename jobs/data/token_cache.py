@@ -43,7 +43,7 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
     if tokenizer.identity is None:
         return tokenizer.encode(texts)
     folder = cache_folder() / _key(tokenizer.identity, texts)
-    with _alone(folder) as usable:
+    with _locked(folder) as usable:
         if not usable:
             return tokenizer.encode(texts)
         found = _mapped(folder / _FILE)
@@ -63,7 +63,7 @@ def _key(identity: bytes, texts: Sequence[bytes]) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
+def _locked(folder: Path) -> Iterator[bool]:
     """Locks a folder for the block; False where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
