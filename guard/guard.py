@@ -121,7 +121,7 @@ class GradientGuard:
         self._ddp = find_ddp(model)
         broadcasts = self._ddp is not None and self._ddp.broadcast_buffers
         self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # DDP sends rank 0's to all
-        self._stop = False
+        self._stop = self._checkpoint = False
         self._started = False
         self._state.start(0)
         self._before_first_backward(model)
@@ -167,6 +167,10 @@ class GradientGuard:
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
         self._stop = True
+
+    def request_checkpoint(self) -> None:
+        """Asks all ranks to save a checkpoint: one report has ``checkpoint`` set, on every rank."""
+        self._checkpoint = True
 
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
         """Use it instead of DDP's method of this name, before the first backward: DDP takes one hook only.
@@ -223,6 +227,7 @@ class GradientGuard:
         self._agreement.send(
             loss,
             stop=self._stop,
+            checkpoint=self._checkpoint,
             local_norm=pipeline.last_local,
             grad_norm=pipeline.last_norm,
             digest=pipeline.digest("step"),
@@ -251,7 +256,10 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         again = None if closure is None else partial(self._again, closure)
-        return self._pipeline.run(again, settle=settle)
+        report = self._pipeline.run(again, settle=settle)
+        if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
+            self._checkpoint = False
+        return report
 
     def settle(self) -> None:
         """Ends an applied step: updates the health of the snapshots, and takes one when due.

@@ -325,6 +325,7 @@ def describe(
         rolled_back_to=outcome.rolled_back_to,
         incident=incident,
         stop=evidence.agreed.stop,
+        checkpoint=evidence.agreed.checkpoint,
         overflow=overflow,
         local_norms=evidence.agreed.local_norms.tolist() if local else None,
         recovery=recovery,

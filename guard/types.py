@@ -64,6 +64,7 @@ class Agreed:
     losses: NDArray[np.float64]
     local_norms: NDArray[np.float64]
     stop: bool
+    checkpoint: bool = False
     buffer_jump: float | None = None
     """The largest over ranks; None where the model has no floating-point buffers."""
     micro_batches: int = 1
@@ -177,12 +178,14 @@ class StepReport(StepRecord):
     """What one guarded step did: its record, and what is not stored in its row.
 
     ``pending`` marks the answer of a deferred guard that has nothing to report yet. ``anomaly`` is what was
-    wrong with the attempt: the verdict, or that of a batch that was corrected before it was applied.
+    wrong with the attempt: the verdict, or that of a batch that was corrected before it was applied. ``stop``
+    and ``checkpoint``: a rank requested it.
     """
 
     incident: Incident | None = stored(None, unstored=True)
     anomaly: Verdict | None = stored(None, unstored=True)
     stop: bool = stored(False, unstored=True)
+    checkpoint: bool = stored(False, unstored=True)
     overflow: bool = stored(False, unstored=True)
     pending: bool = stored(False, unstored=True)
 

@@ -20,9 +20,22 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guard.lazy import lazy
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a guard.py in the working directory
+try:
+    from guard.lazy import lazy
+except ImportError:
+    hidden_by = getattr(sys.modules.get("guard"), "__file__", None)
+    line = f"{hidden_by} hides GradGuard's package guard: rename it, or move it to another folder"
+    if sys.argv[0] == "-m":  # python -m jobs.train: a usage error, in one line
+        print(line, file=sys.stderr)
+        sys.exit(2)
+    raise ImportError(line) from None
+finally:
+    del sys.path[0]
 
 if TYPE_CHECKING:
     from jobs.client import AsyncJobClient, Job, JobClient

@@ -2,7 +2,7 @@
 
 
 class JobError(RuntimeError):
-    """The job cannot run as asked; nothing was lost. Exit code 2."""
+    """The job cannot run with this input; nothing was lost. Exit code 2."""
 
 
 class JobBusy(JobError):
@@ -10,7 +10,7 @@ class JobBusy(JobError):
 
 
 class JobFinished(JobError):
-    """The job was to be continued and has finished already. Exit code 0."""
+    """The job to continue has finished already. Exit code 0."""
 
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}

@@ -23,7 +23,7 @@ def import_torchvision() -> ModuleType:
     """The torchvision module; declares its missing operators if, and only if, the plain import asks for them.
 
     Raises:
-        ImportError, RuntimeError: whatever else keeps torchvision from being imported.
+        ImportError, RuntimeError: torchvision cannot be imported for another reason.
     """
     try:
         return importlib.import_module("torchvision")

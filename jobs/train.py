@@ -1,4 +1,7 @@
-"""``python -m jobs.train SPEC``: the command line that a submitted job runs."""
+"""``python -m jobs.train SPEC``: the command line that a submitted job runs.
+
+With ``python -P`` a ``jobs.py`` in the working directory does not hide this package.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, Worklo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the spec that the command line names; returns the exit code."""
+    """Runs the spec of the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         source = "--from-environment" if options.from_environment else str(options.spec)
@@ -54,7 +57,7 @@ def continue_command(program: str, source: str, overrides: Sequence[str]) -> str
 
 
 def _spec(options: argparse.Namespace) -> JobSpec:
-    """The spec; in a submitted job its storage is below the home folder, where it outlives the job."""
+    """The spec; in a submitted job, relative storage is below ``~/gradguard``, where it outlives the job."""
     if options.from_environment:
         spec = JobSpec.from_dict(yaml.safe_load(os.environ[SPEC_VARIABLE]))
     else:
@@ -67,8 +70,8 @@ def _spec(options: argparse.Namespace) -> JobSpec:
 
 
 def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any) -> int:
-    """Runs the job with the live view, prints the summary, returns the exit code. With ``as_json`` standard
-    output has only the result."""
+    """Runs the job with the live view, prints the summary, returns the exit code; with ``as_json`` standard
+    output has the result only."""
     console = Console(stderr=as_json)
     try:
         result = run_job(spec, console=console, **options)
@@ -82,7 +85,7 @@ def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("spec", nargs="?", type=Path, help="The job's spec, YAML or JSON.")
     source.add_argument(

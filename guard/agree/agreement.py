@@ -19,8 +19,10 @@ from torch import Tensor
 from guard.errors import GuardError, RankDivergence
 from guard.types import Agreed
 
-LOSS, STOP, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
+LOSS, REQUESTS, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
 WIDTH = 6
+STOP, CHECKPOINT = 1, 2
+"""Bits of the column ``REQUESTS``."""
 TOLERANCE = 1e-3
 """Relative: norms of the same gradients differ by rounding in float32, gradients not reduced by far more."""
 _NO_JUMP = -1.0
@@ -46,6 +48,7 @@ class Agreement:
         loss: Tensor,
         *,
         stop: bool,
+        checkpoint: bool = False,
         local_norm: float | Tensor,
         grad_norm: float,
         digest: int,
@@ -53,7 +56,8 @@ class Agreement:
     ) -> None:
         """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before."""
         slot = self._slot(len(self._works))
-        slot.write([0.0, float(stop), math.nan, grad_norm, _NO_JUMP, float(digest)])
+        requests = float(STOP * stop + CHECKPOINT * checkpoint)
+        slot.write([0.0, requests, math.nan, grad_norm, _NO_JUMP, float(digest)])
         slot.row[LOSS] = loss.detach()
         slot.row[LOCAL_NORM] = local_norm
         if buffer_jump is not None:
@@ -101,7 +105,7 @@ class Agreement:
                 loss=float(losses.mean()),
                 losses=losses,
                 local_norms=last[:, LOCAL_NORM],
-                stop=bool(last[:, STOP].any()),
+                **_requests(np.bitwise_or.reduce(last[:, REQUESTS].astype(np.int64))),
                 buffer_jump=None if jump == _NO_JUMP else jump,
                 micro_batches=rows.shape[0] * rows.shape[1],
                 dropped_micro_batches=dropped_micro_batches,
@@ -189,6 +193,10 @@ def _minority(equal: NDArray[np.bool_]) -> str:
     return f"rank {', '.join(map(str, odd))}" if odd else ""
 
 
+def _requests(bits: int) -> dict[str, bool]:
+    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT)}
+
+
 def _single(row: list[float]) -> Agreed:
     """One micro-batch of one process: the common case, without arrays."""
     jump = row[JUMP]
@@ -196,7 +204,7 @@ def _single(row: list[float]) -> Agreed:
         loss=row[LOSS],
         losses=np.array([row[LOSS]]),
         local_norms=np.array([row[LOCAL_NORM]]),
-        stop=bool(row[STOP]),
+        **_requests(int(row[REQUESTS])),
         buffer_jump=None if jump == _NO_JUMP else jump,
     )
 

@@ -2,10 +2,12 @@
 
 =================  ==========================================================================
 ``manager``        ``CheckpointManager``, what the training loop uses
+``restorer``       loading: the newest good one that every rank can read
+``lifecycle``      promoting, retiring and deleting what was written
 ``health``         candidate, then good after clean steps; suspect ones are deleted
 ``retention``      which good ones are kept
 ``manifest``       the description and the checksums of one checkpoint
-``stager``         the copy for which the loop waits, this rank's share of it
+``stager``         the copy for which the loop waits, this rank's part of the state
 ``state``          state dicts as tensors and JSON, so that no pickle is needed
 ``writer``         the background: torch.distributed.checkpoint, fsync, manifest, rename
 ``load``           verify every byte, then read; ``spec_match``: does it belong to this spec?
@@ -28,15 +30,17 @@ from guard.lazy import lazy
 
 if TYPE_CHECKING:
     from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState
+    from jobs.checkpoints.lifecycle import Policy
     from jobs.checkpoints.listing import checkpoint_name, newest_step
-    from jobs.checkpoints.manager import CheckpointManager, Checkpoints, Loaded, Policy
+    from jobs.checkpoints.manager import CheckpointManager, Checkpoints
+    from jobs.checkpoints.restorer import Loaded
 
 _HOME = {
     "CheckpointManager": "manager",
     "Checkpoints": "manager",
     "DamagedCheckpoint": "errors",
-    "Loaded": "manager",
-    "Policy": "manager",
+    "Loaded": "restorer",
+    "Policy": "lifecycle",
     "UnsupportedState": "errors",
     "checkpoint_name": "listing",
     "newest_step": "listing",

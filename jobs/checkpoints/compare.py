@@ -19,7 +19,7 @@ class Difference:
     Attributes:
         name: of the tensor, beginning with its part.
         what: ``values``, ``shape``, ``dtype``, or ``only in STEP``.
-        largest: largest absolute difference of an element; None where there is none to be had.
+        largest: largest absolute difference of an element; None where it is undefined.
         relative: norm of the difference over the norm of the first; None likewise.
         nonfinite: elements of the two that are NaN or infinite.
     """
@@ -36,7 +36,7 @@ class Difference:
 
 
 def differences(first: Content, second: Content) -> list[Difference]:
-    """The tensors in which two checkpoints differ, bit for bit, by name. Generators are left out."""
+    """The tensors in which two checkpoints differ, bit for bit, by name; without random number generators."""
     steps = first.manifest.step, second.manifest.step
     ours, theirs = _trained(first.tensors), _trained(second.tensors)
     found = (

@@ -1,7 +1,7 @@
 """torch.distributed.checkpoint in one process: its stages, called in order.
 
-Its own entry points do the same and warn that there is no process group, which here is on purpose: a single
-worker saves alone, and on loading every rank reads for itself, so that no rank waits for one that failed.
+DCP's entry points do the same but warn that there is no process group. Here that is intended: a single worker
+saves without one, and on loading each rank reads independently, so that no rank waits for one that failed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 from jobs.checkpoints.state import Tensors
 
 
-def save_alone(tensors: Tensors, writer: StorageWriter) -> None:
+def save_local(tensors: Tensors, writer: StorageWriter) -> None:
     """Writes ``tensors``; raises what the writer raises."""
     planner = DefaultSavePlanner()
     writer.reset()
@@ -24,7 +24,7 @@ def save_alone(tensors: Tensors, writer: StorageWriter) -> None:
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
 
 
-def load_alone(tensors: Tensors, reader: StorageReader) -> None:
+def load_local(tensors: Tensors, reader: StorageReader) -> None:
     """Fills ``tensors`` in place; raises what the reader raises."""
     planner = DefaultLoadPlanner()
     reader.reset()

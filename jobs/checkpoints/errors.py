@@ -8,11 +8,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint is not what was written: the text names the file and what is wrong with it."""
+    """A checkpoint differs from what was written; the text names the file and the fault."""
 
 
 class UnsupportedState(TypeError):
-    """A part's ``state_dict`` holds something that cannot be stored without running code on load."""
+    """A part's ``state_dict`` contains something that cannot be stored without running code on load."""
 
 
 def cause(error: BaseException) -> BaseException:
@@ -28,5 +28,5 @@ def reason(error: BaseException) -> str:
     line = text.splitlines()[0] if text else type(error).__name__
     if not isinstance(error, OSError):
         return f"{type(error).__name__}: {line}"
-    told = error.strerror or line
-    return f"{told}; is the disk full?" if error.errno in _FULL else told
+    text = error.strerror or line
+    return f"{text}; is the disk full?" if error.errno in _FULL else text

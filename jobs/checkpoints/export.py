@@ -1,4 +1,4 @@
-"""A checkpoint's model as one file that needs nothing of GradGuard."""
+"""A checkpoint's model as one file that can be read without GradGuard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODEL = "model."
 
 
 def export_model(content: Content, target: Path) -> int:
-    """Writes the model's parameters and buffers under their own names, and replaces ``target`` whole.
+    """Writes the model's parameters and buffers under their own names, and replaces ``target`` atomically.
 
     Args:
         content: a verified checkpoint.
@@ -32,7 +32,7 @@ def export_model(content: Content, target: Path) -> int:
         raise JobError(f"cannot export to {target}: end its name with {', '.join(SUFFIXES[:-1])} or .pth")
     weights = {k.removeprefix(_MODEL): t for k, t in content.tensors.items() if k.startswith(_MODEL)}
     if not weights:
-        raise JobError(f"the checkpoint of step {content.manifest.step} holds no model")
+        raise JobError(f"the checkpoint of step {content.manifest.step} contains no model")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         if target.suffix == ".safetensors":

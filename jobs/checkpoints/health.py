@@ -2,10 +2,10 @@
 
     saved --> candidate --N clean steps--> good
                   |
-                  +--a step that was not clean, or a rollback--> deleted
+                  +--an anomalous step, or a rollback--> deleted
 
-An explosion shows one or two steps after the update that caused it, so what was saved right before it may
-hold the cause.
+An explosion shows one or two steps after the update that caused it, so a state saved right before it may
+contain the cause.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Candidates:
         self._streak = needed
 
     @property
-    def calm(self) -> bool:
-        """Whether the present state is trusted: as many clean steps lie behind it as must follow others.
+    def is_trusted(self) -> bool:
+        """Whether the present state is trusted: at least ``needed`` clean steps led to it.
 
-        A state that was just loaded or returned to is trusted, too: it was good.
+        A state that was just loaded or rolled back to is trusted too: it was good.
         """
         return self._streak >= self._needed
 
@@ -44,20 +44,22 @@ class Candidates:
             del self._clean[step]
         return proven
 
-    def doubt(self) -> list[int]:
-        """A step was not clean. Returns the steps whose checkpoints are to be deleted."""
+    def mark_suspect(self) -> list[int]:
+        """A step was anomalous. Returns the steps whose checkpoints must be deleted."""
         self._streak = 0
-        suspect = list(self._clean)
-        self._clean.clear()
-        return suspect
+        return self._take_all()
 
-    def returned(self) -> None:
+    def reset(self) -> None:
         """The run returned to a state that is known to be good."""
         self._streak = self._needed
         self._clean.clear()
 
-    def settle(self) -> list[int]:
-        """The run ends in order. Returns what counts as good although no step will follow any more."""
-        settled = list(self._clean) if self.calm else []
+    def flush(self) -> list[int]:
+        """The run ends normally. Returns the steps whose checkpoints are good although no step follows."""
+        remaining = self._take_all()
+        return remaining if self.is_trusted else []
+
+    def _take_all(self) -> list[int]:
+        steps = list(self._clean)
         self._clean.clear()
-        return settled
+        return steps

@@ -1,6 +1,6 @@
 """What became of every checkpoint: a row in ``checkpoints.jsonl`` when one is written, becomes good, or goes.
 
-The folders tell only of those that are still there. Nothing is restored from this file: it is for people.
+The folders show only those that still exist. Nothing is restored from this file: it is for the report.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from guard.rows import JsonlWriter
 logger = logging.getLogger(__name__)
 
 Event = Literal["written", "good", "retired", "suspect", "undone", "unconfirmed", "failed"]
-"""Of those that go: ``retired``, newer good ones took its place; ``suspect``, an anomaly followed it;
-``undone``, the run went back beyond it; ``unconfirmed``, a candidate when the run was started again.
-``failed``: it was never written."""
+"""Of those that go: ``retired``, newer good ones replaced it; ``suspect``, an anomaly followed it;
+``undone``, the run was rolled back to an earlier step; ``unconfirmed``, a candidate when the run was started
+again. ``failed``: it was never written."""
 
 
 class History:
-    """Appends the rows. A disk that refuses costs rows, never the training."""
+    """Appends the rows. A failed write costs rows, never the training."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._refused = False
+        self._failed = False
 
-    def note(self, event: Event, step: int, *, attempt: int | None = None, size: int | None = None) -> None:
-        """Tells of one checkpoint; ``size`` in bytes."""
+    def add(self, event: Event, step: int, *, attempt: int | None = None, size: int | None = None) -> None:
+        """Appends a row of one checkpoint; ``size`` in bytes."""
         if self._path is None:
             return
         row = {"time": time.time(), "event": event, "step": step, "attempt": attempt, "size": size}
@@ -36,6 +36,6 @@ class History:
             with JsonlWriter(self._path) as rows:
                 rows.write({name: value for name, value in row.items() if value is not None})
         except OSError as error:
-            if not self._refused:
-                logger.warning("cannot write %s: %s; training goes on", self._path.name, error.strerror)
-            self._refused = True
+            if not self._failed:
+                logger.warning("cannot write %s: %s; training continues", self._path.name, error.strerror)
+            self._failed = True

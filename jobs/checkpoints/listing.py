@@ -1,4 +1,4 @@
-"""What lies in a folder of checkpoints: which are good, which are damaged, which is the newest."""
+"""The contents of a folder of checkpoints: which are good, which are damaged, which is the newest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
     """The manifest of a checkpoint.
 
     Raises:
-        DamagedCheckpoint: it is damaged, foreign, or of another step than the folder's name says.
+        DamagedCheckpoint: it is damaged, foreign, or of another step than the folder's name.
     """
     try:
         manifest = parse(storage.read(name, MANIFEST))

@@ -1,4 +1,4 @@
-"""Reads a checkpoint, but only if every byte of it is as it was written. No pickle is read anywhere."""
+"""Reads a checkpoint after verifying every byte of it. No pickle is read anywhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Content:
     """A verified checkpoint in memory.
 
     Attributes:
-        manifest: what it says of itself.
+        manifest: its description.
         tensors: all tensors by name, on the CPU.
         state: state.json.
     """
@@ -49,7 +49,7 @@ def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda 
     """Verifies a whole checkpoint and reads it.
 
     Args:
-        storage: where it lies.
+        storage: where it is stored.
         name: ``step-NNNNNNNN``.
         wanted: which tensors to read, by name.
 
@@ -100,14 +100,14 @@ def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(path.read_bytes())
     ranks = len(state["ranks"])
     if ranks != manifest.world_size:
-        raise DamagedCheckpoint(f"{MANIFEST} says {manifest.world_size} ranks, {STATE} has {ranks}")
+        raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {ranks}")
     return state
 
 
 def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    from jobs.checkpoints.dcp_single_process import load_alone
+    from jobs.checkpoints.dcp_single_process import load_local
 
     reader = HuggingFaceStorageReader(path=str(folder))
     described: Iterable[tuple[str, Any]] = reader.read_metadata().state_dict_metadata.items()
@@ -115,5 +115,5 @@ def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:
         name: empty(about.size, dtype=about.properties.dtype) for name, about in described if wanted(name)
     }
     if tensors:
-        load_alone(tensors, reader)
+        load_local(tensors, reader)
     return tensors

@@ -1,4 +1,4 @@
-"""A run's checkpoints: saved while it trains, good after clean steps, and what it returns to."""
+"""A run's checkpoints: saved while it trains, and promoted to good after clean steps."""
 
 from __future__ import annotations
 
@@ -6,78 +6,49 @@ import queue
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guard import GuardMetrics
-from guard.act import rng
 from guard.act.snapshot import Stateful
-from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState, reason
+from jobs.checkpoints.errors import UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
 from jobs.checkpoints.history import History
-from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, good_steps, manifests, read_manifest
-from jobs.checkpoints.load import Content, of_rank, read
+from jobs.checkpoints.lifecycle import Lifecycle, Policy
+from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, good_steps
 from jobs.checkpoints.manifest import Health
 from jobs.checkpoints.ranks import Ranks
-from jobs.checkpoints.retention import retired
-from jobs.checkpoints.shards import lay_out
-from jobs.checkpoints.spec_match import check_spec
-from jobs.checkpoints.stager import CheckpointStager
+from jobs.checkpoints.restorer import Loaded, Restorer
+from jobs.checkpoints.stager import CheckpointStager, Staged
 from jobs.checkpoints.writer import CheckpointHeader, Writer
-from jobs.errors import JobError
 from jobs.run_dir.open_storage import open_storage
-from jobs.run_dir.storage import shown
 
 Notify = Callable[[str, str], None]
-STAYS = frozenset({"guard", "faults", "progress", "cursor", "hardware"})
-"""What a rollback within a run leaves as it is: counters and budgets go on, and so does the data."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Which checkpoints are kept, and when one is good.
-
-    Attributes:
-        keep: how many of the newest good ones stay.
-        best: ``max:METRIC`` or ``min:METRIC``: the good one with the best value stays, too.
-        clean_steps: clean steps that must follow before a checkpoint is good.
-    """
-
-    keep: int = 3
-    best: str | None = None
-    clean_steps: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What was loaded: its step, and the state dicts that were not given to their parts, by name."""
-
-    step: int
-    left: dict[str, Any]
+KEPT_ON_ROLLBACK = frozenset({"guard", "faults", "progress", "cursor", "hardware"})
+"""Parts that a rollback within a run leaves as they are: counters, budgets and the data position."""
 
 
 class CheckpointManager:
-    """Saves and loads everything that a run resumes from. All methods but ``latest`` are for all ranks.
+    """Saves and loads everything that a run resumes from. Every rank must call each method but ``latest``.
 
     The training loop waits only while the state is copied. Writing, promoting and deleting happen one
-    after the other in a thread; what there is to tell of it is told at the next call.
+    after the other in a thread; their messages are passed to ``notify`` at the next call.
 
-    Ray Train is given no checkpoints: it would return to the last one reported, of which it may have kept
-    no other. A worker group that it restarts, like a job that is started again, takes the newest good one
-    from here, and there a rollback has already deleted what it undid.
+    Ray Train is given no checkpoints: it would return to the last one reported, and may have kept no other.
+    A worker group that it restarts, like a job that is started again, takes the newest good one from here,
+    after a rollback has deleted the later ones.
 
     Args:
-        folder: path or URL under which ``step-NNNNNNNN`` folders lie.
+        folder: path or URL that contains the ``step-NNNNNNNN`` folders.
         parts: the objects to save, by name, in the order in which they are loaded (the guard after what it
             guards); each has ``state_dict`` and ``load_state_dict``.
-        policy: what is kept, and when it is good.
+        policy: which checkpoints are kept, and when one is good.
         spec: the job's spec, as JSON; a checkpoint of another one is refused.
         describe: the present attempt and the last evaluation, for the manifest.
         metrics: where saves are counted.
-        notify: is told, as level and text, what a person should know; called in the loop's thread.
-        timeout_s: how long a rank that does not answer is waited for.
-        history: the file that tells what became of every checkpoint.
+        notify: called in the loop's thread with the level and text of each message for the user.
+        timeout_s: a rank that does not answer for this long is an error.
+        history: the file that records what became of every checkpoint.
     """
 
     def __init__(
@@ -89,66 +60,76 @@ class CheckpointManager:
         spec: Mapping[str, Any] | None = None,
         describe: Callable[[], tuple[int, Mapping[str, float]]] = lambda: (0, {}),
         metrics: GuardMetrics | None = None,
-        notify: Notify | None = None,
+        notify: Notify = lambda _level, _text: None,
         timeout_s: float = 60.0,
         history: Path | None = None,
     ) -> None:
-        self._folder, self._parts = folder, dict(parts)
-        self._policy, self._spec = policy or Policy(), dict(spec or {})
-        self._describe, self._metrics = describe, metrics
-        self._notify = _nobody if notify is None else notify
+        policy = policy or Policy()
+        self._folder, self._spec = folder, dict(spec or {})
+        self._describe, self._metrics, self._notify = describe, metrics, notify
         self._storage = open_storage(folder)
         self._ranks = Ranks(timeout_s)
         self._history = History(history if self._ranks.rank == 0 else None)
-        self._stage = CheckpointStager(parts, self._ranks.rank, self._ranks.world_size)
+        self._lifecycle = Lifecycle(self._storage, policy, self._history, metrics)
+        self._stager = CheckpointStager(parts, self._ranks.rank, self._ranks.world_size)
         self._writer = Writer(self._storage, self._ranks)
-        self._candidates = Candidates(self._policy.clean_steps)
+        self._restorer = Restorer(folder, self._storage, self._ranks, parts, self._spec)
+        self._candidates = Candidates(policy.clean_steps)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
-        self._told: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._saved: int | None = None
+        self.requested = False
+        """Whether a user asked for a checkpoint that has not been saved yet."""
         if self._ranks.rank == 0:
             self._storage.sweep()
 
+    def request(self) -> None:
+        """Someone asked for a checkpoint: ``notify`` is called when the next one is on disk."""
+        self.requested = True
+
     def save(self, step: int, *, closing: bool = False) -> None:
-        """Copies the present state and has it written. A disk that refuses is told of, not raised.
+        """Copies the present state and writes it in the background. A failed write is reported, not raised.
 
         Args:
             step: optimizer steps applied.
-            closing: the run ends here. Waits until all is written; what was saved since the last step that
-                was not clean is good, although no step will follow.
+            closing: the run ends here. Waits until all is written; what was saved since the last anomalous
+                step is good, although no step will follow.
         """
         if self._writing is not None:
             self._writing.result()  # its copy is still being written, and the memory is used again
         if self._saved != step:
-            self._save(step, "good" if closing and self._candidates.calm else "candidate")
+            self._stage(step, "good" if closing and self._candidates.is_trusted else "candidate")
+        if self.requested and self._ranks.rank == 0 and self._saved == step:
+            self._later(self._report_requested, step)
+        self.requested = False
         if closing:
-            self._promote(self._candidates.settle())
+            self._promote(self._candidates.flush())
             self.finish()
-        self._tell()
+        self._emit_messages()
 
     def clean_step(self) -> None:
         """A step was applied, and the guard found nothing wrong with it."""
         self._promote(self._candidates.clean_step())
-        self._tell()
+        self._emit_messages()
 
-    def doubt(self) -> None:
-        """A step was not clean: what is not good yet may hold the cause of it, and is deleted."""
-        self._drop(self._candidates.doubt())
-        self._tell()
+    def mark_suspect(self) -> None:
+        """A step was anomalous: checkpoints that are not good yet may contain its cause and are deleted."""
+        self._delete_suspect(self._candidates.mark_suspect())
+        self._emit_messages()
 
-    def forget_after(self, step: int) -> None:
+    def discard_after(self, step: int) -> None:
         """The run has returned to the good state of ``step``: checkpoints of later ones are deleted."""
-        self._drop(self._candidates.doubt())
-        self._candidates.returned()
+        self._delete_suspect(self._candidates.mark_suspect())
+        self._candidates.reset()
         self._saved = None
         if self._ranks.rank == 0:
-            self._later(self._remove_after, step)
+            self._later(self._lifecycle.remove_after, step)
 
     def finish(self) -> None:
         """Waits until everything has been written."""
         self._thread.submit(lambda: None).result()
-        self._tell()
+        self._emit_messages()
 
     def latest(self) -> str | None:
         """The newest good checkpoint, relative to the job's folder."""
@@ -158,28 +139,30 @@ class CheckpointManager:
     def load_latest(self) -> int | None:
         """Continues from the newest good checkpoint and returns its step; None where there is none.
 
-        Damaged ones are told of and set aside, what was no more than a candidate is deleted.
+        Damaged ones are reported and set aside, candidates are deleted.
 
         Raises:
             SpecError: the checkpoint was made with another model, optimizer or data.
         """
-        loaded = self._load(None, leave=frozenset())
+        loaded = self._load(None, keep=frozenset())
         if self._ranks.rank == 0:
-            self._later(self._remove_candidates)
+            self._later(self._lifecycle.remove_candidates)
             self.finish()
         return None if loaded is None else loaded.step
 
-    def load_good(self, before: int | None = None, *, leave: Collection[str] = STAYS) -> Loaded | None:
+    def load_good(
+        self, before: int | None = None, *, keep: Collection[str] = KEPT_ON_ROLLBACK
+    ) -> Loaded | None:
         """Returns, within the run, to the newest good checkpoint. Workers are not restarted.
 
         Args:
             before: of this step or an earlier one.
-            leave: parts that stay as they are; their saved states are in the answer.
+            keep: parts that stay as they are; their saved states are returned.
         """
-        self._drop(self._candidates.doubt())
-        loaded = self._load(before, leave=leave)
+        self._delete_suspect(self._candidates.mark_suspect())
+        loaded = self._load(before, keep=keep)
         if loaded is not None:
-            self.forget_after(loaded.step)
+            self.discard_after(loaded.step)
         return loaded
 
     def restore(self, before: int | None = None) -> int | None:
@@ -187,187 +170,89 @@ class CheckpointManager:
         loaded = self.load_good(before)
         return None if loaded is None else loaded.step
 
-    def _save(self, step: int, health: Health) -> None:
+    def _load(self, before: int | None, *, keep: Collection[str]) -> Loaded | None:
+        self.finish()
+        loaded = self._restorer.load(before, keep=keep)
+        if loaded is None:
+            return None
+        for name, problem in loaded.damaged.items() if self._ranks.rank == 0 else ():
+            self._messages.put(
+                ("warning", f"checkpoint {name} is damaged: {problem}; using the one before it")
+            )
+            self._later(self._lifecycle.set_aside, name)
+        self._saved = loaded.step
+        self._candidates.reset()
+        self._emit_messages()
+        return loaded
+
+    def _stage(self, step: int, health: Health) -> None:
         started = time.perf_counter()
         try:
-            staged = self._stage.take()
+            staged = self._stager.take()
         except UnsupportedState as error:
             self._failed(step, error)
             return
         attempt, metrics = self._describe()
-        place = CheckpointHeader(step, attempt, health, metrics, self._spec)
+        header = CheckpointHeader(step, attempt, health, metrics, self._spec)
         if health == "candidate":
             self._candidates.saved(step)
         self._saved = step
-        blocked = time.perf_counter() - started
-        self._writing = self._thread.submit(self._write, place, staged, blocked)
+        blocked_s = time.perf_counter() - started
+        self._writing = self._thread.submit(self._write, header, staged, blocked_s)
 
-    def _write(self, place: CheckpointHeader, staged: Any, blocked: float) -> None:
-        """In the thread: the outcome is counted and told, never raised."""
+    def _write(self, header: CheckpointHeader, staged: Staged, blocked_s: float) -> None:
+        """Runs in the thread: the outcome is counted and reported, never raised."""
         started = time.perf_counter()
         try:
-            manifest = self._writer.write(place, staged)
+            manifest = self._writer.write(header, staged)
         except Exception as error:  # noqa: BLE001 - a checkpoint that fails does not end the training
-            self._failed(place.step, error)
+            self._failed(header.step, error)
             return
         if manifest is not None:
-            self._history.note("written", place.step, attempt=place.attempt, size=manifest.size)
+            self._history.add("written", header.step, attempt=header.attempt, size=manifest.size)
         if self._metrics is not None and manifest is not None:
-            seconds = blocked + time.perf_counter() - started
+            seconds = blocked_s + time.perf_counter() - started
             self._metrics.checkpoint_written(
-                step=place.step, seconds=seconds, blocked_seconds=blocked, size=manifest.size
+                step=header.step, seconds=seconds, blocked_seconds=blocked_s, size=manifest.size
             )
-        if place.health == "good":
-            self._history.note("good", place.step)
-            self._retire()
+        if header.health == "good":
+            self._lifecycle.record_good(header.step)
 
     def _failed(self, step: int, error: Exception) -> None:
         self._saved = None
-        self._history.note("failed", step)
-        if self._metrics is not None:
-            self._metrics.checkpoint("failed")
-        self._told.put(("warning", f"no checkpoint of step {step}: {reason(error)}; training goes on"))
+        self._lifecycle.record_failed(step)
+        self._messages.put(("warning", f"no checkpoint of step {step}: {reason(error)}; training continues"))
+
+    def _report_requested(self, step: int) -> None:
+        if checkpoint_folder(step) in self._storage.names():  # else the failure has been reported
+            self._messages.put(("info", f"checkpoint of step {step} saved on request"))
 
     def _promote(self, steps: list[int]) -> None:
         if self._ranks.rank == 0:
             for step in steps:
-                self._later(self._make_good, step)
+                self._later(self._lifecycle.promote, step)
 
-    def _drop(self, steps: list[int]) -> None:
+    def _delete_suspect(self, steps: list[int]) -> None:
         if steps:
             self._saved = None
         if self._ranks.rank == 0:
             for step in steps:
-                self._later(self._remove_suspect, step)
-
-    def _make_good(self, step: int) -> None:
-        name = checkpoint_folder(step)
-        if name not in self._storage.names():
-            return  # it could not be written
-        manifest = read_manifest(self._storage, name).model_copy(update={"health": "good"})
-        self._storage.replace_manifest(name, manifest.render())
-        self._count("good")
-        self._history.note("good", step)
-        self._retire()
-
-    def _remove_suspect(self, step: int) -> None:
-        if checkpoint_folder(step) in self._storage.names():
-            self._storage.remove(checkpoint_folder(step))
-            self._count("suspect")
-            self._history.note("suspect", step)
-
-    def _remove_after(self, step: int) -> None:
-        for name in self._storage.names():
-            if name > checkpoint_folder(step):
-                self._storage.remove(name)
-                self._history.note("undone", int(name.rpartition("-")[2]))
-
-    def _remove_candidates(self) -> None:
-        for manifest in manifests(self._storage)[0]:
-            if manifest.health == "candidate":
-                self._storage.remove(checkpoint_folder(manifest.step))
-                self._history.note("unconfirmed", manifest.step)
-
-    def _retire(self) -> None:
-        policy = self._policy
-        for step in retired(manifests(self._storage)[0], keep=policy.keep, best=policy.best):
-            self._storage.remove(checkpoint_folder(step))
-            self._history.note("retired", step)
-
-    def _count(self, outcome: str) -> None:
-        if self._metrics is not None:
-            self._metrics.checkpoint(outcome)
+                self._later(self._lifecycle.remove_suspect, step)
 
     def _later(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Does rank 0's work on the storage after all that was asked before."""
+        """Does work on the storage in the thread, after all that was submitted before."""
 
         def guarded() -> None:
             try:
                 work(*arguments)
             except Exception as error:  # noqa: BLE001 - see _write
-                self._told.put(("warning", f"checkpoints: {reason(error)}; training goes on"))
+                self._messages.put(("warning", f"checkpoints: {reason(error)}; training continues"))
 
         self._thread.submit(guarded)
 
-    def _tell(self) -> None:
-        while not self._told.empty():
-            self._notify(*self._told.get())
-
-    def _load(self, before: int | None, *, leave: Collection[str]) -> Loaded | None:
-        """All ranks try the same one; where any of them finds it damaged, all go on to the one before.
-
-        Raises:
-            JobError: there are good ones, and not one of them can be read.
-        """
-        self.finish()
-        steps, problems = self._ranks.from_first(self._choices(before) if self._ranks.rank == 0 else None)
-        for step in steps:
-            content, problem = self._read(step)
-            told = [p for p in self._ranks.gather(problem) if p is not None]
-            if content is not None and not told:
-                check_spec(content.manifest.spec, self._spec, step)
-                self._reject(problems)
-                return self._apply(content, leave)
-            problems[checkpoint_folder(step)] = told[0]
-        if problems:
-            raise JobError(_nothing_left(self._folder, problems))
-        return None
-
-    def _choices(self, before: int | None) -> tuple[list[int], dict[str, str]]:
-        """The steps of the good ones, newest first, and what is wrong with those that cannot be judged."""
-        try:
-            readable, problems = manifests(self._storage)
-        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer
-            return [], {"": reason(error)}
-        good = [m.step for m in reversed(readable) if m.health == "good"]
-        return [step for step in good if before is None or step <= before], problems
-
-    def _read(self, step: int) -> tuple[Content | None, str | None]:
-        rank = self._ranks.rank
-        try:
-            content = read(self._storage, checkpoint_folder(step), wanted=of_rank(rank))
-            content.parts(rank, self._ranks.world_size)
-        except DamagedCheckpoint as error:
-            return None, str(error)
-        except Exception as error:  # noqa: BLE001 - what is not foreseen must not leave the others waiting
-            return None, reason(error)
-        return content, None
-
-    def _apply(self, content: Content, leave: Collection[str]) -> Loaded:
-        rank, world_size = self._ranks.rank, self._ranks.world_size
-        generators = content.generators(rank, world_size)
-        if generators is not None:
-            rng.restore(generators)  # before the guard, whose first snapshot holds them
-        states = content.parts(rank, world_size)
-        for name, part in self._parts.items():
-            if name not in leave and name in states:
-                part.load_state_dict(lay_out(states[name], part))
-        self._saved = content.manifest.step
-        self._candidates.returned()
-        self._tell()
-        return Loaded(content.manifest.step, {name: states[name] for name in leave if name in states})
-
-    def _reject(self, problems: Mapping[str, str]) -> None:
-        """Damaged ones are named and set aside, once an older one has been found to be whole."""
-        if self._ranks.rank != 0:
-            return
-        for name, problem in problems.items():
-            self._count("damaged")
-            self._told.put(("warning", f"checkpoint {name} is damaged: {problem}; the one before it is used"))
-            try:
-                self._storage.set_aside(name)
-            except OSError as error:
-                self._told.put(("warning", f"cannot set {name} aside: {reason(error)}"))
-
-
-def _nobody(_level: str, _text: str) -> None:
-    pass
-
-
-def _nothing_left(folder: str | Path, problems: Mapping[str, str]) -> str:
-    listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
-    none = f"no checkpoint under {shown(folder)} can be read ({listed})"
-    return f"{none}: restore one, or start anew with --overwrite"
+    def _emit_messages(self) -> None:
+        while not self._messages.empty():
+            self._notify(*self._messages.get())
 
 
 Checkpoints = CheckpointManager

@@ -1,7 +1,7 @@
 """``manifest.json``: what a checkpoint holds, a checksum of each file, and whether it is good.
 
-It is written last, so that a folder without one is no checkpoint, and it is replaced whole when a candidate
-becomes good. Its own ``checksum`` covers all the rest of it.
+It is written last: a folder without one is no checkpoint. It is replaced as a whole when a candidate becomes
+good. Its ``checksum`` covers the rest of the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Manifest(Config):
     """The description of one checkpoint."""
 
     format: int
-    """Version of the layout; a reader refuses one that it does not know."""
+    """Version of the layout; an unknown one is refused."""
 
     step: int
     """Optimizer steps applied."""
@@ -98,11 +98,6 @@ def parse(content: bytes) -> Manifest:
     except ValidationError as error:
         field = ".".join(map(str, error.errors()[0]["loc"]))
         raise DamagedCheckpoint(f"{MANIFEST} has no valid {field}") from None
-
-
-def record_of(content: bytes) -> FileRecord:
-    """The record of a file's content."""
-    return FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def digest_of(file: Any) -> FileRecord:

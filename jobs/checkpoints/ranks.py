@@ -1,4 +1,4 @@
-"""How the ranks of a checkpoint talk: over a gloo group of their own, beside the one that trains."""
+"""Communication between the ranks of a checkpoint: over a gloo group separate from the one that trains."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ import torch.distributed as dist
 class Ranks:
     """This rank among those that train together; without torch.distributed the only one.
 
-    Constructing it is collective. So are its methods: no rank may leave one out.
+    Constructing it is collective, and so are its methods: every rank must call them in the same order.
 
     Args:
-        timeout_s: after this long, a rank that does not answer is an error.
+        timeout_s: a rank that does not answer for this long is an error.
     """
 
     def __init__(self, timeout_s: float = 60.0) -> None:
-        alone = not dist.is_initialized() or dist.get_world_size() == 1
-        self.rank = 0 if alone else dist.get_rank()
-        self.world_size = 1 if alone else dist.get_world_size()
-        self.group = None if alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        single = not dist.is_initialized() or dist.get_world_size() == 1
+        self.rank = 0 if single else dist.get_rank()
+        self.world_size = 1 if single else dist.get_world_size()
+        # New group; every rank constructs its Ranks at the same place, and waits for the slowest.
+        self.group = None if single else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether there is only one rank."""
         return self.group is None
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
-        if self.alone:
+        if self.is_single:
             return [value]
         gathered: list[Any] = [None] * self.world_size
+        # All-gather; every rank calls it (see the call sites), and waits for the slowest.
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 

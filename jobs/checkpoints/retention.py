@@ -9,12 +9,12 @@ from jobs.checkpoints.manifest import Manifest
 
 
 def retired(manifests: Sequence[Manifest], *, keep: int, best: str | None) -> list[int]:
-    """The steps whose checkpoints may go.
+    """The steps whose checkpoints may be deleted.
 
     Args:
-        manifests: of all checkpoints of the job, in any order. Candidates are left alone.
+        manifests: of all checkpoints of the job, in any order. Candidates are never retired.
         keep: how many of the newest good ones stay; at least one does.
-        best: ``max:NAME`` or ``min:NAME``; the good one with the best value of that metric stays, too.
+        best: ``max:NAME`` or ``min:NAME``; the good one with the best value of that metric also stays.
     """
     good = sorted((m for m in manifests if m.health == "good"), key=lambda m: m.step)
     stay = {m.step for m in good[-max(1, keep) :]}

@@ -1,7 +1,7 @@
-"""Sharded tensors in a checkpoint: every rank writes its shard, whole tensors are read, and shared out anew.
+"""Sharded tensors in a checkpoint: every rank writes its shard, reads whole tensors, and cuts its new shard.
 
-So a model that FSDP2 (``fully_shard``) lays out over some ranks is continued on any other number of them.
-Reading holds one whole copy of the state in each rank's main memory for a moment.
+So a model sharded by FSDP2 (``fully_shard``) can continue on another number of ranks. While it is read, each
+rank holds one whole copy of the state in main memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from guard.observe.shards import is_distributed
 
 
 def lay_out(state: Any, part: Any) -> Any:
-    """A state dict of whole tensors with those cut into shards that ``part`` holds as shards.
+    """A state dict of whole tensors, cut into this rank's shards where ``part`` is sharded.
 
     Args:
-        state: as a checkpoint has it.
-        part: what it is loaded into; modules and optimizers may hold ``DTensor``s.
+        state: whole tensors, from a checkpoint.
+        part: what it is loaded into; modules and optimizers may contain ``DTensor``s.
     """
     if isinstance(part, nn.Module):
         return _like_module(state, part.state_dict())
@@ -35,7 +35,7 @@ def _like_module(state: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def _like_parameters(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A moment is laid out as its parameter, which has the place in the groups that the state dict names."""
+    """A moment is laid out as its parameter; the state dict names parameters by their index in the groups."""
     parameters = dict(enumerate(_parameters(optimizer)))
     moments = {
         place: {name: _cut(value, parameters.get(place)) for name, value in of_one.items()}
@@ -50,7 +50,7 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def _cut(value: Any, like: Any) -> Any:
-    """This rank's shard of a whole tensor, if ``like`` is a sharded tensor of its shape; nobody is asked."""
+    """This rank's shard of a whole tensor, if ``like`` is a sharded tensor of its shape; no communication."""
     if not (isinstance(value, Tensor) and isinstance(like, Tensor) and is_distributed(like)):
         return value
     if value.shape != like.shape:

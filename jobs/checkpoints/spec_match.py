@@ -26,31 +26,31 @@ MAY_DIFFER = (
 """Sections and fields that may change between a checkpoint and its continuation."""
 
 MUST_MATCH = ("guard.clip.kind",)
-"""Of these, what may not: its state is part of the checkpoint."""
+"""Exceptions within those sections: their state is part of the checkpoint."""
 
 
 def check_spec(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) -> None:
     """Compares the spec in a checkpoint with the one that continues it; an empty one is not compared.
 
-    A field that the version which wrote the checkpoint did not have yet counts as left at its default.
+    A field that did not exist in the version that wrote the checkpoint counts as its default.
 
     Raises:
-        SpecError: with every field in which they differ and may not: the value now, and the saved one.
+        SpecError: with every field that must match and differs: its value now, and the saved one.
     """
     if not saved or not now:
         return
     new = _leaves(now)
-    unsaid = {field: value for field, value in _leaves(_filled(saved)).items() if field in new}
-    old = {**unsaid, **_leaves(saved)}
+    defaults = {field: value for field, value in _leaves(_filled(saved)).items() if field in new}
+    old = {**defaults, **_leaves(saved)}
     fields = [field for field in {**old, **new} if old.get(field) != new.get(field) and not _free(field)]
     if fields:
         raise SpecError([_problem(field, old.get(field), new.get(field), step) for field in sorted(fields)])
 
 
 def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved spec as this version would read it; nothing if it would refuse it.
+    """The saved spec as this version would read it; empty if it would refuse it.
 
-    What may differ need not be valid any more.
+    Sections that may differ are not validated.
     """
     fixed = {name: value for name, value in saved.items() if name not in MAY_DIFFER}
     try:
@@ -60,7 +60,7 @@ def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(data: Any, annotation: Any) -> Any:
-    """The data less fields that there are no more."""
+    """The data without fields that no longer exist."""
     section = section_of(annotation)
     if section is None or not isinstance(data, Mapping):
         return data

@@ -1,9 +1,9 @@
-"""The copy for which the training loop waits: this rank's share of the state, in memory of its own.
+"""The copy for which the training loop waits: this rank's part of the state, in separate memory.
 
-What data-parallel ranks hold alike (parameters, the optimizer's moments) is shared out, so that each copies
-and writes an equal part; of a sharded tensor (FSDP2) each writes its shard. All else is rank 0's: buffers
-are not alike on all ranks, and it is rank 0's that DistributedDataParallel hands out. Generators are each
-rank's own.
+What is equal on all data-parallel ranks (parameters, the optimizer's moments) is divided among them, so that
+each copies and writes an equal part; of a sharded tensor (FSDP2) each writes its shard. All else comes from
+rank 0: buffers differ between ranks, and DistributedDataParallel broadcasts those of rank 0. Random number
+generators are saved by each rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jobs.checkpoints.state import Tensors, take_apart
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """One rank's half of a checkpoint: its tensors, copied, and its view of all the rest, as JSON."""
+    """One rank's part of a checkpoint: its tensors, copied, and all else as JSON."""
 
     tensors: Tensors
     parts: dict[str, Any]
@@ -32,7 +32,7 @@ class Staged:
 
 
 class CheckpointStager:
-    """Copies states into memory that is kept for the next time (pinned where they come from a GPU)."""
+    """Copies states into memory that is reused (pinned where they come from a GPU)."""
 
     def __init__(self, parts: Mapping[str, Stateful], rank: int, world_size: int) -> None:
         self._parts = dict(parts)
@@ -49,20 +49,20 @@ class CheckpointStager:
         parts = {name: take_apart(part.state_dict(), name, tensors) for name, part in self._parts.items()}
         own: Tensors = {}
         generators = take_apart(rng.capture(), generators_name(self._rank), own)
-        return Staged(self._copy({**self._share(tensors), **own}), parts, generators)
+        return Staged(self._copy({**self._own_part(tensors), **own}), parts, generators)
 
-    def _share(self, tensors: Tensors) -> Tensors:
-        alike = self._alike()
+    def _own_part(self, tensors: Tensors) -> Tensors:
+        replicated = self._parameters()
         sharded = {name for name, tensor in tensors.items() if is_distributed(tensor)}
         shared = {
             name: tensor
             for name, tensor in tensors.items()
-            if name not in sharded and (name in alike or _of_optimizer(name, self._parts))
+            if name not in sharded and (name in replicated or _of_optimizer(name, self._parts))
         }
-        owners = share_out({name: t.nbytes for name, t in shared.items()}, self._world_size)
+        owners = balance({name: t.nbytes for name, t in shared.items()}, self._world_size)
         return {n: t for n, t in tensors.items() if n in sharded or owners.get(n, 0) == self._rank}
 
-    def _alike(self) -> set[str]:
+    def _parameters(self) -> set[str]:
         return {
             f"{name}.{parameter}"
             for name, part in self._parts.items()
@@ -87,10 +87,10 @@ class CheckpointStager:
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
-def share_out(sizes: Mapping[str, int], world_size: int) -> dict[str, int]:
+def balance(sizes: Mapping[str, int], world_size: int) -> dict[str, int]:
     """Which rank writes which tensor: the largest first, each to the rank with the least so far.
 
-    Every rank computes the same, without a word to the others.
+    Every rank computes the same, without communication.
     """
     loads = [0] * world_size
     owners = {}
@@ -102,7 +102,7 @@ def share_out(sizes: Mapping[str, int], world_size: int) -> dict[str, int]:
 
 
 def generators_name(rank: int) -> str:
-    """What the tensors of a rank's generators are called."""
+    """The prefix of the tensors of a rank's generators."""
     return f"generators.{rank}"
 
 

@@ -1,6 +1,6 @@
 """Takes state dicts apart into tensors and JSON, and puts them together again. Nothing is ever executed.
 
-Tensors go to safetensors files; all else becomes JSON, in which a one-letter key says what a value is:
+Tensors go to safetensors files; all else becomes JSON, in which a one-letter key is the type of a value:
 ``t`` tensor, ``a`` NumPy array, ``d`` dict, ``l`` list, ``u`` tuple, ``f`` a float that is not finite.
 """
 
@@ -24,8 +24,8 @@ def take_apart(value: Any, name: str, tensors: Tensors) -> Any:
 
     Args:
         value: a state dict, or anything within one.
-        name: where it lies, with dots; tensors are named after it.
-        tensors: is added to; the tensors are not copied.
+        name: its path, with dots; tensors are named after it.
+        tensors: they are added here, not copied.
 
     Raises:
         UnsupportedState: it holds an object that is neither tensor, array, container nor plain value.

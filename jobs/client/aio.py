@@ -40,6 +40,10 @@ class AsyncJobClient:
     async def stop(self, job_id: str) -> None:
         await asyncio.to_thread(self.sync.stop, job_id)
 
+    async def checkpoint(self, job_id: str) -> None:
+        """Asks a running job to save a checkpoint now."""
+        await asyncio.to_thread(self.sync.checkpoint, job_id)
+
     async def resume(self, job_id: str) -> Job:
         return await asyncio.to_thread(self.sync.resume, job_id)
 

@@ -38,6 +38,9 @@ class Backend(Protocol):
     def stop(self, job_id: str) -> None:
         """Requests that a job saves its state and ends."""
 
+    def checkpoint(self, job_id: str) -> None:
+        """Asks a running job to save a checkpoint now."""
+
     def resume(self, job_id: str) -> JobInfo:
         """Continues an ended job from its last good checkpoint."""
 

@@ -93,6 +93,10 @@ class Job:
         """Requests that it saves its state and ends."""
         self._client.stop(self.id)
 
+    def checkpoint(self) -> None:
+        """Requests a checkpoint now; see ``JobClient.checkpoint``."""
+        self._client.checkpoint(self.id)
+
     def resume(self) -> Job:
         """Continues it from its last good checkpoint."""
         return self._client.resume(self.id)
@@ -198,6 +202,14 @@ class JobClient:
     def stop(self, job_id: str) -> None:
         """Requests that a job saves its state and ends; returns at once."""
         self._backend.stop(job_id)
+
+    def checkpoint(self, job_id: str) -> None:
+        """Asks a running job to save a checkpoint now; returns when the request is on its way to the job.
+
+        Raises:
+            Conflict: it does not train now.
+        """
+        self._backend.checkpoint(job_id)
 
     def resume(self, job_id: str) -> Job:
         """Continues an ended job from its last good checkpoint.

@@ -68,6 +68,10 @@ class FolderBackend:
     def stop(self, job_id: str) -> None:
         _read_only(f"stopping {job_id}")
 
+    def checkpoint(self, job_id: str) -> None:
+        """Refused."""
+        _read_only(f"requesting a checkpoint of {job_id}")
+
     def resume(self, job_id: str) -> JobInfo:
         _read_only(f"resuming {job_id}")
 

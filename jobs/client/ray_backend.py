@@ -13,13 +13,23 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.client.backend import SubmitRequest
-from jobs.client.errors import ClientError, JobNotFound, Refused, Unreachable, Unsupported
+from jobs.client.errors import ClientError, Conflict, JobNotFound, Refused, Unreachable, Unsupported
+from jobs.client.hub_command import deliver
 from jobs.client.job_files import JobFiles
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series, Status
 from jobs.client.pages import page_of
 from jobs.client.polling import poll_events
-from jobs.client.submission import MARK, SPEC_VARIABLE, default_root, entrypoint, noted_folder, runtime_env
+from jobs.client.submission import (
+    MARK,
+    SPEC_VARIABLE,
+    default_root,
+    entrypoint,
+    noted,
+    noted_folder,
+    runtime_env,
+)
 from jobs.errors import EXIT_CODES
+from jobs.ray_internals.messages import is_agent_missing
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.yaml_text import load_yaml
@@ -27,7 +37,6 @@ from jobs.spec.yaml_text import load_yaml
 POLL_S = 1.0
 AGENT_TIMEOUT_S = 60.0
 LONGEST_NAME = 55
-_NO_AGENT = "No available agent"
 _STATUS: dict[JobStatus, Status] = {
     JobStatus.PENDING: "starting",
     JobStatus.RUNNING: "running",
@@ -87,6 +96,15 @@ class RayBackend:
         self._details(job_id)
         self._ray.stop_job(job_id)
 
+    def checkpoint(self, job_id: str) -> None:
+        """See ``Backend``. The command goes through the metrics hub of the cluster."""
+        details = self._details(job_id)
+        if (status := status_of(details)) != "running":
+            raise Conflict(f"{job_id} is {status}: only a running job saves a checkpoint")
+        spec = spec_of(details)
+        name = str(noted(job_id).get("job") or (job_id if spec is None else spec.name))
+        deliver(self._ray, name, "checkpoint")
+
     def resume(self, job_id: str) -> JobInfo:
         _needs_service(f"resuming {job_id}")
 
@@ -139,7 +157,7 @@ class RayBackend:
             try:
                 self._ray.submit_job(**job)
             except RuntimeError as error:
-                if _NO_AGENT not in str(error):
+                if not is_agent_missing(str(error)):
                     raise Refused(f"the cluster refused the job: {error}") from error
                 if time.monotonic() > deadline:
                     raise ClientError("the cluster has had no node to run a job for a minute") from error

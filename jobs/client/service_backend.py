@@ -29,6 +29,7 @@ from jobs.client.working_dir import pack
 T = TypeVar("T")
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+DELIVERY_TIMEOUT = httpx.Timeout(150.0, connect=10.0)
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 RETRIES = 4
 PAUSE_S = 0.5
@@ -82,6 +83,10 @@ class ServiceBackend:
 
     def stop(self, job_id: str) -> None:
         self._ask("POST", f"/jobs/{job_id}/stop")
+
+    def checkpoint(self, job_id: str) -> None:
+        """See ``Backend``."""
+        self._ask("POST", f"/jobs/{job_id}/checkpoint", timeout=DELIVERY_TIMEOUT)
 
     def resume(self, job_id: str) -> JobInfo:
         return self._job("POST", f"/jobs/{job_id}/resume")

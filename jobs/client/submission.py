@@ -30,20 +30,30 @@ _STOP_GRACEFULLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S":
 
 
 def entrypoint(*, resume: bool = False) -> str:
-    """The command line, quoted for the shell that Ray runs it in."""
-    return shlex.join(["python", "-m", "jobs.train", "--from-environment", *(["--resume"] if resume else [])])
+    """The command line, quoted for the shell that Ray runs it in.
+
+    ``-P``: a ``jobs.py`` or ``guard.py`` in the shipped folder must not hide our packages.
+    """
+    options = ["--resume"] if resume else []
+    return shlex.join(["python", "-P", "-m", "jobs.train", "--from-environment", *options])
 
 
 def runtime_env(
     spec: JobSpec, *, working_dir: str | Path | None = None, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Our packages, the spec, and what the user adds; secrets go here and never on a command line."""
-    from jobs.cluster.session import PACKAGE_ROOT, WORKER_DEFAULTS  # imports Ray
+    from jobs.cluster.session import WORKER_DEFAULTS  # imports Ray
 
-    packages = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
     variables = {**(env or {}), **WORKER_DEFAULTS, **_STOP_GRACEFULLY, SPEC_VARIABLE: spec.to_yaml()}
-    environment: dict[str, Any] = {"py_modules": packages, "env_vars": variables}
+    environment: dict[str, Any] = {"py_modules": code_packages(), "env_vars": variables}
     return {**environment, "working_dir": str(working_dir)} if working_dir else environment
+
+
+def code_packages() -> list[str]:
+    """Our packages, to be shipped to a cluster."""
+    from jobs.cluster.session import PACKAGE_ROOT  # imports Ray
+
+    return [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
 
 
 def default_root() -> Path:

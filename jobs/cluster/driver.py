@@ -1,4 +1,4 @@
-"""Runs one job from this process: Ray, the hub, Ray Train in a thread, the live view, the result's files."""
+"""Runs one job from this process: Ray, the hub, Ray Train in a thread, the live view, the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,15 +19,15 @@ from rich.console import Console
 
 from jobs.checkpoints import checkpoint_name, newest_step
 from jobs.cluster.failures import log_failure
-from jobs.cluster.fit import REJECTED, FitThread
+from jobs.cluster.fit import REFUSED, FitThread
 from jobs.cluster.head_watch import HeadDied, HeadWatch
-from jobs.cluster.ray_messages import ray_messages_to
 from jobs.cluster.session import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
 from jobs.observability.console import LiveView
 from jobs.observability.driver_events import DriverEvents, interrupts, metrics_at
 from jobs.observability.hub import ensure_hub
 from jobs.placement.plan import worker_resources
+from jobs.ray_internals.core import ray_messages_to
 from jobs.report import write_report
 from jobs.report.summary import figures_of_rows
 from jobs.run_dir.jsonl import write_json_atomic
@@ -53,18 +54,18 @@ def run_job(
     """Trains the job and writes its result and report.
 
     Args:
-        spec: the job; relative folders are meant from the current directory.
+        spec: the job; relative folders are relative to the current directory.
         console: where the live view goes.
         address: of a Ray cluster; default: the one of this Ray job, else an embedded one.
         resume: continue from the newest checkpoint of an unfinished job of this name.
-        overwrite: set an existing job of this name aside and start anew.
+        overwrite: set an existing job of this name aside and start from the beginning.
         command: how the user would start this job again, without flags.
 
     Returns:
         The contents of result.json.
 
     Raises:
-        JobError, ClusterError, SpecError: the job cannot run as asked; one line says why.
+        JobError, ClusterError, SpecError: the job cannot run; the text is one line with the reason.
     """
     spec = spec.absolute()
     if address is None and "RAY_ADDRESS" not in os.environ:
@@ -74,7 +75,7 @@ def run_job(
     with folder.locked():
         folder.prepare(spec, resume=resume, overwrite=overwrite)
         outcome = _train(spec, folder, address, console)
-        if outcome["status"] == REJECTED:
+        if outcome["status"] == REFUSED:
             raise JobError(outcome["error"])
         result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
@@ -82,11 +83,11 @@ def run_job(
 
 
 def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console) -> dict[str, Any]:
-    """Trains on a cluster. An embedded one whose head dies is replaced, as often as workers are."""
+    """Trains on a cluster. An embedded one whose head dies is replaced, ``scale.max_failures`` timestimes."""
     for deaths in itertools.count(1):
         embedded = False
         try:
-            with ray_messages_to(folder.log), _cluster(spec, address) as cluster:
+            with ray_messages_to(_appended_to(folder.log)), _cluster(spec, address) as cluster:
                 embedded = cluster.embedded
                 return _follow(spec, folder, cluster, console)
         except HeadDied as death:
@@ -95,7 +96,17 @@ def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console)
                 failed = {"status": "failed", "error": str(death), "cause": "cluster"}
                 return {**_last_kept(spec, folder), **failed}
             console.print(f"{death}: starting Ray again", style="red", markup=False)
-    raise AssertionError("the loop ends by itself")
+    raise AssertionError("unreachable: the loop returns")
+
+
+def _appended_to(log: Path) -> Callable[[list[str]], None]:
+    """Ray's own messages fill a screen; what they mean is shown in one line of ours."""
+
+    def append(lines: list[str]) -> None:
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not end the job
+            file.writelines(f"ray: {line}\n" for line in lines)
+
+    return append
 
 
 @contextmanager
@@ -110,52 +121,52 @@ def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
 
 
 def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
-    """Starts the training, shows it until it ends, and passes a Ctrl-C on as a request to stop."""
+    """Starts the training, shows it until it ends, and turns Ctrl-C into a request to stop."""
     use_gpu = _use_gpu(spec, cluster)
     check_resources(_resources(spec, use_gpu), workers=spec.scale.fewest_workers)
     hub = ensure_hub(spec.metrics.port, spec.metrics.host)
-    _tell(lambda: hub.begin.remote(spec.name))
+    _notify_hub(lambda: hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     thread = FitThread(spec, hub, use_gpu=use_gpu, embedded=cluster.embedded, scratch=scratch)
     with LiveView(console) as view, interrupts() as interrupted:
-        watch = DriverEvents(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
+        events = DriverEvents(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
-        watch.say(
+        events.show(
             "info", f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
         )
         with thread.running():
-            _wait(thread, watch, HeadWatch(cluster), interrupted)
+            _wait(thread, events, HeadWatch(cluster), interrupted)
     outcome = thread.outcome() or {}
-    if "steps" not in outcome:  # it did not come to its own end
+    if "steps" not in outcome:  # it did not end normally
         outcome = {**_last_kept(spec, folder), **outcome}
-    _tell(lambda: hub.end.remote(spec.name, outcome["status"]))
+    _notify_hub(lambda: hub.end.remote(spec.name, outcome["status"]))
     shutil.rmtree(scratch, ignore_errors=True)
     return outcome
 
 
-def _wait(thread: FitThread, watch: DriverEvents, head: HeadWatch, interrupted: threading.Event) -> None:
-    """Until the training ends, or was asked to stop and did not in time."""
-    while not (thread.wait(POLL_S) or watch.out_of_time()):
+def _wait(thread: FitThread, events: DriverEvents, head: HeadWatch, interrupted: threading.Event) -> None:
+    """Until the training ends, or has not stopped within its grace period."""
+    while not (thread.wait(POLL_S) or events.is_out_of_time()):
         head.check()
-        watch.poll()
-        while not thread.notes.empty():
-            watch.say("error", thread.notes.get())
+        events.poll()
+        while not thread.messages.empty():
+            events.show("error", thread.messages.get())
         if interrupted.is_set():
-            watch.stop()
-    watch.poll()
+            events.stop()
+    events.poll()
 
 
 def _last_kept(spec: JobSpec, folder: RunDir) -> dict[str, Any]:
-    """The result of a job that did not come to its own end: its last checkpoint stands, its rows count."""
+    """The result of a job that did not end normally, from its last checkpoint and its rows."""
     step = newest_step(spec.checkpoint_place)
     kept = None if step is None else checkpoint_name(spec.checkpoint_place, step)
-    told = {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
-    return {**told, **figures_of_rows(folder.path)}
+    result = {"status": "stopped", "job": spec.name, "error": None, "steps": step or 0, "checkpoint": kept}
+    return {**result, **figures_of_rows(folder.path)}
 
 
-def _tell(message: Callable[[], Any]) -> None:
-    """Waits until the hub has taken a message; one that is dead at this moment is no reason to fail."""
+def _notify_hub(message: Callable[[], Any]) -> None:
+    """Sends the hub a message and waits until it has arrived; a hub that is down is only logged."""
     try:
         ray.get(message(), timeout=HUB_TIMEOUT_S)
     except ray.exceptions.RayError as error:
@@ -169,7 +180,7 @@ def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:
 
 
 def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
-    """What the job cannot do without."""
+    """The least that the job needs, in total."""
     each = worker_resources(spec.scale, use_gpu=use_gpu)
     return {name: spec.scale.fewest_workers * amount for name, amount in each.items()}
 
@@ -178,5 +189,5 @@ def _write(folder: RunDir, result: dict[str, Any]) -> None:
     try:
         write_json_atomic(folder.result, result)
         write_report(folder.path)
-    except Exception as error:  # noqa: BLE001 - the training is over: nothing here may undo that
+    except Exception as error:  # noqa: BLE001 - the training is over: a failure here must not fail it
         logger.warning("cannot write the result or the report in %s: %s", folder.path, error)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import ray
 from ray.train import WorkerGroupError
 
+from jobs.ray_internals.messages import is_health_check_timeout, is_out_of_memory
 from jobs.run_dir.result import Cause
 from jobs.training.watchdog import WorkerStalled
 
@@ -21,12 +22,8 @@ logger = logging.getLogger(__name__)
 LONGEST_LINE = 300
 # What the other ranks see when one of them is gone.
 _CONSEQUENCE = re.compile(r"gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE)
-_MEMORY = re.compile(r"out ?of ?memory|memory monitor|low on memory", re.IGNORECASE)
 CONTROLLER_DEATHS = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
-"""What Ray raises where the controller's answer was waited for."""
-_UNANSWERED = re.compile(
-    r"health check.*(hang|hung|timeout|timed out|taking too long)", re.IGNORECASE | re.DOTALL
-)
+"""What Ray raises in place of the controller's answer."""
 
 
 class Failure(NamedTuple):
@@ -43,7 +40,7 @@ def explain(error: BaseException | None) -> Failure:
         cause: Cause = next(iter(failures.values())).cause if failures else "job"
         return Failure(cause, by_rank(error.worker_failures) or first_line(error))
     if isinstance(error, CONTROLLER_DEATHS):
-        if _MEMORY.search(str(error)):
+        if is_out_of_memory(str(error)):
             text = "the training controller was killed because its node ran out of memory"
             return Failure("out_of_memory", text)
         return Failure("cluster", "the training controller died")
@@ -70,14 +67,14 @@ def user_error(error: BaseException | None) -> BaseException | None:
 
 
 def first_line(error: BaseException | None) -> str:
-    """The type of an error and its message, in one line."""
+    """The type and the text of an error, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
     return f"{type(error).__name__}: {text}"[:LONGEST_LINE]
 
 
 def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] | None) -> None:
-    """Appends an error, or that of each rank, with its traceback to a log file; a full disk is no matter."""
+    """Appends an error, or that of each rank, with its traceback to a file; a failed write is only logged."""
     errors = error if isinstance(error, Mapping) else {None: error}
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -90,12 +87,12 @@ def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] |
 
 def _of_worker(error: BaseException) -> Failure:
     text = str(error)
-    if _MEMORY.search(text):
+    if is_out_of_memory(text):
         return Failure("out_of_memory", "the worker was killed because its node ran out of memory")
     inner = user_error(error)
     if isinstance(inner, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
         return Failure("worker_lost", "the worker process died (killed, or out of memory)")
-    if _UNANSWERED.search(text):
+    if is_health_check_timeout(text):
         return Failure("stalled", "the worker did not answer for longer than scale.stall_timeout_s")
     return Failure("stalled" if isinstance(inner, WorkerStalled) else "job", first_line(inner))
 

@@ -1,7 +1,7 @@
-"""The Ray cluster a job runs on: one that is already there, or an embedded one that ends with the job.
+"""The Ray cluster a job runs on: an existing one, or an embedded one that ends with the job.
 
-An embedded cluster listens on the loopback interface only, asks every caller for a token that is never
-written to disk, and leaves no process behind. A cluster that was there before is left as it was found.
+An embedded cluster listens on the loopback interface only, requires a token that is never written to disk,
+and leaves no process behind. An existing cluster is left unchanged.
 """
 
 import json
@@ -21,20 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+
+from jobs.ray_internals.core import (
+    LOOPBACK_SETTING,
+    OwnCodePath,
+    bootstrap_address,
+    loopback_only,
+    start_head,
+)
 
 logger = logging.getLogger(__name__)
 
-# Ray Train's defaults are to notice a dead worker after up to 2 s, to wait for a rank that never reports for
-# ever, and to give a process group that hangs 30 s to end.
+# Ray Train's defaults: a dead worker is noticed after up to 2 s, a rank that never reports is waited for
+# forever, and a process group that hangs has 30 s to end.
 TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
 }
 # Read by Ray's controller actor, which does not inherit the environment of the driver.
 WORKER_DEFAULTS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
-# Ray starts its workers at 15, where anything else that computes on the machine takes 97 % of a core from
-# them: right on a node for all, wrong where the job is what its user asked this machine for.
+# Ray starts its workers at 15, where any other process that computes takes 97 % of a core from them: right on
+# a shared node, wrong on a machine whose user runs this job.
 NICENESS = {"RAY_worker_niceness": "0"}
 
 # Left in the environment by `ray.init`.
@@ -47,7 +54,7 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be reached or used; the text says what to set."""
+    """The cluster cannot be reached or used; the text names what to set."""
 
 
 class ResourcesError(ClusterError):
@@ -74,10 +81,10 @@ def ray_session(
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of the block.
 
-    In this order: a connection this process already has (left open afterwards), `address`, the address in
+    In this order: an open connection of this process (left open afterwards), `address`, the address in
     `RAY_ADDRESS` (`ray job submit` sets it), a new embedded cluster with `num_cpus` CPUs (default: those of
     this machine). `train_defaults` are settings of Ray Train beyond ours. Environment variables that the user
-    has set are never replaced, and all are put back at the end.
+    has set are never replaced, and all are restored at the end.
 
     Raises:
         ClusterError: no cluster answers at the address, or it is of a kind that training cannot use.
@@ -100,10 +107,10 @@ def ray_session(
 
 
 def check_resources(needed: Mapping[str, float], *, workers: int = 1) -> None:
-    """Refuse a job that the connected cluster can never run: Ray would wait for ever, without an error.
+    """Refuses a job that the connected cluster can never run: Ray would wait forever, without an error.
 
     `needed` has the totals by Ray's resource name, such as `{"CPU": 4, "GPU": 2}`, of `workers` equal parts.
-    Resources that are merely in use by others are no reason to refuse: the job waits for them.
+    The job waits for resources that are merely in use by others.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     problem = shortage(needed, workers, nodes)
@@ -165,7 +172,7 @@ def _info(*, embedded: bool) -> ClusterInfo:
 def _usable_address(address: str | None) -> str | None:
     if address and "://" in address:
         raise ClusterError(
-            f"{address} is not the host:port of a Ray cluster: leave it out (and unset RAY_ADDRESS) to train "
+            f"{address} is not the host:port of a Ray cluster: omit it (and unset RAY_ADDRESS) to train "
             "on this machine, or run `ray job submit --address URL -- python -m jobs.train SPEC`"
         )
     return None if address in (None, "", "local") else address
@@ -173,20 +180,19 @@ def _usable_address(address: str | None) -> str | None:
 
 def _start(num_cpus: float | None, log_to_driver: bool) -> None:
     try:
-        with _loopback_only():
-            ray.init(
-                address="local",
+        with loopback_only():
+            start_head(
+                temp_dir=_temp_dir(),
                 num_cpus=None if num_cpus is None else math.ceil(num_cpus),
                 include_dashboard=False,
                 log_to_driver=log_to_driver,
                 logging_level=logging.ERROR,
-                _temp_dir=_temp_dir(),
             )
     except (ConnectionError, RuntimeError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise ClusterError(
             f"Ray does not start on this machine ({why}): a very busy machine or one out of memory is a "
-            "reason, Ray's own log in /tmp/ray/session_latest/logs tells more"
+            "reason; see Ray's own log in /tmp/ray/session_latest/logs"
         ) from error
 
 
@@ -195,6 +201,7 @@ def _connect(address: str, log_to_driver: bool) -> None:
     try:
         ray.init(
             address=address,
+            job_config=OwnCodePath(),
             runtime_env=worker_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
             log_to_driver=log_to_driver,
             logging_level=logging.ERROR,
@@ -208,9 +215,9 @@ def _connect(address: str, log_to_driver: bool) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for ever."""
+    """Ray itself would try forever."""
     try:
-        host, _, port = str(services.canonicalize_bootstrap_address(address)).rpartition(":")
+        host, _, port = bootstrap_address(address).rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
@@ -219,16 +226,21 @@ def _check_answers(address: str) -> None:
 def _unusable(address: str, why: str) -> ClusterError:
     why = why.strip().partition("\n")[0].rstrip(".")
     return ClusterError(
-        f"no Ray cluster can be used at {address} ({why}): `ray status` on its head node tells the address"
+        f"no Ray cluster can be used at {address} ({why}): `ray status` on its head node shows the address"
     )
 
 
 def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
-    """Our packages and settings for the workers, less what the submitted job's own environment already sets
-    (Ray refuses to merge two values of one field)."""
+    """Our packages and settings for the workers, without those that the submitted job's environment already
+    sets (Ray refuses to merge two values of one field).
+
+    ``PYTHONPATH`` has the working directory, for a workload of the user's: Ray puts our packages before it.
+    """
     submitted = (json.loads(job_config).get("runtime_env") or {}) if job_config else {}
     taken = submitted.get("env_vars") or {}
     settings = {name: os.environ.get(name, value) for name, value in WORKER_DEFAULTS.items()}
+    if "working_dir" not in submitted:
+        settings["PYTHONPATH"] = str(Path.cwd())
     own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
     if not submitted.keys() & {"working_dir", "py_modules"}:
         own["py_modules"] = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
@@ -241,7 +253,7 @@ def _embedded_defaults() -> dict[str, str]:
         **WORKER_DEFAULTS,
         **NICENESS,
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        **LOOPBACK_SETTING,
     }
     if not (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         variables["RAY_AUTH_TOKEN"] = _token()
@@ -249,14 +261,14 @@ def _embedded_defaults() -> dict[str, str]:
 
 
 def _python_path() -> str:
-    """Lets the workers import this package when it runs from a checkout."""
-    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    """Where the workers import from: our packages first, the user's modules in this folder last."""
+    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
 @cache
 def _token() -> str:
-    """Ray turns token authentication on for a local cluster, and writes a token into the user's home unless
-    it finds one. It keeps the first one it finds as long as the process lives, so there is one a process."""
+    """One a process: Ray keeps the first token that it finds. Without one it would write a token into the
+    user's home, since a local cluster requires one."""
     return secrets.token_hex(32)
 
 
@@ -278,25 +290,13 @@ def _environment(defaults: Mapping[str, str], *, replaced: Mapping[str, str] | N
 
 @contextmanager
 def _sigterm_handler_kept() -> Iterator[None]:
-    """Ray replaces the handler of SIGTERM and does not put it back."""
+    """Ray replaces the handler of SIGTERM and does not restore it."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Ray binds to the loopback interface where it does not support clusters of several nodes (macOS and
-    Windows). It reads the variable for that when it is imported, which is before we get to set it."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _temp_dir() -> str | None:

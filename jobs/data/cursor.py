@@ -58,7 +58,7 @@ class DataCursor:
         self.index = 0
         """Index, within its epoch, of the batch that comes next."""
         self.last_ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        """Sample ids of the batch that was given out last; an incident names them."""
+        """Sample ids of the last batch; an incident names them."""
         self._last: Batch | None = None
         self._permutation: tuple[int, NDArray[np.int64]] | None = None
 
@@ -66,10 +66,6 @@ class DataCursor:
     def batches_per_epoch(self) -> int:
         """Full batches in one epoch."""
         return self.n_samples // self.batch_size
-
-    def steps_total(self, epochs: int) -> int:
-        """Batches in that many epochs."""
-        return epochs * self.batches_per_epoch
 
     def next_batch(self) -> Batch:
         """The next global batch; there always is one."""
@@ -115,7 +111,7 @@ class DataCursor:
                 )
         if not (state["epoch"] >= 0 and 0 <= state["index"] < self.batches_per_epoch):
             raise DataError(
-                f"the saved data position lies outside the data: epoch {state['epoch']}, "
+                f"the saved data position is outside the data: epoch {state['epoch']}, "
                 f"batch {state['index']} of {self.batches_per_epoch}"
             )
         self.epoch, self.index = int(state["epoch"]), int(state["index"])
@@ -132,7 +128,7 @@ def shard(ids: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int6
     """The contiguous share of a global batch that one rank trains on; equal shares, in rank order.
 
     Raises:
-        DataError: the batch cannot be shared equally, so that a mean over ranks would not be a mean
+        DataError: the batch cannot be divided equally, so that a mean over ranks would not be a mean
             over samples.
     """
     if not 0 <= rank < world_size:
@@ -140,7 +136,7 @@ def shard(ids: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int6
     share, rest = divmod(len(ids), world_size)
     if rest:
         raise DataError(
-            f"a global batch of {len(ids)} cannot be shared equally by {world_size} workers: "
+            f"a global batch of {len(ids)} cannot be divided equally among {world_size} workers: "
             f"set data.batch_size to a multiple of {world_size}"
         )
     return ids[rank * share : (rank + 1) * share]

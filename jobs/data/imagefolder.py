@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder for each class, with or without a split of its own."""
+"""A folder of images, one sub-folder a class, with or without a split into train and test."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class ImageFiles:
         return pixels
 
     def chosen(self, rows: Tensor) -> ImageFiles:
-        """These samples alone."""
+        """Only these samples."""
         return replace(self, paths=tuple(self.paths[row] for row in rows.tolist()), labels=self.labels[rows])
 
     def first(self, limit: int | None) -> ImageFiles:
@@ -176,7 +176,7 @@ def _check_labels(images: ImageData | ImageFiles) -> None:
     if len(images.labels) == 0:
         raise DataError(f"{images.name}: holds no images")
     if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(images.classes):
-        raise DataError(f"{images.name}: a label lies outside 0..{len(images.classes) - 1}")
+        raise DataError(f"{images.name}: a label is outside 0..{len(images.classes) - 1}")
 
 
 def _subset(size: int, limit: int | None) -> Tensor | None:

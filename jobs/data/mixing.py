@@ -1,4 +1,4 @@
-"""MixUp and CutMix: who is mixed with whom, and how much; drawn for a whole global batch at once.
+"""MixUp and CutMix: partners and shares, drawn for a whole global batch at once.
 
 Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2; Yun et al., "CutMix" (2019),
 section 3.1.
@@ -24,7 +24,7 @@ _SALT = 0x6D6978
 
 
 class Draw(NamedTuple):
-    """What becomes of N samples.
+    """How N samples are mixed.
 
     Attributes:
         partners: int64 [N], ids of other samples of the same global batch; the own id where nothing is mixed.
@@ -38,15 +38,15 @@ class Draw(NamedTuple):
     boxes: NDArray[np.int64]
 
     def rows(self, places: NDArray[np.int64]) -> Draw:
-        """These samples alone."""
+        """Only these samples."""
         return Draw(self.partners[places], self.share[places], self.boxes[places])
 
 
 class Mixer:
     """Draws from ``(seed, epoch, index of the global batch)`` and the sample's place in it.
 
-    So the same sample has the same partner and the same share whatever the number of ranks, of micro-batches
-    and of loader workers, and after a resume or a rewind; another batch size makes other pairs. As a partner
+    So the same sample has the same partner and the same share for every number of ranks, micro-batches and
+    loader workers, and after a resume or a rollback; another batch size makes other pairs. As a partner
     is always one of the same global batch, the samples that an incident names are all that had a part in it.
 
     Args:
@@ -88,7 +88,7 @@ class Mixer:
         members = order[index * self._batch_size : (index + 1) * self._batch_size]
         count = len(members)
         generator = np.random.default_rng([self._seed, epoch, index, _SALT])
-        circle = generator.permutation(count)  # each takes the next one on it: nobody itself, nobody twice
+        circle = generator.permutation(count)  # each takes the next one on it: none itself, none twice
         partners = np.empty(count, dtype=np.int64)
         partners[circle] = members[np.roll(circle, -1)]
         cuts = generator.random(count) < _cut_share(spec)
@@ -142,7 +142,7 @@ class Mix:
         return share * own + (1 - share) * other
 
     def _own(self, height: int, width: int) -> Tensor:
-        """What is left of the sample itself at each pixel, float32 [N, 1, H, W]."""
+        """The share of the sample itself at each pixel, float32 [N, 1, H, W]."""
         top, bottom, left, right = (edge[:, None, None] for edge in self.boxes.unbind(1))
         row, column = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
         inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)

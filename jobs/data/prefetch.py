@@ -1,8 +1,8 @@
-"""Reads what the training will ask for next, in processes of torch's DataLoader.
+"""Prefetches the samples that the training will request next, in processes of torch's DataLoader.
 
-The order stays the cursor's: the processes are told what to read, and what they read comes back in that
-order. When the training goes elsewhere, because the cursor was rewound or the test set is due, what was read
-for nothing is thrown away, and the same processes begin at the new place.
+The order is the cursor's: the processes get requests, and their answers come back in that order. When the
+training continues elsewhere, because the cursor was rolled back or the test set is due, prefetched samples
+are dropped, and the same processes continue at the new place.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Reads(Protocol):
 
 
 class Prefetcher:
-    """Answers requests from what was read ahead, in the order of a plan, and reads itself what was not.
+    """Answers requests from prefetched samples, in the order of a plan, and reads others directly.
 
     Args:
         reader: does the reading; a copy of it goes to every process, once.
         workers: processes.
-        plan: what will be asked for, from the batch on that is under way.
-        parts: requests of a batch; a batch may be asked for again while it is under way.
+        plan: the requests to come, from the present batch on.
+        parts: requests of a batch; the present batch may be requested again.
         pin: whether samples come in page-locked memory, for a GPU.
     """
 
@@ -58,20 +58,20 @@ class Prefetcher:
             multiprocessing_context=_START,
             worker_init_fn=_end_with_parent,
             pin_memory=pin,
-            generator=Generator(),  # else it draws from the global one, which training owns
+            generator=Generator(),  # else it draws from the global one, which the training uses
         )
         self._answers: Iterator[Samples | SampleError] | None = None
         self._held: deque[tuple[ReadRequest, Samples]] = deque(maxlen=parts)
 
     def read(self, request: ReadRequest) -> Samples:
-        """The samples; waits until they are there.
+        """The samples; waits for them.
 
         Raises:
             SampleError: as the reader does.
         """
         held = next((samples for known, samples in self._held if known.same(request)), None)
         if held is not None:
-            return held  # the guard has a batch computed once more
+            return held  # the guard computes the batch again
         if not self._queue.next_is(request) and not self._seek(request):
             return self._reader.read(request)
         samples = self._answer()
@@ -79,7 +79,7 @@ class Prefetcher:
         return samples
 
     def all(self, requests: list[ReadRequest]) -> Iterator[Samples]:
-        """Everything that is asked for, in order."""
+        """All requested samples, in order."""
         self._begin(iter(requests))
         for _ in requests:
             yield self._answer()
@@ -87,11 +87,11 @@ class Prefetcher:
     def close(self) -> None:
         """Ends the processes."""
         self._answers = None
-        del self._loader  # it ends them when nobody holds it any more
+        del self._loader  # without references it ends them
         self._held.clear()
 
     def _seek(self, request: ReadRequest) -> bool:
-        """Begins to read ahead where the plan has this request; false if that is not near."""
+        """Starts to prefetch where the plan has this request; False if it is not near."""
         plan = self._plan()
         for planned in itertools.islice(plan, 2 * self._parts):
             if planned.same(request):
@@ -109,8 +109,8 @@ class Prefetcher:
         self._queue.taken()
         try:
             answer = next(self._answers)
-        except (OSError, EOFError) as error:  # what a sample travels through went with the process
-            raise RuntimeError(f"a process that reads ahead has died: {error}") from error
+        except (OSError, EOFError) as error:  # the channel of the samples went with the process
+            raise RuntimeError(f"a prefetching process has died: {error}") from error
         if isinstance(answer, SampleError):
             raise answer
         return answer
@@ -119,7 +119,7 @@ class Prefetcher:
 def plan_of(
     cursor: DataCursor, rank: int, world_size: int, micro_batches: int
 ) -> Callable[[], Iterator[ReadRequest]]:
-    """What a rank will ask for if nothing comes between, from the batch on that the cursor gave out last."""
+    """The requests of a rank if nothing comes between, from the cursor's last batch on."""
 
     def plan() -> Iterator[ReadRequest]:
         for batch in cursor.upcoming():
@@ -144,7 +144,7 @@ def _end_with_parent(_: int) -> None:
 
 
 class _Queue(Sampler[ReadRequest]):
-    """Hands the loader the next request, and remembers those whose answers are still to come."""
+    """Gives the loader the next request, and remembers those without an answer yet."""
 
     def __init__(self) -> None:
         self.requests: Iterator[ReadRequest] = iter(())
@@ -164,7 +164,7 @@ class _Queue(Sampler[ReadRequest]):
 
 
 class _Reading(Dataset[Samples | SampleError]):
-    """What a process runs; a broken image is an answer, for to an exception torch adds a traceback."""
+    """Runs in each process. A broken image is an answer: torch would add a traceback to an exception."""
 
     def __init__(self, reader: Reads) -> None:
         self._reader = reader

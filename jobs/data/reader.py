@@ -1,4 +1,4 @@
-"""Reads and augments samples: the half of making a batch that can be done ahead, in another process."""
+"""Reads and augments samples: the part of making a batch that can be prefetched in another process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_BROKEN = 100
 
 
 class ReadRequest(NamedTuple):
-    """What is to be read.
+    """A request to read samples.
 
     Attributes:
         split: from which samples.
@@ -36,7 +36,7 @@ class ReadRequest(NamedTuple):
     ids: NDArray[np.int64]
 
     def same(self, other: ReadRequest) -> bool:
-        """Whether both ask for the same."""
+        """Whether both request the same samples."""
         return self[:2] == other[:2] and np.array_equal(self.ids, other.ids)
 
 
@@ -47,7 +47,7 @@ class Samples:
     Attributes:
         images: uint8 [N, C, H, W].
         labels: int64 [N].
-        mix: what is to be mixed in; None for nothing.
+        mix: what to mix in; None for nothing.
         broken: one line for each image that could not be read.
     """
 
@@ -65,10 +65,10 @@ class Samples:
 class ImageReader:
     """The training and the test images of a job, sized and augmented.
 
-    A sample is augmented from ``(seed, epoch, sample id)`` alone: however many ranks, micro-batches or loader
-    workers share the batch, and in whatever order, it comes out the same, and the global random number
-    generators stay as they were. Where an image file is broken and ``on_broken`` is ``skip``, the next
-    readable one of the data set stands in for it, which is the same for everybody too.
+    A sample's augmentation depends on ``(seed, epoch, sample id)`` alone: it is the same for every number and
+    order of ranks, micro-batches and loader workers, and does not touch the global random number generators.
+    Where an image file is broken and ``on_broken`` is ``skip``, the next readable one of the data set
+    replaces it, on every rank alike.
 
     Attributes:
         train: training images as stored.
@@ -95,7 +95,7 @@ class ImageReader:
         )
 
     def read(self, request: ReadRequest) -> Samples:
-        """The samples that are asked for.
+        """The requested samples.
 
         Raises:
             SampleError: an image is broken, and is not to be skipped.
@@ -151,7 +151,7 @@ class ImageReader:
                 return _Found(source.pixels(row % len(source)), row % len(source), tuple(broken))
             except SampleError as error:
                 if not self._skip:
-                    raise SampleError(f"{error}; data.on_broken: skip goes on without it") from None
+                    raise SampleError(f"{error}; data.on_broken: skip continues without it") from None
                 broken.append(str(error))
             if not replace:
                 return _Found(torch.empty(0), -1, tuple(broken))

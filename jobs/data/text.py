@@ -1,4 +1,4 @@
-"""Where text comes from: a file or a folder of the user's, or what lies on every machine."""
+"""The sources of text: a file or folder of the user's, or documentation that every machine has."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DOCUMENT_NAMES = ("copyright", "readme", "news", "faq", "todo")
 _DOCUMENT_SUFFIXES = (".txt", ".md", ".rst")
 _ENOUGH_BYTES = 1 << 20
 _MOST_BYTES = 8 << 20
-_LEFT_OUT = ("site-packages", "dist-packages", "__pycache__")
+_IGNORED = ("site-packages", "dist-packages", "__pycache__")
 _HELD_OUT = ("test", "val", "valid", "validation")
 
 
@@ -39,7 +39,7 @@ class Corpus:
 
 
 def load_text(config: DataSpec) -> Corpus:
-    """The text that a spec asks for; the same, and in the same order, wherever the files are the same.
+    """The text of a spec, in an order that depends on the files alone.
 
     Raises:
         DataError: there is no such file or folder, or no text in it.
@@ -76,7 +76,7 @@ def _files_below(folder: Path) -> list[Path]:
     """All files but hidden ones and installed packages, in an order that no file system changes."""
     found: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _LEFT_OUT]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _IGNORED]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted((file for file in found if file.is_file()), key=lambda file: file.parts)
 
@@ -122,7 +122,7 @@ def _limited(files: Iterable[Path]) -> list[bytes]:
 
 
 def _read(file: Path) -> bytes:
-    """The content of a text file; empty if it is none, or cannot be read."""
+    """The content of a text file; empty if it is not text or cannot be read."""
     try:
         content = file.read_bytes()
         text = gzip.decompress(content) if file.suffix == ".gz" else content

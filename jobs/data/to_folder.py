@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.data.to_folder", description=__doc__)
     parser.add_argument("dataset", help="such as digits; as in data.dataset of a spec")
     parser.add_argument("folder", type=Path, help="new folder to write")
-    parser.add_argument("--root", help="where the data set lies; as in data.root")
+    parser.add_argument("--root", help="where the data set is stored, as in data.root")
     parser.add_argument("--limit", type=int, help="write this many images of each split only")
     options = parser.parse_args(arguments)
     limits = {"train_limit": options.limit, "test_limit": options.limit}

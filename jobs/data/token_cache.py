@@ -1,7 +1,7 @@
-"""A cache of token ids in files, so that only the first start of a job encodes its texts.
+"""A cache of token ids in files: only the first start of a job tokenizes.
 
 ``<cache>/gradguard/tokens/<key>/ids.npy``, where ``<cache>`` is ``XDG_CACHE_HOME`` or ``~/.cache``, and the
-key is the content of the texts and of the tokenizer. The files may be deleted at any time.
+key is the content of the texts and of the tokenizer. All of it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _FILE = "ids.npy"
 
 
 def cache_folder() -> Path:
-    """The folder of the files."""
+    """The folder of the cache."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path.home() / ".cache") / "gradguard" / "tokens"
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
-    """``tokenizer.encode(texts)``: mapped from a file if there is one, else encoded and cached.
+    """``tokenizer.encode(texts)``: mapped from a file if there is one, else computed and stored.
 
-    Of processes that start at the same time, one encodes and the others wait. A truncated or damaged file is
-    replaced; a folder that cannot be written costs time, but does not end the job.
+    Processes that start together tokenize once: the others wait. A truncated or damaged file is replaced; if
+    the folder cannot be written, the ids are computed at every start.
     """
     if tokenizer.identity is None:
         return tokenizer.encode(texts)
@@ -64,7 +64,7 @@ def _key(identity: bytes, texts: Sequence[bytes]) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Whether the folder is usable; locks it against other processes while the block runs."""
+    """Locks a folder for the block; False where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -75,21 +75,21 @@ def _locked(folder: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: each process encodes the same tokens
-            _log.info("data: %s does not support locks", folder.parent)
+        except OSError:  # a file system without locks: each process tokenizes, with equal results
+            _log.info("data: %s has no locks", folder.parent)
         yield True
     finally:
         os.close(descriptor)
 
 
 def _mapped(path: Path) -> NDArray[Any] | None:
-    """The ids in a file, memory-mapped; None if there is no complete one."""
+    """The ids in a file, memory-mapped; None where there is no complete one."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        _log.warning("data: %s is damaged (%s) and is replaced", path, error)
+        _log.warning("data: %s is damaged (%s): it is replaced", path, error)
         return None
     return np.asarray(found) if found.ndim == 1 else None
 

@@ -25,14 +25,14 @@ class Tokenizer(Protocol):
     size: int
     """Ids are 0..size-1."""
     identity: bytes | None
-    """The same for two tokenizers that give the same ids; None where making ids costs nothing."""
+    """Equal for two tokenizers that give the same ids; None where tokenizing costs nothing."""
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
-        """The tokens of all texts in one row, something that marks the end after each."""
+        """The tokens of all texts in one row, with an end marker after each."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens; what is no whole character is shown as such."""
+        """The text of tokens; incomplete characters become U+FFFD."""
         ...
 
 
@@ -90,7 +90,7 @@ class TokenizerFile:
         return np.concatenate(rows) if rows else np.empty(0, dtype)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Special tokens are left out."""
+        """Special tokens are omitted."""
         return str(self._tokenizer.decode(list(ids)))
 
 
@@ -107,7 +107,7 @@ class Windows:
     Args:
         tokens: one row.
         context: tokens that are predicted in a sample.
-        limit: so many samples only, a fixed random choice.
+        limit: at most this many samples, a fixed random choice.
     """
 
     def __init__(self, tokens: NDArray[Any], context: int, limit: int | None = None) -> None:

@@ -25,7 +25,7 @@ _LSUV_SAMPLES = 64
 
 
 def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
-    """The workload's model on the CPU, initialized as ``model.init`` says; the same on every worker.
+    """The workload's model on the CPU, initialized by ``model.init``; the same on every worker.
 
     Raises:
         InitError: ``model.init`` asks for something that this model has not.

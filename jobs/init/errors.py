@@ -4,4 +4,4 @@ from jobs.workloads.errors import WorkloadError
 
 
 class InitError(WorkloadError):
-    """The model cannot be initialized as asked; one line that says why."""
+    """The model cannot be initialized this way; the text is one line with the reason."""

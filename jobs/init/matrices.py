@@ -58,7 +58,7 @@ def _weights(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 def _attention(module: nn.MultiheadAttention) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Queries, keys and values lie in one tensor, but each is a matrix of its own."""
+    """Queries, keys and values share one tensor, but each is a separate matrix."""
     biases = () if module.in_proj_bias is None else (module.in_proj_bias.data,)
     if module.in_proj_weight is not None:
         return module.in_proj_weight.data.chunk(3), biases
@@ -67,7 +67,7 @@ def _attention(module: nn.MultiheadAttention) -> tuple[tuple[Tensor, ...], tuple
 
 
 def _recurrent(module: nn.RNNBase) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Each gate is a matrix of its own."""
+    """Each gate is a separate matrix."""
     gates = _GATES[module.mode.partition("_")[0]]
     named = [(name, parameter.data) for name, parameter in module.named_parameters(recurse=False)]
     matrices = [gate for name, tensor in named if "weight" in name for gate in tensor.chunk(gates)]

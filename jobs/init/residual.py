@@ -26,7 +26,7 @@ def residual_ends(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def zero_(end: nn.Module) -> None:
-    """Makes a layer give zeros, whatever comes in: the block begins as the identity."""
+    """Makes a layer return zeros for any input: the block starts as the identity."""
     for tensor in _own(end):
         tensor.zero_()
 

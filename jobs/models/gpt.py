@@ -135,7 +135,7 @@ def rotation(length: int, head_width: int, device: torch.device) -> Tensor:
     """Cosine and sine of the angle of each position and pair, float32 [2, length, head_width / 2].
 
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.2. Computed
-    anew for each pass: it costs next to nothing, and a buffer would be sent to all ranks.
+    at each pass: it costs almost nothing, and DDP would broadcast a buffer.
     """
     pairs = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
     positions = torch.arange(length, device=device, dtype=torch.float32)

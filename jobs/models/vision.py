@@ -22,7 +22,7 @@ _MANY_OUTPUTS = ("googlenet", "inception_v3")
 
 
 class ModelError(ValueError):
-    """A model cannot be built, or not for these images; one line that says why."""
+    """A model cannot be built, or not for these images; the text is one line."""
 
 
 def build_model(config: ModelSpec, *, channels: int, classes: int, image_size: int, seed: int) -> nn.Module:
@@ -122,7 +122,7 @@ def _adapt_channels(model: nn.Module, channels: int) -> None:
 
 
 def _try_out(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    """Whether the images survive all the halvings: said here, not by the first training step."""
+    """Checks that the images survive all halvings, before the first training step does."""
     model.eval()  # neither dropout nor running statistics
     try:
         with torch.no_grad():

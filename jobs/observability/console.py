@@ -1,4 +1,4 @@
-"""What a job looks like while it runs: a live display in a terminal, plain lines elsewhere."""
+"""Shows a job while it runs: a live display in a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -33,9 +33,8 @@ STATUS_STYLES = {
 class LiveView:
     """Shows the status and the events of one job; a context manager.
 
-    In a terminal a panel that renews itself, events above it as they happen. Elsewhere one line an
-    event, and a status line at most every `interval_s` of `clock`. An event that was shown is not
-    shown again.
+    In a terminal a panel that is refreshed, with events above it. Elsewhere one line an event, and a status
+    line at most every `interval_s` of `clock`. An event is shown once.
     """
 
     def __init__(
@@ -48,15 +47,15 @@ class LiveView:
         self._console = console
         self._clock = clock
         self._interval_s = interval_s
-        renews = console.is_terminal and not console.is_dumb_terminal
-        self._live = Live(console=console, auto_refresh=False) if renews else None
+        refreshes = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, auto_refresh=False) if refreshes else None
         self._status: Mapping[str, Any] | None = None
         self._printed: Mapping[str, Any] | None = None
         self._printed_at = -math.inf
         self._seen: deque[tuple[Any, ...]] = deque(maxlen=REMEMBERED_EVENTS)
 
     def update(self, status: Mapping[str, Any] | None, events: Sequence[Mapping[str, Any]]) -> None:
-        """Show what is new; without a status the last one stays."""
+        """Shows new status and events; without a status the last one stays."""
         self._status = status if status is not None else self._status
         for event in events:
             self._show_event(event)
@@ -93,7 +92,7 @@ class LiveView:
 
 
 def print_summary(console: Console, result: Mapping[str, Any], job_dir: Path) -> None:
-    """The end of a job in a few lines: how it went, what the guard did, where to look."""
+    """The end of a job in a few lines: its outcome, what the guard did, where its files are."""
     summary = from_result(result)
     title = Text(f"{one_line(as_text(result.get('job'), job_dir.name))}: ", style="bold")
     title.append(
@@ -119,7 +118,7 @@ def print_summary(console: Console, result: Mapping[str, Any], job_dir: Path) ->
 
 
 def status_line(status: Mapping[str, Any]) -> str:
-    """One line of key=value; a key that is not known is left out. Its form is stable."""
+    """One line of key=value without unknown keys; scripts may rely on its form."""
     counters = as_mapping(status.get("counters"))
     fields = {
         "phase": as_text(status.get("phase")),
@@ -160,7 +159,7 @@ def status_panel(status: Mapping[str, Any] | None) -> Panel:
 
 
 def one_line(text: str) -> str:
-    """Text from elsewhere, without line breaks and control characters."""
+    """Text without line breaks and control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
 
 
@@ -222,7 +221,7 @@ def _pairs(items: Sequence[tuple[str, str, str]]) -> Text:
 
 
 def _place(job_dir: Path, checkpoint: str) -> str:
-    """Where a checkpoint lies: in the job's folder, or under a URL of its own."""
+    """The path of a checkpoint: in the job's folder, or a URL."""
     return checkpoint if "://" in checkpoint or not checkpoint else str(job_dir / checkpoint)
 
 

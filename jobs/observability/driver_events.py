@@ -1,4 +1,4 @@
-"""The driver's side of a running job: what the hub tells, and what Ctrl-C asks for."""
+"""The driver's side of a running job: status and events from the hub, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DriverEvents:
 
     @property
     def training(self) -> bool:
-        """Whether there is a state worth saving."""
+        """Whether there is a state to save."""
         return self.phase != "starting"
 
     def poll(self) -> None:
-        """Shows what is new."""
+        """Shows new status and events."""
         try:
             answer = ray.get(self._hub.status.remote(self._job, self._seq), timeout=2.0)
         except ray.exceptions.RayError:
@@ -42,50 +42,50 @@ class DriverEvents:
         self._view.update(answer["status"], answer["events"])
 
     def stop(self) -> None:
-        """Asks the job to save its state and end; said again and again, since a hub that dies forgets it."""
+        """Asks the job to save its state and end. Call it repeatedly: a hub that is restarted has lost it."""
         if self._deadline is None:
             self._deadline = time.monotonic() + (self._grace_s if self.training else 0.0)
             text = "saving the state" if self.training else "nothing has been trained yet"
-            self.say("warning", f"stopping: {text}; a second Ctrl-C ends at once")
+            self.show("warning", f"stopping: {text}; a second Ctrl-C ends at once")
         if self.phase == "saving":
             self._deadline = max(self._deadline, time.monotonic() + 1.0)
         with suppress(ray.exceptions.RayError):
             self._hub.command.remote(self._job, "stop")
 
-    def out_of_time(self) -> bool:
-        """Whether the job was asked to stop and did not within its grace."""
+    def is_out_of_time(self) -> bool:
+        """Whether the job was asked to stop and has not within its grace period."""
         return self._deadline is not None and time.monotonic() > self._deadline
 
-    def say(self, level: str, text: str) -> None:
-        """Shows a line of the driver's own."""
+    def show(self, level: str, text: str) -> None:
+        """Shows an event of the driver itself."""
         event = {"seq": 0, "time": time.time(), "step": self._step, "level": level, "text": text}
         self._view.update(None, [event])
 
 
 def metrics_at(hub: Any) -> str:
-    """Where the hub serves the metrics."""
+    """The URL at which the hub serves the metrics."""
     try:
         address: str = ray.get(hub.address.remote(), timeout=5.0)
     except ray.exceptions.RayError:
-        return "an address that the hub does not tell"
+        return "an unknown address: the hub does not answer"
     return address
 
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process at once, as ever."""
+    """An event that Ctrl-C and SIGTERM set; a second one ends the process at once, as usual."""
     seen = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _: Any) -> None:
+    def on_signal(number: int, _: Any) -> None:
         seen.set()
         signal.signal(number, signal.default_int_handler)
 
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, on_signal)
     try:
         yield seen
     finally:

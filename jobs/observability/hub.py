@@ -25,8 +25,8 @@ HUB_NAME = "gradguard-hub"
 NAMESPACE = "gradguard"
 DEFAULT_PORT = 9410
 
-COMMANDS = ("stop", "checkpoint")
-STICKY_COMMANDS = frozenset({"stop"})
+STOP, CHECKPOINT = COMMANDS = ("stop", "checkpoint")
+STICKY_COMMANDS = frozenset({STOP})
 
 RUNNING = "running"
 EVENTS_KEPT = 1000
@@ -38,7 +38,7 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(slots=True)
 class _Job:
-    """What the hub knows of one job; `state` is `running` or how it ended."""
+    """The hub's data on one job; `state` is `running` or how it ended."""
 
     touched: float
     pushed_at: float | None = None
@@ -52,9 +52,9 @@ class _Job:
 class Hub:
     """The actor's class; works as a plain object too.
 
-    Serves Prometheus on `host:port`, on a free port if that one is taken, on loopback if the host is not of
-    this machine; `address()` tells which. A job disappears `ended_kept_s` after its end, or `silent_kept_s`
-    after its last push if it never said it ended.
+    Serves Prometheus on `host:port`; on a free port if that one is taken, on loopback if the host is not an
+    address of this machine: see `address()`. A job disappears `ended_kept_s` after its end, or
+    `silent_kept_s` after its last push if its end was never reported.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Hub:
         self._server, self._thread = serve(port, host, self.rows)
 
     def begin(self, job: str) -> None:
-        """A run of `job` starts: nothing that was left for an earlier run of this name is carried out."""
+        """A run of `job` starts: commands for an earlier run of this name are dropped."""
         with self._lock:
             entry = self._entry(job)
             entry.state = RUNNING
@@ -85,8 +85,8 @@ class Hub:
     def push(
         self, job: str, snapshot: dict[str, Any], status: dict[str, Any], events: list[dict[str, Any]]
     ) -> list[str]:
-        """Mirror the latest of `job`; returns the commands that wait for it: `stop` with every push until the
-        job ends, others once. Events that are here already (by `seq`) are left out."""
+        """Mirrors the latest of `job`; returns its commands: `stop` with every push until the job ends,
+        others once. Events that have arrived before (by `seq`) are ignored."""
         with self._lock:
             entry = self._entry(job)
             if entry.state != RUNNING and status.get("phase") != "finished":
@@ -102,8 +102,8 @@ class Hub:
             return waiting
 
     def command(self, job: str, name: str) -> bool:
-        """Leave a command for `job` to collect; false if the job has ended. A job that has not pushed yet
-        finds it at its first push."""
+        """Queues a command for `job`; False if the job has ended. A job that has not pushed yet gets it with
+        its first push."""
         if name not in COMMANDS:
             raise ValueError(f"command must be one of {', '.join(COMMANDS)}; got {name!r}")
         with self._lock:
@@ -113,8 +113,8 @@ class Hub:
             self._entry(job).commands.add(name)
             return True
 
-    def note(self, job: str, level: str, text: str) -> None:
-        """An event of `job` that does not come from its rank 0; `level` is info, warning or error."""
+    def emit_event(self, job: str, level: str, text: str) -> None:
+        """Adds an event of `job` from elsewhere than its rank 0; `level` is info, warning or error."""
         with self._lock:
             entry = self._entry(job)
             last = entry.events[-1]["seq"] if entry.events else 0
@@ -123,7 +123,7 @@ class Hub:
             entry.events.append({"seq": seq, "time": time.time(), "step": step, "level": level, "text": text})
 
     def stop_requested(self, job: str) -> bool:
-        """Whether `job` was asked to stop and has not ended."""
+        """Whether a stop of `job` was requested and it has not ended."""
         with self._lock:
             entry = self._jobs.get(job)
             return entry is not None and "stop" in entry.commands
@@ -146,7 +146,7 @@ class Hub:
                 entry.commands.clear()
 
     def address(self) -> str:
-        """Where Prometheus finds the metrics."""
+        """The URL that Prometheus scrapes."""
         host, port = str(self._server.server_address[0]), self._server.server_port
         if host in ("0.0.0.0", "::"):
             host = ray.util.get_node_ip_address()
@@ -159,7 +159,7 @@ class Hub:
         self._thread.join()
 
     def rows(self) -> tuple[int, list[HubJobRow]]:
-        """What a scrape shows: how many pushes there were, and each job."""
+        """The data of a scrape: the number of pushes, and each job."""
         with self._lock:
             self._evict()
             rows = [HubJobRow(job, e.state, e.pushed_at, e.snapshot) for job, e in self._jobs.items()]
@@ -181,24 +181,13 @@ class Hub:
 class HubLink:
     """Rank 0's side of the hub: never blocks, never raises.
 
-    A push that cannot be sent, or that the hub did not survive, is dropped and counted in `dropped`: the next
-    one carries the same totals and the events that have not arrived.
+    A push that cannot be sent, or that the hub did not survive, is dropped: the next one carries the same
+    totals and the events that have not arrived. The caller limits how often it pushes.
     """
 
-    def __init__(
-        self,
-        actor: ActorHandle,
-        job: str,
-        *,
-        interval_s: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.dropped = 0
+    def __init__(self, actor: ActorHandle, job: str) -> None:
         self._actor = actor
         self._job = job
-        self._interval_s = interval_s
-        self._clock = clock
-        self._next = clock()
         self._seq = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._in_flight: dict[Any, int] = {}
@@ -209,52 +198,40 @@ class HubLink:
         snapshot: Mapping[str, Any],
         status: Mapping[str, Any],
         events: Iterable[Mapping[str, Any]] = (),
-        *,
-        force: bool = False,
     ) -> bool:
-        """Send the latest, at most once in `interval_s` unless `force`; returns whether it was sent. Events
-        are kept until they have arrived."""
+        """Sends the latest; returns whether it was sent. Events are kept until they have arrived."""
         self._events.extend(self._numbered(event) for event in events)
-        now = self._clock()
-        if now < self._next and not force:
-            return False
-        self._next = now + self._interval_s
         self._collect()
-        return self._send(dict(snapshot), dict(status))
-
-    def commands(self) -> set[str]:
-        """The commands that have come back so far and were not marked done."""
-        self._collect()
-        return set(self._commands)
-
-    def done(self, command: str) -> None:
-        """`command` was carried out: forget it until it is given again."""
-        self._commands.discard(command)
-
-    def _numbered(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """The event with a number that grows, also over a restart of this process: it follows the clock."""
-        self._seq = max(self._seq + 1, time.time_ns() // 1000)
-        return {"seq": self._seq, **event}
-
-    def _send(self, snapshot: dict[str, Any], status: dict[str, Any]) -> bool:
         if len(self._in_flight) >= PUSHES_IN_FLIGHT:
-            self.dropped += 1
             return False
         try:
-            reply = self._actor.push.remote(self._job, snapshot, status, list(self._events))
-        except Exception:  # noqa: BLE001 -- metrics must never end a training
-            self.dropped += 1
+            reply = self._actor.push.remote(self._job, dict(snapshot), dict(status), list(self._events))
+        except Exception:  # noqa: BLE001 - metrics must never end a training
             return False
         self._in_flight[reply] = self._events[-1]["seq"] if self._events else 0
         return True
 
+    def commands(self) -> set[str]:
+        """The commands that have arrived and were not acknowledged."""
+        self._collect()
+        return set(self._commands)
+
+    def acknowledge(self, command: str) -> None:
+        """``command`` was adopted: forget it until it is given again."""
+        self._commands.discard(command)
+
+    def _numbered(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """The event with a number that grows, also across restarts of this process: it follows the clock."""
+        self._seq = max(self._seq + 1, time.time_ns() // 1000)
+        return {"seq": self._seq, **event}
+
     def _collect(self) -> None:
-        """Take the answers that are there, without waiting for the rest."""
+        """Takes the answers that have arrived, without waiting for the rest."""
         if not self._in_flight:
             return
         try:
             ready, _ = ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=0)
-        except Exception:  # noqa: BLE001 -- as above
+        except Exception:  # noqa: BLE001 - as above
             ready = []
         for reply in ready:
             self._accept(reply, self._in_flight.pop(reply))
@@ -262,16 +239,15 @@ class HubLink:
     def _accept(self, reply: Any, arrived: int) -> None:
         try:
             self._commands.update(ray.get(reply, timeout=0))
-        except Exception:  # noqa: BLE001 -- as above
-            self.dropped += 1
+        except Exception:  # noqa: BLE001 - the push is lost; the next one sends its events again
             return
         while self._events and self._events[0]["seq"] <= arrived:
             self._events.popleft()
 
 
 def ensure_hub(port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> ActorHandle:
-    """The hub of the connected cluster, started on its head node if there is none yet. The log says if it
-    does not answer within a minute, or not on the port asked for; training goes on either way."""
+    """The hub of the connected cluster, started on its head node if there is none yet. A warning is logged if
+    it does not answer within a minute, or uses another port; training continues either way."""
     hub = (
         ray.remote(Hub)
         .options(
@@ -294,12 +270,12 @@ def ensure_hub(port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> ActorHandle
         logger.warning("the metrics hub does not answer: %s", error)
         return hub
     if port and urlsplit(address).port != port:
-        logger.warning("metrics are served at %s, since %s:%d is not free", address, host, port)
+        logger.warning("metrics are served at %s: %s:%d is not free", address, host, port)
     return hub
 
 
 def stop_hub() -> None:
-    """End the hub of the connected cluster for good, if there is one."""
+    """Ends the hub of the connected cluster permanently, if there is one."""
     try:
         hub = ray.get_actor(HUB_NAME, namespace=NAMESPACE)
     except ValueError:

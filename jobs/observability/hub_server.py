@@ -27,12 +27,12 @@ LAST_PUSH = Family(
 HUB_FAMILIES = (PUSHES, STATE, LAST_PUSH)
 
 COMPRESSION = 1
-"""Of 13 MB of text the highest level makes little less, and takes ten times as long."""
+"""The highest level takes ten times as long and makes 13 MB of text little smaller."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubJobRow:
-    """What a scrape shows of one job; `pushed_at` is unix time, None before its begin."""
+    """The data of one job in a scrape; `pushed_at` is unix time, None before it began."""
 
     job: str
     state: str
@@ -44,10 +44,10 @@ Rows = Callable[[], tuple[int, list[HubJobRow]]]
 
 
 def serve(port: int, host: str, rows: Rows) -> tuple[WSGIServer, threading.Thread]:
-    """Serves what `rows` tells at the time of a scrape, in a thread.
+    """Serves what `rows` returns at the time of a scrape, in a thread.
 
-    Anywhere rather than nowhere, since the hub also carries the status of the jobs and the commands: on a
-    free port if that one is taken, on loopback if the host is not of this machine.
+    It must start, since the hub also carries status and commands: on a free port if that one is taken, on
+    loopback if the host is not an address of this machine.
     """
     for candidate, address in ((port, host), (0, host)):
         try:

@@ -13,7 +13,7 @@ from guard import GradientGuard, StepReport
 from guard.record.totals import Totals
 from guard.rows import JsonlWriter
 from jobs.observability.counter_carryover import CounterCarryover
-from jobs.observability.hub import HubLink
+from jobs.observability.hub import CHECKPOINT, STOP, HubLink
 from jobs.report.words import event as event_text
 from jobs.run_dir.jsonl import cut_back
 from jobs.run_dir.paths import RunDir
@@ -116,7 +116,14 @@ class Progress:
 
     def stop_requested(self) -> bool:
         """Whether a stop of this job was requested."""
-        return self._link is not None and "stop" in self._link.commands()
+        return self._link is not None and STOP in self._link.commands()
+
+    def take_checkpoint_request(self) -> bool:
+        """Whether a checkpoint was requested since the last call."""
+        if self._link is None or CHECKPOINT not in self._link.commands():
+            return False
+        self._link.acknowledge(CHECKPOINT)
+        return True
 
     def totals(self) -> dict[str, Any]:
         """The counts of result.json."""

@@ -1,4 +1,4 @@
-"""Hardware faults, counted by node: after some of them the job leaves the node for another one."""
+"""Hardware faults, counted by node: after some of them the job moves to other nodes."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from jobs.placement.plan import plan
 from jobs.placement.preemption import draining_nodes
 from jobs.spec.sections import ScaleSpec
 
-ERRED, TAKEN_AWAY = "had too many hardware faults", "is being taken away"
+FAULTY, PREEMPTED = "had too many hardware faults", "is being preempted"
+"""Reasons to leave a node."""
 
 
 class HardwareFaults:
-    """Batches that gave another result when they were computed again, by the node of the rank that erred.
+    """Batches that gave another result when they were computed again, by the node of the faulty rank.
 
-    Every rank holds the same counts, since it is told the same; they are part of the checkpoint, so that a
-    restart does not forget a node that is going bad.
+    Every rank has the same counts. They are part of the checkpoint, so that a restart does not forget a node
+    that is going bad.
 
     Args:
-        nodes: id of the node of every rank.
-        limit: faults after which a node is to be left; None: never.
+        nodes: node id of every rank.
+        limit: faults after which the job leaves a node; None: never.
     """
 
     def __init__(self, nodes: Sequence[str], limit: int | None) -> None:
         self._nodes, self._limit = list(nodes), limit
         self._counts: dict[str, int] = {}
         self._kept: set[str] = set()
-        self.leaving: list[str] = []
-        """The nodes for whose sake this training ends here and goes on elsewhere."""
-        self.why = ERRED
-        """What people are told of them."""
+        self.nodes_to_leave: list[str] = []
+        """The nodes because of which this training ends here and continues elsewhere."""
+        self.reason = FAULTY
+        """Why, for messages."""
 
-    def note(self, ranks: Iterable[int]) -> None:
-        """Ranks that erred in one step; one that cannot be told (-1) accuses no node."""
+    def add(self, ranks: Iterable[int]) -> None:
+        """Counts the faulty ranks of one step; an unknown one (-1) counts for no node."""
         for node in {self._nodes[rank] for rank in ranks if 0 <= rank < len(self._nodes)}:
             self._counts[node] = self._counts.get(node, 0) + 1
 
     @property
     def bad(self) -> list[str]:
-        """The nodes in use that are to be left."""
+        """The nodes in use that have reached the limit."""
         if self._limit is None:
             return []
         used = sorted(set(self._nodes) - self._kept)
         return [node for node in used if self._counts.get(node, 0) >= self._limit]
 
-    def leave(self, nodes: Iterable[str], why: str) -> None:
-        """The job goes on without these, for this reason."""
-        self.leaving, self.why = list(nodes), why
+    def leave(self, nodes: Iterable[str], reason: str) -> None:
+        """The job continues without these nodes."""
+        self.nodes_to_leave, self.reason = list(nodes), reason
 
     def keep(self, nodes: Iterable[str]) -> None:
-        """There is no other place: these nodes are used on."""
+        """No other node has room: these stay in use."""
         self._kept.update(nodes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,33 +66,37 @@ class HardwareFaults:
         self._counts = {str(node): int(count) for node, count in state["counts"].items()}
 
 
-def named(nodes: Iterable[str]) -> str:
-    """Nodes as people are told them."""
+def display_names(nodes: Iterable[str]) -> str:
+    """Node ids, shortened for messages."""
     return ", ".join(f"node {node[:8]}" for node in nodes)
 
 
-def room_elsewhere(scale: ScaleSpec, avoid: Sequence[str], *, use_gpu: bool) -> bool:
-    """Whether the job fits on the cluster's other nodes; rank 0 looks, and every rank comes here."""
+def fits_elsewhere(scale: ScaleSpec, avoid: Sequence[str], *, use_gpu: bool) -> bool:
+    """Whether the job fits on the cluster's other nodes. Collective: rank 0 asks Ray, all get its answer."""
     ranks = Ranks(scale.timeout_s)
-    found = None
+    fits = None
     if ranks.rank == 0:
-        found = plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
-    return bool(ranks.from_first(found))
+        fits = plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
+    # All-gather; every rank gets here, since all count the same faults, and waits for rank 0's answer.
+    return bool(ranks.from_first(fits))
 
 
-def given_up_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str]:
-    """The nodes for whose sake alone a job stops that fits on the cluster's others; none if it is to stop.
+def preempted_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str]:
+    """The preempted nodes, if they are the only reason why the job stops and it fits on the others.
 
     Args:
         scale: of the job.
-        asked: whether this rank knows that somebody asked the job to stop; every rank comes here.
+        asked: whether this rank knows of a request to stop. Every rank must call this.
         use_gpu: whether each worker has a GPU.
     """
     ranks = Ranks(scale.timeout_s)
+    # All-gather; every rank gets here after the same last step: a stop that one rank knows of stops the job.
     if any(ranks.gather(asked)):
         return []
     nodes: list[str] = []
     if ranks.rank == 0:
-        nodes = sorted(draining_nodes())
-        nodes = nodes if nodes and plan(scale, ray.nodes(), nodes, use_gpu=use_gpu) is not None else []
+        draining = sorted(draining_nodes())
+        fits = draining and plan(scale, ray.nodes(), draining, use_gpu=use_gpu) is not None
+        nodes = draining if fits else []
+    # All-gather; every rank gets here, since the answers above were the same, and waits for rank 0's answer.
     return list(ranks.from_first(nodes))

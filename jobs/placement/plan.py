@@ -1,4 +1,4 @@
-"""On which nodes the workers run: how many there is room for, and what happens when a node is to be left."""
+"""On which nodes the workers run: how many fit, and on which nodes none must run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NODE_ID_LABEL = "ray.io/node-id"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What Ray Train is asked for.
+    """The workers to request from Ray Train.
 
     Attributes:
         workers: their number, or the least and the most.
-        avoid: ids of nodes on which none is to run.
+        avoid: ids of nodes on which none must run.
     """
 
     workers: int | tuple[int, int]
@@ -26,7 +26,7 @@ class Placement:
 
     @property
     def label_selector(self) -> dict[str, str] | None:
-        """The same as Ray writes it."""
+        """``avoid`` in Ray's syntax."""
         return {NODE_ID_LABEL: f"!in({','.join(self.avoid)})"} if self.avoid else None
 
 
@@ -38,12 +38,12 @@ def worker_resources(scale: ScaleSpec, *, use_gpu: bool) -> dict[str, float]:
 def plan(
     scale: ScaleSpec, nodes: Sequence[Mapping[str, Any]], avoid: Collection[str], *, use_gpu: bool
 ) -> Placement | None:
-    """How the job runs without some nodes; None where the others have no room for it.
+    """The placement without some nodes; None where the job does not fit on the others.
 
     Args:
         scale: of the job.
-        nodes: as ``ray.nodes()`` tells them.
-        avoid: ids of the nodes to leave.
+        nodes: as ``ray.nodes()`` returns them.
+        avoid: ids of the nodes to avoid.
         use_gpu: whether each worker has a GPU.
     """
     if not avoid:

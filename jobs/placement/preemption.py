@@ -1,5 +1,5 @@
-"""Preemption: a worker looks whether its node is about to be taken away, so that the job can save in time,
-and goes on elsewhere if there is room."""
+"""Preemption: each worker checks whether its node is about to be removed, so that the job saves in time and
+moves if another node has room."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ import threading
 from collections.abc import Callable
 
 import ray
-from ray._private.state import state
 
-ASK_EVERY_S = 1.0
+from jobs.ray_internals import core
+
+CHECK_EVERY_S = 1.0
 
 
 def draining_nodes() -> set[str]:
-    """The ids of the cluster's nodes that are about to be taken away; none where nobody answers."""
+    """The ids of the cluster's nodes that are about to be removed; none where the cluster does not answer."""
     try:
-        return set(state.get_draining_nodes())
-    except Exception:  # noqa: BLE001 - a cluster that does not answer drains nobody
+        return core.draining_nodes()
+    except Exception:  # noqa: BLE001 - a cluster that does not answer drains no node
         return set()
 
 
 class PreemptionWatch(threading.Thread):
-    """Asks the cluster, in a thread of its own, whether this node is being drained, and tells so once."""
+    """Checks in a thread whether this node is being drained; calls ``notify`` once when it is."""
 
-    def __init__(self, tell: Callable[[], object]) -> None:
-        super().__init__(name="drain-watch", daemon=True)
-        self._tell = tell
+    def __init__(self, notify: Callable[[], object]) -> None:
+        super().__init__(name="preemption-watch", daemon=True)
+        self._notify = notify
         self._node = ray.get_runtime_context().get_node_id()
         self._draining = threading.Event()
 
     @property
     def draining(self) -> bool:
-        """Whether it is; once true, always true."""
+        """Whether this node is being drained; once true, always true."""
         return self._draining.is_set()
 
     def run(self) -> None:
@@ -39,9 +40,9 @@ class PreemptionWatch(threading.Thread):
         pause = threading.Event()
         while not self.draining:
             try:
-                if self._node in state.get_draining_nodes():
+                if self._node in core.draining_nodes():
                     self._draining.set()
-                    self._tell()
-            except Exception:  # noqa: BLE001 - a cluster that does not answer drains nobody
-                pause.wait(10 * ASK_EVERY_S)
-            pause.wait(ASK_EVERY_S)
+                    self._notify()
+            except Exception:  # noqa: BLE001 - a cluster that does not answer drains no node
+                pause.wait(10 * CHECK_EVERY_S)
+            pause.wait(CHECK_EVERY_S)

@@ -1,79 +1,76 @@
-"""How many workers Ray Train starts: all, or as many as the nodes that can be used have room for."""
+"""How many workers Ray Train starts: all, or as many as fit on the nodes that can be used."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    FixedScalingPolicy,
-    ScalingDecision,
-    ScalingPolicy,
-)
-from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 
 from jobs.placement.preemption import draining_nodes
+from jobs.ray_internals.train import (
+    CountWorkers,
+    CustomElasticScalingPolicy,
+    FixedScalingPolicy,
+    LocalScalingPolicy,
+    ScalingPolicy,
+)
 
 
 def scaling_policy(config: ScalingConfig, avoid: Collection[str], *, embedded: bool) -> ScalingPolicy:
-    """What decides on the number of workers.
+    """The policy that chooses the number of workers.
 
     Args:
         config: of the training.
-        avoid: ids of nodes that are not to be used.
-        embedded: whether the cluster is ours alone.
+        avoid: ids of nodes that must not be used.
+        embedded: whether the cluster was started by this process.
     """
     if config.elasticity_enabled:
-        return AvoidingScalingPolicy(config, avoid)
+        return CustomElasticScalingPolicy(config, AllowedWorkers(frozenset(avoid)))
     return LocalScalingPolicy(config) if embedded else FixedScalingPolicy(config)
 
 
-class LocalScalingPolicy(FixedScalingPolicy):
-    """Reserves nothing with Ray's coordinator of clusters that grow, which would have to be started first."""
+@dataclass(frozen=True, slots=True)
+class AllowedWorkers:
+    """How many workers may run, with nodes to avoid and nodes that are being preempted.
 
-    def _send_resource_request(self) -> None:
-        pass
+    Ray Train's own policy would count the room of all nodes, and wait forever for what it cannot have.
+    Preempted nodes get no new workers but keep those that they have: the job saves its state and moves,
+    while Ray would end them at once.
 
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-    def _cancel_resource_request(self) -> None:
-        pass
-
-
-class AvoidingScalingPolicy(ElasticScalingPolicy):
-    """Ray Train's own policy would count the room of all nodes, and wait for ever for what it cannot have.
-
-    Nodes that are being taken away take no new workers. Those that they have are left alone: the job saves
-    its state and goes by itself, while Ray would end them at once.
-
-    Args:
-        scaling_config: of the training.
-        avoid: ids of nodes that are not to be used.
+    Attributes:
+        avoid: ids of nodes that must not be used.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, avoid: Collection[str] = ()) -> None:
-        super().__init__(scaling_config)
-        self._avoid = frozenset(avoid)
-        self._running = 0
+    avoid: frozenset[str]
 
-    def make_decision_for_running_worker_group(
-        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
-    ) -> ScalingDecision:
-        """As Ray Train's."""
-        self._running = worker_group_state.num_workers
-        try:
-            return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        finally:
-            self._running = 0
+    def __call__(self, reserved: Mapping[str, Any], running: int, count: CountWorkers) -> int:
+        """See ``allowed_workers``, for the cluster's nodes as they are now."""
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        usable = {node: has for node, has in alive.items() if node not in self.avoid}
+        return allowed_workers(reserved, usable, draining_nodes(), running, count)
 
-    def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        usable = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
-        usable = {node: has for node, has in usable.items() if node not in self._avoid}
-        going = draining_nodes()
-        staying = {node: has for node, has in usable.items() if node not in going}
-        reserved, room, sure = map(super()._count_possible_workers, (reserved_resources, usable, staying))
-        return int(max(min(reserved, sure), min(reserved, room, self._running)))
+
+def allowed_workers(
+    reserved: Mapping[str, Any],
+    usable: Mapping[str, Any],
+    preempted: Collection[str],
+    running: int,
+    count: CountWorkers,
+) -> int:
+    """The number of workers that may run.
+
+    Args:
+        reserved: what Ray has reserved for the job, by node id.
+        usable: what the nodes that may be used have, by node id.
+        preempted: ids of nodes that are being preempted.
+        running: workers that run now.
+        count: how many workers fit on given resources.
+    """
+    staying = {node: has for node, has in usable.items() if node not in preempted}
+    fit_reserved, fit_usable, fit_staying = count(reserved), count(usable), count(staying)
+    may_start = min(fit_reserved, fit_staying)  # a new worker needs a reservation, and a node that stays
+    may_keep = min(fit_reserved, fit_usable, running)  # a preempted node keeps the workers that it has
+    return max(may_start, may_keep)

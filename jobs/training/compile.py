@@ -1,4 +1,4 @@
-"""``train.compile``: the forward pass through ``torch.compile``, or one line that says why not."""
+"""``train.compile``: the forward pass through ``torch.compile``, or one line on why it does not work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.errors import JobError
 def compile_forward(model: nn.Module, device: torch.device) -> None:
     """Compiles the forward pass of a bare module in place, at its first call.
 
-    Hooks stay outside of the compiled code, and the names of parameters as they are.
+    Hooks stay outside of the compiled code; parameter names do not change.
 
     Raises:
         JobError: ``torch.compile`` does not work on this machine; tried on one operation.
@@ -21,7 +21,7 @@ def compile_forward(model: nn.Module, device: torch.device) -> None:
     except Exception as error:
         raise JobError(
             f"train.compile: torch.compile does not work here: {_reason(error)}; "
-            "install a C++ compiler (CPU) or Triton (GPU), or leave train.compile out"
+            "install a C++ compiler (CPU) or Triton (GPU), or omit train.compile"
         ) from error
     model.forward = torch.compile(model.forward)
 

@@ -1,4 +1,4 @@
-"""Do all workers see the same data? Text of a system differs from node to node, and a copy may be cut."""
+"""Checks that all workers see the same data: files may differ between nodes, and a copy may be cut off."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def check_same_data(workload: Workload, world_size: int) -> None:
         return
     own = (int(workload.n_train), str(getattr(workload, "fingerprint", "")))
     seen: list[tuple[int, str]] = [own] * world_size
-    dist.all_gather_object(seen, own)  # once, at the start of a run; every rank comes here
+    # All-gather, once at the start of a run; every rank has made its workload, and waits for the slowest.
+    dist.all_gather_object(seen, own)
     other = next((index for index, data in enumerate(seen) if data != seen[0]), None)
     if other is not None:
         raise DataError(
-            f"the workers have different data: rank 0 has {_said(seen[0])}, rank {other} has "
-            f"{_said(seen[other])}: put the same files on every node, or on storage that all of them see"
+            f"the workers have different data: rank 0 has {_described(seen[0])}, rank {other} has "
+            f"{_described(seen[other])}: put the same files on every node, or on storage that all of them see"
         )
 
 
-def _said(data: tuple[int, str]) -> str:
+def _described(data: tuple[int, str]) -> str:
     samples, fingerprint = data
     return f"{samples} samples ({fingerprint})" if fingerprint else f"{samples} samples"

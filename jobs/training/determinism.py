@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with one that was never interrupted, to the bit."""
+"""What makes a resumed run equal, to the bit, to one that was never interrupted."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from jobs.workloads.base import Workload
 _NUMPY_SEEDS = 2**32
 
 
-def seed_generators(seed: int, rank: int) -> None:
+def seed_everything(seed: int, rank: int) -> None:
     """Seeds Python's, NumPy's and torch's generators, differently on every rank."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % _NUMPY_SEEDS)
     torch.manual_seed(seed + rank)
 
 
-def settle_buckets(model: nn.Module, workload: Workload, device: torch.device) -> None:
+def settle_ddp_buckets(model: nn.Module, workload: Workload, device: torch.device) -> None:
     """Lets DDP arrange its buckets before the first step, so that every step of every run sums alike.
 
-    DDP orders the gradients anew after its first backward pass. With three or more ranks the order decides
-    in which sequence the ranks are added up, and so the last bit of the sum; with any number it decides how
-    a gradient is aligned in memory, and so the last bit of its norm: the first step after a resume differs.
-    Two passes over two samples settle it; what they touch is put back.
+    DDP reorders the gradients after its first backward pass. With three or more ranks the order determines
+    in which sequence the ranks are summed, and so the last bit of the sum; with any number it determines how
+    a gradient is aligned in memory, and so the last bit of its norm: the first step after a resume would
+    differ. Two passes over two samples settle the order; buffers and generators are restored.
     """
     generators = rng.capture()
     buffers = [buffer.clone() for buffer in model.buffers()]
+    # DDP's all-reduce (mean); every rank gets here before its first step, and waits for the slowest.
     for _ in range(2):  # the second forward pass makes the new buckets
         workload.loss(model, workload.train_batch(np.arange(min(2, workload.n_train)), 0, device)).backward()
     for parameter in model.parameters():

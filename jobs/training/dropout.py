@@ -1,4 +1,4 @@
-"""Sets dropout and stochastic depth of a model that exists already."""
+"""Sets dropout and stochastic depth of an existing model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def set_randomness(model: nn.Module, spec: RegularizeSpec) -> None:
-    """Gives the model the dropout and the stochastic depth of the spec; names of parameters stay.
+    """Gives the model the dropout and the stochastic depth of the spec; parameter names do not change.
 
     Raises:
         WorkloadError: the model has no place for it.
@@ -39,7 +39,7 @@ def _set_dropout(model: nn.Module, share: float) -> None:
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not linear:
         raise WorkloadError(
-            f"regularize.dropout: {type(model).__name__} has no dropout and no linear layer; leave it out"
+            f"regularize.dropout: {type(model).__name__} has no dropout and no linear layer; omit it"
         )
     linear[-1].register_forward_pre_hook(partial(_drop_input, share))
 
@@ -56,7 +56,7 @@ def _set_depth(model: nn.Module, most: float) -> None:
     if not places:
         raise WorkloadError(
             f"regularize.stochastic_depth: {type(model).__name__} has no residual branch that is known; "
-            "leave it out, or name the last layers in an attribute residual_ends of the block"
+            "omit it, or name the last layers in an attribute residual_ends of the block"
         )
     for index, place in enumerate(places):
         share = most * index / max(1, len(places) - 1)
@@ -67,7 +67,7 @@ def _set_depth(model: nn.Module, most: float) -> None:
 
 
 def _drop_branch(share: float, module: nn.Module, _: Any, output: Tensor) -> Tensor:
-    """Leaves the branch out for some samples; what stays is scaled up, so that the mean is the same."""
+    """Drops the branch for some samples and scales the others up, so that the mean is the same."""
     if not module.training or share == 0.0:
         return output
     shape = (output.shape[0],) + (1,) * (output.ndim - 1)

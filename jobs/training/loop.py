@@ -8,26 +8,28 @@ from typing import Any
 from guard import GuardHalt, StepReport
 from jobs.checkpoints import CheckpointManager
 from jobs.data.cursor import shard
-from jobs.placement.hardware_faults import ERRED, TAKEN_AWAY, given_up_nodes, named, room_elsewhere
+from jobs.placement.hardware_faults import FAULTY, PREEMPTED, display_names, fits_elsewhere, preempted_nodes
 from jobs.run_dir.result import MOVING
 from jobs.spec.job_spec import JobSpec
 from jobs.training.evaluate import evaluate
+from jobs.training.run import Run
 from jobs.training.samples import write_samples
-from jobs.training.setup import Run, build
+from jobs.training.setup import build
 from jobs.training.watchdog import Watchdog
 
 
-def train(spec: JobSpec, hub: Any, pulse: Watchdog) -> dict[str, Any]:
+def train(spec: JobSpec, hub: Any, watchdog: Watchdog) -> dict[str, Any]:
     """Trains on this rank until the end, a stop, a move or a halt, and returns the job's result."""
-    run = build(spec, hub, pulse)
+    run = build(spec, hub, watchdog)
     run.progress.enter("training")
     status, error = "succeeded", None
     try:
-        if not (train_steps(run) and evaluated(run)):
-            status = MOVING if run.hardware.leaving or gives_way(run) else "stopped"
+        if not (train_steps(run) and ensure_evaluated(run)):
+            move_off_preempted_nodes(run)
+            status = MOVING if run.moving else "stopped"
     except GuardHalt as halt:
         status, error = "halted", str(halt)
-        run.checkpoints.forget_after(run.guard.steps)
+        run.checkpoints.discard_after(run.guard.steps)
         run.progress.event("error", error)
     except Exception as failure:
         run.guard.report_failure(failure)
@@ -41,108 +43,122 @@ def train(spec: JobSpec, hub: Any, pulse: Watchdog) -> dict[str, Any]:
 
 
 def train_steps(run: Run) -> bool:
-    """Steps until the last one; false if somebody asked to stop before, or a node is to be left."""
-    if leaves(run):
+    """Steps until the last one; False if a stop was requested before, or the job moves to other nodes."""
+    move_off_bad_nodes(run)
+    if run.moving:
         return False
-    if due(run.guard.steps, run.eval_every) and not evaluated(run):
+    if due(run.guard.steps, run.eval_every) and not ensure_evaluated(run):
         return False  # the run before this one was stopped between a step and its evaluation
     for report in steps(run):
-        note(run, report)
-        if report.stop or leaves(run):
+        record(run, report)
+        if not report.stop:
+            move_off_bad_nodes(run)
+        if report.stop or run.moving:
             settle(run)
             return False
-        if report.applied and due(report.step, run.eval_every) and not evaluated(run):
+        if report.applied and due(report.step, run.eval_every) and not ensure_evaluated(run):
             return False
         healthy = report.applied and report.verdict.kind == "ok"
-        if healthy and due(report.step, run.spec.train.checkpoint_every_steps):
+        if healthy and (run.checkpoints.requested or due(report.step, run.spec.train.checkpoint_every_steps)):
             save(run)
     return True
 
 
 def steps(run: Run) -> Iterator[StepReport]:
-    """What became of each attempt until the last step stands; a deferred guard tells it one attempt later."""
-    while run.guard.steps < run.total_steps:
+    """The report of each attempt until the last step is final; a deferred guard reports one attempt later."""
+    while run.guard.steps < run.data.total_steps:
         report = train_step(run)
         if not report.pending:
             yield report
-        if run.guard.steps >= run.total_steps and (late := run.guard.flush()) is not None:
+        if run.guard.steps >= run.data.total_steps and (late := run.guard.flush()) is not None:
             yield late
 
 
 def train_step(run: Run) -> StepReport:
-    """One batch: forward, backward, and what the guard makes of it."""
-    run.pulse.beat()
-    batch = run.cursor.next_batch()
-    run.faults.begin(run.guard.steps)
-    if run.progress.stop_requested() or run.stop.draining:
-        run.guard.request_stop()
-    ids = shard(batch.ids, run.rank, run.world_size)
+    """One batch: forward, backward, and the guard's decision."""
+    run.watchdog.beat()
+    batch = run.data.cursor.next_batch()
+    run.stepper.faults.begin(run.guard.steps)
+    pass_requests_on(run)
+    ids = shard(batch.ids, run.world.rank, run.world.size)
     return run.stepper.step(ids, batch.epoch)
 
 
-def note(run: Run, report: StepReport) -> None:
-    """Records what became of an attempt, and what it says of the checkpoints before it."""
+def pass_requests_on(run: Run) -> None:
+    """Puts what this rank was asked for into its agreed row, so that all ranks act on it after one step."""
+    if run.progress.stop_requested() or run.stop.draining:
+        run.guard.request_stop()
+    if run.progress.take_checkpoint_request():
+        run.guard.request_checkpoint()
+
+
+def record(run: Run, report: StepReport) -> None:
+    """Records the outcome of an attempt, and what follows from it for checkpoints and nodes."""
     run.progress.step(report)
-    judge(run.checkpoints, report)
+    update_checkpoint_health(run.checkpoints, report)
+    if report.checkpoint:
+        run.checkpoints.request()
     if report.incident is not None:
-        run.hardware.note(report.incident.faulty_ranks)
+        run.hardware.add(report.incident.faulty_ranks)
 
 
-def leaves(run: Run) -> bool:
-    """Whether a node has erred too often and the job goes on elsewhere; all ranks come here alike."""
+def move_off_bad_nodes(run: Run) -> None:
+    """Leaves nodes with too many hardware faults, if the others have room. Every rank has the same counts."""
     bad = run.hardware.bad
     if not bad:
-        return False
-    if room_elsewhere(run.spec.scale, bad, use_gpu=run.device.type == "cuda"):
-        run.hardware.leave(bad, ERRED)
-        return True
+        return
+    if fits_elsewhere(run.spec.scale, bad, use_gpu=run.world.device.type == "cuda"):
+        run.hardware.leave(bad, FAULTY)
+        return
     run.hardware.keep(bad)
-    run.progress.event("error", f"{named(bad)} {ERRED}, and no other has room: training goes on there")
-    return False
+    names = display_names(bad)
+    run.progress.event("error", f"{names} {FAULTY}, and no other has room: training continues there")
 
 
-def gives_way(run: Run) -> bool:
-    """Whether a job that stops does so only for nodes that are taken away, and goes on elsewhere."""
+def move_off_preempted_nodes(run: Run) -> None:
+    """Leaves preempted nodes, if nothing else stops the job. Every rank stops after the same step."""
+    if run.moving:
+        return
     asked = run.stop.asked or run.progress.stop_requested()
-    going = given_up_nodes(run.spec.scale, asked, use_gpu=run.device.type == "cuda")
-    run.hardware.leave(going, TAKEN_AWAY)
-    return bool(run.hardware.leaving)
+    preempted = preempted_nodes(run.spec.scale, asked, use_gpu=run.world.device.type == "cuda")
+    run.hardware.leave(preempted, PREEMPTED)
 
 
 def settle(run: Run) -> None:
-    """Waits for the step that a deferred guard has under way: what comes next needs a state that stands."""
+    """Waits for the step that a deferred guard has under way: what follows needs a final state."""
     if (late := run.guard.flush()) is not None:
-        note(run, late)
+        record(run, late)
 
 
-def evaluated(run: Run) -> bool:
-    """Evaluates unless this step's metrics are there already; false if somebody asked to stop meanwhile."""
+def ensure_evaluated(run: Run) -> bool:
+    """Evaluates unless this step's metrics are known; False if a stop was requested meanwhile."""
     settle(run)
     if run.progress.evaluated_step == run.guard.steps:
         return True
-    run.pulse.beat()
+    run.watchdog.beat()
     run.progress.enter("evaluating")
     sums = evaluate(run)
     if sums is not None:
-        run.progress.evaluated(run.workload.metrics(sums), run.guard.steps / run.steps_per_epoch)
+        metrics = run.data.workload.metrics(sums)
+        run.progress.evaluated(metrics, run.guard.steps / run.data.steps_per_epoch)
     run.progress.enter("training")
     return sums is not None
 
 
-def judge(checkpoints: CheckpointManager, report: StepReport) -> None:
-    """What this step says of the checkpoints before it: clean, in doubt, or undone."""
+def update_checkpoint_health(checkpoints: CheckpointManager, report: StepReport) -> None:
+    """What this step means for the checkpoints before it: confirmed, suspect, or rolled back."""
     if report.rolled_back_to is not None:
-        checkpoints.forget_after(report.rolled_back_to)
+        checkpoints.discard_after(report.rolled_back_to)
     elif report.verdict.kind != "ok":
-        checkpoints.doubt()
+        checkpoints.mark_suspect()
     elif report.applied:
         checkpoints.clean_step()
 
 
 def save(run: Run, *, closing: bool = False) -> None:
-    """A checkpoint of the present state; training waits only for a copy of it, at its end for the disk."""
+    """A checkpoint of the present state. Training waits for the copy only, at its end for the disk."""
     settle(run)
-    run.pulse.rest()
+    run.watchdog.pause()
     run.progress.enter("saving")
     if not closing:
         run.guard.snapshot()
@@ -151,23 +167,23 @@ def save(run: Run, *, closing: bool = False) -> None:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens after this one."""
+    """Whether something that happens every ``every`` steps happens after this one."""
     return step > 0 and step % every == 0
 
 
 def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
-    """What the loop knows of result.json."""
+    """The loop's part of result.json."""
     return {
         "status": status,
         "job": run.spec.name,
         "steps": run.guard.steps,
         "attempts": run.guard.attempts,
-        "epochs": run.guard.steps / run.steps_per_epoch,
+        "epochs": run.guard.steps / run.data.steps_per_epoch,
         "metrics": run.progress.evaluation,
         **run.progress.totals(),
         "checkpoint": run.checkpoints.latest(),
-        "world_size": run.world_size,
+        "world_size": run.world.size,
         "error": error,
-        "avoid": run.hardware.leaving,
-        "why": run.hardware.why,
+        "avoid": run.hardware.nodes_to_leave,
+        "why": run.hardware.reason,
     }

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from jobs.workloads.base import Workload
 
 LIMIT_S = 300.0
-"""About so long the test may take."""
+"""How long the test may take, roughly."""
 _STEPS, _FEWEST_STEPS = 40, 12
 _PROBE_SAMPLES, _PROBE_STEPS = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
 class RangePlan:
-    """How the test is made: ``samples`` a step of the ``batch_size`` of the job, ``seconds`` all in all."""
+    """The size of the test: ``samples`` a step, out of the job's ``batch_size``; ``seconds`` in total."""
 
     steps: int
     samples: int
@@ -50,7 +50,7 @@ def plan_range(probe_s: float, *, samples: int, batch_size: int, limit_s: float 
         probe_s: seconds that a step with two samples takes.
         samples: the most that fit into memory.
         batch_size: of the job.
-        limit_s: seconds that there are.
+        limit_s: seconds available.
 
     Raises:
         JobError: a dozen steps with two samples would take longer.
@@ -63,8 +63,8 @@ def plan_range(probe_s: float, *, samples: int, batch_size: int, limit_s: float 
     if steps < _FEWEST_STEPS:
         raise JobError(
             f"the learning-rate range test would take {_duration(_STEPS * step_s)} here, where a step with "
-            f"{chosen} samples takes {_duration(step_s)}: run it where the job is to run, on a smaller model "
-            "(--set model.name=...), or leave --lr-range out"
+            f"{chosen} samples takes {_duration(step_s)}: run it where the job will run, on a smaller model "
+            "(--set model.name=...), or omit --lr-range"
         )
     return RangePlan(steps, chosen, batch_size, steps * step_s)
 
@@ -75,16 +75,16 @@ def find_learning_rates(
     model: nn.Module,
     *,
     limit_s: float = LIMIT_S,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> LrRange:
-    """The range test with the job's optimizer, on its first batches; the model is left as it was.
+    """The range test with the job's optimizer, on its first batches; the model is unchanged.
 
     Args:
         limit_s: seconds that it may take, by the time of its first steps.
-        tell: is told what is about to happen, and how long it takes.
+        report: called with what is about to happen, and how long it takes.
 
     Raises:
-        JobError: it would take longer, however small it is made.
+        JobError: it would take longer even with the fewest samples and steps.
     """
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     device = next(model.parameters()).device
@@ -106,7 +106,7 @@ def find_learning_rates(
     size = spec.data.batch_size
     fitting = max(_PROBE_SAMPLES, size // (spec.scale.workers * spec.train.micro_batches))
     plan = plan_range(probe_s, samples=min(size, fitting), batch_size=size, limit_s=limit_s)
-    tell(plan.line())
+    report(plan.line())
     cursor = DataCursor(workload.n_train, size, spec.seed)
     return learning_rate_range(model, loss_with(plan.samples), optimizer, steps=plan.steps)
 

@@ -16,8 +16,8 @@ learning rate and one weight decay do for both."""
 class MuonWithAdamW(Optimizer):
     """Steps some groups by ``torch.optim.Muon`` and the others by ``torch.optim.AdamW``.
 
-    Groups and state are one, as in any optimizer: a schedule, a snapshot, a checkpoint or the guard sees a
-    single one. Groups of Muon come first.
+    Groups and state are shared, as in any optimizer: a schedule, a snapshot, a checkpoint or the guard sees
+    one optimizer. Muon's groups come first.
 
     Args:
         matrices: parameter groups of two-dimensional parameters.
@@ -28,7 +28,7 @@ class MuonWithAdamW(Optimizer):
         weight_decay: of both, decoupled; a group may have its own.
 
     Raises:
-        ValueError: there is no parameter, or a matrix is none.
+        ValueError: there is no parameter, or a matrix is not two-dimensional.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MuonWithAdamW(Optimizer):
                 loss = closure()
         first = 0
         for part, size in zip(self._parts, self._sizes, strict=True):
-            # Loading a state replaces both, so they are handed over anew each time.
+            # Loading a state replaces both, so they are passed on at every step.
             part.param_groups, part.state = self.param_groups[first : first + size], self.state
             part.step()
             first += size

@@ -28,10 +28,10 @@ def build_optimizer(
 
     Args:
         spec: algorithm and rates.
-        parameters: those that take no gradient are left out.
-        decay_on: ``weights`` spares what has fewer than two dimensions, that is norms and biases, the weight
+        parameters: those that require no gradient are ignored.
+        decay_on: ``weights`` exempts parameters with fewer than two dimensions (norms, biases) from weight
             decay; ``auto`` does so for adamw and muon.
-        tables: of two dimensions, but not for muon; see ``tables_of``.
+        tables: two-dimensional, but not updated by muon; see ``tables_of``.
     """
     trained = [p for p in parameters if p.requires_grad]
     if spec.name == "muon":
@@ -51,8 +51,8 @@ def build_optimizer(
 
 
 def tables_of(model: nn.Module) -> list[Tensor]:
-    """Embeddings and the last linear layer: their rows stand for tokens or classes, so that a step which is
-    orthogonal as a matrix means nothing (Jordan et al., "Muon: An optimizer for hidden layers ...", 2024)."""
+    """Embeddings and the last linear layer: each row belongs to a token or class, so that an orthogonal step
+    is meaningless (Jordan et al., "Muon: An optimizer for hidden layers ...", 2024)."""
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     return [*embeddings, *linear[-1:]]
@@ -81,12 +81,12 @@ def _groups(trained: list[Tensor], spec: OptimizerSpec, decay_on: DecayOn) -> li
 
 
 def build_schedule(spec: ScheduleSpec, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """The schedule of the spec: a function of the step alone, so that it resumes and rewinds exactly."""
+    """The schedule of the spec: a function of the step alone, so that it resumes and rolls back exactly."""
     return LambdaLR(optimizer, schedule_factor(spec, total_steps))
 
 
 def schedule_factor(spec: ScheduleSpec, total_steps: int) -> Callable[[int], float]:
-    """What the learning rate is multiplied with after ``step`` steps: a linear warm-up, then the decay."""
+    """The factor of the learning rate after ``step`` steps: a linear warm-up, then the decay."""
     fall = spec.fall_steps(total_steps)
     begin = total_steps - fall
 

@@ -1,4 +1,4 @@
-"""The pre-flight of a job: one batch of its own data through its own model, before the first step."""
+"""The pre-flight of a job: one batch of its data through its model, before the first step."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 FILE = "preflight.json"
 _MOST_SAMPLES, _FEWEST_SAMPLES = 64, 8
 _MOST_TOKENS = 2048
-"""Of text; more tell nothing new, and their logits alone may fill the memory of a machine without a GPU."""
+"""Of text: more add nothing, and their logits alone may fill the memory of a machine without a GPU."""
 
 
 def before_first_step(
     spec: JobSpec, workload: Workload, model: nn.Module, folder: RunDir, progress: Progress
 ) -> None:
-    """Runs the pre-flight on rank 0, tells the verdict, and keeps it in ``preflight.json``.
+    """Runs the pre-flight on rank 0, reports the verdict, and writes it to ``preflight.json``.
 
     Raises:
-        JobError: on all ranks, when the verdict is bad and the spec says ``preflight: strict``.
+        JobError: on all ranks, when the verdict is bad and the spec has ``preflight: strict``.
     """
     if spec.preflight == "off":
         return
@@ -41,20 +41,21 @@ def before_first_step(
     stop = torch.zeros(1, device=device)
     line = "the pre-flight of rank 0 found the network unfit"
     if not distributed or dist.get_rank() == 0:
-        report = fly(spec, workload, model)
+        report = preflight(spec, workload, model)
         line = report.line()
         progress.event("info" if report.fine else "warning", line)
         _keep(report, folder, progress)
         stop.fill_(float(spec.preflight == "strict" and not report.fine))
     if distributed:
-        dist.broadcast(stop, src=0)  # rank 0's decision; every rank comes here before its first step
+        # Broadcast of rank 0's decision; every rank gets here before its first step, and waits for rank 0.
+        dist.broadcast(stop, src=0)
     if stop.item():
-        raise JobError(f"{line}; preflight: warn trains nevertheless")
+        raise JobError(f"{line}; set preflight: warn to train anyway")
 
 
-def fly(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
-    """The pre-flight on the first samples that the job will train on; the model is left as it was."""
-    at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # what fits into memory
+def preflight(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
+    """The pre-flight on the first samples that the job will train on; the model is unchanged."""
+    at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # fits into memory
     ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids
     tokens: int = getattr(workload, "tokens_per_sample", None) or 1
     most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once), max(1, _MOST_TOKENS // tokens))
@@ -68,4 +69,4 @@ def _keep(report: PreflightReport, folder: RunDir, progress: Progress) -> None:
     try:
         write_text_atomic(folder.path / FILE, text + "\n")
     except OSError as error:
-        progress.event("warning", f"cannot write {FILE}: {error.strerror}; training goes on")
+        progress.event("warning", f"cannot write {FILE}: {error.strerror}; training continues")

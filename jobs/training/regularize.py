@@ -1,4 +1,4 @@
-"""The regularizers of a job: what is added to the loss and the gradients, and what is done to the weights."""
+"""The regularizers of a job: terms of the loss, gradient noise, and the proximal step on the weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NOISE_DECAY = 0.55  # Neelakantan et al. (2015), section 3
 
 
 class Regularizer:
-    """Acts on one rank's copy of the model; every rank does the same, so that copies stay equal.
+    """Acts on this rank's copy of the model; every rank does the same, so that the copies stay equal.
 
     Args:
-        spec: what to do.
+        spec: the regularizers.
         model: the bare module.
         total_steps: of the run, for schedules.
         seed: of the gradient noise.
@@ -40,7 +40,7 @@ class Regularizer:
         self._matrices = [p for p in self._selected if p.ndim >= 2]
 
     def strength(self, step: int) -> float:
-        """What l1, l2 and orthogonal are multiplied with after ``step`` steps: 0 to 1."""
+        """The factor of l1, l2 and orthogonal after ``step`` steps: 0 to 1."""
         spec = self._spec
         rise = min(1.0, (step + 1) / spec.warmup_steps) if spec.warmup_steps else 1.0
         progress = min(1.0, step / max(1, self._total_steps))
@@ -48,7 +48,7 @@ class Regularizer:
         return rise * fall[spec.fade]
 
     def strengths(self, step: int) -> dict[str, float]:
-        """What is in force after ``step`` steps, by the spec's names; only what the spec asks for."""
+        """The strengths after ``step`` steps, by the spec's names; only those that the spec sets."""
         spec, factor = self._spec, self.strength(step)
         moving = {"l1": spec.l1, "l2": spec.l2, "orthogonal": spec.orthogonal}
         fixed = {
@@ -62,7 +62,7 @@ class Regularizer:
         return {name: value for name, value in now.items() if value or name in moving}
 
     def penalty(self, step: int) -> Tensor | None:
-        """What is added to the loss of every micro-batch; None where nothing is."""
+        """The term to add to the loss of every micro-batch, 0-dim; None without one."""
         if not self._spec.orthogonal:
             return None
         return self._spec.orthogonal * self.strength(step) * orthogonal_penalty(self._matrices)
@@ -70,7 +70,7 @@ class Regularizer:
     def noise_(self, step: int, loss_scale: float) -> None:
         """Adds noise to the gradients, once for each optimizer step, after the last backward.
 
-        The gradients are equal on all ranks by then, and so is the noise.
+        The gradients are equal on all ranks by then; the noise is too.
 
         Args:
             step: optimizer steps so far.
@@ -84,7 +84,7 @@ class Regularizer:
             gradient_noise_(gradients, std=std, seed=int(seed))
 
     def after_step_(self, step: int, lr: float) -> None:
-        """The proximal step; call it only when the optimizer's step was really applied.
+        """The proximal step; call it only when the optimizer's step was applied.
 
         Args:
             step: optimizer steps before that one.

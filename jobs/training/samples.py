@@ -1,4 +1,4 @@
-"""What a trained model makes of its own accord: the text samples of a language model, in the job's folder."""
+"""Text samples of a trained language model, in the job's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobs.run_dir.jsonl import write_text_atomic
 from jobs.run_dir.paths import SAMPLES, RunDir
 
 if TYPE_CHECKING:
-    from jobs.training.setup import Run
+    from jobs.training.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -17,19 +17,18 @@ _PROMPT, _RULE = "prompt: ", "-" * 80
 
 
 def write_samples(run: Run) -> str | None:
-    """Has a workload with ``samples`` make some, on rank 0, and writes them beside the result.
+    """Generates samples on rank 0, if the workload has ``samples``, and writes them beside the result.
 
-    Call it after the last collective: the other ranks do not wait here. What fails here does not undo the
-    training.
+    Call it after the last collective: the other ranks do not wait. A failure does not fail the training.
 
     Returns:
-        The name of the file; None where there are none.
+        The name of the file; None without samples.
     """
-    make = getattr(run.workload, "samples", None)
-    if make is None or run.rank != 0:
+    make = getattr(run.data.workload, "samples", None)
+    if make is None or run.world.rank != 0:
         return None
     try:
-        text = as_text(make(run.evaluated_model, run.device))
+        text = as_text(make(run.model.evaluated, run.world.device))
         write_text_atomic(RunDir(run.spec.job_dir).path / SAMPLES, text)
     except Exception as error:  # as above
         run.progress.event("warning", f"no samples: {type(error).__name__}: {error}")
@@ -39,5 +38,5 @@ def write_samples(run: Run) -> str | None:
 
 
 def as_text(samples: list[tuple[str, str]]) -> str:
-    """Prompts and what follows them, for people."""
+    """Prompts and their continuations."""
     return f"\n{_RULE}\n".join(f"{_PROMPT}{prompt!r}\n\n{answer}" for prompt, answer in samples) + "\n"

@@ -1,8 +1,7 @@
-"""Builds what one rank trains with, from the spec."""
+"""Builds what one rank trains with, from the spec: data, model, guard, checkpoints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -10,8 +9,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
-from torch import nn
-from torch.optim import Optimizer
 
 from guard import FaultInjector, GradientGuard, GuardMetrics
 from guard.act.snapshot import Stateful
@@ -20,125 +17,173 @@ from jobs.checkpoints import CheckpointManager, Policy
 from jobs.data.cursor import DataCursor
 from jobs.init import build_initialized
 from jobs.observability.progress import Progress
-from jobs.placement.hardware_faults import HardwareFaults, named
+from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
 from jobs.spec.job_spec import JobSpec
 from jobs.training.compile import compile_forward
 from jobs.training.data_agreement import check_same_data
-from jobs.training.determinism import seed_generators, settle_buckets
+from jobs.training.determinism import seed_everything, settle_ddp_buckets
 from jobs.training.dropout import set_randomness
-from jobs.training.evaluate import StopWatcher
 from jobs.training.optim import build_optimizer, build_schedule, tables_of
 from jobs.training.preflight import before_first_step
 from jobs.training.regularize import Regularizer
+from jobs.training.run import Data, Model, Run, World
 from jobs.training.stepper import Stepper, make_average, make_scaler
+from jobs.training.stop import StopWatcher
 from jobs.training.watchdog import Watchdog
 from jobs.workloads import load_workload
-from jobs.workloads.base import ReadsAhead, Workload
+from jobs.workloads.base import ReadsAhead
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One rank's half of a training job: what the loop needs, ready to start or to continue."""
-
-    spec: JobSpec
-    workload: Workload
-    model: nn.Module
-    optimizer: Optimizer
-    cursor: DataCursor
-    faults: FaultInjector
-    guard: GradientGuard
-    checkpoints: CheckpointManager
-    progress: Progress
-    stepper: Stepper
-    device: torch.device
-    rank: int
-    world_size: int
-    total_steps: int
-    steps_per_epoch: int
-    stop: StopWatcher
-    pulse: Watchdog
-    hardware: HardwareFaults
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without its DDP wrapper."""
-        return unwrap(self.model)
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The moving average of the weights where there is one, else the model."""
-        average = self.stepper.average
-        averaged: nn.Module | None = None if average is None else average.module
-        return self.bare_model if averaged is None else averaged
-
-    def close(self) -> None:
-        """Ends what the workload has running beside the training."""
-        if isinstance(self.workload, ReadsAhead):
-            self.workload.close()
-
-    @property
-    def eval_every(self) -> int:
-        """Steps between evaluations."""
-        return self.spec.train.eval_every_epochs * self.steps_per_epoch
+def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
+    """Builds all parts and loads the job's newest good checkpoint, if there is one. Collective."""
+    world = build_world()
+    seed_everything(spec.seed, world.rank)
+    data = build_data(spec, world)
+    model = build_model(spec, data, world)
+    stepper = build_stepper(spec, data, model, world)
+    progress = Progress(
+        spec,
+        RunDir(spec.job_dir),
+        hub,
+        stepper.guard,
+        data.total_steps,
+        rank=world.rank,
+        places=world.places,
+    )
+    hardware = HardwareFaults(world.nodes, spec.scale.max_hardware_faults)
+    checkpoints = open_checkpoints(spec, data, model, stepper, progress, hardware)
+    stop = StopWatcher(hub, spec.name, world.rank)
+    run = Run(
+        spec, world, data, model, stepper.guard, stepper, progress, hardware, checkpoints, stop, watchdog
+    )
+    resume(run)
+    prepare_first_step(run)
+    return run
 
 
-def build(spec: JobSpec, hub: Any, pulse: Watchdog) -> Run:
-    """Makes all parts, wraps the model for DDP, and loads the job's newest checkpoint, if there is one."""
+def build_world() -> World:
+    """This rank, its device, and the nodes of all ranks. Collective."""
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    folder = RunDir(spec.job_dir)
-    seed_generators(spec.seed, rank)
+    rank, size = context.get_world_rank(), context.get_world_size()
+    device, node = get_device(), ray.get_runtime_context().get_node_id()
+    own = (node, f"{display_names([node])}, {device}")
+    all_ranks = [own] * size
+    if size > 1:
+        # All-gather, once at the start of a run; every rank calls this first, and waits for the slowest.
+        dist.all_gather_object(all_ranks, own)
+    return World(rank, size, device, [node for node, _ in all_ranks], [place for _, place in all_ranks])
+
+
+def build_data(spec: JobSpec, world: World) -> Data:
+    """The workload and the cursor over its training set.
+
+    Raises:
+        DataError: on all ranks, when they do not see the same data.
+    """
     workload = load_workload(spec)
-    check_same_data(workload, world_size)
+    check_same_data(workload, world.size)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
-    total_steps = spec.total_steps(workload.n_train)
-    initialized = build_initialized(spec, workload)
+    return Data(workload, cursor, spec.total_steps(workload.n_train))
+
+
+def build_model(spec: JobSpec, data: Data, world: World) -> Model:
+    """The initialized model, in DDP where there are several ranks, and what updates it. Collective."""
+    initialized = build_initialized(spec, data.workload)
     if spec.train.channels_last:
         initialized = initialized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
-    set_randomness(unwrap(model), spec.regularize)
-    if world_size > 1:
-        settle_buckets(model, workload, get_device())
+    # DDP broadcasts rank 0's parameters and buffers; every rank wraps its model, and waits for the slowest.
+    wrapped = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    bare = unwrap(wrapped)
+    set_randomness(bare, spec.regularize)
+    if world.size > 1:
+        settle_ddp_buckets(wrapped, data.workload, world.device)
     optimizer = build_optimizer(
         spec.optimizer,
-        model.parameters(),
+        wrapped.parameters(),
         decay_on=spec.regularize.weight_decay_on,
-        tables=tables_of(unwrap(model)),
+        tables=tables_of(bare),
     )
-    schedule = build_schedule(spec.schedule, optimizer, total_steps)
-    faults = FaultInjector(spec.faults, model=model, optimizer=optimizer, rank=rank)
-    scaler = make_scaler(get_device(), spec.train.precision)
-    average = make_average(unwrap(model), spec.train.ema_decay)
-    metrics = _metrics(spec, workload, world_size)
-    guard = GradientGuard(
-        model,
+    return Model(
+        wrapped,
         optimizer,
+        build_schedule(spec.schedule, optimizer, data.total_steps),
+        make_scaler(world.device, spec.train.precision),
+        make_average(bare, spec.train.ema_decay),
+    )
+
+
+def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> GradientGuard:
+    """The guard over model, optimizer, schedule, loss scale, data cursor and moving average."""
+    tokens_per_sample: int | None = getattr(data.workload, "tokens_per_sample", None)
+    metrics = GuardMetrics(
+        job=spec.name,
+        info={
+            "model": spec.model.name,
+            "optimizer": spec.optimizer.name,
+            "mode": spec.guard.mode,
+            "world_size": str(world.size),
+        },
+        samples_per_step=spec.data.batch_size,
+        tokens_per_step=tokens_per_sample and tokens_per_sample * spec.data.batch_size,
+        max_layers=spec.metrics.max_layers,
+        max_ranks=spec.metrics.max_ranks,
+    )
+    return GradientGuard(
+        model.wrapped,
+        model.optimizer,
         spec.guard,
-        scheduler=schedule,
-        scaler=scaler,
-        data=cursor,
-        ema=average,
+        scheduler=model.schedule,
+        scaler=model.scaler,
+        data=data.cursor,
+        ema=model.average,
         metrics=metrics,
-        journal=folder.incidents,
+        journal=RunDir(spec.job_dir).incidents,
         job=spec.name,
     )
-    nodes, places = _places(world_size)
-    hardware = HardwareFaults(nodes, spec.scale.max_hardware_faults)
-    progress = Progress(spec, folder, hub, guard, total_steps, rank=rank, places=places)
+
+
+def build_stepper(spec: JobSpec, data: Data, model: Model, world: World) -> Stepper:
+    """One optimizer step, with the guard, the regularizers and the faults to inject."""
+    faults = FaultInjector(spec.faults, model=model.wrapped, optimizer=model.optimizer, rank=world.rank)
+    return Stepper(
+        workload=data.workload,
+        model=model.wrapped,
+        optimizer=model.optimizer,
+        guard=build_guard(spec, data, model, world),
+        regularizer=Regularizer(spec.regularize, model.bare, total_steps=data.total_steps, seed=spec.seed),
+        faults=faults,
+        device=world.device,
+        precision=spec.train.precision,
+        micro_batches=spec.train.micro_batches,
+        scaler=model.scaler,
+        average=model.average,
+    )
+
+
+def open_checkpoints(
+    spec: JobSpec,
+    data: Data,
+    model: Model,
+    stepper: Stepper,
+    progress: Progress,
+    hardware: HardwareFaults,
+) -> CheckpointManager:
+    """The job's checkpoints, with all that a resumed run needs; they are loaded in this order."""
+    guard = stepper.guard
     parts: dict[str, Stateful] = {
-        "model": unwrap(model),
-        "optimizer": optimizer,
-        "schedule": schedule,
-        **({} if scaler is None else {"scaler": scaler}),
-        **({} if average is None else {"average": average}),
-        "cursor": cursor,
-        "faults": faults,
+        "model": model.bare,
+        "optimizer": model.optimizer,
+        "schedule": model.schedule,
+        **({} if model.scaler is None else {"scaler": model.scaler}),
+        **({} if model.average is None else {"average": model.average}),
+        "cursor": data.cursor,
+        "faults": stepper.faults,
         "guard": guard,
         "progress": progress,
         "hardware": hardware,
     }
-    checkpoints = CheckpointManager(
+    return CheckpointManager(
         spec.checkpoint_place,
         parts,
         policy=Policy(
@@ -148,92 +193,38 @@ def build(spec: JobSpec, hub: Any, pulse: Watchdog) -> Run:
         ),
         spec=spec.model_dump(mode="json"),
         describe=lambda: (guard.attempts, progress.evaluation),
-        metrics=metrics,
+        metrics=guard.metrics,
         notify=progress.event,
         timeout_s=spec.scale.timeout_s,
         history=spec.job_dir / HISTORY,
     )
 
+
+def resume(run: Run) -> None:
+    """Loads the newest good checkpoint and cuts the job's files back to it; else runs the pre-flight."""
+
     def restore(before: int | None) -> int | None:
-        pulse.rest()  # reading a checkpoint may take longer than a batch
-        return checkpoints.restore(before)
+        run.watchdog.pause()  # reading a checkpoint may take longer than a batch
+        return run.checkpoints.restore(before)
 
-    guard.restore_from(restore)
-    resumed = checkpoints.load_latest()
-    undone = progress.rewind_files()
-    if resumed is not None:
-        progress.event("info", f"continuing from the checkpoint of step {resumed}")
-    elif undone:
-        progress.event("warning", "continuing from step 0: there is no checkpoint yet")
+    run.guard.restore_from(restore)
+    step = run.checkpoints.load_latest()
+    had_rows = run.progress.rewind_files()
+    if step is not None:
+        run.progress.event("info", f"continuing from the checkpoint of step {step}")
+    elif had_rows:
+        run.progress.event("warning", "continuing from step 0: there is no checkpoint yet")
     else:
-        before_first_step(spec, workload, unwrap(model), folder, progress)
+        folder = RunDir(run.spec.job_dir)
+        before_first_step(run.spec, run.data.workload, run.model.bare, folder, run.progress)
+
+
+def prepare_first_step(run: Run) -> None:
+    """Compiles the model and starts prefetching, where the spec asks for it."""
+    spec, data, world = run.spec, run.data, run.world
     if spec.train.compile:
-        compile_forward(unwrap(model), get_device())
-    if isinstance(workload, ReadsAhead):
-        workload.read_ahead(cursor, rank, world_size, get_device())
+        compile_forward(run.model.bare, world.device)
+    if isinstance(data.workload, ReadsAhead):
+        data.workload.read_ahead(data.cursor, world.rank, world.size, world.device)
     if spec.scale.min_workers is not None:
-        progress.event("info", f"training on a world size of {world_size}")
-    stepper = Stepper(
-        workload=workload,
-        model=model,
-        optimizer=optimizer,
-        guard=guard,
-        regularizer=Regularizer(spec.regularize, unwrap(model), total_steps=total_steps, seed=spec.seed),
-        faults=faults,
-        device=get_device(),
-        precision=spec.train.precision,
-        micro_batches=spec.train.micro_batches,
-        scaler=scaler,
-        average=average,
-    )
-    return Run(
-        spec=spec,
-        workload=workload,
-        model=model,
-        optimizer=optimizer,
-        cursor=cursor,
-        faults=faults,
-        guard=guard,
-        checkpoints=checkpoints,
-        progress=progress,
-        stepper=stepper,
-        device=get_device(),
-        rank=rank,
-        world_size=world_size,
-        total_steps=total_steps,
-        steps_per_epoch=cursor.batches_per_epoch,
-        stop=StopWatcher(hub, spec.name, rank),
-        pulse=pulse,
-        hardware=hardware,
-    )
-
-
-def _metrics(spec: JobSpec, workload: Workload, world_size: int) -> GuardMetrics:
-    tokens_per_sample: int | None = getattr(workload, "tokens_per_sample", None)
-    return GuardMetrics(
-        job=spec.name,
-        info=_info(spec, world_size),
-        samples_per_step=spec.data.batch_size,
-        tokens_per_step=tokens_per_sample and tokens_per_sample * spec.data.batch_size,
-        max_layers=spec.metrics.max_layers,
-        max_ranks=spec.metrics.max_ranks,
-    )
-
-
-def _info(spec: JobSpec, world_size: int) -> dict[str, str]:
-    return {
-        "model": spec.model.name,
-        "optimizer": spec.optimizer.name,
-        "mode": spec.guard.mode,
-        "world_size": str(world_size),
-    }
-
-
-def _places(world_size: int) -> tuple[list[str], list[str]]:
-    """The node's id of every rank, and its node and device as people are told them."""
-    node = ray.get_runtime_context().get_node_id()
-    mine = (node, f"{named([node])}, {get_device()}")
-    all_of = [mine] * world_size
-    if world_size > 1:
-        dist.all_gather_object(all_of, mine)  # once, before the first step; every rank comes here
-    return [node for node, _ in all_of], [place for _, place in all_of]
+        run.progress.event("info", f"training on a world size of {world.size}")

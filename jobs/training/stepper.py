@@ -26,7 +26,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepper:
-    """Everything that one step needs, on one rank.
+    """One rank's step.
 
     Attributes:
         workload: makes batches and losses.
@@ -34,10 +34,10 @@ class Stepper:
         optimizer: stepped by the guard.
         guard: made with ``scaler``.
         regularizer: acts on the loss, the gradients and the weights.
-        faults: to be injected.
+        faults: to inject.
         device: of the model.
         precision: of the forward pass.
-        micro_batches: parts in which a rank's share of the batch goes through the model.
+        micro_batches: parts into which this rank's share of the batch is split.
         scaler: of the loss, for fp16.
         average: moving average of the weights.
     """
@@ -67,7 +67,7 @@ class Stepper:
         self._gradients(ids, epoch, step)
 
         def again() -> None:
-            rng.restore(generators)  # what the workload draws before its forward pass is part of the batch
+            rng.restore(generators)  # random numbers that the workload draws are part of the batch
             self.faults.repeat()
             self._gradients(ids, epoch, step)
 
@@ -78,13 +78,13 @@ class Stepper:
                 self.average.update_parameters(self.model)
         if self.guard.metrics is not None:
             self.guard.metrics.regularization(self.regularizer.strengths(self.guard.steps))
-        self.guard.settle()  # now a snapshot holds all that the step has changed
+        self.guard.settle()  # now a snapshot contains all that the step has changed
         return report
 
     def _gradients(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
         parts = np.split(ids, self.micro_batches)
         for number, part in enumerate(parts, start=1):
-            with self._exchanging(number == len(parts)):
+            with self._synchronized(number == len(parts)):
                 self._backward(part, epoch, step)
         self.regularizer.noise_(step, self.scaler.get_scale() if self.scaler else 1.0)
 
@@ -96,8 +96,8 @@ class Stepper:
         loss = self.faults.loss(loss if penalty is None else loss + penalty)
         self.guard.backward(loss, weight=1.0 / self.micro_batches)
 
-    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients cross the network once for each step, with the last micro-batch."""
+    def _synchronized(self, last: bool) -> AbstractContextManager[None]:
+        """DDP's all-reduce (mean) runs in a step's last backward; all ranks have as many micro-batches."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()

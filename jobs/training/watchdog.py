@@ -1,4 +1,4 @@
-"""A worker whose own code hangs: to Ray its process looks healthy, so the worker looks after itself."""
+"""Detects a training loop that hangs: to Ray its process looks healthy, so the worker watches itself."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-LOOKS_PER_TIMEOUT = 8
+CHECKS_PER_TIMEOUT = 8
 
 
 class WorkerStalled(RuntimeError):
-    """The training loop has not got on for too long; the text says where it is."""
+    """The training loop has made no progress for too long; the text names the line that hangs."""
 
 
 class Watchdog:
-    """When the training loop last got on. ``beat`` at every batch; ``rest`` before what may take long.
+    """The time of the loop's last progress. ``beat`` at every batch; ``pause`` before what may take long.
 
     Args:
         timeout_s: after this many seconds without a beat the loop counts as stalled.
@@ -34,7 +34,7 @@ class Watchdog:
         """The next batch begins."""
         self._last = time.monotonic()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Nothing is expected until the next beat."""
         self._last = None
 
@@ -45,26 +45,26 @@ class Watchdog:
         return last is not None and time.monotonic() - last > self.timeout_s
 
 
-def watched(work: Callable[[], T], pulse: Watchdog) -> T:
+def run_watched(work: Callable[[], T], watchdog: Watchdog) -> T:
     """Runs ``work`` in a thread and returns or raises what it does.
 
     Raises:
-        WorkerStalled: the pulse failed. The thread is left behind; its process is to be ended.
+        WorkerStalled: no beat within the timeout. The thread still runs: end its process.
     """
     answer: Future[T] = Future()
     thread = threading.Thread(target=_run, args=(work, answer), name="train", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(pulse.timeout_s / LOOKS_PER_TIMEOUT)
-        if thread.is_alive() and pulse.stalled:
-            raise _stalled(thread, pulse.timeout_s)
+        thread.join(watchdog.timeout_s / CHECKS_PER_TIMEOUT)
+        if thread.is_alive() and watchdog.stalled:
+            raise _stalled(thread, watchdog.timeout_s)
     return answer.result()
 
 
 def _run(work: Callable[[], T], answer: Future[T]) -> None:
     try:
         answer.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+    except BaseException as error:  # noqa: BLE001 - raised again by the waiting thread
         answer.set_exception(error)
 
 
@@ -77,7 +77,7 @@ def _stalled(thread: threading.Thread, timeout_s: float) -> WorkerStalled:
 
 
 def _where(stack: list[Any]) -> str:
-    """The innermost line that belongs to no library."""
+    """The innermost line outside of libraries."""
     libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     own = [frame for frame in stack if not frame.filename.startswith(libraries)]
     if not own:

@@ -1,4 +1,4 @@
-"""What a training job needs to know about the thing it trains."""
+"""The interface between a training job and what it trains."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Workload(Protocol):
 
     Every worker makes its own, from the same spec. No method may call a collective.
 
-    Two members more are used where they are there: ``fingerprint``, a str, says what the data is, and must be
-    the same on every worker; ``samples(model, device) -> list[tuple[str, str]]`` gives prompts and what the
-    trained model makes of them, for ``samples.txt`` and the report.
+    Two optional members are used: ``fingerprint``, a str that identifies the data and must be the same on
+    every worker; ``samples(model, device) -> list[tuple[str, str]]``, prompts and the trained model's
+    answers, for ``samples.txt`` and the report.
     """
 
     n_train: int
@@ -53,7 +53,7 @@ class Workload(Protocol):
         """Sums over this rank's share of the test set, under the same keys on every rank.
 
         The shares of all ranks make up the test set, each sample in exactly one; they may be unequal, or
-        empty. The caller adds the sums of all ranks. ``model`` is the bare module, in whatever mode.
+        empty. The caller adds the sums of all ranks. ``model`` is the bare module, in train or eval mode.
         """
         ...
 
@@ -64,10 +64,10 @@ class Workload(Protocol):
 
 @runtime_checkable
 class ReadsAhead(Protocol):
-    """A workload that prepares batches before they are asked for; one of yours may do so too."""
+    """A workload that prefetches batches; your own may do so too."""
 
     def read_ahead(self, cursor: DataCursor, rank: int, world_size: int, device: torch.device) -> None:
-        """Called once, before the first step; ``cursor.upcoming()`` says what will be asked for.
+        """Called once, before the first step; ``cursor.upcoming()`` has the batches to come.
 
         The cursor may be set back at any time: what ``train_batch`` returns must not depend on what was
         prepared.
@@ -75,5 +75,5 @@ class ReadsAhead(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends whatever prepares batches; called when training ends, in whatever way."""
+        """Ends the prefetching; called however the training ends."""
         ...

@@ -2,4 +2,4 @@
 
 
 class WorkloadError(ValueError):
-    """A workload cannot be used; one line that says what it lacks."""
+    """A workload cannot be used; the text is one line with what it lacks."""

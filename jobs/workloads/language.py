@@ -113,7 +113,7 @@ class LanguageWorkload:
     def samples(self, model: nn.Module, device: torch.device | str) -> list[tuple[str, str]]:
         """What the model writes after the beginnings of some held-out windows: prompt and continuation.
 
-        Drawn with a seed of its own, temperature 0.8, from the 50 likeliest tokens.
+        Drawn with a fixed seed, temperature 0.8, from the 50 likeliest tokens.
         """
         was_training = model.training
         model.eval()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jobs.spec.job_spec import JobSpec
     from jobs.workloads.base import Workload
 
+OWN_PACKAGES = ("guard", "jobs", "service")
 _METHODS = ("build_model", "train_batch", "loss", "evaluate", "metrics")
 
 
@@ -58,14 +59,32 @@ def _import(module: str, path: str) -> object:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module}.".startswith(f"{error.name}."):
-            raise WorkloadError(
-                f"workload {path}: there is no module {error.name} (looked in {here} too)"
-            ) from None
-        raise WorkloadError(
-            f"workload {path}: its module needs {error.name}, which is not installed"
-        ) from error
     except Exception as error:
+        raise WorkloadError(f"workload {path}: {_why(error, module)}") from error
+
+
+def _why(error: Exception, module: str) -> str:
+    """Why the user's module cannot be imported, and what to do."""
+    name = error.name or "" if isinstance(error, ImportError) else ""
+    namesake = _namesake(name)
+    if namesake is not None:
+        return f"{namesake} has the name of GradGuard's package {namesake.stem}: rename it"
+    if not isinstance(error, ModuleNotFoundError):
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise WorkloadError(f"workload {path}: importing {module} failed: {reason}") from error
+        return f"importing {module} failed: {reason}"
+    if name and f"{module}.".startswith(f"{name}."):
+        return f"there is no module {name} (looked in {Path.cwd()} too)"
+    return f"its module needs {name}, which is not installed"
+
+
+def _namesake(name: str) -> Path | None:
+    """The user's file or folder that GradGuard's package of the same name hides."""
+    package = name.partition(".")[0]
+    if package not in OWN_PACKAGES:
+        return None
+    candidates = (Path.cwd() / f"{package}.py", Path.cwd() / package)
+    return next((path for path in candidates if path.exists() and not _is_ours(path)), None)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.resolve() == Path(__file__).resolve().parents[2] / path.name

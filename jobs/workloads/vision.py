@@ -82,7 +82,7 @@ class VisionWorkload:
         """
         request = ReadRequest("train", epoch, ids)
         samples = (self._ahead or self._reader).read(request)
-        self._skipped += self._told(samples)
+        self._skipped += self._log_broken(samples)
         images, labels = self._images(samples.images, device), samples.labels.to(device, non_blocking=True)
         if samples.mix is None:
             return images, labels
@@ -105,7 +105,7 @@ class VisionWorkload:
         sums = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}
         skipped = 0
         for samples in self._test_samples(rank, world_size):
-            skipped += self._told(samples)
+            skipped += self._log_broken(samples)
             if len(samples.labels) == 0:
                 continue  # all of them broken
             labels = samples.labels.to(device)
@@ -121,7 +121,7 @@ class VisionWorkload:
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Accuracy and mean loss over the test set.
 
-        Where broken images are skipped, ``test_skipped`` counts those left out, and ``train_skipped`` how
+        Where broken images are skipped, ``test_skipped`` counts those of the test set, ``train_skipped`` how
         often one was replaced since the workers started.
         """
         count = max(sums["count"], 1.0)
@@ -139,7 +139,7 @@ class VisionWorkload:
         last = self._spec.train.channels_last
         return normalised.contiguous(memory_format=torch.channels_last) if last else normalised
 
-    def _told(self, samples: Samples) -> int:
+    def _log_broken(self, samples: Samples) -> int:
         for line in samples.broken:
             _log.warning("data: %s; skipped", line)
         return len(samples.broken)

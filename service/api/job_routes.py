@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 
+from jobs.client.errors import Conflict
 from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
 from jobs.errors import ENDED
 from jobs.spec.errors import SpecError
@@ -81,6 +82,19 @@ def stop(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
         return f"{job.state}: {job.reason}"
 
     service.store.change(job_id, edit)
+    return _details(service, job_id)
+
+
+@router.post("/jobs/{job_id}/checkpoint", status_code=202, responses=documented(404, 409, 503))
+def checkpoint(job_id: JobId, service: Service, _: Submitter) -> JobInfo:
+    """Ask a running job to save a checkpoint now."""
+    job = service.store.get(job_id)
+    if job.state != "running" or service.ray is None:
+        raise WrongState(f"{job_id} is {job.state}: only a running job saves a checkpoint")
+    try:
+        service.ray.checkpoint(str((job.spec or {}).get("name", job_id)) if job.adopted else job_id)
+    except Conflict as error:
+        raise WrongState(str(error)) from error
     return _details(service, job_id)
 
 

@@ -62,7 +62,7 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     from jobs.data.errors import DataError
     from jobs.init import build_initialized
     from jobs.training.lr_range import find_learning_rates
-    from jobs.training.preflight import fly
+    from jobs.training.preflight import preflight
     from jobs.workloads import load_workload
 
     try:
@@ -72,10 +72,10 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     job.total_steps(workload.n_train)
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     model = build_initialized(job, workload).to("cuda" if on_gpu else "cpu")
-    flight = fly(job, workload, model)
+    flight = preflight(job, workload, model)
     if not lr_range:
         return flight, None
-    return flight, find_learning_rates(job, workload, model, tell=lambda line: typer.echo(line, err=True))
+    return flight, find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
 
 
 def _document(job: JobSpec, flight: PreflightReport | None, rates: LrRange | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ EnvOption = Annotated[
 
 def add_job_commands(app: typer.Typer) -> None:
     """Registers the commands."""
-    for command in (submit, stop, resume, clone, delete, logs):
+    for command in (submit, stop, checkpoint, resume, clone, delete, logs):
         app.command()(command)
 
 
@@ -67,6 +67,13 @@ def stop(job_id: str, address: AddressOption = None, as_json: JsonOption = False
     client = client_at(address)
     client.stop(job_id)
     _print(client.get(job_id), f"{job_id} was asked to stop", as_json=as_json)
+
+
+def checkpoint(job_id: str, address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """Ask a running job to save a checkpoint now."""
+    client = client_at(address)
+    client.checkpoint(job_id)
+    _print(client.get(job_id), f"{job_id} was asked for a checkpoint", as_json=as_json)
 
 
 def resume(

@@ -43,7 +43,7 @@ def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
     ports = [str(port) for port in free_ports(4)]
     cpus = [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "service.reconcile.embedded_ray", *ports, *cpus],
+        [sys.executable, "-P", "-m", "service.reconcile.embedded_ray", *ports, *cpus],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=_environment(),
@@ -70,15 +70,14 @@ def free_ports(number: int) -> list[int]:
 
 
 def _environment() -> Mapping[str, str]:
-    from ray._private import ray_constants
-
     from jobs.cluster.session import NICENESS
+    from jobs.ray_internals.core import LOOPBACK_SETTING
 
     return {
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **NICENESS,
         **os.environ,
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # binds to the loopback interface
+        **LOOPBACK_SETTING,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])

@@ -11,7 +11,9 @@ from typing import Any
 import ray
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
+from jobs.client.hub_command import deliver
 from jobs.client.submission import MARK, SUPERVISED, entrypoint, runtime_env
+from jobs.ray_internals.messages import is_agent_missing
 from jobs.spec.job_spec import JobSpec
 
 TIMEOUT_S = (5.0, 60.0)
@@ -104,13 +106,17 @@ class RayApi:
         except RuntimeError as error:
             if _DUPLICATE in str(error) or self.job(submission.submission_id) is not None:
                 return
-            if "No available agent" in str(error):
+            if is_agent_missing(str(error)):
                 raise RayUnavailable("the cluster has no node that runs jobs yet") from error
             raise RayRefused(str(error).strip().rpartition("\n")[2][:300]) from error
 
     def stop(self, submission_id: str) -> None:
         """Asks a job to save its state and end."""
         self._call(lambda client: client.stop_job(submission_id))
+
+    def checkpoint(self, job: str) -> None:
+        """Asks a running job to save a checkpoint. Raises Conflict if it does not train now."""
+        self._call(lambda client: deliver(client, job, "checkpoint"))
 
     def forget(self, submission_id: str) -> None:
         """Deletes an ended job at Ray."""

@@ -84,7 +84,7 @@ def cost_of_a_step(rounds: int) -> list[dict[str, Any]]:
         link, carryover = HubLink(hub, "bench"), CounterCarryover(Path(folder, ".counters.json"))
 
         def push() -> None:
-            link.push(carryover.carry(metrics.snapshot()), STATUS, force=True)
+            link.push(carryover.carry(metrics.snapshot()), STATUS)
             ray.get(hub.address.remote())
 
         def wait_only() -> None:

@@ -40,7 +40,7 @@ def test_a_job_grows_onto_a_node_and_leaves_it_again_when_it_errs(cluster: Clust
         output = read_until(job, lambda line: "world size of 2" in line)
         output += read_until(job, lambda line: "world size of 1" in line)
         assert "hardware fault on rank 1 (node " in output
-        assert "had too many hardware faults: training goes on without it" in output
+        assert "had too many hardware faults: training continues without it" in output
         job.send_signal(signal.SIGINT)
         rest, _ = job.communicate(timeout=240)
     assert "stopped" in rest
@@ -61,8 +61,8 @@ def test_a_job_goes_on_without_a_node_that_is_taken_away_and_grows_again(cluster
         node.send_signal(signal.SIGTERM)
         output = read_until(job, lambda line: "world size of 1" in line)
         node.communicate(timeout=120)
-    assert "is about to be taken away: saving the state" in output
-    assert "is being taken away: training goes on without it" in output, output
+    assert "is about to be preempted: saving the state" in output
+    assert "is being preempted: training continues without it" in output, output
     assert "died" not in output, "it left before the node did"
     assert int(CONTINUES.findall(output)[-1]) > 0, "from the state that was saved for the move"
     with joined_node(cluster):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import random
@@ -15,7 +16,7 @@ import torch
 
 from jobs.checkpoints import CheckpointManager, DamagedCheckpoint
 from jobs.checkpoints.load import verify
-from jobs.checkpoints.manifest import Manifest, parse, record_of
+from jobs.checkpoints.manifest import Manifest, digest_of, parse
 from jobs.run_dir.storage import MANIFEST, LocalStorage
 from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, proven, train
 
@@ -77,7 +78,7 @@ def cut_manifest(checkpoint: Path) -> str:
 
 def other_world_size(checkpoint: Path) -> str:
     rewrite(checkpoint, world_size=2)
-    return "says 2 ranks, state.json has 1"
+    return "has 2 ranks, state.json has 1"
 
 
 def foreign_format(checkpoint: Path) -> str:
@@ -139,7 +140,7 @@ def test_no_pickle_is_executed_even_if_its_checksum_is_right(folder: Path, tmp_p
     files = dict(manifest.files)
     for name in [*files, ".metadata", "state.pt"]:
         (checkpoint / name).write_bytes(trap)
-        files[name] = record_of(trap)
+        files[name] = digest_of(io.BytesIO(trap))
     forged: Manifest = manifest.model_copy(update={"files": files})
     (checkpoint / MANIFEST).write_bytes(forged.render())
     told = Told()

@@ -64,8 +64,8 @@ def test_each_refusal_is_told_and_the_next_attempt_works(tmp_path: Path) -> None
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout.splitlines()[-1])
     assert seen["told"] == [
-        "warning: no checkpoint of step 10: No space left on device; is the disk full?; training goes on",
-        "warning: no checkpoint of step 30: Read-only file system; training goes on",
+        "warning: no checkpoint of step 10: No space left on device; is the disk full?; training continues",
+        "warning: no checkpoint of step 30: Read-only file system; training continues",
     ]
     assert seen["failures"] == 2
     assert seen["there"] == ["step-00000020", "step-00000040"]

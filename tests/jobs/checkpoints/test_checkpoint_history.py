@@ -46,12 +46,12 @@ def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> No
     kept.save(10)
     kept.clean_step()
     kept.save(20)
-    kept.doubt()
+    kept.mark_suspect()
     kept.finish()
     kept.save(30)
     kept.clean_step()
     kept.finish()
-    kept.forget_after(25)
+    kept.discard_after(25)
     kept.finish()
     assert told(job)[-1] == (30, "undone")
     assert (20, "suspect") in told(job)
@@ -83,7 +83,7 @@ def test_a_disk_that_refuses_costs_rows_and_says_so_once(
 ) -> None:
     (tmp_path / "file").write_text("")
     history = History(tmp_path / "file" / "checkpoints.jsonl")
-    history.note("good", 1)
-    history.note("good", 2)
+    history.add("good", 1)
+    history.add("good", 2)
     assert len(caplog.records) == 1
     assert "checkpoints.jsonl" in caplog.text

@@ -51,7 +51,7 @@ def test_ranks_write_shares_and_another_world_size_reads_them(tmp_path: Path) ->
 
 def test_a_rank_that_cannot_write_fails_the_save_on_all_and_the_next_one_works(tmp_path: Path) -> None:
     told = on_ranks(2, one_cannot_write, tmp_path)
-    expected = "warning: no checkpoint of step 10: File too large; training goes on"
+    expected = "warning: no checkpoint of step 10: File too large; training continues"
     assert told == [[expected], [expected]]
     assert names(tmp_path / "checkpoints") == ["step-00000020"]
 

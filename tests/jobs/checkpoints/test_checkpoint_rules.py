@@ -16,7 +16,7 @@ from jobs.checkpoints.health import Candidates
 from jobs.checkpoints.manifest import FORMAT, Manifest, parse
 from jobs.checkpoints.retention import retired
 from jobs.checkpoints.spec_match import check_spec
-from jobs.checkpoints.stager import share_out
+from jobs.checkpoints.stager import balance
 from jobs.checkpoints.state import Tensors, put_together, take_apart
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
@@ -49,23 +49,23 @@ def test_a_candidate_is_good_after_the_clean_steps_that_follow_it() -> None:
 
 def test_a_doubt_costs_all_candidates_and_calm_takes_as_long_as_proof() -> None:
     candidates = Candidates(2)
-    assert candidates.calm
+    assert candidates.is_trusted
     candidates.saved(10)
-    assert candidates.doubt() == [10]
-    assert not candidates.calm
+    assert candidates.mark_suspect() == [10]
+    assert not candidates.is_trusted
     candidates.clean_step()
-    assert candidates.settle() == []
+    assert candidates.flush() == []
     candidates.clean_step()
     candidates.saved(13)
-    assert candidates.settle() == [13]
+    assert candidates.flush() == [13]
 
 
 def test_a_state_that_was_returned_to_is_trusted() -> None:
     candidates = Candidates(3)
     candidates.saved(5)
-    candidates.doubt()
-    candidates.returned()
-    assert candidates.calm
+    candidates.mark_suspect()
+    candidates.reset()
+    assert candidates.is_trusted
     assert candidates.clean_step() == []
 
 
@@ -121,8 +121,8 @@ def test_a_tree_that_nobody_wrote_is_damage(tree: Any) -> None:
 
 def test_ranks_share_the_bytes_evenly_and_agree_without_a_word() -> None:
     sizes = {f"w{i}": (i % 7 + 1) * 1000 for i in range(50)}
-    owners = share_out(sizes, 4)
-    assert owners == share_out(dict(reversed(sizes.items())), 4)
+    owners = balance(sizes, 4)
+    assert owners == balance(dict(reversed(sizes.items())), 4)
     loads = [sum(sizes[n] for n, rank in owners.items() if rank == r) for r in range(4)]
     assert max(loads) - min(loads) <= 7000
     assert owners.keys() == sizes.keys()

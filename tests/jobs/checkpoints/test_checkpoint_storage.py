@@ -84,13 +84,13 @@ def test_candidates_suspects_and_retention_are_the_same_everywhere(place: str) -
     checkpoints = CheckpointManager(place, state)
     proven(checkpoints, 10, 20, 30, 40)
     checkpoints.save(50)
-    checkpoints.doubt()
+    checkpoints.mark_suspect()
     checkpoints.finish()
     storage = open_storage(place)
     assert storage.names() == ["step-00000020", "step-00000030", "step-00000040"]
     with torch.no_grad():
         state["model"][0].bias.fill_(3.0)
-    checkpoints.forget_after(30)
+    checkpoints.discard_after(30)
     checkpoints.save(30, closing=True)
     assert checkpoints.latest() == checkpoint_name(place, 30)
     fresh = parts()

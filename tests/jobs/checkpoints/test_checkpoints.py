@@ -76,7 +76,7 @@ def test_a_step_that_is_not_clean_deletes_the_candidate_and_not_the_good_one(tmp
     proven(checkpoints, 10)
     checkpoints.save(20)
     checkpoints.clean_step()
-    checkpoints.doubt()
+    checkpoints.mark_suspect()
     checkpoints.clean_step()
     checkpoints.finish()
     assert names(tmp_path) == ["step-00000010"]
@@ -88,7 +88,7 @@ def test_what_a_rollback_undid_is_forgotten_and_written_again(tmp_path: Path) ->
     state = parts()
     checkpoints = CheckpointManager(tmp_path, state)
     proven(checkpoints, 10, 20)
-    checkpoints.forget_after(10)
+    checkpoints.discard_after(10)
     checkpoints.finish()
     assert newest_step(tmp_path) == 10
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_the_last_state_of_an_orderly_end_is_good(tmp_path: Path) -> None:
 def test_an_end_right_after_a_bad_step_is_not_resumed_from(tmp_path: Path) -> None:
     checkpoints = CheckpointManager(tmp_path, parts())
     proven(checkpoints, 5)
-    checkpoints.doubt()
+    checkpoints.mark_suspect()
     checkpoints.save(7, closing=True)
     assert checkpoints.latest() == f"{tmp_path.name}/step-00000005"
 
@@ -147,7 +147,7 @@ def test_a_rollback_from_disk_leaves_counters_and_data_alone(tmp_path: Path) -> 
     checkpoints.save(30)
     loaded = checkpoints.load_good(15)
     assert loaded is not None
-    assert (loaded.step, state["guard"].value, loaded.left["guard"]) == (10, 5, {"value": 1})
+    assert (loaded.step, state["guard"].value, loaded.kept["guard"]) == (10, 5, {"value": 1})
     assert torch.equal(state["model"].state_dict()["0.weight"], good)
     checkpoints.finish()
     assert names(tmp_path) == ["step-00000010"], "what came after it is undone"
@@ -160,7 +160,7 @@ def test_a_disk_that_refuses_is_told_counted_and_tried_again(tmp_path: Path) -> 
     told, metrics = Told(), GuardMetrics()
     checkpoints = CheckpointManager(folder, parts(), notify=told, metrics=metrics)
     proven(checkpoints, 1)
-    assert told == ["warning: no checkpoint of step 1: Not a directory; training goes on"]
+    assert told == ["warning: no checkpoint of step 1: Not a directory; training continues"]
     assert metrics.snapshot()["totals"]["checkpoint_failures"] == 1
     folder.unlink()
     proven(checkpoints, 2)

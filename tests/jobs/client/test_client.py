@@ -82,7 +82,7 @@ def test_thinned_out_metrics_keep_every_step_that_was_no_ordinary_one(tmp_path: 
 def test_a_folder_is_only_read(tmp_path: Path) -> None:
     job_folder(tmp_path, "old")
     client = JobClient(f"file://{tmp_path}")
-    for change in (client.stop, client.resume, client.delete, client.clone):
+    for change in (client.stop, client.checkpoint, client.resume, client.delete, client.clone):
         with pytest.raises(Unsupported, match="a folder is only read"):
             change("old")
     with pytest.raises(JobNotFound, match=r"there is no job \.\./old"):

@@ -97,7 +97,7 @@ def test_labels_that_do_not_fit_the_images_are_refused(system: Path):
     with pytest.raises(DataError, match="20 images but 19 labels"):
         load_images(DataSpec())
     write(system / "train-labels-idx1-ubyte", torch.full((20,), 10), compress=True)
-    with pytest.raises(DataError, match=r"a label lies outside 0\.\.9"):
+    with pytest.raises(DataError, match=r"a label is outside 0\.\.9"):
         load_images(DataSpec())
 
 

@@ -207,7 +207,7 @@ def test_a_dead_process_is_an_error(tmp_path: Path):
     run = run_trainer(tmp_path, READER_DIES)
     assert run.returncode == 1
     assert re.search(
-        r"^RuntimeError: (DataLoader worker .* (killed by|exited)|a process that reads ahead has died)",
+        r"^RuntimeError: (DataLoader worker .* (killed by|exited)|a prefetching process has died)",
         run.stderr,
         re.MULTILINE,
     )

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.record.metrics import GuardMetrics
 from guard.types import StepReport
 from jobs.cluster.session import ray_session
+from jobs.observability.command import give
 from jobs.observability.hub import EVENTS_KEPT, PUSHES_IN_FLIGHT, Hub, HubLink, ensure_hub, stop_hub
 
 TRAINING = {"phase": "training"}
@@ -271,25 +272,15 @@ class TestActor:
         assert pid_of(ensure_hub(free_port)) == pid_of(actor)
         assert ray.get(actor.address.remote()) == f"http://127.0.0.1:{free_port}/metrics"
 
-    def test_a_link_pushes_once_an_interval_and_events_wait_for_it(self, actor: Any, clock: Clock) -> None:
-        link = HubLink(actor, "throttled", interval_s=1.0, clock=clock)
-        sent = []
-        for number in range(21):
-            metrics = metrics_after(number, "throttled")
-            sent.append(link.push(metrics.snapshot(), TRAINING, [{"step": number, "text": "x"}]))
-            clock.now += 0.25
-        assert [number for number, was_sent in enumerate(sent) if was_sent] == [0, 4, 8, 12, 16, 20]
-        status = ray.get(actor.status.remote("throttled"))
-        assert [each["step"] for each in status["events"]] == list(range(21))
-        numbers = [each["seq"] for each in status["events"]]
-        assert numbers == sorted(set(numbers))
-
-    def test_force_pushes_at_once(self, actor: Any, clock: Clock) -> None:
-        link = HubLink(actor, "forced", clock=clock)
-        assert link.push(metrics_after(1, "forced").snapshot(), TRAINING)
-        assert not link.push(metrics_after(2, "forced").snapshot(), TRAINING)
-        assert link.push(metrics_after(3, "forced").snapshot(), TRAINING, force=True)
-        assert applied(ray.get(actor.address.remote()), "forced") == 3
+    def test_each_push_is_sent_and_its_events_have_growing_numbers(self, actor: Any) -> None:
+        link = HubLink(actor, "direct")
+        for number in range(3):
+            event = {"step": number, "text": "x"}
+            assert link.push(metrics_after(number, "direct").snapshot(), TRAINING, [event])
+        assert applied(ray.get(actor.address.remote()), "direct") == 2
+        events = ray.get(actor.status.remote("direct"))["events"]
+        assert [each["step"] for each in events] == [0, 1, 2]
+        assert len({each["seq"] for each in events}) == 3
 
     def test_events_of_a_restarted_rank_come_after_those_of_the_last(self, actor: Any) -> None:
         for attempt in ("first", "second"):
@@ -298,29 +289,42 @@ class TestActor:
         events = ray.get(actor.status.remote("restarted"))["events"]
         assert [each["text"] for each in events] == ["first", "second"]
 
-    def test_commands_come_back_with_the_pushes(self, actor: Any, clock: Clock) -> None:
-        link = HubLink(actor, "commanded", clock=clock)
+    def test_commands_come_back_with_the_pushes(self, actor: Any) -> None:
+        link = HubLink(actor, "commanded")
         snapshot = metrics_after(1, "commanded").snapshot()
         ray.get([actor.command.remote("commanded", name) for name in ("stop", "checkpoint")])
         assert link.commands() == set()
         link.push(snapshot, TRAINING)
         eventually(lambda: link.commands() == {"stop", "checkpoint"}, "both commands")
-        link.done("checkpoint")
-        link.push(snapshot, TRAINING, force=True)
+        link.acknowledge("checkpoint")
+        link.push(snapshot, TRAINING)
         ray.get(actor.address.remote())
         assert link.commands() == {"stop"}
 
-    def test_a_hub_killed_in_training_costs_a_scrape_and_no_total(self, actor: Any, clock: Clock) -> None:
+    def test_a_command_is_delivered_to_a_job_that_trains_and_to_no_other(self, actor: Any) -> None:
+        assert give("delivered", "checkpoint") == "delivered has not started to train: try again later"
+        link = HubLink(actor, "delivered")
+        snapshot = metrics_after(1, "delivered").snapshot()
+        link.push(snapshot, TRAINING)
+        ray.get(actor.address.remote())
+        assert give("delivered", "checkpoint") is None
+        link.push(snapshot, TRAINING)
+        eventually(lambda: link.commands() == {"checkpoint"}, "the command")
+        link.acknowledge("checkpoint")
+        assert link.commands() == set(), "carried out once"
+        ray.get(actor.end.remote("delivered", "succeeded"))
+        assert give("delivered", "checkpoint") == "delivered has ended"
+
+    def test_a_hub_killed_in_training_costs_a_scrape_and_no_total(self, actor: Any) -> None:
         address = ray.get(actor.address.remote())
         metrics = metrics_after(7, "survivor")
-        link = HubLink(actor, "survivor", clock=clock)
+        link = HubLink(actor, "survivor")
         link.push(metrics.snapshot(), TRAINING, [{"text": "before"}])
         assert ray.get(actor.status.remote("survivor"))["status"] == TRAINING
         killed = pid_of(actor)
         os.kill(killed, signal.SIGKILL)
 
         def pushed_again() -> bool:
-            clock.now += 1
             link.push(metrics.snapshot(), TRAINING, [])
             try:
                 return applied(address, "survivor") == 7 and pid_of(actor) != killed
@@ -334,32 +338,31 @@ class TestActor:
         snapshot = metrics_after(1, "stubborn").snapshot()
         frozen = pid_of(actor)
         os.kill(frozen, signal.SIGSTOP)
-        link.push(snapshot, TRAINING, [{"text": "lost"}], force=True)
+        link.push(snapshot, TRAINING, [{"text": "lost"}])
         os.kill(frozen, signal.SIGKILL)
 
         def arrived() -> bool:
-            link.push(snapshot, TRAINING, force=True)
+            link.push(snapshot, TRAINING)
             try:
                 return [e["text"] for e in ray.get(actor.status.remote("stubborn"))["events"]] == ["lost"]
             except ray.exceptions.RayError:
                 return False
 
         eventually(arrived, "the event that the dead hub never saw")
-        assert link.dropped >= 1
 
     def test_a_hub_that_hangs_holds_nobody_up_and_few_pushes(self, actor: Any) -> None:
         link = HubLink(actor, "patient")
         hung = pid_of(actor)
         os.kill(hung, signal.SIGSTOP)
         try:
-            for steps in range(50):
-                link.push(metrics_after(steps, "patient").snapshot(), TRAINING, force=True)
-                assert link.commands() == set()
+            pushes = (metrics_after(steps, "patient").snapshot() for steps in range(50))
+            sent = [link.push(snapshot, TRAINING) for snapshot in pushes]
+            assert link.commands() == set()
         finally:
             os.kill(hung, signal.SIGCONT)
-        assert link.dropped == 50 - PUSHES_IN_FLIGHT
+        assert sum(sent) == PUSHES_IN_FLIGHT
         link_works = metrics_after(50, "patient").snapshot()
-        eventually(lambda: link.push(link_works, TRAINING, force=True), "a push after the hang")
+        eventually(lambda: link.push(link_works, TRAINING), "a push after the hang")
         assert applied(ray.get(actor.address.remote()), "patient") == 50
 
     def test_a_hub_that_is_gone_for_good_only_drops_pushes(self, actor: Any) -> None:
@@ -367,11 +370,9 @@ class TestActor:
         stop_hub()
         snapshot = metrics_after(1, "orphan").snapshot()
 
-        def dropped() -> bool:
-            link.push(snapshot, TRAINING, [{"text": "x"}], force=True)
-            return link.dropped > PUSHES_IN_FLIGHT and link.commands() == set()
-
-        eventually(dropped, "pushes to a hub that is gone are dropped")
+        for _ in range(2 * PUSHES_IN_FLIGHT):
+            link.push(snapshot, TRAINING, [{"text": "x"}])
+            assert link.commands() == set()
 
     def test_a_taken_port_is_told_to_the_driver(
         self, cluster: None, caplog: pytest.LogCaptureFixture
@@ -382,5 +383,5 @@ class TestActor:
             address = ray.get(ensure_hub(port).address.remote())
         assert str(port) not in address
         assert sample(address, "gradguard_hub_pushes_total") == 0
-        assert f"metrics are served at {address}, since 127.0.0.1:{port} is not free" in caplog.text
+        assert f"metrics are served at {address}: 127.0.0.1:{port} is not free" in caplog.text
         stop_hub()

@@ -42,7 +42,7 @@ def test_the_time_at_which_a_job_was_last_heard_of_is_told(hub: Hub) -> None:
     assert last_push(hub) is None
     hub.push(JOB, GuardMetrics(job=JOB).snapshot(), {"phase": "training"}, [])
     first = last_push(hub)
-    hub.note(JOB, "error", "a worker died")
+    hub.emit_event(JOB, "error", "a worker died")
     hub.command(JOB, "stop")
     assert last_push(hub) == first
     assert first is not None

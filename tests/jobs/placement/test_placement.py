@@ -45,13 +45,13 @@ def test_an_elastic_job_goes_on_if_the_fewest_workers_fit() -> None:
 def test_faults_are_counted_by_node(limit: int | None, bad: list[str]) -> None:
     faults = HardwareFaults([A, A, B], limit)
     for ranks in ([0, 1], [1], [2], [-1], []):  # two ranks of one node in one step are one fault
-        faults.note(ranks)
+        faults.add(ranks)
     assert faults.bad == bad
 
 
 def test_a_restart_elsewhere_remembers_the_counts_of_the_node() -> None:
     before = HardwareFaults([A, B], 1)
-    before.note([1])
+    before.add([1])
     after = HardwareFaults([B, C], 1)
     after.load_state_dict(before.state_dict())
     assert after.bad == [B]

@@ -9,7 +9,7 @@ from jobs.errors import JobError
 from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
 from jobs.training.lr_range import LIMIT_S, find_learning_rates, plan_range
-from jobs.training.preflight import fly
+from jobs.training.preflight import preflight
 from jobs.workloads import load_workload
 
 SPEC = {
@@ -56,7 +56,7 @@ def test_a_job_says_what_it_does_finds_a_rate_and_leaves_the_model_as_it_was() -
     model = build_initialized(spec, workload)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     told: list[str] = []
-    found = find_learning_rates(spec, workload, model, limit_s=3600.0, tell=told.append)
+    found = find_learning_rates(spec, workload, model, limit_s=3600.0, report=told.append)
     assert told[0].startswith("learning rate: 40 steps with 8 samples of the 64 in a batch, about ")
     assert found.suggested is not None
     assert 1e-5 < found.suggested < 1.0
@@ -72,5 +72,5 @@ def test_the_preflight_of_long_windows_takes_few_of_them() -> None:
     workload = load_workload(spec)
     model = build_initialized(spec, workload)
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    assert fly(spec, workload, model).fine
+    assert preflight(spec, workload, model).fine
     assert seen == [torch.Size([1, 2048])]

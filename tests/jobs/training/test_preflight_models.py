@@ -6,7 +6,7 @@ import pytest
 
 from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
-from jobs.training.preflight import fly
+from jobs.training.preflight import preflight
 from jobs.workloads import load_workload
 
 pytestmark = pytest.mark.slow
@@ -35,6 +35,6 @@ def test_a_healthy_model_gets_no_alarm(name: str):
         }
     )
     workload = load_workload(spec)
-    report = fly(spec, workload, build_initialized(spec, workload))
+    report = preflight(spec, workload, build_initialized(spec, workload))
     assert report.verdict == "fine", report.line()
     assert len(report.layers) > 20

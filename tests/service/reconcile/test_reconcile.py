@@ -257,7 +257,7 @@ def test_a_job_that_waits_for_its_next_attempt_waits_no_longer_when_the_clock_ju
 
 
 def test_no_secret_and_nothing_unquoted_is_on_the_command_line() -> None:
-    assert entrypoint(resume=True) == "python -m jobs.train --from-environment --resume"
+    assert entrypoint(resume=True) == "python -P -m jobs.train --from-environment --resume"
     variables = runtime_env(SPEC, env={"API_KEY": "k"})["env_vars"]
     assert variables["API_KEY"] == "k"
     assert JobSpec.from_dict(yaml.safe_load(variables[SPEC_VARIABLE])) == SPEC

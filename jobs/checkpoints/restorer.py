@@ -1,0 +1,118 @@
+"""Returns to a checkpoint: the newest good one that every rank can read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guard.act import rng
+from guard.act.snapshot import Stateful
+from jobs.checkpoints.errors import DamagedCheckpoint, reason
+from jobs.checkpoints.listing import checkpoint_folder, manifests
+from jobs.checkpoints.load import Content, of_rank, read
+from jobs.checkpoints.ranks import Ranks
+from jobs.checkpoints.shards import lay_out
+from jobs.checkpoints.spec_match import check_spec
+from jobs.errors import JobError
+from jobs.run_dir.storage import Storage, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The outcome of loading a checkpoint.
+
+    Attributes:
+        step: of the checkpoint.
+        kept: saved state dicts of the parts that stayed as they were, by name.
+        damaged: newer checkpoints that could not be read, by folder name, and what is wrong with each.
+    """
+
+    step: int
+    kept: dict[str, Any]
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+class Restorer:
+    """Loads checkpoints into the parts of a run.
+
+    Args:
+        folder: path or URL of the checkpoints, for messages.
+        storage: of that folder.
+        ranks: that load together.
+        parts: what is loaded, by name, in this order.
+        spec: of the job; a checkpoint of another one is refused.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        storage: Storage,
+        ranks: Ranks,
+        parts: Mapping[str, Stateful],
+        spec: Mapping[str, Any],
+    ) -> None:
+        self._folder, self._storage, self._ranks = folder, storage, ranks
+        self._parts, self._spec = dict(parts), spec
+
+    def load(self, before: int | None, *, keep: Collection[str]) -> Loaded | None:
+        """Loads the newest good checkpoint up to step ``before``; None where there is none. Collective.
+
+        All ranks try the same one; where any of them finds it damaged, all try the one before.
+
+        Raises:
+            JobError: there are good ones, and not one of them can be read.
+            SpecError: it was made with another model, optimizer or data.
+        """
+        # All-gather; every rank loads at the same step, and the others wait while rank 0 lists the storage.
+        steps, damaged = self._ranks.from_first(self._choices(before) if self._ranks.rank == 0 else None)
+        for step in steps:
+            content, problem = self._read(step)
+            # All-gather; every rank tries the same steps, and waits for the slowest reader.
+            problems = [p for p in self._ranks.gather(problem) if p is not None]
+            if content is not None and not problems:
+                check_spec(content.manifest.spec, self._spec, step)
+                return self._apply(content, keep, damaged)
+            damaged[checkpoint_folder(step)] = problems[0]
+        if damaged:
+            raise JobError(_none_readable(self._folder, damaged))
+        return None
+
+    def _choices(self, before: int | None) -> tuple[list[int], dict[str, str]]:
+        """The steps of the good ones, newest first, and the problems of those without a readable manifest."""
+        try:
+            readable, damaged = manifests(self._storage)
+        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer
+            return [], {"": reason(error)}
+        good = [m.step for m in reversed(readable) if m.health == "good"]
+        return [step for step in good if before is None or step <= before], damaged
+
+    def _read(self, step: int) -> tuple[Content | None, str | None]:
+        rank = self._ranks.rank
+        try:
+            content = read(self._storage, checkpoint_folder(step), wanted=of_rank(rank))
+            content.parts(rank, self._ranks.world_size)
+        except DamagedCheckpoint as error:
+            return None, str(error)
+        except Exception as error:  # noqa: BLE001 - an unforeseen error must not leave the others waiting
+            return None, reason(error)
+        return content, None
+
+    def _apply(self, content: Content, keep: Collection[str], damaged: dict[str, str]) -> Loaded:
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        generators = content.generators(rank, world_size)
+        if generators is not None:
+            rng.restore(generators)  # before the guard, whose first snapshot contains them
+        states = content.parts(rank, world_size)
+        for name, part in self._parts.items():
+            if name not in keep and name in states:
+                part.load_state_dict(lay_out(states[name], part))
+        kept = {name: states[name] for name in keep if name in states}
+        return Loaded(content.manifest.step, kept, damaged)
+
+
+def _none_readable(folder: str | Path, problems: Mapping[str, str]) -> str:
+    listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
+    none = f"no checkpoint under {shown(folder)} can be read ({listed})"
+    return f"{none}: restore one, or start from the beginning with --overwrite"

@@ -1,0 +1,93 @@
+"""Private functions and settings of Ray's core, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import ray_constants, services, worker
+from ray.job_config import JobConfig
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+LOOPBACK_SETTING = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+"""Environment of a head that binds to the loopback interface."""
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the cluster's nodes that are about to be removed. Raises what Ray raises."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+def bootstrap_address(address: str) -> str:
+    """``host:port`` of a cluster's head, for ``auto`` too. Raises ValueError or ConnectionError."""
+    return str(services.canonicalize_bootstrap_address(address))
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """A head started in this block binds to the loopback interface.
+
+    Ray does so where it does not support clusters of several nodes (macOS and Windows). It reads the variable
+    for that when it is imported, which is before we can set it.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def start_head(*, temp_dir: str | None, **options: Any) -> None:
+    """``ray.init`` of a new local cluster with its session files in ``temp_dir``."""
+    ray.init(address="local", job_config=OwnCodePath(), _temp_dir=temp_dir, **options)
+
+
+class OwnCodePath(JobConfig):
+    """Keeps the driver's folders from the front of the workers' ``sys.path``.
+
+    There a ``jobs.py`` or ``guard.py`` of the user's would hide our packages. Ray leaves them out where the
+    runtime environment has a working directory.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+@contextmanager
+def ray_messages_to(write: Callable[[list[str]], None]) -> Iterator[None]:
+    """In this block Ray's messages on dead workers and nodes go to ``write``, not to the terminal."""
+    before = worker.print_to_stdstream
+
+    def redirected(data: dict[str, Any], **_: Any) -> None:
+        write(data.get("lines", []))
+
+    worker.print_to_stdstream = redirected
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+
+
+def dead_head_processes() -> list[str]:
+    """Which processes of the head that this process started have died, such as ``raylet``."""
+    node = worker._global_node
+    return [] if node is None else sorted(kind for kind, _ in node.dead_processes())
+
+
+def remove_placement_groups(job_id: str) -> None:
+    """Frees what a job has reserved: a dead controller's workers are gone, but not their reservation."""
+    from ray._raylet import PlacementGroupID
+
+    for group_id, group in ray.util.placement_group_table().items():
+        if group_id.endswith(job_id) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+
+
+def on_this_node() -> dict[str, str]:
+    """A label selector for the node of this process."""
+    return {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}

@@ -1,0 +1,124 @@
+"""Ray Train's trainer and scaling policies, changed where they have no public setting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.train import Result, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    ScalingDecision,
+    ScalingPolicy,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+
+from jobs.ray_internals.core import on_this_node
+
+__all__ = ["FixedScalingPolicy", "ScalingPolicy"]
+
+POLL_S = 0.2
+OMITTED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
+"""Each starts a process, which takes seconds, again with every worker group. We pass no data sets, and the
+driver frees what a dead controller had reserved."""
+CONTROLLER_SETTINGS = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
+"""Each worker watches for the preemption of its own node."""
+
+CountWorkers = Callable[[Mapping[str, Any]], int]
+"""How many workers fit on the given resources, by node id."""
+
+
+class TrainingAbandoned(RuntimeError):
+    """The training was abandoned before it ended."""
+
+
+class InterruptibleTrainer(TorchTrainer):
+    """A ``TorchTrainer`` whose ``fit`` can be abandoned from another thread.
+
+    ``ray.shutdown`` while a thread is inside a call of Ray's core crashes the process, and
+    ``TorchTrainer.fit`` is one call that lasts as long as the training. So this one waits in short turns, and
+    raises ``TrainingAbandoned`` soon after ``abandon`` is set.
+    """
+
+    def __init__(
+        self, *args: Any, abandon: threading.Event, scaling_policy: ScalingPolicy, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._abandon, self._policy = abandon, scaling_policy
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, OMITTED_CALLBACKS)]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Result:
+        """Runs the controller on this node, as Ray Train does, but with our policy, and waits in turns."""
+        controller = (
+            ray.remote(TrainController)
+            .options(
+                num_cpus=0,
+                label_selector=on_this_node(),
+                runtime_env={"env_vars": {**CONTROLLER_SETTINGS, **get_env_vars_to_propagate()}},
+            )
+            .remote(**{**options, "scaling_policy": self._policy})
+        )
+        self._wait(controller.run.remote())
+        result: Result = self._wait(controller.get_result.remote())
+        return result
+
+    def _wait(self, answer: Any) -> Any:
+        while not ray.wait([answer], timeout=POLL_S)[0]:
+            if self._abandon.is_set():
+                raise TrainingAbandoned
+        return ray.get(answer)
+
+
+class LocalScalingPolicy(FixedScalingPolicy):
+    """Reserves nothing with Ray's autoscaling coordinator, which would have to be started first."""
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass
+
+
+class CustomElasticScalingPolicy(ElasticScalingPolicy):
+    """An elastic policy that asks ``allowed`` how many workers may run.
+
+    Args:
+        scaling_config: of the training.
+        allowed: gets the reserved resources by node id, the workers that run now, and Ray's count of the
+            workers that fit on given resources.
+    """
+
+    def __init__(
+        self,
+        scaling_config: ScalingConfig,
+        allowed: Callable[[Mapping[str, Any], int, CountWorkers], int],
+    ) -> None:
+        super().__init__(scaling_config)
+        self._allowed = allowed
+        self._running = 0
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """Ray Train's decision, with the number of running workers known to ``allowed``."""
+        self._running = worker_group_state.num_workers
+        try:
+            return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        finally:
+            self._running = 0
+
+    def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
+        return self._allowed(reserved_resources, self._running, super()._count_possible_workers)

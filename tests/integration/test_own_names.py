@@ -1,0 +1,108 @@
+"""Files of the user's that are called as our packages hide nothing, wherever a job starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import JobClient, JobSpec
+from tests.integration.cluster import Cluster
+from tests.integration.runner import GRADGUARD, Sandbox
+
+WORKLOAD = """
+import torch
+from torch import nn
+
+
+class Own:
+    n_train = 64
+
+    def __init__(self, spec):
+        self.x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        self.y = (self.x.sum(1) > 0).long()
+
+    def build_model(self):
+        return nn.Linear(8, 2)
+
+    def train_batch(self, ids, epoch, device):
+        index = torch.from_numpy(ids.copy())
+        return self.x[index].to(device), self.y[index].to(device)
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(self, model, rank, world_size, device):
+        return {"n": float(len(self.x[rank::world_size]))}
+
+    def metrics(self, sums):
+        return {"samples": sums["n"]}
+"""
+
+
+def with_namesakes(sandbox: Sandbox) -> Path:
+    """A spec with a workload of its own, among files with the names of our packages."""
+    spec = {
+        "name": "namesakes",
+        "workload": "mine:Own",
+        "storage": "runs",
+        "scale": {"workers": 1, "device": "cpu"},
+        "data": {"batch_size": 16},
+        "train": {"max_steps": 4},
+        "metrics": {"port": 0},
+    }
+    (sandbox.path / "own.yaml").write_text(json.dumps(spec))
+    (sandbox.path / "mine.py").write_text(WORKLOAD)
+    (sandbox.path / "jobs.py").write_text("x = 1\n")
+    (sandbox.path / "guard.py").write_text("x = 1\n")
+    (sandbox.path / "service").mkdir()
+    (sandbox.path / "service" / "__init__.py").write_text("")
+    return sandbox.path / "own.yaml"
+
+
+def test_the_commands_start_among_files_with_the_names_of_our_packages(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    with_namesakes(sandbox)
+    run = sandbox.run(GRADGUARD, "train", "own.yaml", "--set", "optimizer.lr=-1")
+    assert run.returncode == 2
+    assert "optimizer.lr" in run.stdout
+    assert "Traceback" not in run.stdout
+    (tmp_path / "jobs.py").unlink()
+    run = sandbox.run(sys.executable, "-m", "jobs.train", "own.yaml", "--set", "optimizer.lr=-1")
+    assert run.returncode == 2
+    assert "optimizer.lr" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_a_guard_that_was_imported_before_is_named_in_one_line(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    with_namesakes(sandbox)
+    (tmp_path / "jobs.py").unlink()
+    program = "import guard; import sys; sys.argv[0] = '-m'; import jobs"
+    run = sandbox.run(sys.executable, "-c", program)
+    assert run.returncode == 2
+    assert run.stdout.strip() == (
+        f"{tmp_path}/guard.py hides GradGuard's package guard: rename it, or move it to another folder"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_is_trained_beside_files_with_the_names_of_our_packages(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    with_namesakes(sandbox)
+    run = sandbox.run(GRADGUARD, "train", "own.yaml")
+    assert run.returncode == 0, run.stdout
+    assert sandbox.result("namesakes")["metrics"] == {"samples": 64.0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_is_submitted_with_files_with_the_names_of_our_packages(cluster: Cluster) -> None:
+    project = cluster.sandbox.project("namesakes")
+    spec = with_namesakes(project)
+    job = JobClient(cluster.url).submit(JobSpec.load(spec), working_dir=project.path)
+    ended = job.wait(timeout_s=300)
+    assert ended.status == "succeeded", "".join(ended.logs())
