@@ -59,7 +59,7 @@ def training_figure(run: Run, size: Size, room: float = 0.0) -> Figure:
     head = room + (24 if marks else 4)
     figure = look.stack(_panels(run, size), size, span(run), head=head, axis_name="step attempt")
     for axes in figure.axes:
-        look.shade(axes, run.rewound, Role.REWOUND, size)
+        look.shade(axes, run.rewound, Role.ROLLED_BACK, size)
         _incident_lines(axes, run.incidents)
     _badges(figure.axes[0], marks, size)
     return figure
@@ -75,7 +75,7 @@ def cost(run: Run, size: Size) -> Markup:
     with drawing(f"cost-{size.name}"):
         figure = look.stack(panels, size, span(run), head=4, axis_name="step attempt")
         for axes in figure.axes:
-            look.shade(axes, run.rewound, Role.REWOUND, size)
+            look.shade(axes, run.rewound, Role.ROLLED_BACK, size)
         return inline_svg(figure)
 
 
@@ -84,7 +84,7 @@ def checkpoints(run: Run, size: Size) -> Markup:
     panel = Panel("", 54, lambda axes: _checkpoints(axes, run.checkpoints))
     with drawing(f"checkpoints-{size.name}"):
         figure = look.stack([panel], size, span(run), head=0, axis_name="step attempt")
-        look.shade(figure.axes[0], run.rewound, Role.REWOUND, size)
+        look.shade(figure.axes[0], run.rewound, Role.ROLLED_BACK, size)
         _incident_lines(figure.axes[0], run.incidents)
         return inline_svg(figure)
 

@@ -23,7 +23,7 @@ LIGHT = {
     "good-wash": "#e0f5ea",
     "warn-wash": "#fdf0d9",
     "danger-wash": "#fde6e7",
-    "rewound": "#e08a1e",
+    "rolled-back": "#e08a1e",
     "recovery": "#7b3fd0",
     "bar": "#dbe5fb",
 }
@@ -48,7 +48,7 @@ DARK = {
     "good-wash": "#12352a",
     "warn-wash": "#3a2c12",
     "danger-wash": "#42191e",
-    "rewound": "#f0a63c",
+    "rolled-back": "#f0a63c",
     "recovery": "#bd97ff",
     "bar": "#253a63",
 }
@@ -80,7 +80,7 @@ class Role:
     WARN = "gradguard:warn"
     DANGER = "gradguard:danger"
     ON_MARK = "gradguard:on-mark"
-    REWOUND = "gradguard:rewound"
+    ROLLED_BACK = "gradguard:rolled-back"
     RECOVERY = "gradguard:recovery"
 
 

@@ -129,7 +129,7 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
         ("Anomalies", count(summary.anomalies), "seen by the guard"),
         ("Skips", count(summary.skips), "steps not applied"),
         ("Rollbacks", count(summary.rollbacks), ""),
-        ("Steps lost", count(summary.steps_lost), "rewound"),
+        ("Steps lost", count(summary.steps_lost), "rolled back"),
         ("Clipped", count(summary.clips), _share_of(summary.clips, summary.attempts)),
         ("Guard", percent(summary.guard_share), "of the step time"),
     ]
@@ -167,7 +167,7 @@ def legend(run: Run) -> list[tuple[str, str]]:
     entries = [
         (bool(charts.evaluation_points(run, "test_loss")[0]), "diamond", "test loss"),
         (bool((~_isnan(run.steps.clip_threshold)).any()), "dashes", "clip threshold"),
-        (bool(run.rewound), "rewound", "rewound"),
+        (bool(run.rewound), "rolled-back", "rolled back"),
         (bool(run.steps.recovering.any()), "recovery", "recovery"),
         (bad, "cross", "not finite"),
         (bool(run.incidents), "number", "incident"),

@@ -29,7 +29,7 @@ MOST_INCIDENTS = 3
 MARKS = {
     "diamond": ("D", Role.SCORE),
     "dashes": ("dashes", Role.CLIP),
-    "rewound": ("patch", Role.REWOUND),
+    "rolled-back": ("patch", Role.ROLLED_BACK),
     "recovery": ("patch", Role.RECOVERY),
     "cross": ("x", Role.DANGER),
 }

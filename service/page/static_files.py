@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -35,7 +35,9 @@ KINDS = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
+STATIC = Path(__file__).with_name("static")
 COLORS = "colors.css"
 router = APIRouter()
 
@@ -60,7 +62,7 @@ def page(service: Service) -> Response:
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 
 
-@router.get("/page/{name}", include_in_schema=False)
+@router.get("/page/{name:path}", include_in_schema=False)
 def file(name: str, http: Request) -> Response:
     """A script, a style or a picture; asked for again, it is sent again only if it has changed."""
     kind = KINDS.get(name.rpartition(".")[2])
@@ -81,14 +83,14 @@ def me(service: Service, caller: Reader) -> Me:
 
 @cache
 def _names() -> frozenset[str]:
-    return frozenset({COLORS, *(found.name for found in files("service.page").joinpath("static").iterdir())})
+    return frozenset({COLORS, *(found.relative_to(STATIC).as_posix() for found in STATIC.rglob("*.*"))})
 
 
 @cache
 def _file(name: str) -> bytes:
     if name == COLORS:
         return _colors().encode()
-    return files("service.page").joinpath("static", name).read_bytes()
+    return (STATIC / name).read_bytes()
 
 
 def _colors() -> str:

@@ -23,12 +23,12 @@ class JobView {
   constructor(app, id) {
     Object.assign(this, { app, id, job: null, steps: new Steps(), incidents: { total: 0, shown: [] } });
     this.charts = [
-      new Chart("Loss", [{ column: "loss", label: "loss", kind: "loss" }], 210),
+      new Chart("Loss", [{ column: "loss", label: "loss", color: "loss" }], 200),
       new Chart("Gradient norm", [
-        { column: "grad_norm", label: "norm", kind: "norm" },
-        { column: "clip_threshold", label: "clip threshold", kind: "clip" },
-      ], 210),
-      new Chart("Learning rate", [{ column: "lr", label: "learning rate", kind: "rate" }], 130),
+        { column: "grad_norm", label: "norm", color: "norm" },
+        { column: "clip_threshold", label: "clip threshold", color: "clip", dash: [5, 4] },
+      ], 200),
+      new Chart("Learning rate", [{ column: "lr", label: "learning rate", color: "rate" }], 130),
     ];
     this.badge = h("span", { class: "badge" });
     this.state = h("p", { id: "state", role: "status", class: "lead" }, "Looking for the job");
@@ -65,7 +65,7 @@ class JobView {
       h("div", { class: "title" }, h("h1", { tabindex: "-1" }, this.id), this.badge),
       this.state, this.far, this.buttons, this.problem, this.facts,
       part("training", "Training",
-        h("p", { class: "muted" }, "Over the attempts; what was rewound is shaded, and numbers lead to the incidents."),
+        h("p", { class: "muted" }, "Over the attempts. Shaded: rolled back. Numbers lead to the incidents. Drag to zoom, double-click to reset."),
         ...this.charts.map((chart) => chart.element), this.details),
       part("incidents", "Incidents", this.cards.element),
       part("checkpoints", "Checkpoints", this.checkpoints),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from jobs.run_dir.jsonl import JsonlWriter
 from service.api import Limits
+from service.page.static_files import STATIC
 from service.page.streams import Growing, JobLive, ListLive
 from service.reconcile.log_spool import log_path
 from service.store import NoSuchJob
@@ -28,15 +29,15 @@ def api(tmp_path: Path) -> Api:
 
 
 def test_the_files_are_in_the_package_and_every_one_is_served(api: Api) -> None:
-    names = {item.name for item in files("service.page").joinpath("static").iterdir()}
-    assert {"index.html", "app.js", "style.css", "icon.svg"} <= names
+    names = {path.relative_to(STATIC).as_posix() for path in STATIC.rglob("*") if path.is_file()}
+    assert {"index.html", "app.js", "style.css", "icon.svg", "vendor/uPlot.iife.min.js"} <= names
     client = api.client(None)
     for name in names - {"index.html"} | {"colors.css"}:
         answer = client.get(f"/page/{name}")
         assert answer.status_code == 200, name
         again = client.get(f"/page/{name}", headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-    for missing in ("index.html", "..%2Ffiles.py", "nothing.js", "__init__.py"):
+    for missing in ("index.html", "..%2Ffiles.py", "vendor/../app.py", "vendor", "nothing.js", "__init__.py"):
         assert client.get(f"/page/{missing}").status_code == 404
 
 
@@ -49,8 +50,7 @@ def test_the_wheel_takes_every_file_of_the_page() -> None:
 
 
 def test_scripts_name_only_files_that_are_there_and_no_other_host() -> None:
-    folder = files("service.page").joinpath("static")
-    texts = {item.name: item.read_text("utf-8") for item in folder.iterdir()}
+    texts = {path.name: path.read_text("utf-8") for path in STATIC.glob("*.*")}
     for name, text in texts.items():
         bare = text.replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in bare, name
@@ -58,6 +58,13 @@ def test_scripts_name_only_files_that_are_there_and_no_other_host() -> None:
         assert "innerHTML" not in text, name
         imported = [line.split('"')[-2] for line in text.splitlines() if line.startswith("import ")]
         assert all(path.removeprefix("/page/") in texts for path in imported), name
+
+
+def test_the_vendored_library_comes_with_its_version_and_its_licence() -> None:
+    script = (STATIC / "vendor" / "uPlot.iife.min.js").read_text()
+    assert re.match(r"/\*! https://github.com/leeoniya/uPlot \(v\d+\.\d+\.\d+\) \*/", script)
+    assert (STATIC / "vendor" / "uPlot.LICENSE.txt").read_text().startswith("The MIT License")
+    assert not re.search(r"innerHTML|insertRule|cssText|eval\(|new Function", script), "the policy forbids it"
 
 
 @pytest.mark.parametrize("path", ["/", "/submit", "/jobs/some-job"])
