@@ -1,7 +1,8 @@
-"""The report of a job: one HTML file that needs nothing beside it, and a picture of its main chart.
+"""The report of a job: one HTML file that is self-contained, and a picture of its main chart.
 
-`data` reads the job's files, `summary`, `cost`, `causes` and `words` say what happened, `charts` and `heat`
-draw it, `page` and `picture` put it together. `compare` does the same for two jobs.
+`data` reads the job's files; `summary`, `cost`, `causes` and `words` describe what happened; `charts` and
+`heat` draw it in the style of `plot_style`; `page` and `picture` assemble it. `compare` does the same for
+two jobs.
 """
 
 from jobs.report.page import write_page

@@ -1,4 +1,4 @@
-"""The colours of the report, said once: the page has them as CSS variables, the picture as they are."""
+"""The colours of the report and of the job page, as CSS variables; charts are drawn in the light ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ LIGHT = {
     "recovery": "#7b3fd0",
     "bar": "#dbe5fb",
 }
-"""By day; also the colours of the picture."""
 
 DARK = {
     "page": "#0e131a",
@@ -52,7 +51,6 @@ DARK = {
     "recovery": "#bd97ff",
     "bar": "#253a63",
 }
-"""For those who asked their system for a dark page."""
 
 PAPER = {
     **LIGHT,
@@ -62,28 +60,3 @@ PAPER = {
     "muted": "#4c5867",
     "grid": "#dde2e9",
 }
-"""White ground, and text a shade darker."""
-
-
-class Role:
-    """Names of colours, for the charts. matplotlib knows them inside `drawing`."""
-
-    INK = "gradguard:ink"
-    MUTED = "gradguard:muted"
-    GRID = "gradguard:grid"
-    LOSS = "gradguard:loss"
-    NORM = "gradguard:norm"
-    CLIP = "gradguard:clip"
-    RATE = "gradguard:rate"
-    SCORE = "gradguard:score"
-    GOOD = "gradguard:good"
-    WARN = "gradguard:warn"
-    DANGER = "gradguard:danger"
-    ON_MARK = "gradguard:on-mark"
-    ROLLED_BACK = "gradguard:rolled-back"
-    RECOVERY = "gradguard:recovery"
-
-
-def roles(palette: Palette) -> Palette:
-    """A palette under the names of `Role`."""
-    return {f"gradguard:{name}": color for name, color in palette.items()}

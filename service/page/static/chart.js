@@ -5,7 +5,6 @@ import { count, number } from "/page/format.js";
 
 const LOG_FROM = 10; // a scale is logarithmic where the largest value is this many times the smallest
 const LEAST_SPAN = 0.02; // of the largest value: what hardly changes is drawn flat
-const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 const WHOLE = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)); // steps between ticks
 const darkMode = matchMedia("(prefers-color-scheme: dark)");
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
@@ -53,7 +52,7 @@ export class Chart {
   #create(data, log) {
     this.plot?.destroy();
     this.log = log;
-    const axis = { font: FONT, stroke: () => color("muted"), ticks: { show: false }, grid: { stroke: () => color("grid"), width: 1, filter: labelled } };
+    const axis = { stroke: () => color("muted"), ticks: { show: false }, grid: { stroke: () => color("grid"), width: 1, filter: labelled } };
     const last = (i) => this.rows[i ?? this.rows.length - 1];
     this.box.replaceChildren();
     this.plot = new uPlot({
@@ -163,7 +162,7 @@ function labelled(u, ticks, i, space, step) {
   return u.axes[i].filter(u, ticks, i, space, step);
 }
 
-/** A tick with as many digits as tell it from the next. */
+/** A tick with as many digits as distinguish it from the next. */
 function label(tick, step, log) {
   const digits = Math.ceil(Math.log10(Math.abs(tick) / step)) + 1;
   return tick === null ? "" : digits > 3 && !log ? String(Number(tick.toPrecision(Math.min(digits, 15)))) : number(tick);

@@ -101,8 +101,8 @@ def test_the_list_shows_jobs_with_sparklines_and_filters_them(page: Any) -> None
     page.goto("/")
     row = page.locator("li.job", has_text="fashion-0001")
     row.locator("svg.spark path.loss").wait_for()
-    assert row.get_by_role("img", name="Loss, the last stretch").is_visible()
-    assert row.get_by_role("img", name="Gradient norm, the last stretch").is_visible()
+    assert row.get_by_role("img", name="Loss, recent").is_visible()
+    assert row.get_by_role("img", name="Gradient norm, recent").is_visible()
     assert "Waiting for 2 GPUs, 1 free" in page.locator("li.job", has_text="asks-for-gpus").inner_text()
     assert page.locator("li.job").count() == 4
     keep(page, "list")
@@ -132,7 +132,7 @@ def test_the_charts_of_a_job_grow_while_it_runs(page: Any, api: Api) -> None:
     until(lambda: values(loss)["attempt"] == f"{LAST}, step 240")
     assert loss.locator(".rolled-back").bounding_box()["x"] < shade["x"], "it moves with the axis"
     page.get_by_text("step 240 of 240").wait_for()
-    log = page.get_by_role("region", name="What the job printed")
+    log = page.get_by_role("region", name="Output of the job")
     with log_path(api.root, "fashion-0001").open("a") as file:
         file.write("the last line\n")
     until(lambda: log.text_content().endswith("the last line\n"))
@@ -222,7 +222,7 @@ def test_an_incident_shows_its_evidence_and_a_mark_leads_to_it(page: Any) -> Non
     card.get_by_text("Evidence").click()
     said = card.inner_text()
     assert "Recovered" in said
-    assert "rewound 26 steps to step 125" in said
+    assert "rolled back 26 steps to step 125" in said
     assert "7.05" in said
     assert "0.41" in said
     assert "26 steps, 21 ms" in said
@@ -288,10 +288,10 @@ def test_a_script_cannot_make_html_of_text(browser: Any, url: str) -> None:
         assert "TrustedHTML" in page.evaluate(tried)
 
 
-def test_the_form_checks_while_one_types_and_hands_in(page: Any, api: Api) -> None:
+def test_the_form_checks_while_typing_and_submits(page: Any, api: Api) -> None:
     page.goto("/submit")
     spec = page.get_by_label("Spec, YAML")
-    page.get_by_label("Begin with an example").select_option("fashion")
+    page.get_by_label("Start from an example").select_option("fashion")
     page.get_by_text("The spec is valid. It asks for 2 workers, 2 CPUs.").wait_for()
     spec.fill(
         "name: typed\nscale:\n  workers: 1\noptimizer:\n  name: sgd\n  lr: -1\ntrian:\n  max_steps: 5\n"
@@ -322,7 +322,7 @@ def test_the_form_checks_while_one_types_and_hands_in(page: Any, api: Api) -> No
     assert row.spec is not None
     assert row.spec["optimizer"]["lr"] == 0.1
     page.get_by_role("button", name="Clone").click()
-    page.get_by_text("Write these again, with their values: API_KEY.").wait_for()
+    page.get_by_text("Enter these again, with their values: API_KEY.").wait_for()
     page.get_by_text("The spec is valid. It asks for 1 worker, 1 CPU.").wait_for()
     assert "lr: 0.1" in spec.input_value()
     api.context.store.delete(row.id, lambda _: None)
@@ -340,7 +340,7 @@ def test_a_token_is_needed_and_readers_get_no_buttons(browser: Any, url: str, ap
         page.keyboard.press("Enter")
         page.locator("canvas").first.wait_for()
         assert page.locator("#who").inner_text().startswith("read (read)")
-        buttons = page.get_by_role("group", name="What can be done").get_by_role("button")
+        buttons = page.get_by_role("group", name="Actions").get_by_role("button")
         assert buttons.all_inner_texts() == ["Save the report"]
         assert not page.get_by_role("link", name="Submit").is_visible()
         with page.expect_download() as saved:
@@ -408,7 +408,7 @@ READY = {
 
 
 @pytest.mark.parametrize("place", READY)
-def test_a_telephone_does_not_scroll_sideways(browser: Any, url: str, api: Api, place: str) -> None:
+def test_a_phone_does_not_scroll_sideways(browser: Any, url: str, api: Api, place: str) -> None:
     with visitor(browser, url, token=api.tokens["submit"], viewport=PHONE, has_touch=True) as page:
         page.goto(place)
         page.locator(READY[place]).first.wait_for(state="attached")

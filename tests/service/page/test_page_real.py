@@ -1,4 +1,4 @@
-"""The page of a real service: a job is handed in, watched, stopped and resumed in a browser."""
+"""The page of a real service: a job is submitted, watched, stopped and resumed in a browser."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def page(service: tuple[str, str]) -> Iterator[Any]:
         yield page
 
 
-def test_a_job_is_handed_in_watched_stopped_and_resumed(page: Any) -> None:
+def test_a_job_is_submitted_watched_stopped_and_resumed(page: Any) -> None:
     page.goto("/submit")
     page.get_by_label("Spec, YAML").fill(yaml.safe_dump(ENDLESS))
     page.get_by_text("The spec is valid. It asks for 1 worker, 1 CPU.").wait_for()
@@ -110,6 +110,6 @@ def attempt(page: Any) -> int:
 
 
 def step(page: Any) -> int:
-    """The step that the page tells of."""
+    """The step that the page shows."""
     said: str = page.get_by_text("of 100,000").inner_text()
     return int(said.replace(",", "").split()[1])

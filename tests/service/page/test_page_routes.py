@@ -92,7 +92,7 @@ def checked(api: Api, text: str) -> dict[str, Any]:
     return found
 
 
-def test_a_valid_spec_comes_back_as_what_is_handed_in(api: Api) -> None:
+def test_a_valid_spec_comes_back_as_what_is_submitted(api: Api) -> None:
     found = checked(api, VALID)
     assert found["faults"] == []
     assert found["wants"] == "1 worker, 1 CPU"
@@ -121,7 +121,9 @@ def test_a_fault_has_its_field_and_its_line(api: Api, text: str, path: str, line
     places = [(fault["path"], fault["line"]) for fault in faults]
     assert (path, line) in places, faults
     assert says in faults[places.index((path, line))]["message"]
-    assert not faults[0]["message"].startswith((path + ":") if path else "spec:"), "said beside it already"
+    assert not faults[0]["message"].startswith((path + ":") if path else "spec:"), (
+        "it is shown beside the message"
+    )
 
 
 def test_every_example_can_be_chosen_and_is_valid(api: Api) -> None:
@@ -186,7 +188,7 @@ def test_an_incident_comes_with_its_story_and_its_evidence(api: Api) -> None:
     second = told["shown"][1]
     assert (second["anchor"], second["badge"]) == ("incident-2", "Recovered")
     assert second["evidence"]["layers"][0]["name"] == "layer4.1.conv2.weight"
-    assert any("rewound 26 steps" in line for line in second["story"])
+    assert any("rolled back 26 steps" in line for line in second["story"])
 
 
 def test_a_damaged_checkpoint_is_told_too(api: Api) -> None:
