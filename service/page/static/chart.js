@@ -26,6 +26,7 @@ export class Chart {
   /** Shows rows, the spans of attempts that were rolled back, and incidents as { attempt, id, anchor, title }. */
   show(rows, spans, marks) {
     Object.assign(this, { rows, spans, marks });
+    this.#overlay();
     this.frame ??= requestAnimationFrame(() => { this.frame = null; this.#draw(); });
   }
 
@@ -43,17 +44,17 @@ export class Chart {
     const data = [this.rows.map((row) => row.attempt), ...columns];
     const log = isLog(Math.min(...values), Math.max(...values));
     const zoom = this.#zoom();
+    this.plotted = [...this.rows]; // steps may be added or withdrawn before the next drawing
     if (this.plot && log === this.log) this.plot.setData(data);
     else this.#create(data, log);
     if (zoom) this.plot.setScale("x", zoom);
-    this.#overlay();
   }
 
   #create(data, log) {
     this.plot?.destroy();
     this.log = log;
     const axis = { stroke: () => color("muted"), ticks: { show: false }, grid: { stroke: () => color("grid"), width: 1, filter: labelled } };
-    const last = (i) => this.rows[i ?? this.rows.length - 1];
+    const last = (i) => this.plotted.at(i ?? -1);
     this.box.replaceChildren();
     this.plot = new uPlot({
       width: this.box.clientWidth,
@@ -85,18 +86,16 @@ export class Chart {
   /** Marks and shades are elements: links can be reached with the keyboard, and CSS colours them. */
   #overlay() {
     const key = JSON.stringify([this.spans, this.marks]);
-    if (key !== this.key) {
-      this.key = key;
-      const focused = this.links.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-      this.shades.replaceChildren(...this.spans.map(([first, last]) =>
-        h("div", { class: "rolled-back", title: `Attempts ${count(first)} to ${count(last)} were rolled back` })));
-      this.links.replaceChildren(...this.marks.map((mark) =>
-        h("a", { href: `#${mark.anchor}`, class: "mark", "aria-label": `Incident ${mark.id}: ${mark.title}` }, String(mark.id))));
-      if (focused) this.links.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
-    }
-    this.#place();
+    if (key === this.key) return;
+    this.key = key;
+    const focused = this.links.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    this.shades.replaceChildren(...this.spans.map(() => h("div", { class: "rolled-back" })));
+    this.links.replaceChildren(...this.marks.map((mark) =>
+      h("a", { href: `#${mark.anchor}`, class: "mark", "aria-label": `Incident ${mark.id}: ${mark.title}` }, String(mark.id))));
+    if (focused) this.links.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   }
 
+  /** After each drawing: the accessible name, and the places of shades and marks. */
   #place() {
     this.box.setAttribute("aria-label", this.#name());
     const at = (attempt) => this.plot.valToPos(attempt, "x");
@@ -114,14 +113,14 @@ export class Chart {
 
   /** The part of the x axis that was zoomed into; null where all is shown. */
   #zoom() {
-    if (!this.plot) return null;
-    const [attempts, { min, max }] = [this.plot.data[0], this.plot.scales.x];
+    const attempts = this.plot?.data[0] ?? [];
+    const { min, max } = this.plot?.scales.x ?? {};
     return min > attempts[0] || max < attempts.at(-1) ? { min, max } : null;
   }
 
   #name() {
-    const known = this.rows.map((row) => row[this.lines[0].column]).filter(Number.isFinite);
-    const change = `${this.title} went from ${number(known[0])} to ${number(known.at(-1))} in ${count(this.rows.at(-1).attempt)} attempts`;
+    const known = this.plotted.map((row) => row[this.lines[0].column]).filter(Number.isFinite);
+    const change = `${this.title} went from ${number(known[0])} to ${number(known.at(-1))} in ${count(this.plotted.at(-1).attempt)} attempts`;
     const zoom = this.#zoom();
     const shown = zoom ? `; attempts ${count(Math.ceil(zoom.min))} to ${count(Math.floor(zoom.max))} are shown` : "";
     return `${change}; ${this.spans.length} rollbacks are shaded and ${this.marks.length} incidents are marked${shown}`;
