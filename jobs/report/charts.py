@@ -1,29 +1,29 @@
-"""The charts of a run. Each is a function from data to an inline SVG, for one `Size`."""
+"""The charts of a run. Each is a function from data to an inline SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
 from guard.records import Incident, WindowRow
-from jobs.report import plot_style as look
+from jobs.report import plot_style as style
 from jobs.report.checkpoints import Checkpoint
-from jobs.report.colors import Role
+from jobs.report.colors import LIGHT as COLOR
 from jobs.report.data import Run
-from jobs.report.plot_style import Panel, Size
+from jobs.report.plot_style import LOW, TALL, Panel
 from jobs.report.series import Flags, Floats, envelope, means
-from jobs.report.svg import drawing, inline_svg
+from jobs.report.svg import inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BADGE_PIXELS, DIGIT_PIXELS = 14, 7
-TALL, LOW = 150, 58
+BADGE_UNITS, DIGIT_UNITS = 9 * style.TEXT_ON_PHONE, 5 * style.TEXT_ON_PHONE
 MOST_INCIDENT_LINES = 300
 CROWD = 30
 
@@ -38,180 +38,160 @@ class Mark:
     color: str
 
 
-def span(run: Run) -> look.Span:
+def span(run: Run) -> style.Span:
     """The attempts that the charts cover."""
-    attempts = run.steps.attempt
-    if not len(attempts):
-        return 0.0, 1.0
-    low, high = float(attempts[0]), float(attempts[-1])
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return style.limits(run.steps.attempt)
 
 
-def training(run: Run, size: Size) -> Markup:
+def training(run: Run) -> Markup:
     """Loss, gradient norm, clipping, learning rate and accuracy over the step attempts."""
-    with drawing(f"training-{size.name}"):
-        return inline_svg(training_figure(run, size))
+    return inline_svg("training", lambda: training_figure(run))
 
 
-def training_figure(run: Run, size: Size, room: float = 0.0) -> Figure:
-    """The training chart, with `room` units free at its top; to be called inside `drawing`."""
-    marks = incident_marks(run.incidents, span(run), size)
-    head = room + (24 if marks else 4)
-    figure = look.stack(_panels(run, size), size, span(run), head=head, axis_name="step attempt")
-    for axes in figure.axes:
-        look.shade(axes, run.rolled_back, Role.REWOUND, size)
-        _incident_lines(axes, run.incidents)
-    _badges(figure.axes[0], marks, size)
+def training_figure(run: Run, room: float = 0) -> Figure:
+    """The training chart, with `room` units free at its top; to be called inside `svg.drawing`."""
+    marks = incident_marks(run.incidents, span(run))
+    figure = _stack(run, _panels(run), head=room + (16 if marks else 0), incidents=True)
+    _badges(figure.axes[0], marks)
     return figure
 
 
-def cost(run: Run, size: Size) -> Markup:
+def cost(run: Run) -> Markup:
     """What a step takes, and what of it the guard takes."""
-    steps = run.steps
+    parts = (("Step, ms", run.steps.step_seconds, "muted"), ("Guard, ms", run.steps.guard_seconds, "norm"))
     panels = [
-        Panel("Step, ms", LOW, lambda axes: _milliseconds(axes, run, steps.step_seconds, Role.MUTED, size)),
-        Panel("Guard, ms", LOW, lambda axes: _milliseconds(axes, run, steps.guard_seconds, Role.NORM, size)),
+        Panel(title, LOW, partial(_milliseconds, run=run, seconds=seconds, color=COLOR[color]))
+        for title, seconds, color in parts
     ]
-    with drawing(f"cost-{size.name}"):
-        figure = look.stack(panels, size, span(run), head=4, axis_name="step attempt")
-        for axes in figure.axes:
-            look.shade(axes, run.rolled_back, Role.REWOUND, size)
-        return inline_svg(figure)
+    return inline_svg("cost", lambda: _stack(run, panels))
 
 
-def checkpoints(run: Run, size: Size) -> Markup:
+def checkpoints(run: Run) -> Markup:
     """Where the run could go back to: a row for good ones, for candidates, for those that were removed."""
-    panel = Panel("", 54, lambda axes: _checkpoints(axes, run.checkpoints))
-    with drawing(f"checkpoints-{size.name}"):
-        figure = look.stack([panel], size, span(run), head=0, axis_name="step attempt")
-        look.shade(figure.axes[0], run.rolled_back, Role.REWOUND, size)
-        _incident_lines(figure.axes[0], run.incidents)
-        return inline_svg(figure)
+    panel = Panel("", 60, lambda axes: _checkpoints(axes, run.checkpoints))
+    return inline_svg("checkpoints", lambda: _stack(run, [panel], left=100, incidents=True))
 
 
-def incident_marks(incidents: Sequence[Incident], limits: look.Span, size: Size) -> list[Mark]:
+def _stack(
+    run: Run, panels: Sequence[Panel], *, head: float = 0, left: float = style.LEFT, incidents: bool = False
+) -> Figure:
+    """Panels over the attempts, with what was rolled back shaded."""
+    figure = style.stack(panels, span(run), head=head, left=left)
+    for axes in figure.axes:
+        style.shade(axes, run.rolled_back, COLOR["rolled-back"])
+        if incidents:
+            _incident_lines(axes, run.incidents)
+    return figure
+
+
+def incident_marks(incidents: Sequence[Incident], limits: style.Span) -> list[Mark]:
     """Numbered badges; neighbours that would touch share one, such as 3–7."""
-    pixel = (limits[1] - limits[0]) / size.plot_width
+    unit = (limits[1] - limits[0]) / (style.WIDTH - style.LEFT - style.RIGHT)
     groups: list[list[Incident]] = []
     for incident in sorted((i for i in incidents if i.attempt is not None), key=_attempt):
         groups.append([incident])
-        while len(groups) > 1 and _touch(_mark(groups[-2]), _mark(groups[-1]), pixel):
+        while len(groups) > 1 and _touch(_mark(groups[-2]), _mark(groups[-1]), unit):
             groups[-2:] = [groups[-2] + groups[-1]]
     return [_mark(group) for group in groups]
 
 
 def window(incident: Incident, name: str) -> Markup:
     """Loss and gradient norm in the attempts before an incident, the last one marked."""
-    size = Size(name="window", width=320, font=11, left=46, right=10, ticks=4)
     rows = incident.window
     limits = (rows[0].attempt - 0.5, rows[-1].attempt + 0.5)
+    series = (
+        ("Loss", [row.loss for row in rows], COLOR["loss"]),
+        ("Gradient norm", [row.grad_norm for row in rows], COLOR["norm"]),
+    )
     panels = [
-        Panel("Loss", LOW, lambda axes: _window_line(axes, rows, [r.loss for r in rows], Role.LOSS, size)),
-        Panel(
-            "Gradient norm",
-            LOW,
-            lambda axes: _window_line(axes, rows, [r.grad_norm for r in rows], Role.NORM, size),
+        Panel(title, LOW, partial(_window_line, rows=rows, values=values, color=color))
+        for title, values, color in series
+    ]
+    return inline_svg(name, lambda: style.stack(panels, limits, width=230, left=40))
+
+
+def _panels(run: Run) -> list[Panel]:
+    steps = run.steps
+    panels = [
+        (True, Panel("Loss", TALL, lambda axes: _loss(axes, run))),
+        (True, Panel("Gradient norm", TALL, lambda axes: _grad_norm(axes, run))),
+        (steps.clipped.any(), Panel("Steps clipped, %", LOW, lambda axes: _clipped(axes, run))),
+        (np.isfinite(steps.lr).any(), Panel("Learning rate", LOW, lambda axes: _rate(axes, run))),
+        (
+            np.isfinite(steps.update_ratio).any(),
+            Panel("Update / weight norm", LOW, lambda axes: _update_ratio(axes, run)),
+        ),
+        (
+            evaluation_points(run, "test_accuracy")[0],
+            Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run)),
         ),
     ]
-    with drawing(name):
-        return inline_svg(look.stack(panels, size, limits, head=0, axis_name="step attempt"))
+    return [panel for occurs, panel in panels if occurs]
 
 
-def _panels(run: Run, size: Size) -> list[Panel]:
-    steps = run.steps
-    panels = [
-        Panel("Loss", TALL, lambda axes: _loss(axes, run, size)),
-        Panel("Gradient norm", TALL, lambda axes: _grad_norm(axes, run, size)),
-    ]
-    if steps.clipped.any():
-        panels.append(Panel("Steps clipped, %", LOW, lambda axes: _clipped(axes, run)))
-    if np.isfinite(steps.lr).any():
-        panels.append(Panel("Learning rate", LOW, lambda axes: _rate(axes, run, size)))
-    if np.isfinite(steps.update_ratio).any():
-        panels.append(Panel("Update / weight norm", LOW, lambda axes: _update_ratio(axes, run, size)))
-    if evaluation_points(run, "test_accuracy")[0]:
-        panels.append(Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run)))
-    return panels
-
-
-def _loss(axes: Axes, run: Run, size: Size) -> None:
+def _loss(axes: Axes, run: Run) -> None:
     steps = run.steps
     x, y = evaluation_points(run, "test_loss")
-    known = np.concatenate((steps.loss[np.isfinite(steps.loss)], y))
-    look.value_axis(axes, known, TALL)
-    look.line(axes, steps.attempt, steps.loss, Role.LOSS, size)
-    axes.plot(x, y, color=Role.SCORE, marker="D", markersize=5, linestyle="none", zorder=4, clip_on=False)
-    look.nonfinite_marks(axes, steps.attempt, steps.loss_nonfinite, size)
+    style.value_axis(axes, np.concatenate((steps.loss[np.isfinite(steps.loss)], y)))
+    style.line(axes, steps.attempt, steps.loss, COLOR["loss"])
+    style.points(axes, x, y, COLOR["score"], "D", zorder=4)
+    style.nonfinite_marks(axes, steps.attempt, steps.loss_nonfinite)
 
 
-def _grad_norm(axes: Axes, run: Run, size: Size) -> None:
+def _grad_norm(axes: Axes, run: Run) -> None:
     steps = run.steps
-    known = steps.grad_norm[np.isfinite(steps.grad_norm)]
-    look.value_axis(axes, known, TALL)
-    look.line(axes, steps.attempt, steps.grad_norm, Role.NORM, size)
+    style.value_axis(axes, steps.grad_norm[np.isfinite(steps.grad_norm)])
+    style.line(axes, steps.attempt, steps.grad_norm, COLOR["norm"])
     has_limit = np.isfinite(steps.clip_threshold)
     if has_limit.any():
-        x, y = envelope(steps.attempt[has_limit], steps.clip_threshold[has_limit], int(size.plot_width / 4))
-        axes.plot(x, y, color=Role.CLIP, linewidth=1.2, linestyle=(0, (4, 3)))
-    look.nonfinite_marks(axes, steps.attempt, steps.grad_norm_nonfinite, size)
+        limit = envelope(steps.attempt[has_limit], steps.clip_threshold[has_limit], style.BUCKETS // 2)
+        axes.plot(*limit, color=COLOR["clip"], linewidth=1.2, linestyle=(0, (4, 3)))
+    style.nonfinite_marks(axes, steps.attempt, steps.grad_norm_nonfinite)
 
 
 def _clipped(axes: Axes, run: Run) -> None:
     x, y = means(run.steps.attempt, np.where(run.steps.clipped, 100.0, 0.0), 60)
-    axes.fill_between(x, y, step="mid", color=Role.CLIP, alpha=0.35, linewidth=0)
-    axes.step(x, y, where="mid", color=Role.CLIP, linewidth=1.2)
-    axes.set_ylim(0, max(10.0, 1.15 * float(y.max())))
-    axes.locator_params(axis="y", nbins=3)
+    axes.fill_between(x, y, step="mid", color=COLOR["clip"], alpha=0.35, linewidth=0)
+    axes.step(x, y, where="mid", color=COLOR["clip"], linewidth=1.2)
+    style.value_axis(axes, np.append(y, [0.0, 10.0]))
 
 
-def _rate(axes: Axes, run: Run, size: Size) -> None:
+def _rate(axes: Axes, run: Run) -> None:
     steps = run.steps
-    rates = steps.lr[np.isfinite(steps.lr)]
-    recovering = look.flag_spans(steps.attempt, steps.recovering)
-    look.shade(axes, recovering, Role.RECOVERY, size)
-    look.line(axes, steps.attempt, steps.lr, Role.RATE, size, noisy=False)
-    look.value_axis(axes, np.append(rates, 0.0), LOW)
+    style.shade(axes, style.flag_spans(steps.attempt, steps.recovering), COLOR["recovery"])
+    style.value_axis(axes, np.append(steps.lr[np.isfinite(steps.lr)], 0.0))
+    style.line(axes, steps.attempt, steps.lr, COLOR["rate"], noisy=False)
 
 
-def _update_ratio(axes: Axes, run: Run, size: Size) -> None:
+def _update_ratio(axes: Axes, run: Run) -> None:
     ratios = run.steps.update_ratio
-    look.value_axis(axes, ratios[np.isfinite(ratios)], LOW)
-    look.line(axes, run.steps.attempt, ratios, Role.RATE, size)
+    style.value_axis(axes, ratios[np.isfinite(ratios)])
+    style.line(axes, run.steps.attempt, ratios, COLOR["rate"])
 
 
 def _accuracy(axes: Axes, run: Run) -> None:
     x, y = evaluation_points(run, "test_accuracy")
-    axes.plot(x, y, color=Role.SCORE, marker="o", markersize=5, linewidth=1.4, clip_on=False)
-    look.value_axis(axes, np.array(y), LOW)
+    style.value_axis(axes, np.array(y))
+    axes.plot(x, y, color=COLOR["score"], marker="o", clip_on=False)
 
 
-def _milliseconds(axes: Axes, run: Run, seconds: Floats, color: str, size: Size) -> None:
+def _milliseconds(axes: Axes, run: Run, seconds: Floats, color: str) -> None:
     values = 1000 * seconds
-    look.value_axis(axes, values[np.isfinite(values)], LOW)
-    look.line(axes, run.steps.attempt, values, color, size)
+    style.value_axis(axes, values[np.isfinite(values)])
+    style.line(axes, run.steps.attempt, values, color)
 
 
 def _checkpoints(axes: Axes, saved: Sequence[Checkpoint]) -> None:
     """Filled where one is still there, pale where newer ones took its place."""
-    looks = (
-        (0, Role.DANGER, "x", 1.0, {"suspect", "undone", "unconfirmed", "failed"}),
-        (1, Role.WARN, "D", 1.0, {"written"}),
-        (2, Role.GOOD, "D", 0.35, {"retired"}),
-        (2, Role.GOOD, "D", 1.0, {"good"}),
+    kinds = (
+        (0, "danger", "x", 1.0, {"suspect", "undone", "unconfirmed", "failed"}),
+        (1, "warn", "D", 1.0, {"written"}),
+        (2, "good", "D", 0.35, {"retired"}),
+        (2, "good", "D", 1.0, {"good"}),
     )
-    for row, color, marker, alpha, fates in looks:
+    for row, color, marker, alpha, fates in kinds:
         places = [float(c.attempt) for c in saved if c.fate in fates and c.attempt is not None]
-        heights = [row] * len(places)
-        axes.plot(
-            places,
-            heights,
-            color=color,
-            marker=marker,
-            alpha=alpha,
-            markersize=7,
-            linestyle="none",
-            clip_on=False,
-        )
+        style.points(axes, places, [row] * len(places), COLOR[color], marker, alpha=alpha, markersize=5)
     axes.set_ylim(-0.7, 2.7)
     axes.set_yticks([0, 1, 2], ["removed", "candidate", "good"])
 
@@ -225,46 +205,34 @@ def evaluation_points(run: Run, metric: str) -> tuple[list[float], list[float]]:
 
 
 def _incident_lines(axes: Axes, incidents: Sequence[Incident]) -> None:
-    for color in (Role.WARN, Role.DANGER):
+    for color in (COLOR["warn"], COLOR["danger"]):
         places = sorted({i.attempt for i in incidents if i.attempt is not None and _color(i) == color})
-        axes.vlines(
-            places[:MOST_INCIDENT_LINES],
-            0,
-            1,
-            transform=axes.get_xaxis_transform(),
-            color=color,
-            linewidth=1,
-            alpha=0.75 if len(places) < CROWD else 0.25,
-            zorder=1.5,
-        )
+        alpha = 0.75 if len(places) < CROWD else 0.25
+        for place in places[:MOST_INCIDENT_LINES]:
+            axes.axvline(place, color=color, linewidth=1, alpha=alpha, zorder=1.5)
 
 
-def _badges(axes: Axes, marks: Sequence[Mark], size: Size) -> None:
+def _badges(axes: Axes, marks: Sequence[Mark]) -> None:
     for mark in marks:
         axes.annotate(
             mark.label,
             (mark.x, 1),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(0, size.font + 18),
+            xytext=(0, style.TITLE - 3),
             textcoords="offset points",
             ha="center",
             va="center",
-            fontsize=size.font - 1.5,
             fontweight="bold",
-            color=Role.ON_MARK,
+            color=COLOR["on-mark"],
             url=mark.target,
-            bbox={
-                "boxstyle": "round,pad=0.35,rounding_size=0.8",
-                "facecolor": mark.color,
-                "edgecolor": "none",
-            },
+            bbox={"boxstyle": "round,pad=0.4,rounding_size=0.9", "fc": mark.color, "ec": "none"},
             annotation_clip=False,
         )
 
 
-def _touch(left: Mark, right: Mark, pixel: float) -> bool:
-    widths = (BADGE_PIXELS + DIGIT_PIXELS * len(mark.label) for mark in (left, right))
-    return right.x - left.x < sum(widths) / 2 * pixel
+def _touch(left: Mark, right: Mark, unit: float) -> bool:
+    widths = (BADGE_UNITS + DIGIT_UNITS * len(mark.label) for mark in (left, right))
+    return right.x - left.x < sum(widths) / 2 * unit
 
 
 def _attempt(incident: Incident) -> int:
@@ -273,24 +241,22 @@ def _attempt(incident: Incident) -> int:
 
 def _mark(group: Sequence[Incident]) -> Mark:
     first, last = group[0], group[-1]
-    worst = Role.DANGER if any(_color(incident) == Role.DANGER for incident in group) else Role.WARN
+    worst = COLOR["danger"] if COLOR["danger"] in map(_color, group) else COLOR["warn"]
     label = str(first.id) if first is last else f"{first.id}–{last.id}"
     return Mark(x=float(_attempt(first)), label=label, target=f"#{first.anchor}", color=worst)
 
 
 def _color(incident: Incident) -> str:
-    return Role.DANGER if incident.rolled_back or incident.halted else Role.WARN
+    return COLOR["danger" if incident.rolled_back or incident.halted else "warn"]
 
 
-def _window_line(
-    axes: Axes, rows: Sequence[WindowRow], values: Sequence[float | None], color: str, size: Size
-) -> None:
+def _window_line(axes: Axes, rows: Sequence[WindowRow], values: Sequence[float | None], color: str) -> None:
     x = np.array([row.attempt for row in rows], dtype=np.float64)
     y: Floats = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     bad: Flags = np.array([value is not None and not np.isfinite(value) for value in values])
     known = np.isfinite(y)
-    look.value_axis(axes, y[known], LOW)
-    axes.plot(x[known], y[known], color=color, linewidth=1.4, marker="o", markersize=2.5)
+    style.value_axis(axes, y[known])
+    axes.plot(x[known], y[known], color=color, marker="o", markersize=2)
     if known[-1]:
-        axes.plot(x[-1:], y[-1:], color=Role.DANGER, marker="o", markersize=6, linestyle="none")
-    look.nonfinite_marks(axes, x, bad, size)
+        style.points(axes, x[-1:], y[-1:], COLOR["danger"], "o")
+    style.nonfinite_marks(axes, x, bad)

@@ -1,4 +1,4 @@
-"""The colours of the report, said once: the page has them as CSS variables, the picture as they are."""
+"""The colours of the report and of the job page, as CSS variables; charts are drawn in the light ones."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ LIGHT = {
     "good-wash": "#e0f5ea",
     "warn-wash": "#fdf0d9",
     "danger-wash": "#fde6e7",
-    "rewound": "#e08a1e",
+    "rolled-back": "#e08a1e",
     "recovery": "#7b3fd0",
     "bar": "#dbe5fb",
 }
-"""By day; also the colours of the picture."""
 
 DARK = {
     "page": "#0e131a",
@@ -48,11 +47,10 @@ DARK = {
     "good-wash": "#12352a",
     "warn-wash": "#3a2c12",
     "danger-wash": "#42191e",
-    "rewound": "#f0a63c",
+    "rolled-back": "#f0a63c",
     "recovery": "#bd97ff",
     "bar": "#253a63",
 }
-"""For those who asked their system for a dark page."""
 
 PAPER = {
     **LIGHT,
@@ -62,28 +60,3 @@ PAPER = {
     "muted": "#4c5867",
     "grid": "#dde2e9",
 }
-"""White ground, and text a shade darker."""
-
-
-class Role:
-    """Names of colours, for the charts. matplotlib knows them inside `drawing`."""
-
-    INK = "gradguard:ink"
-    MUTED = "gradguard:muted"
-    GRID = "gradguard:grid"
-    LOSS = "gradguard:loss"
-    NORM = "gradguard:norm"
-    CLIP = "gradguard:clip"
-    RATE = "gradguard:rate"
-    SCORE = "gradguard:score"
-    GOOD = "gradguard:good"
-    WARN = "gradguard:warn"
-    DANGER = "gradguard:danger"
-    ON_MARK = "gradguard:on-mark"
-    REWOUND = "gradguard:rewound"
-    RECOVERY = "gradguard:recovery"
-
-
-def roles(palette: Palette) -> Palette:
-    """A palette under the names of `Role`."""
-    return {f"gradguard:{name}": color for name, color in palette.items()}

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from jobs.report import words
-from jobs.report.cards import gravest, tone
+from jobs.report.cards import most_severe, tone
 from jobs.report.data import Run, read_run
 from jobs.report.formats import UNKNOWN, count, duration, number, percent
 from jobs.report.overlay import overlay, standing
 from jobs.report.page import TONES, template, write_html
-from jobs.report.plot_style import NARROW, WIDE
 from jobs.report.summary import Summary, metric_text, status_words, summarize
 from jobs.run_dir.storage import without_keys
 
@@ -25,7 +24,7 @@ MISSING = "–"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of both runs; None where a run does not tell. `unit` says how it is written."""
+    """One figure of both runs; None where it is unknown. `unit` is the key of its format."""
 
     key: str
     name: str
@@ -36,8 +35,7 @@ class Figure:
     @property
     def difference(self) -> float | None:
         """Second minus first."""
-        known = self.first is not None and self.second is not None
-        return (self.second or 0) - (self.first or 0) if known else None
+        return None if self.first is None or self.second is None else self.second - self.first
 
     @property
     def texts(self) -> tuple[str, str, str]:
@@ -67,24 +65,14 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """The comparison as JSON types."""
         both = zip(("first", "second"), self.names, self.runs, self.summaries, strict=True)
-        described = {
-            place: {
-                "name": name,
-                "status": summary.status,
-                "incidents": [words.title(incident) for incident in run.incidents],
-            }
+        described: dict[str, Any] = {
+            place: {"name": name, "status": summary.status, "incidents": [*map(words.title, run.incidents)]}
             for place, name, run, summary in both
         }
-        return {
-            **described,
+        kept = ("first", "second", "difference", "unit")
+        return described | {
             "figures": {
-                figure.key: {
-                    "first": figure.first,
-                    "second": figure.second,
-                    "difference": figure.difference,
-                    "unit": figure.unit,
-                }
-                for figure in self.figures
+                figure.key: {name: getattr(figure, name) for name in kept} for figure in self.figures
             },
             "spec": {name: list(values) for name, values in self.spec.items()},
             "versions": {name: list(values) for name, values in self.versions.items()},
@@ -107,7 +95,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write the comparison as one HTML file that needs nothing beside it. Returns its path."""
+    """Write the comparison as one HTML file that is self-contained. Returns its path."""
     write_html(path, template("compare.html.j2").render(**context(comparison)))
     return path
 
@@ -122,7 +110,7 @@ def context(comparison: Comparison) -> dict[str, Any]:
             (status_words(summary.status), TONES.get(summary.status, "warn")) for summary in summaries
         ],
         "figures": [(figure.name, *figure.texts) for figure in comparison.figures],
-        "chart": {size.name: overlay(runs, size) for size in (WIDE, NARROW)} if has_steps else None,
+        "chart": overlay(runs) if has_steps else None,
         "chart_words": f"Loss, gradient norm and learning rate of {' and '.join(comparison.names)} by step.",
         "incidents": [_incidents(run) for run in runs],
         "spec": comparison.spec,
@@ -151,22 +139,22 @@ def _figures(runs: tuple[Run, Run], summaries: tuple[Summary, Summary]) -> list[
     first, second = summaries
     metrics = [
         Figure(
-            f"metrics.{name}", _sentence(name), first.metrics.get(name), second.metrics.get(name), _unit(name)
+            f"metrics.{name}", _label(name), first.metrics.get(name), second.metrics.get(name), _unit(name)
         )
         for name in dict.fromkeys([*first.metrics, *second.metrics])
     ]
-    told = [
+    reported = [
         Figure(key, name, getattr(first, key), getattr(second, key), unit)
-        for key, (name, unit) in _TOLD.items()
+        for key, (name, unit) in _REPORTED.items()
     ]
     measured = [
         Figure(key, name, of(runs[0]), of(runs[1]), unit) for key, (name, of, unit) in _MEASURED.items()
     ]
-    return [*metrics, *told, *measured]
+    return [*metrics, *reported, *measured]
 
 
 def _final_loss(run: Run) -> float | None:
-    """The median over the last twentieth of the steps that stand: one batch says little."""
+    """The median over the last twentieth of the final history: one batch is noise."""
     losses = run.steps.loss[standing(run)]
     last = losses[-max(1, len(losses) // 20) :]
     return float(np.nanmedian(last)) if np.isfinite(last).any() else None
@@ -177,7 +165,7 @@ def _step_milliseconds(run: Run) -> float | None:
     return 1000 * float(np.median(seconds)) if len(seconds) else None
 
 
-_TOLD = {
+_REPORTED = {
     "steps": ("Steps", "count"),
     "attempts": ("Attempts", "count"),
     "seconds": ("Duration", "seconds"),
@@ -206,13 +194,13 @@ def _unit(metric: str) -> str:
     return "accuracy" if metric.endswith("accuracy") else ""
 
 
-def _sentence(metric: str) -> str:
+def _label(metric: str) -> str:
     return metric.replace("_", " ").capitalize()
 
 
 def _incidents(run: Run) -> dict[str, Any]:
-    shown = gravest(run.incidents, MOST_INCIDENTS)
+    shown = most_severe(run.incidents, MOST_INCIDENTS)
     return {
         "shown": [(i.id, words.title(i), words.badge(i), tone(i)) for i in shown],
-        "left_out": len(run.incidents) - len(shown),
+        "unlisted": len(run.incidents) - len(shown),
     }

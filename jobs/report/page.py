@@ -1,19 +1,28 @@
 """The page: figures, charts and words of a run, in one HTML file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Run, read_run
-from jobs.report.formats import accuracy, as_mapping, count, duration, number, percent, plural, size_text
-from jobs.report.plot_style import NARROW, WIDE, Size
+from jobs.report.formats import (
+    UNKNOWN,
+    accuracy,
+    as_mapping,
+    count,
+    duration,
+    number,
+    percent,
+    plural,
+    size_text,
+)
+from jobs.report.plot_style import TEXT_ON_PHONE
 from jobs.report.summary import (
     Summary,
     guard_words,
@@ -59,14 +68,20 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    return environment.get_template(name, globals=PALETTES)
+    environment.tests["finite"] = math.isfinite
+    environment.filters |= {
+        "unbroken": lambda text: text.replace(" %", "\u00a0%"),
+        "layer_name": words.layer_name,
+        "number": lambda value: number(value).replace(UNKNOWN, "–"),
+        "percent": lambda value: percent(value).replace(UNKNOWN, "–").replace(" %", "\u00a0%"),
+    }
+    return environment.get_template(name, globals={**PALETTES, "text_on_phone": TEXT_ON_PHONE})
 
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that the template names."""
     summary = summarize(run)
-    shown, lines, left_out = cards.arrange(run.incidents)
+    shown, lines, unlisted = cards.arrange(run.incidents)
     cost_parts = cost.shares(run, summary)
     return {
         "name": run.name,
@@ -79,7 +94,7 @@ def context(run: Run) -> dict[str, Any]:
         "resume": summary.resume,
         "checkpoint": summary.checkpoint,
         "figures": figures(summary),
-        "training": _both(lambda size: charts.training(run, size)) if len(run.steps) else None,
+        "training": charts.training(run) if len(run.steps) else None,
         "training_words": training_words(run),
         "legend": legend(run),
         "restarts": run.restarts,
@@ -88,13 +103,13 @@ def context(run: Run) -> dict[str, Any]:
         "shadow": words.SHADOW,
         "cards": shown,
         "lines": lines,
-        "left_out": left_out,
-        "layers": _heat(run, heat.layers) if len(run.layers.names) else None,
-        "ranks": _heat(run, heat.ranks) if len(run.ranks.names) > 1 else None,
-        "cost": _both(lambda size: charts.cost(run, size)) if cost_parts else None,
+        "unlisted": unlisted,
+        "layers": heat.layers(run.layers, charts.span(run)) if len(run.layers.names) else None,
+        "ranks": heat.ranks(run.ranks, charts.span(run)) if len(run.ranks.names) > 1 else None,
+        "cost": charts.cost(run) if cost_parts else None,
         "cost_parts": cost_parts,
         "cost_words": cost.typical_milliseconds(run.steps),
-        "checkpoints": _both(lambda size: charts.checkpoints(run, size)) if run.checkpoints else None,
+        "checkpoints": charts.checkpoints(run) if run.checkpoints else None,
         "checkpoint_words": checkpoint_words(run),
         "checkpoint_rows": checkpoint_rows(run),
         "evaluations": evaluation_table(run.evaluations),
@@ -127,10 +142,10 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
     items = [
         ("Steps", count(summary.steps), of_steps),
         ("Duration", duration(summary.seconds), ""),
-        ("Anomalies", count(summary.anomalies), "seen by the guard"),
+        ("Anomalies", count(summary.anomalies), "found by the guard"),
         ("Skips", count(summary.skips), "steps not applied"),
         ("Rollbacks", count(summary.rollbacks), ""),
-        ("Steps lost", count(summary.steps_lost), "rewound"),
+        ("Steps lost", count(summary.steps_lost), "rolled back"),
         ("Clipped", count(summary.clips), _share_of(summary.clips, summary.attempts)),
         ("Guard", percent(summary.guard_share), "of the step time"),
     ]
@@ -152,7 +167,7 @@ def printable(text: str) -> str:
 
 
 def training_words(run: Run) -> str:
-    """The training chart for those who do not see it."""
+    """The training chart in words, for screen readers."""
     losses = run.steps.loss[~_isnan(run.steps.loss)]
     if not len(losses):
         return "No finite loss was recorded."
@@ -168,7 +183,7 @@ def legend(run: Run) -> list[tuple[str, str]]:
     entries = [
         (bool(charts.evaluation_points(run, "test_loss")[0]), "diamond", "test loss"),
         (bool((~_isnan(run.steps.clip_threshold)).any()), "dashes", "clip threshold"),
-        (bool(run.rolled_back), "rewound", "rewound"),
+        (bool(run.rolled_back), "rolled-back", "rolled back"),
         (bool(run.steps.recovering.any()), "recovery", "recovery"),
         (bad, "cross", "not finite"),
         (bool(run.incidents), "number", "incident"),
@@ -203,7 +218,7 @@ def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | No
         for entry in evaluations[-MOST_EVALUATIONS:]
     ]
     heads = ["Step", *(name.replace("_", " ").capitalize() for name in names)]
-    return {"heads": heads, "rows": rows, "left_out": max(0, len(evaluations) - MOST_EVALUATIONS)}
+    return {"heads": heads, "rows": rows, "earlier": max(0, len(evaluations) - MOST_EVALUATIONS)}
 
 
 def checkpoint_words(run: Run) -> str:
@@ -231,15 +246,6 @@ def _clock(seconds: float | None) -> str:
     if seconds is None or not 0 < seconds < 1e11:
         return "–"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _heat(run: Run, draw: Callable[[Any, Any, Size], Markup]) -> dict[str, Markup]:
-    matrix = run.layers if draw is heat.layers else run.ranks
-    return _both(lambda size: draw(matrix, charts.span(run), size))
-
-
-def _both(draw: Callable[[Size], Markup]) -> dict[str, Markup]:
-    return {size.name: draw(size) for size in (WIDE, NARROW)}
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -1,18 +1,18 @@
-"""The training chart as a picture with words of its own, for a chat or a ticket."""
+"""The training chart as a picture with its own caption, for a chat or a ticket."""
 
 from __future__ import annotations
 
 import io
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.report import charts, words
-from jobs.report.cards import gravest
-from jobs.report.colors import LIGHT, Role, roles
+from jobs.report.cards import most_severe
+from jobs.report.colors import LIGHT as COLOR
 from jobs.report.data import Run, read_run
 from jobs.report.page import legend
-from jobs.report.plot_style import WIDE
+from jobs.report.plot_style import FONT, LEFT, POINTS_PER_INCH, WIDTH
 from jobs.report.summary import guard_words, headline, status_words, summarize
 from jobs.report.svg import drawing
 from jobs.run_dir.jsonl import write_bytes_atomic
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = "report.png"
-DOTS_PER_INCH = 144
-"""Two dots for a unit: sharp on a screen of high density, about 100 kB."""
-LINE_CHARACTERS, LINE_HEIGHT, TITLE_HEIGHT = 118, 19, 34
+PIXELS = 1760
+"""Width: sharp on a screen of high density, about 100 kB."""
+LINE_CHARACTERS, LINE_HEIGHT, TITLE_HEIGHT = 118, 13, 24
 MOST_INCIDENTS = 3
 MARKS = {
-    "diamond": ("D", Role.SCORE),
-    "dashes": ("dashes", Role.CLIP),
-    "rewound": ("patch", Role.REWOUND),
-    "recovery": ("patch", Role.RECOVERY),
-    "cross": ("x", Role.DANGER),
+    "diamond": ("D", "score"),
+    "dashes": ("dashes", "clip"),
+    "rolled-back": ("patch", "rolled-back"),
+    "recovery": ("patch", "recovery"),
+    "cross": ("x", "danger"),
 }
 """The marks of the page's legend: shape and colour."""
 
@@ -44,28 +44,29 @@ def write_picture(job_dir: str | Path) -> Path:
 
 
 def draw(run: Run) -> bytes:
-    """The chart with the run's name, how it ended, and its gravest incidents, as a PNG on white."""
+    """The chart with the run's name, how it ended, and its most_severe incidents, as a PNG on white."""
     lines = caption(run)
-    with drawing("picture", roles(LIGHT)):
-        figure = charts.training_figure(run, WIDE, room=TITLE_HEIGHT + LINE_HEIGHT * (len(lines) + 1) + 14)
-        _write(figure, _title(run), lines)
-        _legend(figure, run, WIDE.font * 2 + TITLE_HEIGHT + LINE_HEIGHT * len(lines))
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer, format="png", dpi=DOTS_PER_INCH, facecolor=LIGHT["card"], metadata={"Software": None}
-        )
+    below = TITLE_HEIGHT + LINE_HEIGHT * len(lines)
+    buffer = io.BytesIO()
+    with drawing("picture"):
+        figure = charts.training_figure(run, room=below + LINE_HEIGHT + 10)
+        _write(figure, 16, _title(run), fontsize=11, fontweight="bold", color=COLOR["ink"])
+        _write(figure, TITLE_HEIGHT, "\n".join(lines), va="top", linespacing=LINE_HEIGHT / FONT / 1.17)
+        _legend(figure, run, below + 4)
+        dpi = PIXELS / WIDTH * POINTS_PER_INCH
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor=COLOR["card"], metadata={"Software": None})
     return buffer.getvalue()
 
 
 def caption(run: Run) -> list[str]:
     """The lines under the title, wrapped."""
     summary = summarize(run)
-    told = [f"{headline(summary)} {guard_words(summary)}"]
-    told += [
+    texts = [f"{headline(summary)} {guard_words(summary)}"]
+    texts += [
         f"{incident.id}  {words.title(incident)}: {words.badge(incident)}"
-        for incident in gravest(run.incidents, MOST_INCIDENTS)
+        for incident in most_severe(run.incidents, MOST_INCIDENTS)
     ]
-    return [line for text in told for line in textwrap.wrap(_drawable(text), LINE_CHARACTERS)]
+    return [line for text in texts for line in textwrap.wrap(_drawable(text), LINE_CHARACTERS)]
 
 
 def _title(run: Run) -> str:
@@ -74,29 +75,22 @@ def _title(run: Run) -> str:
     )
 
 
-def _write(figure: Figure, title: str, lines: list[str]) -> None:
-    height = 72 * figure.get_size_inches()[1]
-    left = WIDE.left / WIDE.width
-    figure.text(left, 1 - 24 / height, title, fontsize=16, fontweight="bold", color=Role.INK)
-    for index, line in enumerate(lines):
-        place = 1 - (TITLE_HEIGHT + LINE_HEIGHT * (index + 0.7)) / height
-        figure.text(left, place, line, fontsize=WIDE.font, color=Role.MUTED)
+def _write(figure: Figure, below: float, text: str, **style: Any) -> None:
+    figure.text(LEFT / WIDTH, 1 - below / (POINTS_PER_INCH * figure.get_figheight()), text, **style)
 
 
 def _legend(figure: Figure, run: Run, below: float) -> None:
     """What the marks mean, as in the page; only what occurs."""
     occurring = [(_handle(mark), text) for mark, text in legend(run) if mark in MARKS]
     if occurring:
-        height = 72 * figure.get_size_inches()[1]
+        handles, texts = zip(*occurring, strict=True)
+        top = 1 - below / (POINTS_PER_INCH * figure.get_figheight())
         figure.legend(
-            [handle for handle, _ in occurring],
-            [text for _, text in occurring],
+            handles,
+            texts,
             loc="upper left",
-            bbox_to_anchor=(WIDE.left / WIDE.width, 1 - (below - 16) / height),
-            ncols=len(occurring),
-            frameon=False,
-            fontsize=WIDE.font - 1,
-            labelcolor=Role.MUTED,
+            bbox_to_anchor=(LEFT / WIDTH, top),
+            ncols=len(texts),
             borderpad=0,
             borderaxespad=0,
             handlelength=1.6,
@@ -107,12 +101,12 @@ def _handle(mark: str) -> Artist:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    shape, color = MARKS[mark]
+    shape, color = MARKS[mark][0], COLOR[MARKS[mark][1]]
     if shape == "patch":
         return Patch(facecolor=color, alpha=0.3)
     if shape == "dashes":
         return Line2D([], [], color=color, linestyle=(0, (3, 2)))
-    return Line2D([], [], color=color, marker=shape, linestyle="none", markersize=6)
+    return Line2D([], [], color=color, marker=shape, linestyle="none")
 
 
 def _drawable(text: str) -> str:

@@ -1,7 +1,7 @@
 """Long series made short without losing what matters: every spike stays."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Named rows over time: `values` is attempts x names; infinity stands for not finite."""
+    """Named rows over time: `values` is attempts x names; infinity where not finite."""
 
     attempts: Floats
     names: tuple[str, ...]
@@ -41,23 +41,24 @@ def envelope(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
 
 def medians(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
     """The middle of each of `buckets` equal stretches of x, and the median of y there."""
-    parts = _stretches(x, buckets)
-    centres = [float(x[start:end].mean()) for start, end in parts]
-    return np.array(centres), np.array([float(np.median(y[start:end])) for start, end in parts])
+    return _summarized(x, y, buckets, np.median)
 
 
 def means(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
     """As `medians`, with the mean: the share of a flag."""
+    return _summarized(x, y, buckets, np.mean)
+
+
+def _summarized(x: Floats, y: Floats, buckets: int, of: Callable[[Floats], Any]) -> tuple[Floats, Floats]:
     parts = _stretches(x, buckets)
-    centres = [float(x[start:end].mean()) for start, end in parts]
-    return np.array(centres), np.array([float(y[start:end].mean()) for start, end in parts])
+    return np.array([x[a:b].mean() for a, b in parts]), np.array([float(of(y[a:b])) for a, b in parts])
 
 
 def bucket_max(x: Floats, rows: Floats, columns: int, span: tuple[float, float]) -> Floats:
     """Rows that came at x (time x names), as names x columns: the largest of each stretch of `span`.
 
-    What is not known (no row fell into the stretch, or NaN in all of them) is NaN; infinity is the
-    largest of all, so that a non-finite entry, passed as infinity, is never covered up.
+    Unknown cells (no row in the stretch, or all NaN) are NaN; infinity is the largest of all, so that a
+    non-finite entry, passed as infinity, is never hidden.
     """
     table = np.full((columns, rows.shape[1]), -math.inf)
     low, high = span
@@ -67,7 +68,7 @@ def bucket_max(x: Floats, rows: Floats, columns: int, span: tuple[float, float])
 
 
 def column_count(x: Floats, span: tuple[float, float], most: int) -> int:
-    """As many equal stretches of `span` as can be filled by rows at x, and `most` at the most."""
+    """How many equal stretches of `span` can be filled by rows at x, at most `most`."""
     if len(x) < 2:
         return 1
     spacing = float(np.median(np.diff(x)))

@@ -26,7 +26,7 @@ UNDONE = {
     "apply": "applied the step",
     "clip": "clipped the gradient",
     "skip": "skipped the step",
-    "rollback": "rewound the run",
+    "rollback": "rolled back the run",
     "halt": "halted the run",
 }
 
@@ -34,21 +34,21 @@ FEW_SAMPLES = 3
 
 NO_INCIDENTS = "No incidents. The guard watched every step and found nothing to act on."
 FROM_NOTHING = 1e6
-"""A layer that grew by more was silent before: the factor says nothing."""
+"""A layer that grew by more was silent before: the factor means nothing."""
 
 NOTHING_YET = "No incidents: no step has been recorded yet."
-GUARD_OFF = "The guard was off: nothing was watched, clipped or repaired."
-SHADOW = "The guard was in shadow mode: it reported what it saw, and changed nothing."
+GUARD_OFF = "The guard was off: nothing was observed, clipped or corrected."
+SHADOW = "The guard was in shadow mode: it reported what it found and changed nothing."
 
 
 def journal_lost(anomalies: int) -> str:
-    """The metrics tell of anomalies that the journal does not have."""
+    """The metrics contain anomalies that the journal does not."""
     seen = plural(anomalies, "anomaly", "anomalies")
     return f"The metrics show {seen}, but incidents.jsonl has no incident: it is missing or was cut."
 
 
 def layer_name(name: str) -> str:
-    """A parameter's name as people say it: no wrapper prefix, no `.weight`, and on one line."""
+    """A parameter's name for display: no wrapper prefix, no `.weight`, and on one line."""
     name = "".join(letter if letter.isprintable() else "?" for letter in " ".join(name.split()))
     for prefix in ("_orig_mod.", "module."):
         name = name.removeprefix(prefix)
@@ -80,9 +80,9 @@ def badge(incident: Incident) -> str:
     if incident.faulty_ranks and incident.action == "applied":
         return "Hardware fault"
     if incident.excluded_ranks:
-        return "Rank left out"
+        return "Rank excluded"
     if incident.dropped_micro_batches and incident.action == "applied":
-        return "Part left out"
+        return "Micro-batch dropped"
     actions = {
         "rolled_back": "Rolled back",
         "skipped": "Step skipped",
@@ -100,7 +100,7 @@ def story(incident: Incident) -> list[str]:
         layers(incident),
         ranks(incident),
         samples(incident),
-        put_right(incident),
+        corrected(incident),
         action(incident),
         outcome(incident),
     ]
@@ -178,10 +178,10 @@ def first(incident: Incident) -> str:
     return f"The {signal_name(moved.signal)} had moved first."
 
 
-def put_right(incident: Incident) -> str:
-    """What was found out and set right before it could do harm."""
+def corrected(incident: Incident) -> str:
+    """What was found and corrected before it could do harm."""
     if incident.faulty_ranks:
-        where = "on a rank that cannot be told"
+        where = "on an unidentified rank"
         if min(incident.faulty_ranks) >= 0:
             where = f"on rank {listing([str(rank) for rank in incident.faulty_ranks])}"
         return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
@@ -190,7 +190,7 @@ def put_right(incident: Incident) -> str:
         return f"The data of rank {who} stayed bad: computed again without it, the batch was fine."
     if incident.dropped_micro_batches:
         dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")
-        return f"{dropped} not finite: left out alone."
+        return f"{dropped} not finite: dropped."
     if incident.reason.startswith(("no gradient", "the gradient")):
         return f"{incident.reason[0].upper()}{incident.reason[1:]}."
     return ""
@@ -240,7 +240,7 @@ def action(incident: Incident) -> str:
     if incident.rolled_back:
         return _rollback(incident)
     if incident.action in {"halt", "halted"}:
-        why = incident.reason or "its budget for repairs was spent"
+        why = incident.reason or "its budget was spent"
         return f"The guard halted the run: {why}."
     if incident.would:
         return f"The guard only watched; it would have {UNDONE.get(incident.would, 'acted')}."
@@ -253,14 +253,14 @@ def action(incident: Incident) -> str:
 
 def _applied(incident: Incident) -> str:
     if incident.excluded_ranks:
-        return "The guard applied the step with the shares of the others, as it did from then on."
+        return "The guard applied the step without it and excluded it from then on."
     if incident.faulty_ranks or incident.dropped_micro_batches:
         return "The guard applied the step with what was good."
     return "The guard watched and applied the step."
 
 
 def outcome(incident: Incident) -> str:
-    """How it went on. A skip needs no outcome; a rollback without one says so."""
+    """How it ended. A skip needs no outcome; a rollback without one is noted."""
     if incident.outcome is None:
         return "No outcome was recorded after it." if incident.rolled_back else ""
     steps = incident.outcome.steps
@@ -268,7 +268,7 @@ def outcome(incident: Incident) -> str:
     if incident.outcome.kind == "recovered":
         return f"Recovered{after.replace('after', 'in')}."
     if incident.outcome.kind == "recurred":
-        return f"The trouble came back{after}."
+        return f"The anomaly recurred{after}."
     if incident.outcome.kind == "halted" and incident.action not in {"halt", "halted"}:
         return f"The run was halted{after or ' soon after'}."
     return ""
@@ -289,7 +289,7 @@ def _against(baseline: float | None) -> str:
 
 
 def _compared(incident: Incident) -> str:
-    """, 8.1 times its usual 0.41; a plain comparison where a ratio says nothing."""
+    """, 8.1 times its usual 0.41; a plain comparison where a ratio means nothing."""
     value, baseline = incident.value, incident.baseline
     if not (_finite(value) and _finite(baseline)):
         return ""
@@ -328,8 +328,8 @@ def _first_layer(incident: Incident) -> str:
 
 def _in_text(name: str) -> str:
     """A layer of a `Sequential` is only a number: layer 0."""
-    said = layer_name(name)
-    return f"layer {said}" if said[:1].isdigit() else said
+    plain = layer_name(name)
+    return f"layer {plain}" if plain[:1].isdigit() else plain
 
 
 def _top_rank(rank: RankEvidence, world_size: int) -> str:
@@ -345,7 +345,7 @@ def _top_rank(rank: RankEvidence, world_size: int) -> str:
 def _rollback(incident: Incident) -> str:
     lost = "" if incident.steps_lost is None else f" {plural(incident.steps_lost, 'step')}"
     target = f" to step {count(incident.rolled_back_to)}" if incident.rolled_back_to is not None else ""
-    clauses = [f"rewound{lost or ' the run'}{target}" if incident.steps_lost != 0 else f"went back{target}"]
+    clauses = [f"rolled back{lost if incident.steps_lost else ''}{target}"]
     if incident.recovery is not None:
         clauses += _recovery(incident.recovery)
     before = (

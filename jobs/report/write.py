@@ -1,4 +1,4 @@
-"""What lies in a job's folder for people: the page, and the picture beside it."""
+"""The report of a job: the page and the picture."""
 
 from __future__ import annotations
 

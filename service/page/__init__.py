@@ -1,6 +1,6 @@
 """The web page of the service: jobs, one job as it runs, and a form to submit one.
 
-``static``: HTML, CSS and ES modules, served as they are
+``static``: HTML, CSS and ES modules, served as they are; uPlot (``static/vendor``) draws the charts
 ``static_files``: serves them, and answers who is asking
 ``stream_routes``: server-sent events for the charts
 ``streams``: what is new in the store and in growing files

@@ -1,4 +1,4 @@
-"""What the form asks: whether a spec is valid, examples to begin with, and a job's spec to begin anew."""
+"""Routes of the submit form: check a spec, list the examples, copy the spec of a job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1", responses=documented(*COMMON))
 
 
 class SpecText(BaseModel):
-    """A spec as it is typed."""
+    """A spec as text."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,7 +41,7 @@ class SpecText(BaseModel):
 
 
 class Fault(BaseModel):
-    """One thing that is wrong with a spec."""
+    """A problem in a spec."""
 
     path: str
     """The field, as in ``guard.clip.max_norm``; empty for the whole spec."""
@@ -52,16 +52,16 @@ class Fault(BaseModel):
 
 
 class SpecCheck(BaseModel):
-    """What became of the check: faults, or the spec as data, ready to be handed in."""
+    """The result of a check: faults, or the spec as data, ready to be submitted."""
 
     faults: list[Fault]
     spec: dict[str, Any] | None = None
     wants: str = ""
-    """What it will ask of the cluster."""
+    """The resources it needs."""
 
 
 class Example(BaseModel):
-    """A spec to begin with."""
+    """An example spec."""
 
     name: str
     title: str
@@ -69,20 +69,20 @@ class Example(BaseModel):
 
 
 class Draft(BaseModel):
-    """A job as a submission that can be changed: like it, but for secrets, which do not come out."""
+    """A job as an editable submission, without its secrets."""
 
     text: str
     priority: int
     max_restarts: int
     env: dict[str, str]
     secrets: list[str]
-    """Variables whose values must be given again."""
+    """Variables whose values must be entered again."""
     working_dir: str | None
 
 
 @router.post("/specs/check")
 def check(asked: SpecText, service: Service, caller: Submitter) -> SpecCheck:
-    """Whether a spec would be taken; nothing is handed in."""
+    """Whether a spec would be accepted; nothing is submitted."""
     document = Document({})
     try:
         document = parse_document(asked.text, LABEL)
@@ -103,7 +103,7 @@ def examples(_: Reader) -> list[Example]:
 
 @router.get("/jobs/{job_id}/draft", responses=documented(404, 409))
 def draft(job_id: JobId, service: Service, _: Submitter) -> Draft:
-    """A job's spec without what is the default anyway, to be changed and handed in again."""
+    """A job's spec without its defaults, to be changed and submitted again."""
     job = service.store.get(job_id)
     if job.spec is None:
         raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
@@ -119,10 +119,10 @@ def draft(job_id: JobId, service: Service, _: Submitter) -> Draft:
 
 
 def _fault(problem: SpecProblem, document: Document) -> Fault:
-    """A problem with its place. Its words do not repeat the path and the line, which stand beside them."""
+    """A problem with its place; the message does not repeat the path and the line."""
     line, column = _place(problem, document.where)
-    said = str(SpecProblem(problem.path, problem.value, problem.message, problem.suggestion))
-    message = said.removeprefix(problem.path).lstrip(": ")
+    text = str(SpecProblem(problem.path, problem.value, problem.message, problem.suggestion))
+    message = text.removeprefix(problem.path).lstrip(": ")
     return Fault(path=encodable(problem.path), line=line, column=column, message=encodable(message))
 
 
@@ -136,11 +136,11 @@ def _place(problem: SpecProblem, where: Mapping[str, str]) -> tuple[int | None, 
 
 
 def _check_values(data: Any, path: str = "") -> None:
-    """What YAML can hold and a submission cannot, and secrets that were shown as stars."""
+    """Refuses what YAML can hold and a submission cannot, and masked secrets."""
     for name, value in _items(data):
         here = f"{path}.{name}" if path else name
         if isinstance(value, str) and MASKED in value:
-            raise single("is a secret that was not shown: write it again", where="", path=here)
+            raise single("is a masked secret: write it again", where="", path=here)
         if isinstance(value, float) and not math.isfinite(value):
             raise single("must be a finite number", where="", path=here)
         _check_values(value, here)

@@ -1,10 +1,10 @@
-"""The files of the page, from the package, and who looks at it."""
+"""The files of the page, and the scope of its caller."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -35,34 +35,36 @@ KINDS = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
+STATIC = Path(__file__).with_name("static")
 COLORS = "colors.css"
 router = APIRouter()
 
 
 class Me(BaseModel):
-    """Who asks, and what they may do."""
+    """The caller and its scope."""
 
     name: str
     scope: Literal["read", "submit", "admin"]
     tokens: bool
-    """Whether this service asks for tokens."""
+    """Whether this service requires tokens."""
 
 
 @router.get("/", include_in_schema=False)
 @router.get("/submit", include_in_schema=False)
 @router.get("/jobs/{job_id}", include_in_schema=False)
 def page(service: Service) -> Response:
-    """One document for all places: which of them is shown is decided in the browser."""
+    """One document for all views; the browser decides which is shown."""
     tokens = "asked" if service.auth else "none"
     content = _file("index.html").decode().replace("{{tokens}}", tokens)
     headers = {"Content-Security-Policy": POLICY}
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 
 
-@router.get("/page/{name}", include_in_schema=False)
+@router.get("/page/{name:path}", include_in_schema=False)
 def file(name: str, http: Request) -> Response:
-    """A script, a style or a picture; asked for again, it is sent again only if it has changed."""
+    """A script, a style or a picture; with an ETag, so that it is sent again only if it has changed."""
     kind = KINDS.get(name.rpartition(".")[2])
     if kind is None or name not in _names():
         raise Problem(404, f"the page has no file {name[:80]}")
@@ -75,20 +77,20 @@ def file(name: str, http: Request) -> Response:
 
 @router.get("/v1/me", responses=documented(*COMMON))
 def me(service: Service, caller: Reader) -> Me:
-    """Whose token this is, and its scope."""
+    """The owner of the token, and its scope."""
     return Me(name=caller.name, scope=caller.scope, tokens=service.auth)
 
 
 @cache
 def _names() -> frozenset[str]:
-    return frozenset({COLORS, *(found.name for found in files("service.page").joinpath("static").iterdir())})
+    return frozenset({COLORS, *(found.relative_to(STATIC).as_posix() for found in STATIC.rglob("*.*"))})
 
 
 @cache
 def _file(name: str) -> bytes:
     if name == COLORS:
         return _colors().encode()
-    return files("service.page").joinpath("static", name).read_bytes()
+    return (STATIC / name).read_bytes()
 
 
 def _colors() -> str:

@@ -12,12 +12,12 @@ export const token = {
 
 let refused = () => {};
 
-/** What is done where a token is missing, wrong or revoked. */
+/** Sets what happens where a token is missing, wrong or revoked. */
 export function onRefused(handler) {
   refused = handler;
 }
 
-/** What the service answers where it does not do what was asked. */
+/** An error answer of the service. */
 export class ApiError extends Error {
   constructor(status, message) {
     super(message);
@@ -63,7 +63,7 @@ export async function call(method, path, body, more = {}) {
   return response.status === 204 ? null : response.json();
 }
 
-/** A file of a job, as something to be saved. */
+/** Saves a file of a job. */
 export async function download(path, name) {
   const response = await request("GET", path, { headers: headers() });
   const url = URL.createObjectURL(await response.blob());
@@ -81,10 +81,10 @@ export function requestKey() {
 }
 
 /**
- * Follows a stream until the function that is returned is called. It is taken up again where it breaks; a page
- * that nobody sees holds no connection, of which a browser has only six for one service.
+ * Follows a stream until the returned function is called, and reconnects when it breaks. A hidden page holds no
+ * connection: a browser has only six for one service.
  *
- * handlers: a function for each kind of event. connected: told "live", "lost" or "paused".
+ * handlers: a function for each kind of event. connected: called with "live", "lost" or "paused".
  */
 export function follow(path, handlers, connected) {
   let stopped = false;
@@ -143,11 +143,11 @@ async function once(path, handlers, signal, opened) {
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
-    for (const part of parts) tell(part, handlers);
+    for (const part of parts) dispatch(part, handlers);
   }
 }
 
-function tell(part, handlers) {
+function dispatch(part, handlers) {
   let kind = "message";
   const data = [];
   for (const line of part.split("\n")) {

@@ -1,7 +1,7 @@
-// The page: which of its places is shown, and who is looking.
+// The page: which view is shown, and the signed-in caller.
 
 import { call, onRefused, token } from "/page/api.js";
-import { h, say } from "/page/dom.js";
+import { h, setText } from "/page/dom.js";
 import { showJob } from "/page/job.js";
 import { showList } from "/page/list.js";
 import { showLogin } from "/page/login.js";
@@ -17,7 +17,7 @@ let shownPath = null;
 
 const app = {
   main,
-  /** Whether the one who looks has at least this scope. */
+  /** Whether the caller has at least this scope. */
   may: (scope) => me !== null && RANKS.indexOf(me.scope) >= RANKS.indexOf(scope),
   usesTokens: () => asksForTokens,
   go,
@@ -25,7 +25,7 @@ const app = {
   connected: (how) => {
     const place = document.getElementById("connection");
     place.className = `connection ${how}`;
-    say(place, CONNECTIONS[how]);
+    setText(place, CONNECTIONS[how]);
   },
 };
 
@@ -40,7 +40,7 @@ function place() {
   return path.startsWith("/jobs/") ? showJob : showList;
 }
 
-/** Shows the place that the address names. The focus goes to its heading where one came by a link. */
+/** Shows the view of the address. After a click on a link the focus goes to its heading. */
 function show(moved) {
   leave();
   leave = () => {};

@@ -1,201 +1,170 @@
-// Line charts in SVG, drawn anew when something arrives.
+// Charts of a job's steps over its attempts: uPlot in the colours of the page, with incidents and rolled-back stretches.
 
-import { h, s, say } from "/page/dom.js";
+import { h, s } from "/page/dom.js";
 import { count, number } from "/page/format.js";
 
-const LEFT = 58;
-const RIGHT = 10;
-const TOP = 14;
-const BOTTOM = 24;
-const LOG_FROM = 10; // a scale is logarithmic where the largest value is so many times the smallest
-const LEAST_SPAN = 0.02; // of the largest value
-const STEPS = [1, 2, 2.5, 5, 10];
+const LOG_FROM = 10; // a scale is logarithmic where the largest value is this many times the smallest
+const LEAST_SPAN = 0.02; // of the largest value: what hardly changes is drawn flat
+const WHOLE = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)); // steps between ticks
+const darkMode = matchMedia("(prefers-color-scheme: dark)");
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 
-/**
- * A chart of columns of the steps of a job over its attempts.
- *
- * lines: { column, label, kind } each, where kind is the class that colours it.
- */
+/** Columns of the steps of a job over its attempts. lines: { column, label, color, dash } each. */
 export class Chart {
   constructor(title, lines, height) {
-    this.title = title;
-    this.lines = lines;
-    this.height = height;
-    this.rows = [];
-    this.rewound = [];
-    this.marks = [];
-    this.waiting = false;
-    this.svg = s("svg", { class: "chart", role: "group", height });
-    this.now = h("p", { class: "now" });
-    const legend = lines.length > 1 ? lines.map((l) => h("span", { class: "key" }, h("i", { class: l.kind, "aria-hidden": "true" }), l.label)) : [];
-    this.element = h("figure", { class: "panel" },
-      h("figcaption", null, h("h3", null, title), ...legend, this.now), this.svg);
-    this.svg.addEventListener("pointermove", (event) => this.#point(event));
-    this.svg.addEventListener("pointerleave", () => this.#tellNow());
-    this.size = new ResizeObserver(() => this.#later());
-    this.size.observe(this.svg);
+    Object.assign(this, { title, lines, height, rows: [], spans: [], marks: [], plot: null });
+    this.shades = h("div");
+    this.links = h("div");
+    this.box = h("div", { class: "chart", role: "group", "aria-label": title }, h("p", { class: "muted" }, "Nothing recorded yet"));
+    this.element = h("figure", { class: "panel" }, h("h3", null, title), this.box);
+    this.size = new ResizeObserver(() => this.plot?.setSize({ width: this.box.clientWidth, height }));
+    this.size.observe(this.box);
+    this.recolor = () => this.plot?.redraw();
+    darkMode.addEventListener("change", this.recolor);
   }
 
-  /** What is to be seen: rows, the spans of attempts that were rewound, and incidents as { attempt, id, anchor, title }. */
-  show(rows, rewound, marks) {
+  /** Shows rows, the spans of attempts that were rolled back, and incidents as { attempt, id, anchor, title }. */
+  show(rows, spans, marks) {
     const [first] = this.lines; // a sparse column is measured only on some attempts
     const shown = first.sparse ? rows.filter((row) => Number.isFinite(row[first.column])) : rows;
-    Object.assign(this, { rows: shown, rewound, marks });
-    this.#later();
+    Object.assign(this, { rows: shown, spans, marks });
+    this.#overlay();
+    this.frame ??= requestAnimationFrame(() => { this.frame = null; this.#draw(); });
   }
 
   close() {
+    cancelAnimationFrame(this.frame);
     this.size.disconnect();
-  }
-
-  #later() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => { this.waiting = false; this.#draw(); });
+    darkMode.removeEventListener("change", this.recolor);
+    this.plot?.destroy();
   }
 
   #draw() {
-    const width = Math.max(this.svg.clientWidth, 120);
-    const focused = this.svg.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
-    this.svg.setAttribute("aria-label", this.#words());
-    this.#tellNow();
-    const values = this.rows.flatMap((row) => this.lines.map((line) => row[line.column])).filter(Number.isFinite);
-    if (!values.length) {
-      this.svg.replaceChildren(s("text", { x: LEFT, y: this.height / 2, class: "label" }, "Nothing recorded yet"));
-      return;
-    }
-    const y = valueScale(values, this.height - BOTTOM, TOP);
-    const x = attemptScale(this.rows, LEFT, width - RIGHT);
-    this.x = x;
-    this.svg.replaceChildren(
-      ...this.rewound.map((span) => shade(span, x, this.height)),
-      ...y.ticks.flatMap((tick) => [
-        s("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y.at(tick), y2: y.at(tick) }),
-        s("text", { class: "label end", x: LEFT - 8, y: y.at(tick) + 4 }, y.label(tick)),
-      ]),
-      ...x.ticks.map((tick) => s("text", { class: "label middle", x: x.at(tick), y: this.height - 6 }, count(tick))),
-      ...[...this.lines].reverse().map((line) => s("path", { class: `line ${line.kind}`, d: path(this.rows, line.column, x, y) })),
-      ...this.marks.filter((mark) => x.holds(mark.attempt)).map((mark) => this.#mark(mark, x)),
-    );
-    if (focused) this.svg.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+    const columns = this.lines.map(({ column }) => this.rows.map((row) => (Number.isFinite(row[column]) ? row[column] : null)));
+    const values = columns.flat().filter((value) => value !== null);
+    if (!values.length) return;
+    const data = [this.rows.map((row) => row.attempt), ...columns];
+    const log = isLog(Math.min(...values), Math.max(...values));
+    const zoom = this.#zoom();
+    this.plotted = [...this.rows]; // steps may be added or withdrawn before the next drawing
+    if (this.plot && log === this.log) this.plot.setData(data);
+    else this.#create(data, log);
+    if (zoom) this.plot.setScale("x", zoom);
   }
 
-  #mark(mark, x) {
-    const place = x.at(mark.attempt);
-    return s("a", { href: `#${mark.anchor}`, class: "mark", "aria-label": `Incident ${mark.id}: ${mark.title}` },
-      s("line", { x1: place, x2: place, y1: TOP, y2: this.height - BOTTOM }),
-      s("circle", { cx: place, cy: TOP - 4, r: 8 }),
-      s("text", { x: place, y: TOP, class: "middle" }, String(mark.id)));
+  #create(data, log) {
+    this.plot?.destroy();
+    this.log = log;
+    const axis = { stroke: () => color("muted"), ticks: { show: false }, grid: { stroke: () => color("grid"), width: 1, filter: labelled } };
+    const last = (i) => this.plotted.at(i ?? -1);
+    this.box.replaceChildren();
+    this.plot = new uPlot({
+      width: this.box.clientWidth,
+      height: this.height,
+      padding: [22, 12, 0, 0],
+      scales: {
+        x: { time: false, range: (u, low, high) => [low, Math.max(high, low + 1)] },
+        y: { distr: log ? 3 : 1, range: (u, low, high) => ends(low, high, log) },
+      },
+      axes: [
+        { ...axis, grid: { show: false }, size: 24, space: 50, incrs: WHOLE },
+        { ...axis, size: 58, values: (u, ticks, i, space, step) => ticks.map((tick) => label(tick, step, log)) },
+      ],
+      series: [
+        { label: "attempt", value: (u, value, line, i) => `${count(last(i).attempt)}, step ${count(last(i).step)}` },
+        ...this.lines.map((line) => ({
+          label: line.label, stroke: () => color(line.color), width: 1.6, dash: line.dash,
+          value: (u, value, _, i) => number(last(i)[line.column]),
+        })),
+      ],
+      legend: { markers: { stroke: (u, i) => `var(--${this.lines[i - 1].color})`, dash: (u, i) => (this.lines[i - 1].dash ? "dashed" : "solid"), fill: () => "transparent" } },
+      cursor: { y: false, sync: { key: "attempts" } },
+      hooks: { draw: [() => this.#place()] },
+    }, data, this.box);
+    this.plot.under.append(this.shades);
+    this.plot.over.append(this.links);
   }
 
-  #words() {
-    const found = this.rows.map((row) => row[this.lines[0].column]).filter(Number.isFinite);
-    if (!found.length) return `${this.title}: nothing recorded yet`;
-    const from = `${this.title} went from ${number(found[0])} to ${number(found.at(-1))} in ${count(this.rows.at(-1).attempt)} attempts`;
-    const rewound = this.rewound.length ? `; ${this.rewound.length} rewound` : "";
-    return `${from}${rewound}; ${this.marks.length} incidents are marked`;
+  /** Marks and shades are elements: links can be reached with the keyboard, and CSS colours them. */
+  #overlay() {
+    const key = JSON.stringify([this.spans, this.marks]);
+    if (key === this.key) return;
+    this.key = key;
+    const focused = this.links.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    this.shades.replaceChildren(...this.spans.map(() => h("div", { class: "rolled-back" })));
+    this.links.replaceChildren(...this.marks.map((mark) =>
+      h("a", { href: `#${mark.anchor}`, class: "mark", "aria-label": `Incident ${mark.id}: ${mark.title}` }, String(mark.id))));
+    if (focused) this.links.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   }
 
-  #tellNow() {
-    const row = this.rows.at(-1);
-    say(this.now, row ? this.#values(row) : "");
+  /** After each drawing: the accessible name, and the places of shades and marks. */
+  #place() {
+    this.box.setAttribute("aria-label", this.#name());
+    const at = (attempt) => this.plot.valToPos(attempt, "x");
+    [...this.shades.children].forEach(({ style }, i) => {
+      const [from, to] = [at(this.spans[i][0] - 0.5), at(this.spans[i][1] + 0.5)];
+      Object.assign(style, { left: `${from}px`, width: `${Math.max(2, to - from)}px` });
+    });
+    const width = this.plot.over.clientWidth;
+    [...this.links.children].forEach((link, i) => {
+      const x = at(this.marks[i].attempt);
+      link.style.left = `${x}px`;
+      link.hidden = !(x >= 0 && x <= width);
+    });
   }
 
-  #point(event) {
-    if (!this.x || !this.rows.length) return;
-    const box = this.svg.getBoundingClientRect();
-    const attempt = this.x.of(event.clientX - box.left);
-    const near = this.rows.reduce((best, row) => (Math.abs(row.attempt - attempt) < Math.abs(best.attempt - attempt) ? row : best));
-    say(this.now, `attempt ${count(near.attempt)}, step ${count(near.step)}: ${this.#values(near)}`);
+  /** The part of the x axis that was zoomed into; null where all is shown. */
+  #zoom() {
+    const attempts = this.plot?.data[0] ?? [];
+    const { min, max } = this.plot?.scales.x ?? {};
+    return min > attempts[0] || max < attempts.at(-1) ? { min, max } : null;
   }
 
-  #values(row) {
-    if (this.lines.length === 1) return number(row[this.lines[0].column]);
-    return this.lines.map((line) => `${line.label} ${Number.isNaN(row[line.column]) && line !== this.lines[0] ? "–" : number(row[line.column])}`).join(", ");
+  #name() {
+    const known = this.plotted.map((row) => row[this.lines[0].column]).filter(Number.isFinite);
+    const change = `${this.title} went from ${number(known[0])} to ${number(known.at(-1))} in ${count(this.plotted.at(-1).attempt)} attempts`;
+    const zoom = this.#zoom();
+    const shown = zoom ? `; attempts ${count(Math.ceil(zoom.min))} to ${count(Math.floor(zoom.max))} are shown` : "";
+    return `${change}; ${this.spans.length} rollbacks are shaded and ${this.marks.length} incidents are marked${shown}`;
   }
 }
 
-/** A small line without axes, of the finite ones among the values. */
+/** A small line without axes, with a gap where a value is not finite. */
 export function spark(values, kind, label) {
-  const width = 120;
-  const height = 28;
+  const [width, height] = [120, 28];
   const known = values.filter(Number.isFinite);
   const picture = s("svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, preserveAspectRatio: "none" });
   if (known.length < 2) return picture;
-  const y = valueScale(known, height - 2, 2);
-  const x = { at: (i) => (width * i) / Math.max(1, values.length - 1) };
-  const rows = values.map((value, i) => ({ attempt: i, value }));
-  picture.append(s("path", { class: `line ${kind}`, d: path(rows, "value", x, y) }));
+  const log = isLog(Math.min(...known), Math.max(...known));
+  const turn = log ? Math.log10 : (value) => value;
+  const [low, high] = ends(Math.min(...known), Math.max(...known), log).map(turn);
+  const point = (value, i) => `${((width * i) / (values.length - 1)).toFixed(1)} ${((height * (high - turn(value))) / (high - low)).toFixed(1)}`;
+  const path = values.map((value, i) => (Number.isFinite(value) ? `${Number.isFinite(values[i - 1]) ? "L" : "M"}${point(value, i)}` : "")).join("");
+  picture.append(s("path", { class: `line ${kind}`, d: path }));
   return picture;
 }
 
-function shade([first, last], x, height) {
-  const from = x.at(first - 0.5);
-  return s("rect", { class: "rewound", x: from, y: TOP, width: Math.max(2, x.at(last + 0.5) - from), height: height - TOP - BOTTOM },
-    s("title", null, `Attempts ${count(first)} to ${count(last)} were rewound`));
+function isLog(low, high) {
+  return low > 0 && high / low > LOG_FROM;
 }
 
-/** A line with a gap where a value is not finite. */
-function path(rows, column, x, y) {
-  let pen = "M";
-  const parts = [];
-  for (const row of rows) {
-    const value = row[column];
-    if (!Number.isFinite(value)) { pen = "M"; continue; }
-    parts.push(`${pen}${x.at(row.attempt).toFixed(1)} ${y.at(value).toFixed(1)}`);
-    pen = "L";
-  }
-  return parts.join("");
-}
-
-function attemptScale(rows, left, right) {
-  const low = rows[0].attempt;
-  const high = Math.max(rows.at(-1).attempt, low + 1);
-  const perUnit = (right - left) / (high - low);
-  return {
-    at: (attempt) => Math.min(right, Math.max(left, left + (attempt - low) * perUnit)),
-    of: (place) => low + (place - left) / perUnit,
-    holds: (attempt) => attempt >= low && attempt <= high,
-    ticks: linearTicks(low, high, Math.max(2, Math.floor((right - left) / 90))).filter(Number.isInteger),
-  };
-}
-
-function valueScale(values, bottom, top) {
-  let low = Math.min(...values);
-  let high = Math.max(...values);
-  const log = low > 0 && high / low > LOG_FROM;
-  const turn = log ? Math.log10 : (value) => value;
-  // What hardly changes is drawn flat: its smallest movement would fill the picture.
+/** Where a value axis begins and ends; a logarithmic one at a round number, from which uPlot counts its ticks. */
+function ends(low, high, log) {
+  if (low === null) return [low, high];
+  const power = 10 ** Math.floor(Math.log10(low));
+  if (log) return [power * Math.floor(low / power), high * 1.1];
   const least = LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high)) || 1;
-  if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
-  const from = turn(low);
-  const perUnit = (bottom - top) / (turn(high) - from);
-  const ticks = log ? logTicks(low, high) : linearTicks(low, high, 4);
-  const digits = ticks.length > 1 ? Math.ceil(Math.log10(Math.abs(ticks.at(-1)) / (ticks[1] - ticks[0]))) + 1 : 3;
-  return {
-    at: (value) => bottom - (turn(value) - from) * perUnit,
-    ticks,
-    label: (tick) => (digits > 3 && !log ? String(Number(tick.toPrecision(Math.min(digits, 15)))) : number(tick)),
-  };
+  const room = Math.max(0.05 * (high - low), (least - (high - low)) / 2);
+  return [low - room, high + room];
 }
 
-function linearTicks(low, high, most) {
-  const rough = (high - low) / most;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * STEPS.find((factor) => factor * power >= rough * 0.999);
-  const ticks = [];
-  for (let i = Math.ceil(low / step); i * step <= high * (1 + 1e-12); i += 1) ticks.push(Number((i * step).toPrecision(12)));
-  return ticks;
+/** Grid lines only where there are labels. */
+function labelled(u, ticks, i, space, step) {
+  return u.axes[i].filter(u, ticks, i, space, step);
 }
 
-function logTicks(low, high) {
-  const decades = Math.log10(high / low);
-  const factors = decades < 1.5 ? [1, 2, 5] : decades < 3 ? [1, 3] : [1];
-  const apart = Math.max(1, Math.ceil(decades / 5));
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += apart) {
-    ticks.push(...factors.map((factor) => Number((factor * 10 ** power).toPrecision(6))));
-  }
-  return ticks.filter((tick) => tick >= low && tick <= high);
+/** A tick with as many digits as distinguish it from the next. */
+function label(tick, step, log) {
+  const digits = Math.ceil(Math.log10(Math.abs(tick) / step)) + 1;
+  return tick === null ? "" : digits > 3 && !log ? String(Number(tick.toPrecision(Math.min(digits, 15)))) : number(tick);
 }

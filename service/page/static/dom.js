@@ -1,4 +1,4 @@
-// Elements made by code. Whatever a job wrote gets onto the page as text, never as HTML.
+// Elements made by code. Whatever a job wrote is shown as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -22,18 +22,18 @@ export function s(tag, properties, ...children) {
   return fill(document.createElementNS(SVG, tag), properties, children);
 }
 
-/** Sets the text of an element if it is another, so that it is not read aloud again. */
-export function say(element, text) {
+/** Sets the text of an element if it differs, so that a screen reader does not repeat it. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** A list of names and values; those without a value are left out. */
+/** A list of names and values; those without a value are skipped. */
 export function facts(entries, className = "facts") {
   const known = entries.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return h("dl", { class: className }, known.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
 }
 
-/** A table that scrolls by itself where it is too wide. The first cell of a row names it. */
+/** A table that scrolls sideways where it is too wide. The first cell of a row is its header. */
 export function table(caption, head, rows) {
   const body = rows.map((row) =>
     h("tr", { class: row.class }, row.cells.map((cell, i) => (i ? h("td", null, cell) : h("th", { scope: "row" }, cell)))));
@@ -44,7 +44,7 @@ export function table(caption, head, rows) {
       h("tbody", null, body)));
 }
 
-/** Asks before something is done that cannot be undone; true if the answer is yes. */
+/** Asks for confirmation; true if the answer is yes. */
 export function confirmed(question, detail, yes) {
   return new Promise((resolve) => {
     const dialog = h("dialog", { "aria-labelledby": "question" },

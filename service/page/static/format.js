@@ -60,7 +60,7 @@ const TONES = { running: "info", starting: "info", stopping: "warn", succeeded: 
 
 /** The class of a badge for a status. */
 export function tone(status) {
-  return TONES[status] ?? "calm";
+  return TONES[status] ?? "idle";
 }
 
 /** Why a job is in the state it is in: "Waiting for 2 GPUs, 1 free" says it all, others begin with the state. */

@@ -2,7 +2,7 @@
 
 import { ApiError, call, download, follow } from "/page/api.js";
 import { Chart } from "/page/chart.js";
-import { confirmed, facts, h, say, table } from "/page/dom.js";
+import { confirmed, facts, h, setText, table } from "/page/dom.js";
 import { bytes, count, duration, moment, number, sentence, state, steps as far, tone } from "/page/format.js";
 import { Incidents, marks } from "/page/incidents.js";
 import { Log } from "/page/log.js";
@@ -23,18 +23,18 @@ class JobView {
   constructor(app, id) {
     Object.assign(this, { app, id, job: null, steps: new Steps(), incidents: { total: 0, shown: [] } });
     this.charts = [
-      new Chart("Loss", [{ column: "loss", label: "loss", kind: "loss" }], 210),
+      new Chart("Loss", [{ column: "loss", label: "loss", color: "loss" }], 200),
       new Chart("Gradient norm", [
-        { column: "grad_norm", label: "norm", kind: "norm" },
-        { column: "clip_threshold", label: "clip threshold", kind: "clip" },
-      ], 210),
-      new Chart("Learning rate", [{ column: "lr", label: "learning rate", kind: "rate" }], 130),
-      new Chart("Update norm / weight norm", [{ column: "update_ratio", label: "ratio", kind: "rate", sparse: true }], 130),
+        { column: "grad_norm", label: "norm", color: "norm" },
+        { column: "clip_threshold", label: "clip threshold", color: "clip", dash: [5, 4] },
+      ], 200),
+      new Chart("Learning rate", [{ column: "lr", label: "learning rate", color: "rate" }], 130),
+      new Chart("Update norm / weight norm", [{ column: "update_ratio", label: "ratio", color: "rate", sparse: true }], 130),
     ];
     this.badge = h("span", { class: "badge" });
-    this.state = h("p", { id: "state", role: "status", class: "lead" }, "Looking for the job");
+    this.state = h("p", { id: "state", role: "status", class: "lead" }, "Loading the job");
     this.far = h("p", { class: "muted" });
-    this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "What can be done" });
+    this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "Actions" });
     this.problem = h("p", { class: "problem", role: "alert" });
     this.facts = h("div");
     this.cards = new Incidents();
@@ -66,7 +66,7 @@ class JobView {
       h("div", { class: "title" }, h("h1", { tabindex: "-1" }, this.id), this.badge),
       this.state, this.far, this.buttons, this.problem, this.facts,
       part("training", "Training",
-        h("p", { class: "muted" }, "Over the attempts; what was rewound is shaded, and numbers lead to the incidents."),
+        h("p", { class: "muted" }, "Over the attempts. Shaded: rolled back. Numbers lead to the incidents. Drag to zoom, double-click to reset."),
         ...this.charts.map((chart) => chart.element), this.details),
       part("incidents", "Incidents", this.cards.element),
       part("checkpoints", "Checkpoints", this.checkpoints),
@@ -77,13 +77,13 @@ class JobView {
   #job(job) {
     this.job = job;
     this.badge.className = `badge ${tone(job.status)}`;
-    say(this.badge, job.status);
-    say(this.state, state(job));
+    setText(this.badge, job.status);
+    setText(this.state, state(job));
     this.#progress();
     this.#offer();
     const running = job.started && !job.ended ? Date.now() / 1000 : job.ended;
     this.facts.replaceChildren(facts([
-      ["Handed in", [moment(job.created), job.submitted_by && `by ${job.submitted_by}`].filter(Boolean).join(" ")],
+      ["Submitted", [moment(job.created), job.submitted_by && `by ${job.submitted_by}`].filter(Boolean).join(" ")],
       ["Started", moment(job.started)],
       ["Ended", moment(job.ended)],
       ["Took", job.started && job.ended ? duration(running - job.started) : null],
@@ -98,10 +98,10 @@ class JobView {
   #progress() {
     const last = this.steps.last;
     const total = this.job?.progress?.total_steps ?? this.job?.spec?.train?.max_steps ?? null;
-    say(this.far, last ? far({ step: last.step, total_steps: total }) : "");
+    setText(this.far, last ? far({ step: last.step, total_steps: total }) : "");
   }
 
-  /** The buttons that make sense now, for those who may press them. The focus stays where it was. */
+  /** The buttons that apply now and that the scope of the token allows. The focus stays where it was. */
   #offer() {
     const { job } = this;
     const offered = [];
@@ -127,7 +127,7 @@ class JobView {
   }
 
   async #resume() {
-    const detail = "It goes on from its last good checkpoint, with a new budget of restarts.";
+    const detail = "It continues from its last good checkpoint, with a new budget of restarts.";
     if (await confirmed(`Resume ${this.id}?`, detail, "Resume the job")) await this.#ask("resume");
   }
 
@@ -182,7 +182,7 @@ class JobView {
   }
 
   #refused(error) {
-    say(this.state, sentence(error.message));
+    setText(this.state, sentence(error.message));
     this.buttons.replaceChildren();
   }
 }

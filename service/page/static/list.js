@@ -1,8 +1,8 @@
-// The jobs: what each does, and how its loss and gradient norm went of late.
+// The list of jobs: the state of each, and its recent loss and gradient norm.
 
 import { follow } from "/page/api.js";
 import { spark } from "/page/chart.js";
-import { h, say } from "/page/dom.js";
+import { h, setText } from "/page/dom.js";
 import { moment, number, parse, plural, state, steps, tone } from "/page/format.js";
 
 const GROUPS = {
@@ -27,7 +27,7 @@ export function showList(app) {
 
   const which = h("select", { id: "show" }, Object.entries(GROUPS).map(([key, [label]]) => h("option", { value: key, selected: key === group }, label)));
   const name = h("input", { id: "name", type: "search", value: asked.get("name") ?? "", autocomplete: "off", spellcheck: "false", pattern: "[A-Za-z0-9_.\\-]*" });
-  const told = h("p", { role: "status", class: "muted" }, "Looking for jobs");
+  const status = h("p", { role: "status", class: "muted" }, "Loading jobs");
   const list = h("ul", { class: "jobs", "aria-label": "Jobs" });
   const more = h("button", { class: "plain", hidden: true, onclick: () => { limit = Math.min(MOST, limit + AT_ONCE); begin(); } }, "Show more");
 
@@ -37,21 +37,21 @@ export function showList(app) {
     const wanted = order.map((id) => items.get(id).element);
     wanted.forEach((element, i) => { if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null); });
     while (list.children.length > wanted.length) list.lastChild.remove();
-    say(told, order.length ? `${plural(order.length, "job")}${thereIsMore ? ", and more" : ""}` : nothing());
+    setText(status, order.length ? `${plural(order.length, "job")}${thereIsMore ? ", and more" : ""}` : nothing());
     more.hidden = !thereIsMore || limit >= MOST;
   }
 
   function nothing() {
-    if (which.value || name.value) return "No job is like that.";
+    if (which.value || name.value) return "No job matches.";
     return app.may("submit") ? "No jobs yet: submit one." : "No jobs yet.";
   }
 
   function begin() {
     stop();
     const query = new URLSearchParams({ limit });
-    for (const status of GROUPS[which.value][1]) query.append("status", status);
+    for (const wanted of GROUPS[which.value][1]) query.append("status", wanted);
     if (name.value) query.set("name", name.value);
-    const refused = (error) => say(told, error.message);
+    const refused = (error) => setText(status, error.message);
     stop = follow(`/v1/live?${query}`, { jobs: update, refused }, app.connected);
   }
 
@@ -59,7 +59,7 @@ export function showList(app) {
   function filter() {
     clearTimeout(typing);
     if (!name.checkValidity()) {
-      say(told, "A name has letters, digits and _ . - only.");
+      setText(status, "A name has letters, digits and _ . - only.");
       return;
     }
     const query = new URLSearchParams();
@@ -75,12 +75,12 @@ export function showList(app) {
   const form = h("form", { class: "filters", role: "search", onsubmit: (event) => { event.preventDefault(); filter(); } },
     h("div", null, h("label", { for: "show" }, "Show"), which),
     h("div", null, h("label", { for: "name" }, "Name contains"), name));
-  app.main.append(h("h1", { tabindex: "-1" }, "Jobs"), form, told, list, more);
+  app.main.append(h("h1", { tabindex: "-1" }, "Jobs"), form, status, list, more);
   begin();
   return () => { clearTimeout(typing); stop(); };
 }
 
-/** One job of the list; only what has changed is drawn anew. */
+/** One job of the list; only what has changed is redrawn. */
 class Item {
   constructor(job) {
     this.badge = h("span", { class: "badge" });
@@ -96,9 +96,9 @@ class Item {
 
   show(job) {
     this.badge.className = `badge ${tone(job.status)}`;
-    say(this.badge, job.status);
-    say(this.reason, job.reason ? state(job) : "");
-    say(this.far, [steps(job.progress), job.submitted_by && `by ${job.submitted_by}`, moment(job.created)].filter(Boolean).join(" · "));
+    setText(this.badge, job.status);
+    setText(this.reason, job.reason ? state(job) : "");
+    setText(this.far, [steps(job.progress), job.submitted_by && `by ${job.submitted_by}`, moment(job.created)].filter(Boolean).join(" · "));
     const drawn = JSON.stringify(job.spark);
     if (drawn === this.drawn) return;
     this.drawn = drawn;
@@ -108,6 +108,6 @@ class Item {
 
 function small(label, values, kind) {
   const now = number(values.at(-1));
-  return h("figure", null, spark(values.map(parse), kind, `${label}, the last stretch; now ${now}`),
+  return h("figure", null, spark(values.map(parse), kind, `${label}, recent; now ${now}`),
     h("figcaption", null, `${label} `, h("b", null, now)));
 }

@@ -1,4 +1,4 @@
-// Who has no token yet is asked for one.
+// The sign-in form: a token for this tab.
 
 import { call, token } from "/page/api.js";
 import { h } from "/page/dom.js";
@@ -33,7 +33,7 @@ export function showLogin(app, _, entered) {
     h("form", { class: "panel narrow", onsubmit: enter },
       h("label", { for: "token" }, "Token"),
       field,
-      h("p", { id: "token-help", class: "muted" }, "Made by ", h("code", null, "gradguard tokens create"), ". It is kept until this tab is closed."),
+      h("p", { id: "token-help", class: "muted" }, "Created with ", h("code", null, "gradguard tokens create"), ". It is kept until this tab is closed."),
       problem,
       h("div", { class: "buttons" }, h("button", { class: "main" }, "Sign in"))));
 }

@@ -1,7 +1,7 @@
-// The form to hand in a job; its spec is checked as it is typed.
+// The form to submit a job; its spec is checked while typing.
 
 import { call, requestKey } from "/page/api.js";
-import { h, say } from "/page/dom.js";
+import { h, setText } from "/page/dom.js";
 import { plural, sentence } from "/page/format.js";
 
 const TYPING_MS = 300;
@@ -9,7 +9,7 @@ const TYPING_MS = 300;
 export function showSubmit(app) {
   app.title("Submit a job");
   if (!app.may("submit")) {
-    app.main.append(h("h1", { tabindex: "-1" }, "Submit a job"), h("p", null, "This needs a token of the scope submit; yours is for reading."));
+    app.main.append(h("h1", { tabindex: "-1" }, "Submit a job"), h("p", null, "This needs a token with the scope submit; yours can only read."));
     return undefined;
   }
   const form = new SubmitForm(app);
@@ -23,8 +23,8 @@ class SubmitForm {
     Object.assign(this, { app, key: requestKey(), workingDir: null, checked: null, asked: null, faulty: new Set() });
     this.text = h("textarea", { id: "spec", rows: "22", spellcheck: "false", autocapitalize: "off", autocomplete: "off", wrap: "off", "aria-describedby": "verdict faults" });
     this.gutter = h("div", { class: "gutter", "aria-hidden": "true" });
-    this.verdict = h("p", { id: "verdict", role: "status", class: "muted" }, "Write a spec, or begin with an example.");
-    this.faults = h("ul", { id: "faults", class: "faults", "aria-label": "What is wrong with the spec" });
+    this.verdict = h("p", { id: "verdict", role: "status", class: "muted" }, "Write a spec, or start from an example.");
+    this.faults = h("ul", { id: "faults", class: "faults", "aria-label": "Problems in the spec" });
     this.examples = h("select", { id: "example" }, h("option", { value: "" }, "–"));
     this.priority = h("input", { id: "priority", type: "number", min: "-1000", max: "1000", step: "1", value: "0", required: true });
     this.restarts = h("input", { id: "restarts", type: "number", min: "0", max: "100", step: "1", value: "3", required: true });
@@ -42,18 +42,18 @@ class SubmitForm {
     const field = (label, input, help) => h("div", null, h("label", { for: input.id }, label), input, help);
     return h("form", { class: "submit", novalidate: true, onsubmit: (event) => { event.preventDefault(); this.#submit(); } },
       h("div", { class: "panel" },
-        field("Begin with an example", this.examples),
+        field("Start from an example", this.examples),
         h("label", { for: "spec" }, "Spec, YAML"),
         h("div", { class: "editor" }, this.gutter, this.text),
         this.verdict, this.faults),
       h("div", { class: "panel fields" },
-        field("Priority", this.priority), field("Restarts at most", this.restarts),
+        field("Priority", this.priority), field("Maximum restarts", this.restarts),
         h("div", { class: "wide" }, h("label", { for: "env" }, "Environment, NAME=value on each line"), this.env,
-          h("p", { id: "env-help", class: "muted" }, "The place for secrets: nobody is shown their values again."), this.note)),
+          h("p", { id: "env-help", class: "muted" }, "Put secrets here: their values are never shown again."), this.note)),
       this.problem, h("div", { class: "buttons" }, this.button));
   }
 
-  /** Fills the form: with the job that is to be cloned, if there is one. */
+  /** Fills the form, with the job to be cloned if there is one. */
   async begin(like) {
     try {
       const [known, draft] = await Promise.all([
@@ -79,9 +79,9 @@ class SubmitForm {
     this.restarts.value = draft.max_restarts;
     this.env.value = Object.entries(draft.env).map(([name, value]) => `${name}=${value}`).join("\n");
     this.workingDir = draft.working_dir;
-    const secrets = draft.secrets.length ? ` Write these again, with their values: ${draft.secrets.join(", ")}.` : "";
-    const folder = draft.working_dir ? " Its working directory goes with it." : "";
-    this.note.textContent = `Like ${like}.${folder}${secrets}`;
+    const secrets = draft.secrets.length ? ` Enter these again, with their values: ${draft.secrets.join(", ")}.` : "";
+    const folder = draft.working_dir ? " It uses the same working directory." : "";
+    this.note.textContent = `Copy of ${like}.${folder}${secrets}`;
     this.#put(draft.text);
   }
 
@@ -104,7 +104,7 @@ class SubmitForm {
     this.typing = setTimeout(() => this.#check(), TYPING_MS);
   }
 
-  /** What the service says of the text as it is now; null where it was changed meanwhile. */
+  /** The service's check of the present text; null where the text has changed meanwhile. */
   async #check() {
     clearTimeout(this.typing);
     this.asked?.abort();
@@ -120,7 +120,7 @@ class SubmitForm {
       this.#show(found);
       return (this.checked = found);
     } catch (error) {
-      if (!asked.signal.aborted) say(this.verdict, sentence(error.message));
+      if (!asked.signal.aborted) setText(this.verdict, sentence(error.message));
       return null;
     }
   }
@@ -129,8 +129,8 @@ class SubmitForm {
     this.faulty = new Set(faults.map((fault) => fault.line));
     this.text.setAttribute("aria-invalid", String(faults.length > 0));
     this.verdict.className = faults.length ? "problem" : "muted";
-    const valid = empty ? "Write a spec, or begin with an example." : `The spec is valid. It asks for ${wants}.`;
-    say(this.verdict, faults.length ? `The spec has ${plural(faults.length, "problem")}.` : valid);
+    const valid = empty ? "Write a spec, or start from an example." : `The spec is valid. It asks for ${wants}.`;
+    setText(this.verdict, faults.length ? `The spec has ${plural(faults.length, "problem")}.` : valid);
     this.faults.replaceChildren(...faults.map((fault) => h("li", null, this.#fault(fault))));
     this.#number();
   }

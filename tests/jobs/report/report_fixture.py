@@ -110,7 +110,7 @@ def layer_norms(random_: random.Random, norm: float) -> dict[str, float]:
 
 
 def explosion(row: dict[str, Any], boomed: int, step: int) -> dict[str, Any]:
-    """Three attempts: suspect and applied, suspect and applied, spike and rewound."""
+    """Three attempts: suspect and applied, suspect and applied, spike and rolled back."""
     grown = 1.9 * 2.2**boomed
     values = {
         name: norm * (grown**2 if "layer4.1" in name else grown)

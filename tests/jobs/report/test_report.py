@@ -9,7 +9,6 @@ from guard import Incident
 from jobs.report import charts, write_page
 from jobs.report.data import read_run
 from jobs.report.page import render
-from jobs.report.plot_style import NARROW, WIDE
 from jobs.run_dir.jsonl import read_jsonl, write_json_atomic
 from tests.jobs.report.report_fixture import (
     LAYERS,
@@ -149,7 +148,7 @@ def test_every_incident_is_on_the_page_once(tmp_path):
     write_rows(job / "incidents.jsonl", incidents)
     page = page_of(job)
     assert sorted(page.attributes("id").count(f"incident-{i}") for i in range(1, 61)) == [1] * 60
-    assert page.text.count("The guard rewound") == 20
+    assert page.text.count("The guard rolled back") == 20
 
 
 def test_an_incident_number_that_came_twice_has_two_anchors(tmp_path):
@@ -296,7 +295,7 @@ def test_a_nonfinite_loss_is_a_mark_at_the_top_edge(tmp_path):
     without, with_ = tmp_path / "without", tmp_path / "with"
     write_rows(without / "metrics.jsonl", plain)
     write_rows(with_ / "metrics.jsonl", [*plain, {**plain[0], "attempt": 20, "loss": math.nan}])
-    marks = [charts.training(read_run(job), WIDE).count("stroke: var(--danger)") for job in (without, with_)]
+    marks = [charts.training(read_run(job)).count("stroke: var(--danger)") for job in (without, with_)]
     assert marks[0] == 0 < marks[1]
     assert "not finite" in page_of(with_).text
 
@@ -304,16 +303,20 @@ def test_a_nonfinite_loss_is_a_mark_at_the_top_edge(tmp_path):
 def test_neighbouring_incidents_share_a_badge_and_far_ones_do_not():
     places = {1: 10, 2: 500, 3: 503, 4: 505, 5: 990}
     incidents = [Incident.from_row({**rollback_incident(i), "attempt": place}) for i, place in places.items()]
-    labels = [mark.label for mark in charts.incident_marks(incidents, (0.0, 1000.0), WIDE)]
+    labels = [mark.label for mark in charts.incident_marks(incidents, (0.0, 1000.0))]
     assert labels == ["1", "2–4", "5"]
 
 
-def test_phone_and_desk_show_the_same_incidents(job_dir):
+def test_one_drawing_serves_all_screens_and_its_text_can_be_enlarged(job_dir):
     run = read_run(job_dir)
-    for size in (WIDE, NARROW):
-        drawing = charts.training(run, size)
-        assert 'xlink:href="#incident-1"' in drawing
-        assert 'xlink:href="#incident-2"' in drawing
+    drawing = charts.training(run)
+    assert 'xlink:href="#incident-1"' in drawing
+    assert 'xlink:href="#incident-2"' in drawing
+    assert not re.search(r"<svg[^>]* (width|height)=", drawing), "it scales with the page"
+    texts = re.findall(r'<text style="([^"]*)"', drawing)
+    assert texts
+    assert all("calc(8" in text and "px * var(--text))" in text and "var(--font)" in text for text in texts)
+    assert render(run).count("step attempt<") == 6, "training, two windows, two heat maps and the cost"
 
 
 def test_many_layers_keep_their_spike_and_the_page_stays_small(tmp_path):

@@ -92,11 +92,25 @@ def test_nothing_scrolls_sideways(visit, name, place, size):
     assert too_wide(page) == []
 
 
-@pytest.mark.parametrize(("size", "shown", "hidden"), [(PHONE, "narrow", "wide"), (DESK, "wide", "narrow")])
-def test_each_screen_gets_the_chart_that_was_drawn_for_it(visit, size, shown, hidden):
-    page = visit("report", viewport=size)
-    assert page.locator(f".chart.{shown} svg").first.is_visible()
-    assert not page.locator(f".chart.{hidden} svg").first.is_visible()
+TEXT_SIZES = """() => [...document.querySelectorAll(".chart text")].map(e =>
+    e.getScreenCTM().a * parseFloat(getComputedStyle(e).fontSize))"""
+OVERLAPS = """() => [...document.querySelectorAll(".chart svg")].flatMap(svg => {
+    const common = (p, q, low, high) => Math.min(p[high], q[high]) - Math.max(p[low], q[low]);
+    const boxes = [...svg.querySelectorAll("text")].map(e => [e.textContent, e.getBoundingClientRect()]);
+    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
+        .filter(([, q]) => common(p, q, "left", "right") > 1 && common(p, q, "top", "bottom") > p.height / 4)
+        .map(([b]) => `${a} | ${b}`)); })"""
+"""Pairs of texts that cover each other."""
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+@pytest.mark.parametrize("size", [PHONE, {"width": 600, "height": 900}, DESK])
+def test_the_text_of_a_chart_can_be_read_on_every_screen(visit, name, size):
+    page = visit(name, viewport=size)
+    sizes = page.evaluate(TEXT_SIZES)
+    assert min(sizes) > 8.5
+    assert max(sizes) < 17
+    assert page.evaluate(OVERLAPS) == []
 
 
 def brightness(color):
@@ -110,7 +124,7 @@ def test_page_and_charts_follow_the_system(visit, name, scheme):
     keep(page, f"{name}-{scheme}")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     ink = page.evaluate("getComputedStyle(document.body).color")
-    label = page.evaluate("getComputedStyle(document.querySelector('.chart.wide svg text')).fill")
+    label = page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
     assert (brightness(ground) < 60) is (scheme == "dark")
     assert (brightness(ink) > 180) is (scheme == "dark")
     assert (brightness(label) > 120) is (scheme == "dark")
@@ -121,7 +135,7 @@ def test_paper_is_white_however_dark_the_screen(visit, name):
     page = visit(name, viewport=DESK, color_scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.locator(".chart.wide svg").first.is_visible()
+    assert page.locator(".chart svg").first.is_visible()
     content = page.pdf(path=KEPT / f"{name}.pdf", format="A4")
     assert content.startswith(b"%PDF")
     assert 1 <= content.count(b"/Type /Page\n") <= 12
@@ -129,7 +143,7 @@ def test_paper_is_white_however_dark_the_screen(visit, name):
 
 def test_a_mark_in_the_chart_leads_to_its_incident(visit):
     page = visit("report", viewport=DESK)
-    page.locator(".chart.wide svg a").last.click()
+    page.locator(".chart svg a").last.click()
     assert page.url.endswith("#incident-2")
     assert page.locator("#incident-2").bounding_box()["y"] < DESK["height"]
 

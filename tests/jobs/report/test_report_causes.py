@@ -171,7 +171,7 @@ def test_checkpoints_are_on_a_timeline_and_in_a_table(job_with_checkpoints):
     ]
     shown = context(run)
     assert shown["checkpoint_rows"][0] == ("240", "candidate", "90 MB", "2025-11-25 12:04:27 UTC")
-    assert shown["checkpoints"]["wide"].count("var(--good)") > 0
+    assert shown["checkpoints"].count("var(--good)") > 0
     assert 'id="checkpoints"' in render(run)
 
 

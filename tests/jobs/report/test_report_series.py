@@ -2,9 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jobs.report.heat import shares
-from jobs.report.plot_style import flag_spans, log_ticks, thin_spans
+from jobs.report.plot_style import flag_spans, thin_spans, value_axis
 from jobs.report.series import bucket_max, cell, column_count, envelope, matrix, means, medians
 
 
@@ -87,8 +88,11 @@ def test_flags_become_spans_and_near_ones_are_joined():
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.3, 9.0), (1e-9, 1e30), (0.9, 1.1e3), (5e-324, 1e-300)])
-@pytest.mark.parametrize("most", [2, 5])
-def test_log_axes_have_few_round_ticks_inside(low, high, most):
-    ticks = log_ticks(low, high, most)
-    assert 1 <= len(ticks) <= most
-    assert all(low <= tick <= high for tick in ticks)
+@pytest.mark.parametrize("height", [48, 125])
+def test_log_axes_have_few_round_ticks_inside(low, high, height):
+    axes = Figure(figsize=(8, height / 72), dpi=72).add_axes((0, 0, 1, 1))
+    value_axis(axes, np.array([low, high]))
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert 1 <= len(ticks) <= height / 16, "at most as many as there is room for their labels"
+    assert all(f"{tick:.0e}"[0] in "125" and float(f"{tick:.0e}") == pytest.approx(tick) for tick in ticks)

@@ -22,7 +22,7 @@ def test_rollback_is_told_from_cause_to_outcome():
         "The gradient of layer4.1.conv2 grew most (71 % of the norm, 35 times its usual). "
         "Rank 1 stood out (97 % of the gradient, loss 13.7). "
         "The batch held samples 1000–1063. "
-        "The guard rewound 26 steps to step 125, halved the learning rate, "
+        "The guard rolled back 26 steps to step 125, halved the learning rate, "
         "raised the weight decay to 2 times its value, "
         "pulled the weights toward the healthy ones (anchor L2 0.01) until step 200 "
         "and moved on past the bad data. "
@@ -81,20 +81,20 @@ def test_every_verdict_has_its_sentence(changes, sentence):
         ({"action": "applied"}, "The guard watched and applied the step."),
         (
             {"action": "applied", "would": "rollback"},
-            "The guard only watched; it would have rewound the run.",
+            "The guard only watched; it would have rolled back the run.",
         ),
-        ({"action": "halted"}, "The guard halted the run: its budget for repairs was spent."),
+        ({"action": "halted"}, "The guard halted the run: its budget was spent."),
         ({"action": "halted", "reason": "no state"}, "The guard halted the run: no state."),
-        ({"recovery": None}, "The guard rewound 26 steps to step 125."),
-        ({"recovery": None, "steps_lost": 1}, "The guard rewound 1 step to step 125."),
-        ({"recovery": None, "steps_lost": 0}, "The guard went back to step 125."),
+        ({"recovery": None}, "The guard rolled back 26 steps to step 125."),
+        ({"recovery": None, "steps_lost": 1}, "The guard rolled back 1 step to step 125."),
+        ({"recovery": None, "steps_lost": 0}, "The guard rolled back to step 125."),
         (
             {"recovery": {"data": "replay"}},
-            "The guard rewound 26 steps to step 125 and replayed the same data.",
+            "The guard rolled back 26 steps to step 125 and replayed the same data.",
         ),
         (
             {"recovery": None, "verdict": "nonfinite", "reason": "3 steps in a row"},
-            "Skipping did not help: 3 steps in a row. The guard rewound 26 steps to step 125.",
+            "Skipping did not help: 3 steps in a row. The guard rolled back 26 steps to step 125.",
         ),
         ({"action": "unheard of"}, ""),
     ],
@@ -108,7 +108,7 @@ def test_every_action_has_its_sentence(changes, sentence):
     [
         ("recovered", 1, "Recovered in 1 step.", "Recovered"),
         ("recovered", None, "Recovered.", "Recovered"),
-        ("recurred", 9, "The trouble came back after 9 steps.", "Recurred"),
+        ("recurred", 9, "The anomaly recurred after 9 steps.", "Recurred"),
         ("halted", 9, "The run was halted after 9 steps.", "Run halted"),
         ("halted", None, "The run was halted soon after.", "Run halted"),
     ],
@@ -125,11 +125,15 @@ def test_every_outcome_has_its_sentence_and_badge(outcome, steps, sentence, badg
     [
         ({}, "The guard watched and applied the step.", "Watched only"),
         ({"faulty_ranks": [1]}, "The guard applied the step with what was good.", "Hardware fault"),
-        ({"dropped_micro_batches": 1}, "The guard applied the step with what was good.", "Part left out"),
+        (
+            {"dropped_micro_batches": 1},
+            "The guard applied the step with what was good.",
+            "Micro-batch dropped",
+        ),
         (
             {"excluded_ranks": [1]},
-            "The guard applied the step with the shares of the others",
-            "Rank left out",
+            "The guard applied the step without it",
+            "Rank excluded",
         ),
     ],
 )
@@ -270,12 +274,12 @@ def test_growth_and_lists():
     [
         ({"faulty_ranks": [1]}, "another result on rank 1: a hardware fault"),
         ({"faulty_ranks": [0, 2]}, "another result on rank 0 and 2: a hardware fault"),
-        ({"faulty_ranks": [-1]}, "on a rank that cannot be told: a hardware fault"),
+        ({"faulty_ranks": [-1]}, "on an unidentified rank: a hardware fault"),
         (
             {"excluded_ranks": [1]},
             "The data of rank 1 stayed bad: computed again without it, the batch was fine.",
         ),
-        ({"dropped_micro_batches": 2, "verdict": "nonfinite"}, "2 micro-batches not finite: left out alone."),
+        ({"dropped_micro_batches": 2, "verdict": "nonfinite"}, "2 micro-batches not finite: dropped."),
         (
             {"verdict": "vanishing", "reason": "no gradient in 100 steps: fc.weight"},
             "No gradient in 100 steps",

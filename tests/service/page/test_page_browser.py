@@ -13,7 +13,7 @@ from guard.rows import JsonlWriter
 from service.api import Limits
 from service.reconcile.log_spool import log_path
 from service.store import JobRow
-from tests.jobs.report.report_fixture import SPEC, incidents, rows, write_job, write_rows
+from tests.jobs.report.report_fixture import NAN_AT, SPEC, incidents, rows, write_job, write_rows
 from tests.service.api.api_fixture import Api
 from tests.service.page.page_checks import NAMELESS, POOR_CONTRAST, STRUCTURE, TOO_SMALL, TOO_WIDE
 from tests.service.page.page_fixture import (
@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_C
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 HISTORY = list(rows(240))
+LAST = max(row["attempt"] for row in HISTORY)
 BEFORE = 190
 """Rows of the job that runs, when the browser first sees it: both incidents are among them."""
 
@@ -100,8 +101,8 @@ def test_the_list_shows_jobs_with_sparklines_and_filters_them(page: Any) -> None
     page.goto("/")
     row = page.locator("li.job", has_text="fashion-0001")
     row.locator("svg.spark path.loss").wait_for()
-    assert row.get_by_role("img", name="Loss, the last stretch").is_visible()
-    assert row.get_by_role("img", name="Gradient norm, the last stretch").is_visible()
+    assert row.get_by_role("img", name="Loss, recent").is_visible()
+    assert row.get_by_role("img", name="Gradient norm, recent").is_visible()
     assert "Waiting for 2 GPUs, 1 free" in page.locator("li.job", has_text="asks-for-gpus").inner_text()
     assert page.locator("li.job").count() == 4
     keep(page, "list")
@@ -117,25 +118,100 @@ def test_the_list_shows_jobs_with_sparklines_and_filters_them(page: Any) -> None
 
 def test_the_charts_of_a_job_grow_while_it_runs(page: Any, api: Api) -> None:
     page.goto("/jobs/fashion-0001")
-    loss = page.locator("figure", has_text="Loss").locator("path.loss")
-    loss.wait_for()
-    before = loss.get_attribute("d").count("L")
-    assert before > BEFORE - 10
-    assert page.locator("path.clip").count() == 1
-    assert page.locator("path.rate").count() == 1
-    assert page.locator("figure").first.locator("rect.rewound").count() == 1
+    loss, norm, rate = (page.locator("figure.panel").nth(i) for i in range(3))
+    loss.locator("canvas").wait_for()
+    assert values(loss)["attempt"] == f"{BEFORE - 1}, step 161", "the last row where nothing is pointed at"
+    assert set(values(norm)) == {"attempt", "norm", "clip threshold"}
+    assert set(values(rate)) == {"attempt", "learning rate"}
+    shade = loss.locator(".rolled-back").bounding_box()
+    assert shade["width"] > 20
     assert page.get_by_role("link", name="Incident 2: Loss spike at step 151").count() == 3
     with JsonlWriter(api.root / "runs" / "fashion-0001" / "metrics.jsonl") as writer:
         for row in HISTORY[BEFORE:]:
             writer.write(row)
-    until(lambda: loss.get_attribute("d").count("L") > before + 20)
+    until(lambda: values(loss)["attempt"] == f"{LAST}, step 240")
+    assert loss.locator(".rolled-back").bounding_box()["x"] < shade["x"], "it moves with the axis"
     page.get_by_text("step 240 of 240").wait_for()
-    log = page.get_by_role("region", name="What the job printed")
+    log = page.get_by_role("region", name="Output of the job")
     with log_path(api.root, "fashion-0001").open("a") as file:
         file.write("the last line\n")
     until(lambda: log.text_content().endswith("the last line\n"))
     assert log.evaluate("e => e.scrollHeight - e.scrollTop - e.clientHeight") < 24, "it follows"
     keep(page, "job")
+
+
+def values(chart: Any) -> dict[str, str]:
+    """The legend of a chart: what it shows of the attempt that is pointed at, else of the last one."""
+    rows = chart.locator(".u-series").all()
+    return {row.locator("th").inner_text(): row.locator("td").inner_text() for row in rows}
+
+
+def point_at(page: Any, chart: Any, share: float) -> None:
+    """Move the mouse to a part of the width of a chart."""
+    box = chart.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2, steps=4)
+
+
+def test_pointing_at_a_chart_shows_the_values_of_all_charts_there(page: Any) -> None:
+    page.goto("/jobs/done")
+    charts = [page.locator("figure.panel").nth(i) for i in range(3)]
+    charts[2].locator("canvas").wait_for()
+    known = {row["attempt"]: row for row in HISTORY if "action" in row}
+    last = values(charts[0])
+    point_at(page, charts[0], 0.4)
+    attempt, _, step = values(charts[0])["attempt"].partition(", step ")
+    row = known[int(attempt)]
+    assert row["step"] == int(step)
+    assert float(values(charts[0])["loss"]) == pytest.approx(row["loss"], rel=0.01)
+    assert float(values(charts[1])["norm"]) == pytest.approx(row["grad_norm"], rel=0.01)
+    assert float(values(charts[2])["learning rate"]) == pytest.approx(row["lr"], rel=0.01)
+    keep(page, "hover")
+    page.mouse.move(0, 0)
+    until(lambda: values(charts[0]) == last)
+    point_at(page, charts[0], (NAN_AT - 1) / (len(known) - 1))
+    assert values(charts[0])["loss"] == "NaN", "a gap in the line has a value too"
+
+
+def test_dragging_zooms_all_charts_and_a_double_click_shows_all_again(page: Any, api: Api) -> None:
+    page.goto("/jobs/done")
+    charts = [page.locator("figure.panel").nth(i) for i in range(3)]
+    charts[2].locator("canvas").wait_for()
+    whole = [chart.locator(".chart").get_attribute("aria-label") for chart in charts]
+    pictures = [picture(chart) for chart in charts]
+    point_at(page, charts[1], 0.5)
+    page.mouse.down()
+    point_at(page, charts[1], 0.75)
+    page.mouse.up()
+    until(
+        lambda: "; attempts 135 to 201 are shown" in charts[0].locator(".chart").get_attribute("aria-label")
+    )
+    until(lambda: all(picture(chart) != before for chart, before in zip(charts, pictures, strict=True)))
+    first, second = (charts[0].locator(".mark").nth(i) for i in range(2))
+    assert not first.is_visible(), "incident 1 is outside"
+    assert second.is_visible()
+    keep(page, "zoom")
+    change(api, "done", reason="something new")
+    page.locator("#state", has_text="something new").wait_for()
+    assert not first.is_visible(), "what arrives leaves the zoom as it is"
+    change(api, "done", reason="")
+    charts[0].locator(".u-over").dblclick(position={"x": 20, "y": 100})
+    until(lambda: [chart.locator(".chart").get_attribute("aria-label") for chart in charts] == whole)
+    assert first.is_visible()
+
+
+def picture(chart: Any) -> str:
+    """What a chart has drawn."""
+    drawn: str = chart.locator("canvas").evaluate("e => e.toDataURL()")
+    return drawn
+
+
+def test_charts_follow_the_system_into_dark_mode(page: Any) -> None:
+    page.goto("/jobs/done")
+    chart = page.locator("figure.panel").first
+    chart.locator("canvas").wait_for()
+    light = picture(chart)
+    page.emulate_media(color_scheme="dark")
+    until(lambda: picture(chart) != light)
 
 
 def test_an_incident_shows_its_evidence_and_a_mark_leads_to_it(page: Any) -> None:
@@ -146,7 +222,7 @@ def test_an_incident_shows_its_evidence_and_a_mark_leads_to_it(page: Any) -> Non
     card.get_by_text("Evidence").click()
     said = card.inner_text()
     assert "Recovered" in said
-    assert "rewound 26 steps to step 125" in said
+    assert "rolled back 26 steps to step 125" in said
     assert "7.05" in said
     assert "0.41" in said
     assert "26 steps, 21 ms" in said
@@ -183,7 +259,7 @@ def test_a_stream_that_ends_is_taken_up_again(page: Any, api: Api, monkeypatch: 
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/live") else None)
     page.goto("/jobs/done")
-    page.locator("path.loss").first.wait_for()
+    page.locator("canvas").first.wait_for()
     until(lambda: page.evaluate("1") and len(asked) >= 3)
     change(api, "done", reason="all is well")
     page.locator("#state", has_text="Succeeded: all is well").wait_for()
@@ -212,10 +288,10 @@ def test_a_script_cannot_make_html_of_text(browser: Any, url: str) -> None:
         assert "TrustedHTML" in page.evaluate(tried)
 
 
-def test_the_form_checks_while_one_types_and_hands_in(page: Any, api: Api) -> None:
+def test_the_form_checks_while_typing_and_submits(page: Any, api: Api) -> None:
     page.goto("/submit")
     spec = page.get_by_label("Spec, YAML")
-    page.get_by_label("Begin with an example").select_option("fashion")
+    page.get_by_label("Start from an example").select_option("fashion")
     page.get_by_text("The spec is valid. It asks for 2 workers, 2 CPUs.").wait_for()
     spec.fill(
         "name: typed\nscale:\n  workers: 1\noptimizer:\n  name: sgd\n  lr: -1\ntrian:\n  max_steps: 5\n"
@@ -246,7 +322,7 @@ def test_the_form_checks_while_one_types_and_hands_in(page: Any, api: Api) -> No
     assert row.spec is not None
     assert row.spec["optimizer"]["lr"] == 0.1
     page.get_by_role("button", name="Clone").click()
-    page.get_by_text("Write these again, with their values: API_KEY.").wait_for()
+    page.get_by_text("Enter these again, with their values: API_KEY.").wait_for()
     page.get_by_text("The spec is valid. It asks for 1 worker, 1 CPU.").wait_for()
     assert "lr: 0.1" in spec.input_value()
     api.context.store.delete(row.id, lambda _: None)
@@ -262,9 +338,9 @@ def test_a_token_is_needed_and_readers_get_no_buttons(browser: Any, url: str, ap
         keep(page, "login")
         token.fill(api.tokens["read"])
         page.keyboard.press("Enter")
-        page.locator("path.loss").wait_for()
+        page.locator("canvas").first.wait_for()
         assert page.locator("#who").inner_text().startswith("read (read)")
-        buttons = page.get_by_role("group", name="What can be done").get_by_role("button")
+        buttons = page.get_by_role("group", name="Actions").get_by_role("button")
         assert buttons.all_inner_texts() == ["Save the report"]
         assert not page.get_by_role("link", name="Submit").is_visible()
         with page.expect_download() as saved:
@@ -332,7 +408,7 @@ READY = {
 
 
 @pytest.mark.parametrize("place", READY)
-def test_a_telephone_does_not_scroll_sideways(browser: Any, url: str, api: Api, place: str) -> None:
+def test_a_phone_does_not_scroll_sideways(browser: Any, url: str, api: Api, place: str) -> None:
     with visitor(browser, url, token=api.tokens["submit"], viewport=PHONE, has_touch=True) as page:
         page.goto(place)
         page.locator(READY[place]).first.wait_for(state="attached")

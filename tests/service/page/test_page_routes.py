@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from guard.rows import JsonlWriter
 from service.api import Limits
+from service.page.static_files import STATIC
 from service.page.streams import JobLive, ListLive
 from service.reconcile.log_spool import log_path
 from service.store import NoSuchJob
@@ -28,15 +29,15 @@ def api(tmp_path: Path) -> Api:
 
 
 def test_the_files_are_in_the_package_and_every_one_is_served(api: Api) -> None:
-    names = {item.name for item in files("service.page").joinpath("static").iterdir()}
-    assert {"index.html", "app.js", "style.css", "icon.svg"} <= names
+    names = {path.relative_to(STATIC).as_posix() for path in STATIC.rglob("*") if path.is_file()}
+    assert {"index.html", "app.js", "style.css", "icon.svg", "vendor/uPlot.iife.min.js"} <= names
     client = api.client(None)
     for name in names - {"index.html"} | {"colors.css"}:
         answer = client.get(f"/page/{name}")
         assert answer.status_code == 200, name
         again = client.get(f"/page/{name}", headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-    for missing in ("index.html", "..%2Ffiles.py", "nothing.js", "__init__.py"):
+    for missing in ("index.html", "..%2Ffiles.py", "vendor/../app.py", "vendor", "nothing.js", "__init__.py"):
         assert client.get(f"/page/{missing}").status_code == 404
 
 
@@ -49,8 +50,7 @@ def test_the_wheel_takes_every_file_of_the_page() -> None:
 
 
 def test_scripts_name_only_files_that_are_there_and_no_other_host() -> None:
-    folder = files("service.page").joinpath("static")
-    texts = {item.name: item.read_text("utf-8") for item in folder.iterdir()}
+    texts = {path.name: path.read_text("utf-8") for path in STATIC.glob("*.*")}
     for name, text in texts.items():
         bare = text.replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in bare, name
@@ -58,6 +58,13 @@ def test_scripts_name_only_files_that_are_there_and_no_other_host() -> None:
         assert "innerHTML" not in text, name
         imported = [line.split('"')[-2] for line in text.splitlines() if line.startswith("import ")]
         assert all(path.removeprefix("/page/") in texts for path in imported), name
+
+
+def test_the_vendored_library_comes_with_its_version_and_its_licence() -> None:
+    script = (STATIC / "vendor" / "uPlot.iife.min.js").read_text()
+    assert re.match(r"/\*! https://github.com/leeoniya/uPlot \(v\d+\.\d+\.\d+\) \*/", script)
+    assert (STATIC / "vendor" / "uPlot.LICENSE.txt").read_text().startswith("The MIT License")
+    assert not re.search(r"innerHTML|insertRule|cssText|eval\(|new Function", script), "the policy forbids it"
 
 
 @pytest.mark.parametrize("path", ["/", "/submit", "/jobs/some-job"])
@@ -85,7 +92,7 @@ def checked(api: Api, text: str) -> dict[str, Any]:
     return found
 
 
-def test_a_valid_spec_comes_back_as_what_is_handed_in(api: Api) -> None:
+def test_a_valid_spec_comes_back_as_what_is_submitted(api: Api) -> None:
     found = checked(api, VALID)
     assert found["faults"] == []
     assert found["wants"] == "1 worker, 1 CPU"
@@ -114,7 +121,9 @@ def test_a_fault_has_its_field_and_its_line(api: Api, text: str, path: str, line
     places = [(fault["path"], fault["line"]) for fault in faults]
     assert (path, line) in places, faults
     assert says in faults[places.index((path, line))]["message"]
-    assert not faults[0]["message"].startswith((path + ":") if path else "spec:"), "said beside it already"
+    assert not faults[0]["message"].startswith((path + ":") if path else "spec:"), (
+        "it is shown beside the message"
+    )
 
 
 def test_every_example_can_be_chosen_and_is_valid(api: Api) -> None:
@@ -179,7 +188,7 @@ def test_an_incident_comes_with_its_story_and_its_evidence(api: Api) -> None:
     second = told["shown"][1]
     assert (second["anchor"], second["badge"]) == ("incident-2", "Recovered")
     assert second["evidence"]["layers"][0]["name"] == "layer4.1.conv2.weight"
-    assert any("rewound 26 steps" in line for line in second["story"])
+    assert any("rolled back 26 steps" in line for line in second["story"])
 
 
 def test_a_damaged_checkpoint_is_told_too(api: Api) -> None:
