@@ -43,6 +43,15 @@ def test_a_restored_detector_continues_identically(cut: int, sign: float) -> Non
     assert restored.state_dict() == detector.state_dict()
 
 
+def test_a_restored_detector_samples_an_update_alike_where_the_norm_was_not_measured() -> None:
+    detector, restored = SpikeDetector(), SpikeDetector()
+    for step in run(100, norm=lambda i: 9.0 if i == 99 else 1.0):
+        detector.observe(*step)
+    restored.load_state_dict(detector.state_dict())
+    assert restored.observe(2.0, None, 0.3) == detector.observe(2.0, None, 0.3)
+    assert restored.state_dict() == detector.state_dict()
+
+
 def test_a_saved_state_does_not_change_with_the_detector() -> None:
     detector = SpikeDetector()
     for step in eventful(seed=1)[:900]:
