@@ -1,4 +1,4 @@
-"""The page of a real service: a job is handed in, watched, stopped and resumed in a browser."""
+"""The page of a real service: a job is submitted, watched, stopped and resumed in a browser."""
 
 from __future__ import annotations
 
