@@ -133,7 +133,7 @@ def _look_up(words: list[str]) -> None:
     """A command that is only mentioned may lack its arguments."""
     command, rest = _find(words)
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    known |= {"--install-completion", "--show-completion"}
+    known |= {"--install-completion", "--show-completion", "--version"}
     assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
 
 
@@ -141,7 +141,7 @@ def _find(words: list[str]) -> tuple[Any, list[str]]:
     command = COMMAND
     while words and hasattr(command, "commands") and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
-    assert command is not COMMAND or words[:1] in ([], ["--install-completion"]), words
+    assert command is not COMMAND or words[:1] in ([], ["--install-completion"], ["--version"]), words
     return command, words
 
 

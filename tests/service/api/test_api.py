@@ -61,7 +61,7 @@ def test_a_revoked_token_is_refused_and_guessing_is_slowed_down(api: Api) -> Non
     assert answers == {401, 429}
 
 
-def test_the_same_key_hands_a_job_in_once(api: Api) -> None:
+def test_the_same_key_submits_a_job_once(api: Api) -> None:
     client, key = api.client("submit"), {"Idempotency-Key": "k"}
     first = client.post("/v1/jobs", json={"spec": SPEC}, headers=key)
     again = client.post("/v1/jobs", json={"spec": SPEC}, headers=key)
