@@ -108,7 +108,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _mapping(data: object, label: str) -> dict[str, Any]:
     if isinstance(data, dict):
         return data
-    kind = "only comments" if data is None else "a list" if isinstance(data, list) else "a single value"
+    kind = (
+        "nothing but comments" if data is None else "a list" if isinstance(data, list) else "a single value"
+    )
     raise single(f"contains {kind}; a spec is a mapping of fields, such as `seed: 0`", where=label)
 
 

@@ -83,7 +83,7 @@ def test_a_json_file_may_be_indented_with_tabs(tmp_path: Path):
     [
         ("", "is empty"),
         ("  \n\n", "is empty"),
-        ("# nothing\n", "contains only comments"),
+        ("# nothing\n", "contains nothing but comments"),
         ("- seed: 1\n", "contains a list"),
         ("seed\n", "contains a single value"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not a text file"),
