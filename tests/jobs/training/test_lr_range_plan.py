@@ -46,7 +46,7 @@ def test_one_that_is_too_slow_says_how_long_it_would_take_and_what_to_do() -> No
         JobError, match=r"would take 67 min here, where a step with 2 samples takes 2 min"
     ) as caught:
         plan_range(100.0, samples=16, batch_size=512)
-    assert "run it where the job is to run" in str(caught.value)
+    assert "run it where the job will run" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
