@@ -230,17 +230,17 @@ class RobustBaseline:
         return max(abs(self._level.highest(1)), abs(self._level.lowest))
 
     def _ordinary_threshold(self) -> float:
-        excesses, spec = self._excesses, self.spec
+        excesses, spec, count = self._excesses, self.spec, len(self._excesses)
         rough = _NORMAL_ROUGHNESS * self._level.roughness()
         sigma = _NORMAL_MAD * excesses.median_mad()[1]
         sigma = min(max(sigma, rough), self._MOST_ROUGH * rough)
-        tail = excesses.highest(max(2, len(excesses) // self._TAIL_SHARE))
+        tail = excesses.highest(max(2, count // self._TAIL_SHARE))
         least, sigmas = spec.min_excess, spec.sigmas
         if self.linear:
             least, sigmas = self._LINEAR_MIN_EXCESS * self._magnitude(), 2 * sigmas
         threshold = max(least, sigmas * sigma, self._TAIL_MARGIN * tail)
-        threshold = threshold * (1 + self._SMALL_SAMPLE / len(excesses)) or math.inf
-        self.tail_ratio = excesses.highest(1 + len(excesses) // self._COMMON_SHARE) / threshold
+        threshold = threshold * (1 + self._SMALL_SAMPLE / count) or math.inf
+        self.tail_ratio = excesses.highest(1 + count // self._COMMON_SHARE) / threshold
         return threshold
 
     def _rebase(self) -> None:

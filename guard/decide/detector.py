@@ -157,7 +157,8 @@ class SpikeDetector:
 
     def ratios(self) -> dict[str, float]:
         """The excess of the last row over the run's level by signal; anomalous from 1 on."""
-        return dict(zip(("loss", "grad_norm", "update_norm"), self._ratios, strict=True))
+        loss, grad_norm, update_norm = self._ratios
+        return {"loss": loss, "grad_norm": grad_norm, "update_norm": update_norm}
 
     @property
     def ready(self) -> bool:
@@ -197,7 +198,8 @@ class SpikeDetector:
 
     def _judge(self, row: _Row, memory: _Memory) -> tuple[Verdict, _Memory]:
         """The verdict on a row, and what the next row must know of it. Pure: changes nothing."""
-        level, (on_loss, _), (on_grad, _), (on_update, _), buffers, sample = row
+        level, loss, grad, update, buffers, sample = row
+        on_loss, on_grad, on_update = loss[0], grad[0], update[0]
         on_norm = on_grad if on_grad > on_update else on_update
         common = level.tail_ratio
         allowance = common if common > _ALLOWANCE else _ALLOWANCE
