@@ -40,6 +40,7 @@ EXAMPLES = {
         "status": "gradguard status my-job-1a2b3c",
         "logs": "gradguard logs my-job-1a2b3c --follow",
         "stop": "gradguard stop my-job-1a2b3c",
+        "checkpoint": "gradguard checkpoint my-job-1a2b3c",
         "resume": "gradguard resume my-job-1a2b3c --wait",
         "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
         "delete": "gradguard delete my-job-1a2b3c --files",

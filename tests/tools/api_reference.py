@@ -23,7 +23,7 @@ GUARD = {
         "guard.observe.noise_scale.NoiseEstimate",
     ),
     "Verdicts and incidents": (
-        "guard.types.Verdict",
+        "guard.records.Verdict",
         "guard.records.Incident",
         "guard.record.journal.Journal",
     ),
@@ -134,7 +134,7 @@ def _object(loader: griffe.GriffeLoader, path: str) -> Iterator[str]:
         return
     assert isinstance(found, griffe.Class)
     init = found.members.get("__init__")
-    if isinstance(init, griffe.Function):
+    if isinstance(init, griffe.Function) and not _is_record(found):
         yield _code(init, found.name)
     yield from _docstring(found)
     yield from _fields(found)
@@ -204,10 +204,10 @@ def _fields(found: griffe.Class) -> Iterator[str]:
     """A table of the public attributes and properties that have a docstring or a type."""
     fields = [
         member
-        for member in found.members.values()
-        if isinstance(member, griffe.Attribute) and _is_public(member) and _is_field(member)
+        for member in (found.all_members if _is_record(found) else found.members).values()
+        if isinstance(member, griffe.Attribute | griffe.Alias) and _is_public(member) and _is_field(member)
     ]
-    if "__init__" in found.members:  # the signature shows the others
+    if "__init__" in found.members and not _is_record(found):  # the signature shows the others
         fields = [member for member in fields if member.docstring or _words(member)]
     if not fields:
         return
@@ -218,6 +218,11 @@ def _fields(found: griffe.Class) -> Iterator[str]:
         cells = (cell.replace("|", "\\|") for cell in (f"`{field.name}`", kind, meaning))
         yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def _is_record(found: griffe.Class) -> bool:
+    """Whether it is made by the guard and never by a program: its fields matter, not its signature."""
+    return any(str(base).endswith(("Row", "StepRecord")) for base in found.bases)
 
 
 def _plain_type(annotation: str) -> str:

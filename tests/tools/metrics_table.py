@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guard.record.exposition import FAMILIES, Family
-from guard.record.metrics import (
-    ACTIONS,
-    CHECKPOINT_OUTCOMES,
-    MAX_LAYERS,
-    MAX_RANKS,
-    NONFINITE_SIGNALS,
-    SIGNALS,
-    SOURCES,
-    VERDICTS,
-)
+from guard.record.metrics import CHECKPOINT_OUTCOMES, MAX_LAYERS, MAX_RANKS, NONFINITE_SIGNALS
+from guard.record.totals import ACTIONS, SIGNALS, SOURCES, VERDICTS
 from jobs.observability.hub import ENDED_KEPT_S, SILENT_KEPT_S
 from jobs.observability.hub_server import HUB_FAMILIES
 

@@ -177,7 +177,7 @@ def test_the_page_and_the_api_give_the_same_checkpoints_and_the_same_reason_for_
     assert found == []
     assert "--checkpoint-url" in reason
     assert problem(client.get(f"/v1/jobs/{job}/checkpoints")) == reason
-    assert dict(JobLive(api.context, job).look())["checkpoints"] == {"shown": [], "problem": reason}
+    assert dict(JobLive(api.context, job).poll())["checkpoints"] == {"shown": [], "problem": reason}
 
 
 def test_states_say_what_can_be_done(api: Api) -> None:
