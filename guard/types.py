@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one pass over the gradients says.
+    """The result of one pass over the gradients.
 
     ``layer_norms`` has one float64 L2 norm for each parameter that takes gradients, in the model's order;
     a parameter without a gradient in this step has 0.
@@ -56,7 +56,7 @@ class Agreed:
 
     ``losses`` is each rank's mean loss over its micro-batches, ``local_norms`` each rank's gradient norm
     before the all-reduce one step ago (NaN where it was not taken). Where there are several micro-batches,
-    those whose loss is not finite are left out of the means and counted in ``dropped_micro_batches``.
+    those whose loss is not finite are dropped from the means and counted in ``dropped_micro_batches``.
     """
 
     loss: float
@@ -97,9 +97,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A batch that was put right before it could do harm: on which ranks, and what it looked like before.
+    """A batch that was corrected before it was applied: on which ranks, and its values before.
 
-    ``hardware``: it gave another result the second time; else the ranks' data is bad, and was left out.
+    ``hardware``: the second computation gave another result; else the ranks' data is bad, and was excluded.
     """
 
     ranks: tuple[int, ...]

@@ -32,7 +32,7 @@ from jobs.spec.schema import annotation_at, leaf_paths
 from service.cli.app import app
 from tests.documents import ROOT, Session, blocks, commands, documents, inline_code, links, name, prose
 from tests.documents import anchors as anchors_of
-from tests.integration.runner import BIN, GRADGUARD, Sandbox, read_until
+from tests.integration.harness.runner import BIN, GRADGUARD, Sandbox, read_until
 from tests.tools import reference, spec_reference
 
 GUARD, JOBS, SERVICE = (ROOT / folder / "README.md" for folder in ("guard", "jobs", "service"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,11 @@ def test_there_is_no_python_in_deploy() -> None:
 @pytest.mark.parametrize("path", sources(*LAYERS, "tests"), ids=name_of)
 def test_no_file_holds_two_concepts(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+FULLEST_FOLDER = 24
+
+
+def test_no_folder_is_a_heap() -> None:
+    files = Counter(path.parent for path in sources(*LAYERS, "tests"))
+    assert {name_of(folder): many for folder, many in files.items() if many > FULLEST_FOLDER} == {}

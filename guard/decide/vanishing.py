@@ -14,7 +14,7 @@ VANISHED = 1e-5
 
 A tenth of the pre-flight's limit: here the size of the weights, which differs by layer, does not count."""
 _DEEP = 6
-"""With fewer matrices a third is a single one, whose gradient says little about depth."""
+"""With fewer matrices a third is a single one, whose gradient shows little about depth."""
 _EVERY = 10
 """Steps between two checks: a gradient vanishes over hundreds of steps, and the check costs microseconds."""
 

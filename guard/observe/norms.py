@@ -16,7 +16,7 @@ from torch import Tensor
 
 Places = NDArray[np.intp]
 SPLIT_ELEMENTS = 1 << 20
-"""A float32 sum of so many squares is off by about 1e-4; see above."""
+"""A float32 sum of that many squares is off by about 1e-4; see above."""
 SMALL_ELEMENTS = 1 << 12
 """Below this a call of its own costs more than reading the elements."""
 

@@ -16,13 +16,13 @@ from guard.preflight.report import Kind, LayerReport, Precision, PreflightReport
 RATIO_LIMIT = 1e4
 """Relative gradient of the first layers over that of the last ones: more, or less than 1 / this, is bad.
 
-Twenty torchvision models lie between 0.004 and 61."""
+Twenty torchvision models are between 0.004 and 61."""
 SIGNAL_LIMIT = 1e4
 """Growth of the signal from the first layer on that is too much; torchvision's models stay below 20."""
 DEAD_SHARE = 0.9
 """Share of a layer's units without output from which on nearly no signal passes."""
 _DEEP = 6
-"""With fewer layers a third is a single one, whose gradient says little about depth."""
+"""With fewer layers a third is a single one, whose gradient shows little about depth."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class GuardMetrics:
         return {"job": self.job, "info": dict(self.info), **state}
 
     def state_dict(self) -> dict[str, Any]:
-        """Totals and last values. `created` (unix seconds) says when the totals began."""
+        """Totals and last values. `created` (unix seconds) is when the totals started."""
         with self._lock:
             self._name_layers()
             keyed = {name: dict(values) for name, values in self._keyed.items()}

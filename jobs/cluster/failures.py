@@ -1,4 +1,4 @@
-"""Why a training failed: a cause and one line for people; everything else goes to the log file."""
+"""Why a training failed: a cause and one line; everything else goes to the log file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTROLLER_DEATHS = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryEr
 
 
 class Failure(NamedTuple):
-    """Why a training failed, for programs and for people."""
+    """Why a training failed: a cause for programs, a line for the user."""
 
     cause: Cause
     line: str

@@ -1,4 +1,4 @@
-"""Numbers, shares and durations as a person writes them."""
+"""Numbers, shares and durations as text for a reader."""
 
 import math
 from collections.abc import Mapping, Sequence

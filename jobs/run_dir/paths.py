@@ -17,7 +17,7 @@ SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
 HISTORY = "checkpoints.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
 SAMPLES = "samples.txt"
-COUNTERS = ".told.json"
+COUNTERS = ".counters.json"
 """The totals that Prometheus was shown."""
 
 

@@ -60,7 +60,7 @@ class StepTable:
         return self
 
     def thinned(self, points: int) -> dict[str, list[Any]]:
-        """About `points` rows as strict JSON: each so many, the last, and every one that was not ordinary."""
+        """About `points` rows as strict JSON: every n-th, the last, and every one that was not ordinary."""
         last, stride = len(self) - 1, max(1, -(-len(self) // max(points, 1)))
         kept = [i for i, plain in enumerate(self.ordinary) if not plain or i % stride == 0 or i == last]
         return {name: strict([column[i] for i in kept]) for name, column in self.columns.items()}

@@ -168,7 +168,7 @@ def _text(service: Context, job: JobRow) -> str:
         short = spec.model_dump(mode="json", exclude_defaults=True)
         if JobSpec.from_dict(short) != spec:
             short = whole
-    except SpecError:  # of an older version: the form says what is wrong with it now
+    except SpecError:  # of an older version: the form shows what is wrong with it now
         short = whole
     return dump_yaml(masked({"name": job.name, **short}))
 

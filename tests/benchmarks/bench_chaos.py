@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from measure import progress, publish
 
-from tests.integration.chaos import (
+from tests.integration.harness.chaos import (
     SPEC,
     STEPS_PER_KILL,
     ChaosRun,
@@ -26,7 +26,7 @@ from tests.integration.chaos import (
     random_kills,
     same_weights,
 )
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""

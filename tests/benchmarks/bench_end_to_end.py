@@ -27,8 +27,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import psutil
 from measure import progress, publish
 
-from tests.integration.cluster import running_cluster
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.cluster import running_cluster
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 RAW_LOOP = str(Path(__file__).with_name("raw_loop.py"))
 SEED = 0

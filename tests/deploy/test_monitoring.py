@@ -20,7 +20,7 @@ from tests.deploy.servers import (
     eventually,
     free_port,
 )
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.cluster import Cluster, running_cluster
+from tests.integration.harness.cluster import Cluster, running_cluster
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 pytestmark = pytest.mark.slow
 

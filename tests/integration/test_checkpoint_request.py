@@ -7,8 +7,8 @@ import json
 import pytest
 
 from jobs import JobClient, JobSpec
-from tests.integration.cluster import Cluster
-from tests.integration.runner import GRADGUARD, SMALL
+from tests.integration.harness.cluster import Cluster
+from tests.integration.harness.runner import GRADGUARD, SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.chaos import (
+from tests.integration.harness.chaos import (
     SPEC,
     ChaosRun,
     Kill,
@@ -17,8 +17,8 @@ from tests.integration.chaos import (
     random_kills,
     same_weights,
 )
-from tests.integration.kills import VICTIMS
-from tests.integration.runner import GRADGUARD, NOISY, SMALL, Sandbox, noisy
+from tests.integration.harness.kills import VICTIMS
+from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, Sandbox, noisy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -59,7 +59,7 @@ def test_the_job_survives_every_death(killed: tuple) -> None:
 def test_the_weights_are_those_of_the_uninterrupted_run(
     killed: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "harness"))
     sandbox = killed[0]
     assert same_weights(final_weights(sandbox, "calm"), final_weights(sandbox, "chaos"))
 

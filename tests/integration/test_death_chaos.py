@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.chaos import random_kills
+from tests.integration.harness.chaos import random_kills
 
 
 def test_the_kills_follow_from_the_seed() -> None:

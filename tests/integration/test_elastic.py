@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.chaos import CONTINUES
-from tests.integration.cluster import Cluster, joined_node
-from tests.integration.runner import GRADGUARD, read_until
+from tests.integration.harness.chaos import CONTINUES
+from tests.integration.harness.cluster import Cluster, joined_node
+from tests.integration.harness.runner import GRADGUARD, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.cluster import Cluster
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.cluster import Cluster
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.runner import GRADGUARD, SMALL, Sandbox
+from tests.integration.harness.runner import GRADGUARD, SMALL, Sandbox
 
 pytestmark = pytest.mark.slow
 

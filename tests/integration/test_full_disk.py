@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runner import GRADGUARD, SMALL, Sandbox
+from tests.integration.harness.runner import GRADGUARD, SMALL, Sandbox
 
 pytestmark = pytest.mark.slow
 

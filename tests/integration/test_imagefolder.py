@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from jobs.data.to_folder import main as to_folder
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 from tests.jobs.data.image_folder_fixture import break_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]

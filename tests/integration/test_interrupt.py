@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from jobs.run_dir.open_storage import open_storage
-from tests.integration.runner import (
+from tests.integration.harness.runner import (
     GRADGUARD,
     NOISY,
     SMALL,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray._private.utils import get_system_memory, get_used_memory
 
-from tests.integration.runner import GRADGUARD, NOISY, noisy
+from tests.integration.harness.runner import GRADGUARD, NOISY, noisy
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(600)]
 

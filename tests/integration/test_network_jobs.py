@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "harness"
 
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:
     sandbox = Sandbox(tmp_path)
-    sandbox.environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    sandbox.environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[2])])
     return sandbox
 
 

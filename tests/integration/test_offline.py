@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 pytestmark = pytest.mark.slow
 

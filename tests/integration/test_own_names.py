@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs import JobClient, JobSpec
-from tests.integration.cluster import Cluster
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.cluster import Cluster
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 WORKLOAD = """
 import torch

@@ -15,8 +15,8 @@ from torch import nn
 
 from jobs import JobClient
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.cluster import Cluster
-from tests.integration.runner import BIN, GRADGUARD, SMALL, Sandbox, read_until
+from tests.integration.harness.cluster import Cluster
+from tests.integration.harness.runner import BIN, GRADGUARD, SMALL, Sandbox, read_until
 
 README = (PACKAGE_ROOT / "README.md").read_text()
 EXAMPLE = "jobs/examples/fashion.yaml"

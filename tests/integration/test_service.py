@@ -13,8 +13,8 @@ import pytest
 from jobs import AsyncJobClient, JobClient
 from jobs.client import Conflict, Job, JobNotFound, Unsupported
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.cluster import RAY, Cluster
-from tests.integration.service_jobs import ENDLESS, SHORT, driver_of, newest_step, trained
+from tests.integration.harness.cluster import RAY, Cluster
+from tests.integration.harness.service_jobs import ENDLESS, SHORT, driver_of, newest_step, trained
 from tests.service.server import DEADLINE_S, Server, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -13,9 +13,9 @@ from ray.job_submission import JobSubmissionClient
 
 from jobs import JobSpec
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.cluster import Cluster
-from tests.integration.runner import Sandbox, alive, descendants
-from tests.integration.service_jobs import ENDLESS, ONE_WORKER, SHORT, driver_of, newest_step, trained
+from tests.integration.harness.cluster import Cluster
+from tests.integration.harness.runner import Sandbox, alive, descendants
+from tests.integration.harness.service_jobs import ENDLESS, ONE_WORKER, SHORT, driver_of, newest_step, trained
 from tests.service.server import DEADLINE_S, Server, until
 from tests.service.store.postgres import running_postgres
 

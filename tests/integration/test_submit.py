@@ -7,8 +7,8 @@ import pytest
 from jobs import JobClient, JobSpec
 from jobs.client import JobNotFound, JobTimeout
 from jobs.errors import JobError
-from tests.integration.cluster import RAY, Cluster
-from tests.integration.runner import GRADGUARD, SMALL
+from tests.integration.harness.cluster import RAY, Cluster
+from tests.integration.harness.runner import GRADGUARD, SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

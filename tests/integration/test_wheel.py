@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT as ROOT
-from tests.integration.runner import BIN, SMALL, Sandbox
+from tests.integration.harness.runner import BIN, SMALL, Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -14,8 +14,8 @@ import pytest
 from jobs.data.cursor import DataCursor
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
-from tests.integration.chaos import CONTINUES, final_weights, history, same_weights
-from tests.integration.runner import GRADGUARD, NOISY, Sandbox, noisy
+from tests.integration.harness.chaos import CONTINUES, final_weights, history, same_weights
+from tests.integration.harness.runner import GRADGUARD, NOISY, Sandbox, noisy
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 

@@ -14,7 +14,7 @@ import psutil
 
 from jobs import JobClient, JobSpec
 from jobs.client import Job
-from tests.integration.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 DEADLINE_S = 400
 _SERVING = re.compile(r"^serving at (\S+),", re.MULTILINE)

@@ -63,7 +63,7 @@ export function tone(status) {
   return TONES[status] ?? "idle";
 }
 
-/** Why a job is in the state it is in: "Waiting for 2 GPUs, 1 free" says it all, others begin with the state. */
+/** Why a job is in the state it is in: "Waiting for 2 GPUs, 1 free" is complete, others begin with the state. */
 export function state(job) {
   const reason = job.reason ?? "";
   if (!reason) return sentence(job.status);

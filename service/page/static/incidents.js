@@ -16,9 +16,9 @@ export function marks(shown) {
 export class Incidents {
   constructor() {
     this.cards = new Map();
-    this.told = h("p", { role: "status", class: "muted" }, "No incidents.");
+    this.summary = h("p", { role: "status", class: "muted" }, "No incidents.");
     this.list = h("div", { class: "cards" });
-    this.element = h("div", null, this.told, this.list);
+    this.element = h("div", null, this.summary, this.list);
   }
 
   show({ total, shown }) {
@@ -30,7 +30,7 @@ export class Incidents {
     }
     this.list.replaceChildren(...this.cards.values());
     const left = total > shown.length ? `; the last ${shown.length} are shown` : "";
-    this.told.textContent = total ? `${plural(total, "incident")}${left}` : "No incidents.";
+    this.summary.textContent = total ? `${plural(total, "incident")}${left}` : "No incidents.";
   }
 }
 

@@ -21,7 +21,7 @@ class Worker:
         self.metrics = GuardMetrics(job=JOB)
         if checkpoint is not None:
             self.metrics.load_state_dict(json.loads(json.dumps(checkpoint)))
-        self.told = CounterCarryover(folder / ".told.json")
+        self.carryover = CounterCarryover(folder / ".counters.json")
 
     def steps(self, count: int) -> None:
         for _ in range(count):
@@ -30,7 +30,7 @@ class Worker:
             self.metrics.observe(report)
 
     def push(self, hub: Hub) -> None:
-        hub.push(JOB, self.told.carry(self.metrics.snapshot()), {"phase": "training"}, [])
+        hub.push(JOB, self.carryover.carry(self.metrics.snapshot()), {"phase": "training"}, [])
 
 
 def applied(hub: Hub) -> float:
@@ -127,11 +127,11 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing(
         worker.steps(1)
         worker.push(hub)
     assert applied(hub) == 3
-    assert caplog.text.count("cannot write .told.json") == 1
+    assert caplog.text.count("cannot write .counters.json") == 1
 
 
 def test_a_file_that_was_cut_is_no_reason_to_fail(hubs: Any, tmp_path: Path) -> None:
-    (tmp_path / ".told.json").write_text('{"created": 1.0, "tot')
+    (tmp_path / ".counters.json").write_text('{"created": 1.0, "tot')
     worker = Worker(tmp_path)
     worker.steps(2)
     worker.push(hub := hubs())

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.runner import GRADGUARD, Sandbox, read_until
+from tests.integration.harness.runner import GRADGUARD, Sandbox, read_until
 from tests.service.server import Server, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

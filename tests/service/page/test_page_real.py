@@ -13,7 +13,7 @@ import yaml
 
 from service.settings import default_database
 from service.store import Tokens, open_database
-from tests.integration.runner import DIGITS, GRADGUARD, Sandbox, read_until
+from tests.integration.harness.runner import DIGITS, GRADGUARD, Sandbox, read_until
 from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, chromium, keep, until, visitor
 
 pytestmark = [

@@ -7,7 +7,7 @@ import psutil
 from jobs import JobClient
 from jobs.client import Job
 from jobs.cluster.session import JOB_CONFIG_VAR
-from tests.integration.runner import SMALL
+from tests.integration.harness.runner import SMALL
 from tests.service.server import until
 
 ONE_WORKER = {"scale": {"workers": 1, "cpus_per_worker": 1}, "preflight": "off", "model": SMALL}

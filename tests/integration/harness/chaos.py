@@ -19,8 +19,8 @@ from jobs.checkpoints import CheckpointManager
 from jobs.run_dir.paths import RunDir
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
-from tests.integration.kills import VICTIMS, find, steps, wait_until
-from tests.integration.runner import GRADGUARD, Sandbox, descendants
+from tests.integration.harness.kills import VICTIMS, find, steps, wait_until
+from tests.integration.harness.runner import GRADGUARD, Sandbox, descendants
 
 ORPHANS_GONE_S = 120
 """Ray's agents take a minute to notice that nobody is there any more."""

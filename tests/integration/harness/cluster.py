@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from ray._private import ray_constants
 
-from tests.integration.runner import BIN, Sandbox, descendants, read_until
+from tests.integration.harness.runner import BIN, Sandbox, descendants, read_until
 
 RAY = str(BIN / "ray")
 

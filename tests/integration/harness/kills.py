@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.runner import Sandbox, descendants
+from tests.integration.harness.runner import Sandbox, descendants
 
 DEADLINE_S = 600
 VICTIMS = ("worker", "rank 0", "driver", "controller", "hub", "gcs_server", "raylet")

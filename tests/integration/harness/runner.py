@@ -108,7 +108,7 @@ def noisy(path: Path) -> Sandbox:
     """A sandbox in which ``NOISY`` can be trained."""
     sandbox = Sandbox(path)
     here = Path(__file__).parent
-    paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(here), str(here.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     sandbox.environment["PYTHONPATH"] = os.pathsep.join(paths)
     return sandbox
 
