@@ -22,6 +22,7 @@ for batch in loader:
 ``config``: the options
 ``types``: the facts of one step
 ``records``: what is stored of a run
+``rows``: records as rows of strict JSON
 ``errors``: what the guard raises
 ``lazy``: names that are imported on first use
 """

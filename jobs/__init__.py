@@ -14,6 +14,7 @@
 ``observability``: progress, hub, console
 ``report``: the HTML report
 ``client``: ``JobClient``
+``ray_internals``: the private parts of Ray that are used
 ``errors``: what a job raises
 ``torchvision_compat``: imports torchvision beside a CPU build of torch
 """

@@ -1,7 +1,6 @@
 """Submit jobs and follow them from Python: ``JobClient``, and ``AsyncJobClient`` for asyncio.
 
-``client``: ``JobClient``
-``job``: ``Job``
+``client``: ``JobClient`` and ``Job``
 ``aio``: the same for asyncio
 ``connect``: finds out what is at an address
 ``backend``: the interface of the three below
@@ -12,6 +11,7 @@
 ``job_files``: the files of a job
 ``pages``: pages of a list
 ``show``: progress on one line
+``hub_command``: passes a command to a running job on a Ray cluster
 ``submission``: how a job is passed to Ray Jobs
 ``working_dir``: a folder packed into a zip file
 ``polling``: events of a job that nobody records

@@ -2,6 +2,8 @@
 
 ``loop``: the loop, from the first batch to the result
 ``setup``: builds what the loop uses, from the spec
+``run``: the parts that the loop works on
+``stop``: whether this rank must stop
 ``stepper``: one step: micro-batches, precision, regularizers, guard, average
 ``evaluate``: metrics on held-out data
 ``samples``: text that a language model writes at its end

@@ -2,9 +2,9 @@
 
 ``app``: the command line
 ``options``: arguments that commands share
-``local``: commands that need no cluster
 ``check``: validate and pre-flight
 ``replay``: the detector on a log
+``plots``: the plots of both
 ``jobs``: submit, stop, resume, clone, delete, logs
 ``query``: list, status, incidents, report
 ``compare``: two jobs

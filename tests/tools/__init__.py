@@ -1,6 +1,7 @@
 """Writes the documents that are made from the code; not part of the package.
 
-``reference``: service/API.md and service/CLI.md; ``--all``: every document
+``reference``: service/CLI.md, and all documents
+``http_reference``: service/API.md
 ``api_reference``: guard/API.md and jobs/API.md
 ``spec_reference``: jobs/SPEC.md
 ``metrics_table``: guard/METRICS.md

@@ -186,9 +186,9 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def history(sandbox: Sandbox, job: str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl and incidents.jsonl, without their times and what a resume begins anew.
+    """The rows of metrics.jsonl and incidents.jsonl, without their times and what a resume starts again.
 
-    That is the update norm: the copy of the weights that it is measured from is not saved.
+    That is the update norm and its ratio: the copy of the weights that it is measured from is not saved.
     """
     rows = sandbox.rows(job, "metrics.jsonl") + sandbox.rows(job, "incidents.jsonl")
     return [_comparable(row) for row in rows]
@@ -198,8 +198,8 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, list):
         return [_comparable(item) for item in value]
     if isinstance(value, dict):
-        return {key: _comparable(item) for key, item in value.items() if key not in _LEFT_OUT}
+        return {key: _comparable(item) for key, item in value.items() if key not in _NOT_COMPARED}
     return value
 
 
-_LEFT_OUT = {"time", "step_seconds", "guard_seconds", "seconds", "job", "update_norm"}
+_NOT_COMPARED = {"time", "step_seconds", "guard_seconds", "seconds", "job", "update_norm", "update_ratio"}
