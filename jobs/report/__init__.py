@@ -5,7 +5,6 @@
 ``picture``: the chart
 ``compare``: two jobs side by side
 ``data``: reads the job's files
-``incidents``: incidents with their outcomes
 ``checkpoints``: what became of them
 ``summary``: key figures
 ``cost``: where the time went

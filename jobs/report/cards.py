@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from guard.records import Incident
 from jobs.report import charts, words
-from jobs.report.formats import UNKNOWN, count, number
+from jobs.report.formats import UNKNOWN, count, number, runs
 
 MOST_CARDS = 24
 MOST_LINES = 1500
@@ -57,7 +57,7 @@ def card(incident: Incident) -> Card:
         facts=_facts(incident),
         window=charts.window(incident, f"window-{incident.anchor}") if len(incident.window) > 1 else None,
         window_words=_window_words(incident),
-        samples=", ".join(words.sample_names(incident)),
+        samples=", ".join(runs(incident.samples)),
     )
 
 
@@ -73,7 +73,7 @@ def tone(incident: Incident) -> str:
 
 
 def _most_severe(incidents: Sequence[Incident], most: int) -> list[int]:
-    return sorted(range(len(incidents)), key=lambda index: (_rank(incidents[index]), index))[:most]
+    return sorted(range(len(incidents)), key=lambda index: _rank(incidents[index]))[:most]
 
 
 def _rank(incident: Incident) -> int:
@@ -92,13 +92,9 @@ def _facts(incident: Incident) -> list[tuple[str, str]]:
         ("Usual", number(incident.baseline)),
         ("Score", number(incident.score) if math.isfinite(incident.score or 0) else UNKNOWN),
         ("Attempt", count(incident.attempt)),
-        ("Rolled back in", _milliseconds(incident.seconds)),
+        ("Rolled back in", f"{number(1000 * incident.seconds)} ms" if incident.seconds else UNKNOWN),
     ]
     return [(name, value) for name, value in facts if value not in {UNKNOWN, "signal"}]
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return f"{number(1000 * seconds)} ms" if seconds else UNKNOWN
 
 
 def _window_words(incident: Incident) -> str:

@@ -12,8 +12,8 @@ from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import iter_jsonl
-from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, HISTORY
+from jobs.run_dir.storage import open_storage
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 
@@ -53,12 +53,12 @@ def read_checkpoints(
     One that is there is described by its manifest; where the storage cannot be read, the history is all; a
     URL is read only if ``remote``.
     """
-    recorded = _history(iter_jsonl(job_dir / HISTORY))
+    found = _history(iter_jsonl(job_dir / HISTORY))
     place = _place(job_dir, spec)
-    there = _on_disk(place) if remote or isinstance(place, Path) else []
-    found = {manifest.step: _checkpoint(manifest) for manifest in there}
-    both = {**recorded, **found}
-    return tuple(both[step] for step in sorted(both))
+    for m in _on_disk(place) if remote or isinstance(place, Path) else []:
+        fate = "good" if m.health == "good" else "written"
+        found[m.step] = Checkpoint(m.step, m.attempt, fate, m.created, m.size)
+    return tuple(found[step] for step in sorted(found))
 
 
 def _history(rows: Iterable[Mapping[str, Any]]) -> dict[int, Checkpoint]:
@@ -93,13 +93,3 @@ def _place(job_dir: Path, spec: Mapping[str, Any]) -> str | Path:
     except (SpecError, TypeError):
         return job_dir / CHECKPOINTS
     return job_dir / CHECKPOINTS if isinstance(place, Path) else place
-
-
-def _checkpoint(manifest: Manifest) -> Checkpoint:
-    return Checkpoint(
-        step=manifest.step,
-        attempt=manifest.attempt,
-        fate="good" if manifest.health == "good" else "written",
-        created=manifest.created,
-        size=manifest.size,
-    )

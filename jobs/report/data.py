@@ -147,19 +147,17 @@ def _is_recovering(recovery: Any) -> bool:
 
 def _layer_matrix(rows: list[tuple[int, Mapping[str, Any]]]) -> Matrix:
     names = tuple(dict.fromkeys(name for _, layers in rows for name in layers))
-    values = [[cell(layers.get(name)) for name in names] for _, layers in rows]
-    return Matrix(_attempts(rows), names, matrix(values, len(names)))
+    return _matrix(names, [(attempt, [layers.get(name) for name in names]) for attempt, layers in rows])
 
 
 def _rank_matrix(rows: list[tuple[int, list[Any]]]) -> Matrix:
     world_size = max((len(norms) for _, norms in rows), default=0)
-    values = [[cell(norm) for norm in norms] for _, norms in rows]
-    names = tuple(f"rank {rank}" for rank in range(world_size))
-    return Matrix(_attempts(rows), names, matrix(values, world_size))
+    return _matrix(tuple(f"rank {rank}" for rank in range(world_size)), rows)
 
 
-def _attempts(rows: list[tuple[int, Any]]) -> Floats:
-    return np.array([attempt for attempt, _ in rows], dtype=np.float64)
+def _matrix(names: tuple[str, ...], rows: list[tuple[int, list[Any]]]) -> Matrix:
+    attempts = np.array([attempt for attempt, _ in rows], dtype=np.float64)
+    return Matrix(attempts, names, matrix([[cell(norm) for norm in norms] for _, norms in rows], len(names)))
 
 
 def _read_text(path: Path) -> str:

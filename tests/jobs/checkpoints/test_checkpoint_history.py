@@ -9,7 +9,7 @@ import pytest
 from jobs.checkpoints import CheckpointManager, Policy
 from jobs.checkpoints.history import History
 from jobs.report.checkpoints import read_checkpoints
-from jobs.run_dir.jsonl import read_jsonl
+from jobs.run_dir.jsonl import iter_jsonl
 from tests.jobs.checkpoints.checkpoint_fixture import parts
 
 
@@ -24,7 +24,7 @@ def keeper(job: Path) -> CheckpointManager:
 
 
 def told(job: Path) -> list[tuple[int, str]]:
-    return [(row["step"], row["event"]) for row in read_jsonl(job / "checkpoints.jsonl")]
+    return [(row["step"], row["event"]) for row in iter_jsonl(job / "checkpoints.jsonl")]
 
 
 def test_what_is_written_becomes_good_and_is_retired(job: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_history_says_when_and_how_large(job: Path) -> None:
     kept = keeper(job)
     kept.save(10)
     kept.finish()
-    (row,) = read_jsonl(job / "checkpoints.jsonl")
+    (row,) = [*iter_jsonl(job / "checkpoints.jsonl")]
     (saved,) = read_checkpoints(job, {})
     assert row["size"] == saved.size
     assert row["time"] > 0
