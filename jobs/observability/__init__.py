@@ -1,7 +1,6 @@
 """What a running job reports.
 
 ``progress``: rows of ``metrics.jsonl``, status and events, from the training loop
-``step_log``: one step as a row and as a line of text
 ``hub``: the Ray actor that holds the metrics of all jobs and delivers commands
 ``hub_server``: its HTTP page
 ``counter_carryover``: keeps counters from falling at a restart

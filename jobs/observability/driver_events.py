@@ -65,10 +65,9 @@ class DriverEvents:
 def metrics_at(hub: Any) -> str:
     """The URL at which the hub serves the metrics."""
     try:
-        address: str = ray.get(hub.address.remote(), timeout=5.0)
+        return str(ray.get(hub.address.remote(), timeout=5.0))
     except ray.exceptions.RayError:
         return "an unknown address: the hub does not answer"
-    return address
 
 
 @contextmanager

@@ -194,10 +194,7 @@ class HubLink:
         self._commands: set[str] = set()
 
     def push(
-        self,
-        snapshot: Mapping[str, Any],
-        status: Mapping[str, Any],
-        events: Iterable[Mapping[str, Any]] = (),
+        self, snapshot: Mapping[str, Any], status: Mapping[str, Any], events: Iterable[Mapping[str, Any]] = ()
     ) -> bool:
         """Sends the latest; returns whether it was sent. Events are kept until they have arrived."""
         self._events.extend(self._numbered(event) for event in events)
@@ -234,15 +231,13 @@ class HubLink:
         except Exception:  # noqa: BLE001 - as above
             ready = []
         for reply in ready:
-            self._accept(reply, self._in_flight.pop(reply))
-
-    def _accept(self, reply: Any, arrived: int) -> None:
-        try:
-            self._commands.update(ray.get(reply, timeout=0))
-        except Exception:  # noqa: BLE001 - the push is lost; the next one sends its events again
-            return
-        while self._events and self._events[0]["seq"] <= arrived:
-            self._events.popleft()
+            arrived = self._in_flight.pop(reply)
+            try:
+                self._commands.update(ray.get(reply, timeout=0))
+            except Exception:  # noqa: BLE001 - the push is lost; the next one sends its events again
+                continue
+            while self._events and self._events[0]["seq"] <= arrived:
+                self._events.popleft()
 
 
 def ensure_hub(port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> ActorHandle:

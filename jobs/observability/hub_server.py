@@ -60,10 +60,8 @@ def serve(port: int, host: str, rows: Rows) -> tuple[WSGIServer, threading.Threa
 def page(pushes: int, rows: Iterable[HubJobRow]) -> bytes:
     """One scrape: the hub's own metrics, then those of the jobs."""
     rows = list(rows)
-    registry = CollectorRegistry()
-    registry.register(_Own(pushes, rows))
     jobs = render(row.snapshot for row in rows if row.snapshot is not None)
-    return generate_latest(registry) + jobs.encode()
+    return generate_latest(_Own(pushes, rows)) + jobs.encode()
 
 
 class _Own(Collector):
