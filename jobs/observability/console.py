@@ -35,19 +35,12 @@ class LiveView:
     """Shows the status and the events of one job; a context manager.
 
     In a terminal a panel that is refreshed, with events above it. Elsewhere one line an event, and a status
-    line at most every `interval_s` of `clock`. An event is shown once.
+    line at most every `PLAIN_INTERVAL_S` of `clock`. An event is shown once.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        interval_s: float = PLAIN_INTERVAL_S,
-    ) -> None:
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._interval_s = interval_s
         refreshes = console.is_terminal and not console.is_dumb_terminal
         self._live = Live(console=console, auto_refresh=False) if refreshes else None
         self._status: Mapping[str, Any] | None = None
@@ -62,7 +55,7 @@ class LiveView:
             self._show_event(event)
         if self._live is not None:
             self._live.update(status_panel(self._status), refresh=True)
-        elif self._clock() - self._printed_at >= self._interval_s:
+        elif self._clock() - self._printed_at >= PLAIN_INTERVAL_S:
             self._print_status()
 
     def __enter__(self) -> Self:

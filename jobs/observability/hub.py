@@ -197,7 +197,9 @@ class HubLink:
         self, snapshot: Mapping[str, Any], status: Mapping[str, Any], events: Iterable[Mapping[str, Any]] = ()
     ) -> bool:
         """Sends the latest; returns whether it was sent. Events are kept until they have arrived."""
-        self._events.extend(self._numbered(event) for event in events)
+        for event in events:  # numbers grow across restarts of this process too: they follow the clock
+            self._seq = max(self._seq + 1, time.time_ns() // 1000)
+            self._events.append({"seq": self._seq, **event})
         self._collect()
         if len(self._in_flight) >= PUSHES_IN_FLIGHT:
             return False
@@ -216,11 +218,6 @@ class HubLink:
     def acknowledge(self, command: str) -> None:
         """``command`` was adopted: forget it until it is given again."""
         self._commands.discard(command)
-
-    def _numbered(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """The event with a number that grows, also across restarts of this process: it follows the clock."""
-        self._seq = max(self._seq + 1, time.time_ns() // 1000)
-        return {"seq": self._seq, **event}
 
     def _collect(self) -> None:
         """Takes the answers that have arrived, without waiting for the rest."""

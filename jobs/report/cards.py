@@ -51,12 +51,13 @@ def most_severe(incidents: Sequence[Incident], most: int) -> list[Incident]:
 
 
 def card(incident: Incident) -> Card:
+    losses = ", ".join(number(row.loss) for row in incident.window)
     return Card(
         *_line(incident),
         story=" ".join(words.story(incident)),
         facts=_facts(incident),
         window=charts.window(incident, f"window-{incident.anchor}") if len(incident.window) > 1 else None,
-        window_words=_window_words(incident),
+        window_words=f"Loss in the {len(incident.window)} attempts up to the incident: {losses}.",
         samples=", ".join(runs(incident.samples)),
     )
 
@@ -95,8 +96,3 @@ def _facts(incident: Incident) -> list[tuple[str, str]]:
         ("Rolled back in", f"{number(1000 * incident.seconds)} ms" if incident.seconds else UNKNOWN),
     ]
     return [(name, value) for name, value in facts if value not in {UNKNOWN, "signal"}]
-
-
-def _window_words(incident: Incident) -> str:
-    losses = ", ".join(number(row.loss) for row in incident.window)
-    return f"Loss in the {len(incident.window)} attempts up to the incident: {losses}."

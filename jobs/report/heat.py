@@ -16,7 +16,7 @@ from jobs.report.words import layer_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
@@ -84,16 +84,21 @@ def _merged(matrix: Matrix) -> Matrix:
 def _figure(
     matrix: Matrix, names: list[str], span: Span, norm: Normalize, meaning: str, text: Callable[[float], str]
 ) -> Figure:
+    import matplotlib as mpl
+
     labels = [_short(name) for name in names]
     rows = max(len(labels) * float(np.clip(400 / len(labels), 1.5, LABEL_UNITS)), 36)
     columns = column_count(matrix.attempts, span, MOST_COLUMNS)
     table = bucket_max(matrix.attempts, matrix.values, columns, span)
 
+    # Unknown cells are transparent, non-finite ones are red.
+    colors = mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0), over=NONFINITE)
+
     def draw(axes: Axes) -> None:
         image = axes.imshow(
             _drawable(table, norm),
             norm=norm,
-            cmap=_colors(),
+            cmap=colors,
             aspect="auto",
             interpolation="none",
             extent=(*span, len(labels) - 0.5, -0.5),
@@ -106,13 +111,6 @@ def _figure(
 
     left = 12 + 0.6 * LABEL_UNITS * max(map(len, labels))
     return stack([Panel("", rows, draw)], span, head=SCALE, left=left)
-
-
-def _colors() -> Colormap:
-    """Unknown cells are transparent, non-finite ones are red."""
-    import matplotlib as mpl
-
-    return mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0), over=NONFINITE)
 
 
 def _drawable(table: Floats, norm: Normalize) -> Floats:

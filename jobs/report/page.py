@@ -128,6 +128,7 @@ def setup_words(spec: Mapping[str, Any]) -> list[str]:
 def figures(summary: Summary) -> list[tuple[str, str, str]]:
     """The key figures: name, value, and a word on it."""
     of_steps = f"in {count(summary.attempts)} attempts" if summary.attempts is not None else ""
+    clipped = summary.clips / summary.attempts if summary.clips is not None and summary.attempts else None
     items = [
         ("Steps", count(summary.steps), of_steps),
         ("Duration", duration(summary.seconds), ""),
@@ -135,7 +136,7 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
         ("Skips", count(summary.skips), "steps not applied"),
         ("Rollbacks", count(summary.rollbacks), ""),
         ("Steps lost", count(summary.steps_lost), "rolled back"),
-        ("Clipped", count(summary.clips), _share_of(summary.clips, summary.attempts)),
+        ("Clipped", count(summary.clips), f"{percent(clipped)} of attempts" if clipped is not None else ""),
         ("Guard", percent(summary.guard_share), "of the step time"),
     ]
     if "test_accuracy" in summary.metrics:
@@ -221,13 +222,8 @@ def checkpoint_words(run: Run) -> str:
 def checkpoint_rows(run: Run) -> list[tuple[str, str, str, str]]:
     """Step, fate, size and time of the latest checkpoints, the newest first."""
     return [
-        (
-            count(saved.step),
-            FATES[saved.fate],
-            "–" if saved.size is None else size_text(saved.size),
-            _clock(saved.created),
-        )
-        for saved in run.checkpoints[: -MOST_CHECKPOINTS - 1 : -1]
+        (count(c.step), FATES[c.fate], "–" if c.size is None else size_text(c.size), _clock(c.created))
+        for c in run.checkpoints[: -MOST_CHECKPOINTS - 1 : -1]
     ]
 
 
@@ -241,10 +237,6 @@ def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return count(int(value)) if name == "epoch" and math.isfinite(value) else metric_text(name, value)
-
-
-def _share_of(part: int | None, whole: int | None) -> str:
-    return f"{percent(part / whole)} of attempts" if part is not None and whole else ""
 
 
 def _counted(value: Any, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""The training chart as a picture with its own caption, for a chat or a ticket."""
+"""The training chart as a picture with its own caption, for a chat or a ticket, and the whole report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.report import charts, words
 from jobs.report.cards import most_severe
 from jobs.report.colors import LIGHT as COLOR
 from jobs.report.data import Run, read_run
-from jobs.report.page import legend
+from jobs.report.page import legend, write_page
 from jobs.report.plot_style import FONT, LEFT, POINTS_PER_INCH, WIDTH
 from jobs.report.summary import guard_words, headline, status_words, summarize
 from jobs.report.svg import drawing
@@ -33,6 +33,17 @@ MARKS = {
     "cross": ("x", "danger"),
 }
 """The marks of the page's legend: shape and colour."""
+
+
+def write_report(job_dir: str | Path) -> Path:
+    """Write report.html and report.png from the job's files, any of which may be missing or cut.
+
+    Returns:
+        The path of the page.
+    """
+    page = write_page(job_dir)
+    write_picture(job_dir)
+    return page
 
 
 def write_picture(job_dir: str | Path) -> Path:
