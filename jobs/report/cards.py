@@ -19,7 +19,6 @@ class Line:
     """One incident in the table of those that have no card."""
 
     incident: Incident
-    anchor: str
     title: str
     badge: str
     tone: str
@@ -62,8 +61,8 @@ def card(incident: Incident) -> Card:
     )
 
 
-def _line(incident: Incident) -> tuple[Incident, str, str, str, str]:
-    return incident, incident.anchor, words.title(incident), words.badge(incident), tone(incident)
+def _line(incident: Incident) -> tuple[Incident, str, str, str]:
+    return incident, words.title(incident), words.badge(incident), tone(incident)
 
 
 def tone(incident: Incident) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-Palette = dict[str, str]
-
 _COLORS = {
     "page": ("#f4f6f9", "#0e131a"),
     "card": ("#ffffff", "#161d27"),

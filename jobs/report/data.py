@@ -102,7 +102,7 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
         rolled_back=tuple(rolled_back.spans),
         restarts=table.restarts,
         samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
-        checkpoints=read_checkpoints(job_dir, spec, remote=remote),
+        checkpoints=read_checkpoints(job_dir, remote=remote),
     )
 
 

@@ -142,9 +142,8 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
     if "test_accuracy" in summary.metrics:
         loss = summary.metrics.get("test_loss")
         note = f"test loss {number(loss)}" if loss is not None else ""
-        items.insert(
-            0, ("Test accuracy", metric_text("test_accuracy", summary.metrics["test_accuracy"]), note)
-        )
+        accuracy = metric_text("test_accuracy", summary.metrics["test_accuracy"])
+        items.insert(0, ("Test accuracy", accuracy, note))
     else:
         named = list(summary.metrics.items())[:2]
         items[:0] = [(heading(name), metric_text(name, value), "") for name, value in named]

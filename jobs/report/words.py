@@ -59,11 +59,10 @@ def signal_name(signal: str) -> str:
 def title(incident: Incident) -> str:
     """A headline: `Loss spike at step 1,204`."""
     signal = signal_name(incident.signal)
-    what = {
-        "nonfinite": f"non-finite {signal}",
-        "suspect": f"suspicious {signal}",
-        "vanishing": f"vanishing {signal}",
-    }.get(incident.verdict, f"{signal} {incident.verdict}".strip())
+    kind = {"nonfinite": "non-finite", "suspect": "suspicious", "vanishing": "vanishing"}.get(
+        incident.verdict
+    )
+    what = f"{kind} {signal}" if kind else f"{signal} {incident.verdict}".strip()
     at = f" at step {count(incident.step)}" if incident.step is not None else ""
     return f"{what[0].upper()}{what[1:]}{at}"
 
@@ -171,10 +170,10 @@ def corrected(incident: Incident) -> str:
     if incident.faulty_ranks:
         where = "on an unidentified rank"
         if min(incident.faulty_ranks) >= 0:
-            where = f"on rank {listing([str(rank) for rank in incident.faulty_ranks])}"
+            where = f"on rank {listing([*map(str, incident.faulty_ranks)])}"
         return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
     if incident.excluded_ranks:
-        who = listing([str(rank) for rank in incident.excluded_ranks])
+        who = listing([*map(str, incident.excluded_ranks)])
         return f"The data of rank {who} stayed bad: computed again without it, the batch was fine."
     if incident.dropped_micro_batches:
         dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")

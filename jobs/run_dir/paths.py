@@ -13,9 +13,8 @@ from jobs.run_dir.jsonl import read_json, write_text_atomic
 from jobs.spec.job_spec import JobSpec
 
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
-HISTORY = "checkpoints.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
-SAMPLES = "samples.txt"
+HISTORY, SAMPLES = "checkpoints.jsonl", "samples.txt"
 
 
 class RunDir:
@@ -27,7 +26,6 @@ class RunDir:
         self.metrics = path / METRICS
         self.incidents = path / INCIDENTS
         self.checkpoints = path / CHECKPOINTS
-        self.report = path / REPORT
         self.result = path / RESULT
         self.log = path / LOG
         self.counters = path / ".told.json"  # the totals that Prometheus was shown

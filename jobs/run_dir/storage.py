@@ -124,7 +124,9 @@ class LocalStorage:
             target = self._root / replaced.name.removeprefix(".").removesuffix(".old")
             if not target.exists():  # killed between the two renames: keep the older one
                 replaced.rename(target)
-        for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *self._partial()):
+        named = (path for path in self._root.glob("step-*") if is_name(path.name))
+        half_removed = [p for p in named if not ((p / MANIFEST).exists() or (p / DAMAGED).exists())]
+        for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *half_removed):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def names(self) -> list[str]:
@@ -158,11 +160,6 @@ class LocalStorage:
 
     def local_copy(self, name: str, into: Path) -> Path:  # noqa: ARG002 - as in Storage
         return self._root / name
-
-    def _partial(self) -> list[Path]:
-        """Checkpoints whose removal was interrupted."""
-        found = (path for path in self._root.glob("step-*") if is_name(path.name))
-        return [path for path in found if not ((path / MANIFEST).exists() or (path / DAMAGED).exists())]
 
     def _temporary(self, tag: str) -> Path:
         return self._root / f".{tag}.tmp"
