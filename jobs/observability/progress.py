@@ -46,7 +46,6 @@ class Progress:
         self._places = places
         self._guard = guard
         self._total_steps = total_steps
-        self._path = folder.metrics if rank == 0 else None
         self._files = {"metrics": folder.metrics, "incidents": folder.incidents} if rank == 0 else {}
         self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
@@ -124,11 +123,11 @@ class Progress:
         return {**counts, "guard_share": share}
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._path is None:
+        if "metrics" not in self._files:
             return
         try:
             if self._rows is None:
-                self._rows = JsonlWriter(self._path)
+                self._rows = JsonlWriter(self._files["metrics"])
             self._rows.write(row)
         except OSError as error:
             self._failed_writes += 1

@@ -110,15 +110,13 @@ def window(incident: Incident, name: str) -> Markup:
 def _panels(run: Run) -> list[Panel]:
     steps, ratios = run.steps, run.steps.update_ratio
     accuracies = evaluation_points(run, "test_accuracy")[0]
+    updates = Panel("Update / weight norm", LOW, lambda axes: _series(axes, run, ratios, COLOR["rate"]))
     panels = [
         (True, Panel("Loss", TALL, lambda axes: _loss(axes, run))),
         (True, Panel("Gradient norm", TALL, lambda axes: _grad_norm(axes, run))),
         (steps.clipped.any(), Panel("Steps clipped, %", LOW, lambda axes: _clipped(axes, run))),
         (np.isfinite(steps.lr).any(), Panel("Learning rate", LOW, lambda axes: _rate(axes, run))),
-        (
-            np.isfinite(ratios).any(),
-            Panel("Update / weight norm", LOW, lambda axes: _series(axes, run, ratios, COLOR["rate"])),
-        ),
+        (np.isfinite(ratios).any(), updates),
         (accuracies, Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run))),
     ]
     return [panel for occurs, panel in panels if occurs]

@@ -13,10 +13,10 @@ from jobs.report import words
 from jobs.report.cards import most_severe, tone
 from jobs.report.cost import median_milliseconds
 from jobs.report.data import Run, read_run
-from jobs.report.formats import UNKNOWN, count, duration, heading, number, percent
+from jobs.report.formats import UNKNOWN, count, duration, number, percent
 from jobs.report.overlay import overlay, standing
 from jobs.report.page import TONES, template, write_html
-from jobs.report.summary import Summary, metric_text, status_words, summarize
+from jobs.report.summary import Summary, heading, metric_text, status_words, summarize
 from jobs.run_dir.storage import without_keys
 
 MOST_INCIDENTS = 24

@@ -56,11 +56,6 @@ def plural(quantity: int, noun: str, nouns: str = "") -> str:
     return f"{quantity:,} {noun if quantity == 1 else nouns or noun + 's'}"
 
 
-def heading(name: str) -> str:
-    """The name of a metric as a title: Test loss."""
-    return name.replace("_", " ").capitalize()
-
-
 def size_text(size: int) -> str:
     """Bytes in the largest decimal unit: 812 B, 1.5 MB, 94 MB, 3.1 GB."""
     value, unit = float(size), "B"

@@ -15,7 +15,7 @@ from jobs.report.colors import LIGHT as COLOR
 from jobs.report.cost import rolled_back
 from jobs.report.data import Run
 from jobs.report.plot_style import LOW, TALL, Panel
-from jobs.report.series import Flags, Floats
+from jobs.report.series import Flags
 from jobs.report.svg import inline_svg
 
 if TYPE_CHECKING:
@@ -43,16 +43,11 @@ def standing(run: Run) -> Flags:
 
 
 def _curves(axes: Axes, runs: Sequence[Run], column: str) -> None:
-    found = [_column(run, column) for run in runs]
+    kept = [(run.steps, standing(run)) for run in runs]
+    found = [(steps.step[stands], getattr(steps, column)[stands]) for steps, stands in kept]
     style.value_axis(axes, np.concatenate([y for _, y in found]))
     for (x, y), color in zip(found, COLORS, strict=True):
         style.line(axes, x, y, color, noisy=column != "lr")
-
-
-def _column(run: Run, column: str) -> tuple[Floats, Floats]:
-    stands = standing(run)
-    values: Floats = getattr(run.steps, column)
-    return run.steps.step[stands], values[stands]
 
 
 def _accuracies(axes: Axes, runs: Sequence[Run]) -> None:

@@ -12,19 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Run, read_run
-from jobs.report.formats import (
-    UNKNOWN,
-    as_mapping,
-    count,
-    duration,
-    heading,
-    number,
-    percent,
-    plural,
-    size_text,
-)
+from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural, size_text
 from jobs.report.plot_style import TEXT_ON_PHONE
-from jobs.report.summary import Summary, guard_words, headline, metric_text, status_words, summarize
+from jobs.report.summary import Summary, guard_words, heading, headline, metric_text, status_words, summarize
 from jobs.run_dir.jsonl import write_text_atomic
 from jobs.run_dir.steps import Evaluation
 

@@ -129,6 +129,10 @@ def status_words(status: str) -> str:
     return STATUSES.get(status, status)
 
 
+def heading(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
+
+
 def metric_text(name: str, value: float) -> str:
     return accuracy(value) if name.endswith("accuracy") else number(value)
 

@@ -59,9 +59,8 @@ def signal_name(signal: str) -> str:
 def title(incident: Incident) -> str:
     """A headline: `Loss spike at step 1,204`."""
     signal = signal_name(incident.signal)
-    kind = {"nonfinite": "non-finite", "suspect": "suspicious", "vanishing": "vanishing"}.get(
-        incident.verdict
-    )
+    kinds = {"nonfinite": "non-finite", "suspect": "suspicious", "vanishing": "vanishing"}
+    kind = kinds.get(incident.verdict)
     what = f"{kind} {signal}" if kind else f"{signal} {incident.verdict}".strip()
     at = f" at step {count(incident.step)}" if incident.step is not None else ""
     return f"{what[0].upper()}{what[1:]}{at}"
@@ -187,11 +186,7 @@ def layers(incident: Incident) -> str:
     """Which layers the gradient blames."""
     if not incident.layers or incident.verdict == "vanishing":
         return ""
-    bad = [
-        _in_text(layer.name)
-        for layer in incident.layers
-        if layer.norm is not None and not _finite(layer.norm)
-    ]
+    bad = [_in_text(layer.name) for layer in incident.layers if not math.isfinite(layer.norm or 0)]
     if bad:
         return _first_layer(incident) + _nonfinite_layers(bad, all_listed=len(bad) == len(incident.layers))
     return _first_layer(incident) + _top_layer(incident.layers[0])
