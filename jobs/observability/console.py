@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from guard.rows import as_float, as_int, as_text
 from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural
-from jobs.report.summary import from_result, headline, metric_text, status_words
+from jobs.report.summary import Summary, headline, metric_text, status_words
 
 PLAIN_INTERVAL_S = 5.0
 REMEMBERED_EVENTS = 512
@@ -28,25 +27,19 @@ STATUS_STYLES = {
     "halted": "bold red",
     "stopped": "bold yellow",
 }
+COUNTERS = ("anomalies", "skips", "rollbacks", "steps_lost")
 
 
 class LiveView:
     """Shows the status and the events of one job; a context manager.
 
     In a terminal a panel that is refreshed, with events above it. Elsewhere one line an event, and a status
-    line at most every `interval_s` of `clock`. An event is shown once.
+    line at most every `PLAIN_INTERVAL_S` of `clock`. An event is shown once.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        interval_s: float = PLAIN_INTERVAL_S,
-    ) -> None:
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._interval_s = interval_s
         refreshes = console.is_terminal and not console.is_dumb_terminal
         self._live = Live(console=console, auto_refresh=False) if refreshes else None
         self._status: Mapping[str, Any] | None = None
@@ -61,7 +54,7 @@ class LiveView:
             self._show_event(event)
         if self._live is not None:
             self._live.update(status_panel(self._status), refresh=True)
-        elif self._clock() - self._printed_at >= self._interval_s:
+        elif self._clock() - self._printed_at >= PLAIN_INTERVAL_S:
             self._print_status()
 
     def __enter__(self) -> Self:
@@ -70,9 +63,7 @@ class LiveView:
             self._live.update(status_panel(None), refresh=True)
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
         elif self._status is not self._printed:
@@ -93,18 +84,17 @@ class LiveView:
 
 def print_summary(console: Console, result: Mapping[str, Any], job_dir: Path) -> None:
     """The end of a job in a few lines: its outcome, what the guard did, where its files are."""
-    summary = from_result(result)
+    summary = Summary.from_row(result)
     title = Text(f"{one_line(as_text(result.get('job'), job_dir.name))}: ", style="bold")
-    title.append(
-        one_line(status_words(summary.status)).lower(), style=STATUS_STYLES.get(summary.status, "bold")
-    )
+    status = one_line(status_words(summary.status)).lower()
+    title.append(status, style=STATUS_STYLES.get(summary.status, "bold"))
     _print(console, Text())
     _print(console, title)
     _print(console, Text(headline(summary)))
     lines = {
         "error": one_line(summary.error),
         "metrics": ", ".join(f"{name} {metric_text(name, value)}" for name, value in summary.metrics.items()),
-        "guard": _guard_line(result),
+        "guard": _guard_line(summary),
         "samples": _place(job_dir, as_text(result.get("samples"))),
         "report": str(job_dir / as_text(result.get("report"), "report.html")),
         "result": str(job_dir / "result.json"),
@@ -129,7 +119,7 @@ def status_line(status: Mapping[str, Any]) -> str:
         "clip_share": _plain(status.get("clip_share")),
         "steps_per_second": _plain(status.get("steps_per_second")),
         "eta_seconds": _whole(status.get("eta_seconds")),
-        **{name: _whole(counters.get(name)) for name in ("anomalies", "skips", "rollbacks", "steps_lost")},
+        **{name: _whole(counters.get(name)) for name in COUNTERS},
         **{name: _plain(value) for name, value in as_mapping(status.get("eval")).items()},
     }
     shown = [f"{name}={value}" for name, value in fields.items() if value]
@@ -177,13 +167,12 @@ def _bar(status: Mapping[str, Any]) -> Table:
 
 
 def _figures(status: Mapping[str, Any]) -> Text:
-    rate, eta = as_float(status.get("steps_per_second")), as_float(status.get("eta_seconds"))
     items = [
         ("loss", number(as_float(status.get("loss"))), "blue"),
         ("grad norm", number(as_float(status.get("grad_norm"))), "green"),
         ("clipped", percent(as_float(status.get("clip_share"))), ""),
-        ("steps/s", number(rate), ""),
-        ("left", duration(eta), ""),
+        ("steps/s", number(as_float(status.get("steps_per_second"))), ""),
+        ("left", duration(as_float(status.get("eta_seconds"))), ""),
     ]
     return _pairs([item for item in items if item[1] != UNKNOWN])
 
@@ -198,15 +187,8 @@ def _evaluation(status: Mapping[str, Any]) -> list[Text]:
 
 def _counters(status: Mapping[str, Any]) -> Text:
     counters = as_mapping(status.get("counters"))
-    items = [
-        (label, count(as_int(counters.get(name)) or 0), "yellow" if counters.get(name) else "dim")
-        for name, label in (
-            ("anomalies", "anomalies"),
-            ("skips", "skips"),
-            ("rollbacks", "rollbacks"),
-            ("steps_lost", "steps lost"),
-        )
-    ]
+    known = {name: as_int(counters.get(name)) or 0 for name in COUNTERS}
+    items = [(name.replace("_", " "), count(n), "yellow" if n else "dim") for name, n in known.items()]
     share = as_float(status.get("guard_share"))
     return _pairs([*items, *([("guard time", percent(share), "dim")] if share is not None else [])])
 
@@ -214,9 +196,8 @@ def _counters(status: Mapping[str, Any]) -> Text:
 def _pairs(items: Sequence[tuple[str, str, str]]) -> Text:
     line = Text()
     for index, (label, value, style) in enumerate(items):
-        line.append("   " if index else "").append(f"{label} ", style="dim").append(
-            one_line(value), style=style
-        )
+        line.append("   " if index else "").append(f"{label} ", style="dim")
+        line.append(one_line(value), style=style)
     return line
 
 
@@ -225,8 +206,7 @@ def _place(job_dir: Path, checkpoint: str) -> str:
     return checkpoint if "://" in checkpoint or not checkpoint else str(job_dir / checkpoint)
 
 
-def _guard_line(result: Mapping[str, Any]) -> str:
-    summary = from_result(result)
+def _guard_line(summary: Summary) -> str:
     counts = [
         plural(summary.anomalies or 0, "anomaly", "anomalies"),
         plural(summary.skips or 0, "skip"),

@@ -24,11 +24,6 @@ class DriverEvents:
         self._seq = self._step = 0
         self.phase = "starting"
 
-    @property
-    def training(self) -> bool:
-        """Whether there is a state to save."""
-        return self.phase != "starting"
-
     def poll(self) -> None:
         """Shows new status and events."""
         try:
@@ -44,8 +39,9 @@ class DriverEvents:
     def stop(self) -> None:
         """Asks the job to save its state and end. Call it repeatedly: a hub that is restarted has lost it."""
         if self._deadline is None:
-            self._deadline = time.monotonic() + (self._grace_s if self.training else 0.0)
-            text = "saving the state" if self.training else "nothing has been trained yet"
+            started = self.phase != "starting"  # there is a state to save
+            self._deadline = time.monotonic() + (self._grace_s if started else 0.0)
+            text = "saving the state" if started else "nothing has been trained yet"
             self.show("warning", f"stopping: {text}; a second Ctrl-C ends at once")
         if self.phase == "saving":
             self._deadline = max(self._deadline, time.monotonic() + 1.0)
@@ -65,10 +61,9 @@ class DriverEvents:
 def metrics_at(hub: Any) -> str:
     """The URL at which the hub serves the metrics."""
     try:
-        address: str = ray.get(hub.address.remote(), timeout=5.0)
+        return str(ray.get(hub.address.remote(), timeout=5.0))
     except ray.exceptions.RayError:
         return "an unknown address: the hub does not answer"
-    return address
 
 
 @contextmanager

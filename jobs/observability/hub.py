@@ -194,13 +194,12 @@ class HubLink:
         self._commands: set[str] = set()
 
     def push(
-        self,
-        snapshot: Mapping[str, Any],
-        status: Mapping[str, Any],
-        events: Iterable[Mapping[str, Any]] = (),
+        self, snapshot: Mapping[str, Any], status: Mapping[str, Any], events: Iterable[Mapping[str, Any]] = ()
     ) -> bool:
         """Sends the latest; returns whether it was sent. Events are kept until they have arrived."""
-        self._events.extend(self._numbered(event) for event in events)
+        for event in events:  # numbers grow across restarts of this process too: they follow the clock
+            self._seq = max(self._seq + 1, time.time_ns() // 1000)
+            self._events.append({"seq": self._seq, **event})
         self._collect()
         if len(self._in_flight) >= PUSHES_IN_FLIGHT:
             return False
@@ -220,11 +219,6 @@ class HubLink:
         """``command`` was adopted: forget it until it is given again."""
         self._commands.discard(command)
 
-    def _numbered(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """The event with a number that grows, also across restarts of this process: it follows the clock."""
-        self._seq = max(self._seq + 1, time.time_ns() // 1000)
-        return {"seq": self._seq, **event}
-
     def _collect(self) -> None:
         """Takes the answers that have arrived, without waiting for the rest."""
         if not self._in_flight:
@@ -234,15 +228,13 @@ class HubLink:
         except Exception:  # noqa: BLE001 - as above
             ready = []
         for reply in ready:
-            self._accept(reply, self._in_flight.pop(reply))
-
-    def _accept(self, reply: Any, arrived: int) -> None:
-        try:
-            self._commands.update(ray.get(reply, timeout=0))
-        except Exception:  # noqa: BLE001 - the push is lost; the next one sends its events again
-            return
-        while self._events and self._events[0]["seq"] <= arrived:
-            self._events.popleft()
+            arrived = self._in_flight.pop(reply)
+            try:
+                self._commands.update(ray.get(reply, timeout=0))
+            except Exception:  # noqa: BLE001 - the push is lost; the next one sends its events again
+                continue
+            while self._events and self._events[0]["seq"] <= arrived:
+                self._events.popleft()
 
 
 def ensure_hub(port: int = DEFAULT_PORT, host: str = "127.0.0.1") -> ActorHandle:

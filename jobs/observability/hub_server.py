@@ -60,24 +60,23 @@ def serve(port: int, host: str, rows: Rows) -> tuple[WSGIServer, threading.Threa
 def page(pushes: int, rows: Iterable[HubJobRow]) -> bytes:
     """One scrape: the hub's own metrics, then those of the jobs."""
     rows = list(rows)
-    registry = CollectorRegistry()
-    registry.register(_Own(pushes, rows))
     jobs = render(row.snapshot for row in rows if row.snapshot is not None)
-    return generate_latest(registry) + jobs.encode()
+    return generate_latest(_Own(pushes, rows)) + jobs.encode()
 
 
+@dataclass(frozen=True, slots=True)
 class _Own(Collector):
     """The hub's own metrics."""
 
-    def __init__(self, pushes: int, rows: list[HubJobRow]) -> None:
-        self._pushes, self._rows = pushes, rows
+    pushes: int
+    rows: list[HubJobRow]
 
     def collect(self) -> Iterable[Metric]:
         pushes = CounterMetricFamily(f"gradguard_{PUSHES.name}", PUSHES.help)
-        pushes.add_metric([], self._pushes)
+        pushes.add_metric([], self.pushes)
         state = GaugeMetricFamily(STATE.exported, STATE.help, labels=["job", *STATE.labels])
         last = GaugeMetricFamily(LAST_PUSH.exported, LAST_PUSH.help, labels=["job"])
-        for row in self._rows:
+        for row in self.rows:
             state.add_metric([row.job, row.state], 1)
             if row.pushed_at is not None:
                 last.add_metric([row.job], row.pushed_at)

@@ -46,7 +46,6 @@ class Progress:
         self._places = places
         self._guard = guard
         self._total_steps = total_steps
-        self._path = folder.metrics if rank == 0 else None
         self._files = {"metrics": folder.metrics, "incidents": folder.incidents} if rank == 0 else {}
         self._sizes: dict[str, int] = {}
         self._rows: JsonlWriter | None = None
@@ -55,22 +54,14 @@ class Progress:
         self._phase = "starting"
         self._events: list[dict[str, Any]] = []
         self._last: StepReport | None = None
-        self._evaluation: dict[str, float] | None = None
-        self._evaluated_step: int | None = None
+        self.evaluation: dict[str, float] = {}
+        """The metrics of the last evaluation."""
+        self.evaluated_step: int | None = None
+        """The step of the last evaluation in the history that stands."""
         self._failed_writes = 0
         self._step_seconds = 0.0
         self._train_seconds = 0.0
         self._clock = self._next_push = time.perf_counter()
-
-    @property
-    def evaluation(self) -> dict[str, float]:
-        """The metrics of the last evaluation."""
-        return dict(self._evaluation or {})
-
-    @property
-    def evaluated_step(self) -> int | None:
-        """The step of the last evaluation in the history that stands."""
-        return self._evaluated_step
 
     def step(self, report: StepReport) -> None:
         """Records one attempt: a row, a status, an event if the guard did something."""
@@ -80,8 +71,8 @@ class Progress:
         decay = _RATE_DECAY if self._step_seconds else 0.0
         self._step_seconds = decay * self._step_seconds + (1 - decay) * seconds
         self._last = report
-        if report.rolled_back_to is not None and (self._evaluated_step or 0) > report.rolled_back_to:
-            self._evaluated_step = None
+        if report.rolled_back_to is not None and (self.evaluated_step or 0) > report.rolled_back_to:
+            self.evaluated_step = None
         special = report.incident is not None or report.overflow
         wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
         layers = self._guard.layer_norms if wants_layers else None
@@ -94,7 +85,7 @@ class Progress:
 
     def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
         """Records an evaluation."""
-        self._evaluation, self._evaluated_step = metrics, self._guard.steps
+        self.evaluation, self.evaluated_step = metrics, self._guard.steps
         place = {"attempt": self._guard.attempts, "step": self._guard.steps}
         self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -110,9 +101,8 @@ class Progress:
     def event(self, level: str, text: str) -> None:
         """Emits a line to the live view; ``level`` is info, warning or error."""
         if self._link is not None:
-            self._events.append(
-                {"time": time.time(), "step": self._guard.steps, "level": level, "text": text}
-            )
+            place = {"time": time.time(), "step": self._guard.steps}
+            self._events.append({**place, "level": level, "text": text})
 
     def stop_requested(self) -> bool:
         """Whether a stop of this job was requested."""
@@ -133,11 +123,11 @@ class Progress:
         return {**counts, "guard_share": share}
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._path is None:
+        if "metrics" not in self._files:
             return
         try:
             if self._rows is None:
-                self._rows = JsonlWriter(self._path)
+                self._rows = JsonlWriter(self._files["metrics"])
             self._rows.write(row)
         except OSError as error:
             self._failed_writes += 1
@@ -155,44 +145,39 @@ class Progress:
         self._link.push(snapshot, self._status(), events)
 
     def _status(self) -> dict[str, Any]:
-        report, total_steps = self._last, self._total_steps
+        report, total_steps, epochs = self._last, self._total_steps, self._spec.train.epochs
         totals = self._guard.totals
-        attempts = max(1, self._guard.attempts)
         rate = 1 / self._step_seconds if self._step_seconds else None
         return {
             "job": self._spec.name,
             "phase": self._phase,
             "step": self._guard.steps,
             "total_steps": total_steps,
-            "epoch": self._epoch(self._guard.steps),
-            "total_epochs": self._spec.train.epochs,
+            "epoch": None if epochs is None else min(epochs, 1 + self._guard.steps * epochs // total_steps),
+            "total_epochs": epochs,
             "loss": report.loss if report else None,
             "grad_norm": report.grad_norm if report else None,
-            "clip_share": totals.steps["clipped"] / attempts,
+            "clip_share": totals.steps["clipped"] / max(1, self._guard.attempts),
             "steps_per_second": rate,
             "eta_seconds": (total_steps - self._guard.steps) / rate if rate else None,
             "counters": _counters(totals),
-            "eval": self._evaluation,
+            "eval": self.evaluation or None,
             "guard_share": self.totals()["guard_share"],
         }
-
-    def _epoch(self, step: int) -> int | None:
-        epochs = self._spec.train.epochs
-        return None if epochs is None else min(epochs, 1 + step * epochs // self._total_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds trained so far, the last evaluation, and how long the files are at this moment."""
         return {
             "train_seconds": self._train_seconds,
-            "evaluation": self._evaluation,
-            "evaluated_step": self._evaluated_step,
+            "evaluation": self.evaluation or None,
+            "evaluated_step": self.evaluated_step,
             "files": {name: _size(path) for name, path in self._files.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues the totals of ``state_dict``."""
-        self._train_seconds, self._evaluation = state["train_seconds"], state["evaluation"]
-        self._evaluated_step = state["evaluated_step"]
+        self._train_seconds, self.evaluation = state["train_seconds"], state["evaluation"] or {}
+        self.evaluated_step = state["evaluated_step"]
         self._sizes = {str(name): int(size) for name, size in state["files"].items()}
 
     def rewind_files(self) -> bool:

@@ -1,8 +1,7 @@
 """The report of a job: one self-contained HTML file, and a picture of its main chart.
 
-``write``: writes both
 ``page``: the HTML file
-``picture``: the chart
+``picture``: the chart; writes both
 ``compare``: two jobs side by side
 ``data``: reads the job's files
 ``checkpoints``: what became of them
@@ -27,9 +26,8 @@ from guard.lazy import lazy
 
 if TYPE_CHECKING:
     from jobs.report.page import write_page
-    from jobs.report.picture import write_picture
-    from jobs.report.write import write_report
+    from jobs.report.picture import write_picture, write_report
 
 __all__ = ["write_page", "write_picture", "write_report"]
 
-__getattr__ = lazy(__name__, {"write_page": "page", "write_picture": "picture", "write_report": "write"})
+__getattr__ = lazy(__name__, {"write_page": "page", "write_picture": "picture", "write_report": "picture"})

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from guard.records import Incident
 from jobs.report import charts, words
-from jobs.report.formats import UNKNOWN, count, number
+from jobs.report.formats import UNKNOWN, count, number, runs
 
 MOST_CARDS = 24
 MOST_LINES = 1500
@@ -19,7 +19,6 @@ class Line:
     """One incident in the table of those that have no card."""
 
     incident: Incident
-    anchor: str
     title: str
     badge: str
     tone: str
@@ -51,18 +50,19 @@ def most_severe(incidents: Sequence[Incident], most: int) -> list[Incident]:
 
 
 def card(incident: Incident) -> Card:
+    losses = ", ".join(number(row.loss) for row in incident.window)
     return Card(
         *_line(incident),
         story=" ".join(words.story(incident)),
         facts=_facts(incident),
         window=charts.window(incident, f"window-{incident.anchor}") if len(incident.window) > 1 else None,
-        window_words=_window_words(incident),
-        samples=", ".join(words.sample_names(incident)),
+        window_words=f"Loss in the {len(incident.window)} attempts up to the incident: {losses}.",
+        samples=", ".join(runs(incident.samples)),
     )
 
 
-def _line(incident: Incident) -> tuple[Incident, str, str, str, str]:
-    return incident, incident.anchor, words.title(incident), words.badge(incident), tone(incident)
+def _line(incident: Incident) -> tuple[Incident, str, str, str]:
+    return incident, words.title(incident), words.badge(incident), tone(incident)
 
 
 def tone(incident: Incident) -> str:
@@ -73,7 +73,7 @@ def tone(incident: Incident) -> str:
 
 
 def _most_severe(incidents: Sequence[Incident], most: int) -> list[int]:
-    return sorted(range(len(incidents)), key=lambda index: (_rank(incidents[index]), index))[:most]
+    return sorted(range(len(incidents)), key=lambda index: _rank(incidents[index]))[:most]
 
 
 def _rank(incident: Incident) -> int:
@@ -92,15 +92,6 @@ def _facts(incident: Incident) -> list[tuple[str, str]]:
         ("Usual", number(incident.baseline)),
         ("Score", number(incident.score) if math.isfinite(incident.score or 0) else UNKNOWN),
         ("Attempt", count(incident.attempt)),
-        ("Rolled back in", _milliseconds(incident.seconds)),
+        ("Rolled back in", f"{number(1000 * incident.seconds)} ms" if incident.seconds else UNKNOWN),
     ]
     return [(name, value) for name, value in facts if value not in {UNKNOWN, "signal"}]
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return f"{number(1000 * seconds)} ms" if seconds else UNKNOWN
-
-
-def _window_words(incident: Incident) -> str:
-    losses = ", ".join(number(row.loss) for row in incident.window)
-    return f"Loss in the {len(incident.window)} attempts up to the incident: {losses}."

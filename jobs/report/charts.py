@@ -16,7 +16,7 @@ from jobs.report.checkpoints import Checkpoint
 from jobs.report.colors import LIGHT as COLOR
 from jobs.report.data import Run
 from jobs.report.plot_style import LOW, TALL, Panel
-from jobs.report.series import Flags, Floats, envelope, means
+from jobs.report.series import Flags, Floats, bucketed, envelope
 from jobs.report.svg import inline_svg
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def cost(run: Run) -> Markup:
     """What a step takes, and what of it the guard takes."""
     parts = (("Step, ms", run.steps.step_seconds, "muted"), ("Guard, ms", run.steps.guard_seconds, "norm"))
     panels = [
-        Panel(title, LOW, partial(_milliseconds, run=run, seconds=seconds, color=COLOR[color]))
+        Panel(title, LOW, partial(_series, run=run, values=1000 * seconds, color=COLOR[color]))
         for title, seconds, color in parts
     ]
     return inline_svg("cost", lambda: _stack(run, panels))
@@ -99,32 +99,25 @@ def window(incident: Incident, name: str) -> Markup:
     """Loss and gradient norm in the attempts before an incident, the last one marked."""
     rows = incident.window
     limits = (rows[0].attempt - 0.5, rows[-1].attempt + 0.5)
-    series = (
-        ("Loss", [row.loss for row in rows], COLOR["loss"]),
-        ("Gradient norm", [row.grad_norm for row in rows], COLOR["norm"]),
-    )
+    losses, norms = [row.loss for row in rows], [row.grad_norm for row in rows]
     panels = [
-        Panel(title, LOW, partial(_window_line, rows=rows, values=values, color=color))
-        for title, values, color in series
+        Panel("Loss", LOW, lambda axes: _window_line(axes, rows, losses, COLOR["loss"])),
+        Panel("Gradient norm", LOW, lambda axes: _window_line(axes, rows, norms, COLOR["norm"])),
     ]
     return inline_svg(name, lambda: style.stack(panels, limits, width=230, left=40))
 
 
 def _panels(run: Run) -> list[Panel]:
-    steps = run.steps
+    steps, ratios = run.steps, run.steps.update_ratio
+    accuracies = evaluation_points(run, "test_accuracy")[0]
+    updates = Panel("Update / weight norm", LOW, lambda axes: _series(axes, run, ratios, COLOR["rate"]))
     panels = [
         (True, Panel("Loss", TALL, lambda axes: _loss(axes, run))),
         (True, Panel("Gradient norm", TALL, lambda axes: _grad_norm(axes, run))),
         (steps.clipped.any(), Panel("Steps clipped, %", LOW, lambda axes: _clipped(axes, run))),
         (np.isfinite(steps.lr).any(), Panel("Learning rate", LOW, lambda axes: _rate(axes, run))),
-        (
-            np.isfinite(steps.update_ratio).any(),
-            Panel("Update / weight norm", LOW, lambda axes: _update_ratio(axes, run)),
-        ),
-        (
-            evaluation_points(run, "test_accuracy")[0],
-            Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run)),
-        ),
+        (np.isfinite(ratios).any(), updates),
+        (accuracies, Panel("Test accuracy, %", LOW, lambda axes: _accuracy(axes, run))),
     ]
     return [panel for occurs, panel in panels if occurs]
 
@@ -132,7 +125,7 @@ def _panels(run: Run) -> list[Panel]:
 def _loss(axes: Axes, run: Run) -> None:
     steps = run.steps
     x, y = evaluation_points(run, "test_loss")
-    style.value_axis(axes, np.concatenate((steps.loss[np.isfinite(steps.loss)], y)))
+    style.value_axis(axes, np.concatenate((steps.loss, y)))
     style.line(axes, steps.attempt, steps.loss, COLOR["loss"])
     style.points(axes, x, y, COLOR["score"], "D", zorder=4)
     style.nonfinite_marks(axes, steps.attempt, steps.loss_nonfinite)
@@ -140,7 +133,7 @@ def _loss(axes: Axes, run: Run) -> None:
 
 def _grad_norm(axes: Axes, run: Run) -> None:
     steps = run.steps
-    style.value_axis(axes, steps.grad_norm[np.isfinite(steps.grad_norm)])
+    style.value_axis(axes, steps.grad_norm)
     style.line(axes, steps.attempt, steps.grad_norm, COLOR["norm"])
     has_limit = np.isfinite(steps.clip_threshold)
     if has_limit.any():
@@ -150,7 +143,7 @@ def _grad_norm(axes: Axes, run: Run) -> None:
 
 
 def _clipped(axes: Axes, run: Run) -> None:
-    x, y = means(run.steps.attempt, np.where(run.steps.clipped, 100.0, 0.0), 60)
+    x, y = bucketed(run.steps.attempt, np.where(run.steps.clipped, 100.0, 0.0), 60, np.mean)
     axes.fill_between(x, y, step="mid", color=COLOR["clip"], alpha=0.35, linewidth=0)
     axes.step(x, y, where="mid", color=COLOR["clip"], linewidth=1.2)
     style.value_axis(axes, np.append(y, [0.0, 10.0]))
@@ -159,14 +152,8 @@ def _clipped(axes: Axes, run: Run) -> None:
 def _rate(axes: Axes, run: Run) -> None:
     steps = run.steps
     style.shade(axes, style.flag_spans(steps.attempt, steps.recovering), COLOR["recovery"])
-    style.value_axis(axes, np.append(steps.lr[np.isfinite(steps.lr)], 0.0))
+    style.value_axis(axes, np.append(steps.lr, 0.0))
     style.line(axes, steps.attempt, steps.lr, COLOR["rate"], noisy=False)
-
-
-def _update_ratio(axes: Axes, run: Run) -> None:
-    ratios = run.steps.update_ratio
-    style.value_axis(axes, ratios[np.isfinite(ratios)])
-    style.line(axes, run.steps.attempt, ratios, COLOR["rate"])
 
 
 def _accuracy(axes: Axes, run: Run) -> None:
@@ -175,9 +162,8 @@ def _accuracy(axes: Axes, run: Run) -> None:
     axes.plot(x, y, color=COLOR["score"], marker="o", clip_on=False)
 
 
-def _milliseconds(axes: Axes, run: Run, seconds: Floats, color: str) -> None:
-    values = 1000 * seconds
-    style.value_axis(axes, values[np.isfinite(values)])
+def _series(axes: Axes, run: Run, values: Floats, color: str) -> None:
+    style.value_axis(axes, values)
     style.line(axes, run.steps.attempt, values, color)
 
 
@@ -196,12 +182,12 @@ def _checkpoints(axes: Axes, saved: Sequence[Checkpoint]) -> None:
     axes.set_yticks([0, 1, 2], ["removed", "candidate", "good"])
 
 
-def evaluation_points(run: Run, metric: str) -> tuple[list[float], list[float]]:
+def evaluation_points(run: Run, metric: str, over: str = "attempt") -> tuple[list[float], list[float]]:
     """Where, and what; an accuracy in per cent."""
     scale = 100.0 if metric.endswith("accuracy") else 1.0
-    points = [(e.attempt, scale * e.metrics[metric]) for e in run.evaluations if metric in e.metrics]
-    finite = [(float(x), y) for x, y in points if np.isfinite(y)]
-    return [x for x, _ in finite], [y for _, y in finite]
+    points = [(getattr(e, over), scale * e.metrics[metric]) for e in run.evaluations if metric in e.metrics]
+    known = [(float(x), y) for x, y in points if x is not None and np.isfinite(y)]
+    return [x for x, _ in known], [y for _, y in known]
 
 
 def _incident_lines(axes: Axes, incidents: Sequence[Incident]) -> None:
@@ -255,7 +241,7 @@ def _window_line(axes: Axes, rows: Sequence[WindowRow], values: Sequence[float |
     y: Floats = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     bad: Flags = np.array([value is not None and not np.isfinite(value) for value in values])
     known = np.isfinite(y)
-    style.value_axis(axes, y[known])
+    style.value_axis(axes, y)
     axes.plot(x[known], y[known], color=color, marker="o", markersize=2)
     if known[-1]:
         style.points(axes, x[-1:], y[-1:], COLOR["danger"], "o")

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guard.rows import as_float, as_int, as_text
+from guard.rows import Row, as_int, as_text, stored
 from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import iter_jsonl
-from jobs.run_dir.open_storage import open_storage
-from jobs.run_dir.paths import CHECKPOINTS, HISTORY
-from jobs.spec.errors import SpecError
-from jobs.spec.job_spec import JobSpec
+from jobs.run_dir.paths import HISTORY
+from jobs.run_dir.reader import RunReader
+from jobs.run_dir.storage import open_storage
 
 FATES = {
     "good": "good",
@@ -30,14 +29,14 @@ FATES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Row):
     """A state on disk, or one that was. `fate` is a key of `FATES`."""
 
     step: int
-    attempt: int | None
-    fate: str
-    created: float | None
-    size: int | None
+    attempt: int | None = None
+    fate: str = stored("", key="event")
+    created: float | None = stored(None, key="time")
+    size: int | None = None
 
     @property
     def kept(self) -> bool:
@@ -45,20 +44,18 @@ class Checkpoint:
         return self.fate in {"good", "written"}
 
 
-def read_checkpoints(
-    job_dir: Path, spec: Mapping[str, Any], *, remote: bool = True
-) -> tuple[Checkpoint, ...]:
+def read_checkpoints(job_dir: Path, *, remote: bool = True) -> tuple[Checkpoint, ...]:
     """All checkpoints in the history, and those in the job's folder or under its URL.
 
     One that is there is described by its manifest; where the storage cannot be read, the history is all; a
     URL is read only if ``remote``.
     """
-    recorded = _history(iter_jsonl(job_dir / HISTORY))
-    place = _place(job_dir, spec)
-    there = _on_disk(place) if remote or isinstance(place, Path) else []
-    found = {manifest.step: _checkpoint(manifest) for manifest in there}
-    both = {**recorded, **found}
-    return tuple(both[step] for step in sorted(both))
+    found = _history(iter_jsonl(job_dir / HISTORY))
+    place = RunReader(job_dir).checkpoint_place()
+    for m in _on_disk(place) if remote or isinstance(place, Path) else []:
+        fate = "good" if m.health == "good" else "written"
+        found[m.step] = Checkpoint(m.step, m.attempt, fate, m.created, m.size)
+    return tuple(found[step] for step in sorted(found))
 
 
 def _history(rows: Iterable[Mapping[str, Any]]) -> dict[int, Checkpoint]:
@@ -70,8 +67,7 @@ def _history(rows: Iterable[Mapping[str, Any]]) -> dict[int, Checkpoint]:
             continue
         before = found.get(step)
         if event in {"written", "failed"} or before is None:
-            attempt, size = as_int(row.get("attempt")), as_int(row.get("size"))
-            found[step] = Checkpoint(step, attempt, event, as_float(row.get("time")), size)
+            found[step] = Checkpoint.from_row(row)
         else:
             found[step] = replace(before, fate=event)
     return found
@@ -84,22 +80,3 @@ def _on_disk(place: str | Path) -> list[Manifest]:
         return manifests(open_storage(place))[0]
     except (OSError, JobError):
         return []
-
-
-def _place(job_dir: Path, spec: Mapping[str, Any]) -> str | Path:
-    """The folder beside the report, wherever that was moved to; a URL only as a valid spec names it."""
-    try:
-        place = JobSpec.from_dict(dict(spec)).checkpoint_place
-    except (SpecError, TypeError):
-        return job_dir / CHECKPOINTS
-    return job_dir / CHECKPOINTS if isinstance(place, Path) else place
-
-
-def _checkpoint(manifest: Manifest) -> Checkpoint:
-    return Checkpoint(
-        step=manifest.step,
-        attempt=manifest.attempt,
-        fate="good" if manifest.health == "good" else "written",
-        created=manifest.created,
-        size=manifest.size,
-    )

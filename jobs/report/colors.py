@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-Palette = dict[str, str]
-
-LIGHT = {
-    "page": "#f4f6f9",
-    "card": "#ffffff",
-    "edge": "#e1e6ed",
-    "ink": "#18202c",
-    "muted": "#5a6778",
-    "grid": "#e6eaf0",
-    "loss": "#2459d8",
-    "norm": "#0a8270",
-    "clip": "#b0670a",
-    "rate": "#7b3fd0",
-    "score": "#c0267e",
-    "good": "#13794a",
-    "warn": "#9a5b00",
-    "danger": "#c3232f",
-    "on-mark": "#ffffff",
-    "good-wash": "#e0f5ea",
-    "warn-wash": "#fdf0d9",
-    "danger-wash": "#fde6e7",
-    "rolled-back": "#e08a1e",
-    "recovery": "#7b3fd0",
-    "bar": "#dbe5fb",
+_COLORS = {
+    "page": ("#f4f6f9", "#0e131a"),
+    "card": ("#ffffff", "#161d27"),
+    "edge": ("#e1e6ed", "#273140"),
+    "ink": ("#18202c", "#e8edf4"),
+    "muted": ("#5a6778", "#9aa8ba"),
+    "grid": ("#e6eaf0", "#273140"),
+    "loss": ("#2459d8", "#79a5ff"),
+    "norm": ("#0a8270", "#3fcdb2"),
+    "clip": ("#b0670a", "#f0b055"),
+    "rate": ("#7b3fd0", "#bd97ff"),
+    "score": ("#c0267e", "#ff86c4"),
+    "good": ("#13794a", "#5fd79c"),
+    "warn": ("#9a5b00", "#f2bb5f"),
+    "danger": ("#c3232f", "#ff8087"),
+    "on-mark": ("#ffffff", "#10151d"),
+    "good-wash": ("#e0f5ea", "#12352a"),
+    "warn-wash": ("#fdf0d9", "#3a2c12"),
+    "danger-wash": ("#fde6e7", "#42191e"),
+    "rolled-back": ("#e08a1e", "#f0a63c"),
+    "recovery": ("#7b3fd0", "#bd97ff"),
+    "bar": ("#dbe5fb", "#253a63"),
 }
+"""In light and in dark."""
 
-DARK = {
-    "page": "#0e131a",
-    "card": "#161d27",
-    "edge": "#273140",
-    "ink": "#e8edf4",
-    "muted": "#9aa8ba",
-    "grid": "#273140",
-    "loss": "#79a5ff",
-    "norm": "#3fcdb2",
-    "clip": "#f0b055",
-    "rate": "#bd97ff",
-    "score": "#ff86c4",
-    "good": "#5fd79c",
-    "warn": "#f2bb5f",
-    "danger": "#ff8087",
-    "on-mark": "#10151d",
-    "good-wash": "#12352a",
-    "warn-wash": "#3a2c12",
-    "danger-wash": "#42191e",
-    "rolled-back": "#f0a63c",
-    "recovery": "#bd97ff",
-    "bar": "#253a63",
-}
-
+LIGHT = {name: light for name, (light, _) in _COLORS.items()}
+DARK = {name: dark for name, (_, dark) in _COLORS.items()}
 PAPER = {
     **LIGHT,
     "page": "#ffffff",

@@ -11,11 +11,12 @@ import numpy as np
 
 from jobs.report import words
 from jobs.report.cards import most_severe, tone
+from jobs.report.cost import median_milliseconds
 from jobs.report.data import Run, read_run
 from jobs.report.formats import UNKNOWN, count, duration, number, percent
 from jobs.report.overlay import overlay, standing
 from jobs.report.page import TONES, template, write_html
-from jobs.report.summary import Summary, metric_text, status_words, summarize
+from jobs.report.summary import Summary, heading, metric_text, status_words, summarize
 from jobs.run_dir.storage import without_keys
 
 MOST_INCIDENTS = 24
@@ -71,9 +72,7 @@ class Comparison:
         }
         kept = ("first", "second", "difference", "unit")
         return described | {
-            "figures": {
-                figure.key: {name: getattr(figure, name) for name in kept} for figure in self.figures
-            },
+            "figures": {each.key: {name: getattr(each, name) for name in kept} for each in self.figures},
             "spec": {name: list(values) for name, values in self.spec.items()},
             "versions": {name: list(values) for name, values in self.versions.items()},
         }
@@ -102,15 +101,13 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
 
 def context(comparison: Comparison) -> dict[str, Any]:
     """Everything that the template names."""
-    runs, summaries = comparison.runs, comparison.summaries
-    has_steps = any(len(run.steps) for run in runs)
+    runs = comparison.runs
+    statuses = [summary.status for summary in comparison.summaries]
     return {
         "names": comparison.names,
-        "badges": [
-            (status_words(summary.status), TONES.get(summary.status, "warn")) for summary in summaries
-        ],
+        "badges": [(status_words(status), TONES.get(status, "warn")) for status in statuses],
         "figures": [(figure.name, *figure.texts) for figure in comparison.figures],
-        "chart": overlay(runs) if has_steps else None,
+        "chart": overlay(runs) if any(len(run.steps) for run in runs) else None,
         "chart_words": f"Loss, gradient norm and learning rate of {' and '.join(comparison.names)} by step.",
         "incidents": [_incidents(run) for run in runs],
         "spec": comparison.spec,
@@ -137,12 +134,11 @@ def _differing(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str,
 
 def _figures(runs: tuple[Run, Run], summaries: tuple[Summary, Summary]) -> list[Figure]:
     first, second = summaries
-    metrics = [
-        Figure(
-            f"metrics.{name}", _label(name), first.metrics.get(name), second.metrics.get(name), _unit(name)
-        )
-        for name in dict.fromkeys([*first.metrics, *second.metrics])
-    ]
+    metrics = []
+    for name in first.metrics | second.metrics:
+        values = first.metrics.get(name), second.metrics.get(name)
+        unit = "accuracy" if name.endswith("accuracy") else ""
+        metrics.append(Figure(f"metrics.{name}", heading(name), *values, unit))
     reported = [
         Figure(key, name, getattr(first, key), getattr(second, key), unit)
         for key, (name, unit) in _REPORTED.items()
@@ -160,11 +156,6 @@ def _final_loss(run: Run) -> float | None:
     return float(np.nanmedian(last)) if np.isfinite(last).any() else None
 
 
-def _step_milliseconds(run: Run) -> float | None:
-    seconds = run.steps.step_seconds[np.isfinite(run.steps.step_seconds)]
-    return 1000 * float(np.median(seconds)) if len(seconds) else None
-
-
 _REPORTED = {
     "steps": ("Steps", "count"),
     "attempts": ("Attempts", "count"),
@@ -179,7 +170,11 @@ _REPORTED = {
 }
 _MEASURED: dict[str, tuple[str, Callable[[Run], float | None], str]] = {
     "final_loss": ("Training loss at the end", _final_loss, ""),
-    "step_milliseconds": ("Median step", _step_milliseconds, "milliseconds"),
+    "step_milliseconds": (
+        "Median step",
+        lambda run: median_milliseconds(run.steps.step_seconds),
+        "milliseconds",
+    ),
 }
 _UNITS: dict[str, Callable[[float], str]] = {
     "count": lambda value: count(int(value)),
@@ -188,14 +183,6 @@ _UNITS: dict[str, Callable[[float], str]] = {
     "share": percent,
     "accuracy": lambda value: metric_text("accuracy", value),
 }
-
-
-def _unit(metric: str) -> str:
-    return "accuracy" if metric.endswith("accuracy") else ""
-
-
-def _label(metric: str) -> str:
-    return metric.replace("_", " ").capitalize()
 
 
 def _incidents(run: Run) -> dict[str, Any]:

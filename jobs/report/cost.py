@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.report.data import Run, Steps
-from jobs.report.formats import UNKNOWN, duration, number, percent, plural
-from jobs.report.series import Flags
+from jobs.report.formats import duration, number, percent, plural
+from jobs.report.series import Flags, Floats
 from jobs.report.summary import Summary
 
 
@@ -65,28 +65,24 @@ def rolled_back(run: Run) -> Flags:
 
 def typical_milliseconds(steps: Steps) -> str:
     """The medians of a step and of the guard's part in it."""
-    medians = [_median(column) for column in (steps.guard_seconds, steps.step_seconds)]
-    if None in medians:
+    guard, step = median_milliseconds(steps.guard_seconds), median_milliseconds(steps.step_seconds)
+    if guard is None or step is None:
         return ""
-    guard, step = (number(1000 * (median or 0.0)) for median in medians)
-    return f"Half of all steps took less than {step} ms, and the guard in them less than {guard} ms."
+    half = f"Half of all steps took less than {number(step)} ms"
+    return f"{half}, and the guard in them less than {number(guard)} ms."
 
 
 def _guard(run: Run, inside: float) -> list[Share]:
     watching = float(np.nan_to_num(run.steps.guard_seconds).sum())
-    restoring = sum(incident.seconds or 0.0 for incident in run.incidents if incident.rolled_back)
+    back = [incident.seconds or 0.0 for incident in run.incidents if incident.rolled_back]
     parts = [
         Share("Guard, of the steps", watching, watching / inside, "watching, clipping, deciding, snapshots"),
-        Share("Rollbacks", restoring, None, f"restoring the state in {_rollbacks(run)}"),
+        Share("Rollbacks", sum(back), None, f"restoring the state in {plural(len(back), 'rollback')}"),
     ]
     return [part for part in parts if part.seconds > 0]
 
 
-def _rollbacks(run: Run) -> str:
-    quantity = sum(incident.rolled_back for incident in run.incidents)
-    return plural(quantity, "rollback") if quantity else UNKNOWN
-
-
-def _median(column: np.ndarray) -> float | None:
-    known = column[np.isfinite(column)]
-    return float(np.median(known)) if len(known) else None
+def median_milliseconds(seconds: Floats) -> float | None:
+    """The median of what is known."""
+    known = seconds[np.isfinite(seconds)]
+    return 1000 * float(np.median(known)) if len(known) else None

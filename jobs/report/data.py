@@ -4,7 +4,7 @@ Any of the files may be missing, empty or cut: what is not there is None or empt
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from guard.records import NUMBERS, Incident
-from guard.rows import as_float, as_text
+from guard.rows import as_text
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
@@ -42,8 +42,9 @@ class Steps:
         actions = np.array(table.columns["action"], dtype=object)
         self.clipped: Flags = np.asarray(actions == "clipped", dtype=np.bool_)
         self.skipped: Flags = np.asarray(actions == "skipped", dtype=np.bool_)
-        self.anomalous = _flags(map(_is_anomalous, *(table.columns[name] for name in _ANOMALY)))
-        self.recovering = _flags(map(_is_recovering, table.columns["regularization"]))
+        anomalies = map(_is_anomalous, *(table.columns[name] for name in _ANOMALY))
+        self.anomalous: Flags = np.fromiter(anomalies, np.bool_)
+        self.recovering: Flags = np.fromiter(map(_is_recovering, table.columns["regularization"]), np.bool_)
 
     def __getattr__(self, name: str) -> Floats:
         try:
@@ -101,7 +102,7 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
         rolled_back=tuple(rolled_back.spans),
         restarts=table.restarts,
         samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
-        checkpoints=read_checkpoints(job_dir, spec, remote=remote),
+        checkpoints=read_checkpoints(job_dir, remote=remote),
     )
 
 
@@ -116,23 +117,14 @@ def _measured(table: StepTable, steps: Steps) -> list[tuple[int, list[Any]]]:
     return [
         (attempt, norms)
         for attempt, norms in _known(table, "local_norms", list)
-        if bad[attempt] or not all(_is_nonfinite(norm) for norm in norms)
+        if bad[attempt] or any(cell(norm) != math.inf for norm in norms)
     ]
-
-
-def _flags(values: Iterable[bool]) -> Flags:
-    return np.fromiter(values, dtype=np.bool_)
 
 
 def _nonfinite(values: Sequence[float | None], column: Floats) -> Flags:
     """NaN or infinite in the file, rather than missing."""
     known = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
     return np.asarray(known & ~np.isfinite(column), dtype=np.bool_)
-
-
-def _is_nonfinite(value: Any) -> bool:
-    known = as_float(value)
-    return known is not None and not -math.inf < known < math.inf
 
 
 def _is_anomalous(verdict: Any, excluded: Any, faulty: Any, dropped: Any) -> bool:
@@ -147,19 +139,17 @@ def _is_recovering(recovery: Any) -> bool:
 
 def _layer_matrix(rows: list[tuple[int, Mapping[str, Any]]]) -> Matrix:
     names = tuple(dict.fromkeys(name for _, layers in rows for name in layers))
-    values = [[cell(layers.get(name)) for name in names] for _, layers in rows]
-    return Matrix(_attempts(rows), names, matrix(values, len(names)))
+    return _matrix(names, [(attempt, [layers.get(name) for name in names]) for attempt, layers in rows])
 
 
 def _rank_matrix(rows: list[tuple[int, list[Any]]]) -> Matrix:
     world_size = max((len(norms) for _, norms in rows), default=0)
-    values = [[cell(norm) for norm in norms] for _, norms in rows]
-    names = tuple(f"rank {rank}" for rank in range(world_size))
-    return Matrix(_attempts(rows), names, matrix(values, world_size))
+    return _matrix(tuple(f"rank {rank}" for rank in range(world_size)), rows)
 
 
-def _attempts(rows: list[tuple[int, Any]]) -> Floats:
-    return np.array([attempt for attempt, _ in rows], dtype=np.float64)
+def _matrix(names: tuple[str, ...], rows: list[tuple[int, list[Any]]]) -> Matrix:
+    attempts = np.array([attempt for attempt, _ in rows], dtype=np.float64)
+    return Matrix(attempts, names, matrix([[cell(norm) for norm in norms] for _, norms in rows], len(names)))
 
 
 def _read_text(path: Path) -> str:

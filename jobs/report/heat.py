@@ -9,19 +9,21 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.report.formats import number, percent
-from jobs.report.plot_style import FONT, FOOT, POINTS_PER_INCH, RIGHT, TEXT_ON_PHONE, WIDTH, Span
+from jobs.report.plot_style import FONT, TEXT_ON_PHONE, Panel, Span, stack
 from jobs.report.series import Floats, Matrix, bucket_max, column_count
 from jobs.report.svg import inline_svg
 from jobs.report.words import layer_name
 
 if TYPE_CHECKING:
-    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 MOST_ROWS = 400
 MOST_COLUMNS = 260
-HEAD = 44
+SCALE = 16
+"""Units above the map for its colour scale, beside those of a title."""
 LABEL_UNITS = FONT * TEXT_ON_PHONE
 LONGEST_LABEL = 18
 SMALLEST = 1e-280  # matplotlib takes a colour scale below for empty
@@ -82,47 +84,33 @@ def _merged(matrix: Matrix) -> Matrix:
 def _figure(
     matrix: Matrix, names: list[str], span: Span, norm: Normalize, meaning: str, text: Callable[[float], str]
 ) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    import matplotlib as mpl
 
     labels = [_short(name) for name in names]
     rows = max(len(labels) * float(np.clip(400 / len(labels), 1.5, LABEL_UNITS)), 36)
-    height = rows + HEAD + FOOT
-    left = 12 + 0.6 * LABEL_UNITS * max(map(len, labels))
-    figure = Figure(figsize=(WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH))
-    room = {
-        "left": left / WIDTH,
-        "right": 1 - RIGHT / WIDTH,
-        "bottom": FOOT / height,
-        "top": 1 - HEAD / height,
-    }
-    axes = figure.subplots(gridspec_kw=room)
     columns = column_count(matrix.attempts, span, MOST_COLUMNS)
     table = bucket_max(matrix.attempts, matrix.values, columns, span)
-    image = axes.imshow(
-        _drawable(table, norm),
-        norm=norm,
-        cmap=_colors(),
-        aspect="auto",
-        interpolation="none",
-        extent=(*span, len(labels) - 0.5, -0.5),
-    )
-    every = max(1, int(np.ceil(LABEL_UNITS * len(labels) / rows - 1e-9)))
-    axes.set_yticks(range(0, len(labels), every), labels[::every])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlabel("step attempt")
-    _scale_bar(figure, image, norm, meaning, text)
-    return figure
 
+    # Unknown cells are transparent, non-finite ones are red.
+    colors = mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0), over=NONFINITE)
 
-def _colors() -> Colormap:
-    """Unknown cells are transparent, non-finite ones are red."""
-    import matplotlib as mpl
+    def draw(axes: Axes) -> None:
+        image = axes.imshow(
+            _drawable(table, norm),
+            norm=norm,
+            cmap=colors,
+            aspect="auto",
+            interpolation="none",
+            extent=(*span, len(labels) - 0.5, -0.5),
+        )
+        every = max(1, int(np.ceil(LABEL_UNITS * len(labels) / rows - 1e-9)))
+        axes.set_yticks(range(0, len(labels), every), labels[::every])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        _scale_bar(image, norm, meaning, text)
 
-    return mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0), over=NONFINITE)
+    left = 12 + 0.6 * LABEL_UNITS * max(map(len, labels))
+    return stack([Panel("", rows, draw)], span, head=SCALE, left=left)
 
 
 def _drawable(table: Floats, norm: Normalize) -> Floats:
@@ -132,13 +120,11 @@ def _drawable(table: Floats, norm: Normalize) -> Floats:
     return np.ma.masked_where(np.isnan(table), known)
 
 
-def _scale_bar(
-    figure: Figure, image: AxesImage, norm: Normalize, meaning: str, text: Callable[[float], str]
-) -> None:
+def _scale_bar(image: AxesImage, norm: Normalize, meaning: str, text: Callable[[float], str]) -> None:
     """The colours from low to high, with values at both ends and in the middle."""
     height = image.axes.bbox.height
     bar = image.axes.inset_axes((0.55, 1 + 26 / height, 0.4, 7 / height))
-    scale = figure.colorbar(image, cax=bar, orientation="horizontal")
+    scale = image.axes.figure.colorbar(image, cax=bar, orientation="horizontal")
     if scale.solids is not None:  # always: the image has no contours
         scale.solids.set_rasterized(True)
     scale.outline.set_visible(False)

@@ -10,11 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.report import plot_style as style
+from jobs.report.charts import evaluation_points
 from jobs.report.colors import LIGHT as COLOR
 from jobs.report.cost import rolled_back
 from jobs.report.data import Run
 from jobs.report.plot_style import LOW, TALL, Panel
-from jobs.report.series import Flags, Floats
+from jobs.report.series import Flags
 from jobs.report.svg import inline_svg
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 COLORS = (COLOR["loss"], COLOR["clip"])
 """Of the first run, and of the second."""
 _CURVES = (("Loss", "loss", TALL), ("Gradient norm", "grad_norm", TALL), ("Learning rate", "lr", LOW))
-_ACCURACY = "test_accuracy"
 
 
 def overlay(runs: Sequence[Run]) -> Markup:
@@ -31,7 +31,7 @@ def overlay(runs: Sequence[Run]) -> Markup:
     panels = [
         Panel(title, height, partial(_curves, runs=runs, column=column)) for title, column, height in _CURVES
     ]
-    if any(_evaluations(run)[0] for run in runs):
+    if any(evaluation_points(run, "test_accuracy", "step")[0] for run in runs):
         panels.append(Panel("Test accuracy, %", LOW, lambda axes: _accuracies(axes, runs)))
     steps = np.sort(np.concatenate([run.steps.step[standing(run)] for run in runs]))
     return inline_svg("overlay", lambda: style.stack(panels, style.limits(steps), axis_name="step"))
@@ -43,26 +43,15 @@ def standing(run: Run) -> Flags:
 
 
 def _curves(axes: Axes, runs: Sequence[Run], column: str) -> None:
-    found = [_column(run, column) for run in runs]
-    style.value_axis(axes, np.concatenate([y[np.isfinite(y)] for _, y in found]))
+    kept = [(run.steps, standing(run)) for run in runs]
+    found = [(steps.step[stands], getattr(steps, column)[stands]) for steps, stands in kept]
+    style.value_axis(axes, np.concatenate([y for _, y in found]))
     for (x, y), color in zip(found, COLORS, strict=True):
         style.line(axes, x, y, color, noisy=column != "lr")
 
 
-def _column(run: Run, column: str) -> tuple[Floats, Floats]:
-    stands = standing(run)
-    values: Floats = getattr(run.steps, column)
-    return run.steps.step[stands], values[stands]
-
-
 def _accuracies(axes: Axes, runs: Sequence[Run]) -> None:
-    found = [_evaluations(run) for run in runs]
+    found = [evaluation_points(run, "test_accuracy", "step") for run in runs]
     style.value_axis(axes, np.array([y for _, ys in found for y in ys]))
     for (x, y), color in zip(found, COLORS, strict=True):
         axes.plot(x, y, color=color, marker="o", clip_on=False)
-
-
-def _evaluations(run: Run) -> tuple[list[float], list[float]]:
-    points = [(e.step, e.metrics[_ACCURACY]) for e in run.evaluations if _ACCURACY in e.metrics]
-    known = [(float(x), 100 * y) for x, y in points if x is not None and np.isfinite(y)]
-    return [x for x, _ in known], [y for _, y in known]

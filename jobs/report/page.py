@@ -6,31 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from jobs.report import cards, charts, colors, cost, heat, words
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Run, read_run
-from jobs.report.formats import (
-    UNKNOWN,
-    accuracy,
-    as_mapping,
-    count,
-    duration,
-    number,
-    percent,
-    plural,
-    size_text,
-)
+from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural, size_text
 from jobs.report.plot_style import TEXT_ON_PHONE
-from jobs.report.summary import (
-    Summary,
-    guard_words,
-    headline,
-    metric_text,
-    status_words,
-    summarize,
-)
+from jobs.report.summary import Summary, guard_words, heading, headline, metric_text, status_words, summarize
 from jobs.run_dir.jsonl import write_text_atomic
 from jobs.run_dir.steps import Evaluation
 
@@ -84,20 +68,17 @@ def context(run: Run) -> dict[str, Any]:
     shown, lines, unlisted = cards.arrange(run.incidents)
     cost_parts = cost.shares(run, summary)
     return {
-        "name": run.name,
+        "run": run,
+        "summary": summary,
         "status": status_words(summary.status),
         "tone": TONES.get(summary.status, "warn"),
         "setup": setup_words(run.spec),
         "headline": headline(summary),
         "guard_words": guard_words(summary),
-        "error": summary.error,
-        "resume": summary.resume,
-        "checkpoint": summary.checkpoint,
         "figures": figures(summary),
         "training": charts.training(run) if len(run.steps) else None,
         "training_words": training_words(run),
         "legend": legend(run),
-        "restarts": run.restarts,
         "guard_mode": guard_mode(run.spec),
         "no_incidents": no_incidents(run),
         "shadow": words.SHADOW,
@@ -115,8 +96,6 @@ def context(run: Run) -> dict[str, Any]:
         "evaluations": evaluation_table(run.evaluations),
         "samples": printable(run.samples[:MOST_SAMPLE_CHARACTERS]),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
-        "versions": summary.versions,
-        "world_size": summary.world_size,
     }
 
 
@@ -139,6 +118,7 @@ def setup_words(spec: Mapping[str, Any]) -> list[str]:
 def figures(summary: Summary) -> list[tuple[str, str, str]]:
     """The key figures: name, value, and a word on it."""
     of_steps = f"in {count(summary.attempts)} attempts" if summary.attempts is not None else ""
+    clipped = summary.clips / summary.attempts if summary.clips is not None and summary.attempts else None
     items = [
         ("Steps", count(summary.steps), of_steps),
         ("Duration", duration(summary.seconds), ""),
@@ -146,18 +126,17 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
         ("Skips", count(summary.skips), "steps not applied"),
         ("Rollbacks", count(summary.rollbacks), ""),
         ("Steps lost", count(summary.steps_lost), "rolled back"),
-        ("Clipped", count(summary.clips), _share_of(summary.clips, summary.attempts)),
+        ("Clipped", count(summary.clips), f"{percent(clipped)} of attempts" if clipped is not None else ""),
         ("Guard", percent(summary.guard_share), "of the step time"),
     ]
     if "test_accuracy" in summary.metrics:
         loss = summary.metrics.get("test_loss")
         note = f"test loss {number(loss)}" if loss is not None else ""
-        items.insert(0, ("Test accuracy", accuracy(summary.metrics["test_accuracy"]), note))
+        accuracy = metric_text("test_accuracy", summary.metrics["test_accuracy"])
+        items.insert(0, ("Test accuracy", accuracy, note))
     else:
         named = list(summary.metrics.items())[:2]
-        items[:0] = [
-            (name.replace("_", " ").capitalize(), metric_text(name, value), "") for name, value in named
-        ]
+        items[:0] = [(heading(name), metric_text(name, value), "") for name, value in named]
     return [item if item[1] != "unknown" else (item[0], "–", "") for item in items]
 
 
@@ -168,7 +147,7 @@ def printable(text: str) -> str:
 
 def training_words(run: Run) -> str:
     """The training chart in words, for screen readers."""
-    losses = run.steps.loss[~_isnan(run.steps.loss)]
+    losses = run.steps.loss[np.isfinite(run.steps.loss)]
     if not len(losses):
         return "No finite loss was recorded."
     ways = f"Loss went from {number(float(losses[0]))} to {number(float(losses[-1]))}"
@@ -182,7 +161,7 @@ def legend(run: Run) -> list[tuple[str, str]]:
     bad = bool(run.steps.loss_nonfinite.any() or run.steps.grad_norm_nonfinite.any())
     entries = [
         (bool(charts.evaluation_points(run, "test_loss")[0]), "diamond", "test loss"),
-        (bool((~_isnan(run.steps.clip_threshold)).any()), "dashes", "clip threshold"),
+        (bool(np.isfinite(run.steps.clip_threshold).any()), "dashes", "clip threshold"),
         (bool(run.rolled_back), "rolled-back", "rolled back"),
         (bool(run.steps.recovering.any()), "recovery", "recovery"),
         (bad, "cross", "not finite"),
@@ -217,7 +196,7 @@ def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | No
         [count(entry.step), *(_cell(name, entry.metrics.get(name)) for name in names)]
         for entry in evaluations[-MOST_EVALUATIONS:]
     ]
-    heads = ["Step", *(name.replace("_", " ").capitalize() for name in names)]
+    heads = ["Step", *map(heading, names)]
     return {"heads": heads, "rows": rows, "earlier": max(0, len(evaluations) - MOST_EVALUATIONS)}
 
 
@@ -232,13 +211,8 @@ def checkpoint_words(run: Run) -> str:
 def checkpoint_rows(run: Run) -> list[tuple[str, str, str, str]]:
     """Step, fate, size and time of the latest checkpoints, the newest first."""
     return [
-        (
-            count(saved.step),
-            FATES[saved.fate],
-            "–" if saved.size is None else size_text(saved.size),
-            _clock(saved.created),
-        )
-        for saved in run.checkpoints[: -MOST_CHECKPOINTS - 1 : -1]
+        (count(c.step), FATES[c.fate], "–" if c.size is None else size_text(c.size), _clock(c.created))
+        for c in run.checkpoints[: -MOST_CHECKPOINTS - 1 : -1]
     ]
 
 
@@ -254,17 +228,9 @@ def _cell(name: str, value: float | None) -> str:
     return count(int(value)) if name == "epoch" and math.isfinite(value) else metric_text(name, value)
 
 
-def _share_of(part: int | None, whole: int | None) -> str:
-    return f"{percent(part / whole)} of attempts" if part is not None and whole else ""
-
-
 def _counted(value: Any, noun: str) -> str:
     return f"{value} {noun if value == 1 else noun + 's'}" if isinstance(value, int) else ""
 
 
 def _text(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) else ""
-
-
-def _isnan(values: Any) -> Any:
-    return values != values

@@ -1,4 +1,4 @@
-"""The training chart as a picture with its own caption, for a chat or a ticket."""
+"""The training chart as a picture with its own caption, for a chat or a ticket, and the whole report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.report import charts, words
 from jobs.report.cards import most_severe
 from jobs.report.colors import LIGHT as COLOR
 from jobs.report.data import Run, read_run
-from jobs.report.page import legend
+from jobs.report.page import legend, write_page
 from jobs.report.plot_style import FONT, LEFT, POINTS_PER_INCH, WIDTH
 from jobs.report.summary import guard_words, headline, status_words, summarize
 from jobs.report.svg import drawing
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-PICTURE = "report.png"
 PIXELS = 1760
 """Width: sharp on a screen of high density, about 100 kB."""
 LINE_CHARACTERS, LINE_HEIGHT, TITLE_HEIGHT = 118, 13, 24
@@ -36,21 +35,33 @@ MARKS = {
 """The marks of the page's legend: shape and colour."""
 
 
+def write_report(job_dir: str | Path) -> Path:
+    """Write report.html and report.png from the job's files, any of which may be missing or cut.
+
+    Returns:
+        The path of the page.
+    """
+    page = write_page(job_dir)
+    write_picture(job_dir)
+    return page
+
+
 def write_picture(job_dir: str | Path) -> Path:
     """Write report.png from the job's files, any of which may be missing or cut. Returns its path."""
-    path = Path(job_dir) / PICTURE
+    path = Path(job_dir) / "report.png"
     write_bytes_atomic(path, draw(read_run(Path(job_dir))))
     return path
 
 
 def draw(run: Run) -> bytes:
     """The chart with the run's name, how it ended, and its most_severe incidents, as a PNG on white."""
-    lines = caption(run)
+    lines, status = caption(run), status_words(summarize(run).status)
+    title = _drawable(textwrap.shorten(f"{run.name} – {status}", 90, placeholder=" …"))
     below = TITLE_HEIGHT + LINE_HEIGHT * len(lines)
     buffer = io.BytesIO()
     with drawing("picture"):
         figure = charts.training_figure(run, room=below + LINE_HEIGHT + 10)
-        _write(figure, 16, _title(run), fontsize=11, fontweight="bold", color=COLOR["ink"])
+        _write(figure, 16, title, fontsize=11, fontweight="bold", color=COLOR["ink"])
         _write(figure, TITLE_HEIGHT, "\n".join(lines), va="top", linespacing=LINE_HEIGHT / FONT / 1.17)
         _legend(figure, run, below + 4)
         dpi = PIXELS / WIDTH * POINTS_PER_INCH
@@ -62,17 +73,9 @@ def caption(run: Run) -> list[str]:
     """The lines under the title, wrapped."""
     summary = summarize(run)
     texts = [f"{headline(summary)} {guard_words(summary)}"]
-    texts += [
-        f"{incident.id}  {words.title(incident)}: {words.badge(incident)}"
-        for incident in most_severe(run.incidents, MOST_INCIDENTS)
-    ]
+    shown = most_severe(run.incidents, MOST_INCIDENTS)
+    texts += [f"{i.id}  {words.title(i)}: {words.badge(i)}" for i in shown]
     return [line for text in texts for line in textwrap.wrap(_drawable(text), LINE_CHARACTERS)]
-
-
-def _title(run: Run) -> str:
-    return _drawable(
-        textwrap.shorten(f"{run.name} – {status_words(summarize(run).status)}", 90, placeholder=" …")
-    )
 
 
 def _write(figure: Figure, below: float, text: str, **style: Any) -> None:

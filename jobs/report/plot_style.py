@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jobs.report.colors import LIGHT as COLOR
-from jobs.report.series import Flags, Floats, envelope, medians
+from jobs.report.series import Flags, Floats, bucketed, envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,44 +26,39 @@ FONT = 8
 TEXT_ON_PHONE = 2.1
 BUCKETS = 400
 TALL, LOW = 125, 48
-STYLE: dict[str, Any] = (
-    {
-        "svg.fonttype": "none",  # text stays text: small, selectable, in the font of the page
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": FONT,
-        "text.parse_math": False,  # names come from the user's model
-        "text.color": COLOR["muted"],
-        "path.simplify": False,  # the data were thinned already, spikes kept
-        "image.composite_image": False,
-        "figure.dpi": POINTS_PER_INCH,
-        "axes.unicode_minus": False,
-        "axes.facecolor": "none",
-        "axes.edgecolor": COLOR["grid"],
-        "axes.spines.top": False,
-        "axes.spines.left": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.color": COLOR["grid"],
-        "axes.axisbelow": True,
-        "axes.titlelocation": "left",
-        "axes.titlesize": FONT + 0.5,
-        "axes.titleweight": "bold",
-        "axes.titlecolor": COLOR["ink"],
-        "axes.labelpad": 9,
-        "axes.labelcolor": COLOR["muted"],
-        "lines.linewidth": 1.3,
-        "lines.markersize": 4,
-        "legend.frameon": False,
-    }
-    | {
-        f"{axis}tick.{name}": value
-        for axis in "xy"
-        for name, value in {"color": COLOR["muted"], "major.size": 0, "minor.size": 0}.items()
-    }
-    | {"xtick.major.pad": 9, "ytick.major.pad": 6}
-)
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the font of the page
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": FONT,
+    "text.parse_math": False,  # names come from the user's model
+    "text.color": COLOR["muted"],
+    "path.simplify": False,  # the data were thinned already, spikes kept
+    "image.composite_image": False,
+    "figure.dpi": POINTS_PER_INCH,
+    "axes.unicode_minus": False,
+    "axes.facecolor": "none",
+    "axes.edgecolor": COLOR["grid"],
+    **{f"axes.spines.{side}": False for side in ("top", "left", "right")},
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": COLOR["grid"],
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": FONT + 0.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": COLOR["ink"],
+    "axes.labelpad": 9,
+    "axes.labelcolor": COLOR["muted"],
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "xtick.color": COLOR["muted"],
+    "ytick.color": COLOR["muted"],
+    **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
+    "xtick.major.pad": 9,
+    "ytick.major.pad": 6,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +106,10 @@ def limits(x: Floats) -> Span:
 
 
 def value_axis(axes: Axes, values: Floats) -> None:
-    """A logarithmic axis where the values span much and all are positive, symmetric where not."""
+    """A logarithmic axis where the finite values span much and all are positive, symmetric where not."""
     from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
+    values = values[np.isfinite(values)]
     if not len(values):
         axes.set_yticks([])
         return
@@ -142,11 +138,10 @@ def line(axes: Axes, x: Floats, y: Floats, color: str, *, noisy: bool = True) ->
     if not len(x):
         return
     faint = len(x) > 4 * BUCKETS and noisy
-    axes.plot(
-        *envelope(x, y, BUCKETS), color=color, alpha=0.4 if faint else 1, linewidth=0.8 if faint else 1.3
-    )
+    alpha, width = (0.4, 0.8) if faint else (1, 1.3)
+    axes.plot(*envelope(x, y, BUCKETS), color=color, alpha=alpha, linewidth=width)
     if faint:
-        axes.plot(*medians(x, y, BUCKETS // 2), color=color)
+        axes.plot(*bucketed(x, y, BUCKETS // 2, np.median), color=color)
 
 
 def points(axes: Axes, x: ArrayLike, y: ArrayLike, color: str, marker: str, **style: Any) -> None:
@@ -159,10 +154,8 @@ def nonfinite_marks(axes: Axes, x: Floats, bad: Flags) -> None:
     _, first = np.unique(np.round(x[bad] / (6 * _unit(axes))), return_index=True)
     places = x[bad][first]
     if len(places):
-        top = np.full(len(places), 0.97)
-        points(
-            axes, places, top, COLOR["danger"], "x", transform=axes.get_xaxis_transform(), markeredgewidth=1.5
-        )
+        top, along = np.full(len(places), 0.97), axes.get_xaxis_transform()
+        points(axes, places, top, COLOR["danger"], "x", transform=along, markeredgewidth=1.5)
 
 
 def thin_spans(spans: Sequence[Span], least: float) -> list[Span]:

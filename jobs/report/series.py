@@ -39,17 +39,8 @@ def envelope(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
     return x[keep], y[keep]
 
 
-def medians(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
-    """The middle of each of `buckets` equal stretches of x, and the median of y there."""
-    return _summarized(x, y, buckets, np.median)
-
-
-def means(x: Floats, y: Floats, buckets: int) -> tuple[Floats, Floats]:
-    """As `medians`, with the mean: the share of a flag."""
-    return _summarized(x, y, buckets, np.mean)
-
-
-def _summarized(x: Floats, y: Floats, buckets: int, of: Callable[[Floats], Any]) -> tuple[Floats, Floats]:
+def bucketed(x: Floats, y: Floats, buckets: int, of: Callable[[Floats], Any]) -> tuple[Floats, Floats]:
+    """The middle of each of `buckets` equal stretches of x, and the median or the mean of y there."""
     parts = _stretches(x, buckets)
     return np.array([x[a:b].mean() for a, b in parts]), np.array([float(of(y[a:b])) for a, b in parts])
 

@@ -1,65 +1,54 @@
 """The key figures of a run: from its result, or from its metrics as long as there is none."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guard.rows import as_float, as_int, as_text
+from guard.rows import Row
 from jobs.report.data import Run, Steps, read_run
-from jobs.report.formats import accuracy, as_mapping, count, duration, listing, number, plural
+from jobs.report.formats import accuracy, duration, listing, number, plural
 from jobs.report.words import STATUSES
+from jobs.run_dir.result import COUNTS
 
-COUNTED = (
-    "steps",
-    "attempts",
-    "anomalies",
-    "incidents",
-    "skips",
-    "rollbacks",
-    "clips",
-    "steps_lost",
-    "guard_share",
-    "seconds",
-)
+COUNTED = (*COUNTS, "guard_share", "seconds")
 """The figures that rows and journal have too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Figures of the whole run; None where the files do not have them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Row):
+    """Figures of the whole run, as in result.json; None where the files do not have them.
 
     ``anomalies`` counts attempts in which anything was wrong, corrected or not; ``incidents`` the entries of
     the journal. They differ where an exclusion of ranks lasts: one incident, and an anomaly at each attempt.
     """
 
-    status: str
-    steps: int | None
-    attempts: int | None
-    epochs: int | None
-    metrics: Mapping[str, float]
-    anomalies: int | None
-    incidents: int | None
-    skips: int | None
-    rollbacks: int | None
-    clips: int | None
-    steps_lost: int | None
-    guard_share: float | None
-    seconds: float | None
-    world_size: int | None
-    checkpoint: str
-    error: str
-    resume: str
-    versions: Mapping[str, str]
+    status: str = "unfinished"
+    steps: int | None = None
+    attempts: int | None = None
+    epochs: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    anomalies: int | None = None
+    incidents: int | None = None
+    skips: int | None = None
+    rollbacks: int | None = None
+    clips: int | None = None
+    steps_lost: int | None = None
+    guard_share: float | None = None
+    seconds: float | None = None
+    world_size: int | None = None
+    checkpoint: str = ""
+    error: str = ""
+    resume: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def summarize(run: Run) -> Summary:
     """The figures of the result; those that it lacks, as where a run was killed, from rows and journal."""
     if run.result is None:
         return from_metrics(run)
-    reported = from_result(run.result)
+    reported = Summary.from_row(run.result)
     if not len(run.steps):
         return reported
     counted = from_metrics(run)
@@ -74,32 +63,7 @@ def figures_of_rows(job_dir: Path) -> dict[str, Any]:
     summary = from_metrics(run)
     figures = {name: getattr(summary, name) for name in COUNTED if name != "seconds"}
     known = {name: value for name, value in figures.items() if value is not None}
-    return {**known, "metrics": dict(summary.metrics)} if summary.attempts else {}
-
-
-def from_result(result: Mapping[str, Any]) -> Summary:
-    """Read `result.json`; a status that is not known is shown as it is."""
-    metrics = {name: as_float(value) for name, value in as_mapping(result.get("metrics")).items()}
-    return Summary(
-        status=as_text(result.get("status"), "unfinished"),
-        steps=as_int(result.get("steps")),
-        attempts=as_int(result.get("attempts")),
-        epochs=as_int(result.get("epochs")),
-        metrics={name: value for name, value in metrics.items() if value is not None},
-        anomalies=as_int(result.get("anomalies")),
-        incidents=as_int(result.get("incidents")),
-        skips=as_int(result.get("skips")),
-        rollbacks=as_int(result.get("rollbacks")),
-        clips=as_int(result.get("clips")),
-        steps_lost=as_int(result.get("steps_lost")),
-        guard_share=as_float(result.get("guard_share")),
-        seconds=as_float(result.get("seconds")),
-        world_size=as_int(result.get("world_size")),
-        checkpoint=as_text(result.get("checkpoint")),
-        error=as_text(result.get("error")),
-        resume=as_text(result.get("resume")),
-        versions={str(name): str(value) for name, value in as_mapping(result.get("versions")).items()},
-    )
+    return {**known, "metrics": summary.metrics} if summary.attempts else {}
 
 
 def from_metrics(run: Run) -> Summary:
@@ -107,10 +71,8 @@ def from_metrics(run: Run) -> Summary:
     steps, last = run.steps, run.evaluations[-1] if run.evaluations else None
     rollbacks = np.isfinite(steps.rolled_back_to)
     return Summary(
-        status="unfinished",
         steps=_last(steps.step),
         attempts=_last(steps.attempt),
-        epochs=None,
         metrics={name: value for name, value in last.metrics.items() if name != "epoch"} if last else {},
         anomalies=_anomalies(run),
         incidents=len(run.incidents),
@@ -121,20 +83,12 @@ def from_metrics(run: Run) -> Summary:
         guard_share=_guard_share(steps),
         seconds=_elapsed(steps),
         world_size=len(run.ranks.names) or None,
-        checkpoint="",
-        error="",
-        resume="",
-        versions={},
     )
 
 
 def headline(summary: Summary) -> str:
     """How the run ended, in a sentence."""
-    done = (
-        f"{count(summary.steps)} {'step' if summary.steps == 1 else 'steps'}"
-        if summary.steps is not None
-        else ""
-    )
+    done = plural(summary.steps, "step") if summary.steps is not None else ""
     took = f" in {duration(summary.seconds)}" if summary.seconds else ""
     reached = f" and reached {best(summary)}" if best(summary) else ""
     if summary.status == "succeeded":
@@ -152,16 +106,12 @@ def headline(summary: Summary) -> str:
 
 def guard_words(summary: Summary) -> str:
     """What the guard did over the whole run, in a sentence."""
-    deeds = [
-        plural(quantity, noun)
-        for quantity, noun in ((summary.skips, "skip"), (summary.rollbacks, "rollback"))
-        if quantity
-    ]
+    counts = ((summary.skips, "skip"), (summary.rollbacks, "rollback"))
+    deeds = [plural(quantity, noun) for quantity, noun in counts if quantity]
+    if not deeds and summary.anomalies:
+        return f"The guard saw {plural(summary.anomalies, 'anomaly', 'anomalies')} and had to repair nothing."
     if not deeds:
-        seen = summary.anomalies or 0
-        return (
-            f"The guard saw {plural(seen, 'anomaly', 'anomalies')} and had to repair nothing." if seen else ""
-        )
+        return ""
     lost = f"; {plural(summary.steps_lost, 'step was', 'steps were')} lost" if summary.steps_lost else ""
     return f"The guard stepped in: {listing(deeds)}{lost}."
 
@@ -177,6 +127,10 @@ def best(summary: Summary) -> str:
 
 def status_words(status: str) -> str:
     return STATUSES.get(status, status)
+
+
+def heading(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
 
 
 def metric_text(name: str, value: float) -> str:

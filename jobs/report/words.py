@@ -7,12 +7,8 @@ from typing import TypeGuard
 from guard.records import CooldownInfo, Incident, LayerEvidence, RankEvidence
 from jobs.report.formats import count, listing, number, percent, plural, runs, times
 
-SIGNALS = {
-    "loss": "loss",
-    "grad_norm": "gradient norm",
-    "update_norm": "update norm",
-    "buffers": "jump of the buffers",
-}
+SIGNALS = {"grad_norm": "gradient norm", "update_norm": "update norm", "buffers": "jump of the buffers"}
+"""Those that are not displayed under their own names."""
 
 STATUSES = {
     "succeeded": "Succeeded",
@@ -63,12 +59,11 @@ def signal_name(signal: str) -> str:
 def title(incident: Incident) -> str:
     """A headline: `Loss spike at step 1,204`."""
     signal = signal_name(incident.signal)
-    what = {
-        "nonfinite": f"non-finite {signal}",
-        "suspect": f"suspicious {signal}",
-        "vanishing": f"vanishing {signal}",
-    }.get(incident.verdict, f"{signal} {incident.verdict}".strip())
-    return f"{what[0].upper()}{what[1:]}{_at(incident)}"
+    kinds = {"nonfinite": "non-finite", "suspect": "suspicious", "vanishing": "vanishing"}
+    kind = kinds.get(incident.verdict)
+    what = f"{kind} {signal}" if kind else f"{signal} {incident.verdict}".strip()
+    at = f" at step {count(incident.step)}" if incident.step is not None else ""
+    return f"{what[0].upper()}{what[1:]}{at}"
 
 
 def badge(incident: Incident) -> str:
@@ -94,17 +89,8 @@ def badge(incident: Incident) -> str:
 
 def story(incident: Incident) -> list[str]:
     """The incident from cause to outcome, a sentence an entry."""
-    sentences = [
-        seen(incident),
-        first(incident),
-        layers(incident),
-        ranks(incident),
-        samples(incident),
-        corrected(incident),
-        action(incident),
-        outcome(incident),
-    ]
-    return [sentence for sentence in sentences if sentence]
+    parts = (seen, first, layers, ranks, samples, corrected, action, outcome)
+    return [sentence for part in parts if (sentence := part(incident))]
 
 
 def event(incident: Incident, places: Sequence[str] = ()) -> tuple[str, str]:
@@ -183,10 +169,10 @@ def corrected(incident: Incident) -> str:
     if incident.faulty_ranks:
         where = "on an unidentified rank"
         if min(incident.faulty_ranks) >= 0:
-            where = f"on rank {listing([str(rank) for rank in incident.faulty_ranks])}"
+            where = f"on rank {listing([*map(str, incident.faulty_ranks)])}"
         return f"Computed again, the batch gave another result {where}: a hardware fault. That one was used."
     if incident.excluded_ranks:
-        who = listing([str(rank) for rank in incident.excluded_ranks])
+        who = listing([*map(str, incident.excluded_ranks)])
         return f"The data of rank {who} stayed bad: computed again without it, the batch was fine."
     if incident.dropped_micro_batches:
         dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")
@@ -200,7 +186,7 @@ def layers(incident: Incident) -> str:
     """Which layers the gradient blames."""
     if not incident.layers or incident.verdict == "vanishing":
         return ""
-    bad = [_in_text(layer.name) for layer in incident.layers if _is_bad(layer.norm)]
+    bad = [_in_text(layer.name) for layer in incident.layers if not math.isfinite(layer.norm or 0)]
     if bad:
         return _first_layer(incident) + _nonfinite_layers(bad, all_listed=len(bad) == len(incident.layers))
     return _first_layer(incident) + _top_layer(incident.layers[0])
@@ -221,18 +207,13 @@ def ranks(incident: Incident) -> str:
 
 def samples(incident: Incident) -> str:
     """Which samples the batch held; a scattered batch by its first ones."""
-    named = sample_names(incident)
+    named = runs(incident.samples)
     if not named:
         return ""
     if len(named) <= FEW_SAMPLES:
         return f"The batch held {'sample' if len(incident.samples) == 1 else 'samples'} {listing(named)}."
     rest = plural(len(incident.samples) - FEW_SAMPLES, "more", "more")
     return f"The batch held samples {', '.join(map(str, incident.samples[:FEW_SAMPLES]))} and {rest}."
-
-
-def sample_names(incident: Incident) -> list[str]:
-    """The samples of the batch, neighbours as one: 1000–1063."""
-    return runs(incident.samples)
 
 
 def action(incident: Incident) -> str:
@@ -274,10 +255,6 @@ def outcome(incident: Incident) -> str:
     return ""
 
 
-def _at(incident: Incident) -> str:
-    return f" at step {count(incident.step)}" if incident.step is not None else ""
-
-
 def _nonfinite(value: float | None) -> str:
     if value is None or math.isfinite(value):
         return "was not finite"
@@ -312,8 +289,7 @@ def _top_layer(layer: LayerEvidence) -> str:
     if layer.growth is None or not layer.growth > 1.05:
         tail = f" ({share})" if share else ""
         return f"The gradient of {_in_text(layer.name)} was the largest{tail}."
-    grown = f"{times(layer.growth)} its usual" if layer.growth < FROM_NOTHING else "up from almost nothing"
-    tail = ", ".join(part for part in (share, grown) if part)
+    tail = ", ".join(part for part in (share, _grown(layer.growth)) if part)
     return f"The gradient of {_in_text(layer.name)} grew most ({tail})."
 
 
@@ -321,9 +297,12 @@ def _first_layer(incident: Incident) -> str:
     found = incident.first_layer
     if found is None:
         return ""
-    before = plural(found.attempts_before, "attempt")
-    grown = f"{times(found.growth)} its usual" if found.growth < FROM_NOTHING else "up from almost nothing"
-    return f"The gradient of {_in_text(layer_name(found.name))} grew first ({grown}, {before} before). "
+    details = f"{_grown(found.growth)}, {plural(found.attempts_before, 'attempt')} before"
+    return f"The gradient of {_in_text(layer_name(found.name))} grew first ({details}). "
+
+
+def _grown(growth: float) -> str:
+    return f"{times(growth)} its usual" if growth < FROM_NOTHING else "up from almost nothing"
 
 
 def _in_text(name: str) -> str:
@@ -343,27 +322,22 @@ def _top_rank(rank: RankEvidence, world_size: int) -> str:
 
 
 def _rollback(incident: Incident) -> str:
-    lost = "" if incident.steps_lost is None else f" {plural(incident.steps_lost, 'step')}"
+    lost = f" {plural(incident.steps_lost, 'step')}" if incident.steps_lost else ""
     target = f" to step {count(incident.rolled_back_to)}" if incident.rolled_back_to is not None else ""
-    clauses = [f"rolled back{lost if incident.steps_lost else ''}{target}"]
+    clauses = [f"rolled back{lost}{target}"]
     if incident.recovery is not None:
         clauses += _recovery(incident.recovery)
-    before = (
-        f"Skipping did not help: {incident.reason}. "
-        if incident.verdict != "spike" and incident.reason
-        else ""
-    )
+    failed = incident.verdict != "spike" and incident.reason
+    before = f"Skipping did not help: {incident.reason}. " if failed else ""
     return f"{before}The guard {listing(clauses)}."
 
 
 def _recovery(recovery: CooldownInfo) -> list[str]:
     changes: list[str] = []
-    if _finite(recovery.lr_scale) and recovery.lr_scale != 1:
-        halved = recovery.lr_scale == 0.5
-        cut = (
-            "halved the learning rate" if halved else f"cut the learning rate to {percent(recovery.lr_scale)}"
-        )
-        changes.append(cut)
+    if recovery.lr_scale == 0.5:
+        changes.append("halved the learning rate")
+    elif _finite(recovery.lr_scale) and recovery.lr_scale != 1:
+        changes.append(f"cut the learning rate to {percent(recovery.lr_scale)}")
     if _finite(recovery.weight_decay_scale) and recovery.weight_decay_scale != 1:
         changes.append(f"raised the weight decay to {times(recovery.weight_decay_scale)} its value")
     if recovery.anchor_l2:
@@ -378,7 +352,3 @@ def _recovery(recovery: CooldownInfo) -> list[str]:
 
 def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
-
-
-def _is_bad(norm: float | None) -> bool:
-    return norm is not None and not math.isfinite(norm)

@@ -5,7 +5,6 @@
 ``reader``: ``RunReader``, the one reader of all files
 ``steps``: the step attempts as columns
 ``result``: ``result.json``, how a job ended
-``storage``: the interface of a storage of checkpoints, and local folders
-``open_storage``: the storage of a path or a URL
+``storage``: where checkpoints are stored: a local folder or a URL
 ``remote_storage``: S3, GCS, HDFS, fsspec
 """

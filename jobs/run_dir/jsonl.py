@@ -17,16 +17,11 @@ FIRST_BYTES, TAIL_BYTES = 1 << 13, 1 << 18
 PIECE = 4 << 20
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file that may be missing, or that was cut in the middle of a line.
+def iter_jsonl(path: str | Path, end: int | None = None) -> Iterator[dict[str, Any]]:
+    """The rows in the first `end` bytes of a file that may be missing, or cut in the middle of a line.
 
     A line that is not a JSON object is ignored: it is what a killed writer leaves behind.
     """
-    return list(iter_jsonl(path))
-
-
-def iter_jsonl(path: str | Path, end: int | None = None) -> Iterator[dict[str, Any]]:
-    """`read_jsonl` row by row, for files that are too long to hold; of the first `end` bytes only."""
     place = 0
     with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
         for line in file:
@@ -61,10 +56,7 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -159,6 +151,14 @@ def _end_of_lines(path: Path, size: int) -> int:
             return start + found + 1
         size = start
     return 0
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file that is on the disk on return."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

@@ -7,18 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jobs.errors import JobBusy, JobError, JobFinished
 from jobs.run_dir.jsonl import read_json, write_text_atomic
 from jobs.spec.job_spec import JobSpec
 
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
-HISTORY = "checkpoints.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
-SAMPLES = "samples.txt"
-COUNTERS = ".counters.json"
-"""The totals that Prometheus was shown."""
+HISTORY, SAMPLES = "checkpoints.jsonl", "samples.txt"
 
 
 class RunDir:
@@ -30,14 +26,9 @@ class RunDir:
         self.metrics = path / METRICS
         self.incidents = path / INCIDENTS
         self.checkpoints = path / CHECKPOINTS
-        self.report = path / REPORT
         self.result = path / RESULT
         self.log = path / LOG
-        self.counters = path / COUNTERS
-
-    def last_result(self) -> dict[str, Any] | None:
-        """The contents of result.json, if there is one."""
-        return read_json(self.result)
+        self.counters = path / ".told.json"  # the totals that Prometheus was shown
 
     def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
         """Makes the folder ready for a run.
@@ -58,7 +49,7 @@ class RunDir:
                 f"{self.path} already holds a job: continue it with --resume, start from the beginning with "
                 "--overwrite (the old folder is kept beside it), or give another name with --set name=..."
             )
-        elif exists and (self.last_result() or {}).get("status") == "succeeded":
+        elif exists and (read_json(self.result) or {}).get("status") == "succeeded":
             raise JobFinished(
                 f"{self.path} has finished already: nothing to resume; --overwrite starts from the beginning"
             )
@@ -113,8 +104,7 @@ def _must_be_empty(place: str | Path) -> None:
     """A URL is not moved aside like a folder, and what is there would be taken for this job's."""
     if isinstance(place, Path):
         return
-    from jobs.run_dir.open_storage import open_storage
-    from jobs.run_dir.storage import shown
+    from jobs.run_dir.storage import open_storage, shown
 
     try:
         taken = bool(open_storage(place).names())

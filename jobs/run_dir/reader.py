@@ -155,8 +155,7 @@ class LiveSteps:
         if not len(table):
             return None
         self._new += len(table)
-        again = table.restarts or table.columns["attempt"][0] <= self._last
-        if again or self._new > MOST_NEW_ROWS:
+        if table.restarts or table.columns["attempt"][0] <= self._last or self._new > MOST_NEW_ROWS:
             return self._history()
         self._take(table)
         return StepsUpdate(False, table.thinned(len(table)), self._rolled_back.spans)

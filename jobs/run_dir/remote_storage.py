@@ -103,15 +103,11 @@ def _file_system(url: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(url)
     except pyarrow.ArrowInvalid:
-        system, path = _from_fsspec(url)
+        from fsspec.core import url_to_fs
+
+        try:
+            found, path = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise JobError(f"cannot store checkpoints at {shown(url)}: {error}") from None
+        system, path = fs.PyFileSystem(fs.FSSpecHandler(found)), str(path)
     return system, path.rstrip("/")
-
-
-def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:
-    from fsspec.core import url_to_fs
-
-    try:
-        system, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise JobError(f"cannot store checkpoints at {shown(url)}: {error}") from None
-    return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)

@@ -22,7 +22,6 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 MOVING = "moving"
 """Status of a training that continues elsewhere; never that of a job."""
 
-
 COUNTS = ("steps", "attempts", "anomalies", "incidents", "skips", "rollbacks", "clips", "steps_lost")
 
 
@@ -50,8 +49,7 @@ def complete(outcome: dict[str, Any], spec: JobSpec, seconds: float, command: st
 
 def versions() -> dict[str, str]:
     """What the job ran with."""
-    packages = ("gradguard", "torch", "torchvision", "ray")
-    found = {name: _version(name) for name in packages}
+    found = {name: _version(name) for name in ("gradguard", "torch", "torchvision", "ray")}
     return {**found, "python": platform.python_version()}
 
 

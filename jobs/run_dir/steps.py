@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guard.records import COLUMNS
-from guard.rows import as_float, as_int, strict
+from guard.rows import Row, as_float, as_int, stored, strict
 
 Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Row):
     """One evaluation; `metrics` as the workload names them."""
 
     attempt: int
     step: int | None
-    metrics: Mapping[str, float]
+    metrics: dict[str, float] = stored(dict, key="eval")
 
 
 class StepTable:
@@ -43,20 +43,16 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.ordinary)
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Adds a row: of a step, of an evaluation, or of something else, which is ignored."""
-        attempt = as_int(row.get("attempt"))
-        if attempt is None:
-            return
-        if isinstance(row.get("eval"), Mapping):
-            self.evaluations.append(_evaluation(row, attempt))
-        elif "action" in row:
-            self._add_step(row, attempt)
-
     def extend(self, rows: Iterable[Mapping[str, Any]]) -> StepTable:
-        """Adds rows; returns the table."""
+        """Adds rows of steps and of evaluations, ignores others; returns the table."""
         for row in rows:
-            self.add(row)
+            attempt = as_int(row.get("attempt"))
+            if attempt is None:
+                continue
+            if isinstance(row.get("eval"), Mapping):
+                self.evaluations.append(Evaluation.from_row(row))
+            elif "action" in row:
+                self._add_step(row, attempt)
         return self
 
     def thinned(self, points: int) -> dict[str, list[Any]]:
@@ -95,26 +91,17 @@ class RolledBack:
         """Adds attempts: columns `attempt`, `step` and `rolled_back_to`, None or NaN where unknown."""
         names = ("attempt", "step", "rolled_back_to")
         for attempt, step, target in zip(*(columns[name] for name in names), strict=True):
-            self._add(attempt, math.nan if step is None else step, math.nan if target is None else target)
-
-    def _add(self, attempt: float, step: float, target: float) -> None:
-        if not math.isnan(target):
-            first = attempt
-            while self._steps and not self._steps[-1] <= target:
-                self._steps.pop()
-                first = self._attempts.pop()
-            self.spans.append((first, attempt))
-        self._attempts.append(attempt)
-        self._steps.append(step)
+            if target is not None and not math.isnan(target):
+                first = attempt
+                while self._steps and not self._steps[-1] <= target:
+                    self._steps.pop()
+                    first = self._attempts.pop()
+                self.spans.append((first, attempt))
+            self._attempts.append(attempt)
+            self._steps.append(math.nan if step is None else step)
 
 
 def _number(value: Any) -> Any:
     if type(value) is float or (type(value) is int and abs(value) < 2**53):
         return value
     return as_float(value)
-
-
-def _evaluation(row: Mapping[str, Any], attempt: int) -> Evaluation:
-    metrics = {str(name): as_float(value) for name, value in row["eval"].items()}
-    known = {name: value for name, value in metrics.items() if value is not None}
-    return Evaluation(attempt, as_int(row.get("step")), known)

@@ -7,13 +7,12 @@ both, one atomic write of the manifest makes the checkpoint exist.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Protocol
 
-from jobs.run_dir.jsonl import sync
+from jobs.run_dir.jsonl import sync, write_synced
 
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
@@ -107,7 +106,7 @@ class LocalStorage:
 
     def commit(self, name: str, tag: str, manifest: bytes) -> None:
         folder, target = self._temporary(tag), self._root / name
-        _write_synced(folder / MANIFEST, manifest)
+        write_synced(folder / MANIFEST, manifest)
         sync(folder)
         replaced = self._root / f".{name}.old"
         shutil.rmtree(replaced, ignore_errors=True)
@@ -125,11 +124,9 @@ class LocalStorage:
             target = self._root / replaced.name.removeprefix(".").removesuffix(".old")
             if not target.exists():  # killed between the two renames: keep the older one
                 replaced.rename(target)
-        for leftover in (
-            *self._root.glob(".step-*.tmp"),
-            *self._root.glob(".step-*.old"),
-            *self._partial(),
-        ):
+        named = (path for path in self._root.glob("step-*") if is_name(path.name))
+        half_removed = [p for p in named if not ((p / MANIFEST).exists() or (p / DAMAGED).exists())]
+        for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *half_removed):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def names(self) -> list[str]:
@@ -137,9 +134,8 @@ class LocalStorage:
         return sorted(filter(is_name, found))
 
     def files(self, name: str) -> dict[str, int]:
-        return {
-            path.name: path.stat().st_size for path in (self._root / name).iterdir() if path.name != MANIFEST
-        }
+        found = (self._root / name).iterdir()
+        return {path.name: path.stat().st_size for path in found if path.name != MANIFEST}
 
     def read(self, name: str, file: str) -> bytes:
         return (self._root / name / file).read_bytes()
@@ -148,7 +144,7 @@ class LocalStorage:
         folder = self._root / name
         temporary = folder / f".{MANIFEST}.tmp"
         try:
-            _write_synced(temporary, manifest)
+            write_synced(temporary, manifest)
             temporary.replace(folder / MANIFEST)
         finally:
             temporary.unlink(missing_ok=True)
@@ -165,17 +161,20 @@ class LocalStorage:
     def local_copy(self, name: str, into: Path) -> Path:  # noqa: ARG002 - as in Storage
         return self._root / name
 
-    def _partial(self) -> list[Path]:
-        """Checkpoints whose removal was interrupted."""
-        found = (path for path in self._root.glob("step-*") if is_name(path.name))
-        return [path for path in found if not ((path / MANIFEST).exists() or (path / DAMAGED).exists())]
-
     def _temporary(self, tag: str) -> Path:
         return self._root / f".{tag}.tmp"
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def open_storage(place: str | Path) -> Storage:
+    """The storage at a path or URL.
+
+    Raises:
+        JobError: neither pyarrow nor fsspec supports the URL's scheme.
+        OSError: the file system does not respond.
+    """
+    text = str(place)
+    if "://" in text and not text.startswith("file://"):
+        from jobs.run_dir.remote_storage import RemoteStorage
+
+        return RemoteStorage(text)
+    return LocalStorage(Path(text.removeprefix("file://")))

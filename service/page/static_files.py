@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from jobs.report.colors import DARK, LIGHT, Palette
+from jobs.report.colors import DARK, LIGHT
 from service.api.auth import Reader
 from service.api.context import Service
 from service.api.job_routes import COMMON
@@ -102,5 +102,5 @@ def _colors() -> str:
     )
 
 
-def _variables(palette: Palette, indent: str) -> str:
+def _variables(palette: dict[str, str], indent: str) -> str:
     return "".join(f"{indent}--{name}: {color};\n" for name, color in palette.items())

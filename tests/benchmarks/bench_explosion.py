@@ -21,7 +21,7 @@ from rich.console import Console
 
 from guard.records import StepRecord
 from jobs.cluster.driver import run_job
-from jobs.run_dir.jsonl import read_jsonl
+from jobs.run_dir.jsonl import iter_jsonl
 from jobs.spec.job_spec import JobSpec
 
 MODES = {"with the guard": "exact", "without": "off"}
@@ -43,7 +43,7 @@ def main() -> None:
             overrides = [*options.set, f"guard.mode={mode}", f"storage={storage}", f"name={mode}"]
             spec = JobSpec.load(options.spec, overrides)
             result = run_job(spec, console=Console())
-            rows = read_jsonl(spec.job_dir / "metrics.jsonl")
+            rows = [*iter_jsonl(spec.job_dir / "metrics.jsonl")]
             runs[label] = (result, [StepRecord.from_row(row) for row in rows if "action" in row])
     results = {label: result for label, (result, _) in runs.items()}
     tables = {EXPLOSION: _rows(results)}

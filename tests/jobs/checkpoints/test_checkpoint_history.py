@@ -9,7 +9,7 @@ import pytest
 from jobs.checkpoints import CheckpointManager, Policy
 from jobs.checkpoints.history import History
 from jobs.report.checkpoints import read_checkpoints
-from jobs.run_dir.jsonl import read_jsonl
+from jobs.run_dir.jsonl import iter_jsonl
 from tests.jobs.checkpoints.checkpoint_fixture import parts
 
 
@@ -24,7 +24,7 @@ def keeper(job: Path) -> CheckpointManager:
 
 
 def told(job: Path) -> list[tuple[int, str]]:
-    return [(row["step"], row["event"]) for row in read_jsonl(job / "checkpoints.jsonl")]
+    return [(row["step"], row["event"]) for row in iter_jsonl(job / "checkpoints.jsonl")]
 
 
 def test_what_is_written_becomes_good_and_is_retired(job: Path) -> None:
@@ -38,7 +38,7 @@ def test_what_is_written_becomes_good_and_is_retired(job: Path) -> None:
         *((20, event) for event in ("written", "good")),
         (10, "retired"),
     ]
-    assert [(c.step, c.fate) for c in read_checkpoints(job, {})] == [(10, "retired"), (20, "good")]
+    assert [(c.step, c.fate) for c in read_checkpoints(job)] == [(10, "retired"), (20, "good")]
 
 
 def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> None:
@@ -55,7 +55,7 @@ def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> No
     kept.finish()
     assert told(job)[-1] == (30, "undone")
     assert (20, "suspect") in told(job)
-    fates = {checkpoint.step: checkpoint.fate for checkpoint in read_checkpoints(job, {})}
+    fates = {checkpoint.step: checkpoint.fate for checkpoint in read_checkpoints(job)}
     assert (fates[20], fates[30]) == ("suspect", "undone")
 
 
@@ -71,8 +71,8 @@ def test_the_history_says_when_and_how_large(job: Path) -> None:
     kept = keeper(job)
     kept.save(10)
     kept.finish()
-    (row,) = read_jsonl(job / "checkpoints.jsonl")
-    (saved,) = read_checkpoints(job, {})
+    (row,) = [*iter_jsonl(job / "checkpoints.jsonl")]
+    (saved,) = read_checkpoints(job)
     assert row["size"] == saved.size
     assert row["time"] > 0
     assert row["attempt"] == 0

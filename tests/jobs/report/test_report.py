@@ -9,7 +9,7 @@ from guard import Incident
 from jobs.report import charts, write_page
 from jobs.report.data import read_run
 from jobs.report.page import render
-from jobs.run_dir.jsonl import read_jsonl, write_json_atomic
+from jobs.run_dir.jsonl import iter_jsonl, write_json_atomic
 from tests.jobs.report.report_fixture import (
     LAYERS,
     SPEC,
@@ -178,7 +178,7 @@ def test_whatever_the_files_say_is_only_text(tmp_path):
         "samples": [HOSTILE],
     }
     write_rows(job / "incidents.jsonl", [bad])
-    last = read_jsonl(job / "metrics.jsonl")[-1]["attempt"]
+    last = [*iter_jsonl(job / "metrics.jsonl")][-1]["attempt"]
     write_rows(
         job / "metrics.jsonl",
         [
@@ -342,5 +342,5 @@ def test_a_hundred_thousand_rows_stay_a_small_page_with_every_spike(tmp_path):
 
 
 def test_the_fixture_is_what_the_reader_expects(tmp_path):
-    incidents = read_jsonl(write_job(tmp_path / "job") / "incidents.jsonl")
+    incidents = [*iter_jsonl(write_job(tmp_path / "job") / "incidents.jsonl")]
     assert [row["type"] for row in incidents] == ["incident", "incident", "outcome"]

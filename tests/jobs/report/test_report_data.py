@@ -6,7 +6,7 @@ import torch
 
 from guard import GradientGuard
 from jobs.report.data import read_run
-from jobs.report.summary import figures_of_rows, from_result, guard_words, headline, summarize
+from jobs.report.summary import Summary, figures_of_rows, guard_words, headline, summarize
 from jobs.run_dir.jsonl import write_json_atomic
 from jobs.run_dir.reader import join_outcomes
 from jobs.run_dir.result import complete
@@ -203,7 +203,7 @@ def test_a_spec_that_cannot_be_read_costs_only_the_setup_line(tmp_path, spec):
     ],
 )
 def test_every_status_has_its_headline(fields, sentence):
-    assert headline(from_result({**result("job", 240), **fields})) == sentence
+    assert headline(Summary.from_row({**result("job", 240), **fields})) == sentence
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_every_status_has_its_headline(fields, sentence):
     ],
 )
 def test_the_work_of_the_guard_is_a_sentence(fields, sentence):
-    assert guard_words(from_result({**result("job", 240), **fields})) == sentence
+    assert guard_words(Summary.from_row({**result("job", 240), **fields})) == sentence
 
 
 def test_a_result_of_wrong_types_is_read_as_far_as_it_goes(tmp_path):

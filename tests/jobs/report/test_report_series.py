@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from jobs.report.heat import shares
 from jobs.report.plot_style import flag_spans, thin_spans, value_axis
-from jobs.report.series import bucket_max, cell, column_count, envelope, matrix, means, medians
+from jobs.report.series import bucket_max, bucketed, cell, column_count, envelope, matrix
 
 
 @pytest.mark.parametrize("place", [0, 1, 4_999, 31_337, 99_999])
@@ -38,13 +38,13 @@ def test_medians_and_means_follow_the_level_of_each_stretch():
     x = np.arange(1000.0)
     y = np.where(x < 500, 1.0, 3.0)
     y[10] = 1e9
-    assert set(medians(x, y, 10)[1]) == {1.0, 3.0}
-    assert means(x, np.where(x < 250, 100.0, 0.0), 4)[1] == pytest.approx([100, 0, 0, 0])
+    assert set(bucketed(x, y, 10, np.median)[1]) == {1.0, 3.0}
+    assert bucketed(x, np.where(x < 250, 100.0, 0.0), 4, np.mean)[1] == pytest.approx([100, 0, 0, 0])
 
 
 def test_stretches_without_points_are_left_out():
     x = np.array([0.0, 1.0, 99.0, 100.0])
-    assert len(medians(x, x, 10)[0]) == 2
+    assert len(bucketed(x, x, 10, np.median)[0]) == 2
 
 
 def test_heat_map_cells_hold_the_largest_value_and_never_hide_what_is_not_finite():

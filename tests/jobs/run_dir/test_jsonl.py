@@ -10,14 +10,13 @@ from jobs.run_dir.jsonl import (
     cut_back,
     iter_jsonl,
     read_json,
-    read_jsonl,
     write_json_atomic,
     write_text_atomic,
 )
 
 
 def test_missing_file_has_no_rows(tmp_path):
-    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+    assert [*iter_jsonl(tmp_path / "metrics.jsonl")] == []
     assert read_json(tmp_path / "result.json") is None
 
 
@@ -27,21 +26,21 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     with JsonlWriter(path) as writer:
         for row in rows:
             writer.write(row)
-    assert read_jsonl(path) == rows
+    assert [*iter_jsonl(path)] == rows
     assert list(iter_jsonl(path)) == rows
 
 
 def test_a_row_is_readable_before_the_writer_is_closed(tmp_path):
     with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
         writer.write({"step": 1})
-        assert read_jsonl(writer.path) == [{"step": 1}]
+        assert [*iter_jsonl(writer.path)] == [{"step": 1}]
 
 
 def test_a_row_is_strict_json_and_read_as_it_is_stored(tmp_path):
     with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
         writer.write({"loss": math.nan, "norms": [math.inf, -math.inf, 1.0], "job": "nan"})
     json.loads(writer.path.read_text(), parse_constant=pytest.fail)
-    assert read_jsonl(writer.path) == [{"loss": "nan", "norms": ["inf", "-inf", 1.0], "job": "nan"}]
+    assert [*iter_jsonl(writer.path)] == [{"loss": "nan", "norms": ["inf", "-inf", 1.0], "job": "nan"}]
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
@@ -50,7 +49,7 @@ def test_a_cut_last_line_costs_only_that_row(tmp_path, cut):
     whole = b'{"step": 1}\n'
     last = '{"step": 2, "text": "ä", "loss": "nan"}\n'.encode()
     path.write_bytes(whole + last[: min(cut, len(last) - 2)])
-    assert read_jsonl(path) == [{"step": 1}]
+    assert [*iter_jsonl(path)] == [{"step": 1}]
 
 
 def test_a_writer_that_follows_a_cut_line_starts_a_new_one(tmp_path):
@@ -58,7 +57,7 @@ def test_a_writer_that_follows_a_cut_line_starts_a_new_one(tmp_path):
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
     with JsonlWriter(path) as writer:
         writer.write({"step": 3})
-    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+    assert [*iter_jsonl(path)] == [{"step": 1}, {"step": 3}]
 
 
 def test_a_writer_that_follows_a_complete_line_adds_no_empty_one(tmp_path):
@@ -72,7 +71,7 @@ def test_a_writer_that_follows_a_complete_line_adds_no_empty_one(tmp_path):
 def test_a_line_that_is_no_object_is_ignored(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line + b'\n{"step": 1}\n')
-    assert read_jsonl(path) == [{"step": 1}]
+    assert [*iter_jsonl(path)] == [{"step": 1}]
 
 
 def test_documents_are_replaced_whole_and_leave_nothing_behind(tmp_path):
