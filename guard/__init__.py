@@ -52,28 +52,18 @@ if TYPE_CHECKING:
     from guard.records import Incident
     from guard.types import StepReport, Verdict
 
-_HOME = {
-    "BudgetConfig": "config",
-    "ClipConfig": "config",
-    "DetectConfig": "config",
-    "FaultConfig": "faults.config",
-    "FaultInjector": "faults.injector",
-    "GradientGuard": "guard",
-    "GuardConfig": "config",
-    "GuardError": "errors",
-    "GuardHalt": "errors",
-    "GuardMetrics": "record.metrics",
-    "Incident": "records",
-    "Journal": "record.journal",
-    "RankDivergence": "errors",
-    "RankLost": "errors",
-    "RecoveryConfig": "config",
-    "SnapshotConfig": "config",
-    "SpikeDetector": "decide.detector",
-    "StepReport": "types",
-    "UnsupportedGradient": "errors",
-    "Verdict": "types",
-    "run_preflight": "preflight",
+_NAMES = {
+    "config": "BudgetConfig ClipConfig DetectConfig GuardConfig RecoveryConfig SnapshotConfig",
+    "decide.detector": "SpikeDetector",
+    "errors": "GuardError GuardHalt RankDivergence RankLost UnsupportedGradient",
+    "faults.config": "FaultConfig",
+    "faults.injector": "FaultInjector",
+    "guard": "GradientGuard",
+    "preflight": "run_preflight",
+    "record.journal": "Journal",
+    "record.metrics": "GuardMetrics",
+    "records": "Incident Verdict",
+    "types": "StepReport",
 }
 
 __all__ = [
@@ -100,4 +90,4 @@ __all__ = [
     "run_preflight",
 ]
 
-__getattr__ = lazy(__name__, _HOME)
+__getattr__ = lazy(__name__, {name: home for home, names in _NAMES.items() for name in names.split()})

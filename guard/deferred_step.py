@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.act.fused import FusedStep
@@ -22,8 +20,8 @@ from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
 from guard.observe.observer import Observer
-from guard.step import StepParts, StepPipeline, pending
-from guard.types import Evidence, Movement, StepOutcome, StepReport
+from guard.step import Again, StepParts, StepPipeline
+from guard.types import Evidence, Floats, Movement, StepOutcome, StepReport
 
 
 @dataclass(slots=True)
@@ -39,7 +37,7 @@ class Launched:
     learning_rate: float
     samples: list[int]
 
-    def read(self) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+    def read(self) -> tuple[Floats, Floats, bool]:
         """Waits until it is done: rows of all ranks, squared norms of all pieces, whether it was skipped."""
         if self.arrived is not None:
             self.arrived.synchronize()
@@ -116,14 +114,14 @@ class DeferredStepPipeline(StepPipeline):
     @property
     def standing_steps(self) -> int:
         """A step in flight counts as applied."""
-        return self.step + isinstance(self._late, Launched)
+        return self.step + self.in_flight
 
     @property
     def in_flight(self) -> bool:
         """Whether a step has been launched whose outcome has not been read."""
         return isinstance(self._late, Launched)
 
-    def run(self, again: Callable[[], None] | None, *, settle: bool) -> StepReport:  # noqa: ARG002
+    def run(self, again: Again | None, *, settle: bool) -> StepReport:  # noqa: ARG002
         """Reports the attempt before, and launches this one."""
         started = time.perf_counter()
         rows = self._agreement.receive_rows()
@@ -137,7 +135,13 @@ class DeferredStepPipeline(StepPipeline):
         else:
             agreed = self._agreement.read(rows.cpu().numpy().astype(np.float64))
             self._late = self._run_exact(started, agreed, None, settle=settle)
-        return report or pending(self.step, self.attempt, self._state.learning_rate)
+        return report or StepReport(  # of the first step nothing is known yet
+            step=self.step,
+            attempt=self.attempt,
+            learning_rate=self._state.learning_rate,
+            guard_seconds=0.0,
+            pending=True,
+        )
 
     def flush(self) -> StepReport | None:
         """Waits for the step in flight and reports it. Raises as ``run`` does."""

@@ -96,21 +96,13 @@ class GradientGuard:
             ema=ema,
         )
         self.metrics = as_metrics(metrics, job)
-        shadow = self.config.mode == "shadow"
         self._parts = StepParts(
             config=self.config,
             observer=observer,
             agreement=self._agreement,
             decider=decider,
             state=self._state,
-            recorder=Recorder(
-                job,
-                observer.names,
-                self.metrics,
-                self._journal(journal),
-                shadow,
-                self.config.budget.rollbacks,
-            ),
+            recorder=Recorder(job, observer.names, self.metrics, self._journal(journal), self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
             replayer=BatchReplayer(model),
             local=self._local_norms(observer, model),

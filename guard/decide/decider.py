@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,7 +17,7 @@ from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.vanishing import VANISHED, VanishingByDepth
-from guard.types import OK, Agreed, Correction, Decision, Evidence, Movement, Observation, Verdict
+from guard.types import OK, Agreed, Correction, Decision, Evidence, Floats, Movement, Observation, Verdict
 
 _UNSEEN = Observation(math.nan, np.zeros(0))
 
@@ -56,9 +55,7 @@ class Decider:
         update = None if moved is None else moved.per_lr
         return self.detector.foresee(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
 
-    def culprit(
-        self, attempt: int, agreed: Agreed, local_norms: NDArray[np.float64], expected: Verdict
-    ) -> int | None:
+    def culprit(self, attempt: int, agreed: Agreed, local_norms: Floats, expected: Verdict) -> int | None:
         """The rank to exclude from a batch that ``foresee`` expects to be bad; counts it."""
         clips = expected.kind == "suspect" and self._config.on_suspect == "clip"
         typical = self.detector.typical("grad_norm")

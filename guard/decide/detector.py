@@ -17,7 +17,7 @@ from math import isfinite
 from typing import Any
 
 from guard.config import DetectConfig
-from guard.decide.baseline import BaselineSpec, Measured, RobustBaseline
+from guard.decide.baseline import Measured, RobustBaseline
 from guard.decide.drift import SlowTrend
 from guard.decide.runaway_updates import RunawayUpdates, UpdateSample
 from guard.types import Kind, Signal, Verdict
@@ -66,27 +66,13 @@ class SpikeDetector:
         config: the thresholds; the defaults were chosen on recorded runs and suit runs nobody has tuned.
     """
 
-    __slots__ = (
-        "_buffers",
-        "_grad",
-        "_levels",
-        "_linear",
-        "_loss",
-        "_memory",
-        "_ratios",
-        "_rows",
-        "_runaway",
-        "_trend",
-        "_update",
-        "config",
-    )
-
     def __init__(self, config: DetectConfig | None = None) -> None:
-        self.config = config or DetectConfig()
-        self._loss = RobustBaseline(self._spec(self.config.min_excess, signed=True))
-        self._grad = RobustBaseline(self._spec(self.config.min_excess_norm))
-        self._update = RobustBaseline(self._spec(self.config.min_excess_norm))
-        self._buffers = RobustBaseline(self._spec(math.expm1(_BUFFER_JUMP)))
+        self.config = config = config or DetectConfig()
+        least_norm = math.log1p(config.min_excess_norm)
+        self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True)
+        self._grad = RobustBaseline(config, least_norm)
+        self._update = RobustBaseline(config, least_norm)
+        self._buffers = RobustBaseline(config, _BUFFER_JUMP)
         self._levels: dict[Signal, RobustBaseline] = {
             "loss": self._loss,
             "grad_norm": self._grad,
@@ -99,18 +85,6 @@ class SpikeDetector:
         self._trend = SlowTrend()
         self._runaway = RunawayUpdates()
         self._linear = False
-
-    def _spec(self, min_excess: float, *, signed: bool = False) -> BaselineSpec:
-        config = self.config
-        return BaselineSpec(
-            level_rows=config.level_rows,
-            window_rows=config.window,
-            min_history_rows=config.min_history,
-            patience_rows=config.patience,
-            sigmas=config.sigmas,
-            min_excess=math.log1p(min_excess),
-            signed=signed,
-        )
 
     def observe(
         self,
@@ -138,7 +112,7 @@ class SpikeDetector:
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
         self._rows = rows = self._rows + 1
-        if rows % self._loss.spec.level_rows or verdict.kind != "ok":
+        if rows % self.config.level_rows or verdict.kind != "ok":
             return verdict
         return self._judge_trend() or verdict
 
@@ -257,7 +231,7 @@ class SpikeDetector:
         if longest is None:
             return None
         update = self._update
-        score = (sample.update_norm - longest) / update.threshold * update.spec.sigmas
+        score = (sample.update_norm - longest) / update.threshold * self.config.sigmas
         return Verdict("spike", "update_norm", score, update.unscale(longest))
 
     def _learn(self, row: _Row, verdict: Verdict) -> None:
@@ -291,13 +265,9 @@ class SpikeDetector:
         return self._nonfinite(loss, grad_norm, update_norm)
 
     def _nonfinite(self, loss: float | None, grad_norm: float | None, update_norm: float | None) -> Verdict:
-        signal: Signal = "buffers"
-        if update_norm is not None and not isfinite(update_norm):
-            signal = "update_norm"
-        elif loss is not None and not isfinite(loss):
-            signal = "loss"
-        elif grad_norm is not None and not isfinite(grad_norm):
-            signal = "grad_norm"
+        row: dict[Signal, float | None] = {"update_norm": update_norm, "loss": loss, "grad_norm": grad_norm}
+        bad = (signal for signal, value in row.items() if value is not None and not isfinite(value))
+        signal: Signal = next(bad, "buffers")
         return Verdict("nonfinite", signal, math.inf, self.typical(signal))
 
     def _judge_trend(self) -> Verdict | None:
@@ -320,7 +290,7 @@ class SpikeDetector:
         lowest = self._trend.drift(loss.level, loss.threshold)
         if lowest is None:
             return None
-        score = (loss.level - lowest) / loss.threshold * loss.spec.sigmas
+        score = (loss.level - lowest) / loss.threshold * self.config.sigmas
         return Verdict("drift", "loss", score, loss.unscale(lowest))
 
     def _vanishing(self) -> Verdict | None:
@@ -330,7 +300,7 @@ class SpikeDetector:
         highest = self._trend.vanished(None if loss.linear else loss.level, grad.level)
         if highest is None:
             return None
-        score = (highest - grad.level) / grad.threshold * grad.spec.sigmas
+        score = (highest - grad.level) / grad.threshold * self.config.sigmas
         return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
 
     def state_dict(self) -> dict[str, Any]:
@@ -363,4 +333,4 @@ class SpikeDetector:
 
 def _verdict(kind: Kind, signal: Signal, ratio: float, level: RobustBaseline) -> Verdict:
     baseline = level.unscale(level.reference) if level.ready else None
-    return Verdict(kind, signal, ratio * level.spec.sigmas, baseline)
+    return Verdict(kind, signal, ratio * level.config.sigmas, baseline)

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -70,12 +70,8 @@ class ReplayResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON: an infinite score is the string ``inf``."""
-        return {
-            "rows": self.rows,
-            "suspects": self.suspects,
-            "alarms": strict(self.alarms),
-            "trends": strict(self.trends),
-        }
+        document: dict[str, Any] = strict(asdict(self))
+        return document
 
 
 def replay(

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from guard.types import Floats
+
 Places = NDArray[np.intp]
 SPLIT_ELEMENTS = 1 << 20
 """A float32 sum of so many squares is off by about 1e-4; see above."""
@@ -21,7 +23,7 @@ SMALL_ELEMENTS = 1 << 12
 """Below this a call of its own costs more than reading the elements."""
 
 
-def square_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+def square_norms(gradients: Sequence[Tensor]) -> Floats:
     """The squared L2 norm of each gradient, float64 [len(gradients)]; not finite where the gradient is not.
 
     A gradient with an element above about 1e19 counts as infinite: its square leaves float32.
@@ -41,9 +43,7 @@ def square_pieces(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     return _by_dot_products(gradients) or _by_norms(gradients)
 
 
-def sum_pieces(
-    pieces: NDArray[np.float64], owners: Sequence[int] | Places, gradients: int
-) -> NDArray[np.float64]:
+def sum_pieces(pieces: Floats, owners: Sequence[int] | Places, gradients: int) -> Floats:
     """The squares of ``square_pieces``, summed for each gradient."""
     if not len(owners):
         return np.zeros(gradients)

@@ -7,16 +7,14 @@ import time
 from collections import deque
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from guard.config import GuardConfig
 from guard.observe.noise_scale import NoiseEstimate
 from guard.record.attribution import LayerHistory, first_mover, rank_moved, rank_ranks
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics, Layers
 from guard.record.totals import Totals
 from guard.records import OK, CooldownInfo, Incident, LayerEvidence, Verdict, WindowRow
-from guard.types import Evidence, StepOutcome, StepReport
+from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 WINDOW_ATTEMPTS = 16
 MAX_SAMPLES = 64
@@ -31,15 +29,14 @@ class Recorder:
         names: list[str],
         metrics: GuardMetrics | None,
         journal: Journal | None,
-        shadow: bool,
-        rollback_budget: int,
+        config: GuardConfig,
     ) -> None:
         self._job = job
         self._names = names
         self._metrics = metrics
         self._journal = journal
-        self._shadow = shadow
-        self._rollback_budget = rollback_budget
+        self._shadow = config.mode == "shadow"
+        self._rollback_budget = config.budget.rollbacks
         self._window: deque[WindowRow] = deque(maxlen=WINDOW_ATTEMPTS)
         self._open: list[tuple[int, int, int]] = []
         self._excluded_ranks: list[int] = []
@@ -68,10 +65,10 @@ class Recorder:
         evidence: Evidence,
         outcome: StepOutcome,
         *,
-        local_norms: NDArray[np.float64],
+        local_norms: Floats,
         samples: list[int],
         recovery: dict[str, Any] | None,
-        distances: NDArray[np.float64] | None = None,
+        distances: Floats | None = None,
     ) -> Incident:
         """Builds and journals the incident of this attempt."""
         verdict, reason = evidence.anomaly or OK, _reason(evidence)
@@ -128,12 +125,7 @@ class Recorder:
             self._close_all("recovered", step, evidence.attempt)
 
     def step(
-        self,
-        report: StepReport,
-        layer_norms: NDArray[np.float64],
-        noise: NoiseEstimate | None,
-        *,
-        rollbacks_left: int,
+        self, report: StepReport, layer_norms: Floats, noise: NoiseEstimate | None, *, rollbacks_left: int
     ) -> None:
         """Counts the attempt and shows it in the metrics."""
         self.totals.observe(report)
