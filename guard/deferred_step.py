@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guard.act.fused import FusedStep
 from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
-from guard.observe.observer import Observer
 from guard.step import Again, StepParts, StepPipeline
 from guard.types import Evidence, Floats, Movement, StepOutcome, StepReport
 
@@ -46,58 +44,6 @@ class Launched:
         return values[1 : rows + 1].reshape(self.shape), values[rows + 1 :], bool(values[0])
 
 
-class DeviceStep:
-    """Decides a step on the device that the gradients are on."""
-
-    def __init__(self, observer: Observer, fused: FusedStep, device: torch.device) -> None:
-        self._observer = observer
-        self._fused = fused
-        self._device = device
-
-    @torch.no_grad()
-    def decide(self, rows: Tensor, limits: StepLimits) -> tuple[Tensor, Tensor, list[int]]:
-        """Sets scale and skip flag for the optimizer's next step.
-
-        Args:
-            rows: those of all ranks, [micro-batches, ranks, columns], on the device.
-            limits: from what the host knew before.
-
-        Returns:
-            The skip flag (0-dim float32, exactly 0 or 1), the squared norms of the pieces and their owners.
-        """
-        pieces, owners = self._observer.measure()
-        pieces = pieces.to(self._device)
-        bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
-        norm = pieces.sum().sqrt()
-        loss = rows[:, :, LOSS].double().mean()
-        jump = rows[-1, :, JUMP].double().sum()
-        fine = (loss <= bounds[0]) & (norm <= bounds[1]) & torch.isfinite(norm + loss + jump)
-        skip = (~fine).float()
-        scale = ((norm + EPSILON) / bounds[2]).clamp(min=1.0).float()
-        self._fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
-        return skip, pieces, owners
-
-    @torch.no_grad()
-    def copy_to_host(
-        self, skip: Tensor, rows: Tensor, pieces: Tensor
-    ) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Starts the copy of what happened to the host, float64; the event fires when it has arrived."""
-        values = torch.cat([skip.double().view(1), rows.double().flatten(), pieces])
-        if self._device.type == "cpu":
-            return values, None
-        host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return host, arrived
-
-    def _upload(self, numbers: list[float]) -> Tensor:
-        if self._device.type == "cpu":
-            return torch.tensor(numbers, dtype=torch.float64)
-        pinned = torch.tensor(numbers, dtype=torch.float64, pin_memory=True)
-        return pinned.to(self._device, non_blocking=True)
-
-
 class DeferredStepPipeline(StepPipeline):
     """Launches each attempt without waiting for it, and reports it one attempt later.
 
@@ -108,7 +54,7 @@ class DeferredStepPipeline(StepPipeline):
 
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
-        self._on_device = DeviceStep(parts.observer, parts.state.fused, parts.device)
+        self._device = parts.device
         self._late: Launched | StepReport | None = None
 
     @property
@@ -130,7 +76,8 @@ class DeferredStepPipeline(StepPipeline):
         if report is not None and report.action == "rolled_back" and launched:
             self._state.undo_forward()  # this batch was computed with weights that are gone
             return report
-        if (report is None or report.applied) and self._may_launch():
+        able = self._decider.detector.ready and not self._state.cooldown.active
+        if able and (report is None or report.applied):
             self._late = self._launch(rows)
         else:
             agreed = self._agreement.read(rows.cpu().numpy().astype(np.float64))
@@ -148,22 +95,62 @@ class DeferredStepPipeline(StepPipeline):
         late, self._late = self._late, None
         return self._resolve(late, time.perf_counter()) if isinstance(late, Launched) else late
 
-    def _may_launch(self) -> bool:
-        return self._decider.detector.ready and not self._state.cooldown.active
-
     def _launch(self, rows: Tensor) -> Launched:
         limits = self._decider.limits()
         moved = self._state.movement(self.step)
         learning_rate = self._state.learning_rate
-        skip, pieces, owners = self._on_device.decide(rows, limits)
+        skip, pieces, owners = self._decide_on_device(rows, limits)
         self._state.launch(skip)
         self.attempt += 1
         self._state.take_snapshot_when_due(self.step + 1)
         if self._parts.local is not None:
             total = self._parts.local.total()
             self.last_local = math.nan if total is None else total
-        host, arrived = self._on_device.copy_to_host(skip, rows, pieces)
+        host, arrived = self._copy_to_host(skip, rows, pieces)
         return Launched(limits, owners, rows.shape, host, arrived, moved, learning_rate, self._sample_ids())
+
+    @torch.no_grad()
+    def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> tuple[Tensor, Tensor, list[int]]:
+        """Sets scale and skip flag for the optimizer's next step.
+
+        Args:
+            rows: those of all ranks, [micro-batches, ranks, columns], on the device.
+            limits: from what the host knew before.
+
+        Returns:
+            The skip flag (0-dim float32, exactly 0 or 1), the squared norms of the pieces and their owners.
+        """
+        pieces, owners = self._observer.measure()
+        pieces = pieces.to(self._device)
+        bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
+        norm = pieces.sum().sqrt()
+        loss = rows[:, :, LOSS].double().mean()
+        jump = rows[-1, :, JUMP].double().sum()
+        fine = (loss <= bounds[0]) & (norm <= bounds[1]) & torch.isfinite(norm + loss + jump)
+        skip = (~fine).float()
+        scale = ((norm + EPSILON) / bounds[2]).clamp(min=1.0).float()
+        self._state.fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
+        return skip, pieces, owners
+
+    @torch.no_grad()
+    def _copy_to_host(
+        self, skip: Tensor, rows: Tensor, pieces: Tensor
+    ) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Starts the copy of what happened to the host, float64; the event fires when it has arrived."""
+        values = torch.cat([skip.double().view(1), rows.double().flatten(), pieces])
+        if self._device.type == "cpu":
+            return values, None
+        host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return host, arrived
+
+    def _upload(self, numbers: list[float]) -> Tensor:
+        if self._device.type == "cpu":
+            return torch.tensor(numbers, dtype=torch.float64)
+        pinned = torch.tensor(numbers, dtype=torch.float64, pin_memory=True)
+        return pinned.to(self._device, non_blocking=True)
 
     def _resolve(self, late: Launched, started: float) -> StepReport:
         """Judges a launched step by what it did.

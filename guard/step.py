@@ -235,12 +235,7 @@ class StepPipeline:
             return None
         recovery = self._state.cooldown.plan(outcome.step) if outcome.action == "rolled_back" else None
         return self._recorder.incident(
-            evidence,
-            outcome,
-            local_norms=local_norms,
-            samples=samples,
-            recovery=recovery,
-            distances=distances,
+            evidence, outcome, local_norms=local_norms, samples=samples, recovery=recovery, moved=distances
         )
 
     def _report(

@@ -80,7 +80,7 @@ class SpikeDetector:
             "buffers": self._buffers,
         }
         self._memory: _Memory = (0.0, 0.0, 0.0, 0)
-        self._ratios = (0.0, 0.0, 0.0)
+        self._ratios: tuple[float, ...] = (0.0, 0.0, 0.0)
         self._rows = 0
         self._trend = SlowTrend()
         self._runaway = RunawayUpdates()
@@ -107,7 +107,8 @@ class SpikeDetector:
             or (update_norm is not None and not isfinite(update_norm))
             or (buffer_jump is not None and not isfinite(buffer_jump))
         ):
-            return self._observe_nonfinite(loss, grad_norm, update_norm)
+            self._ratios = tuple(math.inf if _bad(value) else 0.0 for value in (loss, grad_norm, update_norm))
+            return self._nonfinite(loss, grad_norm, update_norm)
         row = self._measure(loss, grad_norm, update_norm, buffer_jump)
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
@@ -125,7 +126,7 @@ class SpikeDetector:
     ) -> Verdict:
         """What ``observe`` would return, but for drift and vanishing; changes nothing."""
         values = (loss, grad_norm, update_norm, buffer_jump)
-        if not all(value is None or isfinite(value) for value in values):
+        if any(map(_bad, values)):
             return self._nonfinite(loss, grad_norm, update_norm)
         return self._judge(self._measure(*values), self._memory)[0]
 
@@ -151,11 +152,7 @@ class SpikeDetector:
         return level.unscale(level.level) if level.ready else None
 
     def _measure(
-        self,
-        loss: float | None,
-        grad_norm: float | None,
-        update_norm: float | None,
-        buffer_jump: float | None,
+        self, loss: float | None, grad_norm: float | None, update_norm: float | None, jump: float | None
     ) -> _Row:
         """Finite values against their baselines. Changes nothing."""
         level = self._loss if loss is None or loss > 0.0 else self._loss.for_value(loss)
@@ -167,7 +164,7 @@ class SpikeDetector:
                 present = self._grad.level if grad_norm is None else max(self._grad.level, grad[1])
                 sample = UpdateSample(update[1], level.level, present)
         on_loss = _ABSENT if loss is None else level.measure(loss)
-        buffers = _ABSENT if buffer_jump is None else self._buffers.measure(buffer_jump)
+        buffers = _ABSENT if jump is None else self._buffers.measure(jump)
         return level, on_loss, grad, update, buffers, sample
 
     def _judge(self, row: _Row, memory: _Memory) -> tuple[Verdict, _Memory]:
@@ -185,8 +182,9 @@ class SpikeDetector:
             verdict, memory = self._judge_high(row, memory, on_norm, allowance)
         if sample is not None and verdict.kind in ("ok", "suspect"):
             verdict = self._judge_updates(sample) or verdict
-        if buffers[0] >= 1.0 and verdict.kind == "ok":
-            verdict = self._judge_buffers(buffers) or verdict
+        jumped = buffers[0] >= 1.0 and buffers[1] - self._buffers.reference >= _BUFFER_JUMP
+        if jumped and verdict.kind == "ok":
+            verdict = _verdict("suspect", "buffers", buffers[0], self._buffers)
         return verdict, memory
 
     def _judge_high(
@@ -219,12 +217,6 @@ class SpikeDetector:
                 return "spike", surges
         return "suspect" if ratio >= 1.0 and excess >= _NORM_SUSPECT else "ok", surges
 
-    def _judge_buffers(self, buffers: Measured) -> Verdict | None:
-        """A large jump of the buffers makes an otherwise normal step suspect."""
-        if buffers[1] - self._buffers.reference < _BUFFER_JUMP:
-            return None
-        return _verdict("suspect", "buffers", buffers[0], self._buffers)
-
     def _judge_updates(self, sample: UpdateSample) -> Verdict | None:
         """Weights that move ever farther while the loss gains nothing are a spike of the update."""
         longest = self._runaway.longest_if_runaway(self._rows, sample)
@@ -254,20 +246,9 @@ class SpikeDetector:
         if buffers is not _ABSENT:
             self._buffers.learn(buffers, verdict.kind != "ok")
 
-    def _observe_nonfinite(
-        self, loss: float | None, grad_norm: float | None, update_norm: float | None
-    ) -> Verdict:
-        on_loss, on_grad, on_update = (
-            math.inf if value is not None and not isfinite(value) else 0.0
-            for value in (loss, grad_norm, update_norm)
-        )
-        self._ratios = (on_loss, on_grad, on_update)
-        return self._nonfinite(loss, grad_norm, update_norm)
-
     def _nonfinite(self, loss: float | None, grad_norm: float | None, update_norm: float | None) -> Verdict:
         row: dict[Signal, float | None] = {"update_norm": update_norm, "loss": loss, "grad_norm": grad_norm}
-        bad = (signal for signal, value in row.items() if value is not None and not isfinite(value))
-        signal: Signal = next(bad, "buffers")
+        signal: Signal = next((signal for signal, value in row.items() if _bad(value)), "buffers")
         return Verdict("nonfinite", signal, math.inf, self.typical(signal))
 
     def _judge_trend(self) -> Verdict | None:
@@ -329,6 +310,10 @@ class SpikeDetector:
         if "wandering" in state:
             self._runaway.load_state_dict(state["wandering"])
         self._linear = bool(state["linear"])
+
+
+def _bad(value: float | None) -> bool:
+    return value is not None and not isfinite(value)
 
 
 def _verdict(kind: Kind, signal: Signal, ratio: float, level: RobustBaseline) -> Verdict:

@@ -7,22 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
 
-from guard import (
-    GradientGuard,
-    GuardConfig,
-    GuardError,
-    GuardHalt,
-    GuardMetrics,
-    Incident,
-    Journal,
-    StepReport,
-)
+from guard import GradientGuard, GuardConfig, GuardMetrics, Incident, Journal, StepReport
 from guard.act.snapshot import Stateful
+from guard.errors import GuardError, GuardHalt
 
 log = logging.getLogger("guard")
 
@@ -64,12 +56,7 @@ class GuardSession:
         self.applied = True
 
     def begin(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        schedules: Sequence[Any],
-        scaler: torch.amp.GradScaler | None,
+        self, model: nn.Module, optimizer: Optimizer, *, schedules: Sequence[Any], scaler: GradScaler | None
     ) -> GradientGuard:
         """Creates the guard once everything else is loaded, and continues a loaded state."""
         if isinstance(optimizer, LBFGS):

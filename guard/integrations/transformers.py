@@ -19,17 +19,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from guard import (
-    ClipConfig,
-    GradientGuard,
-    GuardConfig,
-    GuardError,
-    GuardHalt,
-    GuardMetrics,
-    Journal,
-    StepReport,
-)
+from guard import ClipConfig, GradientGuard, GuardConfig, GuardMetrics, Journal, StepReport
 from guard.act.snapshot import Stateful
+from guard.errors import GuardError, GuardHalt
 from guard.integrations.session import GuardSession
 
 STATE_NAME = "gradguard.pt"

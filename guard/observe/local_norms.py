@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ By = Literal["auto", "hooks", "comm"]
 CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
-class LocalNorms(ABC):
+class LocalNorms:
     """The local L2 norms of the gradients of one backward; make it with ``local_norms``."""
 
     def __init__(self, ddp: DistributedDataParallel | None) -> None:
@@ -50,9 +49,9 @@ class LocalNorms(ABC):
         """The same on the gradients' device, 0-dim, still scaled; None when it was not measured."""
         return torch.linalg.vector_norm(torch.stack(list(self._norms.values()))) if self._norms else None
 
-    @abstractmethod
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
         """Replaces the method of DDP with the same arguments; call it before the first backward."""
+        give_hook(self._ddp, state, hook)
 
 
 class HookNorms(LocalNorms):
@@ -62,9 +61,6 @@ class HookNorms(LocalNorms):
         super().__init__(ddp)
         for i, parameter in enumerate(parameters):
             parameter.register_post_accumulate_grad_hook(self._hook(i))
-
-    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
-        give_hook(self._ddp, state, hook)
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def measure(parameter: Tensor) -> None:

@@ -61,17 +61,13 @@ def probed(model: nn.Module, *, smallest: float) -> Iterator[list[Seen]]:
     hooks = [
         module.register_forward_hook(lambda m, inputs, output, name=name: record(name, m, inputs, output))
         for name, module in model.named_modules()
-        if _is_layer(module)
+        if isinstance(module, nn.MultiheadAttention) or not list(module.children())
     ]
     try:
         yield seen
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children())
 
 
 def _tensor_of(value: Any) -> Tensor | None:

@@ -68,7 +68,7 @@ class Recorder:
         local_norms: Floats,
         samples: list[int],
         recovery: dict[str, Any] | None,
-        distances: Floats | None = None,
+        moved: Floats | None,
     ) -> Incident:
         """Builds and journals the incident of this attempt."""
         verdict, reason = evidence.anomaly or OK, _reason(evidence)
@@ -102,7 +102,7 @@ class Recorder:
             dropped_micro_batches=evidence.agreed.dropped_micro_batches,
             window=list(self._window),
             layers=layers,
-            moved=[] if distances is None else rank_moved(self._names, distances),
+            moved=[] if moved is None else rank_moved(self._names, moved),
             ranks=rank_ranks(evidence.agreed.losses, local_norms),
             samples=samples[:MAX_SAMPLES],
         )
