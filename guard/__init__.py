@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from guard.preflight import run_preflight
     from guard.record.journal import Journal
     from guard.record.metrics import GuardMetrics
-    from guard.records import Incident
-    from guard.types import StepReport, Verdict
+    from guard.records import Incident, Verdict
+    from guard.types import StepReport
 
 _NAMES = {
     "config": "BudgetConfig ClipConfig DetectConfig GuardConfig RecoveryConfig SnapshotConfig",

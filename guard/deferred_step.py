@@ -18,6 +18,7 @@ from torch import Tensor
 from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
+from guard.record.recorder import Traces
 from guard.step import Again, StepParts, StepPipeline
 from guard.types import Evidence, Floats, Movement, StepOutcome, StepReport
 
@@ -166,10 +167,10 @@ class DeferredStepPipeline(StepPipeline):
         local_norms = self._no_norms()
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
             local_norms = self._gather(float(self.last_local))
-        distances = self._distances(evidence)
-        outcome = self._act_late(evidence, late, skipped=skipped)
         samples = [] if evidence.verdict.kind == "ok" else late.samples
-        incident = self._record(evidence, outcome, local_norms, samples, distances)
+        traces = Traces(local_norms, samples, self._distances(evidence))
+        outcome = self._act_late(evidence, late, skipped=skipped)
+        incident = self._record(evidence, outcome, traces)
         self._unsettled = None
         if outcome.action != "rolled_back":
             self._state.update_snapshot_health(self.step, clean=evidence.clean and not skipped)

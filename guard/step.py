@@ -24,7 +24,7 @@ from guard.errors import GuardHalt
 from guard.observe.local_norms import LocalNorms
 from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
-from guard.record.recorder import Recorder
+from guard.record.recorder import Recorder, Traces
 from guard.records import Incident, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
 
@@ -115,10 +115,10 @@ class StepPipeline:
         # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
         local_norms = self._no_norms() if fine else self._collect()
         samples = [] if fine and not evidence.excluded_ranks else self._sample_ids()
-        distances = self._distances(evidence)
+        traces = Traces(local_norms, samples, self._distances(evidence))
         outcome = self._state.overflow(self.step) if handled else self._act(evidence)
         self._parts.accumulation.close()
-        incident = self._record(evidence, outcome, local_norms, samples, distances)
+        incident = self._record(evidence, outcome, traces)
         if settle:
             self.settle()
         if self._parts.local is not None:
@@ -217,14 +217,7 @@ class StepPipeline:
         fold = self._state.fused.fold
         return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
 
-    def _record(
-        self,
-        evidence: Evidence,
-        outcome: StepOutcome,
-        local_norms: Floats,
-        samples: list[int],
-        distances: Floats | None,
-    ) -> Incident | None:
+    def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step
         begins = self._recorder.note(evidence)
         if outcome.action in ("applied", "clipped"):
@@ -234,9 +227,7 @@ class StepPipeline:
         if not begins:
             return None
         recovery = self._state.cooldown.plan(outcome.step) if outcome.action == "rolled_back" else None
-        return self._recorder.incident(
-            evidence, outcome, local_norms=local_norms, samples=samples, recovery=recovery, moved=distances
-        )
+        return self._recorder.incident(evidence, outcome, traces, recovery)
 
     def _report(
         self, started: float, evidence: Evidence, outcome: StepOutcome, incident: Incident | None

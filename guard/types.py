@@ -9,13 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.records import OK as OK
-from guard.records import Action as Action
-from guard.records import Incident, StepRecord
-from guard.records import Kind as Kind
-from guard.records import Signal as Signal
-from guard.records import Source as Source
-from guard.records import Verdict as Verdict
+from guard.records import Action, Incident, Source, StepRecord, Verdict
 from guard.rows import stored
 
 Rung = Literal["apply", "clip", "skip", "rollback", "halt"]

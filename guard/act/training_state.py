@@ -19,7 +19,8 @@ from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Sub
 from guard.config import GuardConfig
 from guard.observe.displacement import Displacement
 from guard.observe.observer import Observer
-from guard.types import Floats, Movement, Source, StepOutcome
+from guard.records import Source
+from guard.types import Floats, Movement, StepOutcome
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""

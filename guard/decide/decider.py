@@ -17,7 +17,8 @@ from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.vanishing import VANISHED, VanishingByDepth
-from guard.types import OK, Agreed, Correction, Decision, Evidence, Floats, Movement, Observation, Verdict
+from guard.records import OK, Verdict
+from guard.types import Agreed, Correction, Decision, Evidence, Floats, Movement, Observation
 
 _UNSEEN = Observation(math.nan, np.zeros(0))
 

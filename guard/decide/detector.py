@@ -20,7 +20,7 @@ from guard.config import DetectConfig
 from guard.decide.baseline import Measured, RobustBaseline
 from guard.decide.drift import SlowTrend
 from guard.decide.runaway_updates import RunawayUpdates, UpdateSample
-from guard.types import Kind, Signal, Verdict
+from guard.records import Kind, Signal, Verdict
 
 _ALLOWANCE = 0.4
 """What a row's ratio must exceed to count as evidence, and what each row forgets: at a threshold of five

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TextIO
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
+from guard.records import Verdict
 from guard.rows import strict
-from guard.types import Verdict
 
 ALARMS = frozenset({"spike", "nonfinite"})
 """The verdicts on which the guard rolls back, or skips in any case."""

@@ -113,9 +113,10 @@ class FaultInjector:
                 self._target(fault).register_hook(self._when_armed(fault, _with_flipped_bit))
             elif fault.kind == "scaled_gradient":
                 self._target(fault)
+                scale = self._when_armed(fault, lambda f, gradient: gradient * f.factor)
                 for name, parameter in self._named.items():
                     if fnmatch.fnmatch(name, fault.parameter):
-                        parameter.register_hook(self._when_armed(fault, _scaled))
+                        parameter.register_hook(scale)
             elif fault.kind == "infinite_activation":
                 target = self._target(fault)
                 layers = [m for m in self._model.modules() if any(p is target for p in m.parameters(False))]
@@ -168,10 +169,6 @@ def _with_flipped_bit(fault: FaultConfig, gradient: Tensor) -> Tensor:
     broken = gradient.clone()
     flip_bit_(broken, fault.index, fault.bit)
     return broken
-
-
-def _scaled(fault: FaultConfig, gradient: Tensor) -> Tensor:
-    return gradient * fault.factor
 
 
 def _infinite(_: FaultConfig, output: Any) -> Any:

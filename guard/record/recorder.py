@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from guard.config import GuardConfig
 from guard.observe.noise_scale import NoiseEstimate
@@ -18,6 +18,15 @@ from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 WINDOW_ATTEMPTS = 16
 MAX_SAMPLES = 64
+
+
+class Traces(NamedTuple):
+    """What an incident shows beside the evidence, taken before the step is acted on."""
+
+    local_norms: Floats
+    samples: list[int]
+    moved: Floats | None
+    """How far each parameter has moved; None where that is not watched."""
 
 
 class Recorder:
@@ -61,14 +70,7 @@ class Recorder:
         return evidence.anomaly is not None and not (evidence.excluded_ranks and continues)
 
     def incident(
-        self,
-        evidence: Evidence,
-        outcome: StepOutcome,
-        *,
-        local_norms: Floats,
-        samples: list[int],
-        recovery: dict[str, Any] | None,
-        moved: Floats | None,
+        self, evidence: Evidence, outcome: StepOutcome, traces: Traces, recovery: dict[str, Any] | None
     ) -> Incident:
         """Builds and journals the incident of this attempt."""
         verdict, reason = evidence.anomaly or OK, _reason(evidence)
@@ -102,9 +104,9 @@ class Recorder:
             dropped_micro_batches=evidence.agreed.dropped_micro_batches,
             window=list(self._window),
             layers=layers,
-            moved=[] if moved is None else rank_moved(self._names, moved),
-            ranks=rank_ranks(evidence.agreed.losses, local_norms),
-            samples=samples[:MAX_SAMPLES],
+            moved=[] if traces.moved is None else rank_moved(self._names, traces.moved),
+            ranks=rank_ranks(evidence.agreed.losses, traces.local_norms),
+            samples=traces.samples[:MAX_SAMPLES],
         )
         if self._journal is not None:
             self._journal.incident(incident)
