@@ -54,10 +54,8 @@ class ReplayResult:
 
     def add(self, step: float, verdict: Verdict) -> None:
         self.rows += 1
-        if verdict.kind == "ok":
-            return
-        if verdict.kind == "suspect":
-            self.suspects += 1
+        self.suspects += verdict.kind == "suspect"
+        if verdict.kind in ("ok", "suspect"):
             return
         entry = {
             "step": int(step) if step.is_integer() else step,

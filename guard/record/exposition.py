@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prometheus_client import Metric, core
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from guard.records import GAUGES
@@ -115,13 +115,7 @@ def render(snapshots: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _metric(family: Family) -> Metric:
-    kinds: dict[str, Callable[..., Metric]] = {
-        "gauge": core.GaugeMetricFamily,
-        "counter": core.CounterMetricFamily,
-        "histogram": core.HistogramMetricFamily,
-        "info": core.InfoMetricFamily,
-    }
-    return kinds[family.kind](f"gradguard_{family.name}", family.help, labels=["job", *family.labels])
+    return Metric(f"gradguard_{family.name}", family.help, family.kind)
 
 
 def _samples(family: Family, snapshot: Mapping[str, Any]) -> Iterator[tuple[str, Labels, float]]:
