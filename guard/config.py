@@ -105,7 +105,8 @@ class ClipConfig(Config):
     def _kind_has_its_limit(self) -> ClipConfig:
         field, example = _REQUIRED.get(self.kind, ("kind", 0.0))
         if getattr(self, field) is None:
-            raise ValueError(f"kind is {self.kind} but {field} is not set: set {field}, for example {example}")
+            missing = f"kind is {self.kind} but {field} is not set"
+            raise ValueError(f"{missing}: set {field}, for example {example}")
         return self
 
     @model_validator(mode="after")
