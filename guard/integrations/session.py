@@ -57,7 +57,7 @@ class GuardSession:
 
     def begin(
         self, model: nn.Module, optimizer: Optimizer, *, schedules: Sequence[Any], scaler: GradScaler | None
-    ) -> GradientGuard:
+    ) -> None:
         """Creates the guard once everything else is loaded, and continues a loaded state."""
         if isinstance(optimizer, LBFGS):
             raise GuardError("LBFGS runs backward many times a step: choose another optimizer")
@@ -70,7 +70,6 @@ class GuardSession:
             self._skips, self._rollbacks = self._resumed["skips"], self._resumed["rollbacks"]
             self.guard.load_state_dict(self._resumed["guard"])
             self._resumed = None
-        return self.guard
 
     def observe(self, loss: Tensor) -> None:
         """Right before the backward of a micro-batch; ``loss`` is its mean, whatever backward gets."""
