@@ -50,31 +50,21 @@ if TYPE_CHECKING:
     from guard.preflight import run_preflight
     from guard.record.journal import Journal
     from guard.record.metrics import GuardMetrics
-    from guard.records import Incident
-    from guard.types import StepReport, Verdict
+    from guard.records import Incident, Verdict
+    from guard.types import StepReport
 
-_HOME = {
-    "BudgetConfig": "config",
-    "ClipConfig": "config",
-    "DetectConfig": "config",
-    "FaultConfig": "faults.config",
-    "FaultInjector": "faults.injector",
-    "GradientGuard": "guard",
-    "GuardConfig": "config",
-    "GuardError": "errors",
-    "GuardHalt": "errors",
-    "GuardMetrics": "record.metrics",
-    "Incident": "records",
-    "Journal": "record.journal",
-    "RankDivergence": "errors",
-    "RankLost": "errors",
-    "RecoveryConfig": "config",
-    "SnapshotConfig": "config",
-    "SpikeDetector": "decide.detector",
-    "StepReport": "types",
-    "UnsupportedGradient": "errors",
-    "Verdict": "types",
-    "run_preflight": "preflight",
+_NAMES = {
+    "config": "BudgetConfig ClipConfig DetectConfig GuardConfig RecoveryConfig SnapshotConfig",
+    "decide.detector": "SpikeDetector",
+    "errors": "GuardError GuardHalt RankDivergence RankLost UnsupportedGradient",
+    "faults.config": "FaultConfig",
+    "faults.injector": "FaultInjector",
+    "guard": "GradientGuard",
+    "preflight": "run_preflight",
+    "record.journal": "Journal",
+    "record.metrics": "GuardMetrics",
+    "records": "Incident Verdict",
+    "types": "StepReport",
 }
 
 __all__ = [
@@ -101,4 +91,4 @@ __all__ = [
     "run_preflight",
 ]
 
-__getattr__ = lazy(__name__, _HOME)
+__getattr__ = lazy(__name__, {name: home for home, names in _NAMES.items() for name in names.split()})

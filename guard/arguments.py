@@ -47,11 +47,9 @@ def check_states(
             raise GuardError(f"state has the key {name!r}: write {name}=..., an argument beside state=")
     named = {f"state[{name!r}]": stateful for name, stateful in states.items()}
     for name, stateful in {**named, "data": data, "ema": ema}.items():
-        if stateful is not None and not (
-            hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")
-        ):
-            kind = type(stateful).__name__
-            raise GuardError(f"{name} is a {kind}: give it state_dict and load_state_dict")
+        able = hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")
+        if stateful is not None and not able:
+            raise GuardError(f"{name} is a {type(stateful).__name__}: give it state_dict and load_state_dict")
 
 
 def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> GuardMetrics | None:

@@ -15,22 +15,15 @@ class Config(BaseModel):
 
 ClipKind = Literal["auto", "norm", "value", "group", "agc", "autoclip", "zclip", "adagc", "off"]
 
-_KINDS_OF: dict[str, tuple[ClipKind, ...]] = {
-    "max_norm": ("norm", "group"),
-    "norm_type": ("norm", "group"),
-    "max_value": ("value",),
-    "factor": ("auto",),
-    "ceiling": ("auto",),
-    "clip_factor": ("agc",),
-    "eps": ("agc",),
-    "percentile": ("autoclip",),
-    "history_steps": ("autoclip",),
-    "alpha": ("zclip",),
-    "z_thresh": ("zclip",),
-    "beta": ("adagc",),
-    "lambda_abs": ("adagc",),
-    "lambda_rel": ("adagc",),
-    "warmup_steps": ("zclip", "adagc"),
+_FIELDS_OF: dict[ClipKind, tuple[str, ...]] = {
+    "auto": ("factor", "ceiling"),
+    "norm": ("max_norm", "norm_type"),
+    "value": ("max_value",),
+    "group": ("max_norm", "norm_type"),
+    "agc": ("clip_factor", "eps"),
+    "autoclip": ("percentile", "history_steps"),
+    "zclip": ("alpha", "z_thresh", "warmup_steps"),
+    "adagc": ("beta", "lambda_abs", "lambda_rel", "warmup_steps"),
 }
 _REQUIRED: dict[ClipKind, tuple[str, float]] = {
     "norm": ("max_norm", 1.0),
@@ -118,9 +111,12 @@ class ClipConfig(Config):
 
     @model_validator(mode="after")
     def _fields_belong_to_kind(self) -> ClipConfig:
-        for field, kinds in _KINDS_OF.items():
-            value = getattr(self, field)
-            if self.kind not in kinds and value != type(self).model_fields[field].default:
+        for field, info in type(self).model_fields.items():
+            kinds, value = (
+                [kind for kind, fields in _FIELDS_OF.items() if field in fields],
+                getattr(self, field),
+            )
+            if kinds and self.kind not in kinds and value != info.default:
                 raise ValueError(
                     f"{field} is {value}, but kind is {self.kind}, which has no {field}: "
                     f"remove it or set kind to {' or '.join(kinds)}"

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from guard.act.fused import FusedStep
 from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
-from guard.observe.observer import Observer
-from guard.step import StepParts, StepPipeline, pending
-from guard.types import Evidence, Movement, StepOutcome, StepReport
+from guard.record.recorder import Traces
+from guard.step import Again, StepParts, StepPipeline
+from guard.types import Evidence, Floats, Movement, StepOutcome, StepReport
 
 
 @dataclass(slots=True)
@@ -39,7 +36,7 @@ class Launched:
     learning_rate: float
     samples: list[int]
 
-    def read(self) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+    def read(self) -> tuple[Floats, Floats, bool]:
         """Waits until it is done: rows of all ranks, squared norms of all pieces, whether it was skipped."""
         if self.arrived is not None:
             self.arrived.synchronize()
@@ -48,16 +45,73 @@ class Launched:
         return values[1 : rows + 1].reshape(self.shape), values[rows + 1 :], bool(values[0])
 
 
-class DeviceStep:
-    """Decides a step on the device that the gradients are on."""
+class DeferredStepPipeline(StepPipeline):
+    """Launches each attempt without waiting for it, and reports it one attempt later.
 
-    def __init__(self, observer: Observer, fused: FusedStep, device: torch.device) -> None:
-        self._observer = observer
-        self._fused = fused
-        self._device = device
+    An attempt is decided on the host where the device cannot decide it: before there is a history to take
+    limits from, right after an attempt that was not applied, and during a cooldown. It is reported one
+    attempt later too.
+    """
+
+    def __init__(self, parts: StepParts) -> None:
+        super().__init__(parts)
+        self._device = parts.device
+        self._late: Launched | StepReport | None = None
+
+    @property
+    def standing_steps(self) -> int:
+        """A step in flight counts as applied."""
+        return self.step + self.in_flight
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step has been launched whose outcome has not been read."""
+        return isinstance(self._late, Launched)
+
+    def run(self, again: Again | None, *, settle: bool) -> StepReport:  # noqa: ARG002
+        """Reports the attempt before, and launches this one."""
+        started = time.perf_counter()
+        rows = self._agreement.receive_rows()
+        launched = self.in_flight
+        report = self.flush()
+        if report is not None and report.action == "rolled_back" and launched:
+            self._state.undo_forward()  # this batch was computed with weights that are gone
+            return report
+        able = self._decider.detector.ready and not self._state.cooldown.active
+        if able and (report is None or report.applied):
+            self._late = self._launch(rows)
+        else:
+            agreed = self._agreement.read(rows.cpu().numpy().astype(np.float64))
+            self._late = self._run_exact(started, agreed, None, settle=settle)
+        return report or StepReport(  # of the first step nothing is known yet
+            step=self.step,
+            attempt=self.attempt,
+            learning_rate=self._state.learning_rate,
+            guard_seconds=0.0,
+            pending=True,
+        )
+
+    def flush(self) -> StepReport | None:
+        """Waits for the step in flight and reports it. Raises as ``run`` does."""
+        late, self._late = self._late, None
+        return self._resolve(late, time.perf_counter()) if isinstance(late, Launched) else late
+
+    def _launch(self, rows: Tensor) -> Launched:
+        limits = self._decider.limits()
+        moved = self._state.movement(self.step)
+        learning_rate = self._state.learning_rate
+        skip, pieces, owners = self._decide_on_device(rows, limits)
+        self._state.launch(skip)
+        self.attempt += 1
+        self._state.take_snapshot_when_due(self.step + 1)
+        if self._parts.local is not None:
+            total = self._parts.local.total()
+            self.last_local = math.nan if total is None else total
+        host, arrived = self._copy_to_host(skip, rows, pieces)
+        return Launched(limits, owners, rows.shape, host, arrived, moved, learning_rate, self._sample_ids())
 
     @torch.no_grad()
-    def decide(self, rows: Tensor, limits: StepLimits) -> tuple[Tensor, Tensor, list[int]]:
+    def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> tuple[Tensor, Tensor, list[int]]:
         """Sets scale and skip flag for the optimizer's next step.
 
         Args:
@@ -76,11 +130,11 @@ class DeviceStep:
         fine = (loss <= bounds[0]) & (norm <= bounds[1]) & torch.isfinite(norm + loss + jump)
         skip = (~fine).float()
         scale = ((norm + EPSILON) / bounds[2]).clamp(min=1.0).float()
-        self._fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
+        self._state.fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
         return skip, pieces, owners
 
     @torch.no_grad()
-    def copy_to_host(
+    def _copy_to_host(
         self, skip: Tensor, rows: Tensor, pieces: Tensor
     ) -> tuple[Tensor, torch.cuda.Event | None]:
         """Starts the copy of what happened to the host, float64; the event fires when it has arrived."""
@@ -99,68 +153,6 @@ class DeviceStep:
         pinned = torch.tensor(numbers, dtype=torch.float64, pin_memory=True)
         return pinned.to(self._device, non_blocking=True)
 
-
-class DeferredStepPipeline(StepPipeline):
-    """Launches each attempt without waiting for it, and reports it one attempt later.
-
-    An attempt is decided on the host where the device cannot decide it: before there is a history to take
-    limits from, right after an attempt that was not applied, and during a cooldown. It is reported one
-    attempt later too.
-    """
-
-    def __init__(self, parts: StepParts) -> None:
-        super().__init__(parts)
-        self._on_device = DeviceStep(parts.observer, parts.state.fused, parts.device)
-        self._late: Launched | StepReport | None = None
-
-    @property
-    def standing_steps(self) -> int:
-        """A step in flight counts as applied."""
-        return self.step + isinstance(self._late, Launched)
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether a step has been launched whose outcome has not been read."""
-        return isinstance(self._late, Launched)
-
-    def run(self, again: Callable[[], None] | None, *, settle: bool) -> StepReport:  # noqa: ARG002
-        """Reports the attempt before, and launches this one."""
-        started = time.perf_counter()
-        rows = self._agreement.receive_rows()
-        launched = self.in_flight
-        report = self.flush()
-        if report is not None and report.action == "rolled_back" and launched:
-            self._state.undo_forward()  # this batch was computed with weights that are gone
-            return report
-        if (report is None or report.applied) and self._may_launch():
-            self._late = self._launch(rows)
-        else:
-            agreed = self._agreement.read(rows.cpu().numpy().astype(np.float64))
-            self._late = self._run_exact(started, agreed, None, settle=settle)
-        return report or pending(self.step, self.attempt, self._state.learning_rate)
-
-    def flush(self) -> StepReport | None:
-        """Waits for the step in flight and reports it. Raises as ``run`` does."""
-        late, self._late = self._late, None
-        return self._resolve(late, time.perf_counter()) if isinstance(late, Launched) else late
-
-    def _may_launch(self) -> bool:
-        return self._decider.detector.ready and not self._state.cooldown.active
-
-    def _launch(self, rows: Tensor) -> Launched:
-        limits = self._decider.limits()
-        moved = self._state.movement(self.step)
-        learning_rate = self._state.learning_rate
-        skip, pieces, owners = self._on_device.decide(rows, limits)
-        self._state.launch(skip)
-        self.attempt += 1
-        self._state.take_snapshot_when_due(self.step + 1)
-        if self._parts.local is not None:
-            total = self._parts.local.total()
-            self.last_local = math.nan if total is None else total
-        host, arrived = self._on_device.copy_to_host(skip, rows, pieces)
-        return Launched(limits, owners, rows.shape, host, arrived, moved, learning_rate, self._sample_ids())
-
     def _resolve(self, late: Launched, started: float) -> StepReport:
         """Judges a launched step by what it did.
 
@@ -175,10 +167,10 @@ class DeferredStepPipeline(StepPipeline):
         local_norms = self._no_norms()
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
             local_norms = self._gather(float(self.last_local))
-        distances = self._distances(evidence)
-        outcome = self._act_late(evidence, late, skipped=skipped)
         samples = [] if evidence.verdict.kind == "ok" else late.samples
-        incident = self._record(evidence, outcome, local_norms, samples, distances)
+        traces = Traces(local_norms, samples, self._distances(evidence))
+        outcome = self._act_late(evidence, late, skipped=skipped)
+        incident = self._record(evidence, outcome, traces)
         self._unsettled = None
         if outcome.action != "rolled_back":
             self._state.update_snapshot_health(self.step, clean=evidence.clean and not skipped)

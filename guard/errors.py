@@ -9,10 +9,7 @@ GuardError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from guard.records import Incident
+from guard.records import Incident
 
 
 class GuardError(RuntimeError):

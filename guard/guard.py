@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,6 @@ class GradientGuard:
         device = observer.parameters[0].device
         self._agreement = Agreement(process_group, device)
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
-        remembered: dict[str, Stateful] = {"guard.detector": decider.detector, "guard.clip": decider.clipper}
         self._state = TrainingState(
             model,
             optimizer,
@@ -91,26 +91,18 @@ class GradientGuard:
             observer=observer,
             scheduler=scheduler,
             scaler=scaler,
-            states={**remembered, **states},
+            states={"guard.detector": decider.detector, "guard.clip": decider.clipper, **states},
             data=data,
             ema=ema,
         )
         self.metrics = as_metrics(metrics, job)
-        shadow = self.config.mode == "shadow"
         self._parts = StepParts(
             config=self.config,
             observer=observer,
             agreement=self._agreement,
             decider=decider,
             state=self._state,
-            recorder=Recorder(
-                job,
-                observer.names,
-                self.metrics,
-                self._journal(journal),
-                shadow,
-                self.config.budget.rollbacks,
-            ),
+            recorder=Recorder(job, observer.names, self.metrics, self._journal(journal), self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
             replayer=BatchReplayer(model),
             local=self._local_norms(observer, model),
@@ -201,10 +193,7 @@ class GradientGuard:
         dropped = accumulation.begin(loss)
         self._send(loss, watch_buffers=not dropped)
         scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
-        if dropped:
-            with accumulation.dropping():
-                scaled.backward()
-        else:
+        with accumulation.dropping() if dropped else nullcontext():
             scaled.backward()
 
     @raises_rank_lost

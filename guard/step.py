@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.act.accumulation import GradAccumulation, correction
@@ -25,10 +24,12 @@ from guard.errors import GuardHalt
 from guard.observe.local_norms import LocalNorms
 from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
-from guard.record.recorder import Recorder
-from guard.records import Incident
-from guard.types import Agreed, Correction, Evidence, Movement, Observation, StepOutcome, StepReport, Verdict
+from guard.record.recorder import Recorder, Traces
+from guard.records import Incident, Verdict
+from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
 
+Again = Callable[[], None]
+"""Computes the batch's forward and backward again, with their sends."""
 _WORTH_RECOMPUTING = ("suspect", "spike", "nonfinite")
 """Drift and vanishing are not of one batch: computing it again shows nothing."""
 
@@ -61,7 +62,7 @@ class StepPipeline:
         self.attempt = 0
         self.last_local: float | Tensor = math.nan
         self.last_norm = math.nan
-        self.layer_norms: NDArray[np.float64] = np.zeros(len(parts.observer.names))
+        self.layer_norms: Floats = np.zeros(len(parts.observer.names))
         self.seconds = 0.0
         """What the guard spent on the present attempt outside of ``run``."""
         self.noise = NoiseScale()
@@ -72,8 +73,8 @@ class StepPipeline:
         """Optimizer steps applied in the history that stands."""
         return self.step
 
-    def run(self, again: Callable[[], None] | None, *, settle: bool) -> StepReport:
-        """One attempt; ``again`` computes the batch's forward and backward again, with their sends."""
+    def run(self, again: Again | None, *, settle: bool) -> StepReport:
+        """One attempt."""
         started = time.perf_counter()
         return self._run_exact(started, self._agreement.receive(), again, settle=settle)
 
@@ -97,9 +98,7 @@ class StepPipeline:
         every = self._parts.config.local_norm
         return every != "off" and (self.attempt + 1) % (1 if every == "always" else every) == 0
 
-    def _run_exact(
-        self, started: float, agreed: Agreed, again: Callable[[], None] | None, *, settle: bool
-    ) -> StepReport:
+    def _run_exact(self, started: float, agreed: Agreed, again: Again | None, *, settle: bool) -> StepReport:
         overflow = self._state.scaler.unscale()
         seen = self._correct(agreed, self._observer.observe())
         moved = self._state.movement(self.step)
@@ -112,34 +111,30 @@ class StepPipeline:
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
         evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
-        local_norms = self._evidence_norms(evidence.verdict)
-        samples = self._samples(evidence)
-        distances = self._distances(evidence)
+        fine = evidence.verdict.kind == "ok"
+        # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
+        local_norms = self._no_norms() if fine else self._collect()
+        samples = [] if fine and not evidence.excluded_ranks else self._sample_ids()
+        traces = Traces(local_norms, samples, self._distances(evidence))
         outcome = self._state.overflow(self.step) if handled else self._act(evidence)
         self._parts.accumulation.close()
-        incident = self._record(evidence, outcome, local_norms, samples, distances)
+        incident = self._record(evidence, outcome, traces)
         if settle:
             self.settle()
         if self._parts.local is not None:
             self.last_local = self._parts.local.take()
-        return self._report(started, evidence, outcome, incident, overflow=handled)
+        return self._report(started, evidence, outcome, incident)
 
     def _recheck(
-        self,
-        again: Callable[[], None],
-        agreed: Agreed,
-        seen: Observation,
-        expected: Verdict,
-        moved: Movement | None,
+        self, again: Again, agreed: Agreed, seen: Observation, expected: Verdict, moved: Movement | None
     ) -> tuple[Agreed, Observation, Correction | None]:
         """Computes the batch again. All ranks reach it, since the verdict is that of agreed numbers."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
         agreed, seen = self._recompute(again)
         second = Result(agreed, self._collect(), seen.grad_norm)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
-        value = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}.get(
-            expected.signal, first.grad_norm
-        )
+        values = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}
+        value = values.get(expected.signal, first.grad_norm)
         if ranks:
             return agreed, seen, Correction(ranks, expected, value, norms)
         culprit = self._decider.culprit(self.attempt + 1, agreed, second.local_norms, expected)
@@ -149,7 +144,7 @@ class StepPipeline:
                 return *better, Correction((culprit,), expected, value, norms, hardware=False)
         return agreed, seen, None
 
-    def _recompute(self, again: Callable[[], None], *, excluded: bool = False) -> tuple[Agreed, Observation]:
+    def _recompute(self, again: Again, *, excluded: bool = False) -> tuple[Agreed, Observation]:
         """The same batch again; ``excluded``: this rank joins the collectives, but adds nothing."""
         self._state.undo_forward()
         self._parts.replayer.reset()
@@ -162,7 +157,7 @@ class StepPipeline:
         return agreed, self._correct(agreed, self._observer.observe())
 
     def _recompute_without(
-        self, culprit: int, again: Callable[[], None], bad: Agreed, moved: Movement | None
+        self, culprit: int, again: Again, bad: Agreed, moved: Movement | None
     ) -> tuple[Agreed, Observation] | None:
         """The mean over the other ranks; None if that is bad too. All ranks reach it, as in ``_recheck``."""
         world_size = self._agreement.world_size
@@ -222,14 +217,7 @@ class StepPipeline:
         fold = self._state.fused.fold
         return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
 
-    def _record(
-        self,
-        evidence: Evidence,
-        outcome: StepOutcome,
-        local_norms: NDArray[np.float64],
-        samples: list[int],
-        distances: NDArray[np.float64] | None,
-    ) -> Incident | None:
+    def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step
         begins = self._recorder.note(evidence)
         if outcome.action in ("applied", "clipped"):
@@ -239,34 +227,39 @@ class StepPipeline:
         if not begins:
             return None
         recovery = self._state.cooldown.plan(outcome.step) if outcome.action == "rolled_back" else None
-        return self._recorder.incident(
-            evidence,
-            outcome,
-            local_norms=local_norms,
-            samples=samples,
-            recovery=recovery,
-            distances=distances,
-        )
+        return self._recorder.incident(evidence, outcome, traces, recovery)
 
     def _report(
-        self,
-        started: float,
-        evidence: Evidence,
-        outcome: StepOutcome,
-        incident: Incident | None,
-        *,
-        overflow: bool = False,
+        self, started: float, evidence: Evidence, outcome: StepOutcome, incident: Incident | None
     ) -> StepReport:
         seconds = self.seconds + time.perf_counter() - started - outcome.optimizer_seconds
         self.seconds = 0.0
-        report = describe(
-            evidence,
-            outcome,
-            incident,
+        agreed = evidence.agreed
+        report = StepReport(
+            step=outcome.step,
+            attempt=evidence.attempt,
+            action=outcome.action,
+            loss=agreed.loss,
+            grad_norm=evidence.grad_norm,
+            clip_coef=outcome.clip_coef,
+            clip_threshold=evidence.clip.limit,
+            verdict=evidence.verdict,
+            learning_rate=evidence.learning_rate,
             guard_seconds=seconds,
-            overflow=overflow,
-            local=self._parts.local is not None,
+            rolled_back_to=outcome.rolled_back_to,
+            incident=incident,
+            stop=agreed.stop,
+            checkpoint=agreed.checkpoint,
+            overflow=outcome.overflow,
+            local_norms=None if self._parts.local is None else agreed.local_norms.tolist(),
             recovery=self._state.cooldown.strengths(),
+            update_norm=evidence.update_norm,
+            update_ratio=None if evidence.moved is None else evidence.moved.ratio,
+            buffer_jump=agreed.buffer_jump,
+            excluded_ranks=evidence.excluded_ranks,
+            faulty_ranks=evidence.faulty_ranks,
+            dropped_micro_batches=agreed.dropped_micro_batches,
+            anomaly=evidence.anomaly,
         )
         left = self._decider.ladder.rollbacks_left(evidence.attempt)
         self._recorder.step(report, self.layer_norms, self.noise.estimate(), rollbacks_left=left)
@@ -274,78 +267,20 @@ class StepPipeline:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report
 
-    def _evidence_norms(self, verdict: Verdict) -> NDArray[np.float64]:
-        """Local norms of this very step. All ranks gather them alike, since the verdict is agreed."""
-        return self._no_norms() if verdict.kind == "ok" else self._collect()
-
-    def _collect(self) -> NDArray[np.float64]:
+    def _collect(self) -> Floats:
         local = self._parts.local
         return self._no_norms() if local is None else self._gather(local.take())
 
-    def _gather(self, local_norm: float) -> NDArray[np.float64]:
+    def _gather(self, local_norm: float) -> Floats:
         return self._agreement.collect(local_norm, digest=self.digest("evidence"))
 
-    def _distances(self, evidence: Evidence) -> NDArray[np.float64] | None:
+    def _distances(self, evidence: Evidence) -> Floats | None:
         """How far each parameter has moved, where something is wrong: the verdict is agreed, so all ranks
         reach the sum over shards in it."""
         return None if evidence.verdict.kind == "ok" else self._state.distances(self.step)
 
-    def _no_norms(self) -> NDArray[np.float64]:
+    def _no_norms(self) -> Floats:
         return np.full(self._agreement.world_size, np.nan)
-
-    def _samples(self, evidence: Evidence) -> list[int]:
-        return [] if evidence.verdict.kind == "ok" and not evidence.excluded_ranks else self._sample_ids()
 
     def _sample_ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]
-
-
-def describe(
-    evidence: Evidence,
-    outcome: StepOutcome,
-    incident: Incident | None,
-    *,
-    guard_seconds: float,
-    overflow: bool,
-    local: bool,
-    recovery: dict[str, float],
-) -> StepReport:
-    """The report of an attempt, from its evidence and its outcome."""
-    return StepReport(
-        step=outcome.step,
-        attempt=evidence.attempt,
-        action=outcome.action,
-        loss=evidence.agreed.loss,
-        grad_norm=evidence.grad_norm,
-        clip_coef=outcome.clip_coef,
-        clip_threshold=evidence.clip.limit,
-        verdict=evidence.verdict,
-        learning_rate=evidence.learning_rate,
-        guard_seconds=guard_seconds,
-        rolled_back_to=outcome.rolled_back_to,
-        incident=incident,
-        stop=evidence.agreed.stop,
-        checkpoint=evidence.agreed.checkpoint,
-        overflow=overflow,
-        local_norms=evidence.agreed.local_norms.tolist() if local else None,
-        recovery=recovery,
-        update_norm=evidence.update_norm,
-        update_ratio=None if evidence.moved is None else evidence.moved.ratio,
-        buffer_jump=evidence.agreed.buffer_jump,
-        excluded_ranks=evidence.excluded_ranks,
-        faulty_ranks=evidence.faulty_ranks,
-        dropped_micro_batches=evidence.agreed.dropped_micro_batches,
-        anomaly=evidence.anomaly,
-    )
-
-
-def pending(step: int, attempt: int, learning_rate: float) -> StepReport:
-    """The report of a deferred guard's first step: nothing is known yet."""
-    return StepReport(
-        step=step,
-        attempt=attempt,
-        action="applied",
-        learning_rate=learning_rate,
-        guard_seconds=0.0,
-        pending=True,
-    )

@@ -9,13 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.records import OK as OK
-from guard.records import Action as Action
-from guard.records import Incident, StepRecord
-from guard.records import Kind as Kind
-from guard.records import Signal as Signal
-from guard.records import Source as Source
-from guard.records import Verdict as Verdict
+from guard.records import Action, Incident, Source, StepRecord, Verdict
 from guard.rows import stored
 
 Rung = Literal["apply", "clip", "skip", "rollback", "halt"]
@@ -32,7 +26,7 @@ class Observation:
     """
 
     grad_norm: float
-    layer_norms: NDArray[np.float64]
+    layer_norms: Floats
 
     def scaled(self, factor: float) -> Observation:
         """That of gradients ``factor`` times as large."""
@@ -61,8 +55,8 @@ class Agreed:
 
     loss: float
     """Mean over ranks; not finite if any rank's is not."""
-    losses: NDArray[np.float64]
-    local_norms: NDArray[np.float64]
+    losses: Floats
+    local_norms: Floats
     stop: bool
     checkpoint: bool = False
     buffer_jump: float | None = None
@@ -105,7 +99,7 @@ class Correction:
     ranks: tuple[int, ...]
     verdict: Verdict
     value: float
-    layer_norms: NDArray[np.float64]
+    layer_norms: Floats
     hardware: bool = True
 
 
@@ -117,7 +111,7 @@ class Evidence:
     step: int
     agreed: Agreed
     grad_norm: float
-    layer_norms: NDArray[np.float64]
+    layer_norms: Floats
     verdict: Verdict
     decision: Decision
     clip: Plan
@@ -171,6 +165,8 @@ class StepOutcome:
     optimizer_seconds: float = 0.0
     clip_coef: float = 1.0
     source: Source = "memory"
+    overflow: bool = False
+    """Of the scaled gradients; the loss scaler handles it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

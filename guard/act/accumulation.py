@@ -48,12 +48,11 @@ class GradAccumulation:
             return False
         if self._shield is None:
             self._shield = BufferShield(self._model)
-            if not bool(torch.isfinite(loss)):
-                return False  # the first of all: the buffers before it are unknown
-        if bool(torch.isfinite(loss)):
+            return False  # the first of all, also where it is not finite: the buffers before it are unknown
+        finite = bool(torch.isfinite(loss))
+        if finite:
             self._shield.accept()
-            return False
-        return True
+        return not finite
 
     @contextmanager
     def dropping(self) -> Iterator[None]:

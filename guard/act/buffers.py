@@ -56,17 +56,22 @@ class BufferShield:
         self._copy_all(self._buffers.read())
 
     @torch.no_grad()
-    def accept(self) -> None:
-        """The present buffers are good."""
+    def accept(self, *, unless: Tensor | None = None) -> None:
+        """The present buffers are good; where ``unless`` (0-dim, on the device) is 1, they are reverted.
+
+        The host reads ``unless`` only where a module has a new tensor in a buffer's place.
+        """
         now = self._buffers.read()
-        if any(buffer is not known for buffer, known in zip(now, self._known, strict=True)):
-            self._copy_all(now)
+        if self._replaced(now):
+            self._copy_all(now) if unless is None or not bool(unless) else self.revert()
             return
         for pack in self._packs:
-            pack.save()
+            pack.save() if unless is None else pack.save_unless(unless)
         for i in self._written_large(now):
             buffer, copy = now[i], self._copies[i]
             if buffer is not None and copy is not None:
+                if unless is not None:
+                    buffer.copy_(torch.where(unless.bool(), copy, buffer))
                 copy.copy_(buffer)
                 self._large[i] = buffer._version
 
@@ -79,22 +84,6 @@ class BufferShield:
         """
         jumps = [jump for pack in self._packs if (jump := pack.jump()) is not None]
         return None if not jumps else jumps[0] if len(jumps) == 1 else torch.stack(jumps).norm()
-
-    @torch.no_grad()
-    def accept_unless(self, skip: Tensor) -> None:
-        """``revert`` where ``skip`` (0-dim, on the device) is 1, else ``accept``; without a host read."""
-        now = self._buffers.read()
-        if any(buffer is not known for buffer, known in zip(now, self._known, strict=True)):
-            self.revert() if bool(skip) else self.accept()
-            return
-        for pack in self._packs:
-            pack.save_unless(skip)
-        for i in self._written_large(now):
-            buffer, copy = now[i], self._copies[i]
-            if buffer is not None and copy is not None:
-                copy.copy_(torch.where(skip.bool(), copy, buffer))
-                buffer.copy_(copy)
-                self._large[i] = buffer._version
 
     def state_dict(self) -> dict[str, Any]:
         """The norms that jumps are measured in; the buffers themselves are saved with the model."""
@@ -111,10 +100,13 @@ class BufferShield:
         changed = [i for i, buffer in enumerate(now) if buffer is not self._known[i] or i not in self._large]
         self._buffers.write(self._copies, [*changed, *self._written_large(now)])
         after = self._buffers.read()
-        if any(buffer is not known for buffer, known in zip(after, self._known, strict=True)):
+        if self._replaced(after):
             self._copy_all(after)
         else:
             self._large = {i: b._version for i in self._large if (b := after[i]) is not None}
+
+    def _replaced(self, now: list[Tensor | None]) -> bool:
+        return any(buffer is not known for buffer, known in zip(now, self._known, strict=True))
 
     def _written_large(self, now: list[Tensor | None]) -> list[int]:
         """Where a large buffer was written to since the last call of ``accept`` or ``revert``."""
@@ -124,40 +116,27 @@ class BufferShield:
     @torch.no_grad()
     def _copy_all(self, now: list[Tensor | None]) -> None:
         """Copies all buffers, the small ones into packs; after this ``accept`` allocates nothing."""
-        self._known = list(now)
-        packed = [i for i, b in enumerate(now) if b is not None and b.numel() <= ALWAYS_COPIED_ELEMENTS]
-        self._copies = [
-            None if buffer is None or i in set(packed) else buffer.detach().clone()
-            for i, buffer in enumerate(now)
-        ]
-        self._large = {i: b._version for i, b in enumerate(now) if b is not None and i not in set(packed)}
-        self._packs = []
-        for members in _alike(now, packed):
-            pack = Pack([b for i in members if (b := now[i]) is not None])
+        self._known, self._copies = list(now), [None] * len(now)
+        self._large, self._packs = {}, []
+        alike: dict[tuple[torch.dtype, torch.device], dict[int, Tensor]] = {}
+        for i, buffer in enumerate(now):
+            if buffer is not None and buffer.numel() <= ALWAYS_COPIED_ELEMENTS:
+                alike.setdefault((buffer.dtype, buffer.device), {})[i] = buffer
+            elif buffer is not None:
+                self._copies[i], self._large[i] = buffer.detach().clone(), buffer._version
+        for members in alike.values():
+            pack = Pack(list(members.values()))
             self._packs.append(pack)
             for i, copy in zip(members, pack.copies, strict=True):
                 self._copies[i] = copy
 
 
 def _fits(now: Tensor | None, value: Tensor) -> bool:
-    return (
-        now is not None
-        and now.shape == value.shape
-        and now.dtype == value.dtype
-        and now.device == value.device
-    )
+    if now is None:
+        return False
+    return (now.shape, now.dtype, now.device) == (value.shape, value.dtype, value.device)
 
 
 def _overlaps(tensor: Tensor) -> bool:
     """Whether elements share memory, as in an expanded tensor, which cannot be written in place."""
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def _alike(buffers: list[Tensor | None], members: list[int]) -> list[list[int]]:
-    """Indices of the buffers, grouped by dtype and device."""
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i in members:
-        buffer = buffers[i]
-        if buffer is not None:
-            groups.setdefault((buffer.dtype, buffer.device), []).append(i)
-    return list(groups.values())

@@ -80,19 +80,15 @@ class Cooldown:
                 group["lr"] = lr
                 if weight_decay is not None:
                     group["weight_decay"] = weight_decay
-        self._count_step()
+        self._remaining -= 1
+        if not self._remaining:
+            self._level, self._anchors = 0, {}
 
     def _penalize(self, parameters: list[Tensor], lr: float, strengths: dict[str, float]) -> None:
         anchored = [p for p in parameters if id(p) in self._anchors]
         anchors = [self._anchors[id(p)] for p in anchored]
         pull_(locals_of(anchored), locals_of(anchors), min(1.0, lr * strengths["anchor_l2"]))
         soft_threshold_(locals_of([p for p in parameters if p.requires_grad]), lr * strengths["l1"])
-
-    def _count_step(self) -> None:
-        self._remaining -= 1
-        if not self._remaining:
-            self._level = 0
-            self._anchors = {}
 
     def state_dict(self) -> dict[str, Any]:
         anchors = [self._anchors[id(p)].clone() for p in self._parameters if id(p) in self._anchors]

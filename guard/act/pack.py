@@ -52,7 +52,7 @@ class Pack:
         if self._arrays is not None:
             np.concatenate(self._arrays, out=self._kept.numpy())
         else:
-            torch.cat(self._flattened(), out=self._kept)
+            self._gather(out=self._kept)
         self._count()
 
     def save_unless(self, skip: Tensor) -> None:
@@ -94,11 +94,8 @@ class Pack:
         norms, self._units, self._saves = state["norms"], None, int(state["saves"])
         self._norms = None if norms is None else torch.tensor(norms, device=self._kept.device)
 
-    def _gather(self) -> Tensor:
-        return torch.cat(self._flattened())
-
-    def _flattened(self) -> list[Tensor]:
-        return self._flat if self._views else [tensor.reshape(-1) for tensor in self._live]
+    def _gather(self, out: Tensor | None = None) -> Tensor:
+        return torch.cat(self._flat if self._views else [t.reshape(-1) for t in self._live], out=out)
 
     def _measure_norms(self) -> Tensor:
         """The norm of each tensor, never zero."""

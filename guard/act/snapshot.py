@@ -114,9 +114,13 @@ class SnapshotRing:
         return step % self._config.every_steps == 0 and self.is_new(step)
 
     def is_new(self, step: int) -> bool:
-        """Whether a snapshot can be taken after ``step``: there is none of it, and room for one."""
+        """Whether a snapshot can be taken after ``step``: there is none of it, and room for one.
+
+        Neither a candidate nor the last healthy snapshot is ever dropped to make room.
+        """
         newest = self._snapshots[-1].step if self._snapshots else -1
-        return step > newest and self._has_room()
+        has_room = len(self._snapshots) < self._config.keep or sum(s.healthy for s in self._snapshots) > 1
+        return step > newest and has_room
 
     def take(self, step: int, *, healthy: bool = False) -> None:
         """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""
@@ -190,11 +194,6 @@ class SnapshotRing:
         oldest = next(s for s in self._snapshots if s.healthy)
         self._snapshots.remove(oldest)
         return oldest
-
-    def _has_room(self) -> bool:
-        """Neither a candidate nor the last healthy snapshot is ever dropped to make room."""
-        used = len(self._snapshots)
-        return used < self._config.keep or sum(s.healthy for s in self._snapshots) > 1
 
     def _drop(self, snapshots: list[Snapshot]) -> None:
         for snapshot in snapshots:

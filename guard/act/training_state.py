@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,7 +19,8 @@ from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Sub
 from guard.config import GuardConfig
 from guard.observe.displacement import Displacement
 from guard.observe.observer import Observer
-from guard.types import Movement, Source, StepOutcome
+from guard.records import Source
+from guard.types import Floats, Movement, StepOutcome
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""
@@ -124,7 +123,7 @@ class TrainingState:
             return None
         return self._displacement.measure(step)
 
-    def distances(self, step: int) -> NDArray[np.float64] | None:
+    def distances(self, step: int) -> Floats | None:
         """How far each parameter has moved since the last measurement; None where that is not watched."""
         return None if self._displacement is None else self._displacement.distances(step)
 
@@ -199,7 +198,7 @@ class TrainingState:
         """An overflow that the loss scaler handles: it does not step, and lowers its scale."""
         self.scaler.step()
         self.revert_buffers()
-        return StepOutcome("skipped", step)
+        return StepOutcome("skipped", step, overflow=True)
 
     def roll_back(self, step: int) -> StepOutcome:
         """Restores the newest healthy snapshot, or a checkpoint if that did not help; starts the cooldown."""
@@ -228,7 +227,7 @@ class TrainingState:
         with self.fused.armed():
             self._optimizer.step()
         if self.shield is not None:
-            self.shield.accept_unless(skip)
+            self.shield.accept(unless=skip)
 
     def before_backward(self) -> None:
         """Restores the averaged weights after a skip: they must not learn twice from the same weights."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import GuardError, RankDivergence
-from guard.types import Agreed
+from guard.types import Agreed, Floats
 
 LOSS, REQUESTS, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
 WIDTH = 6
@@ -90,7 +90,7 @@ class Agreement:
         rows = [slot.rows for slot in self._slots[: len(works)]]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
-    def read(self, rows: NDArray[np.float64]) -> Agreed:
+    def read(self, rows: Floats) -> Agreed:
         """The rows of ``receive_rows``, once they are on the host. Raises as ``receive`` does."""
         if rows.size == WIDTH:
             return _single(rows.ravel().tolist())
@@ -111,7 +111,7 @@ class Agreement:
                 dropped_micro_batches=dropped_micro_batches,
             )
 
-    def collect(self, local_norm: float, *, digest: int) -> NDArray[np.float64]:
+    def collect(self, local_norm: float, *, digest: int) -> Floats:
         """The local norm of each rank, at once. Collective: every rank calls it on the same verdict.
 
         The row is as wide as that of ``send``: a rank that reached another verdict, because its memory was
@@ -163,7 +163,7 @@ def digest(*parts: object) -> int:
     return zlib.crc32(repr(parts).encode()) & 0xFFFFFF
 
 
-def _check_digests(digests: NDArray[np.float64]) -> None:
+def _check_digests(digests: Floats) -> None:
     if (digests == digests[0]).all():
         return
     odd = _minority(digests[:, None] == digests)
@@ -174,7 +174,7 @@ def _check_digests(digests: NDArray[np.float64]) -> None:
         )
 
 
-def _check_norms(norms: NDArray[np.float64]) -> None:
+def _check_norms(norms: Floats) -> None:
     if (norms == norms[0]).all():
         return
     odd = _minority(np.isclose(norms[:, None], norms, rtol=TOLERANCE, atol=0.0, equal_nan=True))
@@ -209,7 +209,7 @@ def _single(row: list[float]) -> Agreed:
     )
 
 
-def _losses(losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+def _losses(losses: Floats) -> tuple[Floats, int]:
     """Each rank's mean over the finite of [micro-batches, ranks], and how many were dropped."""
     finite = np.isfinite(losses)
     if len(losses) == 1 or finite.all():

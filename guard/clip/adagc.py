@@ -12,7 +12,7 @@ from torch import Tensor
 from guard.clip.base import Clipper, Step, coefficient
 from guard.config import ClipConfig
 from guard.errors import GuardError
-from guard.types import Floats, Plan
+from guard.types import Plan
 
 
 class AdaGcClipper(Clipper):
@@ -42,20 +42,17 @@ class AdaGcClipper(Clipper):
             kept = seen.layer_norms * coefficient(seen.grad_norm, plan.limit)
             means = np.minimum(self._means, kept)
         else:
-            factors = self._factors(seen.layer_norms)
+            norms, known = seen.layer_norms, self._means > 0.0
+            limits = np.where(known, self.config.lambda_rel * self._means, self.config.lambda_abs)
+            factors = np.divide(limits, norms, out=np.ones_like(norms), where=norms > limits)
             plan = Plan(seen, factors=factors)
-            kept = seen.layer_norms * factors
+            kept = norms * factors
             means = beta * self._means + (1 - beta) * kept
         if step.accepted:
             self._steps += 1
             learned = np.where(self._means > 0.0, means, kept)
             self._means = np.where(kept > 0.0, learned, self._means)
         return plan
-
-    def _factors(self, norms: Floats) -> Floats:
-        known = self._means > 0.0
-        limits = np.where(known, self.config.lambda_rel * self._means, self.config.lambda_abs)
-        return np.divide(limits, norms, out=np.ones_like(norms), where=norms > limits)
 
     def _memory(self) -> dict[str, Any]:
         return {"steps": self._steps, "means": self._means.tolist()}

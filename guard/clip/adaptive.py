@@ -38,11 +38,9 @@ class AutoClipper(Clipper):
         first = step.typical if self._first is None else self._first
         if step.accepted:
             self._first = first
-        return Plan(step.seen, limit=min(self.config.factor * step.typical, self._highest(first)))
-
-    def _highest(self, first: float) -> float:
-        ceiling = self.config.ceiling
-        return math.inf if ceiling is None else max(ceiling, self._ROOM * self.config.factor * first)
+        factor, ceiling = self.config.factor, self.config.ceiling
+        highest = math.inf if ceiling is None else max(ceiling, self._ROOM * factor * first)
+        return Plan(step.seen, limit=min(factor * step.typical, highest))
 
     def _memory(self) -> dict[str, Any]:
         return {"first": self._first}
@@ -106,14 +104,10 @@ class ZClipper(Clipper):
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
         super().__init__(config, parameters)
         self._warmup_steps = config.warmup_steps or 25
-        self._mean: float | None = None
+        self.mean: float | None = None
+        """The running mean of the norms after clipping; None during the warm-up."""
         self._variance = 0.0
         self._recent: list[float] = []
-
-    @property
-    def mean(self) -> float | None:
-        """The running mean of the norms after clipping; None during the warm-up."""
-        return self._mean
 
     def _plan(self, step: Step) -> Plan:
         limit = self._limit_of(step.seen.grad_norm)
@@ -123,36 +117,33 @@ class ZClipper(Clipper):
 
     def _limit_of(self, norm: float) -> float | None:
         """What this norm is held to; the limit itself falls as the norm rises beyond the threshold."""
-        if self._mean is None:
+        if self.mean is None:
             return None
-        deviation = max(math.sqrt(self._variance), self._LEAST_DEVIATION * self._mean)
+        deviation = max(math.sqrt(self._variance), self._LEAST_DEVIATION * self.mean)
         threshold = self.config.z_thresh
-        highest = self._mean + threshold * deviation
+        highest = self.mean + threshold * deviation
         if not norm > highest:
             return highest
-        return self._mean + threshold**2 * deviation**2 / (norm - self._mean)
+        return self.mean + threshold**2 * deviation**2 / (norm - self.mean)
 
     def _learn(self, norm: float, limit: float | None) -> None:
-        if self._mean is None or limit is None or norm > limit:
+        if self.mean is None or limit is None or norm > limit:
             self._recent.append(norm)
             if len(self._recent) == self._warmup_steps:
-                self._begin()
+                self.mean, self._variance = float(np.mean(self._recent)), float(np.var(self._recent))
+                self._recent.clear()
                 return
         else:
             self._recent.clear()
-        if self._mean is not None and limit is not None:
+        if self.mean is not None and limit is not None:
             alpha, kept = self.config.alpha, min(norm, limit)
-            self._mean = alpha * self._mean + (1 - alpha) * kept
-            self._variance = alpha * self._variance + (1 - alpha) * (kept - self._mean) ** 2
-
-    def _begin(self) -> None:
-        self._mean, self._variance = float(np.mean(self._recent)), float(np.var(self._recent))
-        self._recent.clear()
+            self.mean = alpha * self.mean + (1 - alpha) * kept
+            self._variance = alpha * self._variance + (1 - alpha) * (kept - self.mean) ** 2
 
     def _memory(self) -> dict[str, Any]:
-        return {"mean": self._mean, "variance": self._variance, "recent": list(self._recent)}
+        return {"mean": self.mean, "variance": self._variance, "recent": list(self._recent)}
 
     def _recall(self, state: dict[str, Any]) -> None:
-        self._mean = None if state["mean"] is None else float(state["mean"])
+        self.mean = None if state["mean"] is None else float(state["mean"])
         self._variance = float(state["variance"])
         self._recent = [float(norm) for norm in state["recent"]]

@@ -49,12 +49,7 @@ class Clipper:
         self._special = self._shards is not None or any(p.is_complex() for p in self._parameters)
 
     def plan(
-        self,
-        seen: Observation,
-        *,
-        typical: float | None = None,
-        suspect: bool = False,
-        accepted: bool = True,
+        self, seen: Observation, *, typical: float | None = None, suspect: bool = False, accepted: bool = True
     ) -> Plan:
         """How to clip this step's gradients. Call once a step: it learns from an accepted one.
 

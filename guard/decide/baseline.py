@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from math import exp, log
 from typing import Any
 
+from guard.config import DetectConfig
 from guard.observe.robust_window import RobustWindow
 
 _NORMAL_MAD = 1.4826
@@ -30,19 +30,6 @@ _REFRESH_ROWS = 16
 every 16th ..."""
 _SETTLED_ROWS = 64
 """... and with each of the first 64, where one value still counts for more than 1 %."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaselineSpec:
-    """What a ``RobustBaseline`` is made of; rows are observed steps, excesses are on the log scale."""
-
-    level_rows: int
-    window_rows: int
-    min_history_rows: int
-    patience_rows: int
-    sigmas: float
-    min_excess: float
-    signed: bool = False
 
 
 Measured = tuple[float, float]
@@ -64,8 +51,12 @@ class RobustBaseline:
     linear scale from then on (``for_value``), with twice the sigmas.
 
     A value is accepted if it is not elevated, or if it is a single elevated one between two that are not, on
-    each side: the run recovered without help. When ``patience_rows`` of the last ``4 * patience_rows`` values
+    each side: the run recovered without help. When ``patience`` of the last ``4 * patience`` values
     were elevated, they are the new normal.
+
+    Args:
+        min_excess: of this signal, on the log scale.
+        signed: whether the signal may reach zero.
     """
 
     ELEVATED = 0.7
@@ -95,39 +86,23 @@ class RobustBaseline:
     """The least excess on the linear scale, of the largest recent magnitude: there a share of the level means
     nothing, since the level may be zero."""
 
-    __slots__ = (
-        "_accepted",
-        "_excesses",
-        "_flags",
-        "_isolated",
-        "_level",
-        "_mask",
-        "_quarantine",
-        "_quarter",
-        "_slack",
-        "linear",
-        "ready",
-        "reference",
-        "spec",
-        "tail_ratio",
-        "threshold",
-    )
-
-    def __init__(self, spec: BaselineSpec) -> None:
-        self.spec = spec
+    def __init__(self, config: DetectConfig, min_excess: float, *, signed: bool = False) -> None:
+        self.config = config
+        self._min_excess = min_excess
+        self._signed = signed
         self.linear = False
         self.ready = False
         self.reference = 0.0
         self.threshold = math.inf
         self.tail_ratio = 0.0
-        self._level = RobustWindow(spec.level_rows)
-        self._excesses = RobustWindow(spec.window_rows)
-        self._quarantine: deque[float] = deque(maxlen=spec.patience_rows)
+        self._level = RobustWindow(config.level_rows)
+        self._excesses = RobustWindow(config.window)
+        self._quarantine: deque[float] = deque(maxlen=config.patience)
         self._isolated: float | None = None
         self._flags = 0
         """Bit i: whether the value i rows ago was elevated."""
-        self._mask = (1 << 4 * spec.patience_rows) - 1
-        self._quarter = max(1, spec.level_rows // 4)
+        self._mask = (1 << 4 * config.patience) - 1
+        self._quarter = max(1, config.level_rows // 4)
         self._slack = 0.0
         self._accepted = 0
 
@@ -142,7 +117,7 @@ class RobustBaseline:
 
     def for_value(self, value: float) -> RobustBaseline:
         """Itself; where a signed value has no logarithm, a copy on the linear scale. Changes nothing."""
-        if value > 0.0 or self.linear or not self.spec.signed:
+        if value > 0.0 or self.linear or not self._signed:
             return self
         return self._linearized()
 
@@ -180,7 +155,7 @@ class RobustBaseline:
         self._flags = (self._flags << 1 | 1) & self._mask
         self._quarantine.append(value)
         self._isolated = value
-        if self._flags.bit_count() < self.spec.patience_rows:
+        if self._flags.bit_count() < self.config.patience:
             return False
         self._rebase()
         return True
@@ -208,7 +183,7 @@ class RobustBaseline:
             self._excesses.push(value - level.median)
         level.push(value)
         self._accepted += 1
-        self.ready = len(level) >= self.spec.min_history_rows
+        self.ready = len(level) >= self.config.min_history
         self._refresh()
 
     def _refresh(self) -> None:
@@ -230,12 +205,12 @@ class RobustBaseline:
         return max(abs(self._level.highest(1)), abs(self._level.lowest))
 
     def _ordinary_threshold(self) -> float:
-        excesses, spec, count = self._excesses, self.spec, len(self._excesses)
+        excesses, count = self._excesses, len(self._excesses)
         rough = _NORMAL_ROUGHNESS * self._level.roughness()
         sigma = _NORMAL_MAD * excesses.median_mad()[1]
         sigma = min(max(sigma, rough), self._MOST_ROUGH * rough)
         tail = excesses.highest(max(2, count // self._TAIL_SHARE))
-        least, sigmas = spec.min_excess, spec.sigmas
+        least, sigmas = self._min_excess, self.config.sigmas
         if self.linear:
             least, sigmas = self._LINEAR_MIN_EXCESS * self._magnitude(), 2 * sigmas
         threshold = max(least, sigmas * sigma, self._TAIL_MARGIN * tail)
@@ -245,9 +220,9 @@ class RobustBaseline:
 
     def _rebase(self) -> None:
         """Quarantined values are normal from now on: a level that moved, or a jump that keeps coming back."""
-        recent = (1 << self.spec.patience_rows) - 1
-        if (self._flags & recent).bit_count() > self.spec.patience_rows // 2:
-            moved = list(self._quarantine)[-self.spec.min_history_rows :]
+        patience = self.config.patience
+        if (self._flags & (1 << patience) - 1).bit_count() > patience // 2:
+            moved = list(self._quarantine)[-self.config.min_history :]
             self._level.clear()
             for value in moved:
                 self._level.push(value)
@@ -260,10 +235,11 @@ class RobustBaseline:
 
     def _linearized(self) -> RobustBaseline:
         """A copy with the same history on the linear scale."""
-        linear, scale = RobustBaseline(self.spec), self.unscale(self._level.median) if self._level else 0.0
+        linear = RobustBaseline(self.config, self._min_excess, signed=self._signed)
+        scale = self.unscale(self._level.median) if self._level else 0.0
         linear.linear, linear.ready = True, self.ready
-        linear._excesses = RobustWindow(self.spec.window_rows, [e * scale for e in self._excesses.values()])
-        linear._level = RobustWindow(self.spec.level_rows, [self.unscale(v) for v in self._level.values()])
+        linear._excesses = RobustWindow(self.config.window, [e * scale for e in self._excesses.values()])
+        linear._level = RobustWindow(self.config.level_rows, [self.unscale(v) for v in self._level.values()])
         linear._quarantine.extend(self.unscale(v) for v in self._quarantine)
         linear._flags, linear._accepted = self._flags, self._accepted
         linear._refresh()
@@ -287,7 +263,7 @@ class RobustBaseline:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._level.load_state_dict(state["level"])
         self._excesses.load_state_dict(state["excesses"])
-        self._quarantine = deque(state["held"], maxlen=self.spec.patience_rows)
+        self._quarantine = deque(state["held"], maxlen=self.config.patience)
         self._isolated = state["lone"]
         self._flags = int(state["flags"])
         self._accepted = int(state["accepted"])

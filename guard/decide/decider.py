@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,7 +17,8 @@ from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.vanishing import VANISHED, VanishingByDepth
-from guard.types import OK, Agreed, Correction, Decision, Evidence, Movement, Observation, Verdict
+from guard.records import OK, Verdict
+from guard.types import Agreed, Correction, Decision, Evidence, Floats, Movement, Observation
 
 _UNSEEN = Observation(math.nan, np.zeros(0))
 
@@ -42,9 +42,8 @@ class Decider:
         self._names = names
         self._parameters = parameters
         self.detector = SpikeDetector(config.detect)
-        self.clipper = make_clipper(
-            config.clip if config.mode != "off" else ClipConfig(kind="off"), parameters, optimizer
-        )
+        clip = config.clip if config.mode != "off" else ClipConfig(kind="off")
+        self.clipper = make_clipper(clip, parameters, optimizer)
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
         self.rank_exclusion = RankExclusion(config.rank_exclusion)
         self._idle = np.zeros(len(names), dtype=np.int64)
@@ -56,9 +55,7 @@ class Decider:
         update = None if moved is None else moved.per_lr
         return self.detector.foresee(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
 
-    def culprit(
-        self, attempt: int, agreed: Agreed, local_norms: NDArray[np.float64], expected: Verdict
-    ) -> int | None:
+    def culprit(self, attempt: int, agreed: Agreed, local_norms: Floats, expected: Verdict) -> int | None:
         """The rank to exclude from a batch that ``foresee`` expects to be bad; counts it."""
         clips = expected.kind == "suspect" and self._config.on_suspect == "clip"
         typical = self.detector.typical("grad_norm")
@@ -133,18 +130,17 @@ class Decider:
         """
         dead = self._dead(seen)
         vanished = self._by_depth.observe(attempt, seen.layer_norms)
-        if verdict.kind != "ok" or not (dead or vanished):
-            return verdict, decision, None
-        if dead:
+        if verdict.kind == "ok" and dead:
             layers = ", ".join(self._names[i] for i in dead[:3]) + (", ..." if len(dead) > 3 else "")
             reason = f"no gradient in {self._config.dead_steps} steps: {layers}"
             return Verdict("vanishing", "grad_norm", float(len(dead))), Decision("apply", reason), dead[0]
-        assert vanished is not None
-        layer, ratio = vanished
-        name = self._names[layer]
-        reason = f"the gradient vanishes on its way back: from {name} on, {ratio:.1g} of it remains"
-        score = self._config.detect.sigmas * math.log(ratio) / math.log(VANISHED)
-        return Verdict("vanishing", "grad_norm", score), Decision("apply", reason), layer
+        if verdict.kind == "ok" and vanished:
+            layer, ratio = vanished
+            start = self._names[layer]
+            reason = f"the gradient vanishes on its way back: from {start} on, {ratio:.1g} of it remains"
+            score = self._config.detect.sigmas * math.log(ratio) / math.log(VANISHED)
+            return Verdict("vanishing", "grad_norm", score), Decision("apply", reason), layer
+        return verdict, decision, None
 
     def _dead(self, seen: Observation) -> list[int]:
         """Layers with a gradient of exactly zero in ``dead_steps`` steps in a row, as of this step."""

@@ -17,10 +17,10 @@ from math import isfinite
 from typing import Any
 
 from guard.config import DetectConfig
-from guard.decide.baseline import BaselineSpec, Measured, RobustBaseline
+from guard.decide.baseline import Measured, RobustBaseline
 from guard.decide.drift import SlowTrend
 from guard.decide.runaway_updates import RunawayUpdates, UpdateSample
-from guard.types import Kind, Signal, Verdict
+from guard.records import Kind, Signal, Verdict
 
 _ALLOWANCE = 0.4
 """What a row's ratio must exceed to count as evidence, and what each row forgets: at a threshold of five
@@ -66,27 +66,13 @@ class SpikeDetector:
         config: the thresholds; the defaults were chosen on recorded runs and suit runs nobody has tuned.
     """
 
-    __slots__ = (
-        "_buffers",
-        "_grad",
-        "_levels",
-        "_linear",
-        "_loss",
-        "_memory",
-        "_ratios",
-        "_rows",
-        "_runaway",
-        "_trend",
-        "_update",
-        "config",
-    )
-
     def __init__(self, config: DetectConfig | None = None) -> None:
-        self.config = config or DetectConfig()
-        self._loss = RobustBaseline(self._spec(self.config.min_excess, signed=True))
-        self._grad = RobustBaseline(self._spec(self.config.min_excess_norm))
-        self._update = RobustBaseline(self._spec(self.config.min_excess_norm))
-        self._buffers = RobustBaseline(self._spec(math.expm1(_BUFFER_JUMP)))
+        self.config = config = config or DetectConfig()
+        least_norm = math.log1p(config.min_excess_norm)
+        self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True)
+        self._grad = RobustBaseline(config, least_norm)
+        self._update = RobustBaseline(config, least_norm)
+        self._buffers = RobustBaseline(config, _BUFFER_JUMP)
         self._levels: dict[Signal, RobustBaseline] = {
             "loss": self._loss,
             "grad_norm": self._grad,
@@ -94,23 +80,11 @@ class SpikeDetector:
             "buffers": self._buffers,
         }
         self._memory: _Memory = (0.0, 0.0, 0.0, 0)
-        self._ratios = (0.0, 0.0, 0.0)
+        self._ratios: tuple[float, ...] = (0.0, 0.0, 0.0)
         self._rows = 0
         self._trend = SlowTrend()
         self._runaway = RunawayUpdates()
         self._linear = False
-
-    def _spec(self, min_excess: float, *, signed: bool = False) -> BaselineSpec:
-        config = self.config
-        return BaselineSpec(
-            level_rows=config.level_rows,
-            window_rows=config.window,
-            min_history_rows=config.min_history,
-            patience_rows=config.patience,
-            sigmas=config.sigmas,
-            min_excess=math.log1p(min_excess),
-            signed=signed,
-        )
 
     def observe(
         self,
@@ -133,12 +107,13 @@ class SpikeDetector:
             or (update_norm is not None and not isfinite(update_norm))
             or (buffer_jump is not None and not isfinite(buffer_jump))
         ):
-            return self._observe_nonfinite(loss, grad_norm, update_norm)
+            self._ratios = tuple(math.inf if _bad(value) else 0.0 for value in (loss, grad_norm, update_norm))
+            return self._nonfinite(loss, grad_norm, update_norm)
         row = self._measure(loss, grad_norm, update_norm, buffer_jump)
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
         self._rows = rows = self._rows + 1
-        if rows % self._loss.spec.level_rows or verdict.kind != "ok":
+        if rows % self.config.level_rows or verdict.kind != "ok":
             return verdict
         return self._judge_trend() or verdict
 
@@ -151,7 +126,7 @@ class SpikeDetector:
     ) -> Verdict:
         """What ``observe`` would return, but for drift and vanishing; changes nothing."""
         values = (loss, grad_norm, update_norm, buffer_jump)
-        if not all(value is None or isfinite(value) for value in values):
+        if any(map(_bad, values)):
             return self._nonfinite(loss, grad_norm, update_norm)
         return self._judge(self._measure(*values), self._memory)[0]
 
@@ -177,11 +152,7 @@ class SpikeDetector:
         return level.unscale(level.level) if level.ready else None
 
     def _measure(
-        self,
-        loss: float | None,
-        grad_norm: float | None,
-        update_norm: float | None,
-        buffer_jump: float | None,
+        self, loss: float | None, grad_norm: float | None, update_norm: float | None, jump: float | None
     ) -> _Row:
         """Finite values against their baselines. Changes nothing."""
         level = self._loss if loss is None or loss > 0.0 else self._loss.for_value(loss)
@@ -193,7 +164,7 @@ class SpikeDetector:
                 present = self._grad.level if grad_norm is None else max(self._grad.level, grad[1])
                 sample = UpdateSample(update[1], level.level, present)
         on_loss = _ABSENT if loss is None else level.measure(loss)
-        buffers = _ABSENT if buffer_jump is None else self._buffers.measure(buffer_jump)
+        buffers = _ABSENT if jump is None else self._buffers.measure(jump)
         return level, on_loss, grad, update, buffers, sample
 
     def _judge(self, row: _Row, memory: _Memory) -> tuple[Verdict, _Memory]:
@@ -211,8 +182,9 @@ class SpikeDetector:
             verdict, memory = self._judge_high(row, memory, on_norm, allowance)
         if sample is not None and verdict.kind in ("ok", "suspect"):
             verdict = self._judge_updates(sample) or verdict
-        if buffers[0] >= 1.0 and verdict.kind == "ok":
-            verdict = self._judge_buffers(buffers) or verdict
+        jumped = buffers[0] >= 1.0 and buffers[1] - self._buffers.reference >= _BUFFER_JUMP
+        if jumped and verdict.kind == "ok":
+            verdict = _verdict("suspect", "buffers", buffers[0], self._buffers)
         return verdict, memory
 
     def _judge_high(
@@ -245,19 +217,13 @@ class SpikeDetector:
                 return "spike", surges
         return "suspect" if ratio >= 1.0 and excess >= _NORM_SUSPECT else "ok", surges
 
-    def _judge_buffers(self, buffers: Measured) -> Verdict | None:
-        """A large jump of the buffers makes an otherwise normal step suspect."""
-        if buffers[1] - self._buffers.reference < _BUFFER_JUMP:
-            return None
-        return _verdict("suspect", "buffers", buffers[0], self._buffers)
-
     def _judge_updates(self, sample: UpdateSample) -> Verdict | None:
         """Weights that move ever farther while the loss gains nothing are a spike of the update."""
         longest = self._runaway.longest_if_runaway(self._rows, sample)
         if longest is None:
             return None
         update = self._update
-        score = (sample.update_norm - longest) / update.threshold * update.spec.sigmas
+        score = (sample.update_norm - longest) / update.threshold * self.config.sigmas
         return Verdict("spike", "update_norm", score, update.unscale(longest))
 
     def _learn(self, row: _Row, verdict: Verdict) -> None:
@@ -280,24 +246,9 @@ class SpikeDetector:
         if buffers is not _ABSENT:
             self._buffers.learn(buffers, verdict.kind != "ok")
 
-    def _observe_nonfinite(
-        self, loss: float | None, grad_norm: float | None, update_norm: float | None
-    ) -> Verdict:
-        on_loss, on_grad, on_update = (
-            math.inf if value is not None and not isfinite(value) else 0.0
-            for value in (loss, grad_norm, update_norm)
-        )
-        self._ratios = (on_loss, on_grad, on_update)
-        return self._nonfinite(loss, grad_norm, update_norm)
-
     def _nonfinite(self, loss: float | None, grad_norm: float | None, update_norm: float | None) -> Verdict:
-        signal: Signal = "buffers"
-        if update_norm is not None and not isfinite(update_norm):
-            signal = "update_norm"
-        elif loss is not None and not isfinite(loss):
-            signal = "loss"
-        elif grad_norm is not None and not isfinite(grad_norm):
-            signal = "grad_norm"
+        row: dict[Signal, float | None] = {"update_norm": update_norm, "loss": loss, "grad_norm": grad_norm}
+        signal: Signal = next((signal for signal, value in row.items() if _bad(value)), "buffers")
         return Verdict("nonfinite", signal, math.inf, self.typical(signal))
 
     def _judge_trend(self) -> Verdict | None:
@@ -320,7 +271,7 @@ class SpikeDetector:
         lowest = self._trend.drift(loss.level, loss.threshold)
         if lowest is None:
             return None
-        score = (loss.level - lowest) / loss.threshold * loss.spec.sigmas
+        score = (loss.level - lowest) / loss.threshold * self.config.sigmas
         return Verdict("drift", "loss", score, loss.unscale(lowest))
 
     def _vanishing(self) -> Verdict | None:
@@ -330,7 +281,7 @@ class SpikeDetector:
         highest = self._trend.vanished(None if loss.linear else loss.level, grad.level)
         if highest is None:
             return None
-        score = (highest - grad.level) / grad.threshold * grad.spec.sigmas
+        score = (highest - grad.level) / grad.threshold * self.config.sigmas
         return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,6 +312,10 @@ class SpikeDetector:
         self._linear = bool(state["linear"])
 
 
+def _bad(value: float | None) -> bool:
+    return value is not None and not isfinite(value)
+
+
 def _verdict(kind: Kind, signal: Signal, ratio: float, level: RobustBaseline) -> Verdict:
     baseline = level.unscale(level.reference) if level.ready else None
-    return Verdict(kind, signal, ratio * level.spec.sigmas, baseline)
+    return Verdict(kind, signal, ratio * level.config.sigmas, baseline)

@@ -6,7 +6,8 @@ from collections import deque
 from typing import Any, Literal
 
 from guard.config import BudgetConfig
-from guard.types import Decision, Rung, Verdict
+from guard.records import Verdict
+from guard.types import Decision, Rung
 
 
 class EscalationLadder:

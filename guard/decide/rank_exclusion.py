@@ -11,15 +11,12 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.config import ExclusionConfig
-
-if TYPE_CHECKING:
-    from guard.types import Agreed
+from guard.types import Agreed, Floats
 
 _ABOVE = 3.0
 """A rank's own gradient stands out if its norm is this many times the median of the others': from three times
@@ -35,11 +32,7 @@ class RankExclusion:
         self._exclusions = 0
 
     def culprit(
-        self,
-        attempt: int,
-        agreed: Agreed,
-        local_norms: NDArray[np.float64],
-        fine: Callable[[float], bool],
+        self, attempt: int, agreed: Agreed, local_norms: Floats, fine: Callable[[float], bool]
     ) -> int | None:
         """The rank that alone makes a batch bad, if it did so often enough to be excluded; counts it.
 
@@ -82,9 +75,7 @@ def without(agreed: Agreed, rank: int) -> Agreed:
     return replace(agreed, loss=_others(agreed.losses, rank), buffer_jump=None)
 
 
-def _outlier(
-    losses: NDArray[np.float64], norms: NDArray[np.float64], fine: Callable[[float], bool]
-) -> int | None:
+def _outlier(losses: Floats, norms: Floats, fine: Callable[[float], bool]) -> int | None:
     """The one rank without which the batch is fine: by its loss or, where that is fine, by its gradient."""
     if not fine(float(losses.mean())):
         rank = _largest(losses)
@@ -95,9 +86,9 @@ def _outlier(
     return rank if stands_out else None
 
 
-def _largest(values: NDArray[np.float64]) -> int:
+def _largest(values: Floats) -> int:
     return int(np.argmax(np.where(np.isfinite(values), values, math.inf)))
 
 
-def _others(losses: NDArray[np.float64], rank: int) -> float:
+def _others(losses: Floats, rank: int) -> float:
     return float(np.delete(losses, rank).mean())

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.act import rng
-from guard.types import Agreed
+from guard.types import Agreed, Floats
 
 Closure = Callable[[], Tensor | None]
 _DEVICE_TOLERANCE = 1e-3
@@ -29,7 +28,7 @@ class Result:
     """What one computation of a batch gave: each rank's loss and local norm, and the global norm."""
 
     agreed: Agreed
-    local_norms: NDArray[np.float64]
+    local_norms: Floats
     grad_norm: float
 
 

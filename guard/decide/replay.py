@@ -9,14 +9,14 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
+from guard.records import Verdict
 from guard.rows import strict
-from guard.types import Verdict
 
 ALARMS = frozenset({"spike", "nonfinite"})
 """The verdicts on which the guard rolls back, or skips in any case."""
@@ -54,10 +54,8 @@ class ReplayResult:
 
     def add(self, step: float, verdict: Verdict) -> None:
         self.rows += 1
-        if verdict.kind == "ok":
-            return
-        if verdict.kind == "suspect":
-            self.suspects += 1
+        self.suspects += verdict.kind == "suspect"
+        if verdict.kind in ("ok", "suspect"):
             return
         entry = {
             "step": int(step) if step.is_integer() else step,
@@ -70,12 +68,8 @@ class ReplayResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON: an infinite score is the string ``inf``."""
-        return {
-            "rows": self.rows,
-            "suspects": self.suspects,
-            "alarms": strict(self.alarms),
-            "trends": strict(self.trends),
-        }
+        document: dict[str, Any] = strict(asdict(self))
+        return document
 
 
 def replay(

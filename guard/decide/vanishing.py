@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
+
+from guard.types import Floats
 
 VANISHED = 1e-5
 """Gradient of the first third of the layers over that of the last third, per element: less has vanished.
@@ -41,7 +42,7 @@ class VanishingByDepth:
         self.rows = 0
         """Checks in a row that found it vanished."""
 
-    def observe(self, attempt: int, norms: NDArray[np.float64]) -> tuple[int, float] | None:
+    def observe(self, attempt: int, norms: Floats) -> tuple[int, float] | None:
         """The parameter at which the gradient has vanished on its way back, and early over late gradient."""
         if not self._third or attempt % _EVERY:
             return None

@@ -43,8 +43,7 @@ class FaultInjector:
         self._model = unwrap(model)
         self._named = {n: p for n, p in parameter_names(model).items() if p.requires_grad}
         self._unscaled: list[Any] = []
-        self._hook_gradients()
-        self._hook_layers()
+        self._hook_model()
         if any(fault.kind in ("lr_spike", "lr_drift") for fault in self._faults):
             optimizer.register_step_pre_hook(self._raise_lr)
             optimizer.register_step_post_hook(self._reset_lr)
@@ -106,55 +105,39 @@ class FaultInjector:
             raise ValueError(f"fault {fault.kind}: no parameter matches {fault.parameter!r}")
         return max(matches, key=lambda p: p.numel())
 
-    def _hook_gradients(self) -> None:
+    def _hook_model(self) -> None:
         for fault in self._faults:
             if fault.kind in ("bitflip_weight", "bitflip_moment"):
                 self._target(fault)
             elif fault.kind == "bitflip_gradient":
-                self._target(fault).register_hook(self._flipped(fault))
+                self._target(fault).register_hook(self._when_armed(fault, _with_flipped_bit))
             elif fault.kind == "scaled_gradient":
                 self._target(fault)
+                scale = self._when_armed(fault, lambda f, gradient: gradient * f.factor)
                 for name, parameter in self._named.items():
                     if fnmatch.fnmatch(name, fault.parameter):
-                        parameter.register_hook(self._scaled(fault))
-
-    def _hook_layers(self) -> None:
-        for fault in self._faults:
-            if fault.kind == "infinite_activation":
+                        parameter.register_hook(scale)
+            elif fault.kind == "infinite_activation":
                 target = self._target(fault)
                 layers = [m for m in self._model.modules() if any(p is target for p in m.parameters(False))]
-                layers[0].register_forward_hook(self._made_infinite(fault))
+                layers[0].register_forward_hook(self._when_armed(fault, _infinite))
 
-    def _made_infinite(self, fault: FaultConfig) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if not any(armed is fault for armed in self._armed):
-                return None
-            return _map_floats(output, lambda tensor: tensor + float("inf"))
+    def _when_armed(
+        self, fault: FaultConfig, change: Callable[[FaultConfig, Any], Any]
+    ) -> Callable[..., Any]:
+        """A hook of a tensor or a module that changes the gradient or the output while the fault is armed."""
 
-        return hook
-
-    def _flipped(self, fault: FaultConfig) -> Callable[[Tensor], Tensor]:
-        def hook(gradient: Tensor) -> Tensor:
-            if not any(armed is fault for armed in self._armed):
-                return gradient
-            broken = gradient.clone()
-            flip_bit_(broken, fault.index, fault.bit)
-            return broken
-
-        return hook
-
-    def _scaled(self, fault: FaultConfig) -> Callable[[Tensor], Tensor]:
-        def hook(gradient: Tensor) -> Tensor:
-            return gradient * fault.factor if any(armed is fault for armed in self._armed) else gradient
+        def hook(*arguments: Any) -> Any:
+            return change(fault, arguments[-1]) if any(a is fault for a in self._armed) else None
 
         return hook
 
     def _raise_lr(self, optimizer: Optimizer, *_: Any) -> None:
         self._unscaled = [group["lr"] for group in optimizer.param_groups]
-        for fault in self._of("lr_spike"):
-            _multiply_rate(optimizer, fault.factor)
-        for fault in self._of("lr_drift"):
-            _multiply_rate(optimizer, fault.factor ** self._fired[self._faults.index(fault)])
+        for fault in (*self._of("lr_spike"), *self._of("lr_drift")):
+            times = self._fired[self._faults.index(fault)] if fault.kind == "lr_drift" else 1
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * fault.factor**times
 
     def _reset_lr(self, optimizer: Optimizer, *_: Any) -> None:
         for group, lr in zip(optimizer.param_groups, self._unscaled, strict=False):
@@ -182,9 +165,14 @@ def flip_bit_(tensor: Tensor, index: int, bit: int) -> None:
     tensor[place] = (element ^ mask).view(tensor.dtype)[0]
 
 
-def _multiply_rate(optimizer: Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * factor
+def _with_flipped_bit(fault: FaultConfig, gradient: Tensor) -> Tensor:
+    broken = gradient.clone()
+    flip_bit_(broken, fault.index, fault.bit)
+    return broken
+
+
+def _infinite(_: FaultConfig, output: Any) -> Any:
+    return _map_floats(output, lambda tensor: tensor + float("inf"))
 
 
 def _shift_labels(batch: T) -> T:

@@ -56,7 +56,7 @@ class GradientGuardCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Everything has been restored: the present state is the first snapshot."""
-        self._release()
+        self.teardown()
         self._session.begin(
             trainer.strategy.model,
             trainer.optimizers[0],
@@ -86,11 +86,12 @@ class GradientGuardCallback(Callback):
         if report.stop:
             trainer.should_stop = True
 
-    def on_exception(self, *_: Any, **__: Any) -> None:
-        self._release()
-
     def teardown(self, *_: Any, **__: Any) -> None:
-        self._release()
+        """Restores the methods that were replaced."""
+        while self._restore:
+            self._restore.pop()()
+
+    on_exception = teardown
 
     def state_dict(self) -> dict[str, Any]:
         """The guard's state, for Lightning's checkpoint."""
@@ -124,10 +125,6 @@ class GradientGuardCallback(Callback):
 
         loop.update_lr_schedulers = update_lr_schedulers
         self._restore.append(lambda: delattr(loop, "update_lr_schedulers"))
-
-    def _release(self) -> None:
-        while self._restore:
-            self._restore.pop()()
 
 
 def _scaler(trainer: Trainer) -> Any:

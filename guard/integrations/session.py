@@ -7,22 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
 
-from guard import (
-    GradientGuard,
-    GuardConfig,
-    GuardError,
-    GuardHalt,
-    GuardMetrics,
-    Incident,
-    Journal,
-    StepReport,
-)
+from guard import GradientGuard, GuardConfig, GuardMetrics, Incident, Journal, StepReport
 from guard.act.snapshot import Stateful
+from guard.errors import GuardError, GuardHalt
 
 log = logging.getLogger("guard")
 
@@ -64,13 +56,8 @@ class GuardSession:
         self.applied = True
 
     def begin(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        schedules: Sequence[Any],
-        scaler: torch.amp.GradScaler | None,
-    ) -> GradientGuard:
+        self, model: nn.Module, optimizer: Optimizer, *, schedules: Sequence[Any], scaler: GradScaler | None
+    ) -> None:
         """Creates the guard once everything else is loaded, and continues a loaded state."""
         if isinstance(optimizer, LBFGS):
             raise GuardError("LBFGS runs backward many times a step: choose another optimizer")
@@ -83,7 +70,6 @@ class GuardSession:
             self._skips, self._rollbacks = self._resumed["skips"], self._resumed["rollbacks"]
             self.guard.load_state_dict(self._resumed["guard"])
             self._resumed = None
-        return self.guard
 
     def observe(self, loss: Tensor) -> None:
         """Right before the backward of a micro-batch; ``loss`` is its mean, whatever backward gets."""

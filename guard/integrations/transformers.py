@@ -19,17 +19,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from guard import (
-    ClipConfig,
-    GradientGuard,
-    GuardConfig,
-    GuardError,
-    GuardHalt,
-    GuardMetrics,
-    Journal,
-    StepReport,
-)
+from guard import ClipConfig, GradientGuard, GuardConfig, GuardMetrics, Journal, StepReport
 from guard.act.snapshot import Stateful
+from guard.errors import GuardError, GuardHalt
 from guard.integrations.session import GuardSession
 
 STATE_NAME = "gradguard.pt"
@@ -132,27 +124,24 @@ class _AcceleratorHooks(TrainerCallback):
         self.session = session
         self.halt: GuardHalt | None = None
         self._trainer = trainer
-        self._started = False
         self._grad_norm = torch.zeros(())
         self._restore: list[Callable[[], None]] = []
 
     def begin(self, model: nn.Module) -> None:
         """Creates the guard and replaces the methods, once."""
-        if self._started:
+        if self._restore:
             return
         trainer = self._trainer
         accelerator, optimizer = trainer.accelerator, trainer.optimizer
         _check(accelerator.distributed_type, str(trainer.args.optim))
         schedules = [trainer.lr_scheduler]
         self.session.begin(model, optimizer.optimizer, schedules=schedules, scaler=accelerator.scaler)
-        self._started = True
         self._replace(accelerator, "backward", self._backward(accelerator.backward))
         self._replace(accelerator, "clip_grad_norm_", self._skip_clipping)
         self._replace(optimizer, "step", self._step(optimizer))
 
     def release(self) -> None:
         """Restores the accelerator's own methods; the next step creates a new guard."""
-        self._started = False
         while self._restore:
             self._restore.pop()()
 

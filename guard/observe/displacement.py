@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
 from guard.observe.gradients import elements
 from guard.observe.norms import square_norms
 from guard.observe.shards import Shards, local
-from guard.types import Movement
+from guard.types import Floats, Movement
 
 GROUP_ELEMENTS = 1 << 18
 """Weights that are compared and copied at a time: 1 MB of float32, which stays in the processor's cache."""
@@ -45,7 +44,7 @@ class Displacement:
         self._groups: list[_Group] = []
         self._measured_at = 0
         self._rates: list[float] = []
-        self._last: NDArray[np.float64] | None = None
+        self._last: Floats | None = None
 
     def stepped(self, rate: float) -> None:
         """A step was applied with this learning rate; the schedule may change it before the next measure."""
@@ -99,7 +98,7 @@ class Displacement:
         return fmean(rates[:-1] or rates)
 
     @torch.no_grad()
-    def distances(self, step: int) -> NDArray[np.float64] | None:
+    def distances(self, step: int) -> Floats | None:
         """Of each parameter, since the last measurement or, right after one, before it. Nothing is changed.
 
         Returns:
@@ -111,7 +110,7 @@ class Displacement:
         with np.errstate(invalid="ignore"):
             return None if squares is None else np.sqrt(squares)
 
-    def _squares(self, *, follow: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _squares(self, *, follow: bool) -> tuple[Floats, Floats]:
         """Of each parameter the squared distance from its copy, which then follows if asked to, and the
         squared norm."""
         distances, weights = np.zeros(len(self._parameters)), np.zeros(len(self._parameters))
@@ -156,7 +155,7 @@ class _Group:
         self.weights.append(piece)
         self.copies.append(torch.empty_like(piece))
 
-    def squares(self) -> NDArray[np.float64]:
+    def squares(self) -> Floats:
         """The squared distances of all pieces, then their squared norms."""
         differences = torch._foreach_sub(self.weights, self.copies)
         return square_norms([elements(piece) for piece in (*differences, *self.weights)])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ By = Literal["auto", "hooks", "comm"]
 CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
-class LocalNorms(ABC):
+class LocalNorms:
     """The local L2 norms of the gradients of one backward; make it with ``local_norms``."""
 
     def __init__(self, ddp: DistributedDataParallel | None) -> None:
@@ -50,13 +49,9 @@ class LocalNorms(ABC):
         """The same on the gradients' device, 0-dim, still scaled; None when it was not measured."""
         return torch.linalg.vector_norm(torch.stack(list(self._norms.values()))) if self._norms else None
 
-    @abstractmethod
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
         """Replaces the method of DDP with the same arguments; call it before the first backward."""
-
-    def close(self) -> None:
-        """Removes what can be removed from the model, and stops measuring."""
-        self._armed = False
+        give_hook(self._ddp, state, hook)
 
 
 class HookNorms(LocalNorms):
@@ -64,18 +59,8 @@ class HookNorms(LocalNorms):
 
     def __init__(self, parameters: Sequence[Tensor], ddp: DistributedDataParallel | None) -> None:
         super().__init__(ddp)
-        self._handles: list[Any] = [
+        for i, parameter in enumerate(parameters):
             parameter.register_post_accumulate_grad_hook(self._hook(i))
-            for i, parameter in enumerate(parameters)
-        ]
-
-    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
-        give_hook(self._ddp, state, hook)
-
-    def close(self) -> None:
-        super().close()
-        for handle in self._handles:
-            handle.remove()
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def measure(parameter: Tensor) -> None:
@@ -141,8 +126,16 @@ def local_norms(parameters: Sequence[Tensor], model: nn.Module, by: By = "auto")
         GuardError: ``comm`` was asked for and there is no DDP wrapper, or it has a hook already.
     """
     ddp = find_ddp(model)
-    if by == "comm":
-        _check_free(ddp)
+    if by == "comm" and ddp is None:
+        raise GuardError(
+            "local_norm_by is comm, and the model is not in DistributedDataParallel: "
+            "wrap it, or set local_norm_by to auto"
+        )
+    if by == "comm" and _has_hook(ddp):
+        raise GuardError(
+            "local_norm_by is comm, and the model has a communication hook already, and DDP takes only one: "
+            "pass it to guard.register_comm_hook instead of the model's, or set local_norm_by to hooks"
+        )
     on_device = any(parameter.device.type != "cpu" for parameter in parameters)
     if ddp is not None and (by == "comm" or (by == "auto" and on_device and not _has_hook(ddp))):
         return CommNorms(ddp)
@@ -166,18 +159,5 @@ def give_hook(ddp: DistributedDataParallel | None, state: Any, hook: CommHook) -
     ddp.register_comm_hook(state, hook)
 
 
-def _has_hook(ddp: DistributedDataParallel) -> bool:
+def _has_hook(ddp: DistributedDataParallel | None) -> bool:
     return bool(getattr(ddp, "_comm_hooks", ()))
-
-
-def _check_free(ddp: DistributedDataParallel | None) -> None:
-    if ddp is None:
-        raise GuardError(
-            "local_norm_by is comm, and the model is not in DistributedDataParallel: "
-            "wrap it, or set local_norm_by to auto"
-        )
-    if _has_hook(ddp):
-        raise GuardError(
-            "local_norm_by is comm, and the model has a communication hook already, and DDP takes only one: "
-            "pass it to guard.register_comm_hook instead of the model's, or set local_norm_by to hooks"
-        )

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from guard.types import Floats
+
 Places = NDArray[np.intp]
 SPLIT_ELEMENTS = 1 << 20
 """A float32 sum of that many squares is off by about 1e-4; see above."""
@@ -21,7 +23,7 @@ SMALL_ELEMENTS = 1 << 12
 """Below this a call of its own costs more than reading the elements."""
 
 
-def square_norms(gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+def square_norms(gradients: Sequence[Tensor]) -> Floats:
     """The squared L2 norm of each gradient, float64 [len(gradients)]; not finite where the gradient is not.
 
     A gradient with an element above about 1e19 counts as infinite: its square leaves float32.
@@ -41,9 +43,7 @@ def square_pieces(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     return _by_dot_products(gradients) or _by_norms(gradients)
 
 
-def sum_pieces(
-    pieces: NDArray[np.float64], owners: Sequence[int] | Places, gradients: int
-) -> NDArray[np.float64]:
+def sum_pieces(pieces: Floats, owners: Sequence[int] | Places, gradients: int) -> Floats:
     """The squares of ``square_pieces``, summed for each gradient."""
     if not len(owners):
         return np.zeros(gradients)
@@ -56,18 +56,14 @@ def norm(gradient: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient, dtype=wide)
 
 
-def _plain(gradient: Tensor) -> bool:
-    return gradient.dtype is torch.float32 and gradient.is_cpu and gradient.is_contiguous()
-
-
 def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]] | None:
-    """None where a gradient is not plain: it cannot then be viewed as a vector."""
+    """None where a gradient cannot be viewed as a float32 vector on the CPU."""
     small: list[Tensor] = []
     owners: list[int] = []
     products: list[Tensor] = []
     owners_of_products: list[int] = []
     for i, gradient in enumerate(gradients):
-        if not _plain(gradient):
+        if not (gradient.dtype is torch.float32 and gradient.is_cpu and gradient.is_contiguous()):
             return None
         elements = gradient.numel()
         if elements <= SMALL_ELEMENTS:
@@ -88,7 +84,8 @@ def _by_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     owners: list[int] = []
     pieces: list[Tensor] = []
     for i, gradient in enumerate(gradients):
-        for piece in _pieces(gradient):
+        whole = gradient.numel() <= SPLIT_ELEMENTS
+        for piece in (gradient,) if whole else gradient.reshape(-1).split(SPLIT_ELEMENTS):
             owners.append(i)
             pieces.append(piece)
     if all(piece.dtype is torch.float32 for piece in pieces):
@@ -97,9 +94,3 @@ def _by_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         norms = tuple(norm(piece).double() for piece in pieces)
     values = torch.stack(norms).double()
     return values * values, owners
-
-
-def _pieces(gradient: Tensor) -> Sequence[Tensor]:
-    if gradient.numel() <= SPLIT_ELEMENTS:
-        return (gradient,)
-    return gradient.reshape(-1).split(SPLIT_ELEMENTS)

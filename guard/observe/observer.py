@@ -9,14 +9,13 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard.observe.gradients import coalesce_, elements
 from guard.observe.norms import Places, square_pieces, sum_pieces
 from guard.observe.shards import Shards
-from guard.types import Observation
+from guard.types import Floats, Observation
 
 
 class Observer:
@@ -57,7 +56,7 @@ class Observer:
         pieces, owners = square_pieces([self._elements(i) for i in present])
         return pieces, [present[owner] for owner in owners]
 
-    def read(self, pieces: NDArray[np.float64], owners: list[int]) -> Observation:
+    def read(self, pieces: Floats, owners: list[int]) -> Observation:
         """Norms from what ``measure`` returned, once it is on the host; collective where sharded."""
         with np.errstate(invalid="ignore", over="ignore"):
             if owners != self._owners:

@@ -51,8 +51,22 @@ class RobustWindow:
         return ordered[-rank] if len(ordered) >= rank else ordered[-1]
 
     def median_mad(self) -> tuple[float, float]:
-        """Median and unscaled MAD: half the values are within the MAD of the median."""
-        return _median_mad(self._sorted)
+        """Median and unscaled MAD: half the values are within the MAD of the median.
+
+        Values within a distance of the median are neighbours in sorted order: bisect for the nearest half.
+        """
+        ordered = self._sorted
+        count = len(ordered)
+        middle = count // 2
+        median, run = ordered[middle], middle + 1
+        low, high = max(0, middle - run + 1), min(middle, count - run)
+        while low < high:
+            start = (low + high) // 2
+            if median - ordered[start] > ordered[start + run] - median:
+                low = start + 1
+            else:
+                high = start
+        return median, max(median - ordered[low], ordered[low + run - 1] - median)
 
     def roughness(self) -> float:
         """The upper quartile of the distances between neighbours in time: noise, without the trend."""
@@ -79,18 +93,3 @@ class RobustWindow:
         """Continues from ``state_dict``; of more than ``size`` values the last are kept."""
         self._recent = deque(state["values"], maxlen=self.size)
         self._sorted = sorted(self._recent)
-
-
-def _median_mad(ordered: list[float]) -> tuple[float, float]:
-    """Values within a distance of the median are neighbours in sorted order: bisect for the nearest half."""
-    count = len(ordered)
-    middle = count // 2
-    median, run = ordered[middle], middle + 1
-    low, high = max(0, middle - run + 1), min(middle, count - run)
-    while low < high:
-        start = (low + high) // 2
-        if median - ordered[start] > ordered[start + run] - median:
-            low = start + 1
-        else:
-            high = start
-    return median, max(median - ordered[low], ordered[low + run - 1] - median)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from guard.preflight.report import Kind, LayerReport, Precision, PreflightReport
 
@@ -25,9 +25,10 @@ _DEEP = 6
 """With fewer layers a third is a single one, whose gradient shows little about depth."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    kind: Kind
+class _Finding(NamedTuple):
+    """The first fields of a ``PreflightReport``."""
+
+    verdict: Kind
     layer: str | None
     reason: str
     suggestion: str
@@ -56,10 +57,7 @@ def assess(
         or _Finding("fine", None, "signal and gradient get through", "")
     )
     return PreflightReport(
-        verdict=finding.kind,
-        layer=finding.layer,
-        reason=finding.reason,
-        suggestion=finding.suggestion,
+        *finding,
         loss=loss,
         grad_norm=grad_norm,
         growth_forward=_per_layer([layer.rms for layer in weighted]),

@@ -61,22 +61,13 @@ def probed(model: nn.Module, *, smallest: float) -> Iterator[list[Seen]]:
     hooks = [
         module.register_forward_hook(lambda m, inputs, output, name=name: record(name, m, inputs, output))
         for name, module in model.named_modules()
-        if _is_layer(module)
+        if isinstance(module, nn.MultiheadAttention) or not list(module.children())
     ]
     try:
         yield seen
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def summarize(seen: list[Seen]) -> tuple[LayerReport, ...]:
-    """The figures of every layer, after backward; gradients of its own parameters included."""
-    return tuple(_layer(entry) for entry in seen)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children())
 
 
 def _tensor_of(value: Any) -> Tensor | None:
@@ -135,10 +126,11 @@ def _dead(entry: Seen) -> float:
     return float((entry.silent & entry.gradient_zero).float().mean())
 
 
-def _layer(entry: Seen) -> LayerReport:
+def layer_report(entry: Seen) -> LayerReport:
+    """The figures of a layer, after backward; gradients of its own parameters included."""
     own = [p for p in entry.module.parameters() if p.requires_grad]
     gradients = [p.grad for p in own if p.grad is not None]
-    grad_norm, weight_norm = _norm(gradients), _norm([p.detach() for p in own])
+    grad_norm, weight_norm = norm_of(gradients), norm_of([p.detach() for p in own])
     figures = (entry.rms, grad_norm, weight_norm)
     gradient_fine = entry.gradient_zero is None or math.isfinite(entry.gradient_rms)
     return LayerReport(
@@ -159,5 +151,6 @@ def _layer(entry: Seen) -> LayerReport:
     )
 
 
-def _norm(tensors: list[Tensor]) -> float:
+def norm_of(tensors: list[Tensor]) -> float:
+    """The L2 norm of all of them together."""
     return math.sqrt(sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors))

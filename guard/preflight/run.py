@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from guard.observe.observer import unwrap
 from guard.preflight.findings import assess
-from guard.preflight.probe import probed, summarize
+from guard.preflight.probe import layer_report, norm_of, probed
 from guard.preflight.report import Precision, PreflightReport
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,11 +37,9 @@ def run_preflight(
         value = loss(bare)
         if value.requires_grad and math.isfinite(float(value.detach())):
             value.backward()
-        layers = summarize(seen)
+        layers = tuple(map(layer_report, seen))
         total = float(value.detach())
-        gradients = [p.grad for p in bare.parameters() if p.grad is not None]
-        norms = torch._foreach_norm(gradients, dtype=torch.float64) if gradients else []
-        grad_norm = math.sqrt(sum(float(norm) ** 2 for norm in norms))
+        grad_norm = norm_of([p.grad for p in bare.parameters() if p.grad is not None])
     return assess(layers, loss=total, grad_norm=grad_norm, precision=precision, largest=limits.max)
 
 

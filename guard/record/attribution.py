@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.records import FirstMover, LayerEvidence, MovedWeight, RankEvidence, Verdict, WindowRow
+from guard.types import Floats
 
 TOP_LAYERS = 8
 LOOK_BACK = 4
@@ -26,9 +26,9 @@ class LayerHistory:
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
-        self._mean: NDArray[np.float64] | None = None
+        self._mean: Floats | None = None
 
-    def accept(self, norms: NDArray[np.float64]) -> None:
+    def accept(self, norms: Floats) -> None:
         """Includes the norms of a clean step; norms that are not finite (nothing is judged) are ignored."""
         if not math.isfinite(norms.sum()):
             return
@@ -38,25 +38,25 @@ class LayerHistory:
             self._mean *= _DECAY
             self._mean += (1 - _DECAY) * norms
 
-    def rank(self, norms: NDArray[np.float64]) -> list[LayerEvidence]:
+    def rank(self, norms: Floats) -> list[LayerEvidence]:
         """The layers with the largest share of the squared norm, non-finite ones first."""
         finite, _ = _finite_squares(norms)
         order = sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -finite[i]))
         return self._evidence(norms, order)
 
-    def rank_faded(self, norms: NDArray[np.float64], first: int | None) -> list[LayerEvidence]:
+    def rank_faded(self, norms: Floats, first: int | None) -> list[LayerEvidence]:
         """The layers that have lost the largest part of their baseline; before them ``first``, if given."""
         growth = self._growth(norms)
         known = [i for i in range(len(norms)) if i != first and math.isfinite(growth[i])]
         order = sorted(known, key=lambda i: growth[i])
         return self._evidence(norms, order if first is None else [first, *order])
 
-    def _growth(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _growth(self, norms: Floats) -> Floats:
         """Norm over baseline; not finite where there is none."""
         with np.errstate(all="ignore"):
             return norms / (np.zeros_like(norms) if self._mean is None else self._mean)
 
-    def _evidence(self, norms: NDArray[np.float64], order: list[int]) -> list[LayerEvidence]:
+    def _evidence(self, norms: Floats, order: list[int]) -> list[LayerEvidence]:
         finite, total = _finite_squares(norms)
         growth = self._growth(norms)
         return [
@@ -70,16 +70,14 @@ class LayerHistory:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The means, as a list."""
         return {"mean": None if self._mean is None else self._mean.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the means of ``state_dict``."""
         means = state["mean"]
         self._mean = None if means is None else np.asarray(means, dtype=np.float64)
 
 
-def rank_moved(names: Sequence[str], distances: NDArray[np.float64]) -> list[MovedWeight]:
+def rank_moved(names: Sequence[str], distances: Floats) -> list[MovedWeight]:
     """The parameters that moved farthest, non-finite ones first."""
     finite, total = _finite_squares(distances)
     known = np.isfinite(distances)
@@ -88,7 +86,7 @@ def rank_moved(names: Sequence[str], distances: NDArray[np.float64]) -> list[Mov
     return [MovedWeight(names[i], float(distances[i]), share) for i, share in zip(order, shares, strict=True)]
 
 
-def rank_ranks(losses: NDArray[np.float64], local_norms: NDArray[np.float64]) -> list[RankEvidence]:
+def rank_ranks(losses: Floats, local_norms: Floats) -> list[RankEvidence]:
     """The ranks, worst first: non-finite, then by share of the squared local norm, else of the loss."""
     taken = not np.isnan(local_norms).all()
     with np.errstate(all="ignore"):
@@ -124,7 +122,7 @@ def first_mover(window: Sequence[WindowRow], verdict: Verdict) -> FirstMover | N
     return FirstMover(_CAUSES[cause], attempt, -ratio)
 
 
-def _finite_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _finite_squares(values: Floats) -> tuple[Floats, float]:
     """The squares, 0 for those that are not finite, and their sum, at least something to divide by."""
     with np.errstate(all="ignore"):
         squares = values * values

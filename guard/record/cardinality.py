@@ -23,7 +23,8 @@ def group_names(names: Sequence[str], limit: int) -> dict[str, str]:
     """
     if len(names) <= limit:
         return {name: name for name in names}
-    levels = [_at_depth(names, depth) for depth in range(1, 2 + max(name.count(".") for name in names))]
+    depths = range(1, 2 + max(name.count(".") for name in names))
+    levels = [[".".join(name.split(".")[:depth]) for name in names] for depth in depths]
     fitting = [level for level in levels if len(set(level)) <= limit]
     if fitting and 4 * len(set(fitting[-1])) > limit:
         return dict(zip(names, fitting[-1], strict=True))
@@ -51,10 +52,6 @@ def outliers(norms: Mapping[str, float], limit: int) -> dict[str, float]:
     middle = _log(sorted(norms.values())[len(norms) // 2])
     kept = set(heapq.nlargest(limit, norms, key=lambda rank: abs(_log(norms[rank]) - middle)))
     return {rank: norm for rank, norm in norms.items() if rank in kept}
-
-
-def _at_depth(names: Sequence[str], depth: int) -> list[str]:
-    return [".".join(name.split(".")[:depth]) for name in names]
 
 
 def _chunked(groups: Sequence[str], limit: int) -> list[str]:

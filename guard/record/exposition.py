@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from guard.records import GAUGES
@@ -121,13 +115,7 @@ def render(snapshots: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _metric(family: Family) -> Metric:
-    kinds: dict[str, Callable[..., Metric]] = {
-        "gauge": GaugeMetricFamily,
-        "counter": CounterMetricFamily,
-        "histogram": HistogramMetricFamily,
-        "info": InfoMetricFamily,
-    }
-    return kinds[family.kind](f"gradguard_{family.name}", family.help, labels=["job", *family.labels])
+    return Metric(f"gradguard_{family.name}", family.help, family.kind)
 
 
 def _samples(family: Family, snapshot: Mapping[str, Any]) -> Iterator[tuple[str, Labels, float]]:

@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client.registry import CollectorRegistry
 
 from guard.record.cardinality import group_names, group_norms, outliers
 from guard.record.exposition import GuardCollector
 from guard.record.totals import ROLLBACK_BUCKETS, SIGNALS, Histogram, Totals, larger
 from guard.records import GAUGES
-from guard.types import StepReport
+from guard.types import Floats, StepReport
 
 CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
+KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength")
+"""Values with one number a rank, layer or kind."""
 _SIGNAL_OF = {name: name for name in SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
 """The signal under which a value of a step that is not finite is counted, by the field of its record."""
 
@@ -42,10 +42,9 @@ class Layers:
     """One norm a layer; float64 [layers], not written to later."""
 
     names: Sequence[str]
-    norms: NDArray[np.float64]
+    norms: Floats
 
     def named(self) -> dict[str, float]:
-        """By name."""
         return dict(zip(self.names, self.norms.tolist(), strict=True))
 
 
@@ -90,11 +89,7 @@ class GuardMetrics:
         self._lock = threading.Lock()
         self._created = time.time()
         self._values: dict[str, float] = {}
-        self._keyed: dict[str, dict[str, float]] = {
-            "grad_norm_local": {},
-            "layer_grad_norm": {},
-            "regularization_strength": {},
-        }
+        self._keyed: dict[str, dict[str, float]] = {name: {} for name in KEYED}
         self.totals = Totals()
         self._seen = {name: 0 for name, size in self._per_step.items() if size is not None}
         self._nonfinite = dict.fromkeys(NONFINITE_SIGNALS, 0)
@@ -131,8 +126,12 @@ class GuardMetrics:
                 if value is not None:
                     _keep_finite(self._values, name, value)
             for field, (gauge, _) in GAUGES.items():
-                self._gauge(field, gauge, getattr(report, field))
-            self._threshold(report.clip_threshold)
+                value = getattr(report, field)
+                if value is not None and not _keep_finite(self._values, gauge, value) and field in _SIGNAL_OF:
+                    self._nonfinite[_SIGNAL_OF[field]] += 1
+            self._values.pop("clip_threshold", None)
+            if report.clip_threshold is not None:
+                _keep_finite(self._values, "clip_threshold", report.clip_threshold)
             if report.local_norms is not None and not all(map(math.isnan, report.local_norms)):
                 self._ranks(report.local_norms)
             if layers is not None:
@@ -217,10 +216,6 @@ class GuardMetrics:
             self._groups = group_names(list(layers), self._max_layers)
         return self._groups
 
-    def _gauge(self, field: str, gauge: str, value: float | None) -> None:
-        if value is not None and not _keep_finite(self._values, gauge, value) and field in _SIGNAL_OF:
-            self._nonfinite[_SIGNAL_OF[field]] += 1
-
     def _signals(self, name: str, values: Mapping[str, float]) -> None:
         self._nonfinite[name] += _update_finite(self._keyed[name], values)
 
@@ -241,12 +236,6 @@ class GuardMetrics:
         self._signals("grad_norm_local", {str(rank): norm for rank, norm in enumerate(local_norms)})
         for rank in self._keyed["grad_norm_local"].keys() - map(str, range(len(local_norms))):
             del self._keyed["grad_norm_local"][rank]
-
-    def _threshold(self, value: float | None) -> None:
-        if value is None or not math.isfinite(value):
-            self._values.pop("clip_threshold", None)
-        else:
-            self._values["clip_threshold"] = float(value)
 
     def _own_totals(self) -> dict[str, Any]:
         return {

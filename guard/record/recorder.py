@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from guard.config import GuardConfig
 from guard.observe.noise_scale import NoiseEstimate
 from guard.record.attribution import LayerHistory, first_mover, rank_moved, rank_ranks
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics, Layers
 from guard.record.totals import Totals
 from guard.records import OK, CooldownInfo, Incident, LayerEvidence, Verdict, WindowRow
-from guard.types import Evidence, StepOutcome, StepReport
+from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 WINDOW_ATTEMPTS = 16
 MAX_SAMPLES = 64
+
+
+class Traces(NamedTuple):
+    """What an incident shows beside the evidence, taken before the step is acted on."""
+
+    local_norms: Floats
+    samples: list[int]
+    moved: Floats | None
+    """How far each parameter has moved; None where that is not watched."""
 
 
 class Recorder:
@@ -31,15 +38,14 @@ class Recorder:
         names: list[str],
         metrics: GuardMetrics | None,
         journal: Journal | None,
-        shadow: bool,
-        rollback_budget: int,
+        config: GuardConfig,
     ) -> None:
         self._job = job
         self._names = names
         self._metrics = metrics
         self._journal = journal
-        self._shadow = shadow
-        self._rollback_budget = rollback_budget
+        self._shadow = config.mode == "shadow"
+        self._rollback_budget = config.budget.rollbacks
         self._window: deque[WindowRow] = deque(maxlen=WINDOW_ATTEMPTS)
         self._open: list[tuple[int, int, int]] = []
         self._excluded_ranks: list[int] = []
@@ -64,14 +70,7 @@ class Recorder:
         return evidence.anomaly is not None and not (evidence.excluded_ranks and continues)
 
     def incident(
-        self,
-        evidence: Evidence,
-        outcome: StepOutcome,
-        *,
-        local_norms: NDArray[np.float64],
-        samples: list[int],
-        recovery: dict[str, Any] | None,
-        distances: NDArray[np.float64] | None = None,
+        self, evidence: Evidence, outcome: StepOutcome, traces: Traces, recovery: dict[str, Any] | None
     ) -> Incident:
         """Builds and journals the incident of this attempt."""
         verdict, reason = evidence.anomaly or OK, _reason(evidence)
@@ -105,9 +104,9 @@ class Recorder:
             dropped_micro_batches=evidence.agreed.dropped_micro_batches,
             window=list(self._window),
             layers=layers,
-            moved=[] if distances is None else rank_moved(self._names, distances),
-            ranks=rank_ranks(evidence.agreed.losses, local_norms),
-            samples=samples[:MAX_SAMPLES],
+            moved=[] if traces.moved is None else rank_moved(self._names, traces.moved),
+            ranks=rank_ranks(evidence.agreed.losses, traces.local_norms),
+            samples=traces.samples[:MAX_SAMPLES],
         )
         if self._journal is not None:
             self._journal.incident(incident)
@@ -128,12 +127,7 @@ class Recorder:
             self._close_all("recovered", step, evidence.attempt)
 
     def step(
-        self,
-        report: StepReport,
-        layer_norms: NDArray[np.float64],
-        noise: NoiseEstimate | None,
-        *,
-        rollbacks_left: int,
+        self, report: StepReport, layer_norms: Floats, noise: NoiseEstimate | None, *, rollbacks_left: int
     ) -> None:
         """Counts the attempt and shows it in the metrics."""
         self.totals.observe(report)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client.utils import floatToGoString
 
-from guard.records import Action, Incident, Kind, Signal, Source
+from guard.records import Action, Kind, Signal, Source
 
 if TYPE_CHECKING:
     from guard.types import StepReport
@@ -36,26 +36,22 @@ class Histogram:
         self._bounds = bounds
         self._edges = [floatToGoString(bound) for bound in (*bounds, math.inf)]
         self._counts = [0] * len(self._edges)
-        self._sum = 0.0
-
-    @property
-    def sum(self) -> float:
+        self.sum = 0.0
         """Of all values counted."""
-        return self._sum
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.sum += value
 
     def dump(self) -> dict[str, Any]:
         """Cumulative counts by upper bound, and the sum of the values."""
-        return {"buckets": dict(zip(self._edges, accumulate(self._counts), strict=True)), "sum": self._sum}
+        return {"buckets": dict(zip(self._edges, accumulate(self._counts), strict=True)), "sum": self.sum}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `dump`."""
         cumulative = list(accumulate((state["buckets"][edge] for edge in self._edges), max))
         self._counts = [after - before for before, after in pairwise([0, *cumulative])]
-        self._sum = float(state["sum"])
+        self.sum = float(state["sum"])
 
 
 class Totals:
@@ -111,12 +107,9 @@ class Totals:
                 verdicts = self.anomalies.setdefault(report.anomaly.signal, dict.fromkeys(VERDICTS, 0))
                 verdicts[report.anomaly.kind] = verdicts.get(report.anomaly.kind, 0) + 1
             if report.incident is not None and report.rolled_back_to is not None:
-                self._rolled_back(report.incident)
-
-    def _rolled_back(self, incident: Incident) -> None:
-        self.rollbacks[incident.source or "memory"] += 1
-        self.steps_lost += incident.steps_lost or 0
-        self.rollback_seconds.observe(incident.seconds or 0.0)
+                self.rollbacks[report.incident.source or "memory"] += 1
+                self.steps_lost += report.incident.steps_lost or 0
+                self.rollback_seconds.observe(report.incident.seconds or 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """All totals as plain numbers, under the names of their metrics."""

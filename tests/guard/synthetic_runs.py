@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
-from guard.types import Verdict
+from guard.records import Verdict
 
 
 class Step(NamedTuple):

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.record.exposition import GuardCollector, render
 from guard.record.metrics import GuardMetrics
 from guard.record.totals import ACTIONS, SIGNALS, SOURCES, VERDICTS, carry_totals
-from guard.records import Incident
-from guard.types import StepReport, Verdict
+from guard.records import Incident, Verdict
+from guard.types import StepReport
 
 DESIGNED_NAMES = {
     "gradguard_grad_norm",

@@ -12,7 +12,8 @@ from torch import nn
 
 from guard import GradientGuard, GuardMetrics
 from guard.record.totals import Totals
-from guard.types import StepReport, Verdict
+from guard.records import Verdict
+from guard.types import StepReport
 from tests.guard.loops import guarded_run
 
 
