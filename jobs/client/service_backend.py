@@ -14,15 +14,7 @@ from typing import Any, TypeVar
 import httpx
 
 from jobs.client.backend import SubmitRequest
-from jobs.client.errors import (
-    ClientError,
-    Conflict,
-    JobNotFound,
-    NotAllowed,
-    Refused,
-    TryLater,
-    Unreachable,
-)
+from jobs.client.errors import ClientError, Conflict, JobNotFound, NotAllowed, Refused, TryLater, Unreachable
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, PackageInfo, Series
 from jobs.client.working_dir import pack
 

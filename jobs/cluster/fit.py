@@ -121,12 +121,7 @@ class FitThread(threading.Thread):
         if self._error is None:
             return None
         failure = explain(self._error)
-        return {
-            "status": "failed",
-            "job": self._spec.name,
-            "error": failure.line,
-            "cause": failure.cause,
-        }
+        return {"status": "failed", "job": self._spec.name, "error": failure.line, "cause": failure.cause}
 
     def _trainer(self) -> InterruptibleTrainer:
         spec, use_gpu = self._spec, self._use_gpu

@@ -34,10 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Ray Train's defaults: a dead worker is noticed after up to 2 s, a rank that never reports is waited for
 # forever, and a process group that hangs has 30 s to end.
-TRAIN_DEFAULTS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
-}
+TRAIN_DEFAULTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120"}
 # Read by Ray's controller actor, which does not inherit the environment of the driver.
 WORKER_DEFAULTS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
 # Ray starts its workers at 15, where any other process that computes takes 97 % of a core from them: right on

@@ -102,9 +102,7 @@ class CustomElasticScalingPolicy(ElasticScalingPolicy):
     """
 
     def __init__(
-        self,
-        scaling_config: ScalingConfig,
-        allowed: Callable[[Mapping[str, Any], int, CountWorkers], int],
+        self, scaling_config: ScalingConfig, allowed: Callable[[Mapping[str, Any], int, CountWorkers], int]
     ) -> None:
         super().__init__(scaling_config)
         self._allowed = allowed
