@@ -8,9 +8,9 @@
 ``service_backend``: a service
 ``ray_backend``: Ray Jobs
 ``folder_backend``: a folder of jobs, read only
+``file_backend``: what the two share
 ``models``: the results
 ``job_files``: the files of a job
-``pages``: pages of a list
 ``show``: progress on one line
 ``submission``: how a job is passed to Ray Jobs
 ``working_dir``: a folder packed into a zip file

@@ -11,8 +11,10 @@ from jobs.client.errors import Unsupported
 from jobs.client.models import ENDED, Event, JobInfo
 from jobs.report.words import event
 
+POLL_S = 1.0
 
-def poll_events(backend: Backend, job_id: str, *, after: int, poll_s: float) -> Iterator[Event]:
+
+def poll_events(backend: Backend, job_id: str, *, after: int) -> Iterator[Event]:
     """Changes of status and incidents, numbered from 1 as they are seen, until the job has ended."""
     seq, last, seen = 0, "", set[str]()
     while True:
@@ -25,7 +27,7 @@ def poll_events(backend: Backend, job_id: str, *, after: int, poll_s: float) -> 
                 yield happened.model_copy(update={"seq": seq})
         if job.status in ENDED:
             return
-        time.sleep(poll_s)
+        time.sleep(POLL_S)
 
 
 def _changed(job: JobInfo) -> Event:

@@ -105,7 +105,7 @@ class ServiceBackend:
             return {"url": f"/jobs/{job_id}/logs", "params": {"offset": position, "follow": follow}}
 
         stream = self._follow(job_id, ask, pieces) if follow else self._stream(ask(), pieces)
-        yield from _decoded(stream)
+        yield from codecs.iterdecode(stream, "utf-8", "replace")
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
         seen = after
@@ -196,10 +196,3 @@ def _check(response: httpx.Response) -> None:
     except (ValueError, AttributeError):
         text = f"the service answered {response.status_code}"
     raise kind(text)
-
-
-def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        if text := decoder.decode(piece):
-            yield text

@@ -45,6 +45,7 @@ NICENESS = {"RAY_worker_niceness": "0"}
 SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
 JOB_CONFIG_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+CODE_PACKAGES = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
 # A unix socket's path has at most 107 bytes, 103 on macOS; Ray's session and socket names take up to 66.
 LONGEST_TEMP_DIR = 37
 CONNECT_TIMEOUT_S = 10.0
@@ -240,7 +241,7 @@ def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
         settings["PYTHONPATH"] = str(Path.cwd())
     own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
     if not submitted.keys() & {"working_dir", "py_modules"}:
-        own["py_modules"] = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
+        own["py_modules"] = CODE_PACKAGES
     return own
 
 
