@@ -39,9 +39,8 @@ def differences(first: Content, second: Content) -> list[Difference]:
     """The tensors in which two checkpoints differ, bit for bit, by name; without random number generators."""
     steps = first.manifest.step, second.manifest.step
     ours, theirs = _trained(first.tensors), _trained(second.tensors)
-    found = (
-        _difference(name, ours.get(name), theirs.get(name), steps) for name in sorted({**ours, **theirs})
-    )
+    names = sorted({**ours, **theirs})
+    found = (_difference(name, ours.get(name), theirs.get(name), steps) for name in names)
     return [difference for difference in found if difference is not None]
 
 

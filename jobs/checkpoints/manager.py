@@ -15,7 +15,7 @@ from jobs.checkpoints.errors import UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
 from jobs.checkpoints.history import History
 from jobs.checkpoints.lifecycle import Lifecycle, Policy
-from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, good_steps
+from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, newest_step
 from jobs.checkpoints.manifest import Health
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.restorer import Loaded, Restorer
@@ -133,7 +133,7 @@ class CheckpointManager:
 
     def latest(self) -> str | None:
         """The newest good checkpoint, relative to the job's folder."""
-        step = next(iter(good_steps(self._storage)), None)
+        step = newest_step(self._storage)
         return None if step is None else checkpoint_name(self._folder, step)
 
     def load_latest(self) -> int | None:
@@ -176,9 +176,8 @@ class CheckpointManager:
         if loaded is None:
             return None
         for name, problem in loaded.damaged.items() if self._ranks.rank == 0 else ():
-            self._messages.put(
-                ("warning", f"checkpoint {name} is damaged: {problem}; using the one before it")
-            )
+            text = f"checkpoint {name} is damaged: {problem}; using the one before it"
+            self._messages.put(("warning", text))
             self._later(self._lifecycle.set_aside, name)
         self._saved = loaded.step
         self._candidates.reset()
@@ -209,12 +208,12 @@ class CheckpointManager:
             self._failed(header.step, error)
             return
         if manifest is not None:
-            self._history.add("written", header.step, attempt=header.attempt, size=manifest.size)
-        if self._metrics is not None and manifest is not None:
-            seconds = blocked_s + time.perf_counter() - started
-            self._metrics.checkpoint_written(
-                step=header.step, seconds=seconds, blocked_seconds=blocked_s, size=manifest.size
-            )
+            step, size, seconds = header.step, manifest.size, blocked_s + time.perf_counter() - started
+            self._history.add("written", step, attempt=header.attempt, size=size)
+            if self._metrics is not None:
+                self._metrics.checkpoint_written(
+                    step=step, seconds=seconds, blocked_seconds=blocked_s, size=size
+                )
         if header.health == "good":
             self._lifecycle.record_good(header.step)
 

@@ -76,7 +76,11 @@ class Restorer:
                 return self._apply(content, keep, damaged)
             damaged[checkpoint_folder(step)] = problems[0]
         if damaged:
-            raise JobError(_none_readable(self._folder, damaged))
+            listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in damaged.items())
+            raise JobError(
+                f"no checkpoint under {shown(self._folder)} can be read ({listed}): restore one, "
+                "or start from the beginning with --overwrite"
+            )
         return None
 
     def _choices(self, before: int | None) -> tuple[list[int], dict[str, str]]:
@@ -110,9 +114,3 @@ class Restorer:
                 part.load_state_dict(lay_out(states[name], part))
         kept = {name: states[name] for name in keep if name in states}
         return Loaded(content.manifest.step, kept, damaged)
-
-
-def _none_readable(folder: str | Path, problems: Mapping[str, str]) -> str:
-    listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
-    none = f"no checkpoint under {shown(folder)} can be read ({listed})"
-    return f"{none}: restore one, or start from the beginning with --overwrite"

@@ -127,9 +127,8 @@ class FitThread(threading.Thread):
         spec, use_gpu = self._spec, self._use_gpu
         placement = plan(spec.scale, ray.nodes(), self._avoid, use_gpu=use_gpu)
         if placement is None:  # a node that the job would move to has gone since
-            self.messages.put(
-                f"no other node has room now: {display_names(sorted(self._avoid))} may be used again"
-            )
+            names = display_names(sorted(self._avoid))
+            self.messages.put(f"no other node has room now: {names} may be used again")
             self._avoid.clear()
             placement = plan(spec.scale, [], (), use_gpu=use_gpu)
         assert placement is not None

@@ -74,7 +74,6 @@ def ray_session(
     address: str | None = None,
     num_cpus: float | None = None,
     *,
-    log_to_driver: bool = False,
     train_defaults: Mapping[str, str] | None = None,
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of the block.
@@ -95,12 +94,15 @@ def ray_session(
         address = _usable_address(address or os.environ.get("RAY_ADDRESS"))
         stack.enter_context(_sigterm_handler_kept())
         if address is None:
-            stack.enter_context(_environment(_embedded_defaults(), replaced={"PYTHONPATH": _python_path()}))
+            # Where the workers import from: our packages first, the user's modules in this folder last.
+            folders = filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())])
+            python_path = {"PYTHONPATH": os.pathsep.join(folders)}
+            stack.enter_context(_environment(_embedded_defaults(), replaced=python_path))
         stack.callback(ray.shutdown)
         if address is None:
-            _start(num_cpus, log_to_driver)
+            _start(num_cpus)
         else:
-            _connect(address, log_to_driver)
+            _connect(address)
         yield _info(embedded=address is None)
 
 
@@ -111,8 +113,7 @@ def check_resources(needed: Mapping[str, float], *, workers: int = 1) -> None:
     The job waits for resources that are merely in use by others.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    problem = shortage(needed, workers, nodes)
-    if problem:
+    if problem := shortage(needed, workers, nodes):
         raise ResourcesError(problem)
 
 
@@ -176,14 +177,14 @@ def _usable_address(address: str | None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def _start(num_cpus: float | None, log_to_driver: bool) -> None:
+def _start(num_cpus: float | None) -> None:
     try:
         with loopback_only():
             start_head(
                 temp_dir=_temp_dir(),
                 num_cpus=None if num_cpus is None else math.ceil(num_cpus),
                 include_dashboard=False,
-                log_to_driver=log_to_driver,
+                log_to_driver=False,
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError) as error:
@@ -194,14 +195,14 @@ def _start(num_cpus: float | None, log_to_driver: bool) -> None:
         ) from error
 
 
-def _connect(address: str, log_to_driver: bool) -> None:
+def _connect(address: str) -> None:
     _check_answers(address)
     try:
         ray.init(
             address=address,
             job_config=OwnCodePath(),
             runtime_env=worker_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
-            log_to_driver=log_to_driver,
+            log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except ray.exceptions.AuthenticationError as error:
@@ -256,11 +257,6 @@ def _embedded_defaults() -> dict[str, str]:
     if not (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         variables["RAY_AUTH_TOKEN"] = _token()
     return variables
-
-
-def _python_path() -> str:
-    """Where the workers import from: our packages first, the user's modules in this folder last."""
-    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
 @cache

@@ -74,9 +74,7 @@ def display_names(nodes: Iterable[str]) -> str:
 def fits_elsewhere(scale: ScaleSpec, avoid: Sequence[str], *, use_gpu: bool) -> bool:
     """Whether the job fits on the cluster's other nodes. Collective: rank 0 asks Ray, all get its answer."""
     ranks = Ranks(scale.timeout_s)
-    fits = None
-    if ranks.rank == 0:
-        fits = plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
+    fits = ranks.rank == 0 and plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
     # All-gather; every rank gets here, since all count the same faults, and waits for rank 0's answer.
     return bool(ranks.from_first(fits))
 
