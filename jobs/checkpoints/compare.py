@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,10 +28,6 @@ class Difference:
     largest: float | None = None
     relative: float | None = None
     nonfinite: tuple[int, int] = (0, 0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def differences(first: Content, second: Content) -> list[Difference]:

@@ -41,8 +41,7 @@ class Content:
         """The state of a rank's random number generators; None in a world of another size."""
         if world_size != self.manifest.world_size:
             return None
-        state: dict[str, Any] = put_together(self.state["ranks"][rank]["generators"], self.tensors)
-        return state
+        return put_together(self.state["ranks"][rank]["generators"], self.tensors)
 
 
 def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda _: True) -> Content:

@@ -87,7 +87,7 @@ class Writer:
                 self._storage.begin(name)
             folder = self._storage.workspace(tag)
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
-            if self._ranks.is_single:
+            if self._ranks.group is None:
                 save_local(dict(staged.tensors), writer)
             else:
                 # DCP's gather and scatter over gloo; every rank writes, and waits for the others' plans.

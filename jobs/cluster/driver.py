@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console)
     for deaths in itertools.count(1):
         embedded = False
         try:
-            with ray_messages_to(_appended_to(folder.log)), _cluster(spec, address) as cluster:
+            with ray_messages_to(partial(_append, folder.log)), _cluster(spec, address) as cluster:
                 embedded = cluster.embedded
                 return _follow(spec, folder, cluster, console)
         except HeadDied as death:
@@ -99,14 +100,10 @@ def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console)
     raise AssertionError("unreachable: the loop returns")
 
 
-def _appended_to(log: Path) -> Callable[[list[str]], None]:
+def _append(log: Path, lines: list[str]) -> None:
     """Ray's own messages fill a screen; what they mean is shown in one line of ours."""
-
-    def append(lines: list[str]) -> None:
-        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not end the job
-            file.writelines(f"ray: {line}\n" for line in lines)
-
-    return append
+    with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not end the job
+        file.writelines(f"ray: {line}\n" for line in lines)
 
 
 def _cluster(spec: JobSpec, address: str | None) -> AbstractContextManager[ClusterInfo]:
