@@ -100,7 +100,7 @@ class CheckpointManager:
             self._writing.result()  # its copy is still being written, and the memory is used again
         if self._saved != step:
             self._stage(step, "good" if closing and self._candidates.is_trusted else "candidate")
-        if self.requested and self._ranks.rank == 0 and self._saved == step:
+        if self.requested and self._saved == step:
             self._later(self._report_requested, step)
         self.requested = False
         if closing:
@@ -123,8 +123,7 @@ class CheckpointManager:
         self._delete_suspect(self._candidates.mark_suspect())
         self._candidates.reset()
         self._saved = None
-        if self._ranks.rank == 0:
-            self._later(self._lifecycle.remove_after, step)
+        self._later(self._lifecycle.remove_after, step)
 
     def finish(self) -> None:
         """Waits until everything has been written."""
@@ -145,9 +144,8 @@ class CheckpointManager:
             SpecError: the checkpoint was made with another model, optimizer or data.
         """
         loaded = self._load(None, keep=frozenset())
-        if self._ranks.rank == 0:
-            self._later(self._lifecycle.remove_candidates)
-            self.finish()
+        self._later(self._lifecycle.remove_candidates)
+        self.finish()
         return None if loaded is None else loaded.step
 
     def load_good(
@@ -227,19 +225,17 @@ class CheckpointManager:
             self._messages.put(("info", f"checkpoint of step {step} saved on request"))
 
     def _promote(self, steps: list[int]) -> None:
-        if self._ranks.rank == 0:
-            for step in steps:
-                self._later(self._lifecycle.promote, step)
+        for step in steps:
+            self._later(self._lifecycle.promote, step)
 
     def _delete_suspect(self, steps: list[int]) -> None:
         if steps:
             self._saved = None
-        if self._ranks.rank == 0:
-            for step in steps:
-                self._later(self._lifecycle.remove_suspect, step)
+        for step in steps:
+            self._later(self._lifecycle.remove_suspect, step)
 
     def _later(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Does work on the storage in the thread, after all that was submitted before."""
+        """Does rank 0's work on the storage in the thread, after all that was submitted before."""
 
         def guarded() -> None:
             try:
@@ -247,7 +243,8 @@ class CheckpointManager:
             except Exception as error:  # noqa: BLE001 - see _write
                 self._messages.put(("warning", f"checkpoints: {reason(error)}; training continues"))
 
-        self._thread.submit(guarded)
+        if self._ranks.rank == 0:
+            self._thread.submit(guarded)
 
     def _emit_messages(self) -> None:
         while not self._messages.empty():

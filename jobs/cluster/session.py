@@ -196,7 +196,11 @@ def _start(num_cpus: float | None) -> None:
 
 
 def _connect(address: str) -> None:
-    _check_answers(address)
+    try:  # Ray itself would try forever
+        host, _, port = bootstrap_address(address).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
     try:
         ray.init(
             address=address,
@@ -211,15 +215,6 @@ def _connect(address: str) -> None:
         ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unusable(address, str(error)) from error
-
-
-def _check_answers(address: str) -> None:
-    """Ray itself would try forever."""
-    try:
-        host, _, port = bootstrap_address(address).rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
 
 
 def _unusable(address: str, why: str) -> ClusterError:

@@ -91,10 +91,7 @@ def preempted_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str
     # All-gather; every rank gets here after the same last step: a stop that one rank knows of stops the job.
     if any(ranks.gather(asked)):
         return []
-    nodes: list[str] = []
-    if ranks.rank == 0:
-        draining = sorted(draining_nodes())
-        fits = draining and plan(scale, ray.nodes(), draining, use_gpu=use_gpu) is not None
-        nodes = draining if fits else []
+    draining = sorted(draining_nodes()) if ranks.rank == 0 else []
+    fits = draining and plan(scale, ray.nodes(), draining, use_gpu=use_gpu) is not None
     # All-gather; every rank gets here, since the answers above were the same, and waits for rank 0's answer.
-    return list(ranks.from_first(nodes))
+    return list(ranks.from_first(draining if fits else []))

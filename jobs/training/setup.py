@@ -169,14 +169,12 @@ def open_checkpoints(
         "progress": progress,
         "hardware": hardware,
     }
+    train, clean_steps = spec.train, spec.guard.snapshot.clean_steps
+    policy = Policy(keep=train.checkpoint_keep, best=train.checkpoint_best, clean_steps=clean_steps)
     return CheckpointManager(
         spec.checkpoint_place,
         parts,
-        policy=Policy(
-            keep=spec.train.checkpoint_keep,
-            best=spec.train.checkpoint_best,
-            clean_steps=spec.guard.snapshot.clean_steps,
-        ),
+        policy=policy,
         spec=spec.model_dump(mode="json"),
         describe=lambda: (guard.attempts, progress.evaluation),
         metrics=guard.metrics,
