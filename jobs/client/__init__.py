@@ -8,13 +8,12 @@
 ``service_backend``: a service
 ``ray_backend``: Ray Jobs
 ``folder_backend``: a folder of jobs, read only
-``file_backend``: what the two share
+``file_backend``: what the two share; events of a job that nobody records
 ``models``: the results
 ``job_files``: the files of a job
 ``show``: progress on one line
 ``submission``: how a job is passed to Ray Jobs
 ``working_dir``: a folder packed into a zip file
-``polling``: events of a job that nobody records
 ``errors``: what a client raises
 """
 

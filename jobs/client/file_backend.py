@@ -1,15 +1,21 @@
-"""What a Ray cluster and a folder of jobs share: jobs without a service are read from their files."""
+"""What a Ray cluster and a folder of jobs share: jobs are read from their files, and polled for events."""
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+from guard.records import Incident
 from jobs.client.backend import Backend
+from jobs.client.errors import Unsupported
 from jobs.client.job_files import JobFiles
-from jobs.client.models import CheckpointInfo, Event, JobInfo, JobList, Series
-from jobs.client.polling import poll_events
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
+from jobs.report.words import event
+
+POLL_S = 1.0
 
 
 class FileBackend(Backend):
@@ -20,7 +26,26 @@ class FileBackend(Backend):
         """The files of a job; raises ``ClientError`` where there are none."""
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        return poll_events(self, job_id, after=after)
+        """Changes of status and incidents, numbered from 1 as they are seen, until the job has ended."""
+        seq, last, seen = 0, "", set[str]()
+        while True:
+            job = self.get(job_id)
+            fresh = [_changed(job)] if job.status != last else []
+            last = job.status
+            for happened in (*self._fresh_incidents(job.id, seen), *fresh):
+                seq += 1
+                if seq > after:
+                    yield happened.model_copy(update={"seq": seq})
+            if job.status in ENDED:
+                return
+            time.sleep(POLL_S)
+
+    def _fresh_incidents(self, job_id: str, seen: set[str]) -> Iterator[Event]:
+        with suppress(Unsupported):
+            for row in self.incidents(job_id):
+                if row["anchor"] not in seen:
+                    seen.add(row["anchor"])
+                    yield incident_event(job_id, row)
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
         return self._readable(job_id).incident_rows()
@@ -36,6 +61,21 @@ class FileBackend(Backend):
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _changed(job: JobInfo) -> Event:
+    text = f"{job.status}: {job.reason}" if job.reason else job.status
+    level = "error" if job.status in ("failed", "halted") else "info"
+    data = {"status": job.status}
+    return Event(seq=0, job=job.id, time=time.time(), kind="state", level=level, text=text, data=data)
+
+
+def incident_event(job_id: str, row: dict[str, object]) -> Event:
+    """The event of one row of the journal."""
+    incident = Incident.from_row(row)
+    level, text = event(incident)
+    when = time.time() if incident.time is None else incident.time
+    return Event(seq=0, job=job_id, time=when, kind="incident", level=level, text=text, data=dict(row))
 
 
 def page_of(
