@@ -3,9 +3,8 @@
 =================  ==========================================================================
 ``manager``        ``CheckpointManager``, what the training loop uses
 ``restorer``       loading: the newest good one that every rank can read
-``lifecycle``      promoting, retiring and deleting what was written
+``lifecycle``      promoting, retiring and deleting what was written; which good ones are kept
 ``health``         candidate, then good after clean steps; suspect ones are deleted
-``retention``      which good ones are kept
 ``manifest``       the description and the checksums of one checkpoint
 ``stager``         the copy for which the loop waits, this rank's part of the state
 ``state``          state dicts as tensors and JSON, so that no pickle is needed
@@ -29,11 +28,14 @@ from typing import TYPE_CHECKING
 from guard.lazy import lazy
 
 if TYPE_CHECKING:
-    from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState
-    from jobs.checkpoints.lifecycle import Policy
-    from jobs.checkpoints.listing import checkpoint_name, newest_step
-    from jobs.checkpoints.manager import CheckpointManager, Checkpoints
-    from jobs.checkpoints.restorer import Loaded
+    from jobs.checkpoints.errors import DamagedCheckpoint as DamagedCheckpoint
+    from jobs.checkpoints.errors import UnsupportedState as UnsupportedState
+    from jobs.checkpoints.lifecycle import Policy as Policy
+    from jobs.checkpoints.listing import checkpoint_name as checkpoint_name
+    from jobs.checkpoints.listing import newest_step as newest_step
+    from jobs.checkpoints.manager import CheckpointManager as CheckpointManager
+    from jobs.checkpoints.manager import Checkpoints as Checkpoints
+    from jobs.checkpoints.restorer import Loaded as Loaded
 
 _HOME = {
     "CheckpointManager": "manager",
@@ -46,15 +48,6 @@ _HOME = {
     "newest_step": "listing",
 }
 
-__all__ = [
-    "CheckpointManager",
-    "Checkpoints",
-    "DamagedCheckpoint",
-    "Loaded",
-    "Policy",
-    "UnsupportedState",
-    "checkpoint_name",
-    "newest_step",
-]
+__all__ = list(_HOME)
 
 __getattr__ = lazy(__name__, _HOME)

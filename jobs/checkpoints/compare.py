@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,18 +29,13 @@ class Difference:
     relative: float | None = None
     nonfinite: tuple[int, int] = (0, 0)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 def differences(first: Content, second: Content) -> list[Difference]:
     """The tensors in which two checkpoints differ, bit for bit, by name; without random number generators."""
     steps = first.manifest.step, second.manifest.step
     ours, theirs = _trained(first.tensors), _trained(second.tensors)
-    found = (
-        _difference(name, ours.get(name), theirs.get(name), steps) for name in sorted({**ours, **theirs})
-    )
+    names = sorted({**ours, **theirs})
+    found = (_difference(name, ours.get(name), theirs.get(name), steps) for name in names)
     return [difference for difference in found if difference is not None]
 
 

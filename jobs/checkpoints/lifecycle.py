@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guard import GuardMetrics
 from jobs.checkpoints.history import Event, History
 from jobs.checkpoints.listing import checkpoint_folder, manifests, read_manifest
-from jobs.checkpoints.retention import retired
+from jobs.checkpoints.manifest import Manifest
 from jobs.run_dir.storage import Storage
 
 
@@ -48,8 +50,7 @@ class Lifecycle:
     def record_good(self, step: int) -> None:
         """The checkpoint of this step is good: older ones may be retired."""
         self._history.add("good", step)
-        policy = self._policy
-        for old in retired(manifests(self._storage)[0], keep=policy.keep, best=policy.best):
+        for old in retired(manifests(self._storage)[0], self._policy):
             self._remove(old, "retired")
 
     def record_failed(self, step: int) -> None:
@@ -87,3 +88,26 @@ class Lifecycle:
     def _count(self, outcome: str) -> None:
         if self._metrics is not None:
             self._metrics.checkpoint(outcome)
+
+
+def retired(manifests: Sequence[Manifest], policy: Policy) -> list[int]:
+    """The steps whose checkpoints may be deleted: not the newest few good ones, not the best, never the last
+    good one.
+
+    Args:
+        manifests: of all checkpoints of the job, in any order. Candidates are never retired.
+        policy: at least one good checkpoint stays, whatever ``keep`` is.
+    """
+    good = sorted((m for m in manifests if m.health == "good"), key=lambda m: m.step)
+    stay = {m.step for m in good[-max(1, policy.keep) :]}
+    if policy.best is not None and (winner := _best(good, policy.best)) is not None:
+        stay.add(winner.step)
+    return [m.step for m in good if m.step not in stay]
+
+
+def _best(good: Sequence[Manifest], criterion: str) -> Manifest | None:
+    """The best by a metric, the newest of equals; None where no checkpoint has a finite value of it."""
+    direction, _, name = criterion.partition(":")
+    sign = -1.0 if direction == "min" else 1.0
+    measured = [m for m in good if math.isfinite(m.metrics.get(name, math.nan))]
+    return max(measured, key=lambda m: (sign * m.metrics[name], m.step), default=None)

@@ -40,14 +40,13 @@ def manifests(storage: Storage) -> tuple[list[Manifest], dict[str, str]]:
     return readable, damaged
 
 
-def good_steps(storage: Storage) -> list[int]:
-    """The steps of the good checkpoints, newest first. Their files are not verified here."""
-    return [m.step for m in reversed(manifests(storage)[0]) if m.health == "good"]
+def newest_step(folder: str | Path | Storage) -> int | None:
+    """The step of the newest good checkpoint in a folder or under a URL, None where there is none.
 
-
-def newest_step(folder: str | Path) -> int | None:
-    """The step of the newest good checkpoint in a folder or under a URL, None where there is none."""
-    return next(iter(good_steps(open_storage(folder))), None)
+    Its files are not verified here.
+    """
+    storage = open_storage(folder) if isinstance(folder, str | Path) else folder
+    return max((m.step for m in manifests(storage)[0] if m.health == "good"), default=None)
 
 
 def checkpoint_name(folder: str | Path, step: int) -> str:

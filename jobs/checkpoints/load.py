@@ -41,8 +41,7 @@ class Content:
         """The state of a rank's random number generators; None in a world of another size."""
         if world_size != self.manifest.world_size:
             return None
-        state: dict[str, Any] = put_together(self.state["ranks"][rank]["generators"], self.tensors)
-        return state
+        return put_together(self.state["ranks"][rank]["generators"], self.tensors)
 
 
 def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda _: True) -> Content:
@@ -61,7 +60,10 @@ def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda 
         try:
             folder = storage.local_copy(name, Path(scratch))
             _verify(folder, manifest, storage.files(name))
-            state = _read_state(folder / STATE, manifest)
+            state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+            ranks = len(state["ranks"])
+            if ranks != manifest.world_size:
+                raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {ranks}")
             tensors = _read_tensors(folder, wanted)
         except OSError as error:
             raise DamagedCheckpoint(f"cannot be read: {error.strerror or error}") from None
@@ -94,14 +96,6 @@ def _verify(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:
         with (folder / name).open("rb") as file:
             if digest_of(file) != record:
                 raise DamagedCheckpoint(f"{name} does not match its checksum")
-
-
-def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(path.read_bytes())
-    ranks = len(state["ranks"])
-    if ranks != manifest.world_size:
-        raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {ranks}")
-    return state
 
 
 def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:

@@ -15,7 +15,7 @@ from jobs.checkpoints.errors import UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
 from jobs.checkpoints.history import History
 from jobs.checkpoints.lifecycle import Lifecycle, Policy
-from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, good_steps
+from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, newest_step
 from jobs.checkpoints.manifest import Health
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.restorer import Loaded, Restorer
@@ -100,7 +100,7 @@ class CheckpointManager:
             self._writing.result()  # its copy is still being written, and the memory is used again
         if self._saved != step:
             self._stage(step, "good" if closing and self._candidates.is_trusted else "candidate")
-        if self.requested and self._ranks.rank == 0 and self._saved == step:
+        if self.requested and self._saved == step:
             self._later(self._report_requested, step)
         self.requested = False
         if closing:
@@ -123,8 +123,7 @@ class CheckpointManager:
         self._delete_suspect(self._candidates.mark_suspect())
         self._candidates.reset()
         self._saved = None
-        if self._ranks.rank == 0:
-            self._later(self._lifecycle.remove_after, step)
+        self._later(self._lifecycle.remove_after, step)
 
     def finish(self) -> None:
         """Waits until everything has been written."""
@@ -133,7 +132,7 @@ class CheckpointManager:
 
     def latest(self) -> str | None:
         """The newest good checkpoint, relative to the job's folder."""
-        step = next(iter(good_steps(self._storage)), None)
+        step = newest_step(self._storage)
         return None if step is None else checkpoint_name(self._folder, step)
 
     def load_latest(self) -> int | None:
@@ -145,9 +144,8 @@ class CheckpointManager:
             SpecError: the checkpoint was made with another model, optimizer or data.
         """
         loaded = self._load(None, keep=frozenset())
-        if self._ranks.rank == 0:
-            self._later(self._lifecycle.remove_candidates)
-            self.finish()
+        self._later(self._lifecycle.remove_candidates)
+        self.finish()
         return None if loaded is None else loaded.step
 
     def load_good(
@@ -176,9 +174,8 @@ class CheckpointManager:
         if loaded is None:
             return None
         for name, problem in loaded.damaged.items() if self._ranks.rank == 0 else ():
-            self._messages.put(
-                ("warning", f"checkpoint {name} is damaged: {problem}; using the one before it")
-            )
+            text = f"checkpoint {name} is damaged: {problem}; using the one before it"
+            self._messages.put(("warning", text))
             self._later(self._lifecycle.set_aside, name)
         self._saved = loaded.step
         self._candidates.reset()
@@ -209,12 +206,12 @@ class CheckpointManager:
             self._failed(header.step, error)
             return
         if manifest is not None:
-            self._history.add("written", header.step, attempt=header.attempt, size=manifest.size)
-        if self._metrics is not None and manifest is not None:
-            seconds = blocked_s + time.perf_counter() - started
-            self._metrics.checkpoint_written(
-                step=header.step, seconds=seconds, blocked_seconds=blocked_s, size=manifest.size
-            )
+            step, size, seconds = header.step, manifest.size, blocked_s + time.perf_counter() - started
+            self._history.add("written", step, attempt=header.attempt, size=size)
+            if self._metrics is not None:
+                self._metrics.checkpoint_written(
+                    step=step, seconds=seconds, blocked_seconds=blocked_s, size=size
+                )
         if header.health == "good":
             self._lifecycle.record_good(header.step)
 
@@ -228,19 +225,17 @@ class CheckpointManager:
             self._messages.put(("info", f"checkpoint of step {step} saved on request"))
 
     def _promote(self, steps: list[int]) -> None:
-        if self._ranks.rank == 0:
-            for step in steps:
-                self._later(self._lifecycle.promote, step)
+        for step in steps:
+            self._later(self._lifecycle.promote, step)
 
     def _delete_suspect(self, steps: list[int]) -> None:
         if steps:
             self._saved = None
-        if self._ranks.rank == 0:
-            for step in steps:
-                self._later(self._lifecycle.remove_suspect, step)
+        for step in steps:
+            self._later(self._lifecycle.remove_suspect, step)
 
     def _later(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Does work on the storage in the thread, after all that was submitted before."""
+        """Does rank 0's work on the storage in the thread, after all that was submitted before."""
 
         def guarded() -> None:
             try:
@@ -248,7 +243,8 @@ class CheckpointManager:
             except Exception as error:  # noqa: BLE001 - see _write
                 self._messages.put(("warning", f"checkpoints: {reason(error)}; training continues"))
 
-        self._thread.submit(guarded)
+        if self._ranks.rank == 0:
+            self._thread.submit(guarded)
 
     def _emit_messages(self) -> None:
         while not self._messages.empty():

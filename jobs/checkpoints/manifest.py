@@ -29,7 +29,6 @@ class FileRecord(Config):
 
     size: int
     """Bytes."""
-
     sha256: str
     """Hexadecimal digest of the content."""
 
@@ -39,31 +38,22 @@ class Manifest(Config):
 
     format: int
     """Version of the layout; an unknown one is refused."""
-
     step: int
     """Optimizer steps applied."""
-
     attempt: int
     """Step attempts, skips included."""
-
     health: Health
     """``candidate`` until enough clean steps followed, then ``good``."""
-
     created: float
     """Unix seconds."""
-
     world_size: int
     """Ranks that wrote it."""
-
     files: dict[str, FileRecord]
     """Every file beside the manifest, by name."""
-
     metrics: dict[str, float]
     """The last evaluation before it."""
-
     versions: dict[str, str]
     """Of the libraries that wrote it."""
-
     spec: dict[str, Any]
     """The job's spec."""
 

@@ -21,17 +21,12 @@ class Ranks:
         single = not dist.is_initialized() or dist.get_world_size() == 1
         self.rank = 0 if single else dist.get_rank()
         self.world_size = 1 if single else dist.get_world_size()
-        # New group; every rank constructs its Ranks at the same place, and waits for the slowest.
+        # New group, or None with one rank; every rank gets here at the same place, and waits for the slowest.
         self.group = None if single else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-
-    @property
-    def is_single(self) -> bool:
-        """Whether there is only one rank."""
-        return self.group is None
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
-        if self.is_single:
+        if self.group is None:
             return [value]
         gathered: list[Any] = [None] * self.world_size
         # All-gather; every rank calls it (see the call sites), and waits for the slowest.

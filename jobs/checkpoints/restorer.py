@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ class Loaded:
 
     step: int
     kept: dict[str, Any]
-    damaged: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
 class Restorer:
     """Loads checkpoints into the parts of a run.
 
-    Args:
+    Attributes:
         folder: path or URL of the checkpoints, for messages.
         storage: of that folder.
         ranks: that load together.
@@ -45,16 +46,11 @@ class Restorer:
         spec: of the job; a checkpoint of another one is refused.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        storage: Storage,
-        ranks: Ranks,
-        parts: Mapping[str, Stateful],
-        spec: Mapping[str, Any],
-    ) -> None:
-        self._folder, self._storage, self._ranks = folder, storage, ranks
-        self._parts, self._spec = dict(parts), spec
+    folder: str | Path
+    storage: Storage
+    ranks: Ranks
+    parts: Mapping[str, Stateful]
+    spec: Mapping[str, Any]
 
     def load(self, before: int | None, *, keep: Collection[str]) -> Loaded | None:
         """Loads the newest good checkpoint up to step ``before``; None where there is none. Collective.
@@ -66,33 +62,37 @@ class Restorer:
             SpecError: it was made with another model, optimizer or data.
         """
         # All-gather; every rank loads at the same step, and the others wait while rank 0 lists the storage.
-        steps, damaged = self._ranks.from_first(self._choices(before) if self._ranks.rank == 0 else None)
+        steps, damaged = self.ranks.from_first(self._choices(before) if self.ranks.rank == 0 else None)
         for step in steps:
             content, problem = self._read(step)
             # All-gather; every rank tries the same steps, and waits for the slowest reader.
-            problems = [p for p in self._ranks.gather(problem) if p is not None]
+            problems = [p for p in self.ranks.gather(problem) if p is not None]
             if content is not None and not problems:
-                check_spec(content.manifest.spec, self._spec, step)
+                check_spec(content.manifest.spec, self.spec, step)
                 return self._apply(content, keep, damaged)
             damaged[checkpoint_folder(step)] = problems[0]
         if damaged:
-            raise JobError(_none_readable(self._folder, damaged))
+            listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in damaged.items())
+            raise JobError(
+                f"no checkpoint under {shown(self.folder)} can be read ({listed}): restore one, "
+                "or start from the beginning with --overwrite"
+            )
         return None
 
     def _choices(self, before: int | None) -> tuple[list[int], dict[str, str]]:
         """The steps of the good ones, newest first, and the problems of those without a readable manifest."""
         try:
-            readable, damaged = manifests(self._storage)
+            readable, damaged = manifests(self.storage)
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer
             return [], {"": reason(error)}
         good = [m.step for m in reversed(readable) if m.health == "good"]
         return [step for step in good if before is None or step <= before], damaged
 
     def _read(self, step: int) -> tuple[Content | None, str | None]:
-        rank = self._ranks.rank
+        rank = self.ranks.rank
         try:
-            content = read(self._storage, checkpoint_folder(step), wanted=of_rank(rank))
-            content.parts(rank, self._ranks.world_size)
+            content = read(self.storage, checkpoint_folder(step), wanted=of_rank(rank))
+            content.parts(rank, self.ranks.world_size)
         except DamagedCheckpoint as error:
             return None, str(error)
         except Exception as error:  # noqa: BLE001 - an unforeseen error must not leave the others waiting
@@ -100,19 +100,13 @@ class Restorer:
         return content, None
 
     def _apply(self, content: Content, keep: Collection[str], damaged: dict[str, str]) -> Loaded:
-        rank, world_size = self._ranks.rank, self._ranks.world_size
+        rank, world_size = self.ranks.rank, self.ranks.world_size
         generators = content.generators(rank, world_size)
         if generators is not None:
             rng.restore(generators)  # before the guard, whose first snapshot contains them
         states = content.parts(rank, world_size)
-        for name, part in self._parts.items():
+        for name, part in self.parts.items():
             if name not in keep and name in states:
                 part.load_state_dict(lay_out(states[name], part))
         kept = {name: states[name] for name in keep if name in states}
         return Loaded(content.manifest.step, kept, damaged)
-
-
-def _none_readable(folder: str | Path, problems: Mapping[str, str]) -> str:
-    listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in problems.items())
-    none = f"no checkpoint under {shown(folder)} can be read ({listed})"
-    return f"{none}: restore one, or start from the beginning with --overwrite"

@@ -6,7 +6,6 @@ rank holds one whole copy of the state in main memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,19 +23,12 @@ def lay_out(state: Any, part: Any) -> Any:
         part: what it is loaded into; modules and optimizers may contain ``DTensor``s.
     """
     if isinstance(part, nn.Module):
-        return _like_module(state, part.state_dict())
-    if isinstance(part, Optimizer):
-        return _like_parameters(state, part)
-    return state
-
-
-def _like_module(state: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _cut(value, now.get(name)) for name, value in state.items()}
-
-
-def _like_parameters(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A moment is laid out as its parameter; the state dict names parameters by their index in the groups."""
-    parameters = dict(enumerate(_parameters(optimizer)))
+        now = part.state_dict()
+        return {name: _cut(value, now.get(name)) for name, value in state.items()}
+    if not isinstance(part, Optimizer):
+        return state
+    # A moment is laid out as its parameter; the state dict names parameters by their index in the groups.
+    parameters = dict(enumerate(p for group in part.param_groups for p in group["params"]))
     moments = {
         place: {name: _cut(value, parameters.get(place)) for name, value in of_one.items()}
         for place, of_one in state["state"].items()
@@ -44,16 +36,11 @@ def _like_parameters(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str
     return {**state, "state": moments}
 
 
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
-
-
 def _cut(value: Any, like: Any) -> Any:
     """This rank's shard of a whole tensor, if ``like`` is a sharded tensor of its shape; no communication."""
-    if not (isinstance(value, Tensor) and isinstance(like, Tensor) and is_distributed(like)):
+    if not isinstance(value, Tensor) or not isinstance(like, Tensor):
         return value
-    if value.shape != like.shape:
+    if not is_distributed(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.spec.errors import SpecError, SpecProblem
@@ -42,7 +42,7 @@ def check_spec(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) -> N
     new = _leaves(now)
     defaults = {field: value for field, value in _leaves(_filled(saved)).items() if field in new}
     old = {**defaults, **_leaves(saved)}
-    fields = [field for field in {**old, **new} if old.get(field) != new.get(field) and not _free(field)]
+    fields = [field for field in {**old, **new} if old.get(field) != new.get(field) and _must_match(field)]
     if fields:
         raise SpecError([_problem(field, old.get(field), new.get(field), step) for field in sorted(fields)])
 
@@ -80,14 +80,12 @@ def _problem(field: str, old: Any, new: Any, step: int) -> SpecProblem:
     return SpecProblem(field, "none" if new is None else new, message)
 
 
-def _free(field: str) -> bool:
-    if any(_within(field, fixed) for fixed in MUST_MATCH):
-        return False
-    return any(_within(field, free) for free in MAY_DIFFER)
+def _must_match(field: str) -> bool:
+    return _within(field, MUST_MATCH) or not _within(field, MAY_DIFFER)
 
 
-def _within(field: str, section: str) -> bool:
-    return field == section or field.startswith(f"{section}.")
+def _within(field: str, sections: Iterable[str]) -> bool:
+    return any(f"{field}.".startswith(f"{section}.") for section in sections)
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -55,11 +55,12 @@ class CheckpointStager:
         replicated = self._parameters()
         sharded = {name for name, tensor in tensors.items() if is_distributed(tensor)}
         shared = {
-            name: tensor
+            name: tensor.nbytes
             for name, tensor in tensors.items()
-            if name not in sharded and (name in replicated or _of_optimizer(name, self._parts))
+            if name not in sharded
+            and (name in replicated or isinstance(self._parts[name.partition(".")[0]], Optimizer))
         }
-        owners = balance({name: t.nbytes for name, t in shared.items()}, self._world_size)
+        owners = balance(shared, self._world_size)
         return {n: t for n, t in tensors.items() if n in sharded or owners.get(n, 0) == self._rank}
 
     def _parameters(self) -> set[str]:
@@ -104,7 +105,3 @@ def balance(sizes: Mapping[str, int], world_size: int) -> dict[str, int]:
 def generators_name(rank: int) -> str:
     """The prefix of the tensors of a rank's generators."""
     return f"generators.{rank}"
-
-
-def _of_optimizer(name: str, parts: Mapping[str, Stateful]) -> bool:
-    return isinstance(parts[name.partition(".")[0]], Optimizer)

@@ -78,19 +78,11 @@ def _key(key: Any, name: str) -> str | int:
     return key
 
 
-def _dict(content: Any, tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
-    return {key: put_together(value, tensors) for key, value in content}
-
-
-def _list(content: Any, tensors: Mapping[str, Tensor]) -> list[Any]:
-    return [put_together(item, tensors) for item in content]
-
-
 _READERS: dict[str, Any] = {
     "t": lambda content, tensors: tensors[content],
     "a": lambda content, tensors: tensors[content].numpy(),
     "f": lambda content, _: float(content),
-    "d": _dict,
-    "l": _list,
-    "u": lambda content, tensors: tuple(_list(content, tensors)),
+    "d": lambda content, tensors: {key: put_together(value, tensors) for key, value in content},
+    "l": lambda content, tensors: [put_together(item, tensors) for item in content],
+    "u": lambda content, tensors: tuple(put_together(item, tensors) for item in content),
 }

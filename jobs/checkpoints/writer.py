@@ -83,12 +83,11 @@ class Writer:
         files, error = {}, None
         try:
             if self._ranks.rank == 0:
-                self._storage.begin(
-                    name
-                )  # before any rank puts a file: DCP's planning synchronizes in between
+                # Before any rank puts a file: DCP's planning synchronizes in between.
+                self._storage.begin(name)
             folder = self._storage.workspace(tag)
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
-            if self._ranks.is_single:
+            if self._ranks.group is None:
                 save_local(dict(staged.tensors), writer)
             else:
                 # DCP's gather and scatter over gloo; every rank writes, and waits for the others' plans.
@@ -117,9 +116,8 @@ class Writer:
 
     def _finish(self, header: CheckpointHeader, name: str, tag: str, rank_parts: list[_RankPart]) -> Manifest:
         state = self._storage.workspace(tag) / STATE
-        state.write_text(
-            json.dumps(_state(rank_parts), allow_nan=False, separators=(",", ":")), encoding="utf-8"
-        )
+        text = json.dumps(_state(rank_parts), allow_nan=False, separators=(",", ":"))
+        state.write_text(text, encoding="utf-8")
         files = {name: record for part in rank_parts for name, record in part.files.items()}
         manifest = Manifest(
             format=FORMAT,
@@ -146,9 +144,9 @@ class Writer:
 def _state(rank_parts: list[_RankPart]) -> dict[str, Any]:
     """Rank 0's view, each rank's generators, and where another rank's view differs from rank 0's."""
     first = rank_parts[0].parts
-    own = [{name: tree for name, tree in part.parts.items() if tree != first[name]} for part in rank_parts]
     ranks = [
-        {"generators": part.generators, "own": views} for part, views in zip(rank_parts, own, strict=True)
+        {"generators": part.generators, "own": {k: v for k, v in part.parts.items() if v != first[k]}}
+        for part in rank_parts
     ]
     return {"parts": first, "ranks": ranks}
 

@@ -7,14 +7,13 @@
 ``service_backend``: a service
 ``ray_backend``: Ray Jobs
 ``folder_backend``: a folder of jobs, read only
+``file_backend``: what the two share; events of a job that nobody records
 ``models``: the results
 ``job_files``: the files of a job
-``pages``: pages of a list
 ``show``: progress on one line
 ``hub_command``: passes a command to a running job on a Ray cluster
 ``submission``: how a job is passed to Ray Jobs
 ``working_dir``: a folder packed into a zip file
-``polling``: events of a job that nobody records
 ``errors``: what a client raises
 """
 

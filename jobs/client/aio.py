@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from jobs.client.client import Job, JobClient
-from jobs.client.models import CheckpointInfo, Event, Series
-from jobs.spec.job_spec import JobSpec
+from jobs.client.client import JobClient
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _awaited(
+    method: Callable[Concatenate[JobClient, P], T],
+) -> Callable[Concatenate[AsyncJobClient, P], Coroutine[Any, Any, T]]:
+    @wraps(method)
+    async def call(client: AsyncJobClient, /, *args: P.args, **options: P.kwargs) -> T:
+        return await asyncio.to_thread(method, client.sync, *args, **options)
+
+    return call
+
+
+def _streamed(
+    method: Callable[Concatenate[JobClient, P], Iterator[T]],
+) -> Callable[Concatenate[AsyncJobClient, P], AsyncIterator[T]]:
+    """Items of an iterator that blocks, each awaited in a thread of this stream."""
+
+    @wraps(method)
+    async def call(client: AsyncJobClient, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[T]:
+        end = object()
+        own_thread = ThreadPoolExecutor(1, thread_name_prefix="job-stream")
+        loop = asyncio.get_running_loop()
+        try:
+            items = await loop.run_in_executor(own_thread, partial(method, client.sync, *args, **options))
+            while (item := await loop.run_in_executor(own_thread, next, items, end)) is not end:
+                yield cast(T, item)
+        finally:
+            own_thread.shutdown(wait=False)
+
+    return call
+
+
 class AsyncJobClient:
-    """``JobClient`` with awaitable methods; see there for arguments and errors. Make one with ``connect``."""
+    """``JobClient`` with awaitable methods; see there for arguments and errors. Make one with ``connect``.
+
+    ``logs`` and ``follow`` are asynchronous iterators.
+    """
 
     def __init__(self, client: JobClient) -> None:
         self.sync = client
@@ -25,72 +57,24 @@ class AsyncJobClient:
     async def connect(cls, address: str | None = None, *, token: str | None = None) -> Self:
         return cls(await asyncio.to_thread(JobClient, address, token=token))
 
-    async def submit(self, spec: JobSpec, **options: Any) -> Job:
-        """Submits a job; the options are those of ``JobClient.submit``."""
-        return await asyncio.to_thread(self.sync.submit, spec, **options)
-
-    async def get(self, job_id: str) -> Job:
-        return await asyncio.to_thread(self.sync.get, job_id)
-
-    async def list(
-        self, *, status: str | Sequence[str] = (), name: str | None = None, limit: int | None = None
-    ) -> list[Job]:
-        return await asyncio.to_thread(self.sync.list, status=status, name=name, limit=limit)
-
-    async def stop(self, job_id: str) -> None:
-        await asyncio.to_thread(self.sync.stop, job_id)
-
-    async def checkpoint(self, job_id: str) -> None:
-        """Asks a running job to save a checkpoint now."""
-        await asyncio.to_thread(self.sync.checkpoint, job_id)
-
-    async def resume(self, job_id: str) -> Job:
-        return await asyncio.to_thread(self.sync.resume, job_id)
-
-    async def delete(self, job_id: str, *, files: bool = False) -> None:
-        await asyncio.to_thread(self.sync.delete, job_id, files=files)
-
-    async def clone(self, job_id: str, changes: Sequence[str] = (), *, priority: int | None = None) -> Job:
-        return await asyncio.to_thread(self.sync.clone, job_id, changes, priority=priority)
-
-    async def wait(self, job_id: str, *, timeout_s: float | None = None, progress: bool = False) -> Job:
-        return await asyncio.to_thread(self.sync.wait, job_id, timeout_s=timeout_s, progress=progress)
-
-    def logs(self, job_id: str, *, follow: bool = False, offset: int = 0) -> AsyncIterator[str]:
-        return _pumped(lambda: self.sync.logs(job_id, follow=follow, offset=offset))
-
-    def follow(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
-        return _pumped(lambda: self.sync.follow(job_id, after=after))
-
-    async def incidents(self, job_id: str) -> Sequence[dict[str, Any]]:
-        return await asyncio.to_thread(self.sync.incidents, job_id)
-
-    async def metrics(self, job_id: str, *, points: int = 2000) -> Series:
-        return await asyncio.to_thread(self.sync.metrics, job_id, points=points)
-
-    async def checkpoints(self, job_id: str) -> Sequence[CheckpointInfo]:
-        return await asyncio.to_thread(self.sync.checkpoints, job_id)
-
-    async def report(self, job_id: str) -> str:
-        return await asyncio.to_thread(self.sync.report, job_id)
+    submit = _awaited(JobClient.submit)
+    get = _awaited(JobClient.get)
+    list = _awaited(JobClient.list)
+    stop = _awaited(JobClient.stop)
+    checkpoint = _awaited(JobClient.checkpoint)
+    resume = _awaited(JobClient.resume)
+    delete = _awaited(JobClient.delete)
+    clone = _awaited(JobClient.clone)
+    wait = _awaited(JobClient.wait)
+    logs = _streamed(JobClient.logs)
+    follow = _streamed(JobClient.follow)
+    incidents = _awaited(JobClient.incidents)
+    metrics = _awaited(JobClient.metrics)
+    checkpoints = _awaited(JobClient.checkpoints)
+    report = _awaited(JobClient.report)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.sync.close)
-
-
-async def _pumped(start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-    """Items of an iterator that blocks, each awaited in a thread of this stream."""
-    end = object()
-    with_own_thread = ThreadPoolExecutor(1, thread_name_prefix="job-stream")
-    loop = asyncio.get_running_loop()
-    try:
-        items = await loop.run_in_executor(with_own_thread, start)
-        while (item := await loop.run_in_executor(with_own_thread, next, items, end)) is not end:
-            yield cast(T, item)
-    finally:
-        with_own_thread.shutdown(wait=False)

@@ -12,10 +12,9 @@ from __future__ import annotations
 import builtins
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from guard.records import COLUMNS
 from jobs.client.backend import SubmitRequest
@@ -25,105 +24,10 @@ from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, Progress, 
 from jobs.client.show import show_progress
 from jobs.spec.job_spec import JobSpec
 
+P = ParamSpec("P")
+T = TypeVar("T")
 POLL_S = 1.0
 PAGE = 100
-
-
-class Job:
-    """A job as it was when it was fetched (``info``), and what can be done with it."""
-
-    def __init__(self, info: JobInfo, client: JobClient) -> None:
-        self.info = info
-        self._client = client
-
-    def __repr__(self) -> str:
-        return f"Job(id={self.id!r}, status={self.status!r})"
-
-    @property
-    def id(self) -> str:
-        """Also the name of its folder, and its label in the metrics."""
-        return self.info.id
-
-    @property
-    def name(self) -> str:
-        """The name in its spec."""
-        return self.info.name
-
-    @property
-    def status(self) -> Status:
-        return self.info.status
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs and when it was stopped."""
-        return self.info.exit_code
-
-    @property
-    def message(self) -> str:
-        """What it waits for, or why it ended."""
-        return self.info.reason
-
-    @property
-    def progress(self) -> Progress | None:
-        """The newest recorded step."""
-        return self.info.progress
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more happens unless it is resumed."""
-        return self.status in ENDED
-
-    def refresh(self) -> Job:
-        """The job as it is now."""
-        return self._client.get(self.id)
-
-    def wait(self, timeout_s: float | None = None, *, progress: bool = False) -> Job:
-        """This job once it has ended; see ``JobClient.wait``."""
-        return self._client.wait(self.id, timeout_s=timeout_s, progress=progress)
-
-    def logs(self, *, follow: bool = False, offset: int = 0) -> Iterator[str]:
-        """Its log; see ``JobClient.logs``."""
-        return self._client.logs(self.id, follow=follow, offset=offset)
-
-    def follow(self, *, after: int = 0) -> Iterator[Event]:
-        """See ``JobClient.follow``."""
-        return self._client.follow(self.id, after=after)
-
-    def stop(self) -> None:
-        """Requests that it saves its state and ends."""
-        self._client.stop(self.id)
-
-    def checkpoint(self) -> None:
-        """Requests a checkpoint now; see ``JobClient.checkpoint``."""
-        self._client.checkpoint(self.id)
-
-    def resume(self) -> Job:
-        """Continues it from its last good checkpoint."""
-        return self._client.resume(self.id)
-
-    def clone(self, changes: Sequence[str] = ()) -> Job:
-        """Submits a job like it; see ``JobClient.clone``."""
-        return self._client.clone(self.id, changes)
-
-    def delete(self, *, files: bool = False) -> None:
-        """See ``JobClient.delete``."""
-        self._client.delete(self.id, files=files)
-
-    def incidents(self) -> list[dict[str, Any]]:
-        """See ``JobClient.incidents``."""
-        return self._client.incidents(self.id)
-
-    def metrics(self, *, points: int = 2000) -> Series:
-        """Its metrics; see ``JobClient.metrics``."""
-        return self._client.metrics(self.id, points=points)
-
-    def checkpoints(self) -> list[CheckpointInfo]:
-        """Its checkpoints, the oldest first."""
-        return self._client.checkpoints(self.id)
-
-    def report(self) -> str:
-        """Its report as HTML."""
-        return self._client.report(self.id)
 
 
 class JobClient:
@@ -285,7 +189,84 @@ class JobClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _of_job(
+    method: Callable[Concatenate[JobClient, str, P], T],
+) -> Callable[Concatenate[Job, P], T]:
+    def call(job: Job, /, *args: P.args, **options: P.kwargs) -> T:
+        return method(job._client, job.id, *args, **options)
+
+    call.__doc__ = method.__doc__
+    return call
+
+
+class Job:
+    """A job as it was when it was fetched (``info``), and what can be done with it.
+
+    ``logs``, ``follow``, ``stop``, ``checkpoint``, ``resume``, ``clone``, ``delete``, ``incidents``,
+    ``metrics``, ``checkpoints`` and ``report`` are those of ``JobClient``, without the id.
+    """
+
+    def __init__(self, info: JobInfo, client: JobClient) -> None:
+        self.info = info
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"Job(id={self.id!r}, status={self.status!r})"
+
+    @property
+    def id(self) -> str:
+        """Also the name of its folder, and its label in the metrics."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """The name in its spec."""
+        return self.info.name
+
+    @property
+    def status(self) -> Status:
+        return self.info.status
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs and when it was stopped."""
+        return self.info.exit_code
+
+    @property
+    def message(self) -> str:
+        """What it waits for, or why it ended."""
+        return self.info.reason
+
+    @property
+    def progress(self) -> Progress | None:
+        """The newest recorded step."""
+        return self.info.progress
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens unless it is resumed."""
+        return self.status in ENDED
+
+    def refresh(self) -> Job:
+        """The job as it is now."""
+        return self._client.get(self.id)
+
+    def wait(self, timeout_s: float | None = None, *, progress: bool = False) -> Job:
+        """This job once it has ended; see ``JobClient.wait``."""
+        return self._client.wait(self.id, timeout_s=timeout_s, progress=progress)
+
+    logs = _of_job(JobClient.logs)
+    follow = _of_job(JobClient.follow)
+    stop = _of_job(JobClient.stop)
+    checkpoint = _of_job(JobClient.checkpoint)
+    resume = _of_job(JobClient.resume)
+    clone = _of_job(JobClient.clone)
+    delete = _of_job(JobClient.delete)
+    incidents = _of_job(JobClient.incidents)
+    metrics = _of_job(JobClient.metrics)
+    checkpoints = _of_job(JobClient.checkpoints)
+    report = _of_job(JobClient.report)

@@ -36,7 +36,9 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
     if not address.startswith(("http://", "https://")):
         from jobs.client.folder_backend import FolderBackend
 
-        return FolderBackend(_folder(address))
+        if "://" in address and not address.startswith("file://"):
+            raise Unreachable(f"{address} is no address: give http://..., https://..., or a folder of jobs")
+        return FolderBackend(address)
     if is_service(address):
         from jobs.client.service_backend import ServiceBackend
 
@@ -75,9 +77,3 @@ def token_from_environment() -> str | None:
         return Path(file).expanduser().read_text(encoding="utf-8").strip() if file else None
     except OSError as error:
         raise Unreachable(f"the token file {file} cannot be read: {error.strerror}") from None
-
-
-def _folder(address: str) -> str:
-    if "://" in address and not address.startswith("file://"):
-        raise Unreachable(f"{address} is no address: give http://..., https://..., or a folder of jobs")
-    return address

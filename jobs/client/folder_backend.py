@@ -10,15 +10,12 @@ from typing import Any, NoReturn
 
 from jobs.client.backend import SubmitRequest
 from jobs.client.errors import JobNotFound, Unreachable, Unsupported
+from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.job_files import JobFiles
-from jobs.client.models import STATUSES, CheckpointInfo, Event, JobInfo, JobList, Series, Status
-from jobs.client.pages import page_of
-from jobs.client.polling import poll_events
-
-POLL_S = 1.0
+from jobs.client.models import STATUSES, JobInfo, JobList, Status
 
 
-class FolderBackend:
+class FolderBackend(FileBackend):
     """Reads ``<folder>/<job>/``, or the folder of one job."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,7 +30,7 @@ class FolderBackend:
         return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
-        files = self._files(job_id)
+        files = self._readable(job_id)
         spec = files.spec()
         return self._info(files).model_copy(
             update={"spec": None if spec is None else spec.model_dump(mode="json"), "result": files.result()}
@@ -41,26 +38,11 @@ class FolderBackend:
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
         """The log of Ray and of failures; what a job prints is available from Ray or the service."""
-        path = self._files(job_id).folder.log
+        path = self._readable(job_id).folder.log
         if path.exists() and not follow:
             yield path.read_bytes()[offset:].decode(errors="replace")
         elif follow:
             _read_only("following a log")
-
-    def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        return poll_events(self, job_id, after=after, poll_s=POLL_S)
-
-    def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        return self._files(job_id).incident_rows()
-
-    def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
-        return self._files(job_id).metrics(columns, after_attempt=after_attempt, points=points)
-
-    def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
-        return self._files(job_id).checkpoints()
-
-    def report(self, job_id: str) -> str:
-        return self._files(job_id).report()
 
     def submit(self, request: SubmitRequest) -> JobInfo:
         _read_only(f"submitting {request.spec.name}")
@@ -81,10 +63,7 @@ class FolderBackend:
     def clone(self, job_id: str, changes: Sequence[str], *, priority: int | None) -> JobInfo:  # noqa: ARG002
         _read_only(f"cloning {job_id}")
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def _files(self, job_id: str) -> JobFiles:
+    def _readable(self, job_id: str) -> JobFiles:
         for path in (self._root / job_id, self._root):
             if path.name == job_id and JobFiles(path).exists():
                 return JobFiles(path)

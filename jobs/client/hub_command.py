@@ -14,7 +14,7 @@ from contextlib import suppress
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.client.errors import ClientError, Conflict
-from jobs.client.submission import code_packages
+from jobs.cluster.session import CODE_PACKAGES
 
 POLL_S = 0.25
 TIMEOUT_S = 120.0
@@ -31,7 +31,7 @@ def deliver(client: JobSubmissionClient, job: str, command: str) -> None:
     client.submit_job(
         entrypoint=shlex.join(["python", "-P", "-m", "jobs.observability.command", job, command]),
         submission_id=delivery,
-        runtime_env={"py_modules": code_packages()},
+        runtime_env={"py_modules": CODE_PACKAGES},
     )
     status = _wait(client, delivery)
     lines = client.get_job_logs(delivery).strip().splitlines()

@@ -14,11 +14,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.client.backend import SubmitRequest
 from jobs.client.errors import ClientError, Conflict, JobNotFound, Refused, Unreachable, Unsupported
+from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.hub_command import deliver
 from jobs.client.job_files import JobFiles
-from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series, Status
-from jobs.client.pages import page_of
-from jobs.client.polling import poll_events
+from jobs.client.models import ENDED, JobInfo, JobList, Status
 from jobs.client.submission import (
     MARK,
     SPEC_VARIABLE,
@@ -58,7 +57,7 @@ def status_of(details: JobDetails) -> Status:
     return _STATUS[details.status]
 
 
-class RayBackend:
+class RayBackend(FileBackend):
     """Talks to the dashboard of a Ray cluster."""
 
     def __init__(self, address: str) -> None:
@@ -131,24 +130,6 @@ class RayBackend:
             if len(raw) > left:
                 yield raw[left:].decode(errors="replace")
             left = max(0, left - len(raw))
-
-    def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        return poll_events(self, job_id, after=after, poll_s=POLL_S)
-
-    def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        return self._readable(job_id).incident_rows()
-
-    def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
-        return self._readable(job_id).metrics(columns, after_attempt=after_attempt, points=points)
-
-    def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
-        return self._readable(job_id).checkpoints()
-
-    def report(self, job_id: str) -> str:
-        return self._readable(job_id).report()
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
     def _submit(self, **job: Any) -> None:
         """A head that has just started has no agent yet to run a job: then wait for one."""

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import codecs
-import json
 import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
 from jobs.client.backend import SubmitRequest
-from jobs.client.errors import (
-    ClientError,
-    Conflict,
-    JobNotFound,
-    NotAllowed,
-    Refused,
-    TryLater,
-    Unreachable,
-)
-from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, PackageInfo, Series
+from jobs.client.errors import ClientError, Conflict, JobNotFound, NotAllowed, Refused, TryLater, Unreachable
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
 from jobs.client.working_dir import pack
 
 T = TypeVar("T")
+Reader = Callable[[httpx.Response, int], Iterator[tuple[T, int]]]
+"""Gives each item of a stream with the position after it."""
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 DELIVERY_TIMEOUT = httpx.Timeout(150.0, connect=10.0)
@@ -54,24 +46,19 @@ class ServiceBackend:
 
     def submit(self, request: SubmitRequest) -> JobInfo:
         """The key lets a submission be repeated that may have arrived or not."""
-        package = None if request.working_dir is None else self.upload(request.working_dir)
         body = {
             "spec": request.spec.model_dump(mode="json"),
             "priority": request.priority,
             "env": request.env,
-            "working_dir": package.id if package else None,
+            "working_dir": None,
         }
+        if request.working_dir is not None:
+            zipped = {"content": pack(request.working_dir), "headers": {"Content-Type": "application/zip"}}
+            body["working_dir"] = self._ask("POST", "/packages", **zipped).json()["id"]
         if request.max_restarts is not None:
             body["max_restarts"] = request.max_restarts
         key = request.key or secrets.token_hex(16)
         return self._job("POST", "/jobs", json=body, headers={"Idempotency-Key": key})
-
-    def upload(self, folder: Path) -> PackageInfo:
-        """Uploads a working directory."""
-        answer = self._ask(
-            "POST", "/packages", content=pack(folder), headers={"Content-Type": "application/zip"}
-        )
-        return PackageInfo.model_validate(answer.json())
 
     def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
         query = {"status": list(statuses), "name": name, "cursor": cursor, "limit": limit}
@@ -100,40 +87,14 @@ class ServiceBackend:
         return self._job("POST", f"/jobs/{job_id}/clone", json=body, headers={"Idempotency-Key": key})
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
-        """A connection that breaks is made again where it broke."""
-        position = offset
-
-        def pieces(response: httpx.Response) -> Iterator[bytes]:
-            nonlocal position
-            for piece in response.iter_bytes():
-                position += len(piece)
-                yield piece
-
-        def ask() -> dict[str, Any]:
-            return {"url": f"/jobs/{job_id}/logs", "params": {"offset": position, "follow": follow}}
-
-        stream = self._follow(job_id, ask, pieces) if follow else self._stream(ask(), pieces)
-        yield from _decoded(stream)
+        pieces = self._stream(job_id, "logs", _pieces, "offset", offset, follow=follow)
+        yield from codecs.iterdecode(pieces, "utf-8", "replace")
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
-        seen = after
-
-        def events(response: httpx.Response) -> Iterator[Event]:
-            nonlocal seen
-            for line in response.iter_lines():
-                if line.startswith("data:"):
-                    event = Event.model_validate(json.loads(line.removeprefix("data:")))
-                    seen = event.seq
-                    yield event
-
-        def ask() -> dict[str, Any]:
-            return {"url": f"/jobs/{job_id}/events", "params": {"after": seen, "follow": True}}
-
-        yield from self._follow(job_id, ask, events)
+        return self._stream(job_id, "events", _events, "after", after, follow=True)
 
     def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._ask("GET", f"/jobs/{job_id}/incidents").json()
-        return rows
+        return self._ask("GET", f"/jobs/{job_id}/incidents").json()
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
         query = {"column": list(columns), "after_attempt": after_attempt, "points": points}
@@ -165,17 +126,25 @@ class ServiceBackend:
         _check(response)
         return response
 
-    def _follow(
-        self, job_id: str, ask: Callable[[], dict[str, Any]], read: Callable[[httpx.Response], Iterator[T]]
+    def _stream(
+        self, job_id: str, what: str, read: Reader[T], field: str, position: int, *, follow: bool
     ) -> Iterator[T]:
-        """Streams until the job has ended and everything was read, however often the connection breaks."""
-        failures = 0
+        """What is there from a position on; with ``follow`` until the job has ended and everything was read.
+
+        A connection that breaks is made again where it broke.
+        """
+        url, failures = f"/jobs/{job_id}/{what}", 0
         while True:
-            ended = self.get(job_id).status in ENDED
+            ended = not follow or self.get(job_id).status in ENDED
+            query = {field: position, "follow": follow}
             try:
-                for item in self._stream(ask(), read):
-                    failures = 0
-                    yield item
+                with self._http.stream("GET", url, params=query, timeout=STREAM_TIMEOUT) as response:
+                    if response.is_error:
+                        response.read()
+                    _check(response)
+                    for item, after in read(response, position):
+                        position, failures = after, 0
+                        yield item
             except httpx.TransportError as error:
                 failures += 1
                 if failures > RETRIES:
@@ -185,12 +154,18 @@ class ServiceBackend:
             if ended:
                 return
 
-    def _stream(self, request: dict[str, Any], read: Callable[[httpx.Response], Iterator[T]]) -> Iterator[T]:
-        with self._http.stream("GET", timeout=STREAM_TIMEOUT, **request) as response:
-            if response.is_error:
-                response.read()
-            _check(response)
-            yield from read(response)
+
+def _pieces(response: httpx.Response, position: int) -> Iterator[tuple[bytes, int]]:
+    for piece in response.iter_bytes():
+        position += len(piece)
+        yield piece, position
+
+
+def _events(response: httpx.Response, _: int) -> Iterator[tuple[Event, int]]:
+    for line in response.iter_lines():
+        if line.startswith("data:"):
+            event = Event.model_validate_json(line.removeprefix("data:"))
+            yield event, event.seq
 
 
 def _check(response: httpx.Response) -> None:
@@ -204,10 +179,3 @@ def _check(response: httpx.Response) -> None:
     except (ValueError, AttributeError):
         text = f"the service answered {response.status_code}"
     raise kind(text)
-
-
-def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        if text := decoder.decode(piece):
-            yield text

@@ -42,18 +42,11 @@ def runtime_env(
     spec: JobSpec, *, working_dir: str | Path | None = None, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Our packages, the spec, and what the user adds; secrets go here and never on a command line."""
-    from jobs.cluster.session import WORKER_DEFAULTS  # imports Ray
+    from jobs.cluster.session import CODE_PACKAGES, WORKER_DEFAULTS  # imports Ray
 
     variables = {**(env or {}), **WORKER_DEFAULTS, **_STOP_GRACEFULLY, SPEC_VARIABLE: spec.to_yaml()}
-    environment: dict[str, Any] = {"py_modules": code_packages(), "env_vars": variables}
+    environment: dict[str, Any] = {"py_modules": CODE_PACKAGES, "env_vars": variables}
     return {**environment, "working_dir": str(working_dir)} if working_dir else environment
-
-
-def code_packages() -> list[str]:
-    """Our packages, to be shipped to a cluster."""
-    from jobs.cluster.session import PACKAGE_ROOT  # imports Ray
-
-    return [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
 
 
 def default_root() -> Path:
@@ -70,8 +63,8 @@ def note_folder(spec: JobSpec) -> None:
     from jobs.cluster.session import JOB_CONFIG_VAR
 
     config = json.loads(os.environ.get(JOB_CONFIG_VAR) or "{}")
-    submission = _submission_id(config)
-    if submission is None or "/" in submission:
+    submission = (config.get("metadata") or {}).get("job_submission_id")
+    if not isinstance(submission, str) or "/" in submission:
         return
     notes = default_root() / NOTES
     note: dict[str, Any] = {"folder": str(spec.job_dir), "job": spec.name}
@@ -135,8 +128,3 @@ def _sweep(notes: Path) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()
-
-
-def _submission_id(config: Mapping[str, Any]) -> str | None:
-    found = (config.get("metadata") or {}).get("job_submission_id")
-    return found if isinstance(found, str) else None

@@ -9,8 +9,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,11 @@ def run_job(
 
 
 def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console) -> dict[str, Any]:
-    """Trains on a cluster. An embedded one whose head dies is replaced, ``scale.max_failures`` timestimes."""
+    """Trains on a cluster. An embedded one whose head dies is replaced, ``scale.max_failures`` times."""
     for deaths in itertools.count(1):
         embedded = False
         try:
-            with ray_messages_to(_appended_to(folder.log)), _cluster(spec, address) as cluster:
+            with ray_messages_to(partial(_append, folder.log)), _cluster(spec, address) as cluster:
                 embedded = cluster.embedded
                 return _follow(spec, folder, cluster, console)
         except HeadDied as death:
@@ -99,31 +100,23 @@ def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console)
     raise AssertionError("unreachable: the loop returns")
 
 
-def _appended_to(log: Path) -> Callable[[list[str]], None]:
+def _append(log: Path, lines: list[str]) -> None:
     """Ray's own messages fill a screen; what they mean is shown in one line of ours."""
-
-    def append(lines: list[str]) -> None:
-        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not end the job
-            file.writelines(f"ray: {line}\n" for line in lines)
-
-    return append
+    with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not end the job
+        file.writelines(f"ray: {line}\n" for line in lines)
 
 
-@contextmanager
-def _cluster(spec: JobSpec, address: str | None) -> Iterator[ClusterInfo]:
-    needed = spec.scale.workers * spec.scale.cpus_per_worker
-    with ray_session(
-        address,
-        max(math.ceil(needed), os.cpu_count() or 1),
-        train_defaults={"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.scale.stall_timeout_s)},
-    ) as cluster:
-        yield cluster
+def _cluster(spec: JobSpec, address: str | None) -> AbstractContextManager[ClusterInfo]:
+    cpus = max(math.ceil(spec.scale.workers * spec.scale.cpus_per_worker), os.cpu_count() or 1)
+    timeout = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.scale.stall_timeout_s)}
+    return ray_session(address, cpus, train_defaults=timeout)
 
 
 def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
     """Starts the training, shows it until it ends, and turns Ctrl-C into a request to stop."""
-    use_gpu = _use_gpu(spec, cluster)
-    check_resources(_resources(spec, use_gpu), workers=spec.scale.fewest_workers)
+    use_gpu, fewest = _use_gpu(spec, cluster), spec.scale.fewest_workers
+    each = worker_resources(spec.scale, use_gpu=use_gpu)
+    check_resources({name: fewest * amount for name, amount in each.items()}, workers=fewest)
     hub = ensure_hub(spec.metrics.port, spec.metrics.host)
     _notify_hub(lambda: hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
@@ -132,9 +125,8 @@ def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Consol
     with LiveView(console) as view, interrupts() as interrupted:
         events = DriverEvents(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
-        events.show(
-            "info", f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
-        )
+        text = f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
+        events.show("info", text)
         with thread.running():
             _wait(thread, events, HeadWatch(cluster), interrupted)
     outcome = thread.outcome() or {}
@@ -177,12 +169,6 @@ def _use_gpu(spec: JobSpec, cluster: ClusterInfo) -> bool:
     if spec.scale.device == "auto":
         return cluster.gpus >= spec.scale.fewest_workers
     return spec.scale.device == "gpu"
-
-
-def _resources(spec: JobSpec, use_gpu: bool) -> dict[str, float]:
-    """The least that the job needs, in total."""
-    each = worker_resources(spec.scale, use_gpu=use_gpu)
-    return {name: spec.scale.fewest_workers * amount for name, amount in each.items()}
 
 
 def _write(folder: RunDir, result: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] |
         with path.open("a", encoding="utf-8") as file:
             for rank, one in errors.items():
                 where = "" if rank is None else f" rank {rank}"
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}{where}\n{_traceback(one)}\n")
+                trace = "".join(traceback.format_exception(one)) if one is not None else "no message\n"
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}{where}\n{trace}\n")
     except OSError as problem:
         logger.warning("cannot write %s: %s", path, problem.strerror)
 
@@ -95,7 +96,3 @@ def _of_worker(error: BaseException) -> Failure:
     if is_health_check_timeout(text):
         return Failure("stalled", "the worker did not answer for longer than scale.stall_timeout_s")
     return Failure("stalled" if isinstance(inner, WorkerStalled) else "job", first_line(inner))
-
-
-def _traceback(error: BaseException | None) -> str:
-    return "".join(traceback.format_exception(error)) if error is not None else "no message\n"

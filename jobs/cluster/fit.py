@@ -121,20 +121,14 @@ class FitThread(threading.Thread):
         if self._error is None:
             return None
         failure = explain(self._error)
-        return {
-            "status": "failed",
-            "job": self._spec.name,
-            "error": failure.line,
-            "cause": failure.cause,
-        }
+        return {"status": "failed", "job": self._spec.name, "error": failure.line, "cause": failure.cause}
 
     def _trainer(self) -> InterruptibleTrainer:
         spec, use_gpu = self._spec, self._use_gpu
         placement = plan(spec.scale, ray.nodes(), self._avoid, use_gpu=use_gpu)
         if placement is None:  # a node that the job would move to has gone since
-            self.messages.put(
-                f"no other node has room now: {display_names(sorted(self._avoid))} may be used again"
-            )
+            names = display_names(sorted(self._avoid))
+            self.messages.put(f"no other node has room now: {names} may be used again")
             self._avoid.clear()
             placement = plan(spec.scale, [], (), use_gpu=use_gpu)
         assert placement is not None

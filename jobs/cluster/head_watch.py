@@ -34,15 +34,11 @@ class HeadWatch:
             HeadDied: it is gone.
         """
         if self._embedded:
-            self._check_processes()
+            if dead := VITAL.intersection(dead_head_processes()):
+                raise HeadDied(f"Ray's {' and '.join(sorted(dead))} died")
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + CHECK_EVERY_S
             self._check_address()
-
-    def _check_processes(self) -> None:
-        dead = sorted(VITAL.intersection(dead_head_processes()))
-        if dead:
-            raise HeadDied(f"Ray's {' and '.join(dead)} died")
 
     def _check_address(self) -> None:
         host, _, port = self._address.rpartition(":")

@@ -34,10 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Ray Train's defaults: a dead worker is noticed after up to 2 s, a rank that never reports is waited for
 # forever, and a process group that hangs has 30 s to end.
-TRAIN_DEFAULTS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
-}
+TRAIN_DEFAULTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120"}
 # Read by Ray's controller actor, which does not inherit the environment of the driver.
 WORKER_DEFAULTS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
 # Ray starts its workers at 15, where any other process that computes takes 97 % of a core from them: right on
@@ -48,6 +45,7 @@ NICENESS = {"RAY_worker_niceness": "0"}
 SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
 JOB_CONFIG_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+CODE_PACKAGES = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
 # A unix socket's path has at most 107 bytes, 103 on macOS; Ray's session and socket names take up to 66.
 LONGEST_TEMP_DIR = 37
 CONNECT_TIMEOUT_S = 10.0
@@ -76,7 +74,6 @@ def ray_session(
     address: str | None = None,
     num_cpus: float | None = None,
     *,
-    log_to_driver: bool = False,
     train_defaults: Mapping[str, str] | None = None,
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of the block.
@@ -97,12 +94,15 @@ def ray_session(
         address = _usable_address(address or os.environ.get("RAY_ADDRESS"))
         stack.enter_context(_sigterm_handler_kept())
         if address is None:
-            stack.enter_context(_environment(_embedded_defaults(), replaced={"PYTHONPATH": _python_path()}))
+            # Where the workers import from: our packages first, the user's modules in this folder last.
+            folders = filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())])
+            python_path = {"PYTHONPATH": os.pathsep.join(folders)}
+            stack.enter_context(_environment(_embedded_defaults(), replaced=python_path))
         stack.callback(ray.shutdown)
         if address is None:
-            _start(num_cpus, log_to_driver)
+            _start(num_cpus)
         else:
-            _connect(address, log_to_driver)
+            _connect(address)
         yield _info(embedded=address is None)
 
 
@@ -113,8 +113,7 @@ def check_resources(needed: Mapping[str, float], *, workers: int = 1) -> None:
     The job waits for resources that are merely in use by others.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    problem = shortage(needed, workers, nodes)
-    if problem:
+    if problem := shortage(needed, workers, nodes):
         raise ResourcesError(problem)
 
 
@@ -178,14 +177,14 @@ def _usable_address(address: str | None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def _start(num_cpus: float | None, log_to_driver: bool) -> None:
+def _start(num_cpus: float | None) -> None:
     try:
         with loopback_only():
             start_head(
                 temp_dir=_temp_dir(),
                 num_cpus=None if num_cpus is None else math.ceil(num_cpus),
                 include_dashboard=False,
-                log_to_driver=log_to_driver,
+                log_to_driver=False,
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError) as error:
@@ -196,14 +195,18 @@ def _start(num_cpus: float | None, log_to_driver: bool) -> None:
         ) from error
 
 
-def _connect(address: str, log_to_driver: bool) -> None:
-    _check_answers(address)
+def _connect(address: str) -> None:
+    try:  # Ray itself would try forever
+        host, _, port = bootstrap_address(address).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
     try:
         ray.init(
             address=address,
             job_config=OwnCodePath(),
             runtime_env=worker_runtime_env(os.environ.get(JOB_CONFIG_VAR)),
-            log_to_driver=log_to_driver,
+            log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except ray.exceptions.AuthenticationError as error:
@@ -212,15 +215,6 @@ def _connect(address: str, log_to_driver: bool) -> None:
         ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unusable(address, str(error)) from error
-
-
-def _check_answers(address: str) -> None:
-    """Ray itself would try forever."""
-    try:
-        host, _, port = bootstrap_address(address).rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        raise _unusable(address, getattr(error, "strerror", None) or str(error)) from error
 
 
 def _unusable(address: str, why: str) -> ClusterError:
@@ -243,7 +237,7 @@ def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
         settings["PYTHONPATH"] = str(Path.cwd())
     own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
     if not submitted.keys() & {"working_dir", "py_modules"}:
-        own["py_modules"] = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
+        own["py_modules"] = CODE_PACKAGES
     return own
 
 
@@ -258,11 +252,6 @@ def _embedded_defaults() -> dict[str, str]:
     if not (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         variables["RAY_AUTH_TOKEN"] = _token()
     return variables
-
-
-def _python_path() -> str:
-    """Where the workers import from: our packages first, the user's modules in this folder last."""
-    return os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
 @cache

@@ -74,9 +74,7 @@ def display_names(nodes: Iterable[str]) -> str:
 def fits_elsewhere(scale: ScaleSpec, avoid: Sequence[str], *, use_gpu: bool) -> bool:
     """Whether the job fits on the cluster's other nodes. Collective: rank 0 asks Ray, all get its answer."""
     ranks = Ranks(scale.timeout_s)
-    fits = None
-    if ranks.rank == 0:
-        fits = plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
+    fits = ranks.rank == 0 and plan(scale, ray.nodes(), avoid, use_gpu=use_gpu) is not None
     # All-gather; every rank gets here, since all count the same faults, and waits for rank 0's answer.
     return bool(ranks.from_first(fits))
 
@@ -93,10 +91,7 @@ def preempted_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str
     # All-gather; every rank gets here after the same last step: a stop that one rank knows of stops the job.
     if any(ranks.gather(asked)):
         return []
-    nodes: list[str] = []
-    if ranks.rank == 0:
-        draining = sorted(draining_nodes())
-        fits = draining and plan(scale, ray.nodes(), draining, use_gpu=use_gpu) is not None
-        nodes = draining if fits else []
+    draining = sorted(draining_nodes()) if ranks.rank == 0 else []
+    fits = draining and plan(scale, ray.nodes(), draining, use_gpu=use_gpu) is not None
     # All-gather; every rank gets here, since the answers above were the same, and waits for rank 0's answer.
-    return list(ranks.from_first(nodes))
+    return list(ranks.from_first(draining if fits else []))

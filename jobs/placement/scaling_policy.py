@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -28,29 +28,20 @@ def scaling_policy(config: ScalingConfig, avoid: Collection[str], *, embedded: b
         embedded: whether the cluster was started by this process.
     """
     if config.elasticity_enabled:
-        return CustomElasticScalingPolicy(config, AllowedWorkers(frozenset(avoid)))
+        return CustomElasticScalingPolicy(config, partial(workers_now, frozenset(avoid)))
     return LocalScalingPolicy(config) if embedded else FixedScalingPolicy(config)
 
 
-@dataclass(frozen=True, slots=True)
-class AllowedWorkers:
-    """How many workers may run, with nodes to avoid and nodes that are being preempted.
+def workers_now(avoid: frozenset[str], reserved: Mapping[str, Any], running: int, count: CountWorkers) -> int:
+    """``allowed_workers`` for the cluster's nodes as they are now, without those to avoid.
 
     Ray Train's own policy would count the room of all nodes, and wait forever for what it cannot have.
     Preempted nodes get no new workers but keep those that they have: the job saves its state and moves,
     while Ray would end them at once.
-
-    Attributes:
-        avoid: ids of nodes that must not be used.
     """
-
-    avoid: frozenset[str]
-
-    def __call__(self, reserved: Mapping[str, Any], running: int, count: CountWorkers) -> int:
-        """See ``allowed_workers``, for the cluster's nodes as they are now."""
-        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        usable = {node: has for node, has in alive.items() if node not in self.avoid}
-        return allowed_workers(reserved, usable, draining_nodes(), running, count)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    usable = {node["NodeID"]: node["Resources"] for node in alive if node["NodeID"] not in avoid}
+    return allowed_workers(reserved, usable, draining_nodes(), running, count)
 
 
 def allowed_workers(

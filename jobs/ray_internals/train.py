@@ -69,8 +69,7 @@ class InterruptibleTrainer(TorchTrainer):
             .remote(**{**options, "scaling_policy": self._policy})
         )
         self._wait(controller.run.remote())
-        result: Result = self._wait(controller.get_result.remote())
-        return result
+        return self._wait(controller.get_result.remote())
 
     def _wait(self, answer: Any) -> Any:
         while not ray.wait([answer], timeout=POLL_S)[0]:
@@ -85,11 +84,7 @@ class LocalScalingPolicy(FixedScalingPolicy):
     def _send_resource_request(self) -> None:
         pass
 
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-    def _cancel_resource_request(self) -> None:
-        pass
+    _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
 
 
 class CustomElasticScalingPolicy(ElasticScalingPolicy):
@@ -102,9 +97,7 @@ class CustomElasticScalingPolicy(ElasticScalingPolicy):
     """
 
     def __init__(
-        self,
-        scaling_config: ScalingConfig,
-        allowed: Callable[[Mapping[str, Any], int, CountWorkers], int],
+        self, scaling_config: ScalingConfig, allowed: Callable[[Mapping[str, Any], int, CountWorkers], int]
     ) -> None:
         super().__init__(scaling_config)
         self._allowed = allowed

@@ -17,20 +17,12 @@ def compile_forward(model: nn.Module, device: torch.device) -> None:
         JobError: ``torch.compile`` does not work on this machine; tried on one operation.
     """
     try:
-        torch.compile(_try_out)(torch.zeros(8, device=device))
+        torch.compile(lambda values: values.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[0] if lines else type(error).__name__  # the first line that the compiler wrote
         raise JobError(
-            f"train.compile: torch.compile does not work here: {_reason(error)}; "
+            f"train.compile: torch.compile does not work here: {why}; "
             "install a C++ compiler (CPU) or Triton (GPU), or omit train.compile"
         ) from error
     model.forward = torch.compile(model.forward)
-
-
-def _try_out(values: torch.Tensor) -> torch.Tensor:
-    return values.sin() + 1
-
-
-def _reason(error: Exception) -> str:
-    """The first line that the compiler wrote."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -20,18 +20,14 @@ def check_same_data(workload: Workload, world_size: int) -> None:
     """
     if world_size == 1:
         return
-    own = (int(workload.n_train), str(getattr(workload, "fingerprint", "")))
-    seen: list[tuple[int, str]] = [own] * world_size
+    fingerprint = getattr(workload, "fingerprint", "")
+    own = f"{workload.n_train} samples" + (f" ({fingerprint})" if fingerprint else "")
+    seen = [own] * world_size
     # All-gather, once at the start of a run; every rank has made its workload, and waits for the slowest.
     dist.all_gather_object(seen, own)
     other = next((index for index, data in enumerate(seen) if data != seen[0]), None)
     if other is not None:
         raise DataError(
-            f"the workers have different data: rank 0 has {_described(seen[0])}, rank {other} has "
-            f"{_described(seen[other])}: put the same files on every node, or on storage that all of them see"
+            f"the workers have different data: rank 0 has {seen[0]}, rank {other} has "
+            f"{seen[other]}: put the same files on every node, or on storage that all of them see"
         )
-
-
-def _described(data: tuple[int, str]) -> str:
-    samples, fingerprint = data
-    return f"{samples} samples ({fingerprint})" if fingerprint else f"{samples} samples"

@@ -61,5 +61,4 @@ def _reduced(run: Run, values: list[float], operation: dist.ReduceOp.RedOpType) 
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=run.world.device)
     dist.all_reduce(tensor, op=operation)  # the callers name the operation; every rank waits for the slowest
-    reduced: list[float] = tensor.tolist()
-    return reduced
+    return tensor.tolist()

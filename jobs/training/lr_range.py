@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -92,23 +91,20 @@ def find_learning_rates(
     def optimizer(twin: nn.Module) -> Optimizer:
         return build_optimizer(spec.optimizer, twin.parameters(), tables=tables_of(twin))
 
-    def loss_with(samples: int) -> Callable[[nn.Module, int], Tensor]:
-        def loss(twin: nn.Module, _: int) -> Tensor:
-            batch = cursor.next_batch()
-            ids: NDArray[np.int64] = batch.ids[:samples]
-            return workload.loss(twin, workload.train_batch(ids, batch.epoch, device))
-
-        return loss
+    def loss(samples: int, twin: nn.Module, _: int) -> Tensor:
+        batch = cursor.next_batch()
+        return workload.loss(twin, workload.train_batch(batch.ids[:samples], batch.epoch, device))
 
     started = time.perf_counter()
-    learning_rate_range(model, loss_with(_PROBE_SAMPLES), optimizer, steps=_PROBE_STEPS, highest=1e-5)
+    probe = partial(loss, _PROBE_SAMPLES)
+    learning_rate_range(model, probe, optimizer, steps=_PROBE_STEPS, highest=1e-5)
     probe_s = (time.perf_counter() - started) / _PROBE_STEPS
     size = spec.data.batch_size
     fitting = max(_PROBE_SAMPLES, size // (spec.scale.workers * spec.train.micro_batches))
     plan = plan_range(probe_s, samples=min(size, fitting), batch_size=size, limit_s=limit_s)
     report(plan.line())
     cursor = DataCursor(workload.n_train, size, spec.seed)
-    return learning_rate_range(model, loss_with(plan.samples), optimizer, steps=plan.steps)
+    return learning_rate_range(model, partial(loss, plan.samples), optimizer, steps=plan.steps)
 
 
 def _duration(seconds: float) -> str:

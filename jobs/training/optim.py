@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
@@ -37,17 +36,12 @@ def build_optimizer(
     if spec.name == "muon":
         return _muon(spec, trained, decay_on, {id(p) for p in tables})
     groups = _groups(trained, spec, decay_on)
+    lr, decay = spec.lr, spec.weight_decay
     if spec.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            weight_decay=spec.weight_decay,
-            nesterov=spec.nesterov,
-            fused=True,
-        )
-    kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+        momentum, nesterov = spec.momentum, spec.nesterov
+        return SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=True)
+    kind = AdamW if spec.name == "adamw" else Adam
+    return kind(groups, lr=lr, betas=spec.betas, weight_decay=decay, fused=True)
 
 
 def tables_of(model: nn.Module) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from guard.preflight import PreflightReport, run_preflight
 from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
-from jobs.run_dir.jsonl import write_text_atomic
+from jobs.run_dir.jsonl import write_json_atomic
 
 if TYPE_CHECKING:
     from jobs.observability.progress import Progress
@@ -44,7 +43,10 @@ def before_first_step(
         report = preflight(spec, workload, model)
         line = report.line()
         progress.event("info" if report.fine else "warning", line)
-        _keep(report, folder, progress)
+        try:
+            write_json_atomic(folder.path / FILE, report.to_dict())
+        except OSError as error:
+            progress.event("warning", f"cannot write {FILE}: {error.strerror}; training continues")
         stop.fill_(float(spec.preflight == "strict" and not report.fine))
     if distributed:
         # Broadcast of rank 0's decision; every rank gets here before its first step, and waits for rank 0.
@@ -56,17 +58,8 @@ def before_first_step(
 def preflight(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
     """The pre-flight on the first samples that the job will train on; the model is unchanged."""
     at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # fits into memory
-    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids
     tokens: int = getattr(workload, "tokens_per_sample", None) or 1
     most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once), max(1, _MOST_TOKENS // tokens))
-    ids = ids[:most]
+    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids[:most]
     batch = workload.train_batch(ids, 0, next(model.parameters()).device)
     return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
-
-
-def _keep(report: PreflightReport, folder: RunDir, progress: Progress) -> None:
-    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
-    try:
-        write_text_atomic(folder.path / FILE, text + "\n")
-    except OSError as error:
-        progress.event("warning", f"cannot write {FILE}: {error.strerror}; training continues")

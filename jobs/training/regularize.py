@@ -15,6 +15,7 @@ from jobs.workloads.errors import WorkloadError
 if TYPE_CHECKING:
     from jobs.spec.regularize import RegularizeSpec
 
+_FIXED = ("label_smoothing", "z_loss", "dropout", "stochastic_depth")
 _NOISE_DECAY = 0.55  # Neelakantan et al. (2015), section 3
 
 
@@ -32,9 +33,7 @@ class Regularizer:
     """
 
     def __init__(self, spec: RegularizeSpec, model: nn.Module, *, total_steps: int, seed: int) -> None:
-        self._spec = spec
-        self._total_steps = total_steps
-        self._seed = seed
+        self._spec, self._total_steps, self._seed = spec, total_steps, seed
         self._all = [p for p in model.parameters() if p.requires_grad]
         self._selected = _selected(spec, model)
         self._matrices = [p for p in self._selected if p.ndim >= 2]
@@ -50,16 +49,11 @@ class Regularizer:
     def strengths(self, step: int) -> dict[str, float]:
         """The strengths after ``step`` steps, by the spec's names; only those that the spec sets."""
         spec, factor = self._spec, self.strength(step)
-        moving = {"l1": spec.l1, "l2": spec.l2, "orthogonal": spec.orthogonal}
-        fixed = {
-            "label_smoothing": spec.label_smoothing,
-            "z_loss": spec.z_loss,
-            "dropout": spec.dropout,
-            "stochastic_depth": spec.stochastic_depth,
-        }
+        moving = {name: getattr(spec, name) for name in ("l1", "l2", "orthogonal")}
+        fixed = {name: getattr(spec, name) for name in _FIXED}
         noise = {"gradient_noise": spec.gradient_noise * (1 + step) ** -_NOISE_DECAY}
-        now = {**{name: value * factor for name, value in moving.items() if value}, **fixed, **noise}
-        return {name: value for name, value in now.items() if value or name in moving}
+        now = {name: value * factor for name, value in moving.items() if value}
+        return now | {name: value for name, value in {**fixed, **noise}.items() if value}
 
     def penalty(self, step: int) -> Tensor | None:
         """The term to add to the loss of every micro-batch, 0-dim; None without one."""

@@ -66,8 +66,7 @@ class Model:
     @property
     def evaluated(self) -> nn.Module:
         """The moving average of the weights where there is one, else the model."""
-        averaged: nn.Module | None = None if self.average is None else self.average.module
-        return self.bare if averaged is None else averaged
+        return self.bare if self.average is None else self.average.module
 
 
 @dataclass(frozen=True, slots=True)

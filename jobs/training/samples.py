@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PROMPT, _RULE = "prompt: ", "-" * 80
-
 
 def write_samples(run: Run) -> str | None:
     """Generates samples on rank 0, if the workload has ``samples``, and writes them beside the result.
@@ -39,4 +37,5 @@ def write_samples(run: Run) -> str | None:
 
 def as_text(samples: list[tuple[str, str]]) -> str:
     """Prompts and their continuations."""
-    return f"\n{_RULE}\n".join(f"{_PROMPT}{prompt!r}\n\n{answer}" for prompt, answer in samples) + "\n"
+    rule = f"\n{'-' * 80}\n"
+    return rule.join(f"prompt: {prompt!r}\n\n{answer}" for prompt, answer in samples) + "\n"

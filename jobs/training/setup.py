@@ -43,13 +43,7 @@ def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
     model = build_model(spec, data, world)
     stepper = build_stepper(spec, data, model, world)
     progress = Progress(
-        spec,
-        RunDir(spec.job_dir),
-        hub,
-        stepper.guard,
-        data.total_steps,
-        rank=world.rank,
-        places=world.places,
+        spec, RunDir(spec.job_dir), hub, stepper.guard, data.total_steps, rank=world.rank, places=world.places
     )
     hardware = HardwareFaults(world.nodes, spec.scale.max_hardware_faults)
     checkpoints = open_checkpoints(spec, data, model, stepper, progress, hardware)
@@ -99,10 +93,7 @@ def build_model(spec: JobSpec, data: Data, world: World) -> Model:
     if world.size > 1:
         settle_ddp_buckets(wrapped, data.workload, world.device)
     optimizer = build_optimizer(
-        spec.optimizer,
-        wrapped.parameters(),
-        decay_on=spec.regularize.weight_decay_on,
-        tables=tables_of(bare),
+        spec.optimizer, wrapped.parameters(), decay_on=spec.regularize.weight_decay_on, tables=tables_of(bare)
     )
     return Model(
         wrapped,
@@ -162,12 +153,7 @@ def build_stepper(spec: JobSpec, data: Data, model: Model, world: World) -> Step
 
 
 def open_checkpoints(
-    spec: JobSpec,
-    data: Data,
-    model: Model,
-    stepper: Stepper,
-    progress: Progress,
-    hardware: HardwareFaults,
+    spec: JobSpec, data: Data, model: Model, stepper: Stepper, progress: Progress, hardware: HardwareFaults
 ) -> CheckpointManager:
     """The job's checkpoints, with all that a resumed run needs; they are loaded in this order."""
     guard = stepper.guard
@@ -183,14 +169,12 @@ def open_checkpoints(
         "progress": progress,
         "hardware": hardware,
     }
+    train, clean_steps = spec.train, spec.guard.snapshot.clean_steps
+    policy = Policy(keep=train.checkpoint_keep, best=train.checkpoint_best, clean_steps=clean_steps)
     return CheckpointManager(
         spec.checkpoint_place,
         parts,
-        policy=Policy(
-            keep=spec.train.checkpoint_keep,
-            best=spec.train.checkpoint_best,
-            clean_steps=spec.guard.snapshot.clean_steps,
-        ),
+        policy=policy,
         spec=spec.model_dump(mode="json"),
         describe=lambda: (guard.attempts, progress.evaluation),
         metrics=guard.metrics,

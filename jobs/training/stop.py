@@ -17,12 +17,13 @@ class StopWatcher:
     """Answers on any rank, without waiting, whether the job must stop."""
 
     def __init__(self, hub: ActorHandle, job: str, rank: int) -> None:
-        self._hub, self._job, self._rank = hub, job, rank
+        self._hub, self._job = hub, job
         self._reply: Any = None
         self._next = 0.0
         self.asked = False
         """The hub's last answer, as far as this rank knows."""
-        self._preemption = PreemptionWatch(self._emit_preempted)
+        text = f"the node of rank {rank} is about to be preempted: saving the state"
+        self._preemption = PreemptionWatch(lambda: hub.emit_event.remote(job, "warning", text))
         self._preemption.start()
 
     @property
@@ -37,10 +38,6 @@ class StopWatcher:
         except Exception:  # noqa: BLE001 - a hub that is away must never end a training
             self._reply = None
             return False
-
-    def _emit_preempted(self) -> None:
-        text = f"the node of rank {self._rank} is about to be preempted: saving the state"
-        self._hub.emit_event.remote(self._job, "warning", text)
 
     def _answered(self) -> bool:
         if self._reply is None and time.monotonic() >= self._next:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,7 +149,7 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
     first, second = (_content(storage, step) for step in steps)
     found = differences(first, second)
     if as_json:
-        typer.echo(json.dumps({"steps": steps, "differences": [d.to_dict() for d in found]}, allow_nan=False))
+        typer.echo(json.dumps({"steps": steps, "differences": [asdict(d) for d in found]}, allow_nan=False))
         return
     console = Console(highlight=False)
     table = Table("tensor", "differs in", "largest", "relative", "not finite", box=None)

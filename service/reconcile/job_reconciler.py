@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails, JobStatus
 
+from jobs.client.file_backend import incident_event
 from jobs.client.job_files import JobFiles
-from jobs.client.polling import incident_event
 from jobs.errors import ENDED
 from jobs.spec.job_spec import JobSpec
 from service.reconcile.adopt import folder_for

@@ -13,8 +13,8 @@ import torch
 
 from jobs.checkpoints.errors import DamagedCheckpoint, UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
+from jobs.checkpoints.lifecycle import Policy, retired
 from jobs.checkpoints.manifest import FORMAT, Manifest, parse
-from jobs.checkpoints.retention import retired
 from jobs.checkpoints.spec_match import check_spec
 from jobs.checkpoints.stager import balance
 from jobs.checkpoints.state import Tensors, put_together, take_apart
@@ -71,16 +71,16 @@ def test_a_state_that_was_returned_to_is_trusted() -> None:
 
 def test_the_newest_and_the_best_stay_and_candidates_are_left_alone() -> None:
     kept = [manifest(1, loss=0.1), manifest(2, loss=0.3), manifest(3, loss=0.2), manifest(4, "candidate")]
-    assert retired(kept, keep=1, best=None) == [1, 2]
-    assert retired(kept, keep=1, best="min:loss") == [2]
-    assert retired(kept, keep=1, best="max:loss") == [1]
-    assert retired(kept, keep=1, best="max:accuracy") == [1, 2]
+    assert retired(kept, Policy(keep=1, best=None)) == [1, 2]
+    assert retired(kept, Policy(keep=1, best="min:loss")) == [2]
+    assert retired(kept, Policy(keep=1, best="max:loss")) == [1]
+    assert retired(kept, Policy(keep=1, best="max:accuracy")) == [1, 2]
 
 
 def test_the_last_good_one_is_never_deleted() -> None:
     candidates = [manifest(step, "candidate") for step in range(10, 20)]
-    assert retired([manifest(1), *candidates], keep=1, best=None) == []
-    assert retired([manifest(1, loss=math.nan)], keep=0, best="min:loss") == []
+    assert retired([manifest(1), *candidates], Policy(keep=1, best=None)) == []
+    assert retired([manifest(1, loss=math.nan)], Policy(keep=0, best="min:loss")) == []
 
 
 def test_every_state_comes_back_as_it_was() -> None:

@@ -1,0 +1,88 @@
+"""What a Ray cluster and a folder of jobs share: jobs are read from their files, and polled for events."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from guard.records import Incident
+from jobs.client.backend import Backend
+from jobs.client.errors import Unsupported
+from jobs.client.job_files import JobFiles
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
+from jobs.report.words import event
+
+POLL_S = 1.0
+
+
+class FileBackend(Backend):
+    """The part of a backend that needs no more than the files of a job."""
+
+    @abstractmethod
+    def _readable(self, job_id: str) -> JobFiles:
+        """The files of a job; raises ``ClientError`` where there are none."""
+
+    def events(self, job_id: str, *, after: int) -> Iterator[Event]:
+        """Changes of status and incidents, numbered from 1 as they are seen, until the job has ended."""
+        seq, last, seen = 0, "", set[str]()
+        while True:
+            job = self.get(job_id)
+            fresh = [_changed(job)] if job.status != last else []
+            last = job.status
+            for happened in (*self._fresh_incidents(job.id, seen), *fresh):
+                seq += 1
+                if seq > after:
+                    yield happened.model_copy(update={"seq": seq})
+            if job.status in ENDED:
+                return
+            time.sleep(POLL_S)
+
+    def _fresh_incidents(self, job_id: str, seen: set[str]) -> Iterator[Event]:
+        with suppress(Unsupported):
+            for row in self.incidents(job_id):
+                if row["anchor"] not in seen:
+                    seen.add(row["anchor"])
+                    yield incident_event(job_id, row)
+
+    def incidents(self, job_id: str) -> list[dict[str, Any]]:
+        return self._readable(job_id).incident_rows()
+
+    def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
+        return self._readable(job_id).metrics(columns, after_attempt=after_attempt, points=points)
+
+    def checkpoints(self, job_id: str) -> list[CheckpointInfo]:
+        return self._readable(job_id).checkpoints()
+
+    def report(self, job_id: str) -> str:
+        return self._readable(job_id).report()
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _changed(job: JobInfo) -> Event:
+    text = f"{job.status}: {job.reason}" if job.reason else job.status
+    level = "error" if job.status in ("failed", "halted") else "info"
+    data = {"status": job.status}
+    return Event(seq=0, job=job.id, time=time.time(), kind="state", level=level, text=text, data=data)
+
+
+def incident_event(job_id: str, row: dict[str, object]) -> Event:
+    """The event of one row of the journal."""
+    incident = Incident.from_row(row)
+    level, text = event(incident)
+    when = time.time() if incident.time is None else incident.time
+    return Event(seq=0, job=job_id, time=when, kind="incident", level=level, text=text, data=dict(row))
+
+
+def page_of(
+    jobs: list[JobInfo], *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int
+) -> JobList:
+    """A page of a list that is in memory as a whole; the cursor is the id of the last job before."""
+    fit = [j for j in jobs if (not statuses or j.status in statuses) and (not name or name in j.id)]
+    start = next((i + 1 for i, job in enumerate(fit) if job.id == cursor), 0)
+    part = fit[start : start + limit]
+    return JobList(jobs=part, next_cursor=part[-1].id if start + limit < len(fit) else None)
