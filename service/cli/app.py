@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer import Option
 
 from guard.decide.replay import TraceError
 from jobs.errors import INTERRUPTED, JobError, exit_code_of
@@ -45,9 +46,7 @@ EXAMPLES = {
         "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
         "delete": "gradguard delete my-job-1a2b3c --files",
     },
-    "Service": {
-        "serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0",
-    },
+    "Service": {"serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0"},
 }
 """The panels of ``gradguard --help``, and an example for each command."""
 
@@ -72,7 +71,7 @@ def _print_versions(wanted: bool) -> None:
 @app.callback()
 def _options(
     _: Annotated[
-        bool, typer.Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
+        bool, Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
     ] = False,
 ) -> None:
     """Options of the command itself."""
@@ -83,13 +82,11 @@ def train(
     spec: SpecArgument,
     overrides: SetOption = None,
     address: Annotated[
-        str | None, typer.Option(help="host:port of a Ray cluster. Default: an embedded one.")
+        str | None, Option(help="host:port of a Ray cluster. Default: an embedded one.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished job of this name.")
-    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished job of this name.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start again; the folder of the old job is renamed.")
+        bool, Option("--overwrite", help="Start again; the folder of the old job is renamed.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

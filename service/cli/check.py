@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from typer import Option
 
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption, SetOption, SpecArgument
@@ -25,15 +26,15 @@ def check(
     spec: SpecArgument,
     overrides: SetOption = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the whole spec, defaults included, and exit.")
+        bool, Option("--show", help="Print the whole spec, defaults included, and exit.")
     ] = False,
     preflight: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Run one batch through the model.")
+        bool, Option("--preflight/--no-preflight", help="Run one batch through the model.")
     ] = True,
     lr_range: Annotated[
-        bool, typer.Option("--lr-range", help="Also search for a good learning rate, over some batches.")
+        bool, Option("--lr-range", help="Also search for a good learning rate, over some batches.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
+    plot: Annotated[Path | None, Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Validate a spec and check its network with one batch. Exit code 1 if the check fails."""
@@ -88,12 +89,7 @@ def _document(job: JobSpec, flight: PreflightReport | None, rates: LrRange | Non
 
 def _range(rates: LrRange) -> dict[str, Any]:
     losses = [loss if math.isfinite(loss) else None for loss in rates.losses]
-    return {
-        "rates": rates.rates,
-        "losses": losses,
-        "suggested": rates.suggested,
-        "largest": rates.largest,
-    }
+    return {"rates": rates.rates, "losses": losses, "suggested": rates.suggested, "largest": rates.largest}
 
 
 def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.listing import checkpoint_folder, manifests
@@ -29,24 +30,22 @@ SHOWN = 40
 
 
 def checkpoints(
-    job: Annotated[str, typer.Argument(help="A job's folder, or the folder or URL of its checkpoints.")],
+    job: Annotated[str, Argument(help="A job's folder, or the folder or URL of its checkpoints.")],
     check: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--verify", help="Read every file and check it against its checksum; exit code 1 if one differs."
         ),
     ] = False,
     compare: Annotated[
         tuple[int, int] | None,
-        typer.Option(
-            metavar="STEP STEP", help="Show which tensors differ between two steps, and by how much."
-        ),
+        Option(metavar="STEP STEP", help="Show which tensors differ between two steps, and by how much."),
     ] = None,
     export: Annotated[
-        int | None, typer.Option(metavar="STEP", help="Write the model of this step to the file of --to.")
+        int | None, Option(metavar="STEP", help="Write the model of this step to the file of --to.")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="File of --export: .safetensors, or .pt for a state dict.")
+        Path | None, Option(help="File of --export: .safetensors, or .pt for a state dict.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

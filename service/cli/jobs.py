@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from jobs.errors import EXIT_CODES, JobError
 from jobs.spec.job_spec import JobSpec
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 EnvOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--env",
         metavar="NAME[=VALUE]",
         help="Environment variable of the job; without VALUE, the value in this shell.",
@@ -38,15 +39,15 @@ def submit(
     overrides: SetOption = None,
     address: AddressOption = None,
     working_dir: Annotated[
-        Path | None, typer.Option(help="Folder to ship with the job, for your own workload.")
+        Path | None, Option(help="Folder to ship with the job, for your own workload.")
     ] = None,
-    priority: Annotated[int, typer.Option(help="Waiting jobs with a higher priority start first.")] = 0,
+    priority: Annotated[int, Option(help="Waiting jobs with a higher priority start first.")] = 0,
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="Restarts allowed after its driver or Ray's head died.")
+        int | None, Option(min=0, help="Restarts allowed after its driver or Ray's head died.")
     ] = None,
     env: EnvOption = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
+        bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,7 +81,7 @@ def resume(
     job_id: str,
     address: AddressOption = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
+        bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,7 +96,7 @@ def clone(
     job_id: str,
     changes: SetOption = None,
     address: AddressOption = None,
-    priority: Annotated[int | None, typer.Option(help="Default: the priority of the job.")] = None,
+    priority: Annotated[int | None, Option(help="Default: the priority of the job.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Submit a copy of a job, with changes; print its id."""
@@ -106,9 +107,7 @@ def clone(
 def delete(
     job_id: str,
     address: AddressOption = None,
-    files: Annotated[
-        bool, typer.Option("--files", help="Delete its folder too, checkpoints included.")
-    ] = False,
+    files: Annotated[bool, Option("--files", help="Delete its folder too, checkpoints included.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete an ended job from the list."""
@@ -119,8 +118,8 @@ def delete(
 def logs(
     job_id: str,
     address: AddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
-    offset: Annotated[int, typer.Option(min=0, help="Skip this many bytes.")] = 0,
+    follow: Annotated[bool, Option("--follow", "-f", help="Continue until the job ends.")] = False,
+    offset: Annotated[int, Option(min=0, help="Skip this many bytes.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Print the output of a job; with --json, one line for each piece."""

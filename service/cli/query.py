@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from typer import Argument, Option
 
 from jobs.errors import JobError
 from jobs.run_dir.paths import METRICS, SPEC
@@ -33,7 +34,7 @@ STYLES = {
     "waiting": "magenta",
 }
 WatchOption = Annotated[
-    bool, typer.Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
+    bool, Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
 ]
 
 
@@ -46,9 +47,9 @@ def add_query_commands(app: typer.Typer) -> None:
 
 def list_jobs(
     address: AddressOption = None,
-    state: Annotated[list[str] | None, typer.Option("--status", help="Only jobs of this status.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs whose id contains this.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    state: Annotated[list[str] | None, Option("--status", help="Only jobs of this status.")] = None,
+    name: Annotated[str | None, Option(help="Only jobs whose id contains this.")] = None,
+    limit: Annotated[int, Option(min=1, help="How many at most.")] = 50,
     watch: WatchOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,10 +68,7 @@ def list_jobs(
 
 
 def status(
-    job_id: str,
-    address: AddressOption = None,
-    watch: WatchOption = False,
-    as_json: JsonOption = False,
+    job_id: str, address: AddressOption = None, watch: WatchOption = False, as_json: JsonOption = False
 ) -> None:
     """Show the status of a job, and what it waits for or why it ended."""
     client = client_at(address)
@@ -85,7 +83,7 @@ def status(
 
 
 def incidents(
-    job: Annotated[str, typer.Argument(help="Id of a job, or its folder.")],
+    job: Annotated[str, Argument(help="Id of a job, or its folder.")],
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,11 +102,11 @@ def incidents(
 
 
 def report(
-    job: Annotated[str, typer.Argument(help="The folder of a job, such as runs/fashion, or its id.")],
+    job: Annotated[str, Argument(help="The folder of a job, such as runs/fashion, or its id.")],
     address: AddressOption = None,
-    to: Annotated[Path | None, typer.Option(help="File for the report of a job that is elsewhere.")] = None,
+    to: Annotated[Path | None, Option(help="File for the report of a job that is elsewhere.")] = None,
     png: Annotated[
-        bool, typer.Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
+        bool, Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from guard import DetectConfig
 from guard.decide.replay import ReplayResult, read_trace
@@ -25,16 +26,16 @@ SHOWN = 50
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(help="A training log: CSV with a header, or JSON lines; may be gzipped.")
+        Path, Argument(help="A training log: CSV with a header, or JSON lines; may be gzipped.")
     ],
-    step: Annotated[str, typer.Option(help="Column of the step.")] = "step",
-    loss: Annotated[str, typer.Option(help="Column of the loss.")] = "loss",
-    grad_norm: Annotated[str, typer.Option(help="Column of the gradient norm.")] = "grad_norm",
+    step: Annotated[str, Option(help="Column of the step.")] = "step",
+    loss: Annotated[str, Option(help="Column of the loss.")] = "loss",
+    grad_norm: Annotated[str, Option(help="Column of the gradient norm.")] = "grad_norm",
     spec: Annotated[
-        Path | None, typer.Option(help="Use the detector settings of this job's spec (guard.detect).")
+        Path | None, Option(help="Use the detector settings of this job's spec (guard.detect).")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Plot the log and its alarms to this file: .svg, .png, .pdf.")
+        Path | None, Option(help="Plot the log and its alarms to this file: .svg, .png, .pdf.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

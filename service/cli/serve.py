@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from jobs.errors import JobError
 from service.reconcile.embedded_ray import embedded_ray, require_token
@@ -23,37 +24,32 @@ logger = logging.getLogger("service")
 
 def serve(
     address: Annotated[
-        str | None,
-        typer.Option(help="URL of a Ray cluster's dashboard. Default: an embedded cluster on loopback."),
+        str | None, Option(help="URL of a Ray cluster's dashboard. Default: an embedded cluster on loopback.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Interface to listen on.")] = HOST,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = PORT,
+    host: Annotated[str, Option(help="Interface to listen on.")] = HOST,
+    port: Annotated[int, Option(help="Port to listen on; 0 chooses a free one.")] = PORT,
     database: Annotated[
-        str | None,
-        typer.Option(envvar=DATABASE_VARIABLE, help="sqlite:///FILE or postgresql://HOST/NAME."),
+        str | None, Option(envvar=DATABASE_VARIABLE, help="sqlite:///FILE or postgresql://HOST/NAME.")
     ] = None,
-    storage: Annotated[
-        Path | None, typer.Option(help="Folder of the jobs' files. Default: ~/gradguard.")
-    ] = None,
+    storage: Annotated[Path | None, Option(help="Folder of the jobs' files. Default: ~/gradguard.")] = None,
     auth: Annotated[
-        bool | None,
-        typer.Option("--auth/--no-auth", help="Require tokens. Default: yes, except on loopback."),
+        bool | None, Option("--auth/--no-auth", help="Require tokens. Default: yes, except on loopback.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM; with --tls-key.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="Certificate, PEM; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, Option(help="Private key, PEM.")] = None,
     checkpoint_url: Annotated[
         list[str] | None,
-        typer.Option(help="List checkpoints below this URL too, with the service's own credentials."),
+        Option(help="List checkpoints below this URL too, with the service's own credentials."),
     ] = None,
-    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest packed working directory, in MB.")] = 50,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests per second of each caller.")] = 50.0,
+    max_upload_mb: Annotated[int, Option(min=1, help="Largest packed working directory, in MB.")] = 50,
+    rate: Annotated[float, Option(min=0.1, help="Requests per second of each caller.")] = 50.0,
     lease_s: Annotated[
         float,
-        typer.Option(
+        Option(
             min=1.0, help="Seconds without a sign of life until another service on this database takes over."
         ),
     ] = 10.0,
-    num_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the embedded cluster.")] = None,
+    num_cpus: Annotated[int | None, Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
     """Run the service: accept jobs over HTTP, queue them, follow them, restart them."""
     if address is None:
@@ -95,12 +91,7 @@ def _context(folder: Path, url: str, auth: bool, limits: object) -> Context:
 
 
 def _run(
-    context: Context,
-    address: str,
-    host: str,
-    port: int,
-    tls: tuple[Path | None, Path | None],
-    lease_s: float,
+    context: Context, address: str, host: str, port: int, tls: tuple[Path | None, Path | None], lease_s: float
 ) -> None:
     import uvicorn
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from service.cli.options import JsonOption
 from service.settings import DATABASE_VARIABLE, default_database, default_storage
@@ -18,22 +19,17 @@ if TYPE_CHECKING:
     from service.store import Tokens
 
 Database = Annotated[
-    str | None,
-    typer.Option("--database", envvar=DATABASE_VARIABLE, help="Database URL of the service."),
+    str | None, Option("--database", envvar=DATABASE_VARIABLE, help="Database URL of the service.")
 ]
-Storage = Annotated[Path | None, typer.Option("--storage", help="Storage folder of the service.")]
+Storage = Annotated[Path | None, Option("--storage", help="Storage folder of the service.")]
 tokens_app = typer.Typer(help="Create, list and revoke access tokens of the service.", no_args_is_help=True)
 
 
 @tokens_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Name of its owner.")],
-    scope: Annotated[
-        str, typer.Option(help="read, submit or admin; each includes the ones before it.")
-    ] = "submit",
-    days: Annotated[
-        float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")
-    ] = None,
+    name: Annotated[str, Argument(help="Name of its owner.")],
+    scope: Annotated[str, Option(help="read, submit or admin; each includes the ones before it.")] = "submit",
+    days: Annotated[float | None, Option(min=0.0, help="Days until it expires. Default: never.")] = None,
     database: Database = None,
     storage: Storage = None,
     as_json: JsonOption = False,
@@ -75,7 +71,7 @@ def list_tokens(database: Database = None, storage: Storage = None, as_json: Jso
 
 @tokens_app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name of its owner.")],
+    name: Annotated[str, Argument(help="Name of its owner.")],
     database: Database = None,
     storage: Storage = None,
     as_json: JsonOption = False,

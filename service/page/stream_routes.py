@@ -41,9 +41,7 @@ async def list_live(
 
 
 @router.get(
-    "/jobs/{job_id}/live",
-    response_class=StreamingResponse,
-    responses={200: _STREAMED, **documented(404)},
+    "/jobs/{job_id}/live", response_class=StreamingResponse, responses={200: _STREAMED, **documented(404)}
 )
 async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingResponse:
     """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (a list for
