@@ -81,8 +81,7 @@ class Context:
 
 def context_of(request: Request) -> Context:
     """The service that received this request."""
-    found: Context = request.app.state.context
-    return found
+    return request.app.state.context
 
 
 Service = Annotated[Context, Depends(context_of)]

@@ -54,14 +54,15 @@ class DeadlineProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        self._cancel_stalled()
+        if self._stalled is not None:
+            self._stalled.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancels the deadlines."""
         super().connection_lost(exc)
-        self._cancel_stalled()
-        if self._head is not None:
-            self._head.cancel()
+        for deadline in (self._head, self._stalled):
+            if deadline is not None:
+                deadline.cancel()
 
     def _await_head(self) -> None:
         if self._head is None:
@@ -72,11 +73,6 @@ class DeadlineProtocol(H11Protocol):
         answered = self.cycle is None or self.cycle.response_complete
         if self.conn.their_state is h11.IDLE and answered:
             self.transport.abort()
-
-    def _cancel_stalled(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
 
 
 def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path | None]) -> uvicorn.Config:

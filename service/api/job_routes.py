@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
 
 from jobs.client.errors import Conflict
 from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
@@ -46,8 +47,7 @@ def submit(
     asked: Submission, http: Request, response: Response, service: Service, caller: Submitter, key: Key = None
 ) -> JobInfo:
     """Submit a job. Requests with the same Idempotency-Key and content create one job."""
-    request = idempotency_key(key, http.url.path, caller, asked)
-    return _add(service, caller, asked, request, response)
+    return _add(service, caller, asked, idempotency_key(key, http.url.path, caller, asked), response)
 
 
 @router.get("/jobs")
@@ -139,8 +139,7 @@ def clone(
         env=dict(job.env),
         working_dir=job.working_dir,
     )
-    request = idempotency_key(key, http.url.path, caller, changes)
-    return _add(service, caller, asked, request, response)
+    return _add(service, caller, asked, idempotency_key(key, http.url.path, caller, changes), response)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409))
@@ -159,8 +158,6 @@ def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Re
 @router.post("/packages", status_code=201, openapi_extra=ZIP)
 async def upload(http: Request, service: Service, _: Submitter) -> PackageInfo:
     """Upload a working directory as a zip file; a submission names it by its id."""
-    from starlette.concurrency import run_in_threadpool
-
     content = await http.body()
     files = await run_in_threadpool(check_archive, content, service.limits)
     digest = await run_in_threadpool(service.packages.add, content)
@@ -183,8 +180,7 @@ def _details(service: Context, job_id: str) -> JobInfo:
 
 def _changed(job: JobRow, changes: list[str]) -> dict[str, Any]:
     document = Document({**(job.spec or {}), "name": job.name})
-    problems = apply_overrides(document, changes, JobSpec)
-    if problems:
+    if problems := apply_overrides(document, changes, JobSpec):
         raise SpecError(problems)
     return document.data
 

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.client.models import STATUSES
 from service.api.auth import Reader
 from service.api.context import Context, Service
-from service.api.problems import Problem, documented
+from service.api.problems import Problem, documented, text_of
 
 STALLED_S = 60.0
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 router = APIRouter(responses=documented(429))
 
 
@@ -27,20 +28,12 @@ class ServiceMetrics(Collector):
 
     def __init__(self, service: Context) -> None:
         self._service = service
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "gradguard_service_requests",
-            "Requests answered.",
-            ["method", "route", "code"],
-            registry=self.registry,
-        )
-        self.seconds = Histogram(
-            "gradguard_service_request_seconds",
-            "Until the answer started.",
-            ["route"],
-            registry=self.registry,
-        )
-        self.registry.register(self)
+        registry = self.registry = CollectorRegistry()
+        labels = ["method", "route", "code"]
+        self.requests = Counter("gradguard_service_requests", "Requests answered.", labels, registry=registry)
+        name = "gradguard_service_request_seconds"
+        self.seconds = Histogram(name, "Until the answer started.", ["route"], registry=registry)
+        registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
         """Empty: registration does not query the database."""
@@ -54,11 +47,10 @@ class ServiceMetrics(Collector):
             jobs.add_metric([status], counts.get(status, 0))
         yield jobs
         supervisor = self._service.supervisor
-        leading = GaugeMetricFamily("gradguard_service_leading", "1 for the service that supervises.")
-        leading.add_metric([], float(supervisor is not None and supervisor.leading))
-        answers = GaugeMetricFamily("gradguard_service_ray_up", "1 while Ray answers.")
-        answers.add_metric([], float(supervisor is not None and supervisor.ray_answers))
-        yield from (leading, answers)
+        leading = float(supervisor is not None and supervisor.leading)
+        yield GaugeMetricFamily("gradguard_service_leading", "1 for the service that supervises.", leading)
+        answers = float(supervisor is not None and supervisor.ray_answers)
+        yield GaugeMetricFamily("gradguard_service_ray_up", "1 while Ray answers.", answers)
 
 
 class Counted:
@@ -71,12 +63,12 @@ class Counted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        began, method = time.perf_counter(), scope["method"] if scope["method"] in METHODS else "other"
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(_method(scope), route, str(message["status"])).inc()
+                self._metrics.requests.labels(method, route, str(message["status"])).inc()
                 self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
             await send(message)
 
@@ -110,17 +102,8 @@ def add_metrics(app_router: APIRouter, metrics: ServiceMetrics) -> None:
     @app_router.get(
         "/metrics",
         response_class=Response,
-        responses={
-            **documented(401, 403),
-            200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}},
-        },
+        responses={**documented(401, 403), **text_of(CONTENT_TYPE_LATEST.partition(";")[0])},
     )
     def own_metrics(_: Reader) -> Response:
         """The service's own metrics, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _method(scope: Scope) -> str:
-    known = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
-    method: str = scope["method"]
-    return method if method in known else "other"

@@ -68,6 +68,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
+def text_of(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI response 200: text of this type."""
+    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+
+
 def add_handlers(app: FastAPI) -> None:
     """Turns exceptions of handlers into problem documents."""
     by_kind: dict[type[Exception], int] = {

@@ -2,7 +2,6 @@
 
 ``app``: the command line
 ``options``: arguments that commands share
-``local``: commands that need no cluster
 ``check``: validate and pre-flight
 ``replay``: the detector on a log
 ``jobs``: submit, stop, resume, clone, delete, logs

@@ -15,10 +15,10 @@ from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.check import check
 from service.cli.checkpoints import checkpoints
-from service.cli.compare import add_compare_command
-from service.cli.jobs import add_job_commands
+from service.cli.compare import compare
+from service.cli.jobs import checkpoint, clone, delete, logs, resume, stop, submit
 from service.cli.options import JsonOption, SetOption, SpecArgument
-from service.cli.query import add_query_commands
+from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
 from service.cli.serve import serve
 from service.cli.tokens import tokens_app
@@ -77,7 +77,6 @@ def _options(
     """Options of the command itself."""
 
 
-@app.command()
 def train(
     spec: SpecArgument,
     overrides: SetOption = None,
@@ -106,26 +105,13 @@ def train(
     )
 
 
-app.command()(check)
-app.command()(replay)
-app.command()(checkpoints)
-add_compare_command(app)
-add_job_commands(app)
-add_query_commands(app)
-app.command()(serve)
+PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
+JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
+for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve):
+    name = command.__name__.removesuffix("_jobs")  # list is a name of Python
+    example = f"Example: {EXAMPLES[PANELS[name]][name]}"
+    app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
-
-
-def _add_examples() -> None:
-    panels = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
-    for command in app.registered_commands:
-        name = str(command.name or getattr(command.callback, "__name__", ""))
-        command.rich_help_panel = panels.get(name, "Jobs of a service or a Ray cluster")
-        if name in panels:
-            command.epilog = f"Example: {EXAMPLES[panels[name]][name]}"
-
-
-_add_examples()
 
 
 def main() -> None:

@@ -43,14 +43,15 @@ def check(
     if show:
         console.print(job.to_yaml(), end="", markup=False, soft_wrap=True)
         return
-    line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
     if not as_json:
+        line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
         console.print(line, markup=False, soft_wrap=True)
     flight, rates = _fly(job, lr_range=lr_range) if preflight and job.preflight != "off" else (None, None)
     if plot and flight:
         _draw(flight, rates, plot)
     if as_json:
-        typer.echo(json.dumps(_document(job, flight, rates), allow_nan=False))
+        found = {"preflight": flight and flight.to_dict(), "lr_range": rates and _range(rates)}
+        typer.echo(json.dumps({"job": job.name, **found}, allow_nan=False))
     elif flight:
         _show(console, flight, rates)
     if flight and not flight.fine:
@@ -77,14 +78,6 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     if not lr_range:
         return flight, None
     return flight, find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
-
-
-def _document(job: JobSpec, flight: PreflightReport | None, rates: LrRange | None) -> dict[str, Any]:
-    return {
-        "job": job.name,
-        "preflight": flight.to_dict() if flight else None,
-        "lr_range": _range(rates) if rates else None,
-    }
 
 
 def _range(rates: LrRange) -> dict[str, Any]:

@@ -73,9 +73,8 @@ def _find(job: str) -> tuple[str, Storage]:
             raise JobError(f"there is no folder {job}: give a job's folder, such as runs/NAME, or a URL")
         if (folder / CHECKPOINTS).is_dir():
             place = folder / CHECKPOINTS
-        if (folder / SPEC).exists():
-            spec = JobSpec.load(folder / SPEC)
-            place = spec.checkpoint_place if spec.train.checkpoint_storage else place
+        if (folder / SPEC).exists() and (spec := JobSpec.load(folder / SPEC)).train.checkpoint_storage:
+            place = spec.checkpoint_place
     return shown(place), open_storage(place)
 
 
@@ -100,7 +99,7 @@ def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:
 def _row(manifest: Manifest) -> dict[str, Any]:
     row = json.loads(manifest.render())  # numbers that are not finite are text there
     fields = ("step", "attempt", "health", "created", "world_size", "metrics", "versions")
-    return {**{field: row[field] for field in fields}, "bytes": manifest.size}
+    return {field: row[field] for field in fields} | {"bytes": manifest.size}
 
 
 def _names(readable: list[Manifest]) -> set[str]:
@@ -131,9 +130,8 @@ def _show(place: str, rows: list[dict[str, Any]], *, check: bool) -> None:
             continue
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
         metrics = ", ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
-        table.add_row(
-            str(row["step"]), row["state"], saved, _size(row["bytes"]), str(row["world_size"]), metrics
-        )
+        size, ranks = _size(row["bytes"]), str(row["world_size"])
+        table.add_row(str(row["step"]), row["state"], saved, size, ranks, metrics)
     console.print(table)
     for row in rows:
         if row["problem"]:
@@ -175,8 +173,7 @@ def _export(storage: Storage, step: int, target: Path) -> None:
 def _content(storage: Storage, step: int) -> Content:
     from jobs.checkpoints.load import read
 
-    name = checkpoint_folder(step)
-    names = storage.names()
+    name, names = checkpoint_folder(step), storage.names()
     if name not in names:
         there = ", ".join(str(int(other.removeprefix("step-"))) for other in names) or "none"
         raise JobError(f"there is no checkpoint of step {step}; there are: {there}")

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 JobArgument = Annotated[Path, Argument(help="The folder of a job, such as runs/fashion.")]
 
 
-def add_compare_command(app: typer.Typer) -> None:
-    """Puts the command on the app."""
-    app.command()(compare)
-
-
 def compare(
     first: JobArgument,
     second: JobArgument,

@@ -18,20 +18,9 @@ from service.cli.options import AddressOption, JsonOption, SetOption, SpecArgume
 if TYPE_CHECKING:
     from jobs.client import Job, JobClient
 
-EnvOption = Annotated[
-    list[str] | None,
-    Option(
-        "--env",
-        metavar="NAME[=VALUE]",
-        help="Environment variable of the job; without VALUE, the value in this shell.",
-    ),
+WaitOption = Annotated[
+    bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
 ]
-
-
-def add_job_commands(app: typer.Typer) -> None:
-    """Registers the commands."""
-    for command in (submit, stop, checkpoint, resume, clone, delete, logs):
-        app.command()(command)
 
 
 def submit(
@@ -45,15 +34,18 @@ def submit(
     max_restarts: Annotated[
         int | None, Option(min=0, help="Restarts allowed after its driver or Ray's head died.")
     ] = None,
-    env: EnvOption = None,
-    wait: Annotated[
-        bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
-    ] = False,
+    env: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME[=VALUE]",
+            help="Environment variable of the job; without VALUE, the value in this shell.",
+        ),
+    ] = None,
+    wait: WaitOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Submit a job; print its id."""
-    job_spec = JobSpec.load(spec, overrides or [])
-    variables = _variables(env or [])
+    job_spec, variables = JobSpec.load(spec, overrides or []), _variables(env or [])
     logging.disable(logging.INFO)  # Ray reports how it packs the code; the output is the id alone
     job = client_at(address).submit(
         job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
@@ -78,12 +70,7 @@ def checkpoint(job_id: str, address: AddressOption = None, as_json: JsonOption =
 
 
 def resume(
-    job_id: str,
-    address: AddressOption = None,
-    wait: Annotated[
-        bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
-    ] = False,
-    as_json: JsonOption = False,
+    job_id: str, address: AddressOption = None, wait: WaitOption = False, as_json: JsonOption = False
 ) -> None:
     """Continue an ended job from its last good checkpoint."""
     job = client_at(address).resume(job_id)
@@ -152,5 +139,4 @@ def _print(job: Job, text: str, *, as_json: bool) -> None:
 def _follow(job: Job) -> None:
     for piece in job.logs(follow=True):
         typer.echo(piece, nl=False)
-    ended = job.wait()
-    raise typer.Exit(EXIT_CODES.get(ended.status, 1))
+    raise typer.Exit(EXIT_CODES.get(job.wait().status, 1))

@@ -25,24 +25,11 @@ if TYPE_CHECKING:
     from jobs.client import Job
 
 REFRESH_S = 1.0
-STYLES = {
-    "succeeded": "green",
-    "running": "cyan",
-    "failed": "red",
-    "halted": "red",
-    "stopped": "yellow",
-    "waiting": "magenta",
-}
+STYLES = {"succeeded": "green", "running": "cyan", "stopped": "yellow", "waiting": "magenta"}
+STYLES |= dict.fromkeys(("failed", "halted"), "red")
 WatchOption = Annotated[
     bool, Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
 ]
-
-
-def add_query_commands(app: typer.Typer) -> None:
-    """Puts the commands on the app."""
-    app.command(name="list")(list_jobs)
-    for command in (status, incidents, report):
-        app.command()(command)
 
 
 def list_jobs(
@@ -56,11 +43,8 @@ def list_jobs(
     """List jobs, the newest first."""
     client = client_at(address)
 
-    def found() -> list[Job]:
-        return client.list(status=state or (), name=name, limit=limit)
-
     def view() -> View:
-        jobs = found()
+        jobs = client.list(status=state or (), name=name, limit=limit)
         text = json.dumps([job.info.model_dump(exclude_none=True) for job in jobs]) if as_json else None
         return View(text or _table(jobs), over=not watch)
 
@@ -114,7 +98,12 @@ def report(
     here = address is None and _is_here(job)
     if png and not here:
         raise JobError(f"{job} is not a folder: --png draws from the files of a job, such as runs/fashion")
-    path = _local_report(Path(job), png=png) if here else _fetched(job, address, to)
+    if here:
+        from jobs.report import write_picture, write_report
+
+        path = (write_picture if png else write_report)(job_folder(Path(job)))
+    else:
+        path = _fetched(job, address, to)
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
 
 
@@ -141,15 +130,8 @@ def job_folder(path: Path) -> Path:
     return path
 
 
-def _local_report(path: Path, *, png: bool) -> Path:
-    from jobs.report import write_picture, write_report
-
-    return write_picture(job_folder(path)) if png else write_report(job_folder(path))
-
-
 def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
-    path = to or Path(f"{job_id}-report.html")
-    text = client_at(address).report(job_id)
+    path, text = to or Path(f"{job_id}-report.html"), client_at(address).report(job_id)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -160,7 +142,7 @@ def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
 def _incidents(job: str, address: str | None) -> list[dict[str, Any]]:
     if address is None and _is_here(job):
         folder = Path(job).absolute()
-        return client_at(str(folder.parent)).incidents(folder.name)
+        address, job = str(folder.parent), folder.name
     return client_at(address).incidents(job)
 
 

@@ -14,10 +14,10 @@ from typer import Option
 
 from jobs.errors import JobError
 from service.reconcile.embedded_ray import embedded_ray, require_token
-from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, default_storage, is_loopback
+from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, is_loopback, storage_folder
 
 if TYPE_CHECKING:
-    from service.api import Context
+    from service.api import Context, Limits
 
 logger = logging.getLogger("service")
 
@@ -59,26 +59,25 @@ def serve(
         from service.api.http_protocol import check_tls
     except ModuleNotFoundError as error:
         raise JobError(f"gradguard serve needs {error.name}: run pip install 'gradguard[service]'") from None
-    _configure_logging()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
     check_tls(tls_cert, tls_key)
     auth = _requires_tokens(host, auth)
     _warn(host, database, secure=tls_cert is not None)
-    folder = (storage or default_storage()).expanduser().absolute()
-    url = database or default_database(folder)
+    folder = storage_folder(storage)
     limits = Limits(requests_per_s=rate, burst=max(1, round(4 * rate)), upload_bytes=max_upload_mb << 20)
     with ExitStack() as stack:
-        context = _context(folder, url, auth, limits)
+        context = _context(folder, database or default_database(folder), auth, limits)
         context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
         _run(context, address, host, port, (tls_cert, tls_key), lease_s)
 
 
-def _context(folder: Path, url: str, auth: bool, limits: object) -> Context:
-    from service.api import Context, Limits
+def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
+    from service.api import Context
     from service.store import JobStore, Packages, Tokens, open_database
 
-    assert isinstance(limits, Limits)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,8 +141,3 @@ def _warn(host: str, database: str | None, *, secure: bool) -> None:
         logger.warning("without --tls-cert tokens travel unencrypted: put a TLS proxy in front")
     if database and "@" in database and any(database in argument for argument in sys.argv):
         logger.warning("anyone who lists processes can read --database: set %s instead", DATABASE_VARIABLE)
-
-
-def _configure_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logger.setLevel(logging.INFO)

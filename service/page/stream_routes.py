@@ -59,8 +59,7 @@ def _stream(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -
 
 
 async def _streamed(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -> AsyncIterator[str]:
-    until = time.monotonic() + follow_s
-    quiet_since = time.monotonic()
+    until, quiet_since = time.monotonic() + follow_s, time.monotonic()
     yield ": begin\n\n"
     while time.monotonic() < until:
         try:

@@ -60,13 +60,10 @@ def _valid(document: object) -> JobSpec | None:
 
 def folder_for(job: JobRow, root: Path) -> Path | None:
     """The folder of a job's files; None while it is unknown."""
-    if job.folder:
-        return Path(job.folder)
-    return noted_folder(job.submission_id or job.id, root)
+    return Path(job.folder) if job.folder else noted_folder(job.submission_id or job.id, root)
 
 
 def ended_at_ray(details: JobDetails) -> bool:
-    """A job that ended before it was adopted is not restarted: it may have ended long ago."""
     return details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -94,6 +91,7 @@ def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -
         adopted=True,
         attempt=1,
         submission_id=submission_id,
+        # one that ended before it was adopted is not restarted: it may have ended long ago
         max_restarts=spec.scale.max_failures if spec and not ended_at_ray(details) else 0,
         folder=None if folder is None else str(folder),
         workers=spec.scale.workers if spec else 1,

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -134,8 +133,7 @@ def _end(head: subprocess.Popen[bytes]) -> None:
         head.wait(END_S)
     except subprocess.TimeoutExpired:
         head.kill()
-    deadline = time.monotonic() + 2.0
-    _, left = psutil.wait_procs(family, timeout=max(0.0, deadline - time.monotonic()))
+    _, left = psutil.wait_procs(family, timeout=2.0)
     for process in left:
         process.kill()
 

@@ -66,8 +66,7 @@ class _Client(JobSubmissionClient):
         response = self._do_request("GET", endpoint)
         if response.status_code != 200:
             raise RuntimeError(f"{endpoint}: {response.status_code}")
-        found: dict[str, Any] = response.json()["data"]
-        return found
+        return response.json()["data"]
 
 
 class RayApi:
@@ -85,12 +84,11 @@ class RayApi:
     def job(self, submission_id: str) -> JobDetails | None:
         """One submission; None if Ray does not know it."""
         try:
-            found: JobDetails = self._call(lambda client: client.get_job_info(submission_id))
+            return self._call(lambda client: client.get_job_info(submission_id))
         except RuntimeError as error:
             if _UNKNOWN in str(error):
                 return None
             raise RayUnavailable(str(error)) from error
-        return found
 
     def submit(self, submission: RaySubmission) -> None:
         """Submits a job; the same id twice is the same job.
@@ -124,8 +122,7 @@ class RayApi:
 
     def tail(self, submission_id: str) -> AsyncIterator[str]:
         """The output of a job, from its start to its end."""
-        tail: AsyncIterator[str] = self._client().tail_job_logs(submission_id)
-        return tail
+        return self._client().tail_job_logs(submission_id)
 
     def capacity(self) -> Capacity:
         """The resources of the nodes that are alive. Ray reports what is in use some seconds late."""
