@@ -1,7 +1,5 @@
 """The HTTP app: routes, limits, errors, OpenAPI."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import APIRouter, FastAPI

@@ -1,7 +1,5 @@
 """Defaults of the service."""
 
-from __future__ import annotations
-
 import ipaddress
 from pathlib import Path
 

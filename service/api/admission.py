@@ -1,7 +1,5 @@
 """What a submission must be to be accepted, and the job that it becomes in the store."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

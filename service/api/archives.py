@@ -1,7 +1,5 @@
 """Uploaded working directories: nothing in them may reach beyond their folder."""
 
-from __future__ import annotations
-
 import io
 import stat
 import struct

@@ -1,7 +1,5 @@
 """The service, as its request handlers see it."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from pathlib import Path

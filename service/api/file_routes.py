@@ -1,7 +1,5 @@
 """Routes for the output of a job: log, events, incidents, metrics, checkpoints, report."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

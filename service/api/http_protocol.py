@@ -1,7 +1,5 @@
 """uvicorn's HTTP/1.1 protocol with deadlines for slow clients."""
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 from pathlib import Path

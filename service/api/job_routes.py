@@ -1,7 +1,5 @@
 """Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Annotated, Any

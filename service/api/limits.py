@@ -1,7 +1,5 @@
 """Limits of size and rate, checked before a handler sees a request."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time

@@ -1,7 +1,5 @@
 """The service's own health, for load balancers and Prometheus."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 

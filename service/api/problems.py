@@ -1,7 +1,5 @@
 """Errors as problem documents (RFC 9457): each names the problem and the fix."""
 
-from __future__ import annotations
-
 from http import HTTPStatus
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A job of the store, as callers see it: secrets are masked, and only files below the root are read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``gradguard replay``: runs the detector on a training log."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

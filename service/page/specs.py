@@ -1,7 +1,5 @@
 """Routes of the submit form: check a spec, list the examples, copy the spec of a job."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """The files of the page, and the scope of its caller."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

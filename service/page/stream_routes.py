@@ -1,7 +1,5 @@
 """Streams of server-sent events that feed the page's charts."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

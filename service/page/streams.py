@@ -1,7 +1,5 @@
 """What the page receives while it is open: what is new in the store and in the files of a job."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterator
 from pathlib import Path

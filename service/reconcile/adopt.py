@@ -1,7 +1,5 @@
 """Adopts jobs that were submitted to Ray without the service."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping

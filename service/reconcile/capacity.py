@@ -1,7 +1,5 @@
 """Which waiting jobs can start, and what the others wait for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from jobs.cluster.session import shortage

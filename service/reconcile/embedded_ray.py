@@ -4,8 +4,6 @@
 standard input is closed. That happens however the service ends, so no process is left behind.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """Reconciles one job with Ray: its next state, from Ray's status and the files in its folder."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

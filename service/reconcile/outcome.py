@@ -1,7 +1,5 @@
 """How an attempt ended: from Ray's status, the driver's exit code and the job's result.json."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Ray, as the service uses it: the Jobs API and the free resources, each call with a timeout."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The service's control loop: of all services on one database, one runs it at a time."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """Opens the database: SQLite in a file, or PostgreSQL by URL."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The jobs in the database. Every change of one is a compare-and-swap."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import time

@@ -1,7 +1,5 @@
 """Leases: of several services on one database, one supervises at a time."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """The tables of the service. Times are Unix seconds, UTC."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, Text, UniqueConstraint

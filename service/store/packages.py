@@ -1,7 +1,5 @@
 """Uploaded working directories."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from contextlib import suppress

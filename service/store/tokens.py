@@ -1,7 +1,5 @@
 """Access tokens and their scopes. Only a hash of each is stored."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

@@ -1,7 +1,5 @@
 """Run by Alembic: migrates on the connection that it is given, inside that one's transaction."""
 
-from __future__ import annotations
-
 from alembic import context
 
 from service.store.models import Base

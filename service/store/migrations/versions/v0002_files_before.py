@@ -1,7 +1,5 @@
 """What the files of a job were like when its present attempt began."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
