@@ -62,8 +62,7 @@ def _check_name(entry: zipfile.ZipInfo, seen: set[str]) -> None:
         raise Problem(422, f"the archive contains {shown!r}: a name has at most 1000 printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or ":" in path.parts[0]:
         raise Problem(422, f"the archive contains {shown!r}: a path must stay inside the folder")
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if not entry.is_dir() and kind not in _FILE_KINDS:
+    if not entry.is_dir() and stat.S_IFMT(entry.external_attr >> 16) not in _FILE_KINDS:
         raise Problem(422, f"the archive contains {shown!r}, not a plain file: remove it")
     if entry.flag_bits & 1 or entry.compress_type not in _METHODS:
         raise Problem(422, f"the archive contains {shown!r}, encrypted or not packed with deflate")

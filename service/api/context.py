@@ -26,10 +26,8 @@ class Limits:
     unpacked_files: int = 20_000
     body_pause_s: float = 20.0
     """Longest pause within a request body."""
-
     body_s: float = 300.0
     """Longest time for a whole request body."""
-
     follow_s: float = 3600.0
     """A stream ends after this time; clients reconnect where it ended."""
 
@@ -69,7 +67,6 @@ class Context:
     supervisor: Supervisor | None = None
     checkpoint_urls: tuple[str, ...] = ()
     """Remote checkpoints are read only below these URLs, whatever a spec names."""
-
     ended: EndedJobs = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +75,6 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    """The service that received this request."""
     return request.app.state.context
 
 

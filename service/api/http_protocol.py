@@ -88,8 +88,8 @@ def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path |
         port=port,
         http=DeadlineProtocol,
         ws="none",
-        ssl_certfile=None if tls[0] is None else str(tls[0]),
-        ssl_keyfile=None if tls[1] is None else str(tls[1]),
+        ssl_certfile=tls[0],
+        ssl_keyfile=tls[1],
         log_config=None,
         access_log=False,  # it has paths and client addresses; /metrics has the counts
         timeout_graceful_shutdown=3,

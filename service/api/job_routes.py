@@ -1,6 +1,7 @@
 """Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,7 +147,9 @@ def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Re
     submissions = [attempt.submission_id for attempt in service.store.attempts(job_id)]
     job = service.store.delete(job_id, _must_have_ended)
     for submission in submissions:
-        _forget_at_ray(service, submission)
+        with suppress(RayUnavailable, RuntimeError):  # a dead head has forgotten it
+            if service.ray is not None:
+                service.ray.forget(submission)  # one that Ray still lists would be adopted again
     log_path(service.root, job_id).unlink(missing_ok=True)
     if files and job.folder is not None:
         _remove_folder(service.root, Path(job.folder))
@@ -186,16 +189,6 @@ def _changed(job: JobRow, changes: list[str]) -> dict[str, Any]:
 def _must_have_ended(job: JobRow) -> None:
     if job.state not in ENDED:
         raise WrongState(f"{job.id} is {job.state}: stop it first")
-
-
-def _forget_at_ray(service: Context, submission: str) -> None:
-    """A submission that Ray still lists would be adopted again."""
-    if service.ray is None:
-        return
-    try:
-        service.ray.forget(submission)
-    except (RayUnavailable, RuntimeError):
-        return  # a dead head has forgotten it
 
 
 def _remove_folder(root: Path, folder: Path) -> None:

@@ -158,9 +158,8 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
         console.print(table)
     if len(found) > SHOWN:
         console.print(f"... and {len(found) - SHOWN} more: --json has all")
-    console.print(
-        f"{len(found)} of {len(first.tensors)} tensors differ between steps {steps[0]} and {steps[1]}"
-    )
+    count = f"{len(found)} of {len(first.tensors)} tensors"
+    console.print(f"{count} differ between steps {steps[0]} and {steps[1]}")
 
 
 def _export(storage: Storage, step: int, target: Path) -> None:

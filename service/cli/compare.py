@@ -41,9 +41,8 @@ def compare(
     try:
         write_comparison(comparison, path)
     except OSError as error:
-        raise JobError(
-            f"cannot write {path}: {error.strerror or error}; name another file with --to"
-        ) from None
+        why = error.strerror or error
+        raise JobError(f"cannot write {path}: {why}; name another file with --to") from None
     if as_json:
         typer.echo(json.dumps(strict({**comparison.as_json(), "page": str(path)}), indent=2))
     else:

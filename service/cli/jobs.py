@@ -115,7 +115,6 @@ def logs(
 
 
 def client_at(address: str | None) -> JobClient:
-    """The client for an address."""
     from jobs.client import JobClient
 
     return JobClient(address)

@@ -99,10 +99,8 @@ def _run(
     from service.reconcile import RayApi, Supervisor
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
-    context.ray = RayApi(address)
-    context.supervisor = Supervisor(
-        context.store, context.packages, context.ray, context.root, lease_s=lease_s
-    )
+    context.ray = ray = RayApi(address)
+    context.supervisor = Supervisor(context.store, context.packages, ray, context.root, lease_s=lease_s)
     app = make_app(context, hosts=LOOPBACK if is_loopback(host) else None)
     config = server_config(app, host, port, tls)
     context.supervisor.start()
@@ -113,26 +111,20 @@ def _run(
         class Announced(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                _announce(context, address, place, secure=tls[0] is not None)
+                url = f"{'http' if tls[0] is None else 'https'}://{place[0]}:{place[1]}"
+                tokens = "with tokens" if context.auth else "without tokens"
+                typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
+                sys.stdout.flush()  # a program may wait for it
 
         Announced(config).run(sockets=[listening])
     finally:
         context.supervisor.close()
 
 
-def _announce(context: Context, address: str, place: tuple[str, int], *, secure: bool) -> None:
-    """On standard output, flushed: a program may wait for it."""
-    url = f"{'https' if secure else 'http'}://{place[0]}:{place[1]}"
-    tokens = "with tokens" if context.auth else "without tokens"
-    typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
-    sys.stdout.flush()
-
-
 def _requires_tokens(host: str, auth: bool | None) -> bool:
     if auth is False and not is_loopback(host):
-        raise JobError(
-            f"--no-auth is for loopback only: anyone who reaches {host} could run any code; remove it"
-        )
+        why = f"anyone who reaches {host} could run any code"
+        raise JobError(f"--no-auth is for loopback only: {why}; remove it")
     return not is_loopback(host) if auth is None else auth
 
 

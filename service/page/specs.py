@@ -158,8 +158,7 @@ def _text(service: Context, job: JobRow) -> str:
     try:
         spec = JobSpec.from_dict(whole)
         short = spec.model_dump(mode="json", exclude_defaults=True)
-        if JobSpec.from_dict(short) != spec:
-            short = whole
+        short = short if JobSpec.from_dict(short) == spec else whole
     except SpecError:  # of an older version: the form says what is wrong with it now
         short = whole
     return dump_yaml(masked({"name": job.name, **short}))

@@ -31,8 +31,7 @@ def complete_adopted(store: JobStore, packages: Packages, job: JobRow, root: Pat
     """Adds the spec, folder and working directory that an adopted job noted when it started to run, without
     which it cannot be started again. False while it has noted nothing."""
     note = noted(job.submission_id or "", root)
-    spec = _valid(note.get("spec"))
-    if spec is None:
+    if (spec := _valid(note.get("spec"))) is None:
         return False
     package = noted_package(note, root)
     required, digest = resources_of(spec), None if package is None else packages.add(package)
@@ -68,9 +67,8 @@ def ended_at_ray(details: JobDetails) -> bool:
 def _is_ours(details: JobDetails) -> bool:
     """A job of another service is not adopted: both would restart it."""
     metadata = details.metadata or {}
-    if SUPERVISED in metadata:
-        return False
-    return MARK in metadata or bool(_OUR_ENTRYPOINT.search(details.entrypoint or ""))
+    ours = MARK in metadata or bool(_OUR_ENTRYPOINT.search(details.entrypoint or ""))
+    return ours and SUPERVISED not in metadata
 
 
 def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -> bool:

@@ -70,15 +70,14 @@ def _environment() -> Mapping[str, str]:
     from jobs.cluster.session import NICENESS
     from jobs.ray_internals.core import LOOPBACK_SETTING
 
+    modules = (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))
     return {
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **NICENESS,
         **os.environ,
         **LOOPBACK_SETTING,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, modules)),
     }
 
 

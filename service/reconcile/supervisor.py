@@ -79,7 +79,6 @@ class Supervisor(threading.Thread):
             self.join(30.0)
 
     def tick(self) -> None:
-        """One pass over all jobs."""
         self.last_tick = time.monotonic()
         self.leading = self._lease.hold()
         listing = self._list_ray_jobs()

@@ -111,7 +111,8 @@ class JobView {
       if (ended && job.status !== "succeeded" && job.spec) offered.push(["resume", "Resume", () => this.#resume(), false]);
       if (job.spec) offered.push(["clone", "Clone", () => this.app.go(`/submit?like=${encodeURIComponent(job.id)}`), false]);
     }
-    offered.push(["report", "Save the report", () => this.#report(), false]);
+    const saved = () => download(`/v1/jobs/${encodeURIComponent(this.id)}/report`, `${this.id}.html`);
+    offered.push(["report", "Save the report", () => this.#try(saved), false]);
     const key = JSON.stringify(offered.map(([name, , , off]) => [name, off]));
     if (key === this.offered) return;
     this.offered = key;
@@ -133,10 +134,6 @@ class JobView {
 
   async #ask(what) {
     await this.#try(async () => this.#job(await call("POST", `/v1/jobs/${encodeURIComponent(this.id)}/${what}`)));
-  }
-
-  #report() {
-    return this.#try(() => download(`/v1/jobs/${encodeURIComponent(this.id)}/report`, `${this.id}.html`));
   }
 
   async #try(action) {

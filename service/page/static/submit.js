@@ -158,10 +158,7 @@ class SubmitForm {
   async #submit() {
     this.problem.textContent = "";
     const found = this.checked ?? (await this.#check());
-    if (!found || found.faults.length) {
-      (this.faults.querySelector("button") ?? this.text).focus();
-      return;
-    }
+    if (!found || found.faults.length) return (this.faults.querySelector("button") ?? this.text).focus();
     const odd = [this.priority, this.restarts].find((input) => !input.checkValidity());
     if (odd) {
       this.problem.textContent = `${odd.labels[0].textContent}: ${odd.validationMessage}`;

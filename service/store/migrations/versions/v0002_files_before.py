@@ -8,10 +8,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Adds the column."""
     op.add_column("jobs", sa.Column("before", sa.JSON()))
 
 
 def downgrade() -> None:
-    """Drops it."""
     op.drop_column("jobs", "before")
