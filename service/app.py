@@ -32,9 +32,8 @@ def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = service
-    app.state.wrong_tokens = Buckets(
-        service.limits.wrong_tokens_per_minute / 60, service.limits.wrong_tokens_per_minute
-    )
+    wrong_tokens = service.limits.wrong_tokens_per_minute
+    app.state.wrong_tokens = Buckets(wrong_tokens / 60, wrong_tokens)
     metrics = ServiceMetrics(service)
     more = APIRouter(responses=own_metrics.router.responses)
     add_metrics(more, metrics)

@@ -117,14 +117,12 @@ def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
     return HTMLResponse(text.encode("utf-8", "replace"), headers={"Content-Security-Policy": SANDBOX})
 
 
-async def _events(
-    service: Context, http: Request, job_id: str | None, after: int, *, follow: bool
-) -> Response:
+async def _events(service: Context, http: Request, job: str | None, after: int, *, follow: bool) -> Response:
     last = http.headers.get("last-event-id", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else after
     if follow or "text/event-stream" in http.headers.get("accept", ""):
-        return StreamingResponse(_streamed(service, job_id, after), media_type="text/event-stream")
-    rows = await run_in_threadpool(service.store.events, job_id, after=after, limit=EVENTS_AT_ONCE)
+        return StreamingResponse(_streamed(service, job, after), media_type="text/event-stream")
+    rows = await run_in_threadpool(service.store.events, job, after=after, limit=EVENTS_AT_ONCE)
     return JSONResponse([event(row).model_dump() for row in rows])
 
 

@@ -91,16 +91,11 @@ def train(
     job = JobSpec.load(spec, overrides or [])
     from jobs.train import continue_command, train_and_summarize
 
-    raise typer.Exit(
-        train_and_summarize(
-            job,
-            command=continue_command("gradguard train", str(spec), overrides or []),
-            address=address,
-            resume=resume,
-            overwrite=overwrite,
-            as_json=as_json,
-        )
+    again = continue_command("gradguard train", str(spec), overrides or [])
+    code = train_and_summarize(
+        job, command=again, address=address, resume=resume, overwrite=overwrite, as_json=as_json
     )
+    raise typer.Exit(code)
 
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
@@ -119,18 +114,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if not _is_user_error(error):
-            raise
+        if not isinstance(error, JobError | SpecError | TraceError):
+            from jobs.train import USER_ERRORS
+
+            if not isinstance(error, USER_ERRORS):
+                raise
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
         sys.exit(exit_code_of(error))
-
-
-def _is_user_error(error: Exception) -> bool:
-    if isinstance(error, JobError | SpecError | TraceError):
-        return True
-    from jobs.train import USER_ERRORS
-
-    return isinstance(error, USER_ERRORS)
 
 
 if __name__ == "__main__":

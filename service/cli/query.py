@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -72,7 +72,10 @@ def incidents(
     as_json: JsonOption = False,
 ) -> None:
     """List what the guard acted on."""
-    rows = _incidents(job, address)
+    if address is None and _is_here(job):
+        folder = Path(job).absolute()
+        address, job = str(folder.parent), folder.name
+    rows = client_at(address).incidents(job)
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -139,25 +142,15 @@ def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
     return path
 
 
-def _incidents(job: str, address: str | None) -> list[dict[str, Any]]:
-    if address is None and _is_here(job):
-        folder = Path(job).absolute()
-        address, job = str(folder.parent), folder.name
-    return client_at(address).incidents(job)
-
-
 def _table(jobs: list[Job]) -> Table:
     table = Table("id", "status", "step", "loss", "since", "what", box=None)
     for job in jobs:
-        info, progress = job.info, job.progress
-        table.add_row(
-            job.id,
-            f"[{STYLES.get(job.status, 'default')}]{job.status}",
-            "" if progress is None else _of(progress.step, progress.total_steps),
-            "" if progress is None else _number(progress.loss),
-            _ago(info.ended or info.started or info.created),
-            info.reason,
-        )
+        info, status, step, loss = job.info, f"[{STYLES.get(job.status, 'default')}]{job.status}", "", ""
+        if (progress := job.progress) is not None:
+            total = "" if progress.total_steps is None else f"/{progress.total_steps}"
+            step, loss = f"{progress.step}{total}", _number(progress.loss)
+        since = _ago(info.ended or info.started or info.created)
+        table.add_row(job.id, status, step, loss, since, info.reason)
     return table
 
 
@@ -171,29 +164,24 @@ class View:
 
 def _show(view: Callable[[], View]) -> None:
     """On a terminal in place; otherwise, or as JSON, printed again whenever it has changed."""
-    now, console = view(), _console()
-    if console.is_terminal and not now.over and not isinstance(now.shown, str):
-        _live(console, now, view)
+    first, console, last = view(), _console(), None
+    if console.is_terminal and not first.over and not isinstance(first.shown, str):
+        with Live(console=console, auto_refresh=False) as live:
+            for now in _until_over(first, view):
+                live.update(now.shown, refresh=True)
         return
-    last = None
-    while True:
+    for now in _until_over(first, view):
         text = now.shown if isinstance(now.shown, str) else _text_of(console, now.shown)
         if text != last:
             print(text, flush=True)
             last = text
-        if now.over:
-            return
+
+
+def _until_over(now: View, view: Callable[[], View]) -> Iterator[View]:
+    yield now
+    while not now.over:
         time.sleep(REFRESH_S)
-        now = view()
-
-
-def _live(console: Console, now: View, view: Callable[[], View]) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        live.update(now.shown, refresh=True)
-        while not now.over:
-            time.sleep(REFRESH_S)
-            now = view()
-            live.update(now.shown, refresh=True)
+        yield (now := view())
 
 
 def _text_of(console: Console, table: Table) -> str:
@@ -206,10 +194,6 @@ def _console() -> Console:
     """Wide lines where the output is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
-
-
-def _of(step: int, total: int | None) -> str:
-    return f"{step}" if total is None else f"{step}/{total}"
 
 
 def _number(value: object) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -76,7 +76,8 @@ def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path
     rows = list(read_trace(trace, **columns))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row.step for row in rows], [_shown(row.loss) for row in rows], linewidth=0.8, label="loss")
+    losses = [math.nan if row.loss is None else float(row.loss) for row in rows]
+    axes.plot([row.step for row in rows], losses, linewidth=0.8, label="loss")
     for kind, color in (("spike", "C3"), ("nonfinite", "C1")):
         steps = [alarm["step"] for alarm in result.alarms if alarm["verdict"] == kind]
         for step in steps:
@@ -86,7 +87,3 @@ def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path
     axes.set(xlabel=columns["step"], ylabel=columns["loss"], title=trace.name)
     axes.legend()
     save_figure(figure, path)
-
-
-def _shown(value: Any) -> float:
-    return math.nan if value is None else float(value)

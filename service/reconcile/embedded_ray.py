@@ -21,6 +21,7 @@ from jobs.errors import JobError
 
 PAUSE_S = 2.0
 END_S = 20.0
+PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
 WORKER_PORTS = ("--min-worker-port=20002", "--max-worker-port=29999")
 
 
@@ -37,7 +38,7 @@ def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
 
     Every call to it needs the token that ``require_token`` made.
     """
-    ports = [str(port) for port in free_ports(4)]
+    ports = [str(port) for port in free_ports(len(PORTS))]
     cpus = [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
     keeper = subprocess.Popen(
         [sys.executable, "-P", "-m", "service.reconcile.embedded_ray", *ports, *cpus],
@@ -88,10 +89,7 @@ def _command(ports: list[str], more: list[str], session: str) -> list[str]:
     return [
         *(ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
         *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", *WORKER_PORTS),
-        f"--port={ports[0]}",
-        f"--dashboard-port={ports[1]}",
-        f"--dashboard-agent-listen-port={ports[2]}",
-        f"--ray-client-server-port={ports[3]}",
+        *(f"--{name}={port}" for name, port in zip(PORTS, ports, strict=True)),
         f"--temp-dir={session}",
         *more,
     ]
