@@ -74,14 +74,8 @@ class DeadlineProtocol(H11Protocol):
 
 
 def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path | None]) -> uvicorn.Config:
-    """uvicorn's settings.
-
-    Args:
-        app: of the API.
-        host: the interface.
-        port: 0 takes a free one.
-        tls: certificate and private key, PEM, checked by ``check_tls``; both None for plain HTTP.
-    """
+    """uvicorn's settings: port 0 takes a free one; ``tls`` is the certificate and the private key, PEM,
+    checked by ``check_tls``; both None for plain HTTP."""
     return uvicorn.Config(
         app,
         host=host,

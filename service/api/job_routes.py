@@ -3,7 +3,7 @@
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -131,8 +131,11 @@ def clone(
     job = service.store.get(job_id)
     if job.spec is None:
         raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
+    document = Document({**job.spec, "name": job.name})
+    if problems := apply_overrides(document, changes.set, JobSpec):
+        raise SpecError(problems)
     asked = Submission(
-        spec=_changed(job, changes.set),
+        spec=document.data,
         priority=job.priority if changes.priority is None else changes.priority,
         max_restarts=job.max_restarts if changes.max_restarts is None else changes.max_restarts,
         env=dict(job.env),
@@ -177,13 +180,6 @@ def _add(
 
 def _details(service: Context, job_id: str) -> JobInfo:
     return details(service, service.store.get(job_id), service.store.attempts(job_id))
-
-
-def _changed(job: JobRow, changes: list[str]) -> dict[str, Any]:
-    document = Document({**(job.spec or {}), "name": job.name})
-    if problems := apply_overrides(document, changes, JobSpec):
-        raise SpecError(problems)
-    return document.data
 
 
 def _must_have_ended(job: JobRow) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +19,7 @@ from service.api.problems import Problem, documented, text_of
 STALLED_S = 60.0
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 router = APIRouter(responses=documented(429))
+_TEXT = text_of(CONTENT_TYPE_LATEST.partition(";")[0])
 
 
 class ServiceMetrics(Collector):
@@ -94,14 +95,7 @@ def readyz(service: Service) -> dict[str, str]:
     return {"status": "ready"}
 
 
-def add_metrics(app_router: APIRouter, metrics: ServiceMetrics) -> None:
-    """Adds /metrics to a router."""
-
-    @app_router.get(
-        "/metrics",
-        response_class=Response,
-        responses={**documented(401, 403), **text_of(CONTENT_TYPE_LATEST.partition(";")[0])},
-    )
-    def own_metrics(_: Reader) -> Response:
-        """The service's own metrics, for Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+@router.get("/metrics", response_class=Response, responses={**documented(401, 403), **_TEXT})
+def own_metrics(_: Reader, http: Request) -> Response:
+    """The service's own metrics, for Prometheus."""
+    return Response(generate_latest(http.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -162,7 +162,8 @@ class JobReconciler:
         for row in rows[known:] if len(rows) >= known else rows:
             event = incident_event(job.id, row)
             key = f"incident-{row.get('id')}-{row.get('time')}"
-            self._store.add_event(job.id, "incident", event.level, event.text, _short(row), key=key)
+            short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}  # without the evidence
+            self._store.add_event(job.id, "incident", event.level, event.text, short, key=key)
         self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> JobFiles | None:
@@ -183,8 +184,3 @@ def spec_for(job: JobRow) -> JobSpec:
 def _same(row: JobRow, seen: JobRow) -> bool:
     """Whether a job is still in the attempt that was examined."""
     return row.state not in ENDED and row.attempt == seen.attempt and row.submission_id == seen.submission_id
-
-
-def _short(row: dict[str, object]) -> dict[str, object]:
-    """Without the evidence, which the incident itself has."""
-    return {k: v for k, v in row.items() if not isinstance(v, list | dict)}
