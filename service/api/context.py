@@ -12,6 +12,8 @@ from service.reconcile import Supervisor
 from service.reconcile.ray_api import RayApi
 from service.store import JobStore, NoSuchJob, Packages, Tokens
 
+ENDED_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -33,15 +35,15 @@ class Limits:
 
 
 class EndedJobs:
-    """Whether jobs have ended, cached: many clients that follow one job cause one query per ``keep_s``."""
+    """Whether jobs have ended, cached: many clients that follow one job cause one query per ``ENDED_S``."""
 
-    def __init__(self, store: JobStore, keep_s: float = 0.5) -> None:
-        self._store, self._keep_s = store, keep_s
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
         self._known: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, job_id: str) -> bool:
         asked, ended = self._known.get(job_id, (-1e9, False))
-        if time.monotonic() - asked < self._keep_s:
+        if time.monotonic() - asked < ENDED_S:
             return ended
         try:
             ended = self._store.get(job_id).state in ENDED

@@ -35,19 +35,11 @@ class Supervisor(threading.Thread):
     """
 
     def __init__(
-        self,
-        store: JobStore,
-        packages: Packages,
-        ray: RayApi,
-        root: Path,
-        *,
-        lease_s: float = 10.0,
-        tick_s: float = TICK_S,
+        self, store: JobStore, packages: Packages, ray: RayApi, root: Path, *, lease_s: float = 10.0
     ) -> None:
         super().__init__(name="supervisor", daemon=True)
         self._store, self._packages, self._ray, self._root = store, packages, ray, root
         self._lease = Lease(store.engine, LEASE, ttl_s=lease_s)
-        self._tick_s = tick_s
         self._tails = LogTails(ray.tail, root)
         self._reconciler = JobReconciler(store, ray, self._tails, root)
         self._completed: set[str] = set()
@@ -61,7 +53,7 @@ class Supervisor(threading.Thread):
 
     def run(self) -> None:
         """Ticks until it is closed; an error in one tick is tried again in the next."""
-        while not self._closing.wait(self._tick_s):
+        while not self._closing.wait(TICK_S):
             try:
                 self.tick()
             except Exception as error:

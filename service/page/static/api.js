@@ -31,7 +31,7 @@ function headers(more = {}) {
 }
 
 async function failure(response) {
-  const problem = await response.json().catch(() => ({})); // no document: something before the service answered
+  const problem = await response.json().catch(() => ({})); // no document: a proxy answered
   const error = new ApiError(response.status, problem.detail ?? `the service answered ${response.status}`);
   if (response.status === 401) refused(error.message);
   return error;
