@@ -1,17 +1,15 @@
 """The HTTP app: routes, limits, errors, OpenAPI."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from jobs.run_dir.result import versions
 from service.api import file_routes, job_routes, own_metrics
 from service.api.context import Context
 from service.api.limits import Buckets, Gate
-from service.api.own_metrics import Counted, ServiceMetrics, add_metrics
+from service.api.own_metrics import Counted, ServiceMetrics
 from service.api.problems import ProblemDocument, add_handlers
 from service.page import specs, static_files, stream_routes
 
@@ -34,19 +32,16 @@ def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = service
-    app.state.wrong_tokens = Buckets(
-        service.limits.wrong_tokens_per_minute / 60, service.limits.wrong_tokens_per_minute
-    )
-    metrics = ServiceMetrics(service)
-    more = APIRouter(responses=own_metrics.router.responses)
-    add_metrics(more, metrics)
-    api = (job_routes.router, file_routes.router, own_metrics.router, more)
+    wrong_tokens = service.limits.wrong_tokens_per_minute
+    app.state.wrong_tokens = Buckets(wrong_tokens / 60, wrong_tokens)
+    app.state.metrics = ServiceMetrics(service)
+    api = (job_routes.router, file_routes.router, own_metrics.router)
     page = (static_files.router, stream_routes.router, specs.router)
     for router in (*api, *page):
         app.include_router(router)
     add_handlers(app)
     app.add_middleware(Gate, limits=service.limits, hosts=hosts)
-    app.add_middleware(Counted, metrics=metrics)
+    app.add_middleware(Counted, metrics=app.state.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 

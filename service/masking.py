@@ -1,7 +1,5 @@
 """Masks secrets in output: by the name of a variable, and by its value wherever it occurs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

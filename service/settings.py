@@ -1,7 +1,5 @@
 """Defaults of the service."""
 
-from __future__ import annotations
-
 import ipaddress
 from pathlib import Path
 
@@ -11,9 +9,9 @@ HOST, PORT = "127.0.0.1", 8410
 DATABASE_VARIABLE = "GRADGUARD_DATABASE"
 
 
-def default_storage() -> Path:
-    """The folder of the jobs, the same as without a service."""
-    return default_root()
+def storage_folder(storage: Path | None) -> Path:
+    """The folder of the jobs; by default the same as without a service."""
+    return (storage or default_root()).expanduser().absolute()
 
 
 def default_database(storage: Path) -> str:

@@ -28,7 +28,7 @@ class RunDir:
         self.checkpoints = path / CHECKPOINTS
         self.result = path / RESULT
         self.log = path / LOG
-        self.counters = path / ".told.json"  # the totals that Prometheus was shown
+        self.counters = path / ".counters.json"  # the totals that Prometheus was shown
 
     def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
         """Makes the folder ready for a run.

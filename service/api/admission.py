@@ -1,7 +1,5 @@
 """What a submission must be to be accepted, and the job that it becomes in the store."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -32,8 +30,8 @@ def idempotency_key(
         return None
     if not key.isprintable():
         raise Problem(422, "Idempotency-Key: contains characters that are not printable")
-    request = f"[{json.dumps(path)}, {_json(asked, sort_keys=True)}]"
-    return IdempotencyKey(caller.name, key, hashlib.sha256(request.encode()).hexdigest())
+    request = b"[%b, %b]" % (json.dumps(path).encode(), _json(asked, sort_keys=True))
+    return IdempotencyKey(caller.name, key, hashlib.sha256(request).hexdigest())
 
 
 def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:
@@ -71,26 +69,20 @@ def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:
 def _check_text(asked: Submission) -> None:
     """Databases refuse NUL, lone surrogates, and numbers that JSON does not have."""
     text = _json(asked, ensure_ascii=False)
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise _not_json() from None
-    if "\\u0000" in text:
+    if b"\\u0000" in text:
         raise Problem(422, "the request contains a NUL character")
-    if size > LARGEST_SPEC + LARGEST_ENV:
+    if len(text) > LARGEST_SPEC + LARGEST_ENV:
         raise Problem(413, f"a spec has at most {LARGEST_SPEC} bytes")
 
 
-def _json(asked: Submission | CloneRequest, *, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
+def _json(asked: Submission | CloneRequest, *, sort_keys: bool = False, ensure_ascii: bool = True) -> bytes:
     try:
         document = asked.model_dump()
-        return json.dumps(document, sort_keys=sort_keys, ensure_ascii=ensure_ascii, allow_nan=False)
+        text = json.dumps(document, sort_keys=sort_keys, ensure_ascii=ensure_ascii, allow_nan=False)
+        return text.encode()
     except (ValueError, RecursionError):
-        raise _not_json() from None
-
-
-def _not_json() -> Problem:
-    return Problem(422, "the request contains text or numbers that are not valid JSON in UTF-8")
+        message = "the request contains text or numbers that are not valid JSON in UTF-8"
+        raise Problem(422, message) from None
 
 
 def _storage(service: Context, spec: JobSpec) -> Path:

@@ -1,7 +1,5 @@
 """Uploaded working directories: nothing in them may reach beyond their folder."""
 
-from __future__ import annotations
-
 import io
 import stat
 import struct
@@ -17,15 +15,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 _END, _ENTRY = b"PK\x05\x06", b"PK\x01\x02"
 _END_REACH = 22 + (1 << 16)
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    OSError,
-    OverflowError,
-)
+_UNREADABLE = (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError, OverflowError)
 
 
 def check_archive(content: bytes, limits: Limits) -> int:
@@ -55,11 +45,10 @@ def _announced(content: bytes) -> int:
 
 
 def _check(archive: zipfile.ZipFile, limits: Limits) -> int:
-    entries = archive.infolist()
     seen: set[str] = set()
-    for entry in entries:
+    for entry in archive.infolist():
         _check_name(entry, seen)
-    files = [entry for entry in entries if not entry.is_dir()]
+    files = [entry for entry in archive.infolist() if not entry.is_dir()]
     left = limits.unpacked_bytes
     for entry in files:
         left -= _unpacked_size(archive, entry, left)
@@ -68,18 +57,13 @@ def _check(archive: zipfile.ZipFile, limits: Limits) -> int:
 
 def _check_name(entry: zipfile.ZipInfo, seen: set[str]) -> None:
     name = entry.orig_filename
-    path = PurePosixPath(name)
-    shown = name[:200]
+    path, shown = PurePosixPath(name), name[:200]
     if not name.isprintable() or not 0 < len(name) <= 1000:
         raise Problem(422, f"the archive contains {shown!r}: a name has at most 1000 printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or ":" in path.parts[0]:
         raise Problem(422, f"the archive contains {shown!r}: a path must stay inside the folder")
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if not entry.is_dir() and kind not in _FILE_KINDS:
-        raise Problem(
-            422,
-            f"the archive contains {shown!r}, not a plain file: remove it",
-        )
+    if not entry.is_dir() and stat.S_IFMT(entry.external_attr >> 16) not in _FILE_KINDS:
+        raise Problem(422, f"the archive contains {shown!r}, not a plain file: remove it")
     if entry.flag_bits & 1 or entry.compress_type not in _METHODS:
         raise Problem(422, f"the archive contains {shown!r}, encrypted or not packed with deflate")
     if str(path) in seen:

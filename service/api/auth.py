@@ -1,7 +1,5 @@
 """Authorization: a token in the header, with a sufficient scope."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The service, as its request handlers see it."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,8 @@ from jobs.errors import ENDED
 from service.reconcile import Supervisor
 from service.reconcile.ray_api import RayApi
 from service.store import JobStore, NoSuchJob, Packages, Tokens
+
+ENDED_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +28,22 @@ class Limits:
     unpacked_files: int = 20_000
     body_pause_s: float = 20.0
     """Longest pause within a request body."""
-
     body_s: float = 300.0
     """Longest time for a whole request body."""
-
     follow_s: float = 3600.0
     """A stream ends after this time; clients reconnect where it ended."""
 
 
 class EndedJobs:
-    """Whether jobs have ended, cached: many clients that follow one job cause one query per ``keep_s``."""
+    """Whether jobs have ended, cached: many clients that follow one job cause one query per ``ENDED_S``."""
 
-    def __init__(self, store: JobStore, keep_s: float = 0.5) -> None:
-        self._store, self._keep_s = store, keep_s
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
         self._known: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, job_id: str) -> bool:
         asked, ended = self._known.get(job_id, (-1e9, False))
-        if time.monotonic() - asked < self._keep_s:
+        if time.monotonic() - asked < ENDED_S:
             return ended
         try:
             ended = self._store.get(job_id).state in ENDED
@@ -71,7 +69,6 @@ class Context:
     supervisor: Supervisor | None = None
     checkpoint_urls: tuple[str, ...] = ()
     """Remote checkpoints are read only below these URLs, whatever a spec names."""
-
     ended: EndedJobs = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,9 +77,7 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    """The service that received this request."""
-    found: Context = request.app.state.context
-    return found
+    return request.app.state.context
 
 
 Service = Annotated[Context, Depends(context_of)]

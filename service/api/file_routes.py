@@ -1,7 +1,5 @@
 """Routes for the output of a job: log, events, incidents, metrics, checkpoints, report."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -18,10 +16,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from guard.records import COLUMNS
 from jobs.client.job_files import JobFiles
 from jobs.client.models import CheckpointInfo, Event, Series
+from jobs.run_dir.jsonl import read_bytes
 from service.api.auth import Reader
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
-from service.api.problems import Problem, documented
+from service.api.problems import Problem, documented, text_of
 from service.api.view import event, files_of, may_read, readable_checkpoints
 from service.reconcile.log_spool import log_path, log_size
 
@@ -38,11 +37,7 @@ Place = Annotated[int, Query(ge=0, le=LARGEST)]
 Column = Annotated[str, Query(pattern=r"^[a-z_]{1,40}$")]
 
 
-@router.get(
-    "/jobs/{job_id}/logs",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
+@router.get("/jobs/{job_id}/logs", response_class=StreamingResponse, responses=text_of("text/plain"))
 async def logs(
     job_id: JobId,
     service: Service,
@@ -65,11 +60,7 @@ async def logs(
     return StreamingResponse(pieces, media_type="text/plain; charset=utf-8", headers=headers)
 
 
-@router.get(
-    "/jobs/{job_id}/events",
-    response_model=list[Event],
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-)
+@router.get("/jobs/{job_id}/events", response_model=list[Event], responses=text_of("text/event-stream"))
 async def events(
     job_id: JobId, http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
 ) -> Response:
@@ -78,11 +69,7 @@ async def events(
     return await _events(service, http, job_id, after, follow=follow)
 
 
-@router.get(
-    "/events",
-    response_model=list[Event],
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-)
+@router.get("/events", response_model=list[Event], responses=text_of("text/event-stream"))
 async def all_events(
     http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
 ) -> Response:
@@ -126,20 +113,16 @@ def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
     files = _files(service, job_id)
     if files is None or not files.exists():
         raise Problem(404, f"{job_id} has recorded nothing yet, or not below the service's storage folder")
-    text = files.report(remote=may_read(service.checkpoint_urls, files.checkpoint_place())).encode(
-        "utf-8", "replace"
-    )
-    return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX})
+    text = files.report(remote=may_read(service.checkpoint_urls, files.checkpoint_place()))
+    return HTMLResponse(text.encode("utf-8", "replace"), headers={"Content-Security-Policy": SANDBOX})
 
 
-async def _events(
-    service: Context, http: Request, job_id: str | None, after: int, *, follow: bool
-) -> Response:
+async def _events(service: Context, http: Request, job: str | None, after: int, *, follow: bool) -> Response:
     last = http.headers.get("last-event-id", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else after
     if follow or "text/event-stream" in http.headers.get("accept", ""):
-        return StreamingResponse(_streamed(service, job_id, after), media_type="text/event-stream")
-    rows = await run_in_threadpool(service.store.events, job_id, after=after, limit=EVENTS_AT_ONCE)
+        return StreamingResponse(_streamed(service, job, after), media_type="text/event-stream")
+    rows = await run_in_threadpool(service.store.events, job, after=after, limit=EVENTS_AT_ONCE)
     return JSONResponse([event(row).model_dump() for row in rows])
 
 
@@ -166,9 +149,9 @@ async def _streamed(service: Context, job_id: str | None, after: int) -> AsyncIt
 
 
 async def _between(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
-    while start < end and (piece := await run_in_threadpool(_read, path, start, min(PIECE, end - start))):
-        start += len(piece)
-        yield piece
+    while start < end and (part := await run_in_threadpool(read_bytes, path, start, min(PIECE, end - start))):
+        start += len(part)
+        yield part
 
 
 async def _followed(service: Context, job_id: str, path: Path, start: int) -> AsyncIterator[bytes]:
@@ -176,22 +159,13 @@ async def _followed(service: Context, job_id: str, path: Path, start: int) -> As
     until = time.monotonic() + service.limits.follow_s
     while time.monotonic() < until:
         over = await run_in_threadpool(service.ended, job_id)
-        if piece := await run_in_threadpool(_read, path, start, PIECE):
+        if piece := await run_in_threadpool(read_bytes, path, start, PIECE):
             start += len(piece)
             yield piece
         elif over:
             return
         else:
             await asyncio.sleep(POLL_S)
-
-
-def _read(path: Path, start: int, length: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
-    except OSError:
-        return b""
 
 
 def _files(service: Context, job_id: str) -> JobFiles | None:

@@ -1,7 +1,5 @@
 """uvicorn's HTTP/1.1 protocol with deadlines for slow clients."""
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 from pathlib import Path
@@ -54,14 +52,15 @@ class DeadlineProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        self._cancel_stalled()
+        if self._stalled is not None:
+            self._stalled.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancels the deadlines."""
         super().connection_lost(exc)
-        self._cancel_stalled()
-        if self._head is not None:
-            self._head.cancel()
+        for deadline in (self._head, self._stalled):
+            if deadline is not None:
+                deadline.cancel()
 
     def _await_head(self) -> None:
         if self._head is None:
@@ -73,29 +72,18 @@ class DeadlineProtocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and answered:
             self.transport.abort()
 
-    def _cancel_stalled(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
-
 
 def server_config(app: Any, host: str, port: int, tls: tuple[Path | None, Path | None]) -> uvicorn.Config:
-    """uvicorn's settings.
-
-    Args:
-        app: of the API.
-        host: the interface.
-        port: 0 takes a free one.
-        tls: certificate and private key, PEM, checked by ``check_tls``; both None for plain HTTP.
-    """
+    """uvicorn's settings: port 0 takes a free one; ``tls`` is the certificate and the private key, PEM,
+    checked by ``check_tls``; both None for plain HTTP."""
     return uvicorn.Config(
         app,
         host=host,
         port=port,
         http=DeadlineProtocol,
         ws="none",
-        ssl_certfile=None if tls[0] is None else str(tls[0]),
-        ssl_keyfile=None if tls[1] is None else str(tls[1]),
+        ssl_certfile=tls[0],
+        ssl_keyfile=tls[1],
         log_config=None,
         access_log=False,  # it has paths and client addresses; /metrics has the counts
         timeout_graceful_shutdown=3,

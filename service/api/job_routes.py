@@ -1,13 +1,13 @@
 """Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
-from __future__ import annotations
-
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
 
 from jobs.client.errors import Conflict
 from jobs.client.models import CloneRequest, JobInfo, JobList, PackageInfo, Status, Submission
@@ -46,8 +46,7 @@ def submit(
     asked: Submission, http: Request, response: Response, service: Service, caller: Submitter, key: Key = None
 ) -> JobInfo:
     """Submit a job. Requests with the same Idempotency-Key and content create one job."""
-    request = idempotency_key(key, http.url.path, caller, asked)
-    return _add(service, caller, asked, request, response)
+    return _add(service, caller, asked, idempotency_key(key, http.url.path, caller, asked), response)
 
 
 @router.get("/jobs")
@@ -132,15 +131,17 @@ def clone(
     job = service.store.get(job_id)
     if job.spec is None:
         raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
+    document = Document({**job.spec, "name": job.name})
+    if problems := apply_overrides(document, changes.set, JobSpec):
+        raise SpecError(problems)
     asked = Submission(
-        spec=_changed(job, changes.set),
+        spec=document.data,
         priority=job.priority if changes.priority is None else changes.priority,
         max_restarts=job.max_restarts if changes.max_restarts is None else changes.max_restarts,
         env=dict(job.env),
         working_dir=job.working_dir,
     )
-    request = idempotency_key(key, http.url.path, caller, changes)
-    return _add(service, caller, asked, request, response)
+    return _add(service, caller, asked, idempotency_key(key, http.url.path, caller, changes), response)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409))
@@ -149,7 +150,9 @@ def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Re
     submissions = [attempt.submission_id for attempt in service.store.attempts(job_id)]
     job = service.store.delete(job_id, _must_have_ended)
     for submission in submissions:
-        _forget_at_ray(service, submission)
+        with suppress(RayUnavailable, RuntimeError):  # a dead head has forgotten it
+            if service.ray is not None:
+                service.ray.forget(submission)  # one that Ray still lists would be adopted again
     log_path(service.root, job_id).unlink(missing_ok=True)
     if files and job.folder is not None:
         _remove_folder(service.root, Path(job.folder))
@@ -159,8 +162,6 @@ def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Re
 @router.post("/packages", status_code=201, openapi_extra=ZIP)
 async def upload(http: Request, service: Service, _: Submitter) -> PackageInfo:
     """Upload a working directory as a zip file; a submission names it by its id."""
-    from starlette.concurrency import run_in_threadpool
-
     content = await http.body()
     files = await run_in_threadpool(check_archive, content, service.limits)
     digest = await run_in_threadpool(service.packages.add, content)
@@ -181,27 +182,9 @@ def _details(service: Context, job_id: str) -> JobInfo:
     return details(service, service.store.get(job_id), service.store.attempts(job_id))
 
 
-def _changed(job: JobRow, changes: list[str]) -> dict[str, Any]:
-    document = Document({**(job.spec or {}), "name": job.name})
-    problems = apply_overrides(document, changes, JobSpec)
-    if problems:
-        raise SpecError(problems)
-    return document.data
-
-
 def _must_have_ended(job: JobRow) -> None:
     if job.state not in ENDED:
         raise WrongState(f"{job.id} is {job.state}: stop it first")
-
-
-def _forget_at_ray(service: Context, submission: str) -> None:
-    """A submission that Ray still lists would be adopted again."""
-    if service.ray is None:
-        return
-    try:
-        service.ray.forget(submission)
-    except (RayUnavailable, RuntimeError):
-        return  # a dead head has forgotten it
 
 
 def _remove_folder(root: Path, folder: Path) -> None:

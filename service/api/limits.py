@@ -1,7 +1,5 @@
 """Limits of size and rate, checked before a handler sees a request."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time
@@ -38,17 +36,15 @@ class Buckets:
 
     def take(self, who: str) -> bool:
         """Takes one if it is allowed."""
-        level = self._level(who)
+        now, most = self._clock(), float(self._burst)
+        when, level = self._levels.get(who, (now, most))
+        level = min(most, level + (now - when) * self._per_s)
         passed = level >= 1
-        self._levels[who] = (self._clock(), level - 1 if passed else level)
+        self._levels[who] = (now, level - 1 if passed else level)
         self._levels.move_to_end(who)
         while len(self._levels) > CALLERS_KEPT:
             self._levels.popitem(last=False)
         return passed
-
-    def _level(self, who: str) -> float:
-        when, level = self._levels.get(who, (self._clock(), float(self._burst)))
-        return min(float(self._burst), level + (self._clock() - when) * self._per_s)
 
 
 class Gate:
@@ -63,23 +59,22 @@ class Gate:
             await self._app(scope, receive, send)
             return
         send = _with_headers(send)
-        if refusal := self._foreign(scope):
-            await answer(Problem(403, refusal))(scope, receive, send)
-            return
-        if not _unlimited(scope["path"]) and not self._rate.take(_who(scope)):
-            problem = Problem(429, "too many requests; slow down", headers={"Retry-After": "1"})
+        if (problem := self._refusal(scope)) is not None:
             await answer(problem)(scope, receive, send)
-            return
-        await self._limited(scope, receive, send)
+        else:
+            await self._limited(scope, receive, send)
 
-    def _foreign(self, scope: Scope) -> str | None:
-        """Why a request is refused that a foreign page in a browser made: DNS rebinding, or cross-origin."""
+    def _refusal(self, scope: Scope) -> Problem | None:
+        """A foreign page in a browser made the request (DNS rebinding, or cross-origin), or too many came."""
         host, origin = _header(scope, b"host"), _header(scope, b"origin")
         names = {host.lower(), host.rpartition(":")[0].lower()}
         if self._hosts is not None and not names & set(self._hosts):
-            return "this service accepts only a loopback name, such as http://127.0.0.1"
+            return Problem(403, "this service accepts only a loopback name, such as http://127.0.0.1")
         if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
-            return "a page of another origin may not change anything here"
+            return Problem(403, "a page of another origin may not change anything here")
+        limited = scope["path"] not in UNLIMITED and not scope["path"].startswith(PAGE_FILES)
+        if limited and not self._rate.take(_who(scope)):
+            return Problem(429, "too many requests; slow down", headers={"Retry-After": "1"})
         return None
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,10 +93,6 @@ class Gate:
         if body.refused is not None:
             problem = too_large if body.refused == 413 else Problem(408, "the request did not arrive in time")
             await answer(problem)(scope, receive, send)
-
-
-def _unlimited(path: str) -> bool:
-    return path in UNLIMITED or path.startswith(PAGE_FILES)
 
 
 def _who(scope: Scope) -> str:
@@ -134,15 +125,13 @@ class _Body:
         if self._complete:
             return await self._receive()  # until the client is gone
         try:
-            message = await asyncio.wait_for(self._receive(), self._patience())
+            patience_s = max(0.0, min(self._pause_s, self._until - time.monotonic()))
+            message = await asyncio.wait_for(self._receive(), patience_s)
         except TimeoutError:
             return self._refuse(408)
         self._left -= len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         return self._refuse(413) if self._left < 0 else message
-
-    def _patience(self) -> float:
-        return max(0.0, min(self._pause_s, self._until - time.monotonic()))
 
     def _refuse(self, status: int) -> Message:
         self.refused = status

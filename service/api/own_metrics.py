@@ -1,11 +1,9 @@
 """The service's own health, for load balancers and Prometheus."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,10 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.client.models import STATUSES
 from service.api.auth import Reader
 from service.api.context import Context, Service
-from service.api.problems import Problem, documented
+from service.api.problems import Problem, documented, text_of
 
 STALLED_S = 60.0
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 router = APIRouter(responses=documented(429))
+_TEXT = text_of(CONTENT_TYPE_LATEST.partition(";")[0])
 
 
 class ServiceMetrics(Collector):
@@ -27,20 +27,12 @@ class ServiceMetrics(Collector):
 
     def __init__(self, service: Context) -> None:
         self._service = service
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "gradguard_service_requests",
-            "Requests answered.",
-            ["method", "route", "code"],
-            registry=self.registry,
-        )
-        self.seconds = Histogram(
-            "gradguard_service_request_seconds",
-            "Until the answer started.",
-            ["route"],
-            registry=self.registry,
-        )
-        self.registry.register(self)
+        registry = self.registry = CollectorRegistry()
+        labels = ["method", "route", "code"]
+        self.requests = Counter("gradguard_service_requests", "Requests answered.", labels, registry=registry)
+        name = "gradguard_service_request_seconds"
+        self.seconds = Histogram(name, "Until the answer started.", ["route"], registry=registry)
+        registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
         """Empty: registration does not query the database."""
@@ -54,11 +46,10 @@ class ServiceMetrics(Collector):
             jobs.add_metric([status], counts.get(status, 0))
         yield jobs
         supervisor = self._service.supervisor
-        leading = GaugeMetricFamily("gradguard_service_leading", "1 for the service that supervises.")
-        leading.add_metric([], float(supervisor is not None and supervisor.leading))
-        answers = GaugeMetricFamily("gradguard_service_ray_up", "1 while Ray answers.")
-        answers.add_metric([], float(supervisor is not None and supervisor.ray_answers))
-        yield from (leading, answers)
+        leading = float(supervisor is not None and supervisor.leading)
+        yield GaugeMetricFamily("gradguard_service_leading", "1 for the service that supervises.", leading)
+        answers = float(supervisor is not None and supervisor.ray_answers)
+        yield GaugeMetricFamily("gradguard_service_ray_up", "1 while Ray answers.", answers)
 
 
 class Counted:
@@ -71,12 +62,12 @@ class Counted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        began, method = time.perf_counter(), scope["method"] if scope["method"] in METHODS else "other"
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(_method(scope), route, str(message["status"])).inc()
+                self._metrics.requests.labels(method, route, str(message["status"])).inc()
                 self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
             await send(message)
 
@@ -104,23 +95,7 @@ def readyz(service: Service) -> dict[str, str]:
     return {"status": "ready"}
 
 
-def add_metrics(app_router: APIRouter, metrics: ServiceMetrics) -> None:
-    """Adds /metrics to a router."""
-
-    @app_router.get(
-        "/metrics",
-        response_class=Response,
-        responses={
-            **documented(401, 403),
-            200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}},
-        },
-    )
-    def own_metrics(_: Reader) -> Response:
-        """The service's own metrics, for Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _method(scope: Scope) -> str:
-    known = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
-    method: str = scope["method"]
-    return method if method in known else "other"
+@router.get("/metrics", response_class=Response, responses={**documented(401, 403), **_TEXT})
+def own_metrics(_: Reader, http: Request) -> Response:
+    """The service's own metrics, for Prometheus."""
+    return Response(generate_latest(http.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,7 +1,6 @@
 """Errors as problem documents (RFC 9457): each names the problem and the fix."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +16,7 @@ from service.reconcile import RayUnavailable
 from service.store import KeyReused, NoSuchJob, WrongState
 
 MEDIA_TYPE = "application/problem+json"
+_STATUSES = {NoSuchJob: 404, KeyReused: 409, WrongState: 409, RayUnavailable: 503, JobError: 422}
 
 
 class ProblemDocument(BaseModel):
@@ -36,15 +36,10 @@ class Problem(Exception):
     """Ends a request with a problem document."""
 
     def __init__(
-        self,
-        status: int,
-        detail: str,
-        *,
-        errors: list[str] | None = None,
-        headers: dict[str, str] | None = None,
+        self, status: int, detail: str, *, errors: Sequence[str] = (), headers: dict[str, str] | None = None
     ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.errors, self.headers = status, detail, errors or [], headers
+        self.status, self.detail, self.errors, self.headers = status, detail, errors, headers
 
 
 def answer(problem: Problem) -> JSONResponse:
@@ -68,49 +63,33 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
+def text_of(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI response 200: text of this type."""
+    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+
+
 def add_handlers(app: FastAPI) -> None:
     """Turns exceptions of handlers into problem documents."""
-    by_kind: dict[type[Exception], int] = {
-        NoSuchJob: 404,
-        KeyReused: 409,
-        WrongState: 409,
-        RayUnavailable: 503,
-        JobError: 422,
-    }
 
-    def of_problem(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, Problem)
-        return answer(error)
+    def handle(_: Request, error: Exception) -> JSONResponse:
+        return answer(_problem_of(error))
 
-    def of_kind(_: Request, error: Exception) -> JSONResponse:
-        status = next(code for kind, code in by_kind.items() if isinstance(error, kind))
-        return answer(Problem(status, str(error)))
-
-    app.add_exception_handler(Problem, of_problem)
-    for kind in by_kind:
-        app.add_exception_handler(kind, of_kind)
-    app.add_exception_handler(SpecError, _of_spec)
-    app.add_exception_handler(RequestValidationError, _of_request)
-    app.add_exception_handler(HTTPException, _of_http)
-    app.add_exception_handler(Exception, _of_anything)
+    for kind in (Problem, RequestValidationError, HTTPException, SpecError, *_STATUSES, Exception):
+        app.add_exception_handler(kind, handle)
 
 
-def _of_spec(_: Request, error: Exception) -> JSONResponse:
-    problems = [str(problem) for problem in error.problems] if isinstance(error, SpecError) else []
-    return answer(Problem(422, str(error), errors=problems))
-
-
-def _of_request(_: Request, error: Exception) -> JSONResponse:
-    details = error.errors() if isinstance(error, RequestValidationError) else []
-    lines = [f"{'.'.join(str(part) for part in d['loc'])}: {d['msg']}" for d in details]
-    return answer(Problem(422, "; ".join(lines) or "the request is not valid", errors=lines))
-
-
-def _of_http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return answer(Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})))
-
-
-def _of_anything(_: Request, __: Exception) -> JSONResponse:
-    """The traceback goes to the log, never to the caller."""
-    return answer(Problem(500, "internal error; the service's log has the details"))
+def _problem_of(error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case SpecError():
+            return Problem(422, str(error), errors=[str(problem) for problem in error.problems])
+        case RequestValidationError():
+            lines = [f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors()]
+            return Problem(422, "; ".join(lines) or "the request is not valid", errors=lines)
+        case HTTPException():
+            return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    if status := next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), None):
+        return Problem(status, str(error))
+    # the traceback goes to the log, never to the caller
+    return Problem(500, "internal error; the service's log has the details")

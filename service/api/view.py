@@ -1,7 +1,5 @@
 """A job of the store, as callers see it: secrets are masked, and only files below the root are read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,13 @@ from service.reconcile.adopt import folder_for
 from service.reconcile.job_files import files_below
 from service.store import ACTIVE, AttemptRow, EventRow, JobRow
 
+_STORED = (JobInfo.model_fields.keys() & JobRow.__table__.columns.keys()) - {"spec", "env", "result"}
+"""Fields that are shown as they are stored; the documents are loaded only where they are needed."""
+
 
 def summary(job: JobRow) -> JobInfo:
     """The fields that the store alone knows."""
-    return JobInfo(
-        id=job.id,
-        name=job.name,
-        status=job.state,  # type: ignore[arg-type]
-        reason=job.reason,
-        exit_code=job.exit_code,
-        priority=job.priority,
-        created=job.created,
-        started=job.started,
-        ended=job.ended,
-        submitted_by=job.submitted_by,
-        adopted=job.adopted,
-        attempt=job.attempt,
-        restarts=job.restarts,
-        max_restarts=job.max_restarts,
-        folder=job.folder,
-    )
+    return JobInfo.model_validate({"status": job.state, **{name: getattr(job, name) for name in _STORED}})
 
 
 def listed(service: Context, jobs: Sequence[JobRow]) -> list[JobInfo]:
@@ -58,20 +43,15 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
             "env": {name: MASKED if is_secret(name) else str(masked(v)) for name, v in job.env.items()},
             "result": None if job.result is None else strict(job.result),
             "progress": None if files is None else files.progress(job.spec),
-            "attempts": [_attempt(row) for row in attempts],
+            "attempts": [AttemptInfo.model_validate(row, from_attributes=True) for row in attempts],
         }
     )
 
 
 def event(row: EventRow) -> Event:
+    data = strict(row.data)
     return Event(
-        seq=row.seq,
-        job=row.job_id,
-        time=row.time,
-        kind=row.kind,
-        level=row.level,
-        text=row.text,
-        data=strict(row.data),
+        seq=row.seq, job=row.job_id, time=row.time, kind=row.kind, level=row.level, text=row.text, data=data
     )
 
 
@@ -107,14 +87,3 @@ def may_read(allowed: Sequence[str], place: str | Path) -> bool:
         return False
     roots = (root.partition("?") for root in allowed)
     return any(place.startswith(f"{base.rstrip('/')}/") and more == options for base, _, more in roots)
-
-
-def _attempt(row: AttemptRow) -> AttemptInfo:
-    return AttemptInfo(
-        number=row.number,
-        submission_id=row.submission_id,
-        started=row.started,
-        ended=row.ended,
-        outcome=row.outcome,
-        message=row.message,
-    )

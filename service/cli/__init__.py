@@ -13,8 +13,6 @@
 ``tokens``: who may use it
 """
 
-from __future__ import annotations
-
 from service.cli.app import main
 
 __all__ = ["main"]

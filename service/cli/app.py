@@ -1,12 +1,11 @@
 """The command ``gradguard``."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer import Option
 
 from guard.decide.replay import TraceError
 from jobs.errors import INTERRUPTED, JobError, exit_code_of
@@ -14,10 +13,10 @@ from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.check import check
 from service.cli.checkpoints import checkpoints
-from service.cli.compare import add_compare_command
-from service.cli.jobs import add_job_commands
+from service.cli.compare import compare
+from service.cli.jobs import checkpoint, clone, delete, logs, resume, stop, submit
 from service.cli.options import JsonOption, SetOption, SpecArgument
-from service.cli.query import add_query_commands
+from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
 from service.cli.serve import serve
 from service.cli.tokens import tokens_app
@@ -45,9 +44,7 @@ EXAMPLES = {
         "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
         "delete": "gradguard delete my-job-1a2b3c --files",
     },
-    "Service": {
-        "serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0",
-    },
+    "Service": {"serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0"},
 }
 """The panels of ``gradguard --help``, and an example for each command."""
 
@@ -72,24 +69,21 @@ def _print_versions(wanted: bool) -> None:
 @app.callback()
 def _options(
     _: Annotated[
-        bool, typer.Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
+        bool, Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
     ] = False,
 ) -> None:
     """Options of the command itself."""
 
 
-@app.command()
 def train(
     spec: SpecArgument,
     overrides: SetOption = None,
     address: Annotated[
-        str | None, typer.Option(help="host:port of a Ray cluster. Default: an embedded one.")
+        str | None, Option(help="host:port of a Ray cluster. Default: an embedded one.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished job of this name.")
-    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished job of this name.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start again; the folder of the old job is renamed.")
+        bool, Option("--overwrite", help="Start again; the folder of the old job is renamed.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,38 +91,20 @@ def train(
     job = JobSpec.load(spec, overrides or [])
     from jobs.train import continue_command, train_and_summarize
 
-    raise typer.Exit(
-        train_and_summarize(
-            job,
-            command=continue_command("gradguard train", str(spec), overrides or []),
-            address=address,
-            resume=resume,
-            overwrite=overwrite,
-            as_json=as_json,
-        )
+    again = continue_command("gradguard train", str(spec), overrides or [])
+    code = train_and_summarize(
+        job, command=again, address=address, resume=resume, overwrite=overwrite, as_json=as_json
     )
+    raise typer.Exit(code)
 
 
-app.command()(check)
-app.command()(replay)
-app.command()(checkpoints)
-add_compare_command(app)
-add_job_commands(app)
-add_query_commands(app)
-app.command()(serve)
+PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
+JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
+for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve):
+    name = command.__name__.removesuffix("_jobs")  # list is a name of Python
+    example = f"Example: {EXAMPLES[PANELS[name]][name]}"
+    app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
-
-
-def _add_examples() -> None:
-    panels = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
-    for command in app.registered_commands:
-        name = str(command.name or getattr(command.callback, "__name__", ""))
-        command.rich_help_panel = panels.get(name, "Jobs of a service or a Ray cluster")
-        if name in panels:
-            command.epilog = f"Example: {EXAMPLES[panels[name]][name]}"
-
-
-_add_examples()
 
 
 def main() -> None:
@@ -138,18 +114,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if not _is_user_error(error):
-            raise
+        if not isinstance(error, JobError | SpecError | TraceError):
+            from jobs.train import USER_ERRORS
+
+            if not isinstance(error, USER_ERRORS):
+                raise
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
         sys.exit(exit_code_of(error))
-
-
-def _is_user_error(error: Exception) -> bool:
-    if isinstance(error, JobError | SpecError | TraceError):
-        return True
-    from jobs.train import USER_ERRORS
-
-    return isinstance(error, USER_ERRORS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from typer import Option
 
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption, SetOption, SpecArgument
@@ -25,15 +26,15 @@ def check(
     spec: SpecArgument,
     overrides: SetOption = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the whole spec, defaults included, and exit.")
+        bool, Option("--show", help="Print the whole spec, defaults included, and exit.")
     ] = False,
     preflight: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Run one batch through the model.")
+        bool, Option("--preflight/--no-preflight", help="Run one batch through the model.")
     ] = True,
     lr_range: Annotated[
-        bool, typer.Option("--lr-range", help="Also search for a good learning rate, over some batches.")
+        bool, Option("--lr-range", help="Also search for a good learning rate, over some batches.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
+    plot: Annotated[Path | None, Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Validate a spec and check its network with one batch. Exit code 1 if the check fails."""
@@ -42,14 +43,15 @@ def check(
     if show:
         console.print(job.to_yaml(), end="", markup=False, soft_wrap=True)
         return
-    line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
     if not as_json:
+        line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
         console.print(line, markup=False, soft_wrap=True)
     flight, rates = _fly(job, lr_range=lr_range) if preflight and job.preflight != "off" else (None, None)
     if plot and flight:
         _draw(flight, rates, plot)
     if as_json:
-        typer.echo(json.dumps(_document(job, flight, rates), allow_nan=False))
+        found = {"preflight": flight and flight.to_dict(), "lr_range": rates and _range(rates)}
+        typer.echo(json.dumps({"job": job.name, **found}, allow_nan=False))
     elif flight:
         _show(console, flight, rates)
     if flight and not flight.fine:
@@ -78,22 +80,9 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     return flight, find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
 
 
-def _document(job: JobSpec, flight: PreflightReport | None, rates: LrRange | None) -> dict[str, Any]:
-    return {
-        "job": job.name,
-        "preflight": flight.to_dict() if flight else None,
-        "lr_range": _range(rates) if rates else None,
-    }
-
-
 def _range(rates: LrRange) -> dict[str, Any]:
     losses = [loss if math.isfinite(loss) else None for loss in rates.losses]
-    return {
-        "rates": rates.rates,
-        "losses": losses,
-        "suggested": rates.suggested,
-        "largest": rates.largest,
-    }
+    return {"rates": rates.rates, "losses": losses, "suggested": rates.suggested, "largest": rates.largest}
 
 
 def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> None:

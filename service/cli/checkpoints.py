@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.listing import checkpoint_folder, manifests
@@ -29,24 +30,22 @@ SHOWN = 40
 
 
 def checkpoints(
-    job: Annotated[str, typer.Argument(help="A job's folder, or the folder or URL of its checkpoints.")],
+    job: Annotated[str, Argument(help="A job's folder, or the folder or URL of its checkpoints.")],
     check: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--verify", help="Read every file and check it against its checksum; exit code 1 if one differs."
         ),
     ] = False,
     compare: Annotated[
         tuple[int, int] | None,
-        typer.Option(
-            metavar="STEP STEP", help="Show which tensors differ between two steps, and by how much."
-        ),
+        Option(metavar="STEP STEP", help="Show which tensors differ between two steps, and by how much."),
     ] = None,
     export: Annotated[
-        int | None, typer.Option(metavar="STEP", help="Write the model of this step to the file of --to.")
+        int | None, Option(metavar="STEP", help="Write the model of this step to the file of --to.")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="File of --export: .safetensors, or .pt for a state dict.")
+        Path | None, Option(help="File of --export: .safetensors, or .pt for a state dict.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,9 +73,8 @@ def _find(job: str) -> tuple[str, Storage]:
             raise JobError(f"there is no folder {job}: give a job's folder, such as runs/NAME, or a URL")
         if (folder / CHECKPOINTS).is_dir():
             place = folder / CHECKPOINTS
-        if (folder / SPEC).exists():
-            spec = JobSpec.load(folder / SPEC)
-            place = spec.checkpoint_place if spec.train.checkpoint_storage else place
+        if (folder / SPEC).exists() and (spec := JobSpec.load(folder / SPEC)).train.checkpoint_storage:
+            place = spec.checkpoint_place
     return shown(place), open_storage(place)
 
 
@@ -101,7 +99,7 @@ def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:
 def _row(manifest: Manifest) -> dict[str, Any]:
     row = json.loads(manifest.render())  # numbers that are not finite are text there
     fields = ("step", "attempt", "health", "created", "world_size", "metrics", "versions")
-    return {**{field: row[field] for field in fields}, "bytes": manifest.size}
+    return {field: row[field] for field in fields} | {"bytes": manifest.size}
 
 
 def _names(readable: list[Manifest]) -> set[str]:
@@ -132,9 +130,8 @@ def _show(place: str, rows: list[dict[str, Any]], *, check: bool) -> None:
             continue
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
         metrics = ", ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
-        table.add_row(
-            str(row["step"]), row["state"], saved, _size(row["bytes"]), str(row["world_size"]), metrics
-        )
+        size, ranks = _size(row["bytes"]), str(row["world_size"])
+        table.add_row(str(row["step"]), row["state"], saved, size, ranks, metrics)
     console.print(table)
     for row in rows:
         if row["problem"]:
@@ -161,9 +158,8 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
         console.print(table)
     if len(found) > SHOWN:
         console.print(f"... and {len(found) - SHOWN} more: --json has all")
-    console.print(
-        f"{len(found)} of {len(first.tensors)} tensors differ between steps {steps[0]} and {steps[1]}"
-    )
+    count = f"{len(found)} of {len(first.tensors)} tensors"
+    console.print(f"{count} differ between steps {steps[0]} and {steps[1]}")
 
 
 def _export(storage: Storage, step: int, target: Path) -> None:
@@ -176,8 +172,7 @@ def _export(storage: Storage, step: int, target: Path) -> None:
 def _content(storage: Storage, step: int) -> Content:
     from jobs.checkpoints.load import read
 
-    name = checkpoint_folder(step)
-    names = storage.names()
+    name, names = checkpoint_folder(step), storage.names()
     if name not in names:
         there = ", ".join(str(int(other.removeprefix("step-"))) for other in names) or "none"
         raise JobError(f"there is no checkpoint of step {step}; there are: {there}")

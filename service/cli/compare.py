@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from guard.rows import strict
 from jobs.errors import JobError
@@ -19,12 +20,7 @@ from service.cli.query import job_folder
 if TYPE_CHECKING:
     from jobs.report.compare import Comparison
 
-JobArgument = Annotated[Path, typer.Argument(help="The folder of a job, such as runs/fashion.")]
-
-
-def add_compare_command(app: typer.Typer) -> None:
-    """Puts the command on the app."""
-    app.command()(compare)
+JobArgument = Annotated[Path, Argument(help="The folder of a job, such as runs/fashion.")]
 
 
 def compare(
@@ -32,9 +28,9 @@ def compare(
     second: JobArgument,
     to: Annotated[
         Path | None,
-        typer.Option(help="The HTML file; default: compare-SECOND.html in the folder of the first job."),
+        Option(help="The HTML file; default: compare-SECOND.html in the folder of the first job."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Put two jobs side by side: a table here, and one HTML file with the curves."""
     from jobs.report.compare import compare as compare_jobs
@@ -45,9 +41,8 @@ def compare(
     try:
         write_comparison(comparison, path)
     except OSError as error:
-        raise JobError(
-            f"cannot write {path}: {error.strerror or error}; name another file with --to"
-        ) from None
+        why = error.strerror or error
+        raise JobError(f"cannot write {path}: {why}; name another file with --to") from None
     if as_json:
         typer.echo(json.dumps(strict({**comparison.as_json(), "page": str(path)}), indent=2))
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from jobs.errors import EXIT_CODES, JobError
 from jobs.spec.job_spec import JobSpec
@@ -17,20 +18,9 @@ from service.cli.options import AddressOption, JsonOption, SetOption, SpecArgume
 if TYPE_CHECKING:
     from jobs.client import Job, JobClient
 
-EnvOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--env",
-        metavar="NAME[=VALUE]",
-        help="Environment variable of the job; without VALUE, the value in this shell.",
-    ),
+WaitOption = Annotated[
+    bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
 ]
-
-
-def add_job_commands(app: typer.Typer) -> None:
-    """Registers the commands."""
-    for command in (submit, stop, checkpoint, resume, clone, delete, logs):
-        app.command()(command)
 
 
 def submit(
@@ -38,21 +28,24 @@ def submit(
     overrides: SetOption = None,
     address: AddressOption = None,
     working_dir: Annotated[
-        Path | None, typer.Option(help="Folder to ship with the job, for your own workload.")
+        Path | None, Option(help="Folder to ship with the job, for your own workload.")
     ] = None,
-    priority: Annotated[int, typer.Option(help="Waiting jobs with a higher priority start first.")] = 0,
+    priority: Annotated[int, Option(help="Waiting jobs with a higher priority start first.")] = 0,
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="Restarts allowed after its driver or Ray's head died.")
+        int | None, Option(min=0, help="Restarts allowed after its driver or Ray's head died.")
     ] = None,
-    env: EnvOption = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
-    ] = False,
+    env: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME[=VALUE]",
+            help="Environment variable of the job; without VALUE, the value in this shell.",
+        ),
+    ] = None,
+    wait: WaitOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Submit a job; print its id."""
-    job_spec = JobSpec.load(spec, overrides or [])
-    variables = _variables(env or [])
+    job_spec, variables = JobSpec.load(spec, overrides or []), _variables(env or [])
     logging.disable(logging.INFO)  # Ray reports how it packs the code; the output is the id alone
     job = client_at(address).submit(
         job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
@@ -77,12 +70,7 @@ def checkpoint(job_id: str, address: AddressOption = None, as_json: JsonOption =
 
 
 def resume(
-    job_id: str,
-    address: AddressOption = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
-    ] = False,
-    as_json: JsonOption = False,
+    job_id: str, address: AddressOption = None, wait: WaitOption = False, as_json: JsonOption = False
 ) -> None:
     """Continue an ended job from its last good checkpoint."""
     job = client_at(address).resume(job_id)
@@ -95,7 +83,7 @@ def clone(
     job_id: str,
     changes: SetOption = None,
     address: AddressOption = None,
-    priority: Annotated[int | None, typer.Option(help="Default: the priority of the job.")] = None,
+    priority: Annotated[int | None, Option(help="Default: the priority of the job.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Submit a copy of a job, with changes; print its id."""
@@ -106,9 +94,7 @@ def clone(
 def delete(
     job_id: str,
     address: AddressOption = None,
-    files: Annotated[
-        bool, typer.Option("--files", help="Delete its folder too, checkpoints included.")
-    ] = False,
+    files: Annotated[bool, Option("--files", help="Delete its folder too, checkpoints included.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete an ended job from the list."""
@@ -119,8 +105,8 @@ def delete(
 def logs(
     job_id: str,
     address: AddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
-    offset: Annotated[int, typer.Option(min=0, help="Skip this many bytes.")] = 0,
+    follow: Annotated[bool, Option("--follow", "-f", help="Continue until the job ends.")] = False,
+    offset: Annotated[int, Option(min=0, help="Skip this many bytes.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Print the output of a job; with --json, one line for each piece."""
@@ -129,7 +115,6 @@ def logs(
 
 
 def client_at(address: str | None) -> JobClient:
-    """The client for an address."""
     from jobs.client import JobClient
 
     return JobClient(address)
@@ -153,5 +138,4 @@ def _print(job: Job, text: str, *, as_json: bool) -> None:
 def _follow(job: Job) -> None:
     for piece in job.logs(follow=True):
         typer.echo(piece, nl=False)
-    ended = job.wait()
-    raise typer.Exit(EXIT_CODES.get(ended.status, 1))
+    raise typer.Exit(EXIT_CODES.get(job.wait().status, 1))

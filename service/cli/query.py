@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from typer import Argument, Option
 
 from jobs.errors import JobError
 from jobs.run_dir.paths import METRICS, SPEC
@@ -24,42 +25,26 @@ if TYPE_CHECKING:
     from jobs.client import Job
 
 REFRESH_S = 1.0
-STYLES = {
-    "succeeded": "green",
-    "running": "cyan",
-    "failed": "red",
-    "halted": "red",
-    "stopped": "yellow",
-    "waiting": "magenta",
-}
+STYLES = {"succeeded": "green", "running": "cyan", "stopped": "yellow", "waiting": "magenta"}
+STYLES |= dict.fromkeys(("failed", "halted"), "red")
 WatchOption = Annotated[
-    bool, typer.Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
+    bool, Option("--watch", help="Show it again whenever it has changed, until it ends or Ctrl-C.")
 ]
-
-
-def add_query_commands(app: typer.Typer) -> None:
-    """Puts the commands on the app."""
-    app.command(name="list")(list_jobs)
-    for command in (status, incidents, report):
-        app.command()(command)
 
 
 def list_jobs(
     address: AddressOption = None,
-    state: Annotated[list[str] | None, typer.Option("--status", help="Only jobs of this status.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs whose id contains this.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    state: Annotated[list[str] | None, Option("--status", help="Only jobs of this status.")] = None,
+    name: Annotated[str | None, Option(help="Only jobs whose id contains this.")] = None,
+    limit: Annotated[int, Option(min=1, help="How many at most.")] = 50,
     watch: WatchOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first."""
     client = client_at(address)
 
-    def found() -> list[Job]:
-        return client.list(status=state or (), name=name, limit=limit)
-
     def view() -> View:
-        jobs = found()
+        jobs = client.list(status=state or (), name=name, limit=limit)
         text = json.dumps([job.info.model_dump(exclude_none=True) for job in jobs]) if as_json else None
         return View(text or _table(jobs), over=not watch)
 
@@ -67,10 +52,7 @@ def list_jobs(
 
 
 def status(
-    job_id: str,
-    address: AddressOption = None,
-    watch: WatchOption = False,
-    as_json: JsonOption = False,
+    job_id: str, address: AddressOption = None, watch: WatchOption = False, as_json: JsonOption = False
 ) -> None:
     """Show the status of a job, and what it waits for or why it ended."""
     client = client_at(address)
@@ -85,12 +67,15 @@ def status(
 
 
 def incidents(
-    job: Annotated[str, typer.Argument(help="Id of a job, or its folder.")],
+    job: Annotated[str, Argument(help="Id of a job, or its folder.")],
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what the guard acted on."""
-    rows = _incidents(job, address)
+    if address is None and _is_here(job):
+        folder = Path(job).absolute()
+        address, job = str(folder.parent), folder.name
+    rows = client_at(address).incidents(job)
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -104,11 +89,11 @@ def incidents(
 
 
 def report(
-    job: Annotated[str, typer.Argument(help="The folder of a job, such as runs/fashion, or its id.")],
+    job: Annotated[str, Argument(help="The folder of a job, such as runs/fashion, or its id.")],
     address: AddressOption = None,
-    to: Annotated[Path | None, typer.Option(help="File for the report of a job that is elsewhere.")] = None,
+    to: Annotated[Path | None, Option(help="File for the report of a job that is elsewhere.")] = None,
     png: Annotated[
-        bool, typer.Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
+        bool, Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,7 +101,12 @@ def report(
     here = address is None and _is_here(job)
     if png and not here:
         raise JobError(f"{job} is not a folder: --png draws from the files of a job, such as runs/fashion")
-    path = _local_report(Path(job), png=png) if here else _fetched(job, address, to)
+    if here:
+        from jobs.report import write_picture, write_report
+
+        path = (write_picture if png else write_report)(job_folder(Path(job)))
+    else:
+        path = _fetched(job, address, to)
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
 
 
@@ -143,15 +133,8 @@ def job_folder(path: Path) -> Path:
     return path
 
 
-def _local_report(path: Path, *, png: bool) -> Path:
-    from jobs.report import write_picture, write_report
-
-    return write_picture(job_folder(path)) if png else write_report(job_folder(path))
-
-
 def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
-    path = to or Path(f"{job_id}-report.html")
-    text = client_at(address).report(job_id)
+    path, text = to or Path(f"{job_id}-report.html"), client_at(address).report(job_id)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -159,25 +142,15 @@ def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
     return path
 
 
-def _incidents(job: str, address: str | None) -> list[dict[str, Any]]:
-    if address is None and _is_here(job):
-        folder = Path(job).absolute()
-        return client_at(str(folder.parent)).incidents(folder.name)
-    return client_at(address).incidents(job)
-
-
 def _table(jobs: list[Job]) -> Table:
     table = Table("id", "status", "step", "loss", "since", "what", box=None)
     for job in jobs:
-        info, progress = job.info, job.progress
-        table.add_row(
-            job.id,
-            f"[{STYLES.get(job.status, 'default')}]{job.status}",
-            "" if progress is None else _of(progress.step, progress.total_steps),
-            "" if progress is None else _number(progress.loss),
-            _ago(info.ended or info.started or info.created),
-            info.reason,
-        )
+        info, status, step, loss = job.info, f"[{STYLES.get(job.status, 'default')}]{job.status}", "", ""
+        if (progress := job.progress) is not None:
+            total = "" if progress.total_steps is None else f"/{progress.total_steps}"
+            step, loss = f"{progress.step}{total}", _number(progress.loss)
+        since = _ago(info.ended or info.started or info.created)
+        table.add_row(job.id, status, step, loss, since, info.reason)
     return table
 
 
@@ -191,29 +164,24 @@ class View:
 
 def _show(view: Callable[[], View]) -> None:
     """On a terminal in place; otherwise, or as JSON, printed again whenever it has changed."""
-    now, console = view(), _console()
-    if console.is_terminal and not now.over and not isinstance(now.shown, str):
-        _live(console, now, view)
+    first, console, last = view(), _console(), None
+    if console.is_terminal and not first.over and not isinstance(first.shown, str):
+        with Live(console=console, auto_refresh=False) as live:
+            for now in _until_over(first, view):
+                live.update(now.shown, refresh=True)
         return
-    last = None
-    while True:
+    for now in _until_over(first, view):
         text = now.shown if isinstance(now.shown, str) else _text_of(console, now.shown)
         if text != last:
             print(text, flush=True)
             last = text
-        if now.over:
-            return
+
+
+def _until_over(now: View, view: Callable[[], View]) -> Iterator[View]:
+    yield now
+    while not now.over:
         time.sleep(REFRESH_S)
-        now = view()
-
-
-def _live(console: Console, now: View, view: Callable[[], View]) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        live.update(now.shown, refresh=True)
-        while not now.over:
-            time.sleep(REFRESH_S)
-            now = view()
-            live.update(now.shown, refresh=True)
+        yield (now := view())
 
 
 def _text_of(console: Console, table: Table) -> str:
@@ -226,10 +194,6 @@ def _console() -> Console:
     """Wide lines where the output is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
-
-
-def _of(step: int, total: int | None) -> str:
-    return f"{step}" if total is None else f"{step}/{total}"
 
 
 def _number(value: object) -> str:

@@ -1,15 +1,14 @@
 """``gradguard replay``: runs the detector on a training log."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
 from guard import DetectConfig
 from guard.decide.replay import ReplayResult, read_trace
@@ -25,16 +24,16 @@ SHOWN = 50
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(help="A training log: CSV with a header, or JSON lines; may be gzipped.")
+        Path, Argument(help="A training log: CSV with a header, or JSON lines; may be gzipped.")
     ],
-    step: Annotated[str, typer.Option(help="Column of the step.")] = "step",
-    loss: Annotated[str, typer.Option(help="Column of the loss.")] = "loss",
-    grad_norm: Annotated[str, typer.Option(help="Column of the gradient norm.")] = "grad_norm",
+    step: Annotated[str, Option(help="Column of the step.")] = "step",
+    loss: Annotated[str, Option(help="Column of the loss.")] = "loss",
+    grad_norm: Annotated[str, Option(help="Column of the gradient norm.")] = "grad_norm",
     spec: Annotated[
-        Path | None, typer.Option(help="Use the detector settings of this job's spec (guard.detect).")
+        Path | None, Option(help="Use the detector settings of this job's spec (guard.detect).")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Plot the log and its alarms to this file: .svg, .png, .pdf.")
+        Path | None, Option(help="Plot the log and its alarms to this file: .svg, .png, .pdf.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +76,8 @@ def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path
     rows = list(read_trace(trace, **columns))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row.step for row in rows], [_shown(row.loss) for row in rows], linewidth=0.8, label="loss")
+    losses = [math.nan if row.loss is None else float(row.loss) for row in rows]
+    axes.plot([row.step for row in rows], losses, linewidth=0.8, label="loss")
     for kind, color in (("spike", "C3"), ("nonfinite", "C1")):
         steps = [alarm["step"] for alarm in result.alarms if alarm["verdict"] == kind]
         for step in steps:
@@ -87,7 +87,3 @@ def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path
     axes.set(xlabel=columns["step"], ylabel=columns["loss"], title=trace.name)
     axes.legend()
     save_figure(figure, path)
-
-
-def _shown(value: Any) -> float:
-    return math.nan if value is None else float(value)

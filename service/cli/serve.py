@@ -10,50 +10,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from jobs.errors import JobError
 from service.reconcile.embedded_ray import embedded_ray, require_token
-from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, default_storage, is_loopback
+from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, is_loopback, storage_folder
 
 if TYPE_CHECKING:
-    from service.api import Context
+    from service.api import Context, Limits
 
 logger = logging.getLogger("service")
 
 
 def serve(
     address: Annotated[
-        str | None,
-        typer.Option(help="URL of a Ray cluster's dashboard. Default: an embedded cluster on loopback."),
+        str | None, Option(help="URL of a Ray cluster's dashboard. Default: an embedded cluster on loopback.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Interface to listen on.")] = HOST,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = PORT,
+    host: Annotated[str, Option(help="Interface to listen on.")] = HOST,
+    port: Annotated[int, Option(help="Port to listen on; 0 chooses a free one.")] = PORT,
     database: Annotated[
-        str | None,
-        typer.Option(envvar=DATABASE_VARIABLE, help="sqlite:///FILE or postgresql://HOST/NAME."),
+        str | None, Option(envvar=DATABASE_VARIABLE, help="sqlite:///FILE or postgresql://HOST/NAME.")
     ] = None,
-    storage: Annotated[
-        Path | None, typer.Option(help="Folder of the jobs' files. Default: ~/gradguard.")
-    ] = None,
+    storage: Annotated[Path | None, Option(help="Folder of the jobs' files. Default: ~/gradguard.")] = None,
     auth: Annotated[
-        bool | None,
-        typer.Option("--auth/--no-auth", help="Require tokens. Default: yes, except on loopback."),
+        bool | None, Option("--auth/--no-auth", help="Require tokens. Default: yes, except on loopback.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM; with --tls-key.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="Certificate, PEM; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, Option(help="Private key, PEM.")] = None,
     checkpoint_url: Annotated[
         list[str] | None,
-        typer.Option(help="List checkpoints below this URL too, with the service's own credentials."),
+        Option(help="List checkpoints below this URL too, with the service's own credentials."),
     ] = None,
-    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest packed working directory, in MB.")] = 50,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests per second of each caller.")] = 50.0,
+    max_upload_mb: Annotated[int, Option(min=1, help="Largest packed working directory, in MB.")] = 50,
+    rate: Annotated[float, Option(min=0.1, help="Requests per second of each caller.")] = 50.0,
     lease_s: Annotated[
         float,
-        typer.Option(
+        Option(
             min=1.0, help="Seconds without a sign of life until another service on this database takes over."
         ),
     ] = 10.0,
-    num_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the embedded cluster.")] = None,
+    num_cpus: Annotated[int | None, Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
     """Run the service: accept jobs over HTTP, queue them, follow them, restart them."""
     if address is None:
@@ -63,26 +59,25 @@ def serve(
         from service.api.http_protocol import check_tls
     except ModuleNotFoundError as error:
         raise JobError(f"gradguard serve needs {error.name}: run pip install 'gradguard[service]'") from None
-    _configure_logging()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
     check_tls(tls_cert, tls_key)
     auth = _requires_tokens(host, auth)
     _warn(host, database, secure=tls_cert is not None)
-    folder = (storage or default_storage()).expanduser().absolute()
-    url = database or default_database(folder)
+    folder = storage_folder(storage)
     limits = Limits(requests_per_s=rate, burst=max(1, round(4 * rate)), upload_bytes=max_upload_mb << 20)
     with ExitStack() as stack:
-        context = _context(folder, url, auth, limits)
+        context = _context(folder, database or default_database(folder), auth, limits)
         context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
         _run(context, address, host, port, (tls_cert, tls_key), lease_s)
 
 
-def _context(folder: Path, url: str, auth: bool, limits: object) -> Context:
-    from service.api import Context, Limits
+def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
+    from service.api import Context
     from service.store import JobStore, Packages, Tokens, open_database
 
-    assert isinstance(limits, Limits)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -95,12 +90,7 @@ def _context(folder: Path, url: str, auth: bool, limits: object) -> Context:
 
 
 def _run(
-    context: Context,
-    address: str,
-    host: str,
-    port: int,
-    tls: tuple[Path | None, Path | None],
-    lease_s: float,
+    context: Context, address: str, host: str, port: int, tls: tuple[Path | None, Path | None], lease_s: float
 ) -> None:
     import uvicorn
 
@@ -109,10 +99,8 @@ def _run(
     from service.reconcile import RayApi, Supervisor
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
-    context.ray = RayApi(address)
-    context.supervisor = Supervisor(
-        context.store, context.packages, context.ray, context.root, lease_s=lease_s
-    )
+    context.ray = ray = RayApi(address)
+    context.supervisor = Supervisor(context.store, context.packages, ray, context.root, lease_s=lease_s)
     app = make_app(context, hosts=LOOPBACK if is_loopback(host) else None)
     config = server_config(app, host, port, tls)
     context.supervisor.start()
@@ -123,26 +111,20 @@ def _run(
         class Announced(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                _announce(context, address, place, secure=tls[0] is not None)
+                url = f"{'http' if tls[0] is None else 'https'}://{place[0]}:{place[1]}"
+                tokens = "with tokens" if context.auth else "without tokens"
+                typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
+                sys.stdout.flush()  # a program may wait for it
 
         Announced(config).run(sockets=[listening])
     finally:
         context.supervisor.close()
 
 
-def _announce(context: Context, address: str, place: tuple[str, int], *, secure: bool) -> None:
-    """On standard output, flushed: a program may wait for it."""
-    url = f"{'https' if secure else 'http'}://{place[0]}:{place[1]}"
-    tokens = "with tokens" if context.auth else "without tokens"
-    typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
-    sys.stdout.flush()
-
-
 def _requires_tokens(host: str, auth: bool | None) -> bool:
     if auth is False and not is_loopback(host):
-        raise JobError(
-            f"--no-auth is for loopback only: anyone who reaches {host} could run any code; remove it"
-        )
+        why = f"anyone who reaches {host} could run any code"
+        raise JobError(f"--no-auth is for loopback only: {why}; remove it")
     return not is_loopback(host) if auth is None else auth
 
 
@@ -151,8 +133,3 @@ def _warn(host: str, database: str | None, *, secure: bool) -> None:
         logger.warning("without --tls-cert tokens travel unencrypted: put a TLS proxy in front")
     if database and "@" in database and any(database in argument for argument in sys.argv):
         logger.warning("anyone who lists processes can read --database: set %s instead", DATABASE_VARIABLE)
-
-
-def _configure_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logger.setLevel(logging.INFO)

@@ -5,41 +5,38 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
+from jobs.errors import JobError
 from service.cli.options import JsonOption
-from service.settings import DATABASE_VARIABLE, default_database, default_storage
+from service.settings import DATABASE_VARIABLE, default_database, storage_folder
 
 if TYPE_CHECKING:
     from service.store import Tokens
+    from service.store.models import TokenRow
 
 Database = Annotated[
-    str | None,
-    typer.Option("--database", envvar=DATABASE_VARIABLE, help="Database URL of the service."),
+    str | None, Option("--database", envvar=DATABASE_VARIABLE, help="Database URL of the service.")
 ]
-Storage = Annotated[Path | None, typer.Option("--storage", help="Storage folder of the service.")]
+Storage = Annotated[Path | None, Option("--storage", help="Storage folder of the service.")]
 tokens_app = typer.Typer(help="Create, list and revoke access tokens of the service.", no_args_is_help=True)
 
 
 @tokens_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Name of its owner.")],
-    scope: Annotated[
-        str, typer.Option(help="read, submit or admin; each includes the ones before it.")
-    ] = "submit",
-    days: Annotated[
-        float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")
-    ] = None,
+    name: Annotated[str, Argument(help="Name of its owner.")],
+    scope: Annotated[str, Option(help="read, submit or admin; each includes the ones before it.")] = "submit",
+    days: Annotated[float | None, Option(min=0.0, help="Days until it expires. Default: never.")] = None,
     database: Database = None,
     storage: Storage = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create a token and print it. It is shown only once."""
-    from jobs.errors import JobError
     from service.store import SCOPES
 
     known = {str(one): one for one in SCOPES}
@@ -52,30 +49,23 @@ def create(
 @tokens_app.command(name="list")
 def list_tokens(database: Database = None, storage: Storage = None, as_json: JsonOption = False) -> None:
     """List all tokens, without their secrets, which are not stored."""
-    rows: list[dict[str, Any]] = [
-        {
-            "name": row.name,
-            "scope": row.scope,
-            "state": _state(row.revoked, row.expires),
-            "created": row.created,
-            "last_used": row.last_used,
-        }
+    rows = [
+        (row.name, row.scope, _state(row), row.created, row.last_used)
         for row in _tokens(database, storage).all()
     ]
     if as_json:
-        typer.echo(json.dumps(rows))
+        fields = ("name", "scope", "state", "created", "last_used")
+        typer.echo(json.dumps([dict(zip(fields, row, strict=True)) for row in rows]))
         return
     table = Table("name", "scope", "state", "created", "last used", box=None)
-    for row in rows:
-        table.add_row(
-            row["name"], row["scope"], row["state"], _day(row["created"]), _day(row["last_used"]) or "never"
-        )
+    for name, scope, state, created, last_used in rows:
+        table.add_row(name, scope, state, _day(created), _day(last_used) or "never")
     Console().print(table)
 
 
 @tokens_app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name of its owner.")],
+    name: Annotated[str, Argument(help="Name of its owner.")],
     database: Database = None,
     storage: Storage = None,
     as_json: JsonOption = False,
@@ -88,14 +78,13 @@ def revoke(
 def _tokens(database: str | None, storage: Path | None) -> Tokens:
     from service.store import Tokens, open_database
 
-    folder = (storage or default_storage()).expanduser().absolute()
-    return Tokens(open_database(database or default_database(folder)))
+    return Tokens(open_database(database or default_database(storage_folder(storage))))
 
 
-def _state(revoked: float | None, expires: float | None) -> str:
-    if revoked is not None:
+def _state(row: TokenRow) -> str:
+    if row.revoked is not None:
         return "revoked"
-    return "expired" if expires is not None and expires < time.time() else "valid"
+    return "expired" if row.expires is not None and row.expires < time.time() else "valid"
 
 
 def _day(when: float | None) -> str:

@@ -1,11 +1,9 @@
 """Routes of the submit form: check a spec, list the examples, copy the spec of a job."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -137,20 +135,14 @@ def _place(problem: SpecProblem, where: Mapping[str, str]) -> tuple[int | None, 
 
 def _check_values(data: Any, path: str = "") -> None:
     """Refuses what YAML can hold and a submission cannot, and masked secrets."""
-    for name, value in _items(data):
-        here = f"{path}.{name}" if path else name
+    items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
+    for name, value in items:
+        here = f"{path}.{name}" if path else str(name)
         if isinstance(value, str) and MASKED in value:
             raise single("is a masked secret: write it again", where="", path=here)
         if isinstance(value, float) and not math.isfinite(value):
             raise single("must be a finite number", where="", path=here)
         _check_values(value, here)
-
-
-def _items(data: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(data, Mapping):
-        yield from ((str(name), value) for name, value in data.items())
-    elif isinstance(data, list):
-        yield from ((str(index), value) for index, value in enumerate(data))
 
 
 def _wants(row: JobRow) -> str:
@@ -166,8 +158,7 @@ def _text(service: Context, job: JobRow) -> str:
     try:
         spec = JobSpec.from_dict(whole)
         short = spec.model_dump(mode="json", exclude_defaults=True)
-        if JobSpec.from_dict(short) != spec:
-            short = whole
+        short = short if JobSpec.from_dict(short) == spec else whole
     except SpecError:  # of an older version: the form shows what is wrong with it now
         short = whole
     return dump_yaml(masked({"name": job.name, **short}))

@@ -1,7 +1,5 @@
 """The files of the page, and the scope of its caller."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -17,19 +15,10 @@ from service.api.context import Service
 from service.api.job_routes import COMMON
 from service.api.problems import Problem, documented
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    )
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 KINDS = {
     "css": "text/css; charset=utf-8",
@@ -88,9 +77,7 @@ def _names() -> frozenset[str]:
 
 @cache
 def _file(name: str) -> bytes:
-    if name == COLORS:
-        return _colors().encode()
-    return (STATIC / name).read_bytes()
+    return _colors().encode() if name == COLORS else (STATIC / name).read_bytes()
 
 
 def _colors() -> str:

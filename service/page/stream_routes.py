@@ -1,7 +1,5 @@
 """Streams of server-sent events that feed the page's charts."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time
@@ -24,10 +22,10 @@ JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
 HEARTBEAT_S = 15.0
 STREAM = "text/event-stream"
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
-_STREAMED: dict[str, Any] = {"content": {STREAM: {}}}
+_SSE: dict[str, Any] = {"content": {STREAM: {}}}
 
 
-@router.get("/live", response_class=StreamingResponse, responses={200: _STREAMED})
+@router.get("/live", response_class=StreamingResponse, responses={200: _SSE})
 async def list_live(
     service: Service,
     _: Reader,
@@ -40,11 +38,7 @@ async def list_live(
     return _stream(ListLive(service, [*status], name, limit).poll, LIST_POLL_S, service.limits.follow_s)
 
 
-@router.get(
-    "/jobs/{job_id}/live",
-    response_class=StreamingResponse,
-    responses={200: _STREAMED, **documented(404)},
-)
+@router.get("/jobs/{job_id}/live", response_class=StreamingResponse, responses={200: _SSE, **documented(404)})
 async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingResponse:
     """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (a list for
     each column of the metrics, which of them are numbers, and the attempts that were rolled back),
@@ -61,8 +55,7 @@ def _stream(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -
 
 
 async def _streamed(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -> AsyncIterator[str]:
-    until = time.monotonic() + follow_s
-    quiet_since = time.monotonic()
+    until, quiet_since = time.monotonic() + follow_s, time.monotonic()
     yield ": begin\n\n"
     while time.monotonic() < until:
         try:

@@ -1,9 +1,8 @@
 """What the page receives while it is open: what is new in the store and in the files of a job."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jobs.report import words
@@ -73,12 +72,9 @@ class JobLive:
             yield kind, {**names, "rolled_back": update.rolled_back}
 
     def _incidents(self, files: RunReader) -> Iterator[Message]:
-        try:
-            found = files.folder.incidents.stat()
-        except OSError:
-            return
-        if (found.st_mtime_ns, found.st_size) != self._journal:
-            self._journal = (found.st_mtime_ns, found.st_size)
+        mark = _mark(files.folder.incidents)
+        if mark not in (None, self._journal):
+            self._journal = mark
             yield "incidents", incidents(files)
 
     def _kept(self, job: JobRow) -> Iterator[Message]:
@@ -112,15 +108,11 @@ class ListLive:
 
     def _summary(self, job: JobRow) -> dict[str, Any]:
         """The newest step, and the last stretch as a spark line; read again only if the file has changed."""
-        nothing: dict[str, Any] = {"progress": None, "spark": None}
         files = files_of(self._service, job)
-        try:
-            found = None if files is None else files.folder.metrics.stat()
-        except OSError:
-            found = None
-        if files is None or found is None:
-            return nothing
-        key, known = (found.st_mtime_ns, found.st_size), self._summaries.get(job.id)
+        key = None if files is None else _mark(files.folder.metrics)
+        if files is None or key is None:
+            return {"progress": None, "spark": None}
+        known = self._summaries.get(job.id)
         if known is None or known[0] != key:
             progress = files.progress()
             spark = files.last_steps(SPARK_COLUMNS, most_bytes=SPARK_BYTES).thinned(SPARK_POINTS)
@@ -130,6 +122,15 @@ class ListLive:
             }
             known = self._summaries[job.id] = (key, read)
         return known[1]
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Changes with the file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def incidents(files: RunReader) -> dict[str, Any]:

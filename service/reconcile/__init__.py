@@ -11,8 +11,6 @@
 ``log_spool``: logs on the service's own disk
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from guard.lazy import lazy

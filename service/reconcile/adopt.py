@@ -1,7 +1,5 @@
 """Adopts jobs that were submitted to Ray without the service."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping
@@ -33,8 +31,7 @@ def complete_adopted(store: JobStore, packages: Packages, job: JobRow, root: Pat
     """Adds the spec, folder and working directory that an adopted job noted when it started to run, without
     which it cannot be started again. False while it has noted nothing."""
     note = noted(job.submission_id or "", root)
-    spec = _valid(note.get("spec"))
-    if spec is None:
+    if (spec := _valid(note.get("spec"))) is None:
         return False
     package = noted_package(note, root)
     required, digest = resources_of(spec), None if package is None else packages.add(package)
@@ -60,22 +57,18 @@ def _valid(document: object) -> JobSpec | None:
 
 def folder_for(job: JobRow, root: Path) -> Path | None:
     """The folder of a job's files; None while it is unknown."""
-    if job.folder:
-        return Path(job.folder)
-    return noted_folder(job.submission_id or job.id, root)
+    return Path(job.folder) if job.folder else noted_folder(job.submission_id or job.id, root)
 
 
 def ended_at_ray(details: JobDetails) -> bool:
-    """A job that ended before it was adopted is not restarted: it may have ended long ago."""
     return details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 def _is_ours(details: JobDetails) -> bool:
     """A job of another service is not adopted: both would restart it."""
     metadata = details.metadata or {}
-    if SUPERVISED in metadata:
-        return False
-    return MARK in metadata or bool(_OUR_ENTRYPOINT.search(details.entrypoint or ""))
+    ours = MARK in metadata or bool(_OUR_ENTRYPOINT.search(details.entrypoint or ""))
+    return ours and SUPERVISED not in metadata
 
 
 def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -> bool:
@@ -94,6 +87,7 @@ def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -
         adopted=True,
         attempt=1,
         submission_id=submission_id,
+        # one that ended before it was adopted is not restarted: it may have ended long ago
         max_restarts=spec.scale.max_failures if spec and not ended_at_ray(details) else 0,
         folder=None if folder is None else str(folder),
         workers=spec.scale.workers if spec else 1,

@@ -1,8 +1,6 @@
 """Which waiting jobs can start, and what the others wait for."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from jobs.cluster.session import shortage
 from jobs.spec.job_spec import JobSpec
@@ -20,11 +18,10 @@ def resources_of(spec: JobSpec, capacity: Capacity | None = None) -> dict[str, f
     return {"GPU": float(gpus), "CPU": scale.workers * scale.cpus_per_worker}
 
 
-def free(capacity: Capacity, active: Iterable[JobRow]) -> dict[str, float]:
+def free(capacity: Capacity, active: Sequence[JobRow]) -> dict[str, float]:
     """CPUs and GPUs left for more jobs. A job that has just started does not hold its workers yet: what it
     asked for counts as used."""
-    jobs = list(active)
-    promised = {"GPU": sum(job.gpus for job in jobs), "CPU": sum(job.cpus for job in jobs)}
+    promised = {"GPU": sum(job.gpus for job in active), "CPU": sum(job.cpus for job in active)}
     return {
         name: max(0.0, capacity.total(name) - max(capacity.used.get(name, 0.0), promised[name]))
         for name in RESOURCES

@@ -4,8 +4,6 @@
 standard input is closed. That happens however the service ends, so no process is left behind.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
@@ -15,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +21,7 @@ from jobs.errors import JobError
 
 PAUSE_S = 2.0
 END_S = 20.0
+PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
 WORKER_PORTS = ("--min-worker-port=20002", "--max-worker-port=29999")
 
 
@@ -40,7 +38,7 @@ def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
 
     Every call to it needs the token that ``require_token`` made.
     """
-    ports = [str(port) for port in free_ports(4)]
+    ports = [str(port) for port in free_ports(len(PORTS))]
     cpus = [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
     keeper = subprocess.Popen(
         [sys.executable, "-P", "-m", "service.reconcile.embedded_ray", *ports, *cpus],
@@ -73,15 +71,14 @@ def _environment() -> Mapping[str, str]:
     from jobs.cluster.session import NICENESS
     from jobs.ray_internals.core import LOOPBACK_SETTING
 
+    modules = (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))
     return {
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **NICENESS,
         **os.environ,
         **LOOPBACK_SETTING,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, modules)),
     }
 
 
@@ -92,10 +89,7 @@ def _command(ports: list[str], more: list[str], session: str) -> list[str]:
     return [
         *(ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
         *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", *WORKER_PORTS),
-        f"--port={ports[0]}",
-        f"--dashboard-port={ports[1]}",
-        f"--dashboard-agent-listen-port={ports[2]}",
-        f"--ray-client-server-port={ports[3]}",
+        *(f"--{name}={port}" for name, port in zip(PORTS, ports, strict=True)),
         f"--temp-dir={session}",
         *more,
     ]
@@ -134,8 +128,7 @@ def _end(head: subprocess.Popen[bytes]) -> None:
         head.wait(END_S)
     except subprocess.TimeoutExpired:
         head.kill()
-    deadline = time.monotonic() + 2.0
-    _, left = psutil.wait_procs(family, timeout=max(0.0, deadline - time.monotonic()))
+    _, left = psutil.wait_procs(family, timeout=2.0)
     for process in left:
         process.kill()
 

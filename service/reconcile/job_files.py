@@ -1,7 +1,5 @@
 """Reads a job's files safely: the service may read more than its jobs may."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Reconciles one job with Ray: its next state, from Ray's status and the files in its folder."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ray.job_submission import JobDetails, JobStatus
@@ -10,8 +10,9 @@ from ray.job_submission import JobDetails, JobStatus
 from jobs.client.file_backend import incident_event
 from jobs.client.job_files import JobFiles
 from jobs.errors import ENDED
+from jobs.run_dir.jsonl import read_bytes
 from jobs.spec.job_spec import JobSpec
-from service.reconcile.adopt import folder_for
+from service.reconcile.adopt import ended_at_ray, folder_for
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import LogTails, log_path, log_size
 from service.reconcile.outcome import AttemptOutcome, outcome_of
@@ -24,7 +25,7 @@ GRACE_S = 30.0
 """How long a log may take to arrive after its job ended, and a folder to appear after it started."""
 
 LOG_END_BYTES = 4000
-_OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_Edit = Callable[[JobRow], str]
 
 
 class JobReconciler:
@@ -53,34 +54,26 @@ class JobReconciler:
         if details is not None:
             self._tails.follow(submission, job.id, job.log_start, self._store.get(job.id).env)
         self._record_incidents(job)
-        if details is None or details.status in _OVER:
+        if details is None or ended_at_ray(details):
             if details is None or self._log_is_complete(submission):
                 self._end(job, details)
             return
         if job.state == "stopping":
             self._ray.stop(submission)
         elif job.state == "starting" and details.status == JobStatus.RUNNING and self._is_training(job):
-            self._set(job, "running", "")
+            self._mark_running(job)
 
     def _submit(self, job: JobRow, package: bytes | None) -> None:
         """Submits an attempt that the store has recorded; twice is the same as once."""
         whole = self._store.get(job.id)
         if whole.spec is None or whole.submission_id != job.submission_id or whole.state != "starting":
             return
-        spec = spec_for(whole)
-        submission = RaySubmission(
-            job.id, job.submission_id or "", job.name, spec, whole.env, package, resume=whole.resume
-        )
+        submission, spec = job.submission_id or "", spec_for(whole)
+        attempt = RaySubmission(job.id, submission, job.name, spec, whole.env, package, whole.resume)
         try:
-            self._ray.submit(submission)
+            self._ray.submit(attempt)
         except RayRefused as error:
             self._finish(job, AttemptOutcome("failed", f"Ray refused it: {error}", None, None))
-
-    def _forget(self, job: JobRow) -> None:
-        """Frees what is kept in memory for an attempt."""
-        self._tails.forget(job.submission_id or "")
-        self._ended.pop(job.submission_id or "", None)
-        self._started.pop(job.submission_id or "", None)
 
     def _is_training(self, job: JobRow) -> bool:
         """A job that Ray calls running may still wait for its workers: it trains once it records steps."""
@@ -97,63 +90,60 @@ class JobReconciler:
         return self._tails.done(submission) or time.monotonic() - since > GRACE_S
 
     def _end(self, job: JobRow, details: JobDetails | None) -> None:
+        start = max(0, log_size(self._root, job.id) - LOG_END_BYTES)
+        log_end = read_bytes(log_path(self._root, job.id), start, LOG_END_BYTES).decode(errors="replace")
         outcome = outcome_of(
-            details,
-            self._files(job),
-            before=job.before,
-            stopping=job.state == "stopping",
-            log_end=self._log_end(job.id),
+            details, self._files(job), before=job.before, stopping=job.state == "stopping", log_end=log_end
         )
-        if outcome.kind == "lost":
-            self._restart_or_fail(job, outcome)
-        else:
+        if outcome.kind != "lost":
             self._finish(job, outcome)
-
-    def _restart_or_fail(self, job: JobRow, outcome: AttemptOutcome) -> None:
-        if self._store.get(job.id).spec is None:
-            advice = f"{outcome.reason}; its spec is not known here: submit it again with --resume"
-            self._finish(job, AttemptOutcome("failed", advice, outcome.exit_code, outcome.result))
+        elif self._store.get(job.id).spec is None:
+            self._give_up(job, outcome, "its spec is not known here: submit it again with --resume")
         elif job.restarts >= job.max_restarts:
-            spent = f"{outcome.reason}; it was restarted {job.restarts} times, the most allowed"
-            self._finish(job, AttemptOutcome("failed", spent, outcome.exit_code, outcome.result))
+            self._give_up(job, outcome, f"it was restarted {job.restarts} times, the most allowed")
         else:
             self._restart(job, outcome)
+
+    def _give_up(self, job: JobRow, outcome: AttemptOutcome, why: str) -> None:
+        self._finish(job, replace(outcome, kind="failed", reason=f"{outcome.reason}; {why}"))
 
     def _restart(self, job: JobRow, outcome: AttemptOutcome) -> None:
         pause = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0**job.restarts)
 
-        def edit(row: JobRow) -> str | None:
-            if not _same(row, job):
-                return None
+        def edit(row: JobRow) -> str:
             row.state, row.restarts, row.resume = "queued", row.restarts + 1, True
             row.not_before = time.time() + pause
             row.reason = f"{outcome.reason}: restart {row.restarts} of {row.max_restarts}"
             return f"queued: {row.reason}"
 
-        self._store.end_attempt(job, "lost", outcome.reason)
-        self._store.change(job.id, edit, level="warning")
-        self._forget(job)
+        self._end_attempt(job, outcome, edit, "warning")
 
     def _finish(self, job: JobRow, outcome: AttemptOutcome) -> None:
-        def edit(row: JobRow) -> str | None:
-            if not _same(row, job):
-                return None
+        def edit(row: JobRow) -> str:
             row.state, row.reason, row.exit_code = outcome.kind, outcome.reason, outcome.exit_code
             row.result, row.ended = outcome.result, max(time.time(), row.started or row.created)
             return f"{outcome.kind}: {outcome.reason}" if outcome.reason else outcome.kind
 
-        self._store.end_attempt(job, outcome.kind, outcome.reason)
-        self._store.change(job.id, edit, level="error" if outcome.kind in ("failed", "halted") else "info")
-        self._forget(job)
+        level = "error" if outcome.kind in ("failed", "halted") else "info"
+        self._end_attempt(job, outcome, edit, level)
 
-    def _set(self, job: JobRow, state: str, reason: str) -> None:
+    def _end_attempt(self, job: JobRow, outcome: AttemptOutcome, edit: _Edit, level: str) -> None:
+        """Records the end, changes the job unless it is in another attempt, and frees what is in memory."""
+        self._store.end_attempt(job, outcome.kind, outcome.reason)
+        self._store.change(job.id, lambda row: edit(row) if _same(row, job) else None, level=level)
+        submission = job.submission_id or ""
+        self._tails.forget(submission)
+        self._ended.pop(submission, None)
+        self._started.pop(submission, None)
+
+    def _mark_running(self, job: JobRow) -> None:
         def edit(row: JobRow) -> str | None:
             if not _same(row, job) or row.state != job.state:
                 return None
-            row.state, row.reason, row.started = state, reason, row.started or time.time()
+            row.state, row.reason, row.started = "running", "", row.started or time.time()
             if row.folder is None and (folder := folder_for(row, self._root)) is not None:
                 row.folder = str(folder)
-            return state
+            return row.state
 
         self._store.change(job.id, edit)
 
@@ -169,22 +159,15 @@ class JobReconciler:
         if written == last:
             return
         rows = files.incident_rows()
-        for row in rows[min(known, len(rows)) :] if len(rows) >= known else rows:
+        for row in rows[known:] if len(rows) >= known else rows:
             event = incident_event(job.id, row)
             key = f"incident-{row.get('id')}-{row.get('time')}"
-            self._store.add_event(job.id, "incident", event.level, event.text, _short(row), key=key)
+            short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}  # without the evidence
+            self._store.add_event(job.id, "incident", event.level, event.text, short, key=key)
         self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> JobFiles | None:
         return files_below(folder_for(job, self._root), self._root)
-
-    def _log_end(self, job_id: str) -> str:
-        try:
-            with log_path(self._root, job_id).open("rb") as file:
-                file.seek(max(0, log_size(self._root, job_id) - LOG_END_BYTES))
-                return file.read(LOG_END_BYTES).decode(errors="replace")
-        except OSError:
-            return ""
 
 
 def in_backoff(job: JobRow, now: float) -> bool:
@@ -201,8 +184,3 @@ def spec_for(job: JobRow) -> JobSpec:
 def _same(row: JobRow, seen: JobRow) -> bool:
     """Whether a job is still in the attempt that was examined."""
     return row.state not in ENDED and row.attempt == seen.attempt and row.submission_id == seen.submission_id
-
-
-def _short(row: dict[str, object]) -> dict[str, object]:
-    """Without the evidence, which the incident itself has."""
-    return {k: v for k, v in row.items() if not isinstance(v, list | dict)}

@@ -1,7 +1,5 @@
 """Copies the jobs' logs to the service's disk: many clients can follow one, and they outlive Ray's head."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """How an attempt ended: from Ray's status, the driver's exit code and the job's result.json."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,7 +51,8 @@ def outcome_of(
         stopping: whether somebody asked the job to stop.
         log_end: the last lines that it printed, for the reason only.
     """
-    result = fresh_result(files, before)
+    old = (None, (before or {}).get("result"))  # a run removes the result.json of the one before
+    result = files.result() if files is not None and files.marks().get("result") not in old else None
     code = None if details is None else details.driver_exit_code
     error = str((result or {}).get("error") or "")
     status = (result or {}).get("status")
@@ -94,11 +93,3 @@ def _reason(details: JobDetails, cause: FailureCause, error: str, log_end: str) 
     if cause in ("bad_spec", "elsewhere"):
         return last_line or ("the spec cannot be run" if cause == "bad_spec" else "another process trains it")
     return error or last_line or (details.message or "").strip()[:_LONGEST_REASON]
-
-
-def fresh_result(files: JobFiles | None, before: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """result.json, if this attempt wrote it: a run removes that of the one before when it starts."""
-    if files is None:
-        return None
-    now = files.marks().get("result")
-    return None if now is None or now == (before or {}).get("result") else files.result()

@@ -1,7 +1,5 @@
 """Ray, as the service uses it: the Jobs API and the free resources, each call with a timeout."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from jobs.spec.job_spec import JobSpec
 
 TIMEOUT_S = (5.0, 60.0)
 _REQUIRES_TOKEN = "the Ray cluster at {} requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-_UNKNOWN = "does not exist"
-_DUPLICATE = "already exists"
 
 
 class RayUnavailable(ConnectionError):
@@ -38,7 +34,6 @@ class Capacity:
     used: dict[str, float]
 
     def total(self, resource: str) -> float:
-        """Of all nodes together."""
         return sum(node.get(resource, 0.0) for node in self.nodes)
 
 
@@ -66,8 +61,7 @@ class _Client(JobSubmissionClient):
         response = self._do_request("GET", endpoint)
         if response.status_code != 200:
             raise RuntimeError(f"{endpoint}: {response.status_code}")
-        found: dict[str, Any] = response.json()["data"]
-        return found
+        return response.json()["data"]
 
 
 class RayApi:
@@ -85,12 +79,11 @@ class RayApi:
     def job(self, submission_id: str) -> JobDetails | None:
         """One submission; None if Ray does not know it."""
         try:
-            found: JobDetails = self._call(lambda client: client.get_job_info(submission_id))
+            return self._call(lambda client: client.get_job_info(submission_id))
         except RuntimeError as error:
-            if _UNKNOWN in str(error):
+            if "does not exist" in str(error):
                 return None
             raise RayUnavailable(str(error)) from error
-        return found
 
     def submit(self, submission: RaySubmission) -> None:
         """Submits a job; the same id twice is the same job.
@@ -99,12 +92,9 @@ class RayApi:
             RayRefused: Ray will never run it.
         """
         try:
-            if submission.package is None:
-                self._submit(submission, None)
-            else:
-                self._with_package(submission, submission.package)
+            self._submit(submission)
         except RuntimeError as error:
-            if _DUPLICATE in str(error) or self.job(submission.submission_id) is not None:
+            if "already exists" in str(error) or self.job(submission.submission_id) is not None:
                 return
             if is_agent_missing(str(error)):
                 raise RayUnavailable("the cluster has no node that runs jobs yet") from error
@@ -124,8 +114,7 @@ class RayApi:
 
     def tail(self, submission_id: str) -> AsyncIterator[str]:
         """The output of a job, from its start to its end."""
-        tail: AsyncIterator[str] = self._client().tail_job_logs(submission_id)
-        return tail
+        return self._client().tail_job_logs(submission_id)
 
     def capacity(self) -> Capacity:
         """The resources of the nodes that are alive. Ray reports what is in use some seconds late."""
@@ -135,22 +124,21 @@ class RayApi:
         usage = (status.get("loadMetricsReport") or {}).get("usage") or {}
         return Capacity(nodes, {name: float(used) for name, (used, _) in usage.items()})
 
-    def _submit(self, submission: RaySubmission, working_dir: Path | None) -> None:
-        environment = runtime_env(submission.spec, working_dir=working_dir, env=submission.env)
-        self._call(
-            lambda client: client.submit_job(
-                entrypoint=entrypoint(resume=submission.resume),
-                submission_id=submission.submission_id,
-                metadata={MARK: "job", SUPERVISED: submission.job_id, "name": submission.name},
-                runtime_env=environment,
-            )
-        )
-
-    def _with_package(self, submission: RaySubmission, content: bytes) -> None:
+    def _submit(self, submission: RaySubmission) -> None:
         with tempfile.TemporaryDirectory(prefix="gradguard-") as folder:
-            archive = Path(folder) / "working_dir.zip"
-            archive.write_bytes(content)
-            self._submit(submission, archive)
+            archive = None
+            if submission.package is not None:
+                archive = Path(folder) / "working_dir.zip"
+                archive.write_bytes(submission.package)
+            environment = runtime_env(submission.spec, working_dir=archive, env=submission.env)
+            self._call(
+                lambda client: client.submit_job(
+                    entrypoint=entrypoint(resume=submission.resume),
+                    submission_id=submission.submission_id,
+                    metadata={MARK: "job", SUPERVISED: submission.job_id, "name": submission.name},
+                    runtime_env=environment,
+                )
+            )
 
     def _call(self, ask: Any) -> Any:
         try:

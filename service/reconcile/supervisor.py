@@ -1,7 +1,5 @@
 """The service's control loop: of all services on one database, one runs it at a time."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -37,19 +35,11 @@ class Supervisor(threading.Thread):
     """
 
     def __init__(
-        self,
-        store: JobStore,
-        packages: Packages,
-        ray: RayApi,
-        root: Path,
-        *,
-        lease_s: float = 10.0,
-        tick_s: float = TICK_S,
+        self, store: JobStore, packages: Packages, ray: RayApi, root: Path, *, lease_s: float = 10.0
     ) -> None:
         super().__init__(name="supervisor", daemon=True)
         self._store, self._packages, self._ray, self._root = store, packages, ray, root
         self._lease = Lease(store.engine, LEASE, ttl_s=lease_s)
-        self._tick_s = tick_s
         self._tails = LogTails(ray.tail, root)
         self._reconciler = JobReconciler(store, ray, self._tails, root)
         self._completed: set[str] = set()
@@ -63,19 +53,16 @@ class Supervisor(threading.Thread):
 
     def run(self) -> None:
         """Ticks until it is closed; an error in one tick is tried again in the next."""
-        while not self._closing.wait(self._tick_s):
+        while not self._closing.wait(TICK_S):
             try:
                 self.tick()
-            except Exception as error:  # noqa: BLE001 - see above
-                self._log_once(error)
+            except Exception as error:
+                if repr(error) != self._last_error:
+                    logger.error("a tick of the supervisor failed; the next one tries again", exc_info=error)
+                self._last_error = repr(error)
         if self.leading:
             self._lease.release()
         self._tails.close()
-
-    def _log_once(self, error: Exception) -> None:
-        if repr(error) != self._last_error:
-            logger.error("a tick of the supervisor failed; the next one tries again", exc_info=error)
-        self._last_error = repr(error)
 
     def close(self) -> None:
         """Ends the loop; jobs continue."""
@@ -84,15 +71,14 @@ class Supervisor(threading.Thread):
             self.join(30.0)
 
     def tick(self) -> None:
-        """One pass over all jobs."""
         self.last_tick = time.monotonic()
         self.leading = self._lease.hold()
-        if not self.leading:
-            self._list_ray_jobs()
-            return
         listing = self._list_ray_jobs()
+        if not self.leading:
+            return
         if listing is None:
-            self._wait_for_ray()
+            for job in self._store.in_states(PENDING):
+                self._wait(job, "waiting for the Ray cluster, which does not answer")
             return
         for job_id in adopt(self._store, listing, self._root):
             logger.info("adopted %s", job_id)
@@ -115,19 +101,18 @@ class Supervisor(threading.Thread):
     def _reconcile(self, job: JobRow, details: JobDetails | None) -> None:
         """An error of one job does not keep the others from being reconciled."""
         try:
-            if job.adopted and job.attempt == 1 and details is not None and not ended_at_ray(details):
-                self._complete(job)
-            self._reconciler.reconcile(job, details, self._package(job))
+            incomplete = job.adopted and job.attempt == 1 and job.id not in self._completed
+            runs = incomplete and details is not None and not ended_at_ray(details)
+            if runs and complete_adopted(self._store, self._packages, job, self._root):
+                self._completed.add(job.id)
+            wanted = job.working_dir if job.state == "starting" else None
+            package = None if wanted is None else self._packages.content(wanted)
+            self._reconciler.reconcile(job, details, package)
         except (RayUnavailable, SpecError, RuntimeError) as error:
             logger.warning("%s: %s", job.id, error)
 
-    def _complete(self, job: JobRow) -> None:
-        if job.id not in self._completed and complete_adopted(self._store, self._packages, job, self._root):
-            self._completed.add(job.id)
-
     def _start_what_fits(self) -> None:
-        waiting = self._store.in_states(PENDING)
-        if not waiting:
+        if not (waiting := self._store.in_states(PENDING)):
             return
         capacity = self._ray.capacity()
         left = free(capacity, self._store.in_states(ACTIVE))
@@ -178,14 +163,6 @@ class Supervisor(threading.Thread):
             return reason
 
         self._store.change(job.id, edit)
-
-    def _wait_for_ray(self) -> None:
-        for job in self._store.in_states(PENDING):
-            self._wait(job, "waiting for the Ray cluster, which does not answer")
-
-    def _package(self, job: JobRow) -> bytes | None:
-        wanted = job.working_dir if job.state == "starting" else None
-        return None if wanted is None else self._packages.content(wanted)
 
     def _tidy(self) -> None:
         if time.monotonic() >= self._next_tidy:

@@ -13,7 +13,7 @@
 
 from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState
-from service.store.jobs import JobStore, Page
+from service.store.jobs import JobStore
 from service.store.leases import Lease
 from service.store.models import ACTIVE, PENDING, AttemptRow, EventRow, JobRow
 from service.store.packages import Packages
@@ -32,7 +32,6 @@ __all__ = [
     "Lease",
     "NoSuchJob",
     "Packages",
-    "Page",
     "Scope",
     "StoreError",
     "Tokens",

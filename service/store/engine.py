@@ -1,7 +1,5 @@
 """Opens the database: SQLite in a file, or PostgreSQL by URL."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from pathlib import Path
@@ -13,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from service.store.errors import StoreError
 from service.store.migrate import upgrade
 
-BUSY_TIMEOUT_S = 30
+BUSY_MS = 30_000
 PRIVATE = 0o600
 
 
@@ -58,10 +56,5 @@ def _make_private(path: Path) -> None:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={BUSY_TIMEOUT_S * 1000}",
-    ):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_MS}"):
         connection.execute(f"PRAGMA {pragma}")

@@ -1,17 +1,16 @@
 """The jobs in the database. Every change of one is a compare-and-swap."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine, Select, delete, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm import Session, sessionmaker, undefer
 from sqlalchemy.orm.exc import StaleDataError
 
 from jobs.errors import JobError
@@ -44,6 +43,7 @@ class JobStore:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._session = sessionmaker(engine, expire_on_commit=False)
 
     def add(self, job: JobRow, request: IdempotencyKey | None = None) -> tuple[JobRow, bool]:
         """Adds a job; returns it and true, or the job that this request created before and false.
@@ -51,28 +51,19 @@ class JobStore:
         Raises:
             KeyReused: the idempotency key was used before with another request.
         """
-        with self._session() as session:
-            session.add(job)
-            session.flush()
-            if request is not None:
-                session.add(
-                    IdempotencyRow(
-                        owner=request.owner,
-                        key=request.key,
-                        request_hash=request.digest,
-                        job_id=job.id,
-                        created=job.created,
-                    )
-                )
-            session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'submitted'}"))
-            try:
-                session.commit()
-            except IntegrityError:
-                session.rollback()
-                earlier = self.created_by(request) if request is not None else None
-                if earlier is None:
-                    raise
-                return earlier, False
+        try:
+            with self._session.begin() as session:
+                session.add(job)
+                session.flush()
+                if request is not None:
+                    key = {"owner": request.owner, "key": request.key, "request_hash": request.digest}
+                    session.add(IdempotencyRow(**key, job_id=job.id, created=job.created))
+                session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'submitted'}"))
+        except IntegrityError:
+            earlier = self.created_by(request) if request is not None else None
+            if earlier is None:
+                raise
+            return earlier, False
         return self.get(job.id), True
 
     def created_by(self, request: IdempotencyKey) -> JobRow | None:
@@ -165,86 +156,63 @@ class JobStore:
             NoSuchJob: no job has this id.
         """
         for _ in range(TRIES):
-            with self._session() as session:
+            with suppress(StaleDataError), self._session.begin() as session:
                 job = _one(session, job_id)
-                text = edit(job)
-                if text is not None:
+                if (text := edit(job)) is not None:
                     session.add(_event(job, kind, level, text))
-                try:
-                    session.commit()
-                except StaleDataError:
-                    continue
-                return job
+                return job  # if the commit that follows comes too late, the next try begins
         raise JobError(f"{job_id} is being changed by other requests; try again")
 
     def delete(self, job_id: str, check: Callable[[JobRow], None]) -> JobRow:
         """Deletes a job, unless ``check`` raises."""
-        with self._session() as session:
+        with self._session.begin() as session:
             job = _one(session, job_id)
             check(job)
             for table in (EventRow, AttemptRow, IdempotencyRow):
                 session.execute(delete(table).where(table.job_id == job_id))
             session.delete(job)
-            session.commit()
             return job
 
     def begin_attempt(self, job: JobRow) -> None:
         """Records the start of the job's current attempt."""
-        with self._session() as session:
-            session.merge(
-                AttemptRow(
-                    job_id=job.id,
-                    number=job.attempt,
-                    submission_id=job.submission_id or "",
-                    started=time.time(),
-                    message="",
-                )
-            )
-            session.commit()
+        attempt = {"job_id": job.id, "number": job.attempt, "submission_id": job.submission_id or ""}
+        with self._session.begin() as session:
+            session.merge(AttemptRow(**attempt, started=time.time(), message=""))
 
     def end_attempt(self, job: JobRow, outcome: str, message: str) -> None:
         """Records how the current attempt ended."""
-        with self._session() as session:
+        with self._session.begin() as session:
             row = session.get(AttemptRow, (job.id, job.attempt))
             if row is not None and row.ended is None:
                 row.ended, row.outcome, row.message = time.time(), outcome, message
-                session.commit()
 
     def attempts(self, job_id: str) -> list[AttemptRow]:
         """The attempts of a job, oldest first."""
-        query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
-        with self._session() as session:
-            return list(session.scalars(query))
+        return self._all(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number))
 
     def add_event(
         self, job_id: str, kind: str, level: str, text: str, data: dict[str, Any], *, key: str | None = None
     ) -> bool:
         """Records an event; false if one with this key exists already, or the job was deleted."""
         row = EventRow(job_id=job_id, time=time.time(), kind=kind, level=level, text=text, data=data, key=key)
-        with self._session() as session:
-            session.add(row)
-            try:
-                session.commit()
-            except IntegrityError:
-                return False
+        try:
+            with self._session.begin() as session:
+                session.add(row)
+        except IntegrityError:
+            return False
         return True
 
     def events(self, job_id: str | None, *, after: int = 0, limit: int = 200) -> list[EventRow]:
         """Events after a sequence number, oldest first; of all jobs if ``job_id`` is None."""
         query = select(EventRow).where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
-        with self._session() as session:
-            return list(session.scalars(query if job_id is None else query.where(EventRow.job_id == job_id)))
+        return self._all(query if job_id is None else query.where(EventRow.job_id == job_id))
 
     def delete_old_keys(self) -> None:
         """Idempotency keys are valid for a week."""
-        with self._session() as session:
+        with self._session.begin() as session:
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created < time.time() - KEYS_KEPT_S))
-            session.commit()
 
-    def _session(self) -> Session:
-        return Session(self.engine, expire_on_commit=False)
-
-    def _all(self, query: Select[Any]) -> list[JobRow]:
+    def _all(self, query: Select[Any]) -> list[Any]:
         with self._session() as session:
             return list(session.scalars(query))
 

@@ -1,7 +1,5 @@
 """Leases: of several services on one database, one supervises at a time."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket
@@ -40,9 +38,6 @@ class Lease:
         with self._engine.begin() as connection:
             if connection.execute(taking).rowcount:
                 return True
-        return self._first(mine)
-
-    def _first(self, mine: dict[str, object]) -> bool:
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(LeaseRow).values(name=self._name, **mine))

@@ -1,7 +1,5 @@
 """Brings a database to the tables of this version; several services may try at the same time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from alembic import command

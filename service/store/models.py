@@ -1,7 +1,5 @@
 """The tables of the service. Times are Unix seconds, UTC."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
@@ -28,27 +26,22 @@ class JobRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     """Also the name of its folder and its label in the metrics."""
-
     name: Mapped[str]
     state: Mapped[str]
     reason: Mapped[str] = mapped_column(default="")
     """What it waits for, or why it ended, for display."""
-
     priority: Mapped[int] = mapped_column(default=0)
     created: Mapped[float]
     started: Mapped[float | None]
     ended: Mapped[float | None]
     submitted_by: Mapped[str]
     """Name of the token, or of the source of an adopted job."""
-
     adopted: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     submission_id: Mapped[str | None] = mapped_column(unique=True)
     """Of the current attempt, at Ray; set before it is submitted there."""
-
     resume: Mapped[bool] = mapped_column(default=False)
     """Whether the next attempt continues from the last good checkpoint."""
-
     max_restarts: Mapped[int] = mapped_column(default=3)
     restarts: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[float] = mapped_column(default=0.0)
@@ -60,11 +53,9 @@ class JobRow(Base):
     workers: Mapped[int] = mapped_column(default=1)
     log_start: Mapped[int] = mapped_column(default=0)
     """Offset in the job's log at which the current attempt starts, in bytes."""
-
     before: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     """The job's files as they were when the current attempt started: what changed since is of this attempt,
     whatever the machines' clocks show."""
-
     spec: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)
     env: Mapped[dict[str, Any]] = mapped_column(DOCUMENT, default=dict, deferred=True)
     result: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT, deferred=True)

@@ -1,7 +1,5 @@
 """Uploaded working directories."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from contextlib import suppress
@@ -24,11 +22,9 @@ class Packages:
         digest = hashlib.sha256(content).hexdigest()
         if self.has(digest):
             return digest
-        with Session(self._engine) as session:
-            row = PackageRow(sha256=digest, size=len(content), created=time.time(), content=content)
-            session.add(row)
-            with suppress(IntegrityError):  # a concurrent request stored it
-                session.commit()
+        row = PackageRow(sha256=digest, size=len(content), created=time.time(), content=content)
+        with suppress(IntegrityError), Session(self._engine) as session, session.begin():
+            session.add(row)  # fails if a concurrent request stored it
         return digest
 
     def has(self, digest: str) -> bool:

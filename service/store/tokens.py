@@ -1,7 +1,5 @@
 """Access tokens and their scopes. Only a hash of each is stored."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re
@@ -54,20 +52,13 @@ class Tokens:
             raise JobError(f"{name!r} is not a valid token name: use letters, digits and . _ @ -, at most 63")
         ident, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
         now = time.time()
-        row = TokenRow(
-            id=ident,
-            name=name,
-            secret_hash=_hash(secret),
-            scope=scope,
-            created=now,
-            expires=None if days is None else now + days * 86_400,
-        )
-        with Session(self._engine) as session:
-            session.add(row)
-            try:
-                session.commit()
-            except IntegrityError:
-                raise JobError(f"the token {name} exists already: choose another name") from None
+        expires = None if days is None else now + days * 86_400
+        known = {"id": ident, "secret_hash": _hash(secret)}
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.add(TokenRow(**known, name=name, scope=scope, created=now, expires=expires))
+        except IntegrityError:
+            raise JobError(f"the token {name} exists already: choose another name") from None
         return f"{PREFIX}_{ident}_{secret}"
 
     def all(self) -> list[TokenRow]:

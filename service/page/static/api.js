@@ -31,25 +31,16 @@ function headers(more = {}) {
 }
 
 async function failure(response) {
-  let problem = {};
-  try {
-    problem = await response.json();
-  } catch {
-    // no document: something between the page and the service answered
-  }
+  const problem = await response.json().catch(() => ({})); // no document: a proxy answered
   const error = new ApiError(response.status, problem.detail ?? `the service answered ${response.status}`);
   if (response.status === 401) refused(error.message);
   return error;
 }
 
 async function request(method, path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { method, cache: "no-store", ...options });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "the service does not answer");
-  }
+  const response = await fetch(path, { method, cache: "no-store", ...options }).catch((error) => {
+    throw error.name === "AbortError" ? error : new ApiError(0, "the service does not answer");
+  });
   if (!response.ok) throw await failure(response);
   return response;
 }
@@ -97,10 +88,7 @@ export function follow(path, handlers, connected) {
         await once(path, handlers, abort.signal, () => { pause = 500; connected("live"); });
       } catch (error) {
         if (abort.signal.aborted) return;
-        if ([401, 403, 404, 422].includes(error.status)) {
-          handlers.refused?.(error);
-          return;
-        }
+        if ([401, 403, 404, 422].includes(error.status)) return handlers.refused?.(error);
         connected("lost");
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
@@ -148,11 +136,7 @@ async function once(path, handlers, signal, opened) {
 }
 
 function dispatch(part, handlers) {
-  let kind = "message";
-  const data = [];
-  for (const line of part.split("\n")) {
-    if (line.startsWith("event: ")) kind = line.slice(7);
-    else if (line.startsWith("data: ")) data.push(line.slice(6));
-  }
-  if (data.length) handlers[kind]?.(JSON.parse(data.join("\n")));
+  const [, kind] = part.match(/^event: ([^\n]*)/m) ?? [];
+  const [, data] = part.match(/^data: ([^\n]*)/m) ?? [];
+  if (data) handlers[kind]?.(JSON.parse(data));
 }

@@ -51,11 +51,8 @@ function show(moved) {
     if (link.getAttribute("href") === location.pathname) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (me === null) {
-    leave = showLogin(app, "", entered) ?? leave;
-  } else {
-    leave = place()(app, decodeURIComponent(location.pathname.split("/")[2] ?? "")) ?? leave;
-  }
+  const id = () => decodeURIComponent(location.pathname.split("/")[2] ?? "");
+  leave = (me === null ? showLogin(app, entered) : place()(app, id())) ?? leave;
   if (moved) {
     window.scrollTo(0, 0);
     main.querySelector("h1")?.focus({ preventScroll: true });
@@ -80,9 +77,7 @@ function forget(reason) {
   if (typeof reason === "string") main.querySelector("#login-problem").textContent = reason;
 }
 
-onRefused((reason) => {
-  if (me !== null) forget(reason);
-});
+onRefused((reason) => { if (me !== null) forget(reason); });
 
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
@@ -99,10 +94,7 @@ window.addEventListener("popstate", () => {
 });
 
 async function begin() {
-  if (asksForTokens && !token.get()) {
-    show(false);
-    return;
-  }
+  if (asksForTokens && !token.get()) return show(false);
   try {
     entered(await call("GET", "/v1/me"), false);
   } catch (error) {

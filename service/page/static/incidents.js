@@ -52,38 +52,25 @@ function card({ id, anchor, title, badge, story, evidence }) {
 }
 
 function cost({ steps_lost: lost, seconds }) {
-  const parts = [plural(lost ?? 0, "step")];
-  if (seconds) parts.push(`${number(1000 * seconds)} ms`);
-  return parts.join(", ");
+  return plural(lost ?? 0, "step") + (seconds ? `, ${number(1000 * seconds)} ms` : "");
 }
 
 function proofs({ layers, ranks, samples, moved }) {
-  const parts = [];
-  if (layers?.length) parts.push(h("h4", null, "Layers"), table("Layers, the worst first", ["Layer", "Norm", "Share", "Growth"], first(layers, layerRow)));
-  if (moved?.length) parts.push(h("h4", null, "Weights that moved"), table("Weights that moved, the furthest first", ["Weight", "Distance", "Share"], first(moved, movedRow)));
-  if (ranks?.length) parts.push(h("h4", null, "Ranks"), table("Ranks, the worst first", ["Rank", "Loss", "Local norm", "Share"], first(ranks, rankRow)));
+  const bad = (norm) => (typeof norm === "string" ? "bad" : null);
+  const parts = [
+    ...proof("Layers", "the worst first", ["Layer", "Norm", "Share", "Growth"], layers, ({ name, norm, share, growth }) => (
+      { class: bad(norm), cells: [name, number(norm), percent(share), growth === null ? "–" : `${number(growth)}×`] })),
+    ...proof("Weights that moved", "the furthest first", ["Weight", "Distance", "Share"], moved, ({ name, distance, share }) => (
+      { class: bad(distance), cells: [name, number(distance), percent(share)] })),
+    ...proof("Ranks", "the worst first", ["Rank", "Loss", "Local norm", "Share"], ranks, ({ rank, loss, local_norm: norm, share, nonfinite }) => (
+      { class: nonfinite ? "bad" : null, cells: [String(rank), number(loss), number(norm), percent(share)] })),
+  ];
   if (samples?.length) parts.push(h("h4", null, "Samples"), h("p", { class: "muted wrap" }, sampleWords(samples)));
   return parts.length ? parts : [h("p", { class: "muted" }, "None was kept.")];
 }
 
-function first(rows, cells) {
-  return rows.slice(0, MOST_ROWS).map(cells);
-}
-
-function layerRow({ name, norm, share, growth }) {
-  return { class: bad(norm), cells: [name, number(norm), percent(share), growth === null ? "–" : `${number(growth)}×`] };
-}
-
-function rankRow({ rank, loss, local_norm: norm, share, nonfinite }) {
-  return { class: nonfinite ? "bad" : null, cells: [String(rank), number(loss), number(norm), percent(share)] };
-}
-
-function movedRow({ name, distance, share }) {
-  return { class: bad(distance), cells: [name, number(distance), percent(share)] };
-}
-
-function bad(norm) {
-  return typeof norm === "string" ? "bad" : null;
+function proof(title, order, head, rows, cells) {
+  return rows?.length ? [h("h4", null, title), table(`${title}, ${order}`, head, rows.slice(0, MOST_ROWS).map(cells))] : [];
 }
 
 /** Neighbours as one: 1000–1063. */

@@ -108,10 +108,12 @@ class JobView {
     const ended = ENDED.includes(job.status);
     if (this.app.may("submit")) {
       if (!ended) offered.push(["stop", "Stop", () => this.#stop(), job.status === "stopping"]);
-      if (ended && job.status !== "succeeded" && job.spec) offered.push(["resume", "Resume", () => this.#resume(), false]);
+      const goesOn = () => this.#ask("resume", "It continues from its last good checkpoint, with a new budget of restarts.");
+      if (ended && job.status !== "succeeded" && job.spec) offered.push(["resume", "Resume", goesOn, false]);
       if (job.spec) offered.push(["clone", "Clone", () => this.app.go(`/submit?like=${encodeURIComponent(job.id)}`), false]);
     }
-    offered.push(["report", "Save the report", () => this.#report(), false]);
+    const saved = () => download(`/v1/jobs/${encodeURIComponent(this.id)}/report`, `${this.id}.html`);
+    offered.push(["report", "Save the report", () => this.#try(saved), false]);
     const key = JSON.stringify(offered.map(([name, , , off]) => [name, off]));
     if (key === this.offered) return;
     this.offered = key;
@@ -121,22 +123,14 @@ class JobView {
     if (focused) (this.buttons.querySelector("button:not([disabled])") ?? this.state).focus();
   }
 
-  async #stop() {
-    const saved = ["queued", "waiting"].includes(this.job.status) ? "It has not started yet." : "It saves its state first, and can be resumed.";
-    if (await confirmed(`Stop ${this.id}?`, saved, "Stop the job")) await this.#ask("stop");
+  #stop() {
+    const pending = ["queued", "waiting"].includes(this.job.status);
+    return this.#ask("stop", pending ? "It has not started yet." : "It saves its state first, and can be resumed.");
   }
 
-  async #resume() {
-    const detail = "It continues from its last good checkpoint, with a new budget of restarts.";
-    if (await confirmed(`Resume ${this.id}?`, detail, "Resume the job")) await this.#ask("resume");
-  }
-
-  async #ask(what) {
+  async #ask(what, detail) {
+    if (!(await confirmed(`${sentence(what)} ${this.id}?`, detail, `${sentence(what)} the job`))) return;
     await this.#try(async () => this.#job(await call("POST", `/v1/jobs/${encodeURIComponent(this.id)}/${what}`)));
-  }
-
-  #report() {
-    return this.#try(() => download(`/v1/jobs/${encodeURIComponent(this.id)}/report`, `${this.id}.html`));
   }
 
   async #try(action) {

@@ -20,7 +20,6 @@ export function showList(app) {
   app.title("Jobs");
   const asked = new URLSearchParams(location.search);
   const group = asked.get("show") in GROUPS ? asked.get("show") : "";
-  const known = new Map();
   const items = new Map();
   let limit = AT_ONCE;
   let stop = () => {};
@@ -32,7 +31,6 @@ export function showList(app) {
   const more = h("button", { class: "plain", hidden: true, onclick: () => { limit = Math.min(MOST, limit + AT_ONCE); begin(); } }, "Show more");
 
   function update({ order, changed, more: thereIsMore }) {
-    for (const job of changed) known.set(job.id, job);
     for (const job of changed) items.has(job.id) ? items.get(job.id).show(job) : items.set(job.id, new Item(job));
     const wanted = order.map((id) => items.get(id).element);
     wanted.forEach((element, i) => { if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null); });
@@ -58,10 +56,7 @@ export function showList(app) {
   let typing;
   function filter() {
     clearTimeout(typing);
-    if (!name.checkValidity()) {
-      setText(status, "A name has letters, digits and _ . - only.");
-      return;
-    }
+    if (!name.checkValidity()) return setText(status, "A name has letters, digits and _ . - only.");
     const query = new URLSearchParams();
     if (which.value) query.set("show", which.value);
     if (name.value) query.set("name", name.value);

@@ -3,7 +3,7 @@
 import { call, token } from "/page/api.js";
 import { h } from "/page/dom.js";
 
-export function showLogin(app, _, entered) {
+export function showLogin(app, entered) {
   app.title("Sign in");
   const problem = h("p", { id: "login-problem", class: "problem", role: "alert" });
   const field = h("input", {
@@ -13,11 +13,9 @@ export function showLogin(app, _, entered) {
   async function enter(event) {
     event.preventDefault();
     const given = field.value.trim();
-    if (!/^[\x21-\x7e]+$/.test(given)) {
-      problem.textContent = "A token is one word, such as gg_1234abcd_…";
-      return;
-    }
-    problem.textContent = "";
+    const oneWord = /^[\x21-\x7e]+$/.test(given);
+    problem.textContent = oneWord ? "" : "A token is one word, such as gg_1234abcd_…";
+    if (!oneWord) return;
     token.set(given);
     try {
       entered(await call("GET", "/v1/me"));

@@ -35,7 +35,6 @@ class SubmitForm {
     this.element = this.#element();
     this.text.addEventListener("input", () => this.#typed());
     this.text.addEventListener("scroll", () => { this.gutter.scrollTop = this.text.scrollTop; });
-    this.examples.addEventListener("change", () => this.#example());
   }
 
   #element() {
@@ -60,7 +59,10 @@ class SubmitForm {
         call("GET", "/v1/specs/examples"),
         like ? call("GET", `/v1/jobs/${encodeURIComponent(like)}/draft`) : null,
       ]);
-      this.known = known;
+      this.examples.addEventListener("change", () => {
+        const found = known.find((one) => one.name === this.examples.value);
+        if (found) this.#put(found.text);
+      });
       this.examples.append(...known.map((one) => h("option", { value: one.name }, one.title)));
       if (draft) this.#fill(draft, like);
     } catch (error) {
@@ -83,11 +85,6 @@ class SubmitForm {
     const folder = draft.working_dir ? " It uses the same working directory." : "";
     this.note.textContent = `Copy of ${like}.${folder}${secrets}`;
     this.#put(draft.text);
-  }
-
-  #example() {
-    const found = this.known?.find((one) => one.name === this.examples.value);
-    if (found) this.#put(found.text);
   }
 
   #put(text) {
@@ -158,15 +155,11 @@ class SubmitForm {
   async #submit() {
     this.problem.textContent = "";
     const found = this.checked ?? (await this.#check());
-    if (!found || found.faults.length) {
-      (this.faults.querySelector("button") ?? this.text).focus();
-      return;
-    }
+    if (!found || found.faults.length) return (this.faults.querySelector("button") ?? this.text).focus();
     const odd = [this.priority, this.restarts].find((input) => !input.checkValidity());
     if (odd) {
       this.problem.textContent = `${odd.labels[0].textContent}: ${odd.validationMessage}`;
-      odd.focus();
-      return;
+      return odd.focus();
     }
     this.button.disabled = true;
     try {

@@ -23,12 +23,7 @@ pytestmark = pytest.mark.slow
 schemathesis.openapi.media_type("application/zip", st.binary(max_size=200))
 schemathesis.serializer("application/zip")(lambda _, value: value)
 EXAMPLES = 12
-CHECKS = (
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-)
+CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
 
 @pytest.fixture(scope="module")

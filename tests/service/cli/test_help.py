@@ -65,5 +65,5 @@ def test_both_commands_that_train_take_the_same_options_with_the_same_help() -> 
 def test_the_command_that_continues_a_job_repeats_its_settings() -> None:
     line = continue_command("gradguard train", "my jobs/a.yaml", ["optimizer.lr=0.1", "name=a b"])
     assert shlex.split(line) == [
-        *("gradguard", "train", "my jobs/a.yaml", "--set=optimizer.lr=0.1", "--set=name=a b"),
+        *("gradguard", "train", "my jobs/a.yaml", "--set=optimizer.lr=0.1", "--set=name=a b")
     ]

@@ -10,9 +10,7 @@ from service.reconcile.log_spool import log_path
 from service.store import JobRow
 from tests.jobs.report.report_fixture import SPEC, incidents, rows, write_job, write_rows
 from tests.service.api.api_fixture import Api
-from tests.service.page.page_fixture import (
-    play,
-)
+from tests.service.page.page_fixture import play
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 HISTORY = list(rows(240))

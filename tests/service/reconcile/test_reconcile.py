@@ -77,13 +77,7 @@ def test_what_became_of_an_attempt(
         assert outcome.reason in ("rank 0: ValueError", "optimizer.lr: must be positive")
 
 
-RESTARTED = {
-    "cluster": True,
-    "job": False,
-    "out_of_memory": False,
-    "worker_lost": False,
-    "stalled": False,
-}
+RESTARTED = {"cluster": True, "job": False, "out_of_memory": False, "worker_lost": False, "stalled": False}
 
 
 @pytest.mark.parametrize("cause", CAUSES)

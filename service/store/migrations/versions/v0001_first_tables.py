@@ -1,7 +1,5 @@
 """The first tables."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
@@ -10,7 +8,6 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Creates all."""
     op.create_table(
         "jobs",
         sa.Column("id", sa.Text(), primary_key=True),
@@ -107,6 +104,5 @@ def _create_the_rest() -> None:
 
 
 def downgrade() -> None:
-    """Drops all."""
     for table in ("leases", "packages", "tokens", "idempotency_keys", "events", "attempts", "jobs"):
         op.drop_table(table)

@@ -1,7 +1,5 @@
 """What the files of a job were like when its present attempt began."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
@@ -10,10 +8,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Adds the column."""
     op.add_column("jobs", sa.Column("before", sa.JSON()))
 
 
 def downgrade() -> None:
-    """Drops it."""
     op.drop_column("jobs", "before")
