@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import logging
 import os
 import sysconfig
@@ -11,12 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-
-if TYPE_CHECKING:
-    from jobs.spec.job_spec import DataSpec
+from jobs.spec.data import DataSpec
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +84,9 @@ def _system(corpus: str) -> tuple[list[bytes], str]:
             if not texts:
                 raise DataError(f"data.corpus = debian: there is no text in {DOCUMENTS}: write python")
             return texts, "the documents of this system"
-    return _limited(_sources()), "the sources of Python's standard library"
+    library = _files_below(Path(sysconfig.get_path("stdlib")))
+    sources = (file for file in library if file.suffix == ".py")
+    return _limited(sources), "the sources of Python's standard library"
 
 
 def _documents() -> Iterator[Path]:
@@ -98,27 +96,17 @@ def _documents() -> Iterator[Path]:
             yield file
 
 
-def _sources() -> Iterator[Path]:
-    folder = Path(sysconfig.get_path("stdlib"))
-    return (file for file in _files_below(folder) if file.suffix == ".py")
-
-
 def _limited(files: Iterable[Path]) -> list[bytes]:
     """Texts of the first files, each content once, up to a size that is read in a moment."""
-    seen: set[bytes] = set()
-    texts: list[bytes] = []
+    texts: dict[bytes, None] = {}
     room = _MOST_BYTES
-    for file in files:
-        text = _read(file)
-        digest = hashlib.sha256(text).digest()
-        if not text or digest in seen:
-            continue
-        seen.add(digest)
-        texts.append(text)
-        room -= len(text)
+    for text in map(_read, files):
+        if text and text not in texts:
+            texts[text] = None
+            room -= len(text)
         if room <= 0:
             break
-    return texts
+    return list(texts)
 
 
 def _read(file: Path) -> bytes:

@@ -49,10 +49,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.folder.exists():
             raise DataError(f"{options.folder}: is there already: name a new folder")
-        spec = JobSpec.from_dict(
-            {"data": {**data, "train_limit": options.limit, "test_limit": options.limit}}
-        )
-        train, val = load_images(spec.data)
+        train, val = load_images(JobSpec.from_dict({"data": data}).data)
         written = write_folder(train, options.folder / "train") + write_folder(val, options.folder / "val")
     except (SpecError, DataError) as error:
         print(error, file=sys.stderr)

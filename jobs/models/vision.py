@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from jobs.spec.errors import did_you_mean
+from jobs.spec.sections import ModelSpec
 from jobs.torchvision_compat import classification_models, import_torchvision
 
 import_torchvision()
 from torchvision import models as zoo  # noqa: E402
 
-if TYPE_CHECKING:
-    from jobs.spec.sections import ModelSpec
-
 _SMALL_IMAGE = 64
-_ONE_OUTPUT: dict[str, Any] = {"aux_logits": False, "init_weights": True}
-_MANY_OUTPUTS = ("googlenet", "inception_v3")
 
 
 class ModelError(ValueError):
@@ -65,7 +61,8 @@ def _extra_arguments(name: str, image_size: int) -> dict[str, Any]:
         return {"image_size": image_size}
     if name.startswith("maxvit_"):
         return {"input_size": (image_size, image_size)}
-    return _ONE_OUTPUT if name in _MANY_OUTPUTS else {}
+    has_many_outputs = name in ("googlenet", "inception_v3")
+    return {"aux_logits": False, "init_weights": True} if has_many_outputs else {}
 
 
 def _adapt_stem(model: nn.Module, config: ModelSpec, channels: int, image_size: int) -> None:

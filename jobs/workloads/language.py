@@ -6,7 +6,6 @@ import logging
 import math
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from jobs.data.text import load_text
 from jobs.data.token_cache import encoded
 from jobs.data.tokens import Windows, make_tokenizer
 from jobs.models.gpt import GPT
+from jobs.spec.job_spec import JobSpec
 from jobs.workloads.losses import cross_entropy
-
-if TYPE_CHECKING:
-    from jobs.spec.job_spec import JobSpec
 
 _log = logging.getLogger(__name__)
 
@@ -76,14 +73,9 @@ class LanguageWorkload:
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, with the label smoothing and the z-loss of the spec."""
-        own = self._spec.regularize
-        logits = model(batch[:, :-1])
-        return cross_entropy(
-            logits.flatten(0, 1),
-            batch[:, 1:].flatten(),
-            label_smoothing=own.label_smoothing,
-            z_loss=own.z_loss,
-        )
+        logits = model(batch[:, :-1]).flatten(0, 1)
+        targets, own = batch[:, 1:].flatten(), self._spec.regularize
+        return cross_entropy(logits, targets, label_smoothing=own.label_smoothing, z_loss=own.z_loss)
 
     @torch.no_grad()
     def evaluate(
