@@ -62,14 +62,6 @@ class ImageData:
         """Only these samples."""
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
-    def first(self, limit: int | None) -> ImageData:
-        """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
-
-        None, or a limit beyond the end, keeps all samples in their stored order.
-        """
-        rows = _subset(len(self), limit)
-        return self if rows is None else self.chosen(rows)
-
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel, of pixels scaled to 0..1; exact, from a histogram."""
         levels = torch.arange(256, dtype=torch.float64) / 255
@@ -134,14 +126,20 @@ class ImageFiles:
         """Only these samples."""
         return replace(self, paths=tuple(self.paths[row] for row in rows.tolist()), labels=self.labels[rows])
 
-    def first(self, limit: int | None) -> ImageFiles:
-        """As of ``ImageData``."""
-        rows = _subset(len(self), limit)
-        return self if rows is None else self.chosen(rows)
-
 
 Images = ImageData | ImageFiles
 """One split of a data set."""
+
+
+def first(images: Images, limit: int | None) -> Images:
+    """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
+
+    None, or a limit beyond the end, keeps all samples in their stored order.
+    """
+    if limit is None or limit >= len(images):
+        return images
+    rows = np.random.default_rng(_SUBSET_SEED).permutation(len(images))[:limit]
+    return images.chosen(torch.from_numpy(rows))
 
 
 def _check_labels(images: Images) -> None:
@@ -149,9 +147,3 @@ def _check_labels(images: Images) -> None:
         raise DataError(f"{images.name}: holds no images")
     if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(images.classes):
         raise DataError(f"{images.name}: a label is outside 0..{len(images.classes) - 1}")
-
-
-def _subset(size: int, limit: int | None) -> Tensor | None:
-    if limit is None or limit >= size:
-        return None
-    return torch.from_numpy(np.random.default_rng(_SUBSET_SEED).permutation(size)[:limit])

@@ -10,7 +10,7 @@ import torch
 
 from jobs.data.errors import DataError
 from jobs.data.idx import read_idx
-from jobs.data.images import ImageData, Images
+from jobs.data.images import ImageData, Images, first
 
 if TYPE_CHECKING:
     from jobs.spec.data import DataSpec
@@ -34,7 +34,7 @@ def load_images(config: DataSpec) -> tuple[Images, Images]:
         DataError: the data set is not there, or a file of it is damaged.
     """
     train, test = _find(config)
-    return train.first(config.train_limit), test.first(config.test_limit)
+    return first(train, config.train_limit), first(test, config.test_limit)
 
 
 def _find(config: DataSpec) -> tuple[Images, Images]:

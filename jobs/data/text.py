@@ -6,7 +6,7 @@ import gzip
 import logging
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -79,7 +79,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _system(corpus: str) -> tuple[list[bytes], str]:
     if corpus != "python":
-        texts = _limited(chain(_files_below(LICENSES), _documents()))
+        texts = _limited(chain(_files_below(LICENSES), filter(_is_document, _files_below(DOCUMENTS))))
         if corpus == "debian" or sum(map(len, texts)) >= _ENOUGH_BYTES:
             if not texts:
                 raise DataError(f"data.corpus = debian: there is no text in {DOCUMENTS}: write python")
@@ -89,11 +89,9 @@ def _system(corpus: str) -> tuple[list[bytes], str]:
     return _limited(sources), "the sources of Python's standard library"
 
 
-def _documents() -> Iterator[Path]:
-    for file in _files_below(DOCUMENTS):
-        name = file.name.lower().removesuffix(".gz")
-        if name.startswith(_DOCUMENT_NAMES) or name.endswith(_DOCUMENT_SUFFIXES):
-            yield file
+def _is_document(file: Path) -> bool:
+    name = file.name.lower().removesuffix(".gz")
+    return name.startswith(_DOCUMENT_NAMES) or name.endswith(_DOCUMENT_SUFFIXES)
 
 
 def _limited(files: Iterable[Path]) -> list[bytes]:
@@ -122,18 +120,13 @@ def _read(file: Path) -> bytes:
 
 def _cut(texts: list[bytes], holdout: float, source: str) -> Corpus:
     """Holds out the end of every text, from the beginning of a line on where it has lines."""
-    train, test = [], []
-    for text in texts:
-        place = int(len(text) * (1 - holdout))
-        line = text.rfind(b"\n", 0, place) + 1
-        place = line or _character_at(text, place)
-        train.append(text[:place])
-        test.append(text[place:])
-    return Corpus([text for text in train if text], [text for text in test if text], source)
+    halves = [_halves(text, int(len(text) * (1 - holdout))) for text in texts]
+    return Corpus([train for train, _ in halves if train], [test for _, test in halves if test], source)
 
 
-def _character_at(text: bytes, place: int) -> int:
-    """The beginning of the UTF-8 character at a place."""
-    while place > 0 and (text[place] & 0xC0) == 0x80:
+def _halves(text: bytes, place: int) -> tuple[bytes, bytes]:
+    """Cut where the line at a place begins; where there are no lines, where its UTF-8 character begins."""
+    line = text.rfind(b"\n", 0, place) + 1
+    while not line and place > 0 and (text[place] & 0xC0) == 0x80:
         place -= 1
-    return place
+    return text[: line or place], text[line or place :]

@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--root", help="where the data set is stored, as in data.root")
     parser.add_argument("--limit", type=int, help="write this many images of each split only")
     options = parser.parse_args(arguments)
-    limits = {"train_limit": options.limit, "test_limit": options.limit}
-    data = {"dataset": options.dataset, "root": options.root, **limits}
+    limit = options.limit
+    data = {"dataset": options.dataset, "root": options.root, "train_limit": limit, "test_limit": limit}
     try:
         if options.folder.exists():
             raise DataError(f"{options.folder}: is there already: name a new folder")

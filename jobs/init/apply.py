@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.init.errors import InitError
 from jobs.init.lsuv import unit_variance_
 from jobs.init.matrices import Weights, layers_of
 from jobs.init.residual import residual_ends
 from jobs.spec.init import InitSpec, LayerInit
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.base import Workload
+from jobs.workloads.errors import WorkloadError
 
 _LSUV_SAMPLES = 64
+
+
+class InitError(WorkloadError):
+    """The model cannot be initialized this way; the text is one line with the reason."""
 
 
 def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:

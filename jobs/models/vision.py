@@ -92,30 +92,14 @@ def _adapt_channels(model: nn.Module, channels: int) -> None:
     A grey image gives in one channel exactly what it gave in three equal ones, and in more channels, whose
     weights repeat, the same on the average.
     """
-    path, first = next(
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
-    )
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     given = first.in_channels
     if given == channels:
         return
-    new = nn.Conv2d(
-        channels,
-        first.out_channels,
-        kernel_size=first.kernel_size,  # type: ignore[arg-type]
-        stride=first.stride,  # type: ignore[arg-type]
-        padding=first.padding,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )
-    with torch.no_grad():
-        source = [first.weight[:, index % given] for index in range(max(channels, given))]
-        weight = torch.stack(source, dim=1)
-        new.weight.copy_(
-            weight.sum(1, keepdim=True) if channels == 1 else weight[:, :channels] * given / channels
-        )
-        if first.bias is not None and new.bias is not None:
-            new.bias.copy_(first.bias)
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    source = [first.weight.detach()[:, index % given] for index in range(max(channels, given))]
+    weight = torch.stack(source, dim=1)
+    weight = weight.sum(1, keepdim=True) if channels == 1 else weight[:, :channels] * given / channels
+    first.in_channels, first.weight = channels, nn.Parameter(weight)
 
 
 def _try_out(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:

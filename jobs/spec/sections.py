@@ -8,20 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 
 from guard.config import Config
 from guard.record.metrics import MAX_LAYERS, MAX_RANKS
-from jobs.spec.data import DataSpec
 from jobs.spec.init import InitChoice, InitSpec
 from jobs.spec.language import SHAPE, SIZES, GptFields, GptShape
-from jobs.spec.optim import OptimizerSpec, ScheduleSpec, Share
-
-__all__ = [
-    "DataSpec",
-    "MetricsSpec",
-    "ModelSpec",
-    "OptimizerSpec",
-    "ScaleSpec",
-    "ScheduleSpec",
-    "TrainSpec",
-]
+from jobs.spec.optim import Share
 
 
 class ScaleSpec(Config):

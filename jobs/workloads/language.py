@@ -62,13 +62,8 @@ class LanguageWorkload:
         """The GPT of the spec, for this tokenizer."""
         return GPT(self._shape, self._spec.seed)
 
-    def train_batch(
-        self,
-        ids: NDArray[np.int64],
-        epoch: int,  # noqa: ARG002 - there is no augmentation
-        device: torch.device | str,
-    ) -> Tensor:
-        """Tokens, int64 [N, context + 1]; the same in every ``epoch``."""
+    def train_batch(self, ids: NDArray[np.int64], epoch: int, device: torch.device | str) -> Tensor:  # noqa: ARG002
+        """Tokens, int64 [N, context + 1]; the same in every ``epoch``, since there is no augmentation."""
         return self._train.batch(ids).to(device, non_blocking=True)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
