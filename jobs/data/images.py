@@ -49,11 +49,6 @@ class ImageData:
         """Colour channels of an image."""
         return self.images.shape[1]
 
-    @property
-    def image_size(self) -> int:
-        """Height of an image in pixels."""
-        return self.images.shape[2]
-
     def pixels(self, row: int) -> Tensor:
         """One image, uint8 [C, H, W]."""
         return self.images[row]

@@ -90,7 +90,7 @@ def _size(train: Images, config: DataSpec) -> int:
 def _sized(train: Images, config: DataSpec, size: int) -> v2.Transform | None:
     """The shorter side scaled, the middle cut out."""
     resize = config.resize_to
-    stored = train.image_size if isinstance(train, ImageData) else None
+    stored = train.images.shape[2] if isinstance(train, ImageData) else None
     if resize is None or resize == size == stored:
         return None
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])

@@ -99,9 +99,8 @@ class ModelSpec(GptFields):
     @classmethod
     def _not_overwriting(cls, value: InitSpec | str, info: ValidationInfo) -> InitSpec | str:
         if info.data.get("pretrained") and value not in ("default", InitSpec()):
-            raise ValueError(
-                "would overwrite the published weights: set model.pretrained: false, or remove it"
-            )
+            message = "would overwrite the published weights: set model.pretrained: false, or remove it"
+            raise ValueError(message)
         return value
 
     def gpt_shape(self, tokens: int) -> GptShape:
