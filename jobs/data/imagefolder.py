@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from jobs.data.errors import DataError
 from jobs.data.images import ImageFiles
+from jobs.spec.data import DataSpec
 from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: E402
 
-if TYPE_CHECKING:
-    from jobs.spec.data import DataSpec
-
-_TRAIN = "train"
 _HELD_OUT = ("val", "validation", "valid", "test")
 
 
@@ -36,7 +32,7 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
             f"data.root = {root}: there is no such folder: set data.root to one with train/<class>/ and "
             f"val/<class>/, or make a small one: python -m jobs.data.to_folder digits {root}"
         )
-    train = root / _TRAIN
+    train = root / "train"
     if not train.is_dir():
         return _split(_files(root, _class_names(root)), config)
     classes = _class_names(train)

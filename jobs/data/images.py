@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -14,41 +13,6 @@ from jobs.data.errors import DataError, SampleError
 from jobs.torchvision_compat import import_torchvision
 
 _SUBSET_SEED = 20170828
-
-
-class Images(Protocol):
-    """One split of a data set."""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64, shape [N], each an index into ``classes``."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-
-    @property
-    def name(self) -> str:
-        """The data set, for messages."""
-
-    @property
-    def channels(self) -> int:
-        """Colour channels of an image."""
-
-    def __len__(self) -> int: ...
-
-    def pixels(self, row: int) -> Tensor:
-        """One image, uint8 [C, H, W].
-
-        Raises:
-            SampleError: it cannot be read.
-        """
-
-    def first(self, limit: int | None) -> Self:
-        """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
-
-        None, or a limit beyond the end, keeps all samples in their stored order.
-        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,21 +49,13 @@ class ImageData:
         """Colour channels of an image."""
         return self.images.shape[1]
 
-    @property
-    def image_size(self) -> int:
-        """Height of an image in pixels."""
-        return self.images.shape[2]
-
     def pixels(self, row: int) -> Tensor:
         """One image, uint8 [C, H, W]."""
         return self.images[row]
 
-    def first(self, limit: int | None) -> ImageData:
-        """The first ``limit`` samples of a fixed shuffling; all in their stored order without a limit."""
-        chosen = _subset(len(self), limit)
-        if chosen is None:
-            return self
-        return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
+    def chosen(self, rows: Tensor) -> ImageData:
+        """Only these samples."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel, of pixels scaled to 0..1; exact, from a histogram."""
@@ -156,30 +112,33 @@ class ImageFiles:
         path = self.folder / self.paths[row]
         try:
             with Image.open(path) as image:
-                pixels: Tensor = functional.pil_to_tensor(image.convert("RGB"))
+                return functional.pil_to_tensor(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split())
             raise SampleError(f"{path}: is not a readable image: {reason}") from None
-        return pixels
 
     def chosen(self, rows: Tensor) -> ImageFiles:
         """Only these samples."""
         return replace(self, paths=tuple(self.paths[row] for row in rows.tolist()), labels=self.labels[rows])
 
-    def first(self, limit: int | None) -> ImageFiles:
-        """The first ``limit`` samples of a fixed shuffling; all in their stored order without a limit."""
-        rows = _subset(len(self), limit)
-        return self if rows is None else self.chosen(rows)
+
+Images = ImageData | ImageFiles
+"""One split of a data set."""
 
 
-def _check_labels(images: ImageData | ImageFiles) -> None:
+def first(images: Images, limit: int | None) -> Images:
+    """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
+
+    None, or a limit beyond the end, keeps all samples in their stored order.
+    """
+    if limit is None or limit >= len(images):
+        return images
+    rows = np.random.default_rng(_SUBSET_SEED).permutation(len(images))[:limit]
+    return images.chosen(torch.from_numpy(rows))
+
+
+def _check_labels(images: Images) -> None:
     if len(images.labels) == 0:
         raise DataError(f"{images.name}: holds no images")
     if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(images.classes):
         raise DataError(f"{images.name}: a label is outside 0..{len(images.classes) - 1}")
-
-
-def _subset(size: int, limit: int | None) -> Tensor | None:
-    if limit is None or limit >= size:
-        return None
-    return torch.from_numpy(np.random.default_rng(_SUBSET_SEED).permutation(size)[:limit])

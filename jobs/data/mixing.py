@@ -58,13 +58,8 @@ class Mixer:
     """
 
     def __init__(self, spec: AugmentSpec, *, n_samples: int, batch_size: int, seed: int, size: int) -> None:
-        self._spec, self._n, self._batch_size, self._seed, self._size = (
-            spec,
-            n_samples,
-            batch_size,
-            seed,
-            size,
-        )
+        self._spec, self._seed, self._size = spec, seed, size
+        self._n, self._batch_size = n_samples, batch_size
         self._places: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def draw(self, ids: NDArray[np.int64], epoch: int) -> Draw:
@@ -91,7 +86,7 @@ class Mixer:
         circle = generator.permutation(count)  # each takes the next one on it: none itself, none twice
         partners = np.empty(count, dtype=np.int64)
         partners[circle] = members[np.roll(circle, -1)]
-        cuts = generator.random(count) < _cut_share(spec)
+        cuts = generator.random(count) < (0.0 if not spec.cutmix else 0.5 if spec.mixup else 1.0)
         mixed = generator.random(count) < spec.mix_probability
         alpha = np.where(cuts, spec.cutmix or 1.0, spec.mixup or 1.0)
         share = generator.beta(alpha, alpha)
@@ -149,9 +144,3 @@ class Mix:
         boxed = (bottom > top) & (right > left)
         share = torch.where(boxed, 1.0, self.share[:, None, None])
         return torch.where(inside, 0.0, share).unsqueeze(1)
-
-
-def _cut_share(spec: AugmentSpec) -> float:
-    if not spec.cutmix:
-        return 0.0
-    return 0.5 if spec.mixup else 1.0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,43 +12,25 @@ from torch import Tensor
 
 from jobs.data.errors import DataError
 from jobs.data.images import ImageData
+from jobs.spec.data import DataSpec
 from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision import datasets  # noqa: E402
 
-if TYPE_CHECKING:
-    from jobs.spec.data import DataSpec
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How torchvision is asked for one data set.
-
-    Attributes:
-        make: its class.
-        argument: that chooses the split.
-        splits: its values for the training and the test split.
-        labels: the attribute with the labels.
-    """
-
-    make: Callable[..., Any]
-    argument: str
-    splits: tuple[Any, Any]
-    labels: str
-
-
-_TRAIN_FLAG = ("train", (True, False), "targets")
-_SPLIT_NAME = ("split", ("train", "test"), "labels")
-_KINDS = {
-    "mnist": _Kind(datasets.MNIST, *_TRAIN_FLAG),
-    "kmnist": _Kind(datasets.KMNIST, *_TRAIN_FLAG),
-    "cifar10": _Kind(datasets.CIFAR10, *_TRAIN_FLAG),
-    "cifar100": _Kind(datasets.CIFAR100, *_TRAIN_FLAG),
-    "usps": _Kind(datasets.USPS, *_TRAIN_FLAG),
-    "svhn": _Kind(datasets.SVHN, *_SPLIT_NAME),
-    "stl10": _Kind(datasets.STL10, *_SPLIT_NAME),
+_FLAG = ("train", (True, False), "targets")
+_NAME = ("split", ("train", "test"), "labels")
+_KINDS: dict[str, tuple[Callable[..., Any], tuple[str, tuple[Any, Any], str]]] = {
+    "mnist": (datasets.MNIST, _FLAG),
+    "kmnist": (datasets.KMNIST, _FLAG),
+    "cifar10": (datasets.CIFAR10, _FLAG),
+    "cifar100": (datasets.CIFAR100, _FLAG),
+    "usps": (datasets.USPS, _FLAG),
+    "svhn": (datasets.SVHN, _NAME),
+    "stl10": (datasets.STL10, _NAME),
 }
+"""Torchvision's class, its argument that chooses the split, the values of that for the training and the test
+split, and the attribute with the labels."""
 
 
 def load_named(config: DataSpec) -> tuple[ImageData, ImageData]:
@@ -59,14 +40,14 @@ def load_named(config: DataSpec) -> tuple[ImageData, ImageData]:
         DataError: it is not there, is damaged, or cannot be downloaded.
     """
     root = Path(config.root or "").expanduser()
-    train, test = (_load(config, root, split) for split in (0, 1))
-    return train, test
+    return _load(config, root, 0), _load(config, root, 1)
 
 
 def _load(config: DataSpec, root: Path, split: int) -> ImageData:
-    name, kind = config.dataset, _KINDS[config.dataset]
+    name = config.dataset
+    make, (argument, splits, labelled) = _KINDS[name]
     try:
-        found = kind.make(str(root), **{kind.argument: kind.splits[split]}, download=config.download)
+        found = make(str(root), **{argument: splits[split]}, download=config.download)
     except ModuleNotFoundError as error:
         raise DataError(f"{name}: reading it needs {error.name}: pip install {error.name}") from None
     except Exception as error:
@@ -77,7 +58,7 @@ def _load(config: DataSpec, root: Path, split: int) -> ImageData:
             f"{name} cannot be read from data.root = {root}: {reason}: "
             "set data.root to the folder that torchvision keeps it in, or set data.download: true"
         ) from error
-    labels = torch.as_tensor(np.asarray(getattr(found, kind.labels))).long()
+    labels = torch.as_tensor(np.asarray(getattr(found, labelled))).long()
     classes = tuple(getattr(found, "classes", ())) or tuple(map(str, range(int(labels.max()) + 1)))
     return ImageData(_channels_first(found.data), labels, classes, name)
 

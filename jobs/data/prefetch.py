@@ -13,23 +13,17 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from jobs.data.cursor import DataCursor, shard
 from jobs.data.errors import SampleError
-from jobs.data.reader import ReadRequest, Samples
+from jobs.data.reader import ImageReader, ReadRequest, Samples
 
 _START = "spawn"  # a fork of a process with the threads of Ray, gloo and CUDA may hang
 _PER_WORKER = 2
-
-
-class Reads(Protocol):
-    """Turns a request into samples; sent to the processes."""
-
-    def read(self, request: ReadRequest) -> Samples: ...
+Plan = Callable[[], Iterator[ReadRequest]]
 
 
 class Prefetcher:
@@ -43,9 +37,7 @@ class Prefetcher:
         pin: whether samples come in page-locked memory, for a GPU.
     """
 
-    def __init__(
-        self, reader: Reads, *, workers: int, plan: Callable[[], Iterator[ReadRequest]], parts: int, pin: bool
-    ) -> None:
+    def __init__(self, reader: ImageReader, *, workers: int, plan: Plan, parts: int, pin: bool) -> None:
         self._reader, self._plan, self._parts = reader, plan, parts
         self._queue = _Queue()
         self._loader = DataLoader(
@@ -106,7 +98,7 @@ class Prefetcher:
     def _answer(self) -> Samples:
         if self._answers is None:
             raise RuntimeError("nothing is being read")
-        self._queue.taken()
+        self._queue.sent.popleft()
         try:
             answer = next(self._answers)
         except (OSError, EOFError) as error:  # the channel of the samples went with the process
@@ -116,9 +108,7 @@ class Prefetcher:
         return answer
 
 
-def plan_of(
-    cursor: DataCursor, rank: int, world_size: int, micro_batches: int
-) -> Callable[[], Iterator[ReadRequest]]:
+def plan_of(cursor: DataCursor, rank: int, world_size: int, micro_batches: int) -> Plan:
     """The requests of a rank if nothing comes between, from the cursor's last batch on."""
 
     def plan() -> Iterator[ReadRequest]:
@@ -148,25 +138,22 @@ class _Queue(Sampler[ReadRequest]):
 
     def __init__(self) -> None:
         self.requests: Iterator[ReadRequest] = iter(())
-        self._sent: deque[ReadRequest] = deque()
+        self.sent: deque[ReadRequest] = deque()
 
     def __iter__(self) -> Iterator[ReadRequest]:
-        self._sent.clear()
+        self.sent.clear()
         for request in self.requests:
-            self._sent.append(request)
+            self.sent.append(request)
             yield request
 
     def next_is(self, request: ReadRequest) -> bool:
-        return bool(self._sent) and self._sent[0].same(request)
-
-    def taken(self) -> None:
-        self._sent.popleft()
+        return bool(self.sent) and self.sent[0].same(request)
 
 
 class _Reading(Dataset[Samples | SampleError]):
     """Runs in each process. A broken image is an answer: torch would add a traceback to an exception."""
 
-    def __init__(self, reader: Reads) -> None:
+    def __init__(self, reader: ImageReader) -> None:
         self._reader = reader
 
     def __getitem__(self, request: ReadRequest) -> Samples | SampleError:

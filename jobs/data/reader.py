@@ -81,18 +81,10 @@ class ImageReader:
         self.pipeline = Pipeline(train, config)
         self._skip = config.on_broken == "skip"
         self._seed = seed
-        augment = config.augmentation
-        self._mixer = (
-            Mixer(
-                augment,
-                n_samples=len(train),
-                batch_size=config.batch_size,
-                seed=seed,
-                size=self.pipeline.size,
-            )
-            if augment is not None and augment.mixes
-            else None
-        )
+        self._mixer: Mixer | None = None
+        if (augment := config.augmentation) is not None and augment.mixes:
+            batch_size, size = config.batch_size, self.pipeline.size
+            self._mixer = Mixer(augment, n_samples=len(train), batch_size=batch_size, seed=seed, size=size)
 
     def read(self, request: ReadRequest) -> Samples:
         """The requested samples.
@@ -103,24 +95,23 @@ class ImageReader:
         if request.split == "test":
             return self._fixed(self.test, request.ids)
         if self._mixer is None:
-            images, labels, broken = self._training(request.ids, request.epoch)
-            return Samples(images, labels, None, broken)
+            return self._training(request.ids, request.epoch)
         return self._mixed(self._mixer, request.ids, request.epoch)
 
     def _mixed(self, mixer: Mixer, ids: NDArray[np.int64], epoch: int) -> Samples:
         """A partner that is in ``ids`` too is read once."""
         draw = mixer.draw(ids, epoch)
         wanted, places = np.unique(np.concatenate([ids, draw.partners]), return_inverse=True)
-        images, labels, broken = self._training(wanted, epoch)
+        read = self._training(wanted, epoch)
         own, other = torch.from_numpy(places).split(len(ids))
-        mix = Mix(images[other], labels[other], torch.from_numpy(draw.share), torch.from_numpy(draw.boxes))
-        return Samples(images[own], labels[own], mix, broken)
+        share, boxes = torch.from_numpy(draw.share), torch.from_numpy(draw.boxes)
+        mix = Mix(read.images[other], read.labels[other], share, boxes)
+        return Samples(read.images[own], read.labels[own], mix, read.broken)
 
-    def _training(self, ids: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    def _training(self, ids: NDArray[np.int64], epoch: int) -> Samples:
         augment = self.pipeline.random
         if augment is None:
-            samples = self._fixed(self.train, ids, replace=True)
-            return samples.images, samples.labels, samples.broken
+            return self._fixed(self.train, ids, replace=True)
         found = [self._pixels(self.train, int(sample), replace=True) for sample in ids]
         images = []
         with torch.random.fork_rng(devices=[]):
@@ -128,7 +119,7 @@ class ImageReader:
                 # Only the CPU generator: torch.manual_seed would reseed the GPU generators too.
                 torch.default_generator.manual_seed(_sample_seed(self._seed, epoch, int(sample)))
                 images.append(augment(pixels))
-        return torch.stack(images), self._labels(self.train, found), _broken(found)
+        return _samples(self.train, torch.stack(images), found)
 
     def _fixed(self, source: Images, ids: NDArray[np.int64], *, replace: bool = False) -> Samples:
         """Nothing random; images of one size in memory go through it all at once."""
@@ -141,7 +132,7 @@ class ImageReader:
         kept = [pixels if size is None else size(pixels) for pixels, row, _ in found if row >= 0]
         side = self.pipeline.size
         images = torch.stack(kept) if kept else torch.empty(0, source.channels, side, side, dtype=torch.uint8)
-        return Samples(images, self._labels(source, found), None, _broken(found))
+        return _samples(source, images, found)
 
     def _pixels(self, source: Images, sample: int, *, replace: bool) -> _Found:
         """An image, or the next readable one; without ``replace`` a broken one has the row -1."""
@@ -157,9 +148,6 @@ class ImageReader:
                 return _Found(torch.empty(0), -1, tuple(broken))
         raise SampleError(f"{broken[0]}; and so are the {_MOST_BROKEN - 1} images after it")
 
-    def _labels(self, source: Images, found: Sequence[_Found]) -> Tensor:
-        return source.labels[torch.tensor([row for _, row, _ in found if row >= 0], dtype=torch.int64)]
-
 
 class _Found(NamedTuple):
     pixels: Tensor
@@ -167,8 +155,9 @@ class _Found(NamedTuple):
     broken: tuple[str, ...]
 
 
-def _broken(found: Sequence[_Found]) -> tuple[str, ...]:
-    return tuple(line for _, _, broken in found for line in broken)
+def _samples(source: Images, images: Tensor, found: Sequence[_Found]) -> Samples:
+    labels = source.labels[torch.tensor([row for _, row, _ in found if row >= 0], dtype=torch.int64)]
+    return Samples(images, labels, None, tuple(line for _, _, broken in found for line in broken))
 
 
 def _sample_seed(seed: int, epoch: int, sample: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 
 from jobs.data.errors import DataError
 from jobs.data.idx import read_idx
-from jobs.data.images import ImageData, Images
+from jobs.data.images import ImageData, Images, first
 
 if TYPE_CHECKING:
     from jobs.spec.data import DataSpec
@@ -35,7 +34,7 @@ def load_images(config: DataSpec) -> tuple[Images, Images]:
         DataError: the data set is not there, or a file of it is damaged.
     """
     train, test = _find(config)
-    return train.first(config.train_limit), test.first(config.test_limit)
+    return first(train, config.train_limit), first(test, config.test_limit)
 
 
 def _find(config: DataSpec) -> tuple[Images, Images]:
@@ -68,17 +67,14 @@ def _fashion_folder(config: DataSpec) -> Path | None:
     for folder in _candidates(config):
         if _file(folder, "train-images-idx3-ubyte") is not None:
             return folder
-    if config.download:
-        return _download(Path(config.root or "data").expanduser())
-    return None
+    return _download(Path(config.root or "data").expanduser()) if config.download else None
 
 
-def _candidates(config: DataSpec) -> Iterator[Path]:
-    if config.root is not None:
-        root = Path(config.root).expanduser()
-        yield from (root, root / "FashionMNIST" / "raw", root / "raw")
-    else:
-        yield SYSTEM_FOLDER
+def _candidates(config: DataSpec) -> tuple[Path, ...]:
+    if config.root is None:
+        return (SYSTEM_FOLDER,)
+    root = Path(config.root).expanduser()
+    return root, root / "FashionMNIST" / "raw", root / "raw"
 
 
 def _advice(config: DataSpec) -> str:
@@ -120,10 +116,7 @@ def _fashion_split(folder: Path, prefix: str) -> ImageData:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    return None
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _required(folder: Path, name: str) -> Path:
@@ -139,15 +132,8 @@ def load_digits() -> tuple[ImageData, ImageData]:
     from sklearn.model_selection import train_test_split
 
     images, labels = read_digits(return_X_y=True)
-    pixels = (images.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype("uint8")
+    pixels = torch.from_numpy((images.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype("uint8"))
+    whole = ImageData(pixels, torch.from_numpy(labels).long(), tuple("0123456789"), "digits")
     rows = train_test_split(range(len(labels)), test_size=0.2, random_state=_SPLIT_SEED, stratify=labels)
-    train, test = (
-        ImageData(
-            torch.from_numpy(pixels[chosen]),
-            torch.from_numpy(labels[chosen]).long(),
-            tuple("0123456789"),
-            "digits",
-        )
-        for chosen in rows
-    )
+    train, test = (whole.chosen(torch.tensor(chosen)) for chosen in rows)
     return train, test

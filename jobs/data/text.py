@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import logging
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-
-if TYPE_CHECKING:
-    from jobs.spec.job_spec import DataSpec
+from jobs.spec.data import DataSpec
 
 _log = logging.getLogger(__name__)
 
@@ -83,42 +79,32 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _system(corpus: str) -> tuple[list[bytes], str]:
     if corpus != "python":
-        texts = _limited(chain(_files_below(LICENSES), _documents()))
+        texts = _limited(chain(_files_below(LICENSES), filter(_is_document, _files_below(DOCUMENTS))))
         if corpus == "debian" or sum(map(len, texts)) >= _ENOUGH_BYTES:
             if not texts:
                 raise DataError(f"data.corpus = debian: there is no text in {DOCUMENTS}: write python")
             return texts, "the documents of this system"
-    return _limited(_sources()), "the sources of Python's standard library"
+    library = _files_below(Path(sysconfig.get_path("stdlib")))
+    sources = (file for file in library if file.suffix == ".py")
+    return _limited(sources), "the sources of Python's standard library"
 
 
-def _documents() -> Iterator[Path]:
-    for file in _files_below(DOCUMENTS):
-        name = file.name.lower().removesuffix(".gz")
-        if name.startswith(_DOCUMENT_NAMES) or name.endswith(_DOCUMENT_SUFFIXES):
-            yield file
-
-
-def _sources() -> Iterator[Path]:
-    folder = Path(sysconfig.get_path("stdlib"))
-    return (file for file in _files_below(folder) if file.suffix == ".py")
+def _is_document(file: Path) -> bool:
+    name = file.name.lower().removesuffix(".gz")
+    return name.startswith(_DOCUMENT_NAMES) or name.endswith(_DOCUMENT_SUFFIXES)
 
 
 def _limited(files: Iterable[Path]) -> list[bytes]:
     """Texts of the first files, each content once, up to a size that is read in a moment."""
-    seen: set[bytes] = set()
-    texts: list[bytes] = []
+    texts: dict[bytes, None] = {}
     room = _MOST_BYTES
-    for file in files:
-        text = _read(file)
-        digest = hashlib.sha256(text).digest()
-        if not text or digest in seen:
-            continue
-        seen.add(digest)
-        texts.append(text)
-        room -= len(text)
+    for text in map(_read, files):
+        if text and text not in texts:
+            texts[text] = None
+            room -= len(text)
         if room <= 0:
             break
-    return texts
+    return list(texts)
 
 
 def _read(file: Path) -> bytes:
@@ -134,18 +120,13 @@ def _read(file: Path) -> bytes:
 
 def _cut(texts: list[bytes], holdout: float, source: str) -> Corpus:
     """Holds out the end of every text, from the beginning of a line on where it has lines."""
-    train, test = [], []
-    for text in texts:
-        place = int(len(text) * (1 - holdout))
-        line = text.rfind(b"\n", 0, place) + 1
-        place = line or _character_at(text, place)
-        train.append(text[:place])
-        test.append(text[place:])
-    return Corpus([text for text in train if text], [text for text in test if text], source)
+    halves = [_halves(text, int(len(text) * (1 - holdout))) for text in texts]
+    return Corpus([train for train, _ in halves if train], [test for _, test in halves if test], source)
 
 
-def _character_at(text: bytes, place: int) -> int:
-    """The beginning of the UTF-8 character at a place."""
-    while place > 0 and (text[place] & 0xC0) == 0x80:
+def _halves(text: bytes, place: int) -> tuple[bytes, bytes]:
+    """Cut where the line at a place begins; where there are no lines, where its UTF-8 character begins."""
+    line = text.rfind(b"\n", 0, place) + 1
+    while not line and place > 0 and (text[place] & 0xC0) == 0x80:
         place -= 1
-    return place
+    return text[: line or place], text[line or place :]

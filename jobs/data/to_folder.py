@@ -44,15 +44,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--root", help="where the data set is stored, as in data.root")
     parser.add_argument("--limit", type=int, help="write this many images of each split only")
     options = parser.parse_args(arguments)
-    limits = {"train_limit": options.limit, "test_limit": options.limit}
-    data = {"dataset": options.dataset, "root": options.root, **limits}
+    limit = options.limit
+    data = {"dataset": options.dataset, "root": options.root, "train_limit": limit, "test_limit": limit}
     try:
         if options.folder.exists():
             raise DataError(f"{options.folder}: is there already: name a new folder")
-        spec = JobSpec.from_dict(
-            {"data": {**data, "train_limit": options.limit, "test_limit": options.limit}}
-        )
-        train, val = load_images(spec.data)
+        train, val = load_images(JobSpec.from_dict({"data": data}).data)
         written = write_folder(train, options.folder / "train") + write_folder(val, options.folder / "val")
     except (SpecError, DataError) as error:
         print(error, file=sys.stderr)

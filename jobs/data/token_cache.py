@@ -25,7 +25,6 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = b"gradguard tokens 1"
 """Part of the key; increase the number when ``Tokenizer.encode`` gives different ids."""
-_FILE = "ids.npy"
 
 
 def cache_folder() -> Path:
@@ -42,15 +41,13 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
     """
     if tokenizer.identity is None:
         return tokenizer.encode(texts)
-    folder = cache_folder() / _key(tokenizer.identity, texts)
-    with _locked(folder) as usable:
-        if not usable:
-            return tokenizer.encode(texts)
-        found = _mapped(folder / _FILE)
+    path = cache_folder() / _key(tokenizer.identity, texts) / "ids.npy"
+    with _locked(path.parent) as usable:
+        found = _mapped(path) if usable else None
         if found is not None:
             return found
         tokens = tokenizer.encode(texts)
-        kept = _mapped(folder / _FILE) if _keep(folder / _FILE, tokens) else None
+        kept = _mapped(path) if usable and _keep(path, tokens) else None
         return tokens if kept is None else kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,35 +19,20 @@ _AT_ONCE = 64
 _LIMIT_SEED = 0
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
-
-    size: int
-    """Ids are 0..size-1."""
-    identity: bytes | None
-    """Equal for two tokenizers that give the same ids; None where tokenizing costs nothing."""
-
-    def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
-        """The tokens of all texts in one row, with an end marker after each."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens; incomplete characters become U+FFFD."""
-        ...
-
-
 class Bytes:
     """A token is a byte of UTF-8; a text ends with a zero byte, which no text has in it."""
 
     size = 256
+    """Ids are 0..size-1."""
     identity: bytes | None = None
+    """Equal for two tokenizers that give the same ids; None where tokenizing costs nothing."""
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
-        """uint8."""
+        """The tokens of all texts in one row, uint8, with an end marker after each."""
         return np.frombuffer(b"".join(text + b"\0" for text in texts), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Zero bytes become line breaks."""
+        """The text of tokens: zero bytes become line breaks, incomplete characters U+FFFD."""
         return bytes(ids).replace(b"\0", b"\n").decode("utf-8", "replace")
 
 
@@ -80,7 +65,7 @@ class TokenizerFile:
         self.identity: bytes | None = tokenizers.__version__.encode() + hashlib.sha256(content).digest()
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
-        """uint16 where the ids fit, else int32."""
+        """As of ``Bytes``, but uint16 where the ids fit, else int32."""
         dtype = np.uint16 if self.size <= 1 << 16 else np.int32
         rows: list[NDArray[Any]] = []
         for first in range(0, len(texts), _AT_ONCE):
@@ -92,6 +77,10 @@ class TokenizerFile:
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are omitted."""
         return str(self._tokenizer.decode(list(ids)))
+
+
+Tokenizer = Bytes | TokenizerFile
+"""Text to token ids and back."""
 
 
 def make_tokenizer(path: str | None) -> Tokenizer:

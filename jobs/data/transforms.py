@@ -19,7 +19,7 @@ import_torchvision()
 from torchvision.transforms import v2  # noqa: E402
 
 if TYPE_CHECKING:
-    from jobs.spec.augment import AugmentSpec, ColorSpec
+    from jobs.spec.augment import AugmentSpec
     from jobs.spec.data import DataSpec
 
 _CHARACTERS = frozenset({"digits", "mnist", "kmnist", "svhn", "usps"})
@@ -42,9 +42,8 @@ class Pipeline:
         augment = config.augmentation
         self.mean, self.std = _normalization(train, config)
         self.size = _size(train, config)
-        self.normalize = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
-        )
+        scaled = v2.ToDtype(torch.float32, scale=True)
+        self.normalize = v2.Compose([scaled, v2.Normalize(self.mean, self.std)])
         self.fixed = _sized(train, config, self.size)
         steps = [] if augment is None else list(self._random_steps(augment, train))
         self.random = v2.Compose(steps) if steps else None
@@ -55,14 +54,14 @@ class Pipeline:
         yield from _mirrored(augment, train)
         if augment.rotation:
             yield v2.RandomRotation(augment.rotation, interpolation=v2.InterpolationMode.BILINEAR)
-        if augment.color is not None:
-            yield _jitter(augment.color)
+        if (color := augment.color) is not None:
+            yield v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)
         if (rand := augment.randaugment) is not None:
             yield v2.RandAugment(rand.operations, rand.magnitude)
         if (mix := augment.augmix) is not None:
             yield v2.AugMix(mix.severity, mix.width, mix.depth or _ANY_DEPTH, mix.alpha)
         if (erasing := augment.erasing) is not None:
-            fill = [round(255 * level) for level in _each(self.mean, train.channels)]
+            fill = [round(255 * level) for level in self.mean] * (train.channels // len(self.mean))
             yield v2.RandomErasing(erasing.probability, erasing.scale, value=fill)
 
     def _cropped(self, augment: AugmentSpec, train: Images) -> Iterator[v2.Transform]:
@@ -91,7 +90,7 @@ def _size(train: Images, config: DataSpec) -> int:
 def _sized(train: Images, config: DataSpec, size: int) -> v2.Transform | None:
     """The shorter side scaled, the middle cut out."""
     resize = config.resize_to
-    stored = train.image_size if isinstance(train, ImageData) else None
+    stored = train.images.shape[2] if isinstance(train, ImageData) else None
     if resize is None or resize == size == stored:
         return None
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
@@ -120,19 +119,10 @@ def _fitting(numbers: Sequence[float], train: Images) -> list[float]:
     return list(numbers)
 
 
-def _each(numbers: Sequence[float], channels: int) -> list[float]:
-    return list(numbers) * (channels // len(numbers))
-
-
 def _mirrored(augment: AugmentSpec, train: Images) -> Iterator[v2.Transform]:
-    flip = augment.flip
-    if flip == "auto":
-        flip = "none" if train.name in _CHARACTERS else "horizontal"
+    automatic = "none" if train.name in _CHARACTERS else "horizontal"
+    flip = automatic if augment.flip == "auto" else augment.flip
     if flip in ("horizontal", "both"):
         yield v2.RandomHorizontalFlip()
     if flip in ("vertical", "both"):
         yield v2.RandomVerticalFlip()
-
-
-def _jitter(color: ColorSpec) -> v2.Transform:
-    return v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)

@@ -4,11 +4,9 @@
 ``lsuv``: layer-sequential unit variance, on real data
 ``residual``: the ends of residual branches
 ``matrices``: which tensors are weight matrices, which are biases
-``errors``: what initializing raises
 """
 
-from jobs.init.apply import build_initialized, initialize
-from jobs.init.errors import InitError
+from jobs.init.apply import InitError, build_initialized, initialize
 from jobs.init.residual import residual_ends
 
 __all__ = ["InitError", "build_initialized", "initialize", "residual_ends"]

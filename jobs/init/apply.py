@@ -5,23 +5,24 @@ from __future__ import annotations
 import fnmatch
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.init.errors import InitError
 from jobs.init.lsuv import unit_variance_
 from jobs.init.matrices import Weights, layers_of
-from jobs.init.residual import residual_ends, scale_, zero_
-
-if TYPE_CHECKING:
-    from jobs.spec.init import InitSpec, LayerInit
-    from jobs.spec.job_spec import JobSpec
-    from jobs.workloads.base import Workload
+from jobs.init.residual import residual_ends
+from jobs.spec.init import InitSpec, LayerInit
+from jobs.spec.job_spec import JobSpec
+from jobs.workloads.base import Workload
+from jobs.workloads.errors import WorkloadError
 
 _LSUV_SAMPLES = 64
+
+
+class InitError(WorkloadError):
+    """The model cannot be initialized this way; the text is one line with the reason."""
 
 
 def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
@@ -34,8 +35,7 @@ def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
     samples = np.random.default_rng(spec.seed).permutation(workload.n_train)[:_LSUV_SAMPLES]
 
     def forward() -> None:
-        batch = workload.train_batch(samples, 0, torch.device("cpu"))
-        workload.loss(model, batch)
+        workload.loss(model, workload.train_batch(samples, 0, torch.device("cpu")))
 
     initialize(model, spec.model.initialization, seed=spec.seed, forward=forward)
     return model
@@ -58,7 +58,7 @@ def initialize(model: nn.Module, spec: InitSpec, *, seed: int, forward: Callable
     layers = list(layers_of(model))
     _check_patterns(spec, layers)
     for layer in layers:
-        _draw(layer, _rule(spec, layer.name), seed)
+        _draw(layer, _exception(spec, layer.name) or spec, seed)
     if spec.scheme == "lsuv":
         own = [layer for layer in layers if _exception(spec, layer.name) is None]
         unit_variance_(model, own, forward)
@@ -73,11 +73,11 @@ def _residual(model: nn.Module, what: str) -> None:
             f"model.init.residual = {what}: {type(model).__name__} has no residual branch that is known; "
             "leave it out, or name the last layers in an attribute residual_ends of the block"
         )
-    for _, end in ends:
+    for tensor in (own.data for _, end in ends for own in end.parameters(recurse=False)):
         if what == "zero":
-            zero_(end)
+            tensor.zero_()
         else:
-            scale_(end, len(ends) ** -0.5)
+            tensor.mul_(len(ends) ** -0.5)
 
 
 def _check_patterns(spec: InitSpec, layers: list[Weights]) -> None:
@@ -92,10 +92,6 @@ def _check_patterns(spec: InitSpec, layers: list[Weights]) -> None:
 
 def _exception(spec: InitSpec, name: str) -> LayerInit | None:
     return next((rule for rule in spec.layers if fnmatch.fnmatchcase(name, rule.match)), None)
-
-
-def _rule(spec: InitSpec, name: str) -> InitSpec | LayerInit:
-    return _exception(spec, name) or spec
 
 
 def _draw(layer: Weights, rule: InitSpec | LayerInit, seed: int) -> None:
@@ -113,26 +109,18 @@ def _seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0])
 
 
-def _kaiming(weight: Tensor, _: float, generator: torch.Generator) -> None:
-    nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu", generator=generator)
+def _orthogonal(weight: Tensor, _: float, generator: torch.Generator) -> Tensor:
+    return nn.init.orthogonal_(weight, generator=generator)
 
 
-def _xavier(weight: Tensor, _: float, generator: torch.Generator) -> None:
-    nn.init.xavier_normal_(weight, generator=generator)
-
-
-def _orthogonal(weight: Tensor, _: float, generator: torch.Generator) -> None:
-    nn.init.orthogonal_(weight, generator=generator)
-
-
-def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
-
-
-_SCHEMES: dict[str, Callable[[Tensor, float, torch.Generator], None]] = {
-    "kaiming": _kaiming,  # He et al., "Delving Deep into Rectifiers" (2015), section 2.2
-    "xavier": _xavier,  # Glorot and Bengio, "Understanding the difficulty ..." (2010), section 4.2.1
+_SCHEMES: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
+    # He et al., "Delving Deep into Rectifiers" (2015), section 2.2
+    "kaiming": lambda w, _, draw: nn.init.kaiming_normal_(w, nonlinearity="relu", generator=draw),
+    # Glorot and Bengio, "Understanding the difficulty ..." (2010), section 4.2.1
+    "xavier": lambda w, _, draw: nn.init.xavier_normal_(w, generator=draw),
     "orthogonal": _orthogonal,  # Saxe et al., "Exact solutions to the nonlinear dynamics ..." (2014)
-    "truncated_normal": _truncated_normal,
+    "truncated_normal": lambda w, std, draw: nn.init.trunc_normal_(
+        w, std=std, a=-2 * std, b=2 * std, generator=draw
+    ),
     "lsuv": _orthogonal,
 }

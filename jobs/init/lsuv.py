@@ -28,7 +28,7 @@ def unit_variance_(model: nn.Module, layers: Sequence[Weights], forward: Callabl
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     hooks = [
-        layer.module.register_forward_hook(_once())
+        layer.module.register_forward_hook(_once(layer.matrices[0]))
         for layer in layers
         if len(layer.matrices) == 1 and not layer.is_embedding
     ]
@@ -43,11 +43,11 @@ def unit_variance_(model: nn.Module, layers: Sequence[Weights], forward: Callabl
             buffer.copy_(before)
 
 
-def _once() -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-    """Scales its layer at the first call: a layer that is used twice keeps the scale of the first time."""
+def _once(weight: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+    """Scales the layer at its first call: a layer that is used twice keeps the scale of the first time."""
     done = False
 
-    def scale(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
         nonlocal done
         if done:
             return None
@@ -55,14 +55,7 @@ def _once() -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         std = float(output.float().std(correction=0))
         if not _LEAST_STD < std < float("inf"):
             return None  # nothing comes through, or nothing finite: scaling cannot help
-        _weight(module).div_(std)
+        weight.div_(std)
         return output / std
 
     return scale
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(module).__name__} has no weight tensor")
-    return weight.data

@@ -50,8 +50,7 @@ def _weights(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
     if isinstance(module, nn.RNNBase):
         return _recurrent(module)
     if isinstance(module, nn.Linear | _ConvNd):
-        biases = () if module.bias is None else (module.bias.data,)
-        return (module.weight.data,), biases
+        return (module.weight.data,), () if module.bias is None else (module.bias.data,)
     if isinstance(module, nn.Embedding):
         return (module.weight.data,), ()
     return (), ()

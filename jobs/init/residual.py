@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 _ENDS = {
     "BasicBlock": ("bn2",),
@@ -18,24 +18,8 @@ def residual_ends(model: nn.Module) -> list[tuple[str, nn.Module]]:
     A block of one's own names them in an attribute ``residual_ends``: paths relative to the block, such as
     ``("attention.out", "mlp.out")``.
     """
-    found = []
-    for name, block in model.named_modules():
-        for path in getattr(block, "residual_ends", None) or _ENDS.get(type(block).__name__, ()):
-            found.append((f"{name}.{path}" if name else path, block.get_submodule(path)))
-    return found
-
-
-def zero_(end: nn.Module) -> None:
-    """Makes a layer return zeros for any input: the block starts as the identity."""
-    for tensor in _own(end):
-        tensor.zero_()
-
-
-def scale_(end: nn.Module, factor: float) -> None:
-    """Multiplies what a layer gives."""
-    for tensor in _own(end):
-        tensor.mul_(factor)
-
-
-def _own(end: nn.Module) -> list[Tensor]:
-    return [parameter.data for parameter in end.parameters(recurse=False)]
+    return [
+        (f"{name}.{path}" if name else path, block.get_submodule(path))
+        for name, block in model.named_modules()
+        for path in getattr(block, "residual_ends", None) or _ENDS.get(type(block).__name__, ())
+    ]

@@ -56,8 +56,7 @@ class GPT(nn.Module):
         stream = self.dropout(self.embedding(tokens))
         for block in self.blocks:
             stream = block(stream, turns)
-        logits: Tensor = self.head(self.norm(stream))
-        return logits
+        return self.head(self.norm(stream))
 
 
 class Block(nn.Module):
@@ -70,13 +69,12 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(shape.width)
         self.attention = Attention(shape)
         self.mlp_norm = nn.RMSNorm(shape.width)
-        self.mlp = SwiGlu(shape) if shape.mlp == "swiglu" else Gelu(shape)
+        self.mlp = Mlp(shape)
         self.dropout = nn.Dropout(0.0)
 
     def forward(self, stream: Tensor, turns: Tensor) -> Tensor:
         stream = stream + self.dropout(self.attention(self.attention_norm(stream), turns))
-        added: Tensor = stream + self.dropout(self.mlp(self.mlp_norm(stream)))
-        return added
+        return stream + self.dropout(self.mlp(self.mlp_norm(stream)))
 
 
 class Attention(nn.Module):
@@ -100,35 +98,22 @@ class Attention(nn.Module):
             is_causal=True,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(samples, length, width))
-        return out
+        return self.out(mixed.transpose(1, 2).reshape(samples, length, width))
 
 
-class SwiGlu(nn.Module):
-    """Shazeer, "GLU Variants Improve Transformer" (2020), section 2."""
+class Mlp(nn.Module):
+    """GPT-2's without biases, or SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020, section 2)."""
 
     def __init__(self, shape: GptShape) -> None:
         super().__init__()
-        self.gate = nn.Linear(shape.width, shape.hidden, bias=False)
+        self.gate = nn.Linear(shape.width, shape.hidden, bias=False) if shape.mlp == "swiglu" else None
         self.up = nn.Linear(shape.width, shape.hidden, bias=False)
         self.out = nn.Linear(shape.hidden, shape.width, bias=False)
 
     def forward(self, stream: Tensor) -> Tensor:
-        out: Tensor = self.out(functional.silu(self.gate(stream)) * self.up(stream))
-        return out
-
-
-class Gelu(nn.Module):
-    """The MLP of GPT-2, without biases."""
-
-    def __init__(self, shape: GptShape) -> None:
-        super().__init__()
-        self.up = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.out = nn.Linear(shape.hidden, shape.width, bias=False)
-
-    def forward(self, stream: Tensor) -> Tensor:
-        out: Tensor = self.out(functional.gelu(self.up(stream)))
-        return out
+        if self.gate is None:
+            return self.out(functional.gelu(self.up(stream)))
+        return self.out(functional.silu(self.gate(stream)) * self.up(stream))
 
 
 def rotation(length: int, head_width: int, device: torch.device) -> Tensor:

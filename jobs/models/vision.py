@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from jobs.spec.errors import did_you_mean
+from jobs.spec.sections import ModelSpec
 from jobs.torchvision_compat import classification_models, import_torchvision
 
 import_torchvision()
 from torchvision import models as zoo  # noqa: E402
 
-if TYPE_CHECKING:
-    from jobs.spec.sections import ModelSpec
-
 _SMALL_IMAGE = 64
-_ONE_OUTPUT: dict[str, Any] = {"aux_logits": False, "init_weights": True}
-_MANY_OUTPUTS = ("googlenet", "inception_v3")
 
 
 class ModelError(ValueError):
@@ -65,7 +61,8 @@ def _extra_arguments(name: str, image_size: int) -> dict[str, Any]:
         return {"image_size": image_size}
     if name.startswith("maxvit_"):
         return {"input_size": (image_size, image_size)}
-    return _ONE_OUTPUT if name in _MANY_OUTPUTS else {}
+    has_many_outputs = name in ("googlenet", "inception_v3")
+    return {"aux_logits": False, "init_weights": True} if has_many_outputs else {}
 
 
 def _adapt_stem(model: nn.Module, config: ModelSpec, channels: int, image_size: int) -> None:
@@ -95,30 +92,14 @@ def _adapt_channels(model: nn.Module, channels: int) -> None:
     A grey image gives in one channel exactly what it gave in three equal ones, and in more channels, whose
     weights repeat, the same on the average.
     """
-    path, first = next(
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
-    )
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     given = first.in_channels
     if given == channels:
         return
-    new = nn.Conv2d(
-        channels,
-        first.out_channels,
-        kernel_size=first.kernel_size,  # type: ignore[arg-type]
-        stride=first.stride,  # type: ignore[arg-type]
-        padding=first.padding,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )
-    with torch.no_grad():
-        source = [first.weight[:, index % given] for index in range(max(channels, given))]
-        weight = torch.stack(source, dim=1)
-        new.weight.copy_(
-            weight.sum(1, keepdim=True) if channels == 1 else weight[:, :channels] * given / channels
-        )
-        if first.bias is not None and new.bias is not None:
-            new.bias.copy_(first.bias)
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    source = [first.weight.detach()[:, index % given] for index in range(max(channels, given))]
+    weight = torch.stack(source, dim=1)
+    weight = weight.sum(1, keepdim=True) if channels == 1 else weight[:, :channels] * given / channels
+    first.in_channels, first.weight = channels, nn.Parameter(weight)
 
 
 def _try_out(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:

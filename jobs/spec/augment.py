@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo, field_validator
 
 from guard.config import Config
-from jobs.spec.init import name_or_section
+from jobs.spec.init import NameOrSection, Positive
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _rises(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("must be the smallest and the largest share, both above 0, as [0.1, 1.0]")
+    return value
+
+
+Range = Annotated[tuple[Probability, Probability], AfterValidator(_rises)]
 
 
 class ColorSpec(Config):
@@ -62,13 +70,8 @@ class ErasingSpec(Config):
     probability: Probability = 0.25
     """Probability that an image loses a rectangle."""
 
-    scale: tuple[Probability, Probability] = (0.02, 0.33)
+    scale: Range = (0.02, 0.33)
     """Smallest and largest area of the rectangle, as a share of the image."""
-
-    @field_validator("scale")
-    @classmethod
-    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _range(value)
 
 
 class AugmentSpec(Config):
@@ -81,7 +84,7 @@ class AugmentSpec(Config):
     crop_padding: PositiveInt | None = None
     """Margin of ``pad`` in pixels. Default: an eighth of the image size."""
 
-    crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
+    crop_scale: Range = (0.08, 1.0)
     """Smallest and largest area of ``resized``, as a share of the image."""
 
     flip: Literal["auto", "none", "horizontal", "vertical", "both"] = "auto"
@@ -112,11 +115,6 @@ class AugmentSpec(Config):
     mix_probability: Probability = 1.0
     """Share of the samples that are mixed by ``mixup`` or ``cutmix``."""
 
-    @field_validator("crop_scale")
-    @classmethod
-    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _range(value)
-
     @field_validator("crop_padding")
     @classmethod
     def _for_pad(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -137,22 +135,6 @@ class AugmentSpec(Config):
         """Whether samples are mixed with each other."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
-    @classmethod
-    def of(cls, choice: Self | str) -> Self | None:
-        """The long form of ``data.augment``; None for ``none``."""
-        if isinstance(choice, str):
-            return None if choice == "none" else cls()
-        return choice
 
-
-AugmentChoice = Annotated[
-    Annotated[Literal["none", "standard"], Tag("name")] | Annotated[AugmentSpec, Tag("section")],
-    Discriminator(name_or_section),
-]
+AugmentChoice = NameOrSection[Literal["none", "standard"], AugmentSpec]
 """``none``, ``standard``, or the whole section."""
-
-
-def _range(value: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < value[0] <= value[1]:
-        raise ValueError("must be the smallest and the largest share, both above 0, as [0.1, 1.0]")
-    return value

@@ -17,7 +17,7 @@ from jobs.spec.errors import related
 from jobs.spec.sections import TrainSpec
 
 
-def check_equal_shares(value: DataSpec, info: ValidationInfo) -> DataSpec:
+def equal_shares(value: DataSpec, info: ValidationInfo) -> DataSpec:
     """The batch has an equal share for each worker, for every world size of an elastic job."""
     scale = info.data.get("scale")
     unit = 1 if scale is None else math.lcm(*scale.world_sizes)
@@ -25,27 +25,20 @@ def check_equal_shares(value: DataSpec, info: ValidationInfo) -> DataSpec:
         return value
     nearest = max(1, round(value.batch_size / unit)) * unit
     elastic = ", and of all numbers of workers down to scale.min_workers" if unit > scale.workers else ""
-    raise related(
-        f"must be a multiple of scale.workers = {scale.workers}{elastic}, so that all shares are equal",
-        field="batch_size",
-        value=value.batch_size,
-        suggestion=f"write {nearest}",
-    )
+    message = f"must be a multiple of scale.workers = {scale.workers}{elastic}, so that all shares are equal"
+    raise related(message, field="batch_size", value=value.batch_size, suggestion=f"write {nearest}")
 
 
-def check_schedule_fits(value: TrainSpec, info: ValidationInfo) -> TrainSpec:
+def schedule_fits(value: TrainSpec, info: ValidationInfo) -> TrainSpec:
     schedule = info.data.get("schedule")
     if schedule is None or value.max_steps is None or schedule.too_long(value.max_steps) is None:
         return value
-    needed = {
-        "schedule.warmup_steps": schedule.warmup_steps,
-        "schedule.decay_steps": schedule.decay_steps,
-    }
-    sizes = " and ".join(f"{name} = {steps}" for name, steps in needed.items() if steps)
+    needed = {"warmup_steps": schedule.warmup_steps, "decay_steps": schedule.decay_steps}
+    sizes = " and ".join(f"schedule.{name} = {steps}" for name, steps in needed.items() if steps)
     raise related(f"must be more than {sizes}", field="max_steps", value=value.max_steps)
 
 
-def check_micro_batches(value: TrainSpec, info: ValidationInfo) -> TrainSpec:
+def micro_batches(value: TrainSpec, info: ValidationInfo) -> TrainSpec:
     scale, data = info.data.get("scale"), info.data.get("data")
     if scale is None or data is None:
         return value
@@ -53,17 +46,13 @@ def check_micro_batches(value: TrainSpec, info: ValidationInfo) -> TrainSpec:
     share = next((share for share in shares if share % value.micro_batches), None)
     if share is None:
         return value
-    raise related(
-        f"must divide a worker's share of the batch, {share} samples",
-        field="micro_batches",
-        value=value.micro_batches,
-    )
+    message = f"must divide a worker's share of the batch, {share} samples"
+    raise related(message, field="micro_batches", value=value.micro_batches)
 
 
-def check_deferrable(value: GuardConfig, info: ValidationInfo) -> GuardConfig:
+def deferred(value: GuardConfig, info: ValidationInfo) -> GuardConfig:
     """Nothing follows a step at once: a deferred guard reports one step late whether it was applied."""
-    train, regularize = info.data.get("train"), info.data.get("regularize")
-    optimizer = info.data.get("optimizer")
+    train, regularize, optimizer = (info.data.get(name) for name in ("train", "regularize", "optimizer"))
     if value.mode != "deferred" or train is None or regularize is None:
         return value
     reasons = {
@@ -82,18 +71,14 @@ def check_deferrable(value: GuardConfig, info: ValidationInfo) -> GuardConfig:
     return value
 
 
-def check_rank_exists(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
-    scale = info.data.get("scale")
-    if scale is not None and fault.rank is not None and fault.rank >= scale.workers:
+def fault(value: FaultConfig, info: ValidationInfo) -> FaultConfig:
+    """Its rank exists, and its step is reached."""
+    scale, train = info.data.get("scale"), info.data.get("train")
+    if scale is not None and value.rank is not None and value.rank >= scale.workers:
         allowed = f"0..{scale.workers - 1}" if scale.workers > 1 else "0"
         message = f"no such rank: scale.workers is {scale.workers}, so ranks are {allowed}"
-        raise related(message, field="rank", value=fault.rank)
-    return fault
-
-
-def check_fires(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
-    train = info.data.get("train")
-    if train is not None and train.max_steps is not None and fault.step >= train.max_steps:
+        raise related(message, field="rank", value=value.rank)
+    if train is not None and train.max_steps is not None and value.step >= train.max_steps:
         message = f"never fires: training ends after train.max_steps = {train.max_steps}"
-        raise related(message, field="step", value=fault.step)
-    return fault
+        raise related(message, field="step", value=value.step)
+    return value

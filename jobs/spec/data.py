@@ -2,67 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self, get_args
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from guard.config import Config
-from jobs.spec.augment import AugmentChoice, AugmentSpec
+from jobs.spec.augment import AugmentChoice, AugmentSpec, Probability
 from jobs.spec.errors import related
-from jobs.spec.init import name_or_section
+from jobs.spec.init import NameOrSection, Positive
 from jobs.spec.language import TextFields
 
-_NEED_ROOT = ("imagefolder", "mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "usps")
+_Torchvision = Literal["mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "usps"]
 _FILE_SIZE = 224
 _MARGIN = 256 / 224
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Level = Annotated[float, Field(ge=0, le=1)]
 
 
 class NormalizeSpec(Config):
     """What is subtracted from the pixels, which range from 0 to 1, and what they are then divided by."""
 
-    mean: tuple[Level, ...] = Field(default=_IMAGENET[0], min_length=1)
+    mean: tuple[Probability, ...] = Field(default=_IMAGENET[0], min_length=1)
     """One number per channel, or one for all. Default: ImageNet's."""
 
     std: tuple[Positive, ...] = Field(default=_IMAGENET[1], min_length=1)
     """One number per channel, or one for all. Default: ImageNet's."""
 
 
-NormalizeChoice = Annotated[
-    Annotated[Literal["auto", "dataset", "imagenet", "none"], Tag("name")]
-    | Annotated[NormalizeSpec, Tag("section")],
-    Discriminator(name_or_section),
-]
+NormalizeChoice = NameOrSection[Literal["auto", "dataset", "imagenet", "none"], NormalizeSpec]
 """A name, or the numbers."""
 
 
 class DataSpec(TextFields):
     """The data set, the batch, and how samples are read."""
 
-    dataset: Literal[
-        "auto",
-        "fashion-mnist",
-        "digits",
-        "mnist",
-        "kmnist",
-        "cifar10",
-        "cifar100",
-        "svhn",
-        "stl10",
-        "usps",
-        "imagefolder",
-    ] = "auto"
+    dataset: Literal["auto", "fashion-mnist", "digits", _Torchvision, "imagefolder"] = "auto"
     """``auto``: Fashion-MNIST if it is found, else the digits of scikit-learn. ``imagefolder``: your own
     images, one folder per class. The others are torchvision's."""
 
@@ -116,9 +89,8 @@ class DataSpec(TextFields):
     @field_validator("resize")
     @classmethod
     def _covers(cls, value: int | None, info: ValidationInfo) -> int | None:
-        size = info.data.get("image_size") or (
-            _FILE_SIZE if info.data.get("dataset") == "imagefolder" else None
-        )
+        files = info.data.get("dataset") == "imagefolder"
+        size = info.data.get("image_size") or (_FILE_SIZE if files else None)
         if value is not None and size is None:
             raise ValueError("needs an image size: set data.image_size too, or remove it")
         if value is not None and size is not None and value < size:
@@ -143,18 +115,19 @@ class DataSpec(TextFields):
 
     @model_validator(mode="after")
     def _has_its_folder(self) -> Self:
-        if self.root is None and self.dataset in _NEED_ROOT:
-            name = self.dataset
-            what = (
-                "contains train/<class>/" if name == "imagefolder" else "contains it, or where to download it"
-            )
-            raise related(f"is required for {name}: the folder that {what}", field="root", value=None)
+        name = self.dataset
+        if self.root is None and name in ("imagefolder", *get_args(_Torchvision)):
+            what = "train/<class>/" if name == "imagefolder" else "it, or where to download it"
+            message = f"is required for {name}: the folder that contains {what}"
+            raise related(message, field="root", value=None)
         return self
 
     @property
     def augmentation(self) -> AugmentSpec | None:
         """``augment`` in its long form; None for ``none``."""
-        return AugmentSpec.of(self.augment)
+        if isinstance(self.augment, AugmentSpec):
+            return self.augment
+        return AugmentSpec() if self.augment == "standard" else None
 
     @property
     def size(self) -> int | None:
@@ -177,7 +150,6 @@ class DataSpec(TextFields):
             return self.normalize
         if self.normalize == "none":
             return NormalizeSpec(mean=(0.0,), std=(1.0,))
-        files = self.dataset == "imagefolder"
-        return (
-            NormalizeSpec() if self.normalize == "imagenet" or (self.normalize == "auto" and files) else None
-        )
+        automatic = "imagenet" if self.dataset == "imagefolder" else "dataset"
+        name = automatic if self.normalize == "auto" else self.normalize
+        return NormalizeSpec() if name == "imagenet" else None

@@ -188,7 +188,7 @@ def _quoted(value: object) -> str:
 
 
 def single(
-    message: str, *, where: str, path: str = "", value: Any = None, suggestion: str | None = None
+    message: str, *, where: str = "", path: str = "", value: Any = None, suggestion: str | None = None
 ) -> SpecError:
     """A ``SpecError`` with one problem."""
     return SpecError([SpecProblem(path, value, message, suggestion, where)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
@@ -13,9 +13,18 @@ LayerScheme = Literal["default", "kaiming", "xavier", "orthogonal", "truncated_n
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def name_or_section(value: Any) -> str:
-    """Which form a section has: the short form, a name, or the long form."""
+_Name = TypeVar("_Name")
+_Section = TypeVar("_Section")
+
+
+def _form(value: Any) -> str:
     return "section" if isinstance(value, dict | Config) else "name"
+
+
+NameOrSection = Annotated[
+    Annotated[_Name, Tag("name")] | Annotated[_Section, Tag("section")], Discriminator(_form)
+]
+"""A section that has a short form, a name, beside its long form."""
 
 
 class LayerInit(Config):
@@ -64,7 +73,5 @@ class InitSpec(Config):
         return value
 
 
-InitChoice = Annotated[
-    Annotated[Scheme, Tag("name")] | Annotated[InitSpec, Tag("section")], Discriminator(name_or_section)
-]
+InitChoice = NameOrSection[Scheme, InitSpec]
 """A scheme's name, or the whole section."""

@@ -14,31 +14,17 @@ from guard.config import Config, GuardConfig
 from guard.faults.config import FaultConfig
 from jobs.spec import cross_checks, workload_checks
 from jobs.spec.data import DataSpec
-from jobs.spec.errors import SpecError, SpecProblem, problems_of, related
+from jobs.spec.errors import SpecError, SpecProblem, problems_of, related, single
 from jobs.spec.language import with_language_defaults
 from jobs.spec.load import Document, read_document
+from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.spec.override import apply_overrides
 from jobs.spec.regularize import RegularizeSpec
 from jobs.spec.schema import without_empty_sections
-from jobs.spec.sections import MetricsSpec, ModelSpec, OptimizerSpec, ScaleSpec, ScheduleSpec, TrainSpec
+from jobs.spec.sections import MetricsSpec, ModelSpec, ScaleSpec, TrainSpec
 from jobs.spec.yaml_text import dump_yaml
 
-__all__ = [
-    "DataSpec",
-    "JobSpec",
-    "MetricsSpec",
-    "ModelSpec",
-    "OptimizerSpec",
-    "ScaleSpec",
-    "ScheduleSpec",
-    "SpecError",
-    "SpecProblem",
-    "TrainSpec",
-    "slug",
-]
-
 _NAME = re.compile(r"^[a-z0-9][a-z0-9\-_.]{0,62}$")
-_LARGEST_SEED = 2**63 - 1
 
 
 class JobSpec(Config):
@@ -47,17 +33,15 @@ class JobSpec(Config):
     name: str = Field(default="job", json_schema_extra={"pattern": _NAME.pattern})
     """Label in metrics, and folder under ``storage``. Default: the name of the spec file."""
 
-    seed: int = Field(default=0, ge=0, le=_LARGEST_SEED)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Determines the initial weights, the order of the data and the augmentation."""
 
-    workload: Annotated[str, AfterValidator(workload_checks.check_workload)] = "vision"
+    workload: Annotated[str, AfterValidator(workload_checks.workload)] = "vision"
     """What is trained: ``vision``, ``language``, or ``package.module:Class`` for your own: a class that
     implements ``jobs.workloads.base.Workload``, in a module beside the spec or in an installed package.
     ``jobs/examples/own_workload`` is an example."""
 
-    options: Annotated[dict[str, Any], AfterValidator(workload_checks.check_options)] = Field(
-        default_factory=dict
-    )
+    options: Annotated[dict[str, Any], AfterValidator(workload_checks.options)] = Field(default_factory=dict)
     """Free fields for your own workload, which reads them from ``spec.options``; the built-in workloads have
     none."""
 
@@ -73,13 +57,11 @@ class JobSpec(Config):
     scale: ScaleSpec = Field(default_factory=ScaleSpec)
     """Workers and resources."""
 
-    model: Annotated[ModelSpec, AfterValidator(workload_checks.check_model)] = Field(
-        default_factory=ModelSpec
-    )
+    model: Annotated[ModelSpec, AfterValidator(workload_checks.model)] = Field(default_factory=ModelSpec)
     """The network."""
 
     data: Annotated[
-        DataSpec, AfterValidator(workload_checks.check_data), AfterValidator(cross_checks.check_equal_shares)
+        DataSpec, AfterValidator(workload_checks.data), AfterValidator(cross_checks.equal_shares)
     ] = Field(default_factory=DataSpec, validate_default=True)
     """The data set and the batch."""
 
@@ -93,9 +75,7 @@ class JobSpec(Config):
     """Penalties, dropout and noise."""
 
     train: Annotated[
-        TrainSpec,
-        AfterValidator(cross_checks.check_micro_batches),
-        AfterValidator(cross_checks.check_schedule_fits),
+        TrainSpec, AfterValidator(cross_checks.micro_batches), AfterValidator(cross_checks.schedule_fits)
     ] = Field(default_factory=TrainSpec)
     """Length of the training, evaluation, checkpoints."""
 
@@ -103,19 +83,11 @@ class JobSpec(Config):
     """One batch goes through the model before the first step. ``warn``: report a network that explodes,
     vanishes, is dead or overflows. ``strict``: refuse to train it. ``off``: no preflight."""
 
-    guard: Annotated[GuardConfig, AfterValidator(cross_checks.check_deferrable)] = Field(
-        default_factory=GuardConfig
-    )
+    guard: Annotated[GuardConfig, AfterValidator(cross_checks.deferred)] = Field(default_factory=GuardConfig)
     """The gradient guard."""
 
     faults: tuple[
-        Annotated[
-            FaultConfig,
-            AfterValidator(cross_checks.check_rank_exists),
-            AfterValidator(cross_checks.check_fires),
-            AfterValidator(workload_checks.check_poisonable),
-        ],
-        ...,
+        Annotated[FaultConfig, AfterValidator(cross_checks.fault), AfterValidator(workload_checks.fault)], ...
     ] = ()
     """Faults to inject, for drills and tests of the guard."""
 
@@ -191,24 +163,22 @@ class JobSpec(Config):
         batch = self.data.batch_size
         if batch > n_train:
             message = f"is more than the {n_train} training samples: set at most {n_train}"
-            raise SpecError([SpecProblem("data.batch_size", batch, message)])
+            raise single(message, path="data.batch_size", value=batch)
         train = self.train
         in_epochs = None if train.epochs is None else train.epochs * (n_train // batch)
         total = min(steps for steps in (in_epochs, train.max_steps) if steps is not None)
         wrong = self.schedule.too_long(total)
         if wrong is not None:
             field, message = wrong
-            raise SpecError([SpecProblem(f"schedule.{field}", getattr(self.schedule, field), message)])
+            raise single(message, path=f"schedule.{field}", value=getattr(self.schedule, field))
         return total
 
     @field_validator("name")
     @classmethod
     def _fits_label_and_folder(cls, value: str) -> str:
         if not _NAME.fullmatch(value):
-            message = (
-                "must start with a-z or 0-9, continue with these or - _ . and have at most 63 characters"
-            )
-            raise related(message, value=value, suggestion=f"write {slug(value)}")
+            rule = "must start with a-z or 0-9, continue with these or - _ . and have at most 63 characters"
+            raise related(rule, value=value, suggestion=f"write {slug(value)}")
         return value
 
     @field_validator("storage")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,26 +30,21 @@ def read_document(path: Path) -> Document:
     Raises:
         SpecError: it cannot be read, its syntax is wrong, or it is not a mapping.
     """
-    parse = _parse_json if path.suffix.lower() == ".json" else _parse_yaml
-    return _parsed(_read(path), str(path), parse)
+    return parse_document(_read(path), str(path), is_json=path.suffix.lower() == ".json")
 
 
-def parse_document(text: str, label: str = "spec") -> Document:
-    """Parses a spec from YAML text; ``label`` is the name of the file in messages.
+def parse_document(text: str, label: str = "spec", *, is_json: bool = False) -> Document:
+    """Parses a spec from YAML or JSON text; ``label`` is the name of the file in messages.
 
     Raises:
         SpecError: its syntax is wrong, or it is not a mapping.
     """
-    return _parsed(text, label, _parse_yaml)
-
-
-def _parsed(text: str, label: str, parse: Callable[[str, str], Document]) -> Document:
     if "\0" in text:
         raise single("is not a text file (it contains NUL bytes)", where=label)
     if not text.strip():
         raise single("is empty", where=label)
     try:
-        document = parse(text, label)
+        document = _parse_json(text, label) if is_json else _parse_yaml(text, label)
     except RecursionError:
         raise single("is nested too deeply to be a spec", where=label) from None
     document.where[""] = label
@@ -108,10 +102,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _mapping(data: object, label: str) -> dict[str, Any]:
     if isinstance(data, dict):
         return data
-    kind = (
-        "nothing but comments" if data is None else "a list" if isinstance(data, list) else "a single value"
-    )
-    raise single(f"contains {kind}; a spec is a mapping of fields, such as `seed: 0`", where=label)
+    one = "a list" if isinstance(data, list) else "a single value"
+    found = "nothing but comments" if data is None else one
+    raise single(f"contains {found}; a spec is a mapping of fields, such as `seed: 0`", where=label)
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, label: str) -> SpecError:

@@ -57,10 +57,12 @@ class OptimizerSpec(Config):
 
     @field_validator("nesterov")
     @classmethod
-    def _only_sgd(cls, value: bool, info: ValidationInfo) -> bool:
+    def _only_sgd_with_momentum(cls, value: bool, info: ValidationInfo) -> bool:
         name = info.data.get("name", "sgd")
         if value and name != "sgd":
             raise ValueError(f"is for sgd, and optimizer.name is {name}: remove it")
+        if value and info.data.get("momentum") == 0:
+            raise ValueError("needs momentum: set optimizer.momentum above 0")
         return value
 
     @field_validator("betas")
@@ -68,13 +70,6 @@ class OptimizerSpec(Config):
     def _not_sgd(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
         if info.data.get("name") == "sgd" and value != _ADAM_BETAS:
             raise ValueError("is for adam and adamw, and optimizer.name is sgd: remove it, or set momentum")
-        return value
-
-    @field_validator("nesterov")
-    @classmethod
-    def _needs_momentum(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("momentum") == 0:
-            raise ValueError("needs momentum: set optimizer.momentum above 0")
         return value
 
 
@@ -123,8 +118,6 @@ class ScheduleSpec(Config):
             return "warmup_steps", f"must be fewer than the {total_steps} steps of the run"
         if self.decay_steps is not None and self.warmup_steps + self.decay_steps > total_steps:
             most = total_steps - self.warmup_steps
-            return (
-                "decay_steps",
-                f"must be at most {most}, since the warm-up uses the rest of {total_steps} steps",
-            )
+            why = f"must be at most {most}, since the warm-up uses the rest of {total_steps} steps"
+            return "decay_steps", why
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from jobs.spec.errors import SpecProblem, unknown_field
+from jobs.spec.errors import SpecError, SpecProblem, single, unknown_field
 from jobs.spec.load import Document
 from jobs.spec.schema import Part, annotation_at, dotted, is_mapping, item_of, section_of
 from jobs.spec.yaml_text import load_yaml
@@ -19,36 +20,34 @@ def apply_overrides(
     document: Document, overrides: Sequence[str], model: type[BaseModel]
 ) -> list[SpecProblem]:
     """Writes ``path=value`` overrides into a document; returns their errors."""
-    problems = []
+    problems: list[SpecProblem] = []
     for override in overrides:
         where = f"--set {override}"
         try:
             parts, value = _parse_override(override)
             _assign(document.data, parts, value, model)
-        except _Invalid as invalid:
-            problems.append(SpecProblem(invalid.path, None, invalid.message, invalid.suggestion, where))
+        except SpecError as error:
+            problems += [replace(problem, where=where) for problem in error.problems]
         else:
             document.where[dotted(parts)] = where
     return problems
 
 
-class _Invalid(Exception):
-    def __init__(self, parts: Sequence[Part], message: str, suggestion: str | None = None) -> None:
-        super().__init__(message)
-        self.path, self.message, self.suggestion = dotted(parts), message, suggestion
+def _invalid(parts: Sequence[Part], message: str, suggestion: str | None = None) -> SpecError:
+    return single(message, path=dotted(parts), suggestion=suggestion)
 
 
 def _parse_override(override: str) -> tuple[list[Part], Any]:
     path, equals, text = override.partition("=")
     names = re.sub(r"\[(\d+)\]", r".\1", path.strip()).split(".")
     if not equals or not all(names):
-        raise _Invalid((), "an override has the form field=value, such as guard.clip.max_norm=0.5")
+        raise _invalid((), "an override has the form field=value, such as guard.clip.max_norm=0.5")
     parts: list[Part] = [int(name) if name.isdecimal() else name for name in names]
     try:
         return parts, load_yaml(text)[1]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or error
-        raise _Invalid(parts, f"the value is not valid YAML: {problem}") from None
+        raise _invalid(parts, f"the value is not valid YAML: {problem}") from None
 
 
 def _assign(data: dict[str, Any], parts: list[Part], value: Any, model: type[BaseModel]) -> None:
@@ -70,7 +69,7 @@ def _descend(target: Any, parts: list[Part], depth: int, model: type[BaseModel])
             {} if section_of(annotation) or is_mapping(annotation) else [] if item_of(annotation) else None
         )
     if not isinstance(child, dict | list):
-        raise _Invalid(parts, f'"{dotted(here)}" is a single value, not a section')
+        raise _invalid(parts, f'"{dotted(here)}" is a single value, not a section')
     target[parts[depth]] = child
     return child
 
@@ -80,6 +79,6 @@ def _check_key(target: Any, parts: list[Part], depth: int, model: type[BaseModel
     if isinstance(target, list):
         if not isinstance(part, int) or part >= len(target):
             name = dotted(parts[:depth])
-            raise _Invalid(here, f'"{name}" is a list of {len(target)}: name an entry of it, as in {name}[0]')
+            raise _invalid(here, f'"{name}" is a list of {len(target)}: name an entry of it, as in {name}[0]')
     elif annotation_at(model, here) is None:
-        raise _Invalid(here, *unknown_field(model, here))
+        raise _invalid(here, *unknown_field(model, here))

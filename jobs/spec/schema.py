@@ -21,18 +21,14 @@ def dotted(parts: Sequence[Part]) -> str:
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The model in an annotation; None for a plain value, a list or a mapping."""
-    for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
-            return member
-    return None
+    members = _members(annotation)
+    return next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
 
 
 def item_of(annotation: Any) -> Any:
     """The annotation of the items of a list or tuple; None for anything else."""
-    for member in _members(annotation):
-        if get_origin(member) in (list, tuple):
-            return get_args(member)[0]
-    return None
+    members = _members(annotation)
+    return next((get_args(m)[0] for m in members if get_origin(m) in (list, tuple)), None)
 
 
 def is_mapping(annotation: Any) -> bool:
@@ -85,9 +81,5 @@ def without_empty_sections(data: Any, annotation: Any) -> Any:
     return {
         name: without_empty_sections(value, inner[name])
         for name, value in data.items()
-        if value is not None or not _must_be_section(inner[name])
+        if value is not None or section_of(inner[name]) is None or type(None) in _members(inner[name])
     }
-
-
-def _must_be_section(annotation: Any) -> bool:
-    return section_of(annotation) is not None and type(None) not in _members(annotation)

@@ -8,20 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 
 from guard.config import Config
 from guard.record.metrics import MAX_LAYERS, MAX_RANKS
-from jobs.spec.data import DataSpec
 from jobs.spec.init import InitChoice, InitSpec
 from jobs.spec.language import SHAPE, SIZES, GptFields, GptShape
-from jobs.spec.optim import OptimizerSpec, ScheduleSpec, Share
-
-__all__ = [
-    "DataSpec",
-    "MetricsSpec",
-    "ModelSpec",
-    "OptimizerSpec",
-    "ScaleSpec",
-    "ScheduleSpec",
-    "TrainSpec",
-]
+from jobs.spec.optim import Share
 
 
 class ScaleSpec(Config):
@@ -110,9 +99,8 @@ class ModelSpec(GptFields):
     @classmethod
     def _not_overwriting(cls, value: InitSpec | str, info: ValidationInfo) -> InitSpec | str:
         if info.data.get("pretrained") and value not in ("default", InitSpec()):
-            raise ValueError(
-                "would overwrite the published weights: set model.pretrained: false, or remove it"
-            )
+            message = "would overwrite the published weights: set model.pretrained: false, or remove it"
+            raise ValueError(message)
         return value
 
     def gpt_shape(self, tokens: int) -> GptShape:

@@ -21,50 +21,44 @@ from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
 VISION = "vision"
 
 
-def check_workload(value: str) -> str:
+def workload(value: str) -> str:
     if ":" in value and not IMPORT_PATH.fullmatch(value):
         raise ValueError("is not an import path: write package.module:Class")
     if ":" not in value and value not in BUILTIN:
-        raise related(
-            f"must be {' or '.join(BUILTIN)}, or your own class as package.module:Class",
-            value=value,
-            suggestion=did_you_mean(value, BUILTIN),
-        )
+        message = f"must be {' or '.join(BUILTIN)}, or your own class as package.module:Class"
+        raise related(message, value=value, suggestion=did_you_mean(value, BUILTIN))
     return value
 
 
-def check_options(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+def options(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     if value and info.data.get("workload") in BUILTIN:
         raise ValueError(f"is for your own workload; {info.data['workload']} has none: remove it")
     return value
 
 
-def check_model(model: ModelSpec, info: ValidationInfo) -> ModelSpec:
+def model(value: ModelSpec, info: ValidationInfo) -> ModelSpec:
     if info.data.get("workload") == LANGUAGE:
-        _check_gpt(model)
+        _check_gpt(value)
     if info.data.get("workload") == VISION:
-        _check_unused(model, GptFields)
-        _check_vision_model(model)
-    return model
+        _check_unused(value, GptFields)
+        _check_vision_model(value)
+    return value
 
 
-def check_data(data: DataSpec, info: ValidationInfo) -> DataSpec:
+def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
     if info.data.get("workload") == LANGUAGE:
-        _check_text(data)
+        _check_text(value)
     if info.data.get("workload") == VISION:
-        _check_unused(data, TextFields)
-    return data
+        _check_unused(value, TextFields)
+    return value
 
 
-def check_poisonable(fault: FaultConfig, info: ValidationInfo) -> FaultConfig:
-    if fault.kind == "poisoned_batch" and info.data.get("workload") == LANGUAGE:
-        raise related(
-            "has no effect on text, since tokens are whole numbers",
-            field="kind",
-            value=fault.kind,
-            suggestion="write nan_loss or scaled_gradient",
-        )
-    return fault
+def fault(value: FaultConfig, info: ValidationInfo) -> FaultConfig:
+    if value.kind == "poisoned_batch" and info.data.get("workload") == LANGUAGE:
+        message = "has no effect on text, since tokens are whole numbers"
+        suggestion = "write nan_loss or scaled_gradient"
+        raise related(message, field="kind", value=value.kind, suggestion=suggestion)
+    return value
 
 
 def _check_vision_model(model: ModelSpec) -> None:
@@ -78,41 +72,30 @@ def _check_vision_model(model: ModelSpec) -> None:
 
 def _check_gpt(model: ModelSpec) -> None:
     if model.name not in GPT:
-        suggestion = did_you_mean(model.name, GPT)
-        raise related(
-            f"must be one of {', '.join(GPT)}", field="name", value=model.name, suggestion=suggestion
-        )
+        message, suggestion = f"must be one of {', '.join(GPT)}", did_you_mean(model.name, GPT)
+        raise related(message, field="name", value=model.name, suggestion=suggestion)
     for name, default in (("stem", "auto"), ("pretrained", False)):
         if getattr(model, name) != default:
             raise related("is for vision: remove it", field=name, value=getattr(model, name))
     missing = [name for name in SHAPE if getattr(model, name) is None] if model.name == "gpt" else []
     if missing:
-        raise related(
-            f"has no default size: also set {', '.join(f'model.{name}' for name in missing)}",
-            field="name",
-            value=model.name,
-            suggestion="or write gpt-tiny, gpt-small, ...",
-        )
+        message = f"has no default size: also set {', '.join(f'model.{name}' for name in missing)}"
+        suggestion = "or write gpt-tiny, gpt-small, ..."
+        raise related(message, field="name", value=model.name, suggestion=suggestion)
     _check_heads(model)
     if model.initialization.scheme == "default" and model.initialization.residual == "depth_scaled":
-        raise related(
-            "is already the default of a gpt: remove it, or set another scheme too",
-            field="init.residual",
-            value="depth_scaled",
-        )
+        message = "is already the default of a gpt: remove it, or set another scheme too"
+        raise related(message, field="init.residual", value="depth_scaled")
 
 
 def _check_heads(model: ModelSpec) -> None:
     shape = model.gpt_shape(tokens=1)
     unit = 2 * shape.heads
     if shape.width % unit:
-        raise related(
-            f"must be a multiple of twice the {shape.heads} heads, since rotary positions rotate pairs of"
-            " numbers",
-            field="width",
-            value=shape.width,
-            suggestion=f"write {-(-shape.width // unit) * unit}",
-        )
+        rule = f"must be a multiple of twice the {shape.heads} heads"
+        message = f"{rule}, since rotary positions rotate pairs of numbers"
+        suggestion = f"write {-(-shape.width // unit) * unit}"
+        raise related(message, field="width", value=shape.width, suggestion=suggestion)
 
 
 def _check_text(data: DataSpec) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from jobs.data.text import load_text
 from jobs.data.token_cache import encoded
 from jobs.data.tokens import Windows, make_tokenizer
 from jobs.models.gpt import GPT
+from jobs.spec.job_spec import JobSpec
 from jobs.workloads.losses import cross_entropy
-
-if TYPE_CHECKING:
-    from jobs.spec.job_spec import JobSpec
 
 _log = logging.getLogger(__name__)
 
@@ -65,25 +62,15 @@ class LanguageWorkload:
         """The GPT of the spec, for this tokenizer."""
         return GPT(self._shape, self._spec.seed)
 
-    def train_batch(
-        self,
-        ids: NDArray[np.int64],
-        epoch: int,  # noqa: ARG002 - there is no augmentation
-        device: torch.device | str,
-    ) -> Tensor:
-        """Tokens, int64 [N, context + 1]; the same in every ``epoch``."""
+    def train_batch(self, ids: NDArray[np.int64], epoch: int, device: torch.device | str) -> Tensor:  # noqa: ARG002
+        """Tokens, int64 [N, context + 1]; the same in every ``epoch``, since there is no augmentation."""
         return self._train.batch(ids).to(device, non_blocking=True)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, with the label smoothing and the z-loss of the spec."""
-        own = self._spec.regularize
-        logits = model(batch[:, :-1])
-        return cross_entropy(
-            logits.flatten(0, 1),
-            batch[:, 1:].flatten(),
-            label_smoothing=own.label_smoothing,
-            z_loss=own.z_loss,
-        )
+        logits = model(batch[:, :-1]).flatten(0, 1)
+        targets, own = batch[:, 1:].flatten(), self._spec.regularize
+        return cross_entropy(logits, targets, label_smoothing=own.label_smoothing, z_loss=own.z_loss)
 
     @torch.no_grad()
     def evaluate(

@@ -5,17 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.spec.errors import did_you_mean
+from jobs.spec.job_spec import JobSpec
 from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
+from jobs.workloads.base import Workload
 from jobs.workloads.errors import WorkloadError
 
-if TYPE_CHECKING:
-    from jobs.spec.job_spec import JobSpec
-    from jobs.workloads.base import Workload
-
-OWN_PACKAGES = ("guard", "jobs", "service")
 _METHODS = ("build_model", "train_batch", "loss", "evaluate", "metrics")
 
 
@@ -80,11 +76,8 @@ def _why(error: Exception, module: str) -> str:
 def _namesake(name: str) -> Path | None:
     """The user's file or folder that GradGuard's package of the same name hides."""
     package = name.partition(".")[0]
-    if package not in OWN_PACKAGES:
+    if package not in ("guard", "jobs", "service"):
         return None
-    candidates = (Path.cwd() / f"{package}.py", Path.cwd() / package)
-    return next((path for path in candidates if path.exists() and not _is_ours(path)), None)
-
-
-def _is_ours(path: Path) -> bool:
-    return path.resolve() == Path(__file__).resolve().parents[2] / path.name
+    here, ours = Path.cwd(), Path(__file__).resolve().parents[2]
+    candidates = (here / f"{package}.py", here / package)
+    return next((path for path in candidates if path.exists() and path.resolve() != ours / path.name), None)

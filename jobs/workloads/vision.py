@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,16 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.data import load_images
+from jobs.data import DataCursor, load_images
 from jobs.data.images import ImageData
 from jobs.data.prefetch import Prefetcher, plan_of
 from jobs.data.reader import ImageReader, ReadRequest, Samples
 from jobs.models.vision import build_model
+from jobs.spec.job_spec import JobSpec
 from jobs.workloads.losses import cross_entropy
-
-if TYPE_CHECKING:
-    from jobs.data.cursor import DataCursor
-    from jobs.spec.job_spec import JobSpec
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +76,7 @@ class VisionWorkload:
 
         Labels are int64 [N]; with MixUp or CutMix they are shares of the classes, float32 [N, classes].
         """
-        request = ReadRequest("train", epoch, ids)
-        samples = (self._ahead or self._reader).read(request)
+        samples = (self._ahead or self._reader).read(ReadRequest("train", epoch, ids))
         self._skipped += self._log_broken(samples)
         images, labels = self._images(samples.images, device), samples.labels.to(device, non_blocking=True)
         if samples.mix is None:
@@ -135,9 +130,9 @@ class VisionWorkload:
         return self._ahead.all(requests) if self._ahead else map(self._reader.read, requests)
 
     def _images(self, images: Tensor, device: torch.device | str) -> Tensor:
-        normalised: Tensor = self._reader.pipeline.normalize(images.to(device, non_blocking=True))
+        images = self._reader.pipeline.normalize(images.to(device, non_blocking=True))
         last = self._spec.train.channels_last
-        return normalised.contiguous(memory_format=torch.channels_last) if last else normalised
+        return images.contiguous(memory_format=torch.channels_last) if last else images
 
     def _log_broken(self, samples: Samples) -> int:
         for line in samples.broken:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.data import load_images
-from jobs.spec.sections import DataSpec
+from jobs.spec.data import DataSpec
 
 TRAIN_SAMPLES, TEST_SAMPLES = 4096, 1000
 CONTEXT, VOCABULARY, WIDTH, DEPTH = 32, 128, 64, 2

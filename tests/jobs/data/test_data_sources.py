@@ -117,7 +117,7 @@ def test_digits_are_split_the_same_every_time_with_equal_shares_of_every_class()
     again, _ = load_images(config)
     assert (len(train), len(test)) == (1437, 360)
     assert torch.equal(train.images, again.images)
-    assert (train.channels, train.image_size, len(train.classes)) == (1, 8, 10)
+    assert (train.channels, train.images.shape[2], len(train.classes)) == (1, 8, 10)
     assert train.images.max() == 255
     shares = test.labels.bincount() / (test.labels.bincount() + train.labels.bincount())
     assert ((shares - 0.2).abs() < 0.01).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.spec.job_spec import JobSpec, SpecError
-from jobs.spec.sections import OptimizerSpec, ScheduleSpec
+from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.training.optim import build_optimizer, build_schedule, schedule_factor
 
 

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig
 from jobs.data.cursor import shard
+from jobs.spec.optim import OptimizerSpec
 from jobs.spec.regularize import RegularizeSpec
-from jobs.spec.sections import OptimizerSpec
 from jobs.training.optim import build_optimizer
 from jobs.training.regularize import Regularizer
 from jobs.training.stepper import Stepper, make_average, make_scaler
