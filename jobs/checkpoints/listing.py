@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.manifest import Manifest, parse
-from jobs.run_dir.storage import MANIFEST, Storage, open_storage, shown
+from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.storage import MANIFEST, Storage, shown
 
 
 def checkpoint_folder(step: int) -> str:

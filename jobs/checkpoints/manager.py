@@ -21,7 +21,7 @@ from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.restorer import Loaded, Restorer
 from jobs.checkpoints.stager import CheckpointStager, Staged
 from jobs.checkpoints.writer import CheckpointHeader, Writer
-from jobs.run_dir.storage import open_storage
+from jobs.run_dir.open_storage import open_storage
 
 Notify = Callable[[str, str], None]
 KEPT_ON_ROLLBACK = frozenset({"guard", "faults", "progress", "cursor", "hardware"})

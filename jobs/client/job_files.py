@@ -48,7 +48,7 @@ class JobFiles(RunReader):
     def checkpoints(self) -> list[CheckpointInfo]:
         """The checkpoints, the oldest first; those that cannot be read have the reason."""
         from jobs.checkpoints.listing import checkpoint_folder, manifests
-        from jobs.run_dir.storage import open_storage
+        from jobs.run_dir.open_storage import open_storage
 
         good, damaged = manifests(open_storage(self.checkpoint_place()))
         return [

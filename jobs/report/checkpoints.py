@@ -12,9 +12,9 @@ from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import iter_jsonl
+from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import HISTORY
 from jobs.run_dir.reader import RunReader
-from jobs.run_dir.storage import open_storage
 
 FATES = {
     "good": "good",

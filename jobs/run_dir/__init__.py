@@ -5,6 +5,7 @@
 ``reader``: ``RunReader``, the one reader of all files
 ``steps``: the step attempts as columns
 ``result``: ``result.json``, how a job ended
-``storage``: where checkpoints are stored: a local folder or a URL
+``storage``: the interface of a storage of checkpoints, and local folders
+``open_storage``: the storage of a path or a URL
 ``remote_storage``: S3, GCS, HDFS, fsspec
 """

@@ -104,7 +104,8 @@ def _must_be_empty(place: str | Path) -> None:
     """A URL is not moved aside like a folder, and what is there would be taken for this job's."""
     if isinstance(place, Path):
         return
-    from jobs.run_dir.storage import open_storage, shown
+    from jobs.run_dir.open_storage import open_storage
+    from jobs.run_dir.storage import shown
 
     try:
         taken = bool(open_storage(place).names())

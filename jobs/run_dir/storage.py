@@ -163,18 +163,3 @@ class LocalStorage:
 
     def _temporary(self, tag: str) -> Path:
         return self._root / f".{tag}.tmp"
-
-
-def open_storage(place: str | Path) -> Storage:
-    """The storage at a path or URL.
-
-    Raises:
-        JobError: neither pyarrow nor fsspec supports the URL's scheme.
-        OSError: the file system does not respond.
-    """
-    text = str(place)
-    if "://" in text and not text.startswith("file://"):
-        from jobs.run_dir.remote_storage import RemoteStorage
-
-        return RemoteStorage(text)
-    return LocalStorage(Path(text.removeprefix("file://")))

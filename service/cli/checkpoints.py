@@ -17,8 +17,9 @@ from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.listing import checkpoint_folder, manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
+from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, SPEC
-from jobs.run_dir.storage import Storage, open_storage, shown
+from jobs.run_dir.storage import Storage, shown
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.run_dir.storage import open_storage
+from jobs.run_dir.open_storage import open_storage
 from tests.integration.harness.runner import (
     GRADGUARD,
     NOISY,

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from jobs.checkpoints import CheckpointManager
 from jobs.checkpoints.export import export_model
 from jobs.checkpoints.load import read
-from jobs.run_dir.storage import open_storage
+from jobs.run_dir.open_storage import open_storage
 from jobs.training.stepper import make_average, make_scaler
 from tests.guard.ranks import on_ranks
 from tests.jobs.checkpoints.checkpoint_fixture import proven

@@ -12,7 +12,8 @@ import torch
 from jobs.checkpoints import CheckpointManager, DamagedCheckpoint, checkpoint_name, newest_step
 from jobs.checkpoints.load import verify
 from jobs.errors import JobError
-from jobs.run_dir.storage import MANIFEST, Storage, open_storage, shown, without_keys
+from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.storage import MANIFEST, Storage, shown, without_keys
 from tests.jobs.checkpoints.checkpoint_fixture import Told, parts, proven, train
 from tests.jobs.checkpoints.s3_fixture import BUCKET, s3_server
 

@@ -10,8 +10,8 @@ import pytest
 
 from jobs.errors import BUSY, JobError, JobFinished
 from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import RunDir
-from jobs.run_dir.storage import open_storage
 from jobs.spec.job_spec import JobSpec
 
 
