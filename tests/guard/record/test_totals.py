@@ -80,7 +80,7 @@ def test_a_dropped_micro_batch_is_one_anomaly_of_its_record(tmp_path: Path) -> N
     guard = guard_of(journal=tmp_path / "incidents.jsonl")
     (parameter,) = guard._parts.observer.parameters[:1]
     for bad in (1.0, math.nan):
-        guard._actor._optimizer.zero_grad()
+        guard._state._optimizer.zero_grad()
         for factor in (1.0, bad, 1.0, 1.0):
             guard.backward(parameter.square().sum() * factor, weight=0.25)
         report = guard.step()
