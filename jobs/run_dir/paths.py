@@ -28,6 +28,7 @@ class RunDir:
         self.checkpoints = path / CHECKPOINTS
         self.result = path / RESULT
         self.log = path / LOG
+        self.report = path / REPORT
         self.counters = path / ".counters.json"  # the totals that Prometheus was shown
 
     def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:

@@ -190,7 +190,7 @@ def test_a_schedule_that_builds_on_the_last_rate_never_sees_the_scaled_one() -> 
 def test_the_incident_tells_the_measures_and_until_when() -> None:
     run = recovering(l1=0.001).train(16)
     incident = next(r.incident for r in run.reports if r.incident is not None)
-    assert incident.recovery == {
+    assert incident.recovery.to_row() == {
         "lr_scale": 0.5,
         "weight_decay_scale": 2.0,
         "anchor_l2": 0.01,

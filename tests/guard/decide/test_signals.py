@@ -166,10 +166,11 @@ def test_large_and_strided_weights_are_measured_whole() -> None:
         big += 0.5
         strided += 1.0
     distance = (0.25 * big.numel() + strided.numel()) ** 0.5
-    each, ratio = moved.measure(4)
-    assert each == pytest.approx(distance / 4, rel=1e-5)
-    assert ratio == pytest.approx(distance / 0.4, rel=1e-5)
-    assert moved.measure(8) == (0.0, 0.0)
+    measured = moved.measure(4)
+    assert measured.per_step == pytest.approx(distance / 4, rel=1e-5)
+    assert measured.per_lr == pytest.approx(distance / 0.4, rel=1e-5)
+    assert measured.ratio == pytest.approx(1 / 4, rel=1e-5)  # the weights were zero: all of them moved
+    assert moved.measure(8) == (0.0, 0.0, 0.0)
 
 
 def test_a_dead_layer_is_told_once() -> None:
