@@ -218,7 +218,7 @@ def test_a_place_that_is_not_there_says_so(browser: Any, url: str, api: Api) -> 
         page.locator("#state", has_text="There is no job none").wait_for()
     with visitor(browser, url, token="gg_00000000_guess", expected="401") as page:
         page.goto("/")
-        page.get_by_role("alert").filter(has_text="the token is wrong").wait_for()
+        page.get_by_role("alert").filter(has_text="the token is invalid").wait_for()
 
 
 READY = {
