@@ -89,7 +89,7 @@ def test_the_report_is_one_file_that_names_the_incidents(guarded: tuple[Sandbox,
 def test_the_output_shows_the_events_and_the_way_to_the_report(guarded: tuple[Sandbox, str]) -> None:
     output = guarded[1]
     assert "rank 1" in output
-    assert "rewound" in output
+    assert "rolled back" in output
     assert "report.html" in output
     assert "Traceback" not in output
 

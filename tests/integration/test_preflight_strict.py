@@ -24,7 +24,7 @@ def test_an_exploding_network_is_refused_before_the_first_step(tmp_path: Path) -
     run = sandbox.run(GRADGUARD, "train", spec)
     assert run.returncode == 2, run.stdout
     assert "pre-flight: exploding at layer " in run.stdout
-    assert "preflight: warn trains nevertheless" in run.stdout
+    assert "set preflight: warn to train anyway" in run.stdout
     assert "Traceback" not in run.stdout
     folder = sandbox.path / "runs" / "exploding"
     assert json.loads((folder / "preflight.json").read_text())["verdict"] == "exploding"
