@@ -107,8 +107,8 @@ def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None)
     [
         ("told", "rank 1 failed: ValueError: bad batch"),
         ("raises in backward", "rank 1 failed: ValueError: bad batch"),
-        ("killed", "rank 1 does not answer and left no cause"),
-        ("stopped", "rank 1 does not answer and left no cause"),
+        ("killed", "rank 1 does not answer and reported no cause"),
+        ("stopped", "rank 1 does not answer and reported no cause"),
     ],
 )
 def test_a_lost_rank_ends_the_step_of_the_other_with_the_cause(
