@@ -107,7 +107,7 @@ def test_what_it_takes_to_get_in_is_said_in_one_line(server: Server) -> None:
     known = dict(server.sandbox.environment)
     try:
         del server.sandbox.environment["GRADGUARD_TOKEN"]
-        one_line(server.run("list"), "a token is needed")
+        one_line(server.run("list"), "a token is required")
         del server.sandbox.environment["SSL_CERT_FILE"]
         one_line(server.run("list"), "set SSL_CERT_FILE")
     finally:
