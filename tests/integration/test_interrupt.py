@@ -195,7 +195,9 @@ def test_the_commands_that_look_at_a_job_read_its_checkpoints_where_they_lie(
     for command in ("report", "incidents"):
         refused = run(GRADGUARD, command, job.place)
         assert refused.returncode == 2
-        assert refused.stdout.startswith(f"s3://{BUCKET}/runs/digits/checkpoints is a URL, which has only checkpoints")
+        assert refused.stdout.startswith(
+            f"s3://{BUCKET}/runs/digits/checkpoints is a URL, which has only checkpoints"
+        )
 
 
 def test_an_interrupt_before_the_first_step_ends_too(tmp_path: Path) -> None:
