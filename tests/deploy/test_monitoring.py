@@ -77,10 +77,9 @@ def log_of(watched: Watched) -> str:
     return (watched.folder / "job.log").read_text()
 
 
-@pytest.mark.timeout(600)
 def test_the_right_alerts_fire_and_clear_while_the_job_continues(watched: Watched) -> None:
-    """Which others fire depends on the machine: how many steps it makes in a window that is so short, and
-    whether all scrapes come in time; until the job is up the hub is down."""
+    """Which others fire, and whether the two fire at once, depends on the machine: how many steps it makes in
+    a window that is so short, and whether all scrapes come in time; until the job is up the hub is down."""
     expected = {"GradGuardRollback", "GradGuardNonFinite"}
     possible = expected | {
         "GradGuardHubDown",
@@ -94,7 +93,7 @@ def test_the_right_alerts_fire_and_clear_while_the_job_continues(watched: Watche
         seen.update(now := watched.alertmanager.active())
         return set(now)
 
-    eventually(lambda: expected <= active(), f"{expected} fire; {log_of(watched)}")
+    eventually(lambda: expected <= active() | seen.keys(), f"{expected} fire; {log_of(watched)}")
     eventually(lambda: not expected & active(), f"they clear {WINDOW} later; {log_of(watched)}")
     assert seen.keys() <= possible
     assert set().union(*seen.values()) == {"morning"}

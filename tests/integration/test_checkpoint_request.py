@@ -10,7 +10,7 @@ from jobs import JobClient, JobSpec
 from tests.integration.harness.cluster import Cluster
 from tests.integration.harness.runner import GRADGUARD, SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_running_job_saves_a_checkpoint_on_request(cluster: Cluster) -> None:

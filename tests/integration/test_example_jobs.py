@@ -11,7 +11,7 @@ from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.cluster import Cluster
 from tests.integration.harness.runner import GRADGUARD, Sandbox
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 EXAMPLES = PACKAGE_ROOT / "jobs" / "examples"
 SHORT = (

@@ -25,7 +25,7 @@ from tests.integration.harness.runner import (
 )
 from tests.jobs.checkpoints.s3_fixture import BUCKET, s3_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 END_S = 120
 """Ten seconds are the rule; on a machine that is busy with other things it takes what it takes."""

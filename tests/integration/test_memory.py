@@ -10,7 +10,7 @@ from ray._private.utils import get_system_memory, get_used_memory
 
 from tests.integration.harness.runner import GRADGUARD, NOISY, noisy
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 GIB = 2**30
 ALLOWED, EATEN = 3 * GIB, 4 * GIB

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.harness.runner import GRADGUARD, Sandbox
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.soak
 
 HERE = Path(__file__).parent / "harness"
 

@@ -89,7 +89,6 @@ def test_a_guard_that_was_imported_before_is_named_in_one_line(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_job_is_trained_beside_files_with_the_names_of_our_packages(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     with_namesakes(sandbox)
@@ -99,7 +98,6 @@ def test_a_job_is_trained_beside_files_with_the_names_of_our_packages(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_job_is_submitted_with_files_with_the_names_of_our_packages(cluster: Cluster) -> None:
     project = cluster.sandbox.project("namesakes")
     spec = with_namesakes(project)

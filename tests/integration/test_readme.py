@@ -131,7 +131,6 @@ def test_the_metrics_can_be_read_while_a_job_runs(checkout: Sandbox) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_commands_for_a_cluster(cluster: Cluster) -> None:
     sandbox = as_checkout(cluster.sandbox.project("readme"))
     submit_plain, submit, listing, logs, stop = [

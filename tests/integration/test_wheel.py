@@ -20,7 +20,7 @@ import pytest
 from jobs.cluster.session import PACKAGE_ROOT as ROOT
 from tests.integration.harness.runner import BIN, SMALL, Sandbox
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 PACKAGES = ("guard", "jobs", "service")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")

@@ -157,6 +157,6 @@ def test_local_and_global_norms_equal_the_reference(ranks: list[dict[str, Any]],
 def test_what_cannot_work_is_refused_with_what_to_do(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
         taken, bare, misnamed = seen["refused"]
-        assert "give it to guard.register_comm_hook" in taken
+        assert "pass it to guard.register_comm_hook" in taken
         assert "not in DistributedDataParallel: wrap it" in bare
         assert "name its second argument bucket" in misnamed

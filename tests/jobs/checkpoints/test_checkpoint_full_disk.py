@@ -19,7 +19,7 @@ import json, subprocess, sys
 from pathlib import Path
 from guard import GuardMetrics
 from jobs.checkpoints import Checkpoints
-from tests.jobs.checkpoint_fixture import Told, names, parts, proven
+from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, proven
 
 folder, told, metrics = Path(sys.argv[1]), Told(), GuardMetrics()
 checkpoints = Checkpoints(folder / "checkpoints", parts(), notify=told, metrics=metrics)

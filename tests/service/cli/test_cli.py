@@ -15,7 +15,7 @@ from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.runner import GRADGUARD, Sandbox, read_until
 from tests.service.server import Server, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 NOBODY = "http://127.0.0.1:9"
 SECRET = "hunter2hunter2"
