@@ -64,8 +64,7 @@ class HookNorms(LocalNorms):
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def measure(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            if self._armed and gradient is not None:
+            if self._armed and (gradient := parameter.grad) is not None:
                 self._norms[index] = norm(elements(gradient.coalesce() if gradient.is_sparse else gradient))
 
         return measure

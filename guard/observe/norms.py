@@ -52,6 +52,8 @@ def sum_pieces(pieces: Floats, owners: Sequence[int] | Places, gradients: int) -
 
 def norm(gradient: Tensor) -> Tensor:
     """The L2 norm, taken in float32 also of half precision; in float64 only of float64."""
+    if gradient.dtype is torch.float32:
+        return torch.linalg.vector_norm(gradient)
     wide = torch.promote_types(gradient.dtype, torch.float32)
     return torch.linalg.vector_norm(gradient, dtype=wide)
 

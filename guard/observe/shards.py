@@ -14,22 +14,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from guard.errors import UnsupportedGradient
 from guard.types import Floats
 
+_PLAIN = (Tensor, nn.Parameter)
+
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a ``DTensor``. Where its module, slow to import, was not imported, none is."""
+    if type(tensor) in _PLAIN:  # hundreds of calls a step
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-@torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of ``tensor``, sharing its memory; a plain tensor is its own."""
-    return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+    """This rank's part of ``tensor``, sharing its memory, without a graph; a plain tensor is its own."""
+    if not is_distributed(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined]
 
 
 def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
