@@ -5,7 +5,9 @@
 ``named``: torchvision's data sets
 ``idx``: MNIST's file format
 ``imagefolder``: a folder of images, one sub-folder for each class
+``files``: the files below a folder
 ``images``: labelled images in memory or files
+``decode``: one image file as red, green and blue
 ``transforms``: size, augmentation, normalisation
 ``mixing``: MixUp and CutMix
 ``reader``: reads and augments samples

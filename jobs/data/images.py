@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.data.errors import DataError, SampleError
-from jobs.torchvision_compat import import_torchvision
+from jobs.data.errors import DataError
 
 _SUBSET_SEED = 20170828
 
@@ -100,22 +99,14 @@ class ImageFiles:
         return 3
 
     def pixels(self, row: int) -> Tensor:
-        """One image, uint8 [3, H, W]; a grey or transparent one is converted.
+        """One image, uint8 [3, H, W]; see ``jobs.data.decode`` for what is converted, and how.
 
         Raises:
-            SampleError: the file is broken or gone; it is named.
+            SampleError: the file is broken, gone, or of a kind that cannot be converted; it is named.
         """
-        import_torchvision()
-        from PIL import Image
-        from torchvision.transforms.v2 import functional
+        from jobs.data.decode import decode  # imports torchvision, which takes a second
 
-        path = self.folder / self.paths[row]
-        try:
-            with Image.open(path) as image:
-                return functional.pil_to_tensor(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
-            raise SampleError(f"{path}: is not a readable image: {reason}") from None
+        return decode(self.folder / self.paths[row])
 
     def chosen(self, rows: Tensor) -> ImageFiles:
         """Only these samples."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import logging
-import os
+import re
 import sysconfig
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from jobs.data.errors import DataError
+from jobs.data.files import IGNORED, files_below
 from jobs.spec.data import DataSpec
 
 _log = logging.getLogger(__name__)
@@ -21,8 +23,11 @@ _DOCUMENT_NAMES = ("copyright", "readme", "news", "faq", "todo")
 _DOCUMENT_SUFFIXES = (".txt", ".md", ".rst")
 _ENOUGH_BYTES = 1 << 20
 _MOST_BYTES = 8 << 20
-_IGNORED = ("site-packages", "dist-packages", "__pycache__")
+_IGNORED = ("site-packages", "dist-packages", *IGNORED)
 _HELD_OUT = ("test", "val", "valid", "validation")
+_SLACK = 0.1
+"""A text is cut at a line, else at a space, if there is one within this part of what is held out."""
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +57,71 @@ def _given(path: Path, holdout: float) -> Corpus:
             f"data.path: there is no file or folder {path}: name one that every worker sees, "
             "or leave it out and train on the text of this machine"
         )
+    for split in (_split_by_folders, _split_by_names):
+        if path.is_dir() and (found := split(path)):
+            train, test = found
+            return Corpus(_texts_of(train, path), _texts_of(test, path), str(path))
+    return _cut(_texts_of(_files(path), path), holdout, str(path))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else files_below(path, ignored=_IGNORED)
+
+
+def _split_by_folders(path: Path) -> tuple[list[Path], list[Path]] | None:
+    """``train/`` and one of the held-out names."""
     apart = [path / name for name in _HELD_OUT if (path / name).is_dir()]
-    if (path / "train").is_dir() and apart:
-        return Corpus(_texts_of(path / "train"), _texts_of(apart[0]), str(path))
-    return _cut(_texts_of(path), holdout, str(path))
+    return (_files(path / "train"), _files(apart[0])) if (path / "train").is_dir() and apart else None
 
 
-def _texts_of(path: Path) -> list[bytes]:
-    files = [path] if path.is_file() else _files_below(path)
-    texts = [text for file in files if (text := _read(file))]
+def _split_by_names(path: Path) -> tuple[list[Path], list[Path]] | None:
+    """Files that say their split, as WikiText's ``wiki.train.tokens`` and ``wiki.test.tokens`` do."""
+    splits: dict[str, list[Path]] = {}
+    for file in _files(path):
+        splits.setdefault(_split_of(file), []).append(file)
+    held_out = [name for name in _HELD_OUT if name in splits]
+    if "train" not in splits or not held_out or "" in splits:
+        return None
+    return splits["train"], splits[held_out[0]]
+
+
+def _split_of(file: Path) -> str:
+    """The split in a file's name; empty if it names none, or more than one."""
+    named = {word for word in re.split(r"[^a-z]+", file.name.lower()) if word in ("train", *_HELD_OUT)}
+    return named.pop() if len(named) == 1 else ""
+
+
+def _texts_of(files: list[Path], source: Path) -> list[bytes]:
+    texts: list[bytes] = []
+    left_out: list[str] = []
+    for file in files:
+        try:
+            texts.append(_text(file))
+        except _NoText as reason:
+            left_out.append(f"{file}: {reason}")
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"data.path: {file} cannot be read: {error}") from None
+    texts = [text for text in texts if text]
+    more = f"; and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    reasons = "; ".join(left_out[:_NAMED]) + more
     if not texts:
-        raise DataError(f"data.path: there is no text in {path}: it takes UTF-8 files, gzipped or not")
-    if len(texts) < len(files):
-        _log.warning("data: %d of %d files in %s are no text", len(files) - len(texts), len(files), path)
+        raise DataError(
+            f"data.path: there is no text in {source}: it takes UTF-8 files, gzipped or not"
+            + (f" ({reasons})" if reasons else "")
+        )
+    if left_out:
+        _log.warning("data: left out, since it is no text: %s", reasons)
     return texts
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All files but hidden ones and installed packages, in an order that no file system changes."""
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _IGNORED]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted((file for file in found if file.is_file()), key=lambda file: file.parts)
 
 
 def _system(corpus: str) -> tuple[list[bytes], str]:
     if corpus != "python":
-        texts = _limited(chain(_files_below(LICENSES), filter(_is_document, _files_below(DOCUMENTS))))
+        texts = _limited(chain(_files(LICENSES), filter(_is_document, _files(DOCUMENTS))))
         if corpus == "debian" or sum(map(len, texts)) >= _ENOUGH_BYTES:
             if not texts:
                 raise DataError(f"data.corpus = debian: there is no text in {DOCUMENTS}: write python")
             return texts, "the documents of this system"
-    library = _files_below(Path(sysconfig.get_path("stdlib")))
+    library = _files(Path(sysconfig.get_path("stdlib")))
     sources = (file for file in library if file.suffix == ".py")
     return _limited(sources), "the sources of Python's standard library"
 
@@ -107,26 +144,45 @@ def _limited(files: Iterable[Path]) -> list[bytes]:
     return list(texts)
 
 
+class _NoText(ValueError):
+    """A file is not UTF-8 text: says what it is."""
+
+
+def _text(file: Path) -> bytes:
+    content = file.read_bytes()
+    text = gzip.decompress(content) if file.suffix == ".gz" else content
+    if b"\0" in text:
+        raise _NoText("it has zero bytes, as UTF-16 and binary files do")
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        byte = text[error.start]
+        raise _NoText(f"byte {error.start} (0x{byte:02x}, in line {line}) is not UTF-8") from None
+    return text
+
+
 def _read(file: Path) -> bytes:
     """The content of a text file; empty if it is not text or cannot be read."""
     try:
-        content = file.read_bytes()
-        text = gzip.decompress(content) if file.suffix == ".gz" else content
-        text.decode("utf-8")
-    except (OSError, EOFError, ValueError):
+        return _text(file)
+    except (OSError, EOFError, ValueError, zlib.error):
         return b""
-    return b"" if b"\0" in text else text
 
 
 def _cut(texts: list[bytes], holdout: float, source: str) -> Corpus:
-    """Holds out the end of every text, from the beginning of a line on where it has lines."""
-    halves = [_halves(text, int(len(text) * (1 - holdout))) for text in texts]
+    """Holds out the end of every text."""
+    halves = [_halves(text, holdout) for text in texts]
     return Corpus([train for train, _ in halves if train], [test for _, test in halves if test], source)
 
 
-def _halves(text: bytes, place: int) -> tuple[bytes, bytes]:
-    """Cut where the line at a place begins; where there are no lines, where its UTF-8 character begins."""
-    line = text.rfind(b"\n", 0, place) + 1
-    while not line and place > 0 and (text[place] & 0xC0) == 0x80:
+def _halves(text: bytes, holdout: float) -> tuple[bytes, bytes]:
+    """Cut where a line begins near the place, else a word, else a UTF-8 character."""
+    place = int(len(text) * (1 - holdout))
+    nearest = max(0, place - int(_SLACK * holdout * len(text)))
+    cut = max(text.rfind(b"\n", nearest, place), 0) or max(text.rfind(b" ", nearest, place), 0)
+    if cut:
+        return text[: cut + 1], text[cut + 1 :]
+    while place > 0 and (text[place] & 0xC0) == 0x80:
         place -= 1
-    return text[: line or place], text[line or place :]
+    return text[:place], text[place:]

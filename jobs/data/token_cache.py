@@ -23,7 +23,7 @@ from jobs.run_dir.jsonl import sync
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = b"gradguard tokens 1"
+_FORMAT = b"gradguard tokens 2"
 """Part of the key; increase the number when ``Tokenizer.encode`` gives different ids."""
 
 

@@ -56,10 +56,14 @@ class TokenizerFile:
         try:
             content = path.read_bytes()
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            self._tokenizer.no_truncation()  # stored in many published files: text would be left out
+            self._tokenizer.no_padding()
         except Exception as error:  # the library raises nothing more particular
             reason = " ".join(str(error).split())
             raise DataError(f"data.tokenizer: {path} is no tokenizer file: {reason}") from error
-        self.size: int = self._tokenizer.get_vocab_size()
+        self._path = path
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.size: int = max(ids, default=-1) + 1  # more than there are tokens, where ids have gaps
         found = (self._tokenizer.token_to_id(end) for end in _ENDS)
         self._end = [token for token in found if token is not None][:1]
         self.identity: bytes | None = tokenizers.__version__.encode() + hashlib.sha256(content).digest()
@@ -70,9 +74,19 @@ class TokenizerFile:
         rows: list[NDArray[Any]] = []
         for first in range(0, len(texts), _AT_ONCE):
             some = [text.decode("utf-8") for text in texts[first : first + _AT_ONCE]]
-            for encoded in self._tokenizer.encode_batch(some, add_special_tokens=False):
+            for encoded in self._encode(some):
                 rows.append(np.array(encoded.ids + self._end, dtype=dtype))
         return np.concatenate(rows) if rows else np.empty(0, dtype)
+
+    def _encode(self, texts: list[str]) -> Any:
+        try:
+            return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing more particular
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"data.tokenizer: {self._path} cannot encode this text: {reason}: add an unknown token to "
+                "its vocabulary, or take a tokenizer on bytes"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are omitted."""

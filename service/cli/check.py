@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,7 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     from jobs.training.preflight import preflight
     from jobs.workloads import load_workload
 
+    _show_data_log()
     try:
         workload = load_workload(job)
     except DataError as error:
@@ -78,6 +80,15 @@ def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | No
     if not lr_range:
         return flight, None
     return flight, find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
+
+
+def _show_data_log() -> None:
+    """What was found in the data, and what was left out, is printed to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("jobs.data", "jobs.workloads"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _range(rates: LrRange) -> dict[str, Any]:

@@ -39,6 +39,74 @@ def test_train_and_held_out_folders_are_taken_as_they_are(tmp_path: Path, held_o
     assert all(f"/{held_out}/" in name for name in names(test))
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("Train", "Val"), ("training", "testing"), ("train_set", "dev"), ("train2017", "val2017")],
+)
+def test_splits_may_be_spelled_in_any_usual_way(tmp_path: Path, train: str, held_out: str):
+    write_images(tmp_path / train, 4)
+    write_images(tmp_path / held_out, 2)
+    found = load_images(config(tmp_path))
+    assert [len(split) for split in found] == [12, 6]
+    assert found[0].classes == ("blue", "green", "red")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path):
+    write_images(tmp_path, 4)
+    (tmp_path / "red").rename(tmp_path / "train")
+    (tmp_path / "green").rename(tmp_path / "test")
+    assert load_images(config(tmp_path))[0].classes == ("blue", "test", "train")
+
+
+def test_where_a_folder_may_be_a_split_or_a_class_the_user_decides(tmp_path: Path):
+    write_images(tmp_path, 2)
+    write_images(tmp_path / "train", 2)
+    with pytest.raises(DataError, match="is train a split or a class, beside blue, green, red"):
+        load_images(config(tmp_path))
+
+
+def test_one_class_is_refused_with_the_folder_that_may_be_meant(tmp_path: Path):
+    write_images(tmp_path / "dataset", 2)
+    with pytest.raises(DataError, match=f"only one class, dataset: .* perhaps {tmp_path / 'dataset'}"):
+        load_images(config(tmp_path))
+
+
+def test_each_image_counts_once_whatever_links_to_it(tmp_path: Path):
+    root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    write_images(root, 4)
+    write_images(elsewhere, 2)
+    (root / "red" / "again").symlink_to(root)
+    (root / "red" / "other").symlink_to(root / "blue")
+    (root / "red" / "more").symlink_to(elsewhere / "red")
+    (root / "blue" / "more").symlink_to(elsewhere / "blue")
+    (elsewhere / "red" / "back").symlink_to(elsewhere / "red")
+    train, test = load_images(config(root))
+    assert torch.cat([train.labels, test.labels]).bincount().tolist() == [6, 4, 6]
+
+
+def test_what_tools_leave_in_a_folder_is_no_data(tmp_path: Path):
+    write_images(tmp_path, 4)
+    write_images(tmp_path / "__MACOSX", 4)
+    image = tmp_path / "red" / "000.png"
+    for copy in (".ipynb_checkpoints/000-checkpoint.png", "._000.png", "__MACOSX/000.png"):
+        (image.parent / copy).parent.mkdir(exist_ok=True)
+        (image.parent / copy).write_bytes(image.read_bytes())
+    train, test = load_images(config(tmp_path))
+    assert len(train) + len(test) == 12
+    assert train.classes == ("blue", "green", "red")
+
+
+def test_what_was_found_and_what_was_left_out_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_images(tmp_path, 4)
+    for number in range(3):
+        (tmp_path / "red" / f"{number}.psd").touch()
+    (tmp_path / "blue" / "000.png").rename(tmp_path / "blue" / "000.JFIF")
+    with caplog.at_level(logging.INFO, "jobs.data"):
+        load_images(config(tmp_path))
+    assert f"data: 12 images in 3 classes in {tmp_path}" in caplog.text
+    assert f"data: 3 of 15 files in {tmp_path} are left out: 3 .psd" in caplog.text
+
+
 @pytest.mark.parametrize("below", [".", "train"])
 def test_a_part_of_each_class_is_held_out_by_the_seed_where_there_is_no_split(tmp_path: Path, below: str):
     write_images(tmp_path / below, 10)

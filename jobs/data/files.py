@@ -1,0 +1,51 @@
+"""The files below a folder: links followed, each real folder once, hidden ones left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+IGNORED = ("__MACOSX", "__pycache__")
+"""What archivers and Python leave in folders; everything that begins with a dot is ignored too."""
+
+
+def files_below(folder: Path, *, ignored: Sequence[str] = IGNORED, within: Path | None = None) -> list[Path]:
+    """All files that are not hidden, in an order that no file system changes.
+
+    Args:
+        folder: where to look.
+        ignored: names of folders to leave out.
+        within: a linked folder inside of it is not followed, since it is found at its own place; ``folder``
+            if None.
+    """
+    home = (within or folder).resolve()
+    found = [Path(parent, name) for parent, names in _walk(folder, home, ignored) for name in names]
+    return sorted((file for file in found if file.is_file()), key=lambda file: file.parts)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not data: ``.ipynb_checkpoints``, ``._cat.jpg``."""
+    return name.startswith(".") or name in IGNORED
+
+
+def _walk(folder: Path, home: Path, ignored: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder with the names of its files; linked folders outside of ``home`` once."""
+    linked: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and name not in ignored and _is_new(Path(parent, name), home, linked)
+        ]
+        yield parent, [name for name in names if not name.startswith(".")]
+
+
+def _is_new(folder: Path, home: Path, linked: set[Path]) -> bool:
+    if not folder.is_symlink():
+        return True
+    real = folder.resolve()
+    if real.is_relative_to(home) or home.is_relative_to(real) or any(real.is_relative_to(p) for p in linked):
+        return False
+    linked.add(real)
+    return True

@@ -1,0 +1,111 @@
+"""Text of the user's own: what is read, what is held out, and what is said of the rest."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.data import DataError
+from jobs.data.text import load_text
+from jobs.data.tokens import TokenizerFile
+from jobs.spec.job_spec import DataSpec
+
+tokenizers = pytest.importorskip("tokenizers")
+
+LINE = "The quick brown fox jumps over the lazy dog. "
+
+
+def spec(path: Path, holdout: float = 0.05) -> DataSpec:
+    return DataSpec(path=str(path), holdout=holdout)
+
+
+@pytest.mark.parametrize("long_line", [LINE * 1000, "x" * 40_000, "\u00e9" * 20_000])
+def test_the_held_out_share_is_as_asked_whatever_the_lines(tmp_path: Path, long_line: str):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"A title\n{long_line}\n")
+    corpus = load_text(spec(tmp_path))
+    train, test = (sum(map(len, texts)) for texts in (corpus.train, corpus.test))
+    assert 0.05 <= test / (train + test) <= 0.056
+    for text in corpus.train + corpus.test:
+        text.decode("utf-8")
+
+
+def test_files_that_name_their_split_are_split_so(tmp_path: Path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{name}.tokens").write_text(f"{name}\n")
+    corpus = load_text(spec(tmp_path))
+    assert (corpus.train, corpus.test) == ([b"train\n"], [b"test\n"])
+    (tmp_path / "notes.txt").write_text("names no split\n" * 50)
+    assert len(load_text(spec(tmp_path)).train) == 4
+
+
+def test_linked_folders_are_read_once(tmp_path: Path):
+    inside, elsewhere = tmp_path / "text", tmp_path / "elsewhere"
+    for folder in (inside, elsewhere):
+        folder.mkdir()
+        (folder / "a.txt").write_text(LINE * 40)
+    (inside / "part").symlink_to(elsewhere)
+    (inside / "same").symlink_to(elsewhere)
+    (inside / "loop").symlink_to(inside)
+    assert len(load_text(spec(inside)).train) == 2
+
+
+def test_what_is_no_text_is_named_with_its_byte(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "a.txt").write_text(LINE * 40)
+    (tmp_path / "b.txt").write_bytes(b"two\nlines caf\xe9\n")
+    with caplog.at_level(logging.WARNING, "jobs.data"):
+        load_text(spec(tmp_path))
+    assert f"{tmp_path / 'b.txt'}: byte 13 (0xe9, in line 2) is not UTF-8" in caplog.text
+    with pytest.raises(DataError, match=r"b.txt: byte 13"):
+        load_text(spec(tmp_path / "b.txt"))
+    (tmp_path / "c.txt").write_bytes(LINE.encode("utf-16"))
+    with pytest.raises(DataError, match=r"c.txt: it has zero bytes, as UTF-16"):
+        load_text(spec(tmp_path / "c.txt"))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-9], lambda b: b[:20] + b"\xff" * 9 + b[29:], lambda _: b"no"]
+)
+def test_a_damaged_archive_is_refused_by_name(tmp_path: Path, damage):
+    content = gzip.compress(np.random.default_rng(0).bytes(500).hex().encode())
+    (tmp_path / "novel.txt.gz").write_bytes(damage(content))
+    (tmp_path / "whole.txt").write_text(LINE * 40)
+    with pytest.raises(DataError, match=r"novel.txt.gz cannot be read: ") as caught:
+        load_text(spec(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def saved(path: Path, tokenizer: object) -> TokenizerFile:
+    tokenizer.save(str(path / "tokenizer.json"))
+    return TokenizerFile(path / "tokenizer.json")
+
+
+def words(vocabulary: dict[str, int], **more: str) -> object:
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, **more))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path):
+    made = words({"a": 0, "b": 1, "[PAD]": 2})
+    made.enable_truncation(3)
+    made.enable_padding(pad_id=2, pad_token="[PAD]", length=20)
+    assert saved(tmp_path, made).encode([b"a b a b a", b"b"]).tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_ids_with_gaps_have_room(tmp_path: Path):
+    tokenizer = saved(tmp_path, words({"a": 0, "b": 70_000}))
+    assert tokenizer.size == 70_001
+    assert tokenizer.encode([b"a b"]).tolist() == [0, 70_000]
+
+
+def test_a_text_with_unknown_tokens_is_refused_in_one_line(tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"data.tokenizer: .*tokenizer.json cannot encode this text"
+    ) as caught:
+        saved(tmp_path, words({"a": 0}, unk_token="[UNK]")).encode([b"a c"])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,83 @@
+"""Image files of any kind become 8-bit colour that shows what is in them, or are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.data import SampleError
+from jobs.data.decode import decode
+
+RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm"])
+def test_16_bit_grey_keeps_its_levels(tmp_path: Path, name: str):
+    Image.fromarray((RAMP * 65535).astype(np.uint16)).save(tmp_path / name)
+    found = decode(tmp_path / name)
+    assert found.shape == (3, 64, 64)
+    assert torch.equal(found[0], torch.from_numpy((RAMP * 255).round().astype(np.uint8))) or (
+        found[0].double().sub(torch.from_numpy(RAMP * 255)).abs().max() <= 1
+    )
+
+
+def test_float_pixels_are_scaled_from_zero_to_one(tmp_path: Path):
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "ramp.tif")
+    assert decode(tmp_path / "ramp.tif")[0].double().sub(torch.from_numpy(RAMP * 255)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("scale", [255.0, -1.0])
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path, scale: float):
+    Image.fromarray((RAMP * scale).astype(np.float32)).save(tmp_path / "ramp.tif")
+    with pytest.raises(SampleError, match=r"ramp.tif: .*no known range: convert it to 8 or 16 bits"):
+        decode(tmp_path / "ramp.tif")
+    Image.fromarray((RAMP * 2**30).astype(np.int32)).save(tmp_path / "wide.tif")
+    with pytest.raises(SampleError, match=r"wide.tif: .*no known range"):
+        decode(tmp_path / "wide.tif")
+
+
+@pytest.mark.parametrize("shade", [0, 255])
+def test_a_picture_that_only_the_alpha_channel_holds_is_seen(tmp_path: Path, shade: int):
+    pixels = np.full((64, 64, 4), shade, np.uint8)
+    pixels[..., 3] = RAMP * 255
+    Image.fromarray(pixels).save(tmp_path / "icon.png")
+    assert len(decode(tmp_path / "icon.png")[0].unique()) > 100
+
+
+def test_colours_are_kept_where_the_alpha_channel_is_not_needed(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "icon.png")
+    assert torch.equal(decode(tmp_path / "icon.png"), torch.from_numpy(pixels[..., :3]).permute(2, 0, 1))
+
+
+def test_of_a_thin_strip_the_middle_is_kept(tmp_path: Path):
+    Image.new("RGB", (1, 4000), "red").save(tmp_path / "line.png")
+    Image.new("RGB", (160, 10), "red").save(tmp_path / "strip.png")
+    assert decode(tmp_path / "line.png").shape == (3, 16, 1)
+    assert decode(tmp_path / "strip.png").shape == (3, 10, 160)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path):
+    whole = tmp_path / "whole.png"
+    Image.fromarray((RAMP * 255).astype(np.uint8)).save(whole)
+    content = bytearray(whole.read_bytes())
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        damaged = content[: generator.integers(1, len(content))] if number % 2 else bytearray(content)
+        damaged[generator.integers(len(damaged))] ^= 1 << generator.integers(8)
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(damaged)
+        said = refusal_of(path)
+        assert said is None or (str(path) in said and "\n" not in said)
+
+
+def refusal_of(path: Path) -> str | None:
+    try:
+        decode(path)
+    except SampleError as error:
+        return str(error)
+    return None
