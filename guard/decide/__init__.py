@@ -10,4 +10,5 @@
 ``drift``: a loss that creeps up, a gradient that fades
 ``vanishing``: layers that the gradient no longer reaches
 ``replay``: the detector on a recorded log
+``trace``: reads such a log, whoever wrote it
 """

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from guard.decide.replay import TraceError
+from guard.decide.trace import TraceError
 from jobs.errors import INTERRUPTED, JobError, exit_code_of
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec

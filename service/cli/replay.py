@@ -11,8 +11,9 @@ from rich.table import Table
 from typer import Argument, Option
 
 from guard import DetectConfig
-from guard.decide.replay import ReplayResult, read_trace
+from guard.decide.replay import ReplayResult
 from guard.decide.replay import replay as replay_trace
+from guard.decide.trace import TraceReader
 from jobs.errors import JobError
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption
@@ -24,11 +25,16 @@ SHOWN = 50
 
 def replay(
     trace: Annotated[
-        Path, Argument(help="A training log: CSV with a header, or JSON lines; may be gzipped.")
+        Path,
+        Argument(
+            help="A training log: CSV, JSON lines, trainer_state.json, or printed lines; may be gzipped."
+        ),
     ],
-    step: Annotated[str, Option(help="Column of the step.")] = "step",
-    loss: Annotated[str, Option(help="Column of the loss.")] = "loss",
-    grad_norm: Annotated[str, Option(help="Column of the gradient norm.")] = "grad_norm",
+    step: Annotated[str | None, Option(help="Column of the step; default: any usual name.")] = None,
+    loss: Annotated[str | None, Option(help="Column of the loss; default: any usual name.")] = None,
+    grad_norm: Annotated[
+        str | None, Option(help="Column of the gradient norm; default: any usual name.")
+    ] = None,
     spec: Annotated[
         Path | None, Option(help="Use the detector settings of this job's spec (guard.detect).")
     ] = None,
@@ -43,7 +49,7 @@ def replay(
     try:
         result = replay_trace(trace, config, **columns)
         if plot:
-            _draw(trace, columns, result, plot)
+            _draw(trace, result, plot)
     except OSError as error:
         raise JobError(f"{error.filename or trace}: {error.strerror}") from None
     if as_json:
@@ -54,6 +60,11 @@ def replay(
 
 def _show(result: ReplayResult) -> None:
     console = Console(highlight=False)
+    read = [f"{signal} from {name}" for signal, name in result.columns.items() if name not in (None, signal)]
+    if result.columns["step"] is None:
+        read.append("no column of the step: rows are counted from 0")
+    if read:
+        console.print("; ".join(read), markup=False, soft_wrap=True)
     entries = sorted([*result.alarms, *result.trends], key=lambda entry: entry["step"])
     if entries:
         table = Table("step", "verdict", "signal", "score", "baseline", "the guard would", box=None)
@@ -70,10 +81,10 @@ def _show(result: ReplayResult) -> None:
     )
 
 
-def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path) -> None:
+def _draw(trace: Path, result: ReplayResult, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    rows = list(read_trace(trace, **columns))
+    rows = list(TraceReader(trace, **result.columns))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     losses = [math.nan if row.loss is None else float(row.loss) for row in rows]
@@ -84,6 +95,6 @@ def _draw(trace: Path, columns: dict[str, str], result: ReplayResult, path: Path
             axes.axvline(step, color=color, alpha=0.5, linewidth=1)
         if steps:
             axes.plot([], [], color=color, label=f"{kind} ({len(steps)})")
-    axes.set(xlabel=columns["step"], ylabel=columns["loss"], title=trace.name)
+    axes.set(xlabel=result.columns["step"] or "row", ylabel=result.columns["loss"] or "", title=trace.name)
     axes.legend()
     save_figure(figure, path)

@@ -28,7 +28,8 @@ from measure import publish
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
-from guard.decide.replay import ALARMS, Row, read_trace
+from guard.decide.replay import ALARMS
+from guard.decide.trace import Row, TraceReader
 from guard.observe.robust_window import RobustWindow
 
 Decider = Callable[[float | None, float | None], str]
@@ -105,7 +106,7 @@ def load(folder: Path) -> list[Trace]:
             name=entry["name"],
             kind=entry["kind"],
             interval=int(entry["interval"]),
-            rows=list(read_trace(folder / f"{entry['name']}.csv")),
+            rows=list(TraceReader(folder / f"{entry['name']}.csv")),
             labels=labels.get(entry["name"], []),
         )
         for entry in _records(folder / "index.csv")

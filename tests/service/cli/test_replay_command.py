@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from guard.decide.replay import TraceError
+from guard.decide.trace import TraceError
 from service.cli.app import app
 
 
