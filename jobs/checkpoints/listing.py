@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.manifest import Manifest, parse
 from jobs.run_dir.open_storage import open_storage
-from jobs.run_dir.storage import MANIFEST, Storage, shown
+from jobs.run_dir.storage import MANIFEST, Storage, shown, step_of
 
 
 def checkpoint_folder(step: int) -> str:
@@ -25,7 +25,7 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
         manifest = parse(storage.read(name, MANIFEST))
     except OSError as error:
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
-    if int(name.removeprefix("step-")) != manifest.step:
+    if step_of(name) != manifest.step:
         raise DamagedCheckpoint(f"{MANIFEST} is that of step {manifest.step}")
     return manifest
 

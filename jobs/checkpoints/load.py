@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from jobs.checkpoints.manifest import STATE, Manifest, digest_of
 from jobs.checkpoints.stager import generators_name
 from jobs.checkpoints.state import Tensors, put_together
 from jobs.run_dir.storage import MANIFEST, Storage
+
+NEEDED = ("model", "optimizer")
+"""The parts without which a resume would begin anew."""
 
 
 class Content:
@@ -60,10 +63,7 @@ def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda 
         try:
             folder = storage.local_copy(name, Path(scratch))
             _verify(folder, manifest, storage.files(name))
-            state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
-            ranks = len(state["ranks"])
-            if ranks != manifest.world_size:
-                raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {ranks}")
+            state = _read_state(folder, manifest)
             tensors = _read_tensors(folder, wanted)
         except OSError as error:
             raise DamagedCheckpoint(f"cannot be read: {error.strerror or error}") from None
@@ -71,18 +71,48 @@ def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda 
 
 
 def verify(storage: Storage, name: str) -> Manifest:
-    """Reads every byte of a checkpoint and keeps none.
+    """Loads all that a resume with any rank needs, and keeps none.
 
     Raises:
-        DamagedCheckpoint: as ``read``.
+        DamagedCheckpoint: as ``read``, or a part is not there as a whole, or a weight is NaN.
     """
-    return read(storage, name, wanted=lambda _: False).manifest
+    content = read(storage, name)
+    world_size = content.manifest.world_size
+    for rank in range(world_size):
+        check_parts(content.parts(rank, world_size))
+        content.generators(rank, world_size)
+    return content.manifest
+
+
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Raises ``DamagedCheckpoint`` where a resume would go on with fresh or broken weights."""
+    for name in NEEDED:
+        if not parts.get(name):
+            raise DamagedCheckpoint(f"{STATE} has no part {name}")
+    for name, value in parts["model"].items():
+        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+            raise DamagedCheckpoint(f"the weight {name} has NaN in it")
 
 
 def of_rank(rank: int) -> Callable[[str], bool]:
     """Which tensors a rank needs: all but the other ranks' generators."""
     mine = generators_name(rank) + "."
     return lambda name: not name.startswith("generators.") or name.startswith(mine)
+
+
+def _read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """``state.json``: all of its fields are there."""
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        dict(state["parts"])
+        ranks = [(rank["own"], rank["generators"]) for rank in state["ranks"]]
+    except KeyError as error:
+        raise DamagedCheckpoint(f"{STATE} has no {error.args[0]}") from None
+    except (ValueError, TypeError, RecursionError):
+        raise DamagedCheckpoint(f"{STATE} cannot be read") from None
+    if len(ranks) != manifest.world_size:
+        raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {len(ranks)}")
+    return state
 
 
 def _verify(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from guard.config import Config
 from guard.rows import strict
@@ -20,6 +20,7 @@ from jobs.run_dir.storage import MANIFEST
 STATE = "state.json"
 FORMAT = 1
 _CHUNK = 1 << 20
+_YEAR_9999 = 253_402_300_799
 
 Health = Literal["candidate", "good"]
 
@@ -38,15 +39,15 @@ class Manifest(Config):
 
     format: int
     """Version of the layout; an unknown one is refused."""
-    step: int
+    step: int = Field(ge=0)
     """Optimizer steps applied."""
-    attempt: int
+    attempt: int = Field(ge=0)
     """Step attempts, skips included."""
     health: Health
     """``candidate`` until enough clean steps followed, then ``good``."""
-    created: float
+    created: float = Field(ge=0, le=_YEAR_9999)
     """Unix seconds."""
-    world_size: int
+    world_size: int = Field(ge=1)
     """Ranks that wrote it."""
     files: dict[str, FileRecord]
     """Every file beside the manifest, by name."""
@@ -77,14 +78,17 @@ def parse(content: bytes) -> Manifest:
     try:
         body = json.loads(content)
         checksum = body.pop("checksum")
+        unchanged = checksum == _digest(body) and _text({**body, "checksum": checksum}) == content
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read") from None
-    if checksum != _digest(body) or _text({**body, "checksum": checksum}) != content:
+    if not unchanged:
         raise DamagedCheckpoint(f"{MANIFEST} does not match its checksum")
     if body.get("format") != FORMAT:
         raise DamagedCheckpoint(f"{MANIFEST} has format {body.get('format')}; this version reads {FORMAT}")
     try:
         return Manifest.model_validate(body)
+    except RecursionError:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read") from None
     except ValidationError as error:
         field = ".".join(map(str, error.errors()[0]["loc"]))
         raise DamagedCheckpoint(f"{MANIFEST} has no valid {field}") from None

@@ -11,7 +11,7 @@ from guard.act import rng
 from guard.act.snapshot import Stateful
 from jobs.checkpoints.errors import DamagedCheckpoint, reason
 from jobs.checkpoints.listing import checkpoint_folder, manifests
-from jobs.checkpoints.load import Content, of_rank, read
+from jobs.checkpoints.load import Content, check_parts, of_rank, read
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.shards import lay_out
 from jobs.checkpoints.spec_match import check_spec
@@ -69,7 +69,11 @@ class Restorer:
             problems = [p for p in self.ranks.gather(problem) if p is not None]
             if content is not None and not problems:
                 check_spec(content.manifest.spec, self.spec, step)
-                return self._apply(content, keep, damaged)
+                kept, problem = self._apply(content, keep)
+                # All-gather: where a part of any rank refuses its state, all go on to the one before.
+                problems = [p for p in self.ranks.gather(problem) if p is not None]
+                if not problems:
+                    return Loaded(step, kept, damaged)
             damaged[checkpoint_folder(step)] = problems[0]
         if damaged:
             listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in damaged.items())
@@ -92,21 +96,24 @@ class Restorer:
         rank = self.ranks.rank
         try:
             content = read(self.storage, checkpoint_folder(step), wanted=of_rank(rank))
-            content.parts(rank, self.ranks.world_size)
+            check_parts(content.parts(rank, self.ranks.world_size))
         except DamagedCheckpoint as error:
             return None, str(error)
         except Exception as error:  # noqa: BLE001 - an unforeseen error must not leave the others waiting
             return None, reason(error)
         return content, None
 
-    def _apply(self, content: Content, keep: Collection[str], damaged: dict[str, str]) -> Loaded:
+    def _apply(self, content: Content, keep: Collection[str]) -> tuple[dict[str, Any], str | None]:
+        """The states of the parts that stay as they were; and what is wrong where a part refuses its own."""
         rank, world_size = self.ranks.rank, self.ranks.world_size
-        generators = content.generators(rank, world_size)
-        if generators is not None:
-            rng.restore(generators)  # before the guard, whose first snapshot contains them
         states = content.parts(rank, world_size)
-        for name, part in self.parts.items():
-            if name not in keep and name in states:
-                part.load_state_dict(lay_out(states[name], part))
-        kept = {name: states[name] for name in keep if name in states}
-        return Loaded(content.manifest.step, kept, damaged)
+        try:
+            generators = content.generators(rank, world_size)
+            if generators is not None:
+                rng.restore(generators)  # before the guard, whose first snapshot contains them
+            for name, part in self.parts.items():
+                if name not in keep and name in states:
+                    part.load_state_dict(lay_out(states[name], part))
+        except Exception as error:  # noqa: BLE001 - parts raise anything, and the other ranks wait
+            return {}, reason(error)
+        return {name: states[name] for name in keep if name in states}, None

@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow import fs
 
 from jobs.errors import JobError
-from jobs.run_dir.storage import DAMAGED, MANIFEST, is_name, shown
+from jobs.run_dir.storage import DAMAGED, MANIFEST, is_name, shown, step_of
 
 
 class RemoteStorage:
@@ -72,6 +72,9 @@ class RemoteStorage:
     def set_aside(self, name: str) -> None:
         self._fs.move(self._path(name, MANIFEST), self._path(name, DAMAGED))
 
+    def aside(self) -> list[str]:
+        return [name for name in self._folders() if DAMAGED in self._listing(name)]
+
     def remove(self, name: str) -> None:
         if MANIFEST in self._listing(name):
             self._fs.delete_file(self._path(name, MANIFEST))
@@ -92,7 +95,8 @@ class RemoteStorage:
 
     def _folders(self) -> list[str]:
         found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        return sorted(i.base_name for i in found if i.type == fs.FileType.Directory and is_name(i.base_name))
+        names = (info.base_name for info in found if info.type == fs.FileType.Directory)
+        return sorted(filter(is_name, names), key=step_of)
 
     def _listing(self, name: str) -> dict[str, int]:
         found = self._fs.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))

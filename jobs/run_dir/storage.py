@@ -7,6 +7,7 @@ both, one atomic write of the manifest makes the checkpoint exist.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from jobs.run_dir.jsonl import sync, write_synced
 
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
-_NAME = re.compile(r"step-\d{8,}")
+_NAME = re.compile(r"step-[0-9]{8,18}")
 _URL = re.compile(r"\b[a-z][a-z0-9+.\-]*://[^\s'\"]+")
 
 
@@ -59,6 +60,9 @@ class Storage(Protocol):
     def set_aside(self, name: str) -> None:
         """Keeps a damaged checkpoint for inspection, but no longer lists it."""
 
+    def aside(self) -> list[str]:
+        """The damaged checkpoints that were set aside, oldest first."""
+
     def remove(self, name: str) -> None:
         """Deletes a checkpoint; its manifest goes first."""
 
@@ -81,8 +85,21 @@ def without_keys(text: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a folder of this name can be a checkpoint."""
-    return _NAME.fullmatch(name) is not None
+    """Whether a folder of this name can be a checkpoint: one step has one name."""
+    return _NAME.fullmatch(name) is not None and name == f"step-{step_of(name):08d}"
+
+
+def step_of(name: str) -> int:
+    """The step in the name of a checkpoint."""
+    return int(name.removeprefix("step-"))
+
+
+def _may_exist(path: Path) -> bool:
+    """False only where it is certain; else reading it says what is wrong."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 class LocalStorage:
@@ -130,15 +147,18 @@ class LocalStorage:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def names(self) -> list[str]:
-        found = (path.name for path in self._root.glob("step-*") if (path / MANIFEST).exists())
-        return sorted(filter(is_name, found))
+        found = (path.name for path in self._root.glob("step-*") if _may_exist(path / MANIFEST))
+        return sorted(filter(is_name, found), key=step_of)
 
     def files(self, name: str) -> dict[str, int]:
         found = (self._root / name).iterdir()
         return {path.name: path.stat().st_size for path in found if path.name != MANIFEST}
 
     def read(self, name: str, file: str) -> bytes:
-        return (self._root / name / file).read_bytes()
+        path = self._root / name / file
+        if not path.is_file():  # reading a FIFO would wait for ever
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        return path.read_bytes()
 
     def replace_manifest(self, name: str, manifest: bytes) -> None:
         folder = self._root / name
@@ -152,11 +172,22 @@ class LocalStorage:
 
     def set_aside(self, name: str) -> None:
         folder = self._root / name
-        (folder / MANIFEST).replace(folder / DAMAGED)
+        if folder.is_symlink():  # it may lead to another checkpoint
+            folder.rename(self._root / f"{name}.damaged")
+        else:
+            (folder / MANIFEST).replace(folder / DAMAGED)
+
+    def aside(self) -> list[str]:
+        found = (path.name for path in self._root.glob("step-*") if (path / DAMAGED).exists())
+        return sorted(filter(is_name, found), key=step_of)
 
     def remove(self, name: str) -> None:
-        (self._root / name / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(self._root / name, ignore_errors=True)
+        folder = self._root / name
+        if folder.is_symlink():
+            folder.unlink()
+            return
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def local_copy(self, name: str, into: Path) -> Path:  # noqa: ARG002 - as in Storage
         return self._root / name

@@ -19,7 +19,7 @@ from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, SPEC
-from jobs.run_dir.storage import Storage, shown
+from jobs.run_dir.storage import Storage, shown, step_of
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption
 
@@ -84,7 +84,8 @@ def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:
     rows = [_row(manifest) for manifest in readable]
     if check:
         damaged |= _verify(storage, readable)
-    rows += [{"step": int(name.removeprefix("step-"))} for name in damaged if name not in _names(readable)]
+        damaged = dict.fromkeys(storage.aside(), "was found damaged before, and set aside") | damaged
+    rows += [{"step": step_of(name)} for name in damaged if name not in _names(readable)]
     for row in rows:
         row["problem"] = damaged.get(checkpoint_folder(row["step"]))
         row["state"] = "damaged" if row["problem"] else row.get("health")
@@ -175,7 +176,7 @@ def _content(storage: Storage, step: int) -> Content:
 
     name, names = checkpoint_folder(step), storage.names()
     if name not in names:
-        there = ", ".join(str(int(other.removeprefix("step-"))) for other in names) or "none"
+        there = ", ".join(str(step_of(other)) for other in names) or "none"
         raise JobError(f"there is no checkpoint of step {step}; there are: {there}")
     try:
         return read(storage, name)
