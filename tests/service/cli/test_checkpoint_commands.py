@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,11 @@ def test_the_list_says_what_is_good_and_what_is_not_yet(job: Path) -> None:
     assert run(job / "checkpoints") == run(job)
 
 
-def test_verify_finds_what_a_listing_cannot(job: Path) -> None:
-    assert "3 verified: every byte is as it was written" in run(job, "--verify")
+def test_verify_finds_what_a_listing_cannot(job: Path, tmp_path: Path) -> None:
+    assert "step 30: the weight 3.bias has NaN in it" in run(job, "--verify", code=1)
+    shutil.copytree(job, tmp_path / "healthy")
+    shutil.rmtree(tmp_path / "healthy" / "checkpoints" / "step-00000030")
+    assert "2 verified: every byte is as it was written" in run(tmp_path / "healthy", "--verify")
     path = job / "checkpoints" / "step-00000020" / "state.json"
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"1", b"2", 1))
@@ -72,7 +76,7 @@ def test_verify_finds_what_a_listing_cannot(job: Path) -> None:
     finally:
         path.write_bytes(whole)
     assert "step 20: state.json does not match its checksum" in output
-    assert [row["state"] for row in rows] == ["good", "damaged", "candidate"]
+    assert [row["state"] for row in rows] == ["good", "damaged", "damaged"]
 
 
 def test_a_manifest_that_cannot_be_read_is_listed_as_damaged(job: Path) -> None:
