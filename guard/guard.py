@@ -20,15 +20,17 @@ from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_failure
-from guard.arguments import as_metrics, check_deferred, check_states
+from guard.arguments import as_config, as_metrics, check_deferred, check_optimizer, check_states
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer, Closure
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
+from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
-from guard.observe.observer import Observer, parameter_names
+from guard.observe.observer import Observer
+from guard.observe.watched import Watched
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
@@ -43,7 +45,7 @@ class GradientGuard:
     Args:
         model: the module, or its DDP wrapper. Buffers are protected on a skip.
         optimizer: any ``torch.optim`` optimizer.
-        config: what to watch and how far to go.
+        config: what to watch and how far to go; a dict of its fields will do.
         scheduler: stepped by the guard, once for each applied step.
         scaler: a ``GradScaler``, if the loss is scaled.
         state: what else a rollback restores, by name.
@@ -63,7 +65,7 @@ class GradientGuard:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        config: GuardConfig | None = None,
+        config: GuardConfig | Mapping[str, Any] | None = None,
         *,
         scheduler: Any | None = None,
         scaler: torch.amp.GradScaler | None = None,
@@ -75,12 +77,11 @@ class GradientGuard:
         process_group: dist.ProcessGroup | None = None,
         job: str = "",
     ) -> None:
-        self.config = config or GuardConfig()
+        self.config = as_config(config)
         states = dict(state or {})
-        check_states(scheduler, states, data, ema)
-        observer = Observer(parameter_names(model))
-        if not observer.parameters:
-            raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
+        check_optimizer(model, optimizer)
+        check_states(optimizer, scheduler, states, data, ema)
+        observer = Observer(watched=Watched(model, optimizer))
         device = observer.parameters[0].device
         self._agreement = Agreement(process_group, device)
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
@@ -212,6 +213,7 @@ class GradientGuard:
         pipeline, local = self._pipeline, self._parts.local
         shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self._started = True
+        pipeline.before_backward()
         self._state.before_backward()
         self._agreement.send(
             loss,
@@ -322,13 +324,13 @@ class GradientGuard:
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""
 
-        def refresh(*_: Any) -> None:  # a function, since a copy of the model must not copy the guard
+        def refresh() -> None:
             if self._started:
                 handle.remove()
             else:
                 self._state.refresh()
 
-        handle = model.register_forward_pre_hook(refresh)
+        handle = model.register_forward_pre_hook(ForwardHook(refresh))
 
     def _journal(self, journal: Journal | str | Path | None) -> Journal | None:
         if journal is None or self._agreement.rank != 0:

@@ -21,7 +21,7 @@ class GradAccumulation:
 
     Args:
         model: the module or its DDP wrapper.
-        parameters: those whose gradients are accumulated.
+        parameters: those whose gradients are accumulated; a list that follows what the optimizer steps.
         active: whether anything may be dropped at all.
     """
 
@@ -57,7 +57,7 @@ class GradAccumulation:
     @contextmanager
     def dropping(self) -> Iterator[None]:
         """Around a backward whose gradients must add nothing; what forward did to the buffers is undone."""
-        handles = [p.register_hook(torch.zeros_like) for p in self._parameters]
+        handles = [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
         try:
             yield
         finally:
