@@ -60,9 +60,12 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             "the model has a lazy layer whose shape is not known yet: run one batch through the model, "
             "then create the optimizer and the guard"
         )
+    if not any(parameter.requires_grad for parameter in own):
+        raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
     if not {id(p) for p in own} & {id(p) for p in trained}:
         raise GuardError(
-            "the optimizer has no parameter of the model: pass the optimizer that was made of model.parameters()"
+            "the optimizer has no parameter of the model: pass the optimizer that was made of "
+            "model.parameters()"
         )
     if not any(parameter.requires_grad for parameter in trained):
         raise GuardError("the optimizer has no parameter that requires a gradient: nothing to guard")
@@ -71,15 +74,15 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 def _check_closure(optimizer: Optimizer) -> None:
     kind = type(optimizer).__name__
-    if _required(optimizer.step):
+    if _required(optimizer):
         raise GuardError(
             f"{kind}.step needs a closure and computes the loss several times a step, each on other weights: "
             "choose an optimizer whose step takes no closure"
         )
     if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
         raise GuardError(
-            f"{kind} needs a closure, or two backward passes a step (first_step, second_step), of which the guard "
-            "would see one: choose an optimizer with one backward pass a step"
+            f"{kind} needs a closure, or two backward passes a step (first_step, second_step), of which the "
+            "guard would see one: choose an optimizer with one backward pass a step"
         )
 
 
@@ -95,7 +98,7 @@ def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
             raise GuardError(
                 f"scheduler is a {kind}, which has no {method}: pass a scheduler as torch has them"
             )
-    if required := _required(scheduler.step):
+    if required := _required(scheduler):
         raise GuardError(
             f"the scheduler {kind} has step({', '.join(required)}), the guard calls step(): {own}"
         )
@@ -111,11 +114,11 @@ def _share(groups: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
     return any(id(p) in known for group in groups for p in group["params"])
 
 
-def _required(function: Any) -> list[str]:
-    """The names of the arguments without which it cannot be called."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+def _required(owner: Any) -> list[str]:
+    """The names of the arguments without which its ``step`` cannot be called."""
+    try:  # of the class: a scheduler replaces the method of the instance by one that takes anything
+        _, *parameters = inspect.signature(type(owner).step).parameters.values()
+    except (AttributeError, TypeError, ValueError):
         return []
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]

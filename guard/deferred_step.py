@@ -138,6 +138,7 @@ class DeferredStepPipeline(StepPipeline):
             The skip flag (0-dim float32, exactly 0 or 1), the squared norms of the pieces and their owners.
         """
         pieces, owners = self._observer.measure()
+        self._state.checks.gradients_seen(self._observer.has_gradients)
         pieces = pieces.to(self._device)
         bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
         norm = pieces.sum().sqrt()

@@ -9,8 +9,8 @@ from typing import Any
 class ForwardHook:
     """Calls ``run`` before each forward of the model that it is registered on.
 
-    A copy of the model, or one that is saved whole, has a builtin without effect in its place: neither holds the
-    guard, and the file is read where the guard is not installed.
+    A copy of the model, or one that is saved whole, has a builtin without effect in its place: neither holds
+    the guard, and the file is read where the guard is not installed.
     """
 
     def __init__(self, run: Callable[[], None]) -> None:

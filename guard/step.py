@@ -120,6 +120,7 @@ class StepPipeline:
     def _run_exact(self, started: float, agreed: Agreed, again: Again | None, *, settle: bool) -> StepReport:
         overflow = self._state.scaler.unscale()
         seen = self._correct(agreed, self._observer.observe())
+        self._state.checks.gradients_seen(self._observer.has_gradients)
         moved = self._state.movement(self.step)
         fault: Correction | None = None
         if again is not None and not overflow and self._parts.config.acts:

@@ -38,6 +38,8 @@ class Observer:
         self.parameters[:] = named.values()
         self._complex = any(parameter.is_complex() for parameter in self.parameters)
         self.shards = Shards.of(self.parameters, self.names)
+        self.has_gradients = False
+        """Whether there was any gradient in the last measurement."""
         self._owners: list[int] = []
         self._places: Places = np.zeros(0, dtype=np.intp)
 
@@ -87,6 +89,7 @@ class Observer:
     def measure(self) -> tuple[Tensor, list[int]]:
         """The squared norms of all pieces, where the gradients are; and the parameter each belongs to."""
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
+        self.has_gradients = bool(present)
         pieces, owners = square_pieces([self._elements(i) for i in present])
         return pieces, [present[owner] for owner in owners]
 

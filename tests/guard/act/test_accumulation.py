@@ -35,7 +35,7 @@ def window(guard: GradientGuard, model: nn.Module, batches: list[int], bad: froz
     inputs, targets = problem()
     for i in batches:
         x = inputs[i] * math.nan if i in bad else inputs[i]
-        guard.backward(nn.functional.mse_loss(model(x), targets[i]) / MICRO)
+        guard.backward(nn.functional.mse_loss(model(x), targets[i]), weight=1 / MICRO)
     return guard.step()
 
 
@@ -108,7 +108,7 @@ def two_ranks(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
             wrapped.require_backward_grad_sync = i == MICRO - 1
             x = inputs[i + MICRO * rank]
             x = x * math.nan if (rank, i) == (1, bad) else x
-            guard.backward(nn.functional.mse_loss(wrapped(x), targets[i + MICRO * rank]) / MICRO)
+            guard.backward(nn.functional.mse_loss(wrapped(x), targets[i + MICRO * rank]), weight=1 / MICRO)
         report = guard.step()
         good = [i + MICRO * r for r in range(world_size) for i in range(MICRO) if (r, i) != (1, bad)]
         plain, plain_optimizer = make()
