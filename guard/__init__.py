@@ -24,6 +24,7 @@ for batch in loader:
 ``records``: what is stored of a run
 ``rows``: records as rows of strict JSON
 ``errors``: what the guard raises
+``hooks``: a hook on the model that its copies leave behind
 ``lazy``: names that are imported on first use
 """
 

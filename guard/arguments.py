@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from guard.act.fused import FusedStep
@@ -33,15 +37,103 @@ def check_deferred(config: GuardConfig, fused: FusedStep) -> None:
         raise GuardError("mode deferred skips a suspect step: set on_suspect to skip, or mode to exact")
 
 
-def check_states(
-    scheduler: Any, states: Mapping[str, Stateful], data: Stateful | None, ema: Stateful | None
-) -> None:
-    """Raises GuardError for a scheduler or a state that a rollback could not restore."""
+def as_config(config: GuardConfig | Mapping[str, Any] | None) -> GuardConfig:
+    """A ``GuardConfig``; a dict of its fields becomes one."""
+    if config is None or isinstance(config, GuardConfig):
+        return config or GuardConfig()
+    if isinstance(config, Mapping):
+        return GuardConfig.model_validate(dict(config))
+    raise GuardError(f"config is a {type(config).__name__}: pass a GuardConfig, or a dict of its fields")
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raises GuardError for a model and an optimizer that cannot be guarded together."""
+    if not isinstance(model, nn.Module) or not hasattr(optimizer, "param_groups"):
+        seen = f"{type(model).__name__}, {type(optimizer).__name__}"
+        raise GuardError(
+            f"expected a module and its optimizer, got ({seen}): write GradientGuard(model, optimizer)"
+        )
+    own = list(model.parameters())
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(is_lazy(parameter) for parameter in (*own, *trained)):
+        raise GuardError(
+            "the model has a lazy layer whose shape is not known yet: run one batch through the model, "
+            "then create the optimizer and the guard"
+        )
+    if not any(parameter.requires_grad for parameter in own):
+        raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
+    if not {id(p) for p in own} & {id(p) for p in trained}:
+        raise GuardError(
+            "the optimizer has no parameter of the model: pass the optimizer that was made of "
+            "model.parameters()"
+        )
+    if not any(parameter.requires_grad for parameter in trained):
+        raise GuardError("the optimizer has no parameter that requires a gradient: nothing to guard")
+    _check_closure(optimizer)
+
+
+def _check_closure(optimizer: Optimizer) -> None:
+    kind = type(optimizer).__name__
+    if _required(optimizer):
+        raise GuardError(
+            f"{kind}.step needs a closure and computes the loss several times a step, each on other weights: "
+            "choose an optimizer whose step takes no closure"
+        )
+    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
+        raise GuardError(
+            f"{kind} needs a closure, or two backward passes a step (first_step, second_step), of which the "
+            "guard would see one: choose an optimizer with one backward pass a step"
+        )
+
+
+def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
+    kind = type(scheduler).__name__
+    own = 'step it yourself and pass it as state={"scheduler": scheduler} instead of scheduler='
     if isinstance(scheduler, ReduceLROnPlateau):
         raise GuardError(
-            "ReduceLROnPlateau needs a metric at each step, which the guard does not have: "
-            'step it yourself and pass it as state={"plateau": scheduler}'
+            f"ReduceLROnPlateau needs a metric at each step, which the guard does not have: {own}"
         )
+    for method in ("step", "state_dict", "load_state_dict"):
+        if not callable(getattr(scheduler, method, None)):
+            raise GuardError(
+                f"scheduler is a {kind}, which has no {method}: pass a scheduler as torch has them"
+            )
+    if required := _required(scheduler):
+        raise GuardError(
+            f"the scheduler {kind} has step({', '.join(required)}), the guard calls step(): {own}"
+        )
+    groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", None)
+    if isinstance(groups, list) and not _share(groups, optimizer.param_groups):
+        raise GuardError(
+            f"the scheduler {kind} belongs to another optimizer: pass the one made of this optimizer"
+        )
+
+
+def _share(groups: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    known = {id(p) for group in others for p in group["params"]}
+    return any(id(p) in known for group in groups for p in group["params"])
+
+
+def _required(owner: Any) -> list[str]:
+    """The names of the arguments without which its ``step`` cannot be called."""
+    try:  # of the class: a scheduler replaces the method of the instance by one that takes anything
+        _, *parameters = inspect.signature(type(owner).step).parameters.values()
+    except (AttributeError, TypeError, ValueError):
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+
+
+def check_states(
+    optimizer: Optimizer,
+    scheduler: Any,
+    states: Mapping[str, Stateful],
+    data: Stateful | None,
+    ema: Stateful | None,
+) -> None:
+    """Raises GuardError for a scheduler or a state that a rollback could not restore."""
+    if scheduler is not None:
+        _check_scheduler(scheduler, optimizer)
     for name in ("data", "ema"):
         if name in states:
             raise GuardError(f"state has the key {name!r}: write {name}=..., an argument beside state=")

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+_UNKNOWN = "extra_forbidden"
 
 
 class Config(BaseModel):
     """A validated, immutable piece of configuration; an unknown field is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_field(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """The error of an unknown field names the nearest one, or all there are."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            details = error.errors()
+            if not any(detail["type"] == _UNKNOWN and len(detail["loc"]) == 1 for detail in details):
+                raise
+            lines = [_explained(detail, list(cls.model_fields)) for detail in details]
+            raise ValidationError.from_exception_data(error.title, lines) from None
+
+
+def _explained(detail: Any, fields: list[str]) -> InitErrorDetails:
+    """The same error, with the message that helps where a field is unknown."""
+    kind, message = detail["type"], detail["msg"]
+    if kind == _UNKNOWN:
+        if len(detail["loc"]) == 1:
+            near = difflib.get_close_matches(str(detail["loc"][0]), fields, n=1)
+            message = (
+                f'unknown field: did you mean "{near[0]}"?' if near else f"unknown field: {', '.join(fields)}"
+            )
+        kind = PydanticCustomError(_UNKNOWN, message)
+    return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
 
 
 ClipKind = Literal["auto", "norm", "value", "group", "agc", "autoclip", "zclip", "adagc", "off"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from guard.agree.agreement import JUMP, LOSS
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
+from guard.errors import GuardError
 from guard.record.recorder import Traces
 from guard.step import Again, StepParts, StepPipeline
 from guard.types import Evidence, Floats, Movement, StepOutcome, StepReport
@@ -74,6 +75,7 @@ class DeferredStepPipeline(StepPipeline):
         rows = self._agreement.receive_rows()
         launched = self.in_flight
         report = self.flush()
+        self.follow_optimizer()
         if report is not None and report.action == "rolled_back" and launched:
             self._state.undo_forward()  # this batch was computed with weights that are gone
             return report
@@ -90,6 +92,20 @@ class DeferredStepPipeline(StepPipeline):
             guard_seconds=0.0,
             pending=True,
         )
+
+    def before_backward(self) -> None:
+        """The step in flight is read as it was launched: until then nothing changes."""
+
+    def follow_optimizer(self) -> None:
+        """As before each exact step.
+
+        Raises:
+            GuardError: a group was added that is not fused, so that its step cannot be decided on the device.
+        """
+        changes = self._observer.changes
+        super().follow_optimizer()
+        if changes and not self._state.fused.able:
+            raise GuardError("mode deferred needs fused=True in every group, also in one that is added later")
 
     def flush(self) -> StepReport | None:
         """Waits for the step in flight and reports it. Raises as ``run`` does."""
@@ -122,6 +138,7 @@ class DeferredStepPipeline(StepPipeline):
             The skip flag (0-dim float32, exactly 0 or 1), the squared norms of the pieces and their owners.
         """
         pieces, owners = self._observer.measure()
+        self._state.checks.gradients_seen(self._observer.has_gradients)
         pieces = pieces.to(self._device)
         bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
         norm = pieces.sum().sqrt()

@@ -16,19 +16,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act.accumulation import GradAccumulation
+from guard.act.loop_checks import checked_loss
 from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_failure
-from guard.arguments import as_metrics, check_deferred, check_states
+from guard.arguments import as_config, as_metrics, check_deferred, check_optimizer, check_states
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer, Closure
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
+from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
-from guard.observe.observer import Observer, parameter_names
+from guard.observe.observer import Observer
+from guard.observe.watched import Watched
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
@@ -43,7 +46,7 @@ class GradientGuard:
     Args:
         model: the module, or its DDP wrapper. Buffers are protected on a skip.
         optimizer: any ``torch.optim`` optimizer.
-        config: what to watch and how far to go.
+        config: what to watch and how far to go; a dict of its fields will do.
         scheduler: stepped by the guard, once for each applied step.
         scaler: a ``GradScaler``, if the loss is scaled.
         state: what else a rollback restores, by name.
@@ -63,7 +66,7 @@ class GradientGuard:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        config: GuardConfig | None = None,
+        config: GuardConfig | Mapping[str, Any] | None = None,
         *,
         scheduler: Any | None = None,
         scaler: torch.amp.GradScaler | None = None,
@@ -75,14 +78,14 @@ class GradientGuard:
         process_group: dist.ProcessGroup | None = None,
         job: str = "",
     ) -> None:
-        self.config = config or GuardConfig()
+        self.config = as_config(config)
         states = dict(state or {})
-        check_states(scheduler, states, data, ema)
-        observer = Observer(parameter_names(model))
-        if not observer.parameters:
-            raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
+        check_optimizer(model, optimizer)
+        check_states(optimizer, scheduler, states, data, ema)
+        observer = Observer(watched=Watched(model, optimizer))
         device = observer.parameters[0].device
         self._agreement = Agreement(process_group, device)
+        self._alone = dist.is_available() and not dist.is_initialized()
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
         self._state = TrainingState(
             model,
@@ -189,6 +192,7 @@ class GradientGuard:
             weight: what the loss is multiplied with for backward, but not for the record: 1 / k for each of k
                 micro-batches.
         """
+        self._state.checks.before_backward(checked_loss(loss))
         accumulation = self._parts.accumulation
         dropped = accumulation.begin(loss)
         self._send(loss, watch_buffers=not dropped)
@@ -205,14 +209,21 @@ class GradientGuard:
         Args:
             loss: as for ``backward``; not multiplied by the scaler.
         """
-        self._send(loss, watch_buffers=True)
+        self._send(checked_loss(loss), watch_buffers=True)
 
-    def _send(self, loss: Tensor, *, watch_buffers: bool) -> None:
+    def _arm_local(self) -> None:
+        if self._parts.local is not None:
+            self._parts.local.arm(self._pipeline.wants_local(), self._state.scaler.factor())
+
+    def _send(self, loss: Tensor, *, watch_buffers: bool, arm: bool = True) -> None:
         started = time.perf_counter()
-        pipeline, local = self._pipeline, self._parts.local
+        pipeline = self._pipeline
+        self._check_group()
         shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self._started = True
+        pipeline.before_backward()
         self._state.before_backward()
+        self._state.checks.sent()
         self._agreement.send(
             loss,
             stop=self._stop,
@@ -222,8 +233,8 @@ class GradientGuard:
             digest=pipeline.digest("step"),
             buffer_jump=None if shield is None else shield.jump(),
         )
-        if local is not None:
-            local.arm(pipeline.wants_local(), self._state.scaler.factor())
+        if arm:
+            self._arm_local()
         pipeline.seconds += time.perf_counter() - started
 
     @raises_rank_lost
@@ -245,7 +256,12 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         again = None if closure is None else partial(self._again, closure)
-        report = self._pipeline.run(again, settle=settle)
+        if again is not None and not self._state.checks.pending:
+            again()  # as torch.optim has it: the closure is all there is
+        try:
+            report = self._pipeline.run(again, settle=settle)
+        finally:
+            self._state.checks.after_step()
         if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
             self._checkpoint = False
         return report
@@ -315,20 +331,43 @@ class GradientGuard:
         return DeferredStepPipeline(self._parts)
 
     def _again(self, closure: Closure) -> None:
-        loss = closure()
-        if loss is not None:
+        """Runs the closure, which may run backward itself: by ``backward`` of the guard or of the loss."""
+        checks = self._state.checks
+        before = checks.begin_closure()
+        self._arm_local()
+        accumulation = self._parts.accumulation
+        with accumulation.dropping() if accumulation.excluded else nullcontext():
+            loss = closure()
+        if loss is None or checks.sends > before:
+            return
+        if not checks.closure_ran_backward():
             self.backward(loss)
+        elif self._state.scaler.active:
+            raise GuardError(
+                "the closure ran loss.backward() on a loss that is not scaled: let it only return the loss, "
+                "guard.step(closure) scales it and runs backward"
+            )
+        else:
+            self._send(torch.as_tensor(loss), watch_buffers=True, arm=False)
+
+    def _check_group(self) -> None:
+        """Raises GuardError where the ranks have found each other since the guard was made."""
+        if self._alone and dist.is_initialized() and dist.get_world_size() > 1:
+            raise GuardError(
+                "the guard was made before init_process_group, and knows of one rank only: create it after "
+                "init_process_group and after the model is in DistributedDataParallel"
+            )
 
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""
 
-        def refresh(*_: Any) -> None:  # a function, since a copy of the model must not copy the guard
+        def refresh() -> None:
             if self._started:
                 handle.remove()
             else:
                 self._state.refresh()
 
-        handle = model.register_forward_pre_hook(refresh)
+        handle = model.register_forward_pre_hook(ForwardHook(refresh))
 
     def _journal(self, journal: Journal | str | Path | None) -> Journal | None:
         if journal is None or self._agreement.rank != 0:

@@ -24,6 +24,7 @@ from guard.errors import GuardHalt
 from guard.observe.local_norms import LocalNorms
 from guard.observe.noise_scale import NoiseScale
 from guard.observe.observer import Observer
+from guard.observe.watched import remapped
 from guard.record.recorder import Recorder, Traces
 from guard.records import Incident, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
@@ -76,7 +77,25 @@ class StepPipeline:
     def run(self, again: Again | None, *, settle: bool) -> StepReport:
         """One attempt."""
         started = time.perf_counter()
+        self.follow_optimizer()
         return self._run_exact(started, self._agreement.receive(), again, settle=settle)
+
+    def before_backward(self) -> None:
+        """The gradients to come are those of what the optimizer steps now."""
+        self.follow_optimizer()
+
+    def follow_optimizer(self) -> None:
+        """Takes the parameters that the optimizer steps now, wherever one is watched."""
+        origins = self._observer.follow()
+        if origins is None:
+            return
+        names, parameters = self._observer.names, self._observer.parameters
+        self.layer_norms = remapped(self.layer_norms, origins)
+        self._decider.follow(names, parameters, origins)
+        self._recorder.follow(names, origins)
+        if self._parts.local is not None:
+            self._parts.local.follow(parameters)
+        self._state.joined(self.step)
 
     def flush(self) -> StepReport | None:
         """What has not been reported yet: nothing, since every attempt is reported at once."""
@@ -101,6 +120,7 @@ class StepPipeline:
     def _run_exact(self, started: float, agreed: Agreed, again: Again | None, *, settle: bool) -> StepReport:
         overflow = self._state.scaler.unscale()
         seen = self._correct(agreed, self._observer.observe())
+        self._state.checks.gradients_seen(self._observer.has_gradients)
         moved = self._state.movement(self.step)
         fault: Correction | None = None
         if again is not None and not overflow and self._parts.config.acts:

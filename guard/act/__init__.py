@@ -2,6 +2,8 @@
 
 ``training_state``: owns model, optimizer, schedule and states; carries out the rung
 ``accumulation``: micro-batches of one step; a non-finite one is dropped
+``loop_checks``: mistakes in the loop around the guard
+``frozen``: which frozen weights a snapshot must hold
 ``snapshot``: healthy states in memory
 ``stores``: copies of tensors in reused memory
 ``pack``: many small ones at once

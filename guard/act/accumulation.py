@@ -21,7 +21,7 @@ class GradAccumulation:
 
     Args:
         model: the module or its DDP wrapper.
-        parameters: those whose gradients are accumulated.
+        parameters: those whose gradients are accumulated; a list that follows what the optimizer steps.
         active: whether anything may be dropped at all.
     """
 
@@ -33,16 +33,16 @@ class GradAccumulation:
         self._before = 1
         self._now = 0
         self._shield: BufferShield | None = None
-        self._excluded = False
+        self.excluded = False
 
     def restart(self, *, excluded: bool = False) -> None:
         """The same micro-batches come again; ``excluded``: this rank drops all of them."""
-        self._now, self._excluded = 0, excluded
+        self._now, self.excluded = 0, excluded
 
     def begin(self, loss: Tensor) -> bool:
         """Starts a micro-batch. Returns whether it is dropped: its backward then runs in ``dropping``."""
         self._now += 1
-        if self._excluded:
+        if self.excluded:
             return True
         if not self._active or not self._several():
             return False
@@ -57,7 +57,7 @@ class GradAccumulation:
     @contextmanager
     def dropping(self) -> Iterator[None]:
         """Around a backward whose gradients must add nothing; what forward did to the buffers is undone."""
-        handles = [p.register_hook(torch.zeros_like) for p in self._parameters]
+        handles = [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
         try:
             yield
         finally:
@@ -68,7 +68,7 @@ class GradAccumulation:
 
     def close(self) -> None:
         """The step was taken or skipped: the next micro-batch is the first of the next step."""
-        self._before, self._now, self._excluded = max(1, self._now), 0, False
+        self._before, self._now, self.excluded = max(1, self._now), 0, False
         if self._shield is not None:
             self._shield.accept()
 

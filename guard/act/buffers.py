@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from guard.act.pack import Pack
 
+Slots = list[tuple[dict[str, Tensor | None], str]]
 ALWAYS_COPIED_ELEMENTS = 1 << 16
 """BatchNorm's statistics are far smaller, masks and tables that must not be copied each step far larger."""
 
@@ -17,34 +18,49 @@ class Buffers:
     """The buffers of a model, looked up by name: a module may put a new tensor in a buffer's place."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._slots = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+        self._model = model
+        self.slots = _slots(model)
+
+    def rescan(self) -> None:
+        """Takes the modules that the model has now. A list of slots that was taken before stays as it is."""
+        self.slots = _slots(self._model)
 
     def read(self) -> list[Tensor | None]:
         """The present buffers, in a fixed order; None where a module holds none."""
-        return [buffers[name] for buffers, name in self._slots]
+        return [buffers.get(name) for buffers, name in self.slots]
 
     @torch.no_grad()
-    def write(self, values: list[Tensor | None], only: list[int] | None = None) -> None:
-        """Writes copies of ``values`` (all, or those with an index in ``only``): in place where they fit."""
+    def write(
+        self, values: list[Tensor | None], only: list[int] | None = None, *, slots: Slots | None = None
+    ) -> None:
+        """Writes copies of ``values`` (all, or those with an index in ``only``): in place where they fit.
+
+        Args:
+            slots: where they belong, if that is not where they would be read from now.
+        """
         live: list[Tensor] = []
         kept: list[Tensor] = []
+        places = self.slots if slots is None else slots
         for i in range(len(values)) if only is None else only:
-            buffers, name = self._slots[i]
-            now, value = buffers[name], values[i]
+            buffers, name = places[i]
+            now, value = buffers.get(name), values[i]
             if value is None or not _fits(now, value):
                 buffers[name] = None if value is None else value.clone()
             elif now is not None and not _overlaps(now):
                 live.append(now)
                 kept.append(value)
         if live:
-            torch._foreach_copy_(live, kept)
+            # Torch writes to a tensor made under inference_mode only there.
+            with torch.inference_mode(any(buffer.is_inference() for buffer in live)):
+                torch._foreach_copy_(live, kept)
 
 
 class BufferShield:
     """Keeps a copy of the buffers as of the last accepted step and restores them on a skip.
 
     A large buffer that was not written to is not copied: a causal mask costs nothing. Small ones always
-    are, because BatchNorm's kernels write running statistics without moving their version counter.
+    are, because BatchNorm's kernels write running statistics without moving their version counter; so are
+    those made under ``inference_mode``, which have none.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -94,6 +110,13 @@ class BufferShield:
         for pack, saved in zip(self._packs, state["packs"], strict=False):
             pack.load_state_dict(saved)
 
+    def rescan(self) -> None:
+        """Takes the modules that the model has now, with their present buffers where they are others."""
+        slots = self._buffers.slots
+        self._buffers.rescan()
+        if [(id(b), n) for b, n in slots] != [(id(b), n) for b, n in self._buffers.slots]:
+            self._copy_all(self._buffers.read())
+
     def revert(self) -> None:
         """Restores what was last accepted."""
         now = self._buffers.read()
@@ -120,15 +143,21 @@ class BufferShield:
         self._large, self._packs = {}, []
         alike: dict[tuple[torch.dtype, torch.device], dict[int, Tensor]] = {}
         for i, buffer in enumerate(now):
-            if buffer is not None and buffer.numel() <= ALWAYS_COPIED_ELEMENTS:
+            if buffer is None:
+                continue
+            if buffer.numel() <= ALWAYS_COPIED_ELEMENTS or buffer.is_inference():
                 alike.setdefault((buffer.dtype, buffer.device), {})[i] = buffer
-            elif buffer is not None:
+            else:
                 self._copies[i], self._large[i] = buffer.detach().clone(), buffer._version
         for members in alike.values():
             pack = Pack(list(members.values()))
             self._packs.append(pack)
             for i, copy in zip(members, pack.copies, strict=True):
                 self._copies[i] = copy
+
+
+def _slots(model: nn.Module) -> Slots:
+    return [(module._buffers, name) for module in model.modules() for name in module._buffers]
 
 
 def _fits(now: Tensor | None, value: Tensor) -> bool:

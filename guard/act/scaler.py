@@ -18,6 +18,11 @@ class ScalerAdapter:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._optimizer = optimizer
 
+    @property
+    def active(self) -> bool:
+        """Whether the loss is scaled."""
+        return self._scaler is not None
+
     def scale(self, loss: Tensor) -> Tensor:
         return loss if self._scaler is None else self._scaler.scale(loss)
 

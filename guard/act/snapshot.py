@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ from torch.optim import Optimizer
 
 from guard.act import rng
 from guard.act.buffers import Buffers
-from guard.act.stores import BufferStore, OptimizerStore, Place, TensorStore
+from guard.act.frozen import FrozenWeights
+from guard.act.stores import BufferStore, OptimizerStore, Place, TensorStore, parameters_of
 from guard.config import SnapshotConfig
 from guard.observe.shards import version
 
@@ -44,6 +46,8 @@ class Snapshot:
     clean_steps: int = 0
     healthy: bool = False
     returns: int = 0
+    held: list[Tensor] = field(default_factory=list)
+    """The weights that ``parameters`` has copies of."""
     parameters: TensorStore = field(default_factory=TensorStore)
     buffers: BufferStore = field(default_factory=BufferStore)
     optimizer: OptimizerStore = field(default_factory=OptimizerStore)
@@ -62,18 +66,59 @@ class Snapshot:
 
 
 class Subject:
-    """What is saved and restored: model, optimizer, named states, random number generators."""
+    """What is saved and restored: model, optimizer, named states, random number generators.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, states: Mapping[str, Stateful]) -> None:
-        trained = (p for group in optimizer.param_groups for p in group["params"])
-        self._parameters: list[Tensor] = list({id(p): p for p in (*model.parameters(), *trained)}.values())
+    Args:
+        trained: the weights that the optimizer steps, a list that follows what it has; by default all in it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        states: Mapping[str, Stateful],
+        trained: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._model = model
+        self._trained = parameters_of(optimizer) if trained is None else trained
+        self._frozen = FrozenWeights()
         self._buffers = Buffers(model)
         self._optimizer = optimizer
         self._states = dict(states)
+        self._written: set[str] = set()
+
+    def joined(self, snapshots: Sequence[Snapshot]) -> None:
+        """Weights are trained that were not before: what they are now is what they were in each snapshot."""
+        self._buffers.rescan()
+        for snapshot in snapshots:
+            known = {id(parameter) for parameter in snapshot.held}
+            added = [parameter for parameter in self._trained if id(parameter) not in known]
+            snapshot.parameters.extend(added)
+            snapshot.held = [*snapshot.held, *added]
+
+    def restart(self) -> None:
+        """All weights may have been loaded: what was seen of the frozen ones says nothing any more."""
+        self._frozen = FrozenWeights()
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Around the optimizer's step: notes the keys that it adds to its groups."""
+        before = [*map(len, self._optimizer.param_groups)]
+        yield
+        for size, group in zip(before, self._optimizer.param_groups, strict=False):
+            if len(group) > size:
+                self._written.update(list(group)[size:])
+
+    def _to_hold(self) -> list[Tensor]:
+        trained = {id(parameter): parameter for parameter in self._trained}
+        every = {id(p): p for p in (*self._model.parameters(), *parameters_of(self._optimizer))}
+        frozen = [parameter for i, parameter in every.items() if i not in trained]
+        return [*trained.values(), *self._frozen.to_hold(frozen, self._trained)]
 
     def save_to(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
         """Copies the present state into ``snapshot``, which keeps its own of the named states in ``keep``."""
-        snapshot.parameters.save(self._parameters)
+        snapshot.held = self._to_hold()
+        snapshot.parameters.save(snapshot.held)
         snapshot.buffers.save(self._buffers)
         snapshot.optimizer.save(self._optimizer)
         for name, stateful in self._states.items():
@@ -84,20 +129,25 @@ class Subject:
 
     def restore_from(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
         """Restores ``snapshot``; the named states in ``keep`` stay as they are."""
-        snapshot.parameters.restore(self._parameters)
+        snapshot.parameters.restore(snapshot.held)
         snapshot.buffers.restore(self._buffers)
-        snapshot.optimizer.restore(self._optimizer)
+        snapshot.optimizer.restore(self._optimizer, written=self._written)
         for name, stateful in self._states.items():
             if name not in keep:
                 stateful.load_state_dict(copy.deepcopy(snapshot.states[name]))
         if GENERATORS not in keep:
             rng.restore(snapshot.generators)
 
-    def version(self) -> tuple[int, int]:
-        """Changes whenever a parameter, a buffer or the optimizer's state was loaded."""
+    def version(self) -> tuple[Any, ...]:
+        """Changes whenever a parameter, a buffer, the optimizer's state or a hyperparameter was loaded."""
         moments = [v for s in self._optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
         buffers = [b for b in self._buffers.read() if b is not None]
-        return len(moments), sum(version(t) for t in (*self._parameters, *buffers, *moments))
+        tensors = (*self._model.parameters(), *self._trained, *buffers, *moments)
+        groups = [
+            [(k, v) for k, v in group.items() if isinstance(v, int | float | str | tuple | None)]
+            for group in self._optimizer.param_groups
+        ]
+        return len(moments), sum(version(t) for t in tensors), groups
 
 
 class SnapshotRing:
@@ -131,14 +181,20 @@ class SnapshotRing:
 
     def retake(self, *, keep: frozenset[str]) -> None:
         """Saves the present state over the newest snapshot, but for the named states in ``keep``."""
+        self._subject.restart()
         self._subject.save_to(self._snapshots[-1], keep=keep)
 
     def before_step(self) -> None:
         if self._snapshots:
             self._snapshots[-1].wait()
 
+    def joined(self) -> None:
+        """The optimizer has got further weights, before their first step."""
+        self._subject.joined(self._snapshots)
+
     def reset(self) -> None:
         """Drops all snapshots; their memory is reused."""
+        self._subject.restart()
         self._drop(list(self._snapshots))
 
     @property

@@ -7,14 +7,15 @@ tensors and so leaves every cached list of them stale.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from operator import is_
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guard.act.buffers import Buffers
+from guard.act.buffers import Buffers, Slots
 from guard.observe.shards import laid_out, layout, locals_of
 
 Place = Literal["device", "host"]
@@ -47,6 +48,14 @@ class TensorStore:
             self._copy_on_side_stream(parts)
         elif parts:
             torch._foreach_copy_(self._copies, parts)
+
+    @torch.no_grad()
+    def extend(self, tensors: Sequence[Tensor]) -> None:
+        """Adds copies of further tensors to those it holds."""
+        self.wait()
+        for part in locals_of(tensors):
+            self._copies.append(self._allocate(part).copy_(part))
+            self._devices.append(part.device)
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
@@ -96,65 +105,106 @@ class BufferStore:
     def __init__(self) -> None:
         self._tensors = TensorStore()
         self._present: list[bool] = []
+        self._slots: Slots = []
 
     def save(self, buffers: Buffers) -> None:
         now = buffers.read()
+        self._slots = buffers.slots
         self._present = [buffer is not None for buffer in now]
         self._tensors.save([buffer for buffer in now if buffer is not None])
 
     def restore(self, buffers: Buffers) -> None:
         copies = iter(self._tensors.copies)
-        buffers.write([next(copies) if present else None for present in self._present])
+        values = [next(copies) if present else None for present in self._present]
+        buffers.write(values, slots=self._slots)
 
 
 class OptimizerStore:
-    """A copy of an optimizer's state and of the hyperparameters of its groups."""
+    """A copy of an optimizer's state and of the hyperparameters of its groups.
+
+    It is of the parameters that the optimizer had: those that were added since lose their state when it is
+    restored, and their groups stay.
+    """
 
     def __init__(self, place: Place = "device") -> None:
         self._tensors = TensorStore(place)
+        self._parameters: list[Tensor] = []
         self._layouts: list[Any] = []
         self._slots: list[tuple[int, str]] = []
         self._values: dict[int, dict[str, Any]] = {}
-        self._groups: list[dict[str, Any]] = []
+        self._groups: list[tuple[Tensor, dict[str, Any]]] = []
 
     def save(self, optimizer: Optimizer) -> None:
+        self._parameters = parameters_of(optimizer)
         self._slots, tensors, self._values = _flatten(optimizer)
         self._tensors.save(tensors)
         self._layouts = [layout(tensor) for tensor in tensors]
         self._groups = [
-            {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+            (group["params"][0], {k: copy.deepcopy(v) for k, v in group.items() if k != "params"})
             for group in optimizer.param_groups
+            if group["params"]
         ]
 
     def wait(self) -> None:
         self._tensors.wait()
 
-    def restore(self, optimizer: Optimizer) -> None:
-        """Writes the copy back: in place where the layout is the same, else by rebuilding the state."""
+    def restore(self, optimizer: Optimizer, *, written: Collection[str] = ()) -> None:
+        """Writes the copy back: in place where the layout is the same, else by rebuilding the state.
+
+        Args:
+            written: keys of the groups that the optimizer's own steps added; without a copy they are removed.
+        """
         slots, tensors, values = _flatten(optimizer)
-        if (slots, _keys(values)) == (self._slots, _keys(self._values)) and self._tensors.fits(tensors):
+        present = parameters_of(optimizer)
+        same = len(present) == len(self._parameters) and all(map(is_, present, self._parameters))
+        alike = (slots, _keys(values)) == (self._slots, _keys(self._values))
+        if same and alike and self._tensors.fits(tensors):
             self._tensors.restore(tensors)
-            self._write_values(optimizer)
+            self._write_values(optimizer, present)
         else:
-            self._rebuild(optimizer)
-        for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
-            group.update(copy.deepcopy(saved))
+            self._rebuild(optimizer, present)
+        self._restore_groups(optimizer, written)
 
-    def _rebuild(self, optimizer: Optimizer) -> None:
-        parameters = _parameters(optimizer)
-        for parameter in parameters:
+    def _restore_groups(self, optimizer: Optimizer, written: Collection[str]) -> None:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for first, saved in self._groups:
+            group = groups.get(id(first))
+            if group is None:
+                continue
+            for key in written:
+                if key not in saved:
+                    group.pop(key, None)
+            for key, value in saved.items():
+                _assign(group, key, value)
+
+    def _rebuild(self, optimizer: Optimizer, present: list[Tensor]) -> None:
+        for parameter in present:
             optimizer.state.pop(parameter, None)
+        known = {id(parameter) for parameter in present}
         for (index, key), copied, laid in zip(self._slots, self._tensors.copies, self._layouts, strict=True):
-            optimizer.state[parameters[index]][key] = laid_out(copied.clone(), laid)
-        self._write_values(optimizer)
+            if id(self._parameters[index]) in known:
+                optimizer.state[self._parameters[index]][key] = laid_out(copied.clone(), laid)
+        self._write_values(optimizer, present)
 
-    def _write_values(self, optimizer: Optimizer) -> None:
-        parameters = _parameters(optimizer)
+    def _write_values(self, optimizer: Optimizer, present: list[Tensor]) -> None:
+        known = {id(parameter) for parameter in present}
         for index, values in self._values.items():
-            optimizer.state[parameters[index]].update(copy.deepcopy(values))
+            if id(self._parameters[index]) in known:
+                optimizer.state[self._parameters[index]].update(copy.deepcopy(values))
 
 
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
+def _assign(group: dict[str, Any], key: str, value: Any) -> None:
+    """A rate that is a tensor is written in place: a CUDA graph reads that very tensor."""
+    now = group.get(key)
+    if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
+        with torch.no_grad():
+            now.copy_(value)
+    else:
+        group[key] = copy.deepcopy(value)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Of all its groups, in order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -162,7 +212,7 @@ def _flatten(optimizer: Optimizer) -> tuple[list[tuple[int, str]], list[Tensor],
     slots: list[tuple[int, str]] = []
     tensors: list[Tensor] = []
     values: dict[int, dict[str, Any]] = {}
-    for index, parameter in enumerate(_parameters(optimizer)):
+    for index, parameter in enumerate(parameters_of(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 slots.append((index, key))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from guard.act.buffers import BufferShield
 from guard.act.cooldown import Cooldown
 from guard.act.fused import FusedStep
+from guard.act.loop_checks import LoopChecks, ScheduleCheck
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
@@ -52,6 +53,9 @@ class TrainingState:
         self._observer = observer
         self._scheduler = scheduler
         self.scaler = ScalerAdapter(scaler, optimizer)
+        self.checks = LoopChecks(optimizer, observer.parameters, scaler, active=config.mode != "off")
+        others = {k: s for k, s in states.items() if not k.startswith("guard.")}
+        self._schedule = ScheduleCheck(scheduler, optimizer, others)
         self._replay = config.recovery.data == "replay"
         self.cooldown = Cooldown(config.recovery, observer.parameters)
         self.restore: Restore | None = None
@@ -67,7 +71,8 @@ class TrainingState:
             every = 1 if config.update_norm == "always" else config.update_norm
             self._displacement = Displacement(observer.parameters, optimizer, every)
         named = {"guard.scheduler": scheduler, "guard.scaler": scaler, **states, DATA: data, EMA: ema}
-        self._subject = Subject(model, optimizer, {k: s for k, s in named.items() if s is not None})
+        present = {k: s for k, s in named.items() if s is not None}
+        self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self._start_version = self._subject.version()
 
@@ -104,6 +109,14 @@ class TrainingState:
             self._ring.take(step, healthy=True)
             self._start_version = self._subject.version()
 
+    def joined(self, step: int) -> None:
+        """The optimizer steps other weights than before; the observer has them already."""
+        self._ring.joined()
+        if self.shield is not None:
+            self.shield.rescan()
+        if self._displacement is not None:
+            self._displacement.follow(self._observer.parameters, step)
+
     def refresh(self) -> None:
         """Before the first step: weights may have been loaded after ``start``; then the snapshot follows.
 
@@ -137,7 +150,7 @@ class TrainingState:
         ratio = clip()
         self._ring.before_step()
         started = time.perf_counter()
-        with self.fused.armed():
+        with self.fused.armed(), self._subject.stepping(), self.checks.stepping():
             self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
         elapsed = time.perf_counter() - started
         self.advance()
@@ -150,8 +163,10 @@ class TrainingState:
         """Advances the learning rate schedule: once for each applied step."""
         if self._displacement is not None:
             self._displacement.stepped(self.learning_rate)
+        self._schedule.check()
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]
+            self._schedule.accept()
 
     def settle(self, step: int, *, clean: bool) -> None:
         """After an applied step: count it toward the health of the snapshots, and take one when due."""
@@ -185,8 +200,8 @@ class TrainingState:
         return StepOutcome("skipped", step)
 
     def undo_forward(self) -> None:
-        """Drops what forward and backward left behind: gradients, buffers, the scaler's record of them."""
-        self._drop_gradients()
+        """Undoes what forward and backward left behind: gradients, buffers, the scaler's record of them."""
+        self._clear_gradients()
         self.revert_buffers()
 
     def revert_buffers(self) -> None:
@@ -224,13 +239,15 @@ class TrainingState:
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
-        with self.fused.armed():
+        with self.fused.armed(), self._subject.stepping(), self.checks.stepping():
             self._optimizer.step()
         if self.shield is not None:
             self.shield.accept(unless=skip)
 
     def before_backward(self) -> None:
-        """Restores the averaged weights after a skip: they must not learn twice from the same weights."""
+        """Checks the schedule, and restores the averaged weights after a skip: they must not learn twice from
+        the same weights."""
+        self._schedule.check()
         if self._ema_before_skip is not None and self._ema is not None:
             self._ema.load_state_dict(self._ema_before_skip)
             self._ema_before_skip = None
@@ -242,12 +259,12 @@ class TrainingState:
         """
         if self.restore is None or (step := self.restore(before)) is None:
             return None
-        self._drop_gradients()
+        self._clear_gradients()
         self.start(step)
         return step
 
     def _restore_snapshot(self) -> Snapshot:
-        self._drop_gradients()
+        self._clear_gradients()
         target = self._ring.target()
         if target is None:
             raise RuntimeError("a rollback was decided without a healthy snapshot")
@@ -255,12 +272,13 @@ class TrainingState:
         self._accept_state(target.step)
         return target
 
-    def _drop_gradients(self) -> None:
+    def _clear_gradients(self) -> None:
         self.scaler.forget()
-        self._observer.drop_gradients()
+        self._observer.clear_gradients()
 
     def _accept_state(self, step: int) -> None:
         self._ema_before_skip = None
+        self._schedule.accept()
         self._accept_buffers()
         if self._displacement is not None:
             self._displacement.start(step)

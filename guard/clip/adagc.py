@@ -12,6 +12,7 @@ from torch import Tensor
 from guard.clip.base import Clipper, Step, coefficient
 from guard.config import ClipConfig
 from guard.errors import GuardError
+from guard.observe.watched import remapped
 from guard.types import Plan
 
 
@@ -53,6 +54,9 @@ class AdaGcClipper(Clipper):
             learned = np.where(self._means > 0.0, means, kept)
             self._means = np.where(kept > 0.0, learned, self._means)
         return plan
+
+    def _remap(self, origins: Sequence[int]) -> None:
+        self._means = remapped(self._means, origins)
 
     def _memory(self) -> dict[str, Any]:
         return {"steps": self._steps, "means": self._means.tolist()}

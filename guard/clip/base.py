@@ -44,9 +44,17 @@ class Clipper:
 
     def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
         self.config = config
+        self._take(parameters)
+
+    def _take(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         self._shards = Shards.of(self._parameters)
         self._special = self._shards is not None or any(p.is_complex() for p in self._parameters)
+
+    def follow(self, parameters: Sequence[Tensor], origins: Sequence[int]) -> None:
+        """Clips these from now on; ``origins``: the former index of each, -1 of a new one."""
+        self._take(parameters)
+        self._remap(origins)
 
     def plan(
         self, seen: Observation, *, typical: float | None = None, suspect: bool = False, accepted: bool = True
@@ -132,6 +140,9 @@ class Clipper:
 
     def _memory(self) -> dict[str, Any]:
         return {}
+
+    def _remap(self, origins: Sequence[int]) -> None:
+        """Reorders what it remembers of each parameter."""
 
     def _recall(self, state: dict[str, Any]) -> None:
         """Restores what ``_memory`` returned."""

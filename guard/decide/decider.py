@@ -17,6 +17,7 @@ from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.vanishing import VANISHED, VanishingByDepth
+from guard.observe.watched import remapped
 from guard.records import OK, Verdict
 from guard.types import Agreed, Correction, Decision, Evidence, Floats, Movement, Observation
 
@@ -49,6 +50,13 @@ class Decider:
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
+
+    def follow(self, names: list[str], parameters: Sequence[Tensor], origins: Sequence[int]) -> None:
+        """The optimizer steps these parameters from now on; ``origins``: the former index of each, or -1."""
+        self._names, self._parameters = names, parameters
+        self._idle = remapped(self._idle, origins)
+        self._by_depth = VanishingByDepth(parameters, self._config.dead_steps)
+        self.clipper.follow(parameters, origins)
 
     def foresee(self, agreed: Agreed, seen: Observation, moved: Movement | None) -> Verdict:
         """The verdict that ``judge`` would reach; nothing is counted or learned."""
@@ -164,5 +172,6 @@ class Decider:
         self.ladder.load_state_dict(state["ladder"])
         if "rank_exclusion" in state:
             self.rank_exclusion.load_state_dict(state["rank_exclusion"])
-        self._idle = np.asarray(state["idle"], dtype=np.int64)
+        if len(state["idle"]) == len(self._names):
+            self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

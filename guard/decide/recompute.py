@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.act import rng
+from guard.hooks import ForwardHook
 from guard.types import Agreed, Floats
 
 Closure = Callable[[], Tensor | None]
@@ -52,12 +53,11 @@ class BatchReplayer:
         """A new attempt starts: its first forward will be recorded."""
         self._generators = None
         if self._handle is None:
+            self._handle = self._model.register_forward_pre_hook(ForwardHook(self._record))
 
-            def record(*_: Any) -> None:
-                if self._generators is None:
-                    self._generators = rng.capture()
-
-            self._handle = self._model.register_forward_pre_hook(record)
+    def _record(self) -> None:
+        if self._generators is None:
+            self._generators = rng.capture()
 
     def reset(self) -> None:
         """The next forward draws what the first one of this attempt drew."""

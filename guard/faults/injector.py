@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.faults.config import FaultConfig, Kind
-from guard.observe.observer import parameter_names, unwrap
+from guard.observe.watched import parameter_names, unwrap
 
 T = TypeVar("T")
 _INTEGER_VIEW = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}

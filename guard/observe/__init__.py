@@ -1,6 +1,7 @@
 """Observe: what gradients, weights and buffers show in one step.
 
 ``observer``: one pass over the gradients: global norm, norm of each parameter, finite check
+``watched``: which parameters: those that the optimizer steps, at every step
 ``norms``: squared L2 norms of many gradients at once
 ``gradients``: a gradient of any kind as a dense real tensor
 ``local_norms``: gradient norm of each rank before the all-reduce, by hooks or DDP's communication hook

@@ -60,6 +60,12 @@ class Displacement:
         for group in self._groups:
             group.save()
 
+    def follow(self, parameters: Sequence[Tensor], step: int) -> None:
+        """Watches these weights from now on: distances start here."""
+        self._parameters, self._shards = list(parameters), Shards.of(parameters)
+        self._places = []
+        self.start(step)
+
     def state_dict(self) -> dict[str, Any]:
         """When it was measured last; the copy is not saved, so the first distance after a resume is short."""
         return {"measured_at": self._measured_at}

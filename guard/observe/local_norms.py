@@ -34,6 +34,9 @@ class LocalNorms:
         self._scale = 1.0
         self._norms: dict[int, Tensor] = {}
 
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """Measures these from now on."""
+
     def arm(self, wanted: bool, scale: float = 1.0) -> None:
         """Sets before a backward whether its local norm is measured, and how its loss is scaled."""
         self._armed = wanted and (self._ddp is None or self._ddp.require_backward_grad_sync)
@@ -59,15 +62,20 @@ class HookNorms(LocalNorms):
 
     def __init__(self, parameters: Sequence[Tensor], ddp: DistributedDataParallel | None) -> None:
         super().__init__(ddp)
-        for i, parameter in enumerate(parameters):
-            parameter.register_post_accumulate_grad_hook(self._hook(i))
+        self._hooked: dict[int, Tensor] = {}
+        self.follow(parameters)
 
-    def _hook(self, index: int) -> Callable[[Tensor], None]:
-        def measure(parameter: Tensor) -> None:
-            if self._armed and (gradient := parameter.grad) is not None:
-                self._norms[index] = norm(elements(gradient.coalesce() if gradient.is_sparse else gradient))
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """Hooks are added to those that have none."""
+        for parameter in parameters:
+            if id(parameter) not in self._hooked and parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._measure)
+                self._hooked[id(parameter)] = parameter
 
-        return measure
+    def _measure(self, parameter: Tensor) -> None:
+        if self._armed and (gradient := parameter.grad) is not None:
+            dense = gradient.coalesce() if gradient.is_sparse else gradient
+            self._norms[id(parameter)] = norm(elements(dense))
 
 
 class CommNorms(LocalNorms):

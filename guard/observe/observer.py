@@ -9,33 +9,69 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from guard.observe.gradients import coalesce_, elements
 from guard.observe.norms import Places, square_pieces, sum_pieces
 from guard.observe.shards import Shards
+from guard.observe.watched import Watched
 from guard.types import Floats, Observation
 
 
 class Observer:
-    """Measures the gradients of a fixed list of named parameters."""
+    """Measures the gradients of named parameters.
 
-    def __init__(self, named: dict[str, Tensor]) -> None:
-        self.names = [name for name, parameter in named.items() if parameter.requires_grad]
-        self.parameters = [parameter for parameter in named.values() if parameter.requires_grad]
+    Args:
+        named: those that require a gradient are measured.
+        watched: instead of ``named``; ``follow`` takes the present ones.
+    """
+
+    def __init__(self, named: dict[str, Tensor] | None = None, watched: Watched | None = None) -> None:
+        self._watched = watched
+        self.parameters: list[Tensor] = []
+        """The same list for good, also where its members change."""
+        found = watched.named() if watched is not None else named or {}
+        self._take({name: p for name, p in found.items() if watched is not None or p.requires_grad})
+
+    def _take(self, named: dict[str, Tensor]) -> None:
+        self.names = list(named)
+        self.parameters[:] = named.values()
         self._complex = any(parameter.is_complex() for parameter in self.parameters)
         self.shards = Shards.of(self.parameters, self.names)
+        self.has_gradients = False
+        """Whether there was any gradient in the last measurement."""
         self._owners: list[int] = []
         self._places: Places = np.zeros(0, dtype=np.intp)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the optimizer steps other parameters than are measured."""
+        return self._watched is not None and self._watched.changed
+
+    def follow(self) -> list[int] | None:
+        """Takes what the optimizer steps now.
+
+        Returns:
+            For each parameter its index so far, -1 for a new one; None where they are the same as before.
+        """
+        if self._watched is None or not self.changes:
+            return None
+        former = {id(parameter): i for i, parameter in enumerate(self.parameters)}
+        named = self._watched.named()
+        origins = [former.get(id(parameter), -1) for parameter in named.values()]
+        if origins == list(range(len(former))):
+            return None
+        self._take(named)
+        return origins
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
 
-    def drop_gradients(self) -> None:
-        """Sets them to None: a later backward must not add to a bad one."""
-        for parameter in self.parameters:
-            parameter.grad = None
+    @torch.no_grad()
+    def clear_gradients(self) -> None:
+        """Sets them to zero, in place: a CUDA graph, or the user, may write to the same memory again."""
+        for gradient in self.gradients():
+            gradient.zero_()
 
     @torch.no_grad()
     def observe(self) -> Observation:
@@ -53,6 +89,7 @@ class Observer:
     def measure(self) -> tuple[Tensor, list[int]]:
         """The squared norms of all pieces, where the gradients are; and the parameter each belongs to."""
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
+        self.has_gradients = bool(present)
         pieces, owners = square_pieces([self._elements(i) for i in present])
         return pieces, [present[owner] for owner in owners]
 
@@ -74,20 +111,3 @@ class Observer:
         if gradient.is_sparse:
             return elements(coalesce_(parameter, gradient))
         return elements(gradient) if self._complex else gradient
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DDP and torch.compile."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        else:
-            return model
-
-
-def parameter_names(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by the name they have in the user's model, whatever it is wrapped in."""
-    named = unwrap(model).named_parameters()
-    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}

@@ -44,7 +44,10 @@ def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def version(tensor: Tensor) -> int:
-    """Grows whenever ``tensor`` or this rank's part of it is written to."""
+    """Grows whenever ``tensor`` or this rank's part of it is written to; 0 where torch does not count that,
+    for a tensor made under ``inference_mode``."""
+    if tensor.is_inference():
+        return 0
     return tensor._version + local(tensor)._version if is_distributed(tensor) else tensor._version
 
 

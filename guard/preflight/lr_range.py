@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.observe.observer import unwrap
+from guard.observe.watched import unwrap
 
 _SMOOTHING = 0.8
 """A mean over about 1 / (1 - 0.8) = 5 batches, bias-corrected as in Adam: one batch's loss is noisy."""

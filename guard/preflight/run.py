@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from guard.observe.observer import unwrap
+from guard.observe.watched import unwrap
 from guard.preflight.findings import assess
 from guard.preflight.probe import layer_report, norm_of, probed
 from guard.preflight.report import Precision, PreflightReport

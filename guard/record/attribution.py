@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from guard.observe.watched import remapped
 from guard.records import FirstMover, LayerEvidence, MovedWeight, RankEvidence, Verdict, WindowRow
 from guard.types import Floats
 
@@ -27,6 +28,11 @@ class LayerHistory:
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._mean: Floats | None = None
+
+    def follow(self, names: list[str], origins: Sequence[int]) -> None:
+        """These are the layers from now on; ``origins``: the former index of each, or -1."""
+        self._names = names
+        self._mean = None if self._mean is None else remapped(self._mean, origins)
 
     def accept(self, norms: Floats) -> None:
         """Includes the norms of a clean step; norms that are not finite (nothing is judged) are ignored."""
@@ -74,7 +80,8 @@ class LayerHistory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         means = state["mean"]
-        self._mean = None if means is None else np.asarray(means, dtype=np.float64)
+        fits = means is not None and len(means) == len(self._names)
+        self._mean = np.asarray(means, dtype=np.float64) if fits else None
 
 
 def rank_moved(names: Sequence[str], distances: Floats) -> list[MovedWeight]:

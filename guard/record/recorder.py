@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from guard.config import GuardConfig
@@ -51,6 +52,11 @@ class Recorder:
         self._excluded_ranks: list[int] = []
         self.totals = Totals() if metrics is None else metrics.totals
         self.layers = LayerHistory(names)
+
+    def follow(self, names: list[str], origins: Sequence[int]) -> None:
+        """These are the layers from now on; ``origins``: the former index of each, or -1."""
+        self._names = names
+        self.layers.follow(names, origins)
 
     def note(self, evidence: Evidence) -> bool:
         """Adds the attempt to the window; true where an incident begins: at each anomaly, but an exclusion

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from guard import GradientGuard
-from guard.observe.observer import unwrap
+from guard.observe.watched import unwrap
 from jobs.checkpoints import CheckpointManager
 from jobs.data.cursor import DataCursor
 from jobs.observability.progress import Progress

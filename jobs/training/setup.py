@@ -12,7 +12,7 @@ from ray.train.torch import get_device, prepare_model
 
 from guard import FaultInjector, GradientGuard, GuardMetrics
 from guard.act.snapshot import Stateful
-from guard.observe.observer import unwrap
+from guard.observe.watched import unwrap
 from jobs.checkpoints import CheckpointManager, Policy
 from jobs.data.cursor import DataCursor
 from jobs.init import build_initialized

@@ -35,7 +35,7 @@ def window(guard: GradientGuard, model: nn.Module, batches: list[int], bad: froz
     inputs, targets = problem()
     for i in batches:
         x = inputs[i] * math.nan if i in bad else inputs[i]
-        guard.backward(nn.functional.mse_loss(model(x), targets[i]) / MICRO)
+        guard.backward(nn.functional.mse_loss(model(x), targets[i]), weight=1 / MICRO)
     return guard.step()
 
 
@@ -76,6 +76,7 @@ def test_a_window_of_only_bad_ones_is_skipped() -> None:
     guard = GradientGuard(model, optimizer)
     window(guard, model, [0, 1, 2, 3], frozenset())
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer.zero_grad()
     report = window(guard, model, [4, 5, 6, 7], frozenset({4, 5, 6, 7}))
     assert report.action == "skipped"
     assert not differences(before, dict(model.state_dict()))
@@ -108,7 +109,7 @@ def two_ranks(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
             wrapped.require_backward_grad_sync = i == MICRO - 1
             x = inputs[i + MICRO * rank]
             x = x * math.nan if (rank, i) == (1, bad) else x
-            guard.backward(nn.functional.mse_loss(wrapped(x), targets[i + MICRO * rank]) / MICRO)
+            guard.backward(nn.functional.mse_loss(wrapped(x), targets[i + MICRO * rank]), weight=1 / MICRO)
         report = guard.step()
         good = [i + MICRO * r for r in range(world_size) for i in range(MICRO) if (r, i) != (1, bad)]
         plain, plain_optimizer = make()

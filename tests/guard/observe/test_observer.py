@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guard.observe.observer import Observer, parameter_names
+from guard.observe.observer import Observer
+from guard.observe.watched import parameter_names
 from tests.guard.loops import network
 
 LARGE = 1 << 20
