@@ -20,13 +20,14 @@ from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_failure
+from guard.agree.settings import RankSettings, Settings
 from guard.arguments import as_metrics, check_deferred, check_states
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer, Closure
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
-from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
+from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms, refuse_join
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer, parameter_names
 from guard.record.journal import Journal
@@ -82,7 +83,10 @@ class GradientGuard:
         if not observer.parameters:
             raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
         device = observer.parameters[0].device
-        self._agreement = Agreement(process_group, device)
+        settings = RankSettings(
+            self.config, optimizer, lambda: dict(zip(observer.names, observer.parameters, strict=True))
+        )
+        self._agreement = Agreement(process_group, device, describe=self._deciding)
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
         self._state = TrainingState(
             model,
@@ -108,6 +112,7 @@ class GradientGuard:
             local=self._local_norms(observer, model),
             data=data,
             device=device,
+            settings=settings,
         )
         self._pipeline = self._make_pipeline()
         self._ddp = find_ddp(model)
@@ -190,11 +195,18 @@ class GradientGuard:
                 micro-batches.
         """
         accumulation = self._parts.accumulation
+        self._forget_discarded()
         dropped = accumulation.begin(loss)
         self._send(loss, watch_buffers=not dropped)
         scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
-        with accumulation.dropping() if dropped else nullcontext():
-            scaled.backward()
+        try:
+            with accumulation.dropping() if dropped else nullcontext():
+                scaled.backward()
+        except Exception:
+            self._agreement.forget()
+            accumulation.forget()
+            raise
+        accumulation.ran()
 
     @raises_rank_lost
     def observe_loss(self, loss: Tensor) -> None:
@@ -205,13 +217,28 @@ class GradientGuard:
         Args:
             loss: as for ``backward``; not multiplied by the scaler.
         """
+        self._forget_discarded()
         self._send(loss, watch_buffers=True)
+
+    def _forget_discarded(self) -> None:
+        """Micro-batches before this one count for nothing if the loop has dropped their gradients."""
+        if self._agreement.pending and self._parts.accumulation.discarded():
+            self._agreement.forget(all_of_them=True)
+
+    def _deciding(self) -> Settings:
+        """What must be equal on all ranks, in words, for the error of ranks that differ."""
+        pipeline = self._pipeline
+        counts = {"step": pipeline.step, "attempt": pipeline.attempt, "dropped": self._agreement.forgotten}
+        ladder = {f"ladder {k}": v for k, v in self._parts.decider.ladder.state_dict().items()}
+        now = {name: str(value) for name, value in {**counts, **ladder}.items()}
+        return {**self._parts.settings.known(), **now}
 
     def _send(self, loss: Tensor, *, watch_buffers: bool) -> None:
         started = time.perf_counter()
         pipeline, local = self._pipeline, self._parts.local
         shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self._started = True
+        refuse_join(self._ddp)
         self._state.before_backward()
         self._agreement.send(
             loss,

@@ -94,6 +94,7 @@ class Correction:
     """A batch that was corrected before it was applied: on which ranks, and its values before.
 
     ``hardware``: the second computation gave another result; else the ranks' data is bad, and was excluded.
+    Without ranks, the second computation had other random numbers, and shows no fault.
     """
 
     ranks: tuple[int, ...]

@@ -176,6 +176,8 @@ class Recorder:
 def _reason(evidence: Evidence) -> str:
     """Why, as the incident words it: also what was corrected before it was applied."""
     agreed, fault = evidence.agreed, evidence.fault
+    if fault is not None and not fault.ranks:
+        return "computed again with other random numbers, the batch is normal: that shows no hardware fault"
     if fault is not None:
         ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in fault.ranks)
         if not fault.hardware:
