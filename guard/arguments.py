@@ -56,6 +56,9 @@ def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> Gu
     """A ``GuardMetrics``, made and registered where a registry was given."""
     if isinstance(metrics, CollectorRegistry):
         created = GuardMetrics(job=job)
-        created.register(metrics)
+        try:
+            created.register(metrics)
+        except ValueError as error:
+            raise GuardError(f"metrics: {error}") from None
         return created
     return metrics

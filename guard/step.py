@@ -228,6 +228,7 @@ class StepPipeline:
             attempt=self.attempt,
             step=self.step,
             learning_rate=self._state.learning_rate,
+            previous_rate=self._state.rate.last,
             can_roll_back=self._state.can_roll_back(),
             overflow=overflow,
             fault=fault,
@@ -253,7 +254,7 @@ class StepPipeline:
 
     def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step
-        begins = self._recorder.note(evidence)
+        begins = self._recorder.note(evidence, outcome)
         if outcome.action in ("applied", "clipped"):
             if evidence.clean:
                 self._recorder.clean(evidence, self.step)
@@ -278,7 +279,7 @@ class StepPipeline:
             clip_coef=outcome.clip_coef,
             clip_threshold=evidence.clip.limit,
             verdict=evidence.verdict,
-            learning_rate=evidence.learning_rate,
+            learning_rate=evidence.learning_rate if outcome.learning_rate is None else outcome.learning_rate,
             guard_seconds=seconds,
             rolled_back_to=outcome.rolled_back_to,
             incident=incident,

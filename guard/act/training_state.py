@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from guard.act.buffers import BufferShield
 from guard.act.cooldown import Cooldown
 from guard.act.fused import FusedStep
+from guard.act.rates import UsedRate
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
@@ -51,6 +52,7 @@ class TrainingState:
         self._optimizer = optimizer
         self._observer = observer
         self._scheduler = scheduler
+        self.rate = UsedRate(optimizer)
         self.scaler = ScalerAdapter(scaler, optimizer)
         self._replay = config.recovery.data == "replay"
         self.cooldown = Cooldown(config.recovery, observer.parameters)
@@ -137,14 +139,18 @@ class TrainingState:
         ratio = clip()
         self._ring.before_step()
         started = time.perf_counter()
-        with self.fused.armed():
+        with self.fused.armed(), self.rate.read():
             self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
         elapsed = time.perf_counter() - started
         self.advance()
         self._accept_buffers()
-        if ratio is None:
-            return StepOutcome("applied", step + 1, optimizer_seconds=elapsed)
-        return StepOutcome("clipped", step + 1, optimizer_seconds=elapsed, clip_coef=ratio)
+        return StepOutcome(
+            "applied" if ratio is None else "clipped",
+            step + 1,
+            optimizer_seconds=elapsed,
+            clip_coef=1.0 if ratio is None else ratio,
+            learning_rate=self.rate.last,
+        )
 
     def advance(self) -> None:
         """Advances the learning rate schedule: once for each applied step."""
@@ -224,7 +230,7 @@ class TrainingState:
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
-        with self.fused.armed():
+        with self.fused.armed(), self.rate.read():
             self._optimizer.step()
         if self.shield is not None:
             self.shield.accept(unless=skip)
