@@ -21,7 +21,7 @@ from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_failure
 from guard.agree.settings import RankSettings, Settings
-from guard.arguments import as_metrics, check_deferred, check_states
+from guard.arguments import WrappedOptimizer, as_metrics, check_deferred, check_states
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer, Closure
@@ -77,6 +77,8 @@ class GradientGuard:
         job: str = "",
     ) -> None:
         self.config = config or GuardConfig()
+        self._wrapped = WrappedOptimizer(optimizer)
+        optimizer = self._wrapped.inner
         states = dict(state or {})
         check_states(scheduler, states, data, ema)
         observer = Observer(parameter_names(model))
@@ -271,6 +273,7 @@ class GradientGuard:
             RankDivergence: on all ranks, when their decision states differ, or their gradients did.
             GuardError: if ``backward`` was not called.
         """
+        self._wrapped.check_step()
         again = None if closure is None else partial(self._again, closure)
         report = self._pipeline.run(again, settle=settle)
         if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
