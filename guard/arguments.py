@@ -148,6 +148,30 @@ def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> Gu
     """A ``GuardMetrics``, made and registered where a registry was given."""
     if isinstance(metrics, CollectorRegistry):
         created = GuardMetrics(job=job)
-        created.register(metrics)
+        try:
+            created.register(metrics)
+        except ValueError as error:
+            raise GuardError(f"metrics: {error}") from None
         return created
     return metrics
+
+
+class WrappedOptimizer:
+    """The user's optimizer, which Accelerate may have wrapped: the wrapper steps only now and then.
+
+    Attributes:
+        inner: torch's own optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._state = getattr(optimizer, "gradient_state", None)
+        self.inner: Optimizer = optimizer if self._state is None else optimizer.optimizer  # type: ignore[attr-defined]
+
+    def check_step(self) -> None:
+        """Raises GuardError within Accelerate's ``accumulate`` before the last micro-batch of a step."""
+        if self._state is not None and not self._state.sync_gradients:
+            raise GuardError(
+                "Accelerate still accumulates gradients: write guard.backward(loss, weight=1 / "
+                "accelerator.gradient_accumulation_steps), and guard.step() only if "
+                "accelerator.sync_gradients"
+            )

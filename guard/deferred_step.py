@@ -35,6 +35,7 @@ class Launched:
     arrived: torch.cuda.Event | None
     moved: Movement | None
     learning_rate: float
+    previous_rate: float | None
     samples: list[int]
 
     def read(self) -> tuple[Floats, Floats, bool]:
@@ -115,7 +116,7 @@ class DeferredStepPipeline(StepPipeline):
     def _launch(self, rows: Tensor) -> Launched:
         limits = self._decider.limits()
         moved = self._state.movement(self.step)
-        learning_rate = self._state.learning_rate
+        previous = self._state.rate.last
         skip, pieces, owners = self._decide_on_device(rows, limits)
         self._state.launch(skip)
         self.attempt += 1
@@ -124,7 +125,9 @@ class DeferredStepPipeline(StepPipeline):
             total = self._parts.local.total()
             self.last_local = math.nan if total is None else total
         host, arrived = self._copy_to_host(skip, rows, pieces)
-        return Launched(limits, owners, rows.shape, host, arrived, moved, learning_rate, self._sample_ids())
+        rate = self._state.learning_rate if self._state.rate.last is None else self._state.rate.last
+        samples = self._sample_ids()
+        return Launched(limits, owners, rows.shape, host, arrived, moved, rate, previous, samples)
 
     @torch.no_grad()
     def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> tuple[Tensor, Tensor, list[int]]:
@@ -178,7 +181,7 @@ class DeferredStepPipeline(StepPipeline):
         rows, squares, skipped = late.read()
         agreed, seen = self._agreement.read(rows), self._observer.read(squares, late.owners)
         evidence = self._evidence(agreed, seen, late.moved)
-        evidence = replace(evidence, learning_rate=late.learning_rate)
+        evidence = replace(evidence, learning_rate=late.learning_rate, previous_rate=late.previous_rate)
         if skipped and evidence.decision.rung == "apply":
             evidence = self._decider.as_skipped(evidence)
         local_norms = self._no_norms()

@@ -21,14 +21,22 @@ from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_failure
-from guard.arguments import as_config, as_metrics, check_deferred, check_optimizer, check_states
+from guard.agree.settings import RankSettings, Settings
+from guard.arguments import (
+    WrappedOptimizer,
+    as_config,
+    as_metrics,
+    check_deferred,
+    check_optimizer,
+    check_states,
+)
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer, Closure
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
 from guard.hooks import ForwardHook
-from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
+from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms, refuse_join
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
 from guard.observe.watched import Watched
@@ -79,12 +87,17 @@ class GradientGuard:
         job: str = "",
     ) -> None:
         self.config = as_config(config)
+        self._wrapped = WrappedOptimizer(optimizer)
+        optimizer = self._wrapped.inner
         states = dict(state or {})
         check_optimizer(model, optimizer)
         check_states(optimizer, scheduler, states, data, ema)
         observer = Observer(watched=Watched(model, optimizer))
         device = observer.parameters[0].device
-        self._agreement = Agreement(process_group, device)
+        settings = RankSettings(
+            self.config, optimizer, lambda: dict(zip(observer.names, observer.parameters, strict=True))
+        )
+        self._agreement = Agreement(process_group, device, describe=self._deciding)
         self._alone = dist.is_available() and not dist.is_initialized()
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
         self._state = TrainingState(
@@ -111,6 +124,7 @@ class GradientGuard:
             local=self._local_norms(observer, model),
             data=data,
             device=device,
+            settings=settings,
         )
         self._pipeline = self._make_pipeline()
         self._ddp = find_ddp(model)
@@ -194,11 +208,18 @@ class GradientGuard:
         """
         self._state.checks.before_backward(checked_loss(loss))
         accumulation = self._parts.accumulation
+        self._forget_discarded()
         dropped = accumulation.begin(loss)
         self._send(loss, watch_buffers=not dropped)
         scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
-        with accumulation.dropping() if dropped else nullcontext():
-            scaled.backward()
+        try:
+            with accumulation.dropping() if dropped else nullcontext():
+                scaled.backward()
+        except Exception:
+            self._agreement.forget()
+            accumulation.forget()
+            raise
+        accumulation.ran()
 
     @raises_rank_lost
     def observe_loss(self, loss: Tensor) -> None:
@@ -209,7 +230,21 @@ class GradientGuard:
         Args:
             loss: as for ``backward``; not multiplied by the scaler.
         """
+        self._forget_discarded()
         self._send(checked_loss(loss), watch_buffers=True)
+
+    def _forget_discarded(self) -> None:
+        """Micro-batches before this one count for nothing if the loop has dropped their gradients."""
+        if self._agreement.pending and self._parts.accumulation.discarded():
+            self._agreement.forget(all_of_them=True)
+
+    def _deciding(self) -> Settings:
+        """What must be equal on all ranks, in words, for the error of ranks that differ."""
+        pipeline = self._pipeline
+        counts = {"step": pipeline.step, "attempt": pipeline.attempt, "dropped": self._agreement.forgotten}
+        ladder = {f"ladder {k}": v for k, v in self._parts.decider.ladder.state_dict().items()}
+        now = {name: str(value) for name, value in {**counts, **ladder}.items()}
+        return {**self._parts.settings.known(), **now}
 
     def _arm_local(self) -> None:
         if self._parts.local is not None:
@@ -222,6 +257,7 @@ class GradientGuard:
         shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self._started = True
         pipeline.before_backward()
+        refuse_join(self._ddp)
         self._state.before_backward()
         self._state.checks.sent()
         self._agreement.send(
@@ -255,6 +291,7 @@ class GradientGuard:
             RankDivergence: on all ranks, when their decision states differ, or their gradients did.
             GuardError: if ``backward`` was not called.
         """
+        self._wrapped.check_step()
         again = None if closure is None else partial(self._again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is
@@ -361,7 +398,7 @@ class GradientGuard:
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""
 
-        def refresh() -> None:
+        def refresh(_: nn.Module) -> None:
             if self._started:
                 handle.remove()
             else:

@@ -143,6 +143,8 @@ class WindowRow(Row):
     update_norm: float | None = None
     ratios: dict[str, float] | None = None
     """How far each signal was from its baseline; 1 is anomalous."""
+    learning_rate: float | None = stored(None, key="lr")
+    """Of the update, or of the one that was not made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ class IncidentOutcome(Row):
     """How an incident ended."""
 
     kind: str = stored("", key="outcome")
-    """``recovered``, ``recurred`` or ``halted``."""
+    """``recovered``, ``recurred``, ``halted``, or ``ended``: a condition that lasted is over."""
     step: int | None = None
     steps: int | None = None
     """Attempts from the incident to its end."""
@@ -254,6 +256,10 @@ class Incident(Row):
     would: str | None = None
     """What a guard in shadow mode would have done."""
     recovery: CooldownInfo | None = None
+    learning_rate: float | None = None
+    """Of this update, or of the one that was not made."""
+    previous_learning_rate: float | None = None
+    """Of the update before, which led to the weights that this attempt was computed with."""
     moved_first: FirstMover | None = None
     faulty_ranks: list[int] = field(default_factory=list)
     """Ranks whose result differed when the batch was computed again; -1 is unknown."""
@@ -268,7 +274,7 @@ class Incident(Row):
     moved: list[MovedWeight] = field(default_factory=list)
     """The farthest first: damage to a weight or a moment shows here, not in the gradient."""
     ranks: list[RankEvidence] = field(default_factory=list)
-    """The worst first."""
+    """The worst first; of many ranks only those."""
     samples: list[int] = field(default_factory=list)
     """Ids of the global batch, where the data cursor has them."""
     anchor: str = stored("", unstored=True)

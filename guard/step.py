@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from guard.act.accumulation import GradAccumulation, correction
 from guard.act.training_state import TrainingState
-from guard.agree.agreement import Agreement, digest
+from guard.agree.agreement import Agreement
+from guard.agree.settings import RankSettings, digest
 from guard.clip.base import scale_
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
@@ -50,6 +51,7 @@ class StepParts:
     local: LocalNorms | None
     data: Any
     device: torch.device
+    settings: RankSettings
 
 
 class StepPipeline:
@@ -68,6 +70,8 @@ class StepPipeline:
         """What the guard spent on the present attempt outside of ``run``."""
         self.noise = NoiseScale()
         self._unsettled: bool | None = None
+        self._decisions = 0
+        """A digest of all decisions since the start or the resume."""
 
     @property
     def standing_steps(self) -> int:
@@ -109,8 +113,8 @@ class StepPipeline:
 
     def digest(self, phase: Literal["step", "evidence"]) -> int:
         """A digest of the state that decides: equal on ranks that will decide alike."""
-        mode = self._parts.config.mode
-        return digest(phase, self.step, self.attempt, self._decider.ladder.state_dict(), mode)
+        memory = self.step, self.attempt, self._decider.ladder.state_dict(), self._agreement.forgotten
+        return digest(phase, self._parts.settings.digest(), self._decisions, *memory)
 
     def wants_local(self) -> bool:
         """Whether the coming backward's local norm is to be taken."""
@@ -119,7 +123,7 @@ class StepPipeline:
 
     def _run_exact(self, started: float, agreed: Agreed, again: Again | None, *, settle: bool) -> StepReport:
         overflow = self._state.scaler.unscale()
-        seen = self._correct(agreed, self._observer.observe())
+        seen = self._correct(agreed, self._observe())
         self._state.checks.gradients_seen(self._observer.has_gradients)
         moved = self._state.movement(self.step)
         fault: Correction | None = None
@@ -150,19 +154,31 @@ class StepPipeline:
     ) -> tuple[Agreed, Observation, Correction | None]:
         """Computes the batch again. All ranks reach it, since the verdict is that of agreed numbers."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
-        agreed, seen = self._recompute(again)
-        second = Result(agreed, self._collect(), seen.grad_norm)
+        self._parts.replayer.computed()
+        agreed, seen, second, comparable = self._computed_again(again)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
+        if ranks and comparable:  # a hardware fault, if the batch gives this result once more
+            agreed, seen, third, comparable = self._computed_again(again)
+            comparable = comparable and not faulty_ranks(second, third, self._parts.device)
+            second = third
         values = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}
         value = values.get(expected.signal, first.grad_norm)
-        if ranks:
-            return agreed, seen, Correction(ranks, expected, value, norms)
+        if ranks and (comparable or self._decider.foresee(agreed, seen, moved).kind == "ok"):
+            return agreed, seen, Correction(ranks if comparable else (), expected, value, norms)
         culprit = self._decider.culprit(self.attempt + 1, agreed, second.local_norms, expected)
         if culprit is not None:
             better = self._recompute_without(culprit, again, agreed, moved)
             if better is not None:
                 return *better, Correction((culprit,), expected, value, norms, hardware=False)
         return agreed, seen, None
+
+    def _computed_again(self, again: Again) -> tuple[Agreed, Observation, Result, bool]:
+        """The same batch again, and whether on all ranks it drew the random numbers of the first time."""
+        agreed, seen = self._recompute(again)
+        local = math.nan if self._parts.local is None else self._parts.local.take()
+        other = not self._parts.replayer.repeated()
+        local_norms, others = self._agreement.collect(local, digest=self.digest("evidence"), flag=other)
+        return agreed, seen, Result(agreed, local_norms, seen.grad_norm), not others
 
     def _recompute(self, again: Again, *, excluded: bool = False) -> tuple[Agreed, Observation]:
         """The same batch again; ``excluded``: this rank joins the collectives, but adds nothing."""
@@ -174,7 +190,7 @@ class StepPipeline:
             self._state.revert_buffers()
         agreed = self._agreement.receive()
         self._state.scaler.unscale()
-        return agreed, self._correct(agreed, self._observer.observe())
+        return agreed, self._correct(agreed, self._observe())
 
     def _recompute_without(
         self, culprit: int, again: Again, bad: Agreed, moved: Movement | None
@@ -189,6 +205,23 @@ class StepPipeline:
         scale_(self._observer.gradients(), factor)
         self._decider.rank_exclusion.count()
         return agreed, seen
+
+    def _observe(self) -> Observation:
+        """The norms of the gradients, the global one checked against the other ranks: never applied if it
+        differs there."""
+        pieces, owners = self._observer.measure()
+        whole = self._observer.shards is None
+        if whole:
+            self._agreement.send_norm(pieces.sum())
+        seen = self._observer.read(self._agreement.to_host(pieces), owners)
+        if not whole:
+            self._agreement.send_norm(torch.tensor(seen.grad_norm**2, dtype=torch.float64))
+        agreed_norm = self._agreement.receive_norm(lambda: self._named_norms(seen))
+        return seen if agreed_norm is None else replace(seen, grad_norm=agreed_norm)
+
+    def _named_norms(self, seen: Observation) -> dict[str, str]:
+        named = zip(self._observer.names, seen.layer_norms.tolist(), strict=True)
+        return {f"the norm of {name}": f"{norm:.4g}" for name, norm in named}
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
         """Dropped micro-batches are missing in the mean: rescales it to that of the others."""
@@ -215,10 +248,12 @@ class StepPipeline:
             attempt=self.attempt,
             step=self.step,
             learning_rate=self._state.learning_rate,
+            previous_rate=self._state.rate.last,
             can_roll_back=self._state.can_roll_back(),
             overflow=overflow,
             fault=fault,
         )
+        self._decisions = digest(self._decisions, evidence.verdict.kind, evidence.decision.rung)
         self.noise.complete(agreed.local_norms.tolist())  # of the attempt before
         whole = fault is None and not overflow
         self.noise.begin(seen.grad_norm, accepted=evidence.verdict.kind == "ok" and whole)
@@ -239,7 +274,7 @@ class StepPipeline:
 
     def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step
-        begins = self._recorder.note(evidence)
+        begins = self._recorder.note(evidence, outcome)
         if outcome.action in ("applied", "clipped"):
             if evidence.clean:
                 self._recorder.clean(evidence, self.step)
@@ -264,7 +299,7 @@ class StepPipeline:
             clip_coef=outcome.clip_coef,
             clip_threshold=evidence.clip.limit,
             verdict=evidence.verdict,
-            learning_rate=evidence.learning_rate,
+            learning_rate=evidence.learning_rate if outcome.learning_rate is None else outcome.learning_rate,
             guard_seconds=seconds,
             rolled_back_to=outcome.rolled_back_to,
             incident=incident,
@@ -292,7 +327,7 @@ class StepPipeline:
         return self._no_norms() if local is None else self._gather(local.take())
 
     def _gather(self, local_norm: float) -> Floats:
-        return self._agreement.collect(local_norm, digest=self.digest("evidence"))
+        return self._agreement.collect(local_norm, digest=self.digest("evidence"))[0]
 
     def _distances(self, evidence: Evidence) -> Floats | None:
         """How far each parameter has moved, where something is wrong: the verdict is agreed, so all ranks

@@ -94,6 +94,7 @@ class Correction:
     """A batch that was corrected before it was applied: on which ranks, and its values before.
 
     ``hardware``: the second computation gave another result; else the ranks' data is bad, and was excluded.
+    Without ranks, the second computation had other random numbers, and shows no fault.
     """
 
     ranks: tuple[int, ...]
@@ -116,6 +117,9 @@ class Evidence:
     decision: Decision
     clip: Plan
     learning_rate: float
+    """Of the coming update, as planned."""
+    previous_rate: float | None = None
+    """Of the last update, as the optimizer used it."""
     moved: Movement | None = None
     ratios: dict[str, float] | None = None
     fault: Correction | None = None
@@ -164,6 +168,8 @@ class StepOutcome:
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
     clip_coef: float = 1.0
+    learning_rate: float | None = None
+    """As the optimizer used it; None where it made no update."""
     source: Source = "memory"
     overflow: bool = False
     """Of the scaled gradients; the loss scaler handles it."""

@@ -1,38 +1,10 @@
-"""Imports torchvision, also where its published wheel sits beside a CPU build of torch.
-
-The published torchvision is built for CUDA. Beside a CPU torch its operator library does not load, and
-``import torchvision`` dies with ``operator torchvision::nms does not exist``, although models, transforms
-and data sets need no such operator. Declaring the schemas of the two operators that the import asks for
-is enough; calling them still fails, as it must.
-"""
+"""torchvision, also beside a CPU build of torch; and what it offers."""
 
 import importlib
-import sys
-from types import ModuleType
 
-import torch
+from guard.integrations.torchvision_compat import import_torchvision
 
-_MISSING_OPERATOR = "operator torchvision::nms does not exist"
-_DETECTION_OPERATORS = ("nms", "qnms")
-_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-
-_declared: list[torch.library.Library] = []  # schemas vanish with their library: kept for the process
-
-
-def import_torchvision() -> ModuleType:
-    """The torchvision module; declares its missing operators if, and only if, the plain import asks for them.
-
-    Raises:
-        ImportError, RuntimeError: torchvision cannot be imported for another reason.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if _MISSING_OPERATOR not in str(error) or _declared:
-            raise
-    _forget_half_imported()
-    _declare_operators()
-    return importlib.import_module("torchvision")
+__all__ = ["classification_models", "import_torchvision"]
 
 
 def classification_models() -> list[str]:
@@ -41,15 +13,3 @@ def classification_models() -> list[str]:
     models = importlib.import_module("torchvision.models")
     names: list[str] = models.list_models(module=models)
     return names
-
-
-def _forget_half_imported() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-
-
-def _declare_operators() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in _DETECTION_OPERATORS:
-        library.define(f"{operator}{_SIGNATURE}")
-    _declared.append(library)

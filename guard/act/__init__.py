@@ -12,5 +12,6 @@
 ``scaler``: mixed precision with a GradScaler
 ``cooldown``: lower learning rate and more regularization after a rollback
 ``regularize``: decoupled L1, L2 and anchor penalties
+``rates``: the learning rate that an update used
 ``rng``: the random number generators that a step draws from
 """

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from guard.act.buffers import BufferShield
 from guard.observe.local_norms import find_ddp
+from guard.observe.shards import is_distributed
 
 
 class GradAccumulation:
@@ -34,6 +35,9 @@ class GradAccumulation:
         self._now = 0
         self._shield: BufferShield | None = None
         self.excluded = False
+        self._sharded = any(map(is_distributed, parameters))
+        self._known = 0, 0
+        """Identity and version of a gradient after the last backward."""
 
     def restart(self, *, excluded: bool = False) -> None:
         """The same micro-batches come again; ``excluded``: this rank drops all of them."""
@@ -53,6 +57,29 @@ class GradAccumulation:
         if finite:
             self._shield.accept()
         return not finite
+
+    def ran(self) -> None:
+        """The micro-batch's backward is over: notes a gradient, to see later whether it was discarded."""
+        gradient = self._first_gradient()
+        self._known = (0, 0) if gradient is None else (id(gradient), gradient._version)
+
+    def forget(self) -> None:
+        """The backward of the last micro-batch failed: it is none of the step's."""
+        self._now -= 1
+
+    def discarded(self) -> bool:
+        """Whether the gradients of the micro-batches so far are gone: dropped, or set to zero."""
+        if self._sharded:  # FSDP keeps them elsewhere until the last micro-batch
+            return False
+        gradient, (place, version) = self._first_gradient(), self._known
+        gone = gradient is None
+        if gradient is not None and id(gradient) == place and gradient._version != version:
+            gone = not gradient.is_sparse and not bool(gradient.any())
+        self._now = 0 if gone else self._now
+        return gone
+
+    def _first_gradient(self) -> Tensor | None:
+        return next((p.grad for p in self._parameters if p.grad is not None), None)
 
     @contextmanager
     def dropping(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from guard.act.buffers import BufferShield
 from guard.act.cooldown import Cooldown
 from guard.act.fused import FusedStep
 from guard.act.loop_checks import LoopChecks, ScheduleCheck
+from guard.act.rates import UsedRate
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
@@ -52,6 +53,7 @@ class TrainingState:
         self._optimizer = optimizer
         self._observer = observer
         self._scheduler = scheduler
+        self.rate = UsedRate(optimizer)
         self.scaler = ScalerAdapter(scaler, optimizer)
         self.checks = LoopChecks(optimizer, observer.parameters, scaler, active=config.mode != "off")
         others = {k: s for k, s in states.items() if not k.startswith("guard.")}
@@ -150,14 +152,18 @@ class TrainingState:
         ratio = clip()
         self._ring.before_step()
         started = time.perf_counter()
-        with self.fused.armed(), self._subject.stepping(), self.checks.stepping():
+        with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read():
             self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
         elapsed = time.perf_counter() - started
         self.advance()
         self._accept_buffers()
-        if ratio is None:
-            return StepOutcome("applied", step + 1, optimizer_seconds=elapsed)
-        return StepOutcome("clipped", step + 1, optimizer_seconds=elapsed, clip_coef=ratio)
+        return StepOutcome(
+            "applied" if ratio is None else "clipped",
+            step + 1,
+            optimizer_seconds=elapsed,
+            clip_coef=1.0 if ratio is None else ratio,
+            learning_rate=self.rate.last,
+        )
 
     def advance(self) -> None:
         """Advances the learning rate schedule: once for each applied step."""
@@ -239,7 +245,7 @@ class TrainingState:
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
-        with self.fused.armed(), self._subject.stepping(), self.checks.stepping():
+        with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read():
             self._optimizer.step()
         if self.shield is not None:
             self.shield.accept(unless=skip)

@@ -28,7 +28,7 @@ def report_failure(error: BaseException) -> None:
     if not _several():
         return
     try:
-        store = _store()
+        store = default_store()
         text = str(error).strip().splitlines() or ["no message"]
         place = store.add(COUNT + "/begun", 1)
         cause = f"rank {dist.get_rank()} failed: {type(error).__name__}: {text[0][:300]}"
@@ -65,7 +65,7 @@ def _cause(error: RuntimeError) -> str:
     deadline = time.monotonic() + GRACE_S
     missing: list[int] = []
     try:
-        store = _store()
+        store = default_store()
         store.set(f"{PRESENT}{dist.get_rank()}", "")
         while time.monotonic() < deadline:
             failures = store.add(COUNT, 0)
@@ -87,5 +87,6 @@ def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _store() -> Any:
+def default_store() -> Any:
+    """The key-value store through which the ranks found each other."""
     return dist.distributed_c10d._get_default_store()

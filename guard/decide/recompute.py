@@ -2,6 +2,9 @@
 
 Healthy hardware repeats a computation (to the bit on the CPU); a flipped bit in an activation or a gradient
 does not happen twice. The second result is then the good one, and the run continues with it.
+
+A different result is a hardware fault only if the computation repeats itself: it must have drawn the same
+random numbers as the first time, and give the second result once more when it is done a third time.
 """
 
 from __future__ import annotations
@@ -37,13 +40,17 @@ class BatchReplayer:
     """Resets the random number generators to where a batch's forward started.
 
     Args:
-        model: once ``arm`` was called, its first forward of an attempt records the generators.
+        model: once ``arm`` was called, the first forward of an attempt that records gradients marks that
+            place. Forwards of an evaluation or of a copy of the model do not.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handle: Any = None
         self._generators: dict[str, Any] | None = None
+        self._drawn: dict[str, Any] | None = None
+        self._forwards = self._forwards_before = 0
+        """In training mode, which may change buffers: of this computation, of the first one."""
 
     @property
     def ready(self) -> bool:
@@ -51,18 +58,39 @@ class BatchReplayer:
 
     def arm(self) -> None:
         """A new attempt starts: its first forward will be recorded."""
-        self._generators = None
+        self._generators = self._drawn = None
+        self._forwards = 0
         if self._handle is None:
             self._handle = self._model.register_forward_pre_hook(ForwardHook(self._record))
 
-    def _record(self) -> None:
-        if self._generators is None:
+    def _record(self, module: nn.Module) -> None:
+        if module is not self._model:  # a copy of the model, whose hooks are these too
+            return
+        self._forwards += module.training
+        if self._generators is None and torch.is_grad_enabled():
             self._generators = rng.capture()
+
+    def computed(self) -> None:
+        """The batch has been computed for the first time: keeps where it left the generators."""
+        self._drawn, self._forwards_before = rng.capture(), self._forwards
 
     def reset(self) -> None:
         """The next forward draws what the first one of this attempt drew."""
+        self._forwards = 0
         if self._generators is not None:
             rng.restore(self._generators)
+
+    def repeated(self) -> bool:
+        """Whether the batch, computed again, drew the random numbers of the first time, by as many forwards.
+
+        It did not where the closure draws before its first forward, or where the model ran in training mode
+        between two steps. The generators continue from where the first computation left them.
+        """
+        if self._drawn is None:
+            return False
+        same = self._forwards == self._forwards_before and rng.equal(rng.capture(), self._drawn)
+        rng.restore(self._drawn)
+        return same
 
 
 def faulty_ranks(first: Result, second: Result, device: torch.device) -> list[int]:

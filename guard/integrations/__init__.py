@@ -3,4 +3,5 @@
 ``lightning``: a callback for Lightning's ``Trainer``
 ``transformers``: Hugging Face's ``Trainer``, guarded
 ``session``: what both share
+``torchvision_compat``: imports torchvision, which both import, beside a CPU build of torch
 """

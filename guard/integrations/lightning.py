@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from guard import GradientGuard, GuardConfig, GuardError, StepReport
 from guard.integrations.session import GuardOptions, GuardSession
+from guard.integrations.torchvision_compat import ensure_torchvision
+
+ensure_torchvision()
+
+from lightning.pytorch import LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy  # noqa: E402
 
 
 class GradientGuardCallback(Callback):

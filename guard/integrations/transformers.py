@@ -16,13 +16,17 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from guard import ClipConfig, GradientGuard, GuardConfig, GuardMetrics, Journal, StepReport
 from guard.act.snapshot import Stateful
 from guard.errors import GuardError, GuardHalt
 from guard.integrations.session import GuardSession
+from guard.integrations.torchvision_compat import ensure_torchvision
+
+ensure_torchvision()
+
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments  # noqa: E402
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint  # noqa: E402
 
 STATE_NAME = "gradguard.pt"
 WHOLE_GRADIENTS = ("NO", "MULTI_CPU", "MULTI_GPU")

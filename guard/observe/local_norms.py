@@ -166,5 +166,16 @@ def give_hook(ddp: DistributedDataParallel | None, state: Any, hook: CommHook) -
     ddp.register_comm_hook(state, hook)
 
 
+def refuse_join(ddp: DistributedDataParallel | None) -> None:
+    """Raises GuardError within ``model.join()``: a rank that has no data left takes no guarded steps."""
+    join = getattr(ddp, "_join_config", None)
+    if join is not None and join.enable and not join.throw_on_early_termination:
+        raise GuardError(
+            "the guard needs every rank at every step, but in model.join() a rank stops when its data ends: "
+            "give all ranks as many batches (DistributedSampler does), or use "
+            "join(throw_on_early_termination=True)"
+        )
+
+
 def _has_hook(ddp: DistributedDataParallel | None) -> bool:
     return bool(getattr(ddp, "_comm_hooks", ()))

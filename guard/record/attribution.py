@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from guard.records import FirstMover, LayerEvidence, MovedWeight, RankEvidence, 
 from guard.types import Floats
 
 TOP_LAYERS = 8
+TOP_RANKS = 16
 LOOK_BACK = 4
 """An incident began at most this many attempts before."""
 ELEVATED = 0.7
 """A signal has moved from this fraction of the anomaly threshold on."""
+RATE_JUMP = 3.0
+"""A linear warm-up is at most twice its own median so far, and schedules otherwise move slower."""
 _CAUSES = ("update_norm", "loss", "grad_norm")
 """Where two signals moved alike, the earlier of these explains the later."""
 _DECAY = 0.98
@@ -94,7 +98,7 @@ def rank_moved(names: Sequence[str], distances: Floats) -> list[MovedWeight]:
 
 
 def rank_ranks(losses: Floats, local_norms: Floats) -> list[RankEvidence]:
-    """The ranks, worst first: non-finite, then by share of the squared local norm, else of the loss."""
+    """The worst ranks first: non-finite, then by share of the squared local norm, else of the loss."""
     taken = not np.isnan(local_norms).all()
     with np.errstate(all="ignore"):
         weight = local_norms**2 if taken else np.abs(losses)
@@ -110,7 +114,7 @@ def rank_ranks(losses: Floats, local_norms: Floats) -> list[RankEvidence]:
             nonfinite=bool(bad[r]),
             share=None if bad[r] else float(finite[r]) / total,
         )
-        for r in order
+        for r in order[:TOP_RANKS]
     ]
 
 
@@ -127,6 +131,24 @@ def first_mover(window: Sequence[WindowRow], verdict: Verdict) -> FirstMover | N
         return FirstMover(verdict.signal, rows[-1].attempt) if rows else None
     attempt, ratio, cause = min(elevated)
     return FirstMover(_CAUSES[cause], attempt, -ratio)
+
+
+def jump_of_rate(window: Sequence[WindowRow], previous: float | None) -> str:
+    """What to add to the reason where the update before had a rate far above those before it; else empty.
+
+    Args:
+        window: the attempts up to the incident.
+        previous: the rate of the update before it.
+    """
+    known = [row.learning_rate for row in window if row.learning_rate]
+    if previous is None or len(known) < 3:
+        return ""
+    usual = median(known)
+    if not previous > RATE_JUMP * usual:
+        return ""
+    return (
+        f"; the update before had a learning rate of {previous:.3g}, {previous / usual:.3g} times the usual"
+    )
 
 
 def _finite_squares(values: Floats) -> tuple[Floats, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prometheus_client import Metric
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from guard.records import GAUGES
 
@@ -96,6 +96,24 @@ class GuardCollector(Collector):
                         f"gradguard_{family.name}{suffix}", {"job": snapshot["job"], **dict(labels)}, value
                     )
             yield metric
+
+
+class SharedCollector(GuardCollector):
+    """The jobs of one process on one registry, which takes each name once; use ``GuardMetrics.register``."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        super().__init__(lambda: [snapshot() for snapshot in list(self.jobs.values())])
+
+    @classmethod
+    def on(cls, registry: CollectorRegistry) -> SharedCollector:
+        """That of the registry; made and registered where there is none."""
+        for collector in registry._collector_to_names:
+            if isinstance(collector, cls):
+                return collector
+        created = cls()
+        registry.register(created)
+        return created
 
 
 def render(snapshots: Iterable[Mapping[str, Any]]) -> str:

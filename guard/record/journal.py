@@ -27,9 +27,13 @@ class Journal:
         """Appends an incident."""
         self._append({"type": "incident", **incident.to_row()})
 
-    def outcome(self, incident_id: int, outcome: str, *, step: int, steps: int) -> None:
-        """Appends how an incident ended: ``recovered``, ``recurred`` or ``halted``, after ``steps`` steps."""
-        record = {"incident": incident_id, "outcome": outcome, "step": step, "steps": steps}
+    def outcome(self, incident_id: int, outcome: str, *, step: int, steps: int, job: str = "") -> None:
+        """Appends how an incident ended, after ``steps`` attempts: see ``IncidentOutcome``.
+
+        Args:
+            job: that of the incident, where guards share a journal.
+        """
+        record = {"incident": incident_id, "job": job, "outcome": outcome, "step": step, "steps": steps}
         self._append({"type": "outcome", **record, "time": time.time()})
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client.registry import CollectorRegistry
 
 from guard.record.cardinality import group_names, group_norms, outliers
-from guard.record.exposition import GuardCollector
+from guard.record.exposition import GuardCollector, SharedCollector
 from guard.record.totals import ROLLBACK_BUCKETS, SIGNALS, Histogram, Totals, larger
 from guard.records import GAUGES
 from guard.types import Floats, StepReport
@@ -198,11 +198,26 @@ class GuardMetrics:
             self._checkpoint_blocked_seconds.load(totals["checkpoint_blocked_seconds"])
 
     def register(self, registry: CollectorRegistry) -> GuardCollector:
-        """Serve this job on `registry`; returns the collector, to unregister it later. Several jobs of one
-        process need one `GuardCollector` over all their snapshots, since a registry takes each name once."""
-        collector = GuardCollector(lambda: [self.snapshot()])
-        registry.register(collector)
-        return collector
+        """Serve this job on `registry`, beside other jobs of this process.
+
+        Returns:
+            The collector of all of them, to unregister them later; `unregister` removes this job alone.
+
+        Raises:
+            ValueError: the registry shows a job of this name already.
+        """
+        shared = SharedCollector.on(registry)
+        if self.job in shared.jobs:
+            raise ValueError(
+                f"the registry shows a job {self.job!r} already: give each guard a job of its own, such as "
+                "job='generator', or unregister the other one"
+            )
+        shared.jobs[self.job] = self.snapshot
+        return shared
+
+    def unregister(self, registry: CollectorRegistry) -> None:
+        """Take this job, or that of its name, from `registry`."""
+        SharedCollector.on(registry).jobs.pop(self.job, None)
 
     def _progress(self, steps_accepted: int) -> None:
         self._values["steps_accepted"] = float(steps_accepted)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from guard.config import GuardConfig
 from guard.observe.noise_scale import NoiseEstimate
-from guard.record.attribution import LayerHistory, first_mover, rank_moved, rank_ranks
+from guard.record.attribution import LayerHistory, first_mover, jump_of_rate, rank_moved, rank_ranks
 from guard.record.journal import Journal
+from guard.record.lasting import LastingCondition
 from guard.record.metrics import GuardMetrics, Layers
 from guard.record.totals import Totals
 from guard.records import OK, CooldownInfo, Incident, LayerEvidence, Verdict, WindowRow
@@ -49,7 +50,7 @@ class Recorder:
         self._rollback_budget = config.budget.rollbacks
         self._window: deque[WindowRow] = deque(maxlen=WINDOW_ATTEMPTS)
         self._open: list[tuple[int, int, int]] = []
-        self._excluded_ranks: list[int] = []
+        self._condition = LastingCondition(shadow=self._shadow, own_skips=config.budget.consecutive_skips)
         self.totals = Totals() if metrics is None else metrics.totals
         self.layers = LayerHistory(names)
 
@@ -58,9 +59,10 @@ class Recorder:
         self._names = names
         self.layers.follow(names, origins)
 
-    def note(self, evidence: Evidence) -> bool:
-        """Adds the attempt to the window; true where an incident begins: at each anomaly, but an exclusion
-        of ranks that continues belongs to the incident with which it began."""
+    def note(self, evidence: Evidence, outcome: StepOutcome) -> bool:
+        """Adds the attempt to the window; true where an incident begins: at each anomaly, but a condition
+        that lasts belongs to the incident with which it began."""
+        rate = evidence.learning_rate if outcome.learning_rate is None else outcome.learning_rate
         self._window.append(
             WindowRow(
                 attempt=evidence.attempt,
@@ -68,18 +70,28 @@ class Recorder:
                 loss=evidence.agreed.loss,
                 grad_norm=evidence.grad_norm,
                 update_norm=evidence.update_norm,
+                learning_rate=rate,
                 ratios=evidence.ratios,
             )
         )
-        before, self._excluded_ranks = self._excluded_ranks, evidence.excluded_ranks
-        continues = evidence.excluded_ranks == before and evidence.verdict.kind == "ok"
-        return evidence.anomaly is not None and not (evidence.excluded_ranks and continues)
+        self._end_condition(evidence, outcome)
+        return evidence.anomaly is not None and self._condition.begins(evidence, outcome.action)
+
+    def _end_condition(self, evidence: Evidence, outcome: StepOutcome) -> None:
+        ended = self._condition.ended(evidence, outcome.action)
+        if ended is None or self._journal is None:
+            return
+        followed = {incident for incident, _, _ in self._open}
+        for incident in ended.incidents:
+            if incident not in followed:
+                self._write_outcome(incident, "ended", outcome.step, ended.attempts)
 
     def incident(
         self, evidence: Evidence, outcome: StepOutcome, traces: Traces, recovery: dict[str, Any] | None
     ) -> Incident:
         """Builds and journals the incident of this attempt."""
-        verdict, reason = evidence.anomaly or OK, _reason(evidence)
+        verdict = evidence.anomaly or OK
+        reason = _reason(evidence) + jump_of_rate(list(self._window)[:-1], evidence.previous_rate)
         layers = self._layers(evidence, verdict)
         if verdict.kind == "vanishing" and evidence.layer is None and layers:
             reason = f"the gradient has all but vanished, most of all in {layers[0].name}"
@@ -104,6 +116,8 @@ class Recorder:
             would=evidence.decision.rung if self._shadow else None,
             source=outcome.source if outcome.rolled_back_to is not None else None,
             recovery=None if recovery is None else CooldownInfo.from_row(recovery),
+            learning_rate=self._window[-1].learning_rate,
+            previous_learning_rate=evidence.previous_rate,
             moved_first=first_mover(self._window, verdict),
             faulty_ranks=evidence.faulty_ranks,
             excluded_ranks=evidence.excluded_ranks,
@@ -116,6 +130,7 @@ class Recorder:
         )
         if self._journal is not None:
             self._journal.incident(incident)
+        self._condition.reported(incident.id)
         self._follow(incident, evidence.step, evidence.attempt)
         return incident
 
@@ -156,16 +171,19 @@ class Recorder:
 
     def _close_all(self, outcome: str, step: int, attempt: int) -> None:
         for incident_id, began, _ in self._open:
-            if self._journal is not None:
-                self._journal.outcome(incident_id, outcome, step=step, steps=attempt - began)
+            self._write_outcome(incident_id, outcome, step, attempt - began)
         self._open = []
+
+    def _write_outcome(self, incident: int, outcome: str, step: int, attempts: int) -> None:
+        if self._journal is not None:
+            self._journal.outcome(incident, outcome, step=step, steps=attempts, job=self._job)
 
     def state_dict(self) -> dict[str, Any]:
         """Totals, open incidents, window and the baselines of the layers."""
         return {
             "totals": self.totals.state_dict(),
             "open": [list(entry) for entry in self._open],
-            "excluded_ranks": list(self._excluded_ranks),
+            "condition": self._condition.state_dict(),
             "window": [row.to_row() for row in self._window],
             "layers": self.layers.state_dict(),
         }
@@ -174,7 +192,8 @@ class Recorder:
         """Continues from ``state_dict``; older states have their totals in those of the metrics."""
         self.totals.load_state_dict(state.get("totals", {"incidents": int(state.get("incidents", 0))}))
         self._open = [(int(i), int(a), int(s)) for i, a, s in state["open"]]
-        self._excluded_ranks = [int(rank) for rank in state.get("excluded_ranks", [])]
+        if "condition" in state:
+            self._condition.load_state_dict(state["condition"])
         self._window = deque(map(WindowRow.from_row, state["window"]), maxlen=WINDOW_ATTEMPTS)
         self.layers.load_state_dict(state["layers"])
 
@@ -182,6 +201,8 @@ class Recorder:
 def _reason(evidence: Evidence) -> str:
     """Why, as the incident words it: also what was corrected before it was applied."""
     agreed, fault = evidence.agreed, evidence.fault
+    if fault is not None and not fault.ranks:
+        return "computed again with other random numbers, the batch is normal: that shows no hardware fault"
     if fault is not None:
         ranks = ", ".join("unknown" if rank < 0 else str(rank) for rank in fault.ranks)
         if not fault.hardware:

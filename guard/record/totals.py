@@ -66,7 +66,7 @@ class Totals:
         self.anomalies = {signal: dict.fromkeys(VERDICTS, 0) for signal in SIGNALS}
         """Anomalous attempts, by signal and verdict; those that were corrected in time too."""
         self.incidents = 0
-        """Entries of the journal: an exclusion of ranks that lasts is one, but an anomaly at each attempt."""
+        """Entries of the journal: a condition that lasts is one, but an anomaly at each attempt."""
         self.rollbacks = dict.fromkeys(SOURCES, 0)
         self.steps_lost = 0
         """Optimizer steps that rollbacks discarded."""

@@ -79,7 +79,7 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
     """Read spec.yaml, metrics.jsonl, incidents.jsonl and result.json of a job.
 
     Args:
-        job_dir: the folder of the job.
+        job_dir: the folder of the job, or a bare journal of incidents.
         remote: whether a storage elsewhere, which the spec names, may be asked for its checkpoints.
     """
     files = RunReader(job_dir)
@@ -90,7 +90,7 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
     rolled_back = RolledBack()
     rolled_back.add(table.columns)
     return Run(
-        name=as_text((result or {}).get("job")) or as_text(spec.get("name")) or job_dir.resolve().name,
+        name=as_text((result or {}).get("job")) or as_text(spec.get("name")) or _name(files),
         spec=spec,
         spec_text=spec_text,
         result=result,
@@ -101,9 +101,15 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
         incidents=tuple(with_first_layer(incident, layers) for incident in files.incidents()),
         rolled_back=tuple(rolled_back.spans),
         restarts=table.restarts,
-        samples=_read_text(job_dir / "samples.txt") if (result or {}).get("samples") else "",
-        checkpoints=read_checkpoints(job_dir, remote=remote),
+        samples=_read_text(files.folder.path / "samples.txt") if (result or {}).get("samples") else "",
+        checkpoints=read_checkpoints(files.folder.path, remote=remote),
     )
+
+
+def _name(files: RunReader) -> str:
+    """What a job is called that has neither a result nor a spec: as its incidents name it, or its folder."""
+    jobs = {incident.job for incident in files.incidents()} if not files.exists() else set()
+    return ", ".join(sorted(jobs - {""})) or files.folder.path.resolve().name
 
 
 def _known(table: StepTable, name: str, kind: type) -> list[tuple[int, Any]]:

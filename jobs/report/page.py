@@ -16,6 +16,7 @@ from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, pe
 from jobs.report.plot_style import TEXT_ON_PHONE
 from jobs.report.summary import Summary, guard_words, heading, headline, metric_text, status_words, summarize
 from jobs.run_dir.jsonl import write_text_atomic
+from jobs.run_dir.reader import RunReader
 from jobs.run_dir.steps import Evaluation
 
 MOST_EVALUATIONS = 60
@@ -27,8 +28,12 @@ TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped":
 
 
 def write_page(job_dir: str | Path) -> Path:
-    """Write report.html from the job's files, any of which may be missing or cut. Returns its path."""
-    path = Path(job_dir) / "report.html"
+    """Write report.html from the job's files, any of which may be missing or cut. Returns its path.
+
+    Args:
+        job_dir: the folder of the job, or a bare journal of incidents: then the report is written beside it.
+    """
+    path = RunReader(Path(job_dir)).folder.report
     write_html(path, render(read_run(Path(job_dir))))
     return path
 

@@ -16,6 +16,7 @@ from jobs.report.plot_style import FONT, LEFT, POINTS_PER_INCH, WIDTH
 from jobs.report.summary import guard_words, headline, status_words, summarize
 from jobs.report.svg import drawing
 from jobs.run_dir.jsonl import write_bytes_atomic
+from jobs.run_dir.reader import RunReader
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -48,7 +49,7 @@ def write_report(job_dir: str | Path) -> Path:
 
 def write_picture(job_dir: str | Path) -> Path:
     """Write report.png from the job's files, any of which may be missing or cut. Returns its path."""
-    path = Path(job_dir) / "report.png"
+    path = RunReader(Path(job_dir)).folder.report.with_suffix(".png")
     write_bytes_atomic(path, draw(read_run(Path(job_dir))))
     return path
 

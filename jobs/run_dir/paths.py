@@ -31,6 +31,13 @@ class RunDir:
         self.report = path / REPORT
         self.counters = path / ".counters.json"  # the totals that Prometheus was shown
 
+    @classmethod
+    def of_journal(cls, journal: Path) -> RunDir:
+        """Those of a journal that the guard wrote in a loop of the user's own: nothing else is there."""
+        found = cls(journal.with_suffix(""))
+        found.incidents, found.report = journal, journal.with_name(f"{journal.stem}-{REPORT}")
+        return found
+
     def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
         """Makes the folder ready for a run.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.records import COLUMNS, NUMBERS, Incident, IncidentOutcome
-from guard.rows import as_int
+from guard.rows import as_int, as_text_or_none
 from jobs.run_dir.jsonl import GrowingRows, iter_jsonl, last_rows, parse_row, read_bytes, read_json
 from jobs.run_dir.paths import RunDir
 from jobs.run_dir.steps import RolledBack, StepTable
@@ -22,10 +22,14 @@ MOST_NEW_ROWS = 4500
 
 
 class RunReader:
-    """Reads the folder of one job; whatever is missing there is empty. Checkpoints are read elsewhere."""
+    """Reads the folder of one job; whatever is missing there is empty. Checkpoints are read elsewhere.
+
+    Args:
+        path: the folder, or a bare journal of incidents.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.folder = RunDir(path)
+        self.folder = RunDir.of_journal(path) if path.is_file() else RunDir(path)
 
     def exists(self) -> bool:
         """Whether this is the folder of a job."""
@@ -103,16 +107,16 @@ def _total_steps(path: Path, _mtime_ns: int, _size: int) -> int | None:
 
 
 def join_outcomes(rows: Iterable[Mapping[str, Any]]) -> list[Incident]:
-    """Incidents in the order of the journal; an outcome belongs to the latest incident of its id.
+    """Incidents in the order of the journal; an outcome belongs to the latest incident of its job and id.
 
-    A restarted job may have used an id twice: the anchor is unique.
+    A restarted job may have used an id twice: the anchor is unique. Older outcomes name no job.
     """
     incidents: list[Incident] = []
-    latest: dict[int, int] = {}
+    latest: dict[tuple[str | None, int], int] = {}
     used: Counter[int] = Counter()
     for row in rows:
         if row.get("type") == "outcome":
-            place = latest.get(as_int(row.get("incident")) or 0)
+            place = latest.get((as_text_or_none(row.get("job")), as_int(row.get("incident")) or 0))
             if place is not None:
                 incidents[place] = replace(incidents[place], outcome=IncidentOutcome.from_row(row))
         elif row.get("type") == "incident":
@@ -120,7 +124,7 @@ def join_outcomes(rows: Iterable[Mapping[str, Any]]) -> list[Incident]:
             id_ = incident.id or len(incidents) + 1
             used[id_] += 1
             again = f"-{used[id_]}" if used[id_] > 1 else ""
-            latest[id_] = len(incidents)
+            latest[incident.job, id_] = latest[None, id_] = len(incidents)
             incidents.append(replace(incident, id=id_, anchor=f"incident-{id_}{again}"))
     return incidents
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from typer import Argument, Option
 
+from jobs.client.job_files import JobFiles
 from jobs.errors import JobError
 from jobs.run_dir.paths import METRICS, SPEC
 from jobs.run_dir.reader import RunReader
@@ -67,29 +68,31 @@ def status(
 
 
 def incidents(
-    job: Annotated[str, Argument(help="Id of a job, or its folder.")],
+    job: Annotated[str, Argument(help="Id of a job, its folder, or a journal such as incidents.jsonl.")],
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what the guard acted on."""
-    if address is None and _is_here(job):
-        folder = Path(job).absolute()
-        address, job = str(folder.parent), folder.name
-    rows = client_at(address).incidents(job)
+    rows = _incident_rows(job, address)
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome", box=None)
+    several = len({row.get("job") for row in rows}) > 1
+    columns = ("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome")
+    table = Table(*(("job", *columns) if several else columns), box=None)
     for row in rows:
         numbers = [_number(row.get(key)) for key in ("value", "baseline")]
         words = [str(row.get(key) or "") for key in ("verdict", "signal")]
         rest = [str(row.get("action") or ""), _text(row.get("rolled_back_to")), str(row.get("outcome") or "")]
-        table.add_row(_text(row.get("step")), *words, *numbers, *rest)
+        of_job = [_text(row.get("job"))] if several else []
+        table.add_row(*of_job, _text(row.get("step")), *words, *numbers, *rest)
     _console().print(table if rows else "no incidents")
 
 
 def report(
-    job: Annotated[str, Argument(help="The folder of a job, such as runs/fashion, or its id.")],
+    job: Annotated[
+        str, Argument(help="The folder of a job, such as runs/fashion, its id, or a journal of incidents.")
+    ],
     address: AddressOption = None,
     to: Annotated[Path | None, Option(help="File for the report of a job that is elsewhere.")] = None,
     png: Annotated[
@@ -104,10 +107,32 @@ def report(
     if here:
         from jobs.report import write_picture, write_report
 
-        path = (write_picture if png else write_report)(job_folder(Path(job)))
+        source = _journal(Path(job)) if Path(job).is_file() else job_folder(Path(job))
+        path = (write_picture if png else write_report)(source)
     else:
         path = _fetched(job, address, to)
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+
+
+def _incident_rows(job: str, address: str | None) -> list[dict[str, Any]]:
+    """Of a job, or of a bare journal."""
+    if address is None and _is_here(job):
+        path = Path(job).absolute()
+        if path.is_file():
+            return JobFiles(_journal(path)).incident_rows()
+        address, job = str(path.parent), path.name
+    return client_at(address).incidents(job)
+
+
+def _journal(path: Path) -> Path:
+    """The path, if it is a file of incidents.
+
+    Raises:
+        JobError: it is another one.
+    """
+    if path.stat().st_size and not RunReader(path).incidents():
+        raise JobError(f"{path} is no journal: no row of it is an incident; give the journal= of a guard")
+    return path
 
 
 def _is_here(job: str) -> bool:
@@ -119,7 +144,7 @@ def _is_here(job: str) -> bool:
             f"{shown(job)} is a URL, which has only checkpoints: name the job's folder, as in "
             "runs/NAME, or its id; gradguard checkpoints reads a URL"
         )
-    return "/" in job or Path(job).is_dir()
+    return "/" in job or Path(job).exists()
 
 
 def job_folder(path: Path) -> Path:

@@ -50,10 +50,10 @@ def test_shadow_says_what_it_would_have_done_and_never_halts(tmp_path: Path) -> 
     path = tmp_path / "incidents.jsonl"
     nan = {"kind": "nan_loss", "step": 20, "times": 8}
     run = faulty("shadow", path, nan).train(30)
-    incidents = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {i["type"] for i in incidents} == {"incident"}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    incidents = [row for row in rows if row["type"] == "incident"]
     assert {i["action"] for i in incidents} == {"applied"}
-    assert [i["would"] for i in incidents[:5]] == ["skip", "rollback", "skip", "skip", "halt"]
+    assert [i["would"] for i in incidents] == ["skip", "rollback", "halt"]
     assert [r.incident is not None for r in run.reports[:20]] == [False] * 20
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guard import GradientGuard, GuardConfig, Journal
+from guard import GradientGuard, GuardConfig, GuardError, Journal
 from guard.act.accumulation import correction
 from tests.guard.loops import differences, guarded_run
 from tests.guard.ranks import on_ranks
@@ -128,3 +129,71 @@ def test_one_rank_leaves_one_out_and_all_ranks_correct_for_it(tmp_path: Path) ->
         for action, distance in seen.values():
             assert action == "applied"
             assert distance < 1e-6
+
+
+def linear() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.001)
+
+
+def out_of_memory(_: Tensor) -> None:
+    raise RuntimeError("out of memory")
+
+
+def fail(guard: GradientGuard, loss: Tensor) -> None:
+    loss.register_hook(out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        guard.backward(loss * 50)
+
+
+def drop(guard: GradientGuard, loss: Tensor) -> None:
+    guard.backward(loss * 50)
+
+
+def drop_observed(guard: GradientGuard, loss: Tensor) -> None:
+    guard.observe_loss(loss * 50)
+    (loss * 50).backward()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("lose", [fail, drop, drop_observed])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_batch_that_the_loop_drops_counts_for_nothing(
+    lose: Callable[[GradientGuard, Tensor], None], micro_batches: int, set_to_none: bool
+) -> None:
+    if lose is drop_observed and not set_to_none:
+        pytest.skip("without guard.backward, zeroed gradients look like those of a loss that is constant")
+    model, optimizer = linear()
+    guard = GradientGuard(model, optimizer)
+    for attempt in range(32):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        losses = [model(torch.ones(8, 4)).square().mean() + 1 for _ in range(micro_batches)]
+        for loss in losses[: 1 if attempt == 30 else None]:
+            lose(guard, loss) if attempt == 30 else guard.backward(loss, weight=1 / micro_batches)
+        report = guard.step() if attempt != 30 else None
+    assert report is not None
+    assert report.action in ("applied", "clipped")
+    assert report.loss == pytest.approx(losses[0].item(), rel=1e-6)
+    assert guard.steps == 31
+
+
+def test_the_step_of_a_backward_that_failed_is_refused() -> None:
+    model, optimizer = linear()
+    guard = GradientGuard(model, optimizer)
+    fail(guard, model(torch.ones(8, 4)).mean())
+    with pytest.raises(GuardError, match="backward"):
+        guard.step()
+
+
+def test_accumulated_micro_batches_are_all_counted() -> None:
+    model, optimizer = linear()
+    guard = GradientGuard(model, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=False)
+        losses = [model(torch.full((8, 4), float(k))).square().mean() for k in (1, 2, 3)]
+        for loss in losses:
+            guard.backward(loss, weight=1 / 3)
+            next(model.parameters()).grad.mul_(1.0)  # type: ignore[union-attr]
+        report = guard.step()
+        assert report.loss == pytest.approx(sum(loss.item() for loss in losses) / 3, rel=1e-6)

@@ -81,12 +81,13 @@ def tampered(rank: int, world_size: int, culprit: int) -> str:
     return str(raised.value)
 
 
-def forgotten_wrapper(rank: int, world_size: int) -> str:
+def forgotten_wrapper(rank: int, world_size: int) -> tuple[str, list[str]]:
     run = guarded_run(rank=rank, world_size=world_size)
-    run.attempt()
+    before = run.state()["optimizer"], [p.clone() for p in run.model.parameters()]
     with pytest.raises(RankDivergence) as raised:
         run.attempt()
-    return str(raised.value)
+    after = run.state()["optimizer"], [p.clone() for p in run.model.parameters()]
+    return str(raised.value), differences(before, after)
 
 
 def halt(rank: int, world_size: int) -> dict[str, Any]:
@@ -206,9 +207,12 @@ def test_a_rank_with_another_step_count_is_named_on_all_ranks(ranks: list[dict[s
             assert f"of rank {named} differs" in message
 
 
-def test_gradients_that_were_not_reduced_are_noticed_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
+def test_gradients_that_were_not_reduced_are_never_applied(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
-        assert "DistributedDataParallel" in seen["forgotten"]
+        message, changed = seen["forgotten"]
+        assert "DistributedDataParallel" in message
+        assert "the norm of 0.weight is" in message
+        assert changed == []
 
 
 def test_a_spent_budget_halts_all_ranks_with_the_last_healthy_weights(ranks: list[dict[str, Any]]) -> None:

@@ -49,7 +49,8 @@ def test_an_incident_holds_its_evidence(tmp_path: Path) -> None:
     assert incident["window"][-1]["attempt"] == 26
     assert incident["samples"] == [(25 * 64 + i) % 512 for i in range(64)]
     assert outcome | {"time": 0} == {
-        "type": "outcome", "incident": 1, "outcome": "recovered", "step": 26, "steps": 1, "time": 0,
+        "type": "outcome", "incident": 1, "job": "test",
+        "outcome": "recovered", "step": 26, "steps": 1, "time": 0,
     }  # fmt: skip
     report = run.reports[25]
     assert report.incident is not None

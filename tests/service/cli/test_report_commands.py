@@ -90,3 +90,51 @@ def test_a_place_that_cannot_be_written_is_named(jobs: tuple[Path, Path], tmp_pa
     assert done.exit_code != 0
     assert "cannot write" in str(done.exception)
     assert "--to" in str(done.exception)
+
+
+def journal(path: Path, *jobs: str) -> Path:
+    """What a guard writes in a loop of the user's own, beside no other file of a job."""
+    rows = [
+        {"type": "incident", "id": 1, "job": job, "step": 60 + i, "attempt": 60 + i, "verdict": "nonfinite"}
+        | {"signal": "loss", "value": "nan", "action": "skipped", "reason": "loss is not finite"}
+        for i, job in enumerate(jobs)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_bare_journal_is_listed(tmp_path: Path) -> None:
+    done = run("incidents", journal(tmp_path / "incidents.jsonl", "mine"))
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].split() == ["60", "nonfinite", "loss", "nan", "skipped"]
+
+
+def test_a_journal_of_several_guards_names_their_jobs(tmp_path: Path) -> None:
+    path = journal(tmp_path / "gan.jsonl", "generator", "discriminator")
+    lines = [line.split()[0] for line in run("incidents", path).stdout.splitlines()]
+    assert lines == ["job", "generator", "discriminator"]
+    rows = json.loads(run("incidents", path, "--json").stdout)
+    assert [row["job"] for row in rows] == ["generator", "discriminator"]
+
+
+def test_a_bare_journal_has_a_report(tmp_path: Path) -> None:
+    done = run("report", journal(tmp_path / "run7.jsonl", "mine"))
+    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "run7-report.html"))
+    assert "incident-1" in (tmp_path / "run7-report.html").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "run7-report.html",
+        "run7-report.png",
+        "run7.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("command", ["incidents", "report"])
+def test_a_file_that_is_no_journal_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,2.0\n")
+    monkeypatch.setattr(sys, "argv", ["gradguard", command, str(tmp_path / "log.csv")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "is no journal" in capsys.readouterr().err
