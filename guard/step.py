@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from guard.agree.agreement import Agreement, digest
 from guard.clip.base import scale_
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
+from guard.decide.detector import blindness
 from guard.decide.rank_exclusion import without
 from guard.decide.recompute import BatchReplayer, Result, faulty_ranks
 from guard.errors import GuardHalt
@@ -28,6 +31,12 @@ from guard.observe.watched import remapped
 from guard.record.recorder import Recorder, Traces
 from guard.records import Incident, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
+
+log = logging.getLogger("guard")
+
+_ALARM_FACTOR_EVERY = 25
+_BLIND = 10.0
+"""From this factor on an explosion shows in the norms at best: worth a warning."""
 
 Again = Callable[[], None]
 """Computes the batch's forward and backward again, with their sends."""
@@ -68,6 +77,7 @@ class StepPipeline:
         """What the guard spent on the present attempt outside of ``run``."""
         self.noise = NoiseScale()
         self._unsettled: bool | None = None
+        self._blind = False
 
     @property
     def standing_steps(self) -> int:
@@ -110,7 +120,8 @@ class StepPipeline:
     def digest(self, phase: Literal["step", "evidence"]) -> int:
         """A digest of the state that decides: equal on ranks that will decide alike."""
         mode = self._parts.config.mode
-        return digest(phase, self.step, self.attempt, self._decider.ladder.state_dict(), mode)
+        ladder, changes = self._decider.ladder.state_dict(), self._decider.changes
+        return digest(phase, self.step, self.attempt, ladder, changes, mode)
 
     def wants_local(self) -> bool:
         """Whether the coming backward's local norm is to be taken."""
@@ -216,6 +227,7 @@ class StepPipeline:
             step=self.step,
             learning_rate=self._state.learning_rate,
             can_roll_back=self._state.can_roll_back(),
+            moved_far=partial(self._state.moved_far, self.step),
             overflow=overflow,
             fault=fault,
         )
@@ -231,11 +243,24 @@ class StepPipeline:
         if rung == "skip":
             return self._state.skip(self.step)
         if rung == "rollback":
-            return self._state.roll_back(self.step)
+            return self._roll_back(self.step, evidence)
         if rung == "halt":
             return self._state.halt(self.step)
+        self._accept_change(self.step, evidence)
         fold = self._state.fused.fold
         return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
+
+    def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
+        outcome = self._state.roll_back(step, recover=evidence.decision.recover)
+        self._decider.rolled_back(outcome.step)
+        return outcome
+
+    def _accept_change(self, step: int, evidence: Evidence) -> None:
+        """A change on purpose: the cooldown of its rollbacks ends; loaded weights are healthy."""
+        if evidence.decision.new_level:
+            self._state.cooldown.end()
+        if evidence.decision.adopt:
+            self._state.start(step)
 
     def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step
@@ -276,6 +301,7 @@ class StepPipeline:
             update_norm=evidence.update_norm,
             update_ratio=None if evidence.moved is None else evidence.moved.ratio,
             buffer_jump=agreed.buffer_jump,
+            alarm_factor=self._alarm_factor(),
             excluded_ranks=evidence.excluded_ranks,
             faulty_ranks=evidence.faulty_ranks,
             dropped_micro_batches=agreed.dropped_micro_batches,
@@ -286,6 +312,16 @@ class StepPipeline:
         if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report
+
+    def _alarm_factor(self) -> float | None:
+        """Every 25 attempts; logs once that the loss is judged hardly at all."""
+        if self.attempt % _ALARM_FACTOR_EVERY or self._parts.config.mode == "off":
+            return None
+        factor = self._decider.detector.alarm_factor()
+        if factor is not None and factor > _BLIND and not self._blind and self._agreement.rank == 0:
+            self._blind = True
+            log.warning(blindness(factor) + "; see detect.sigmas and detect.loss_floor")
+        return factor
 
     def _collect(self) -> Floats:
         local = self._parts.local

@@ -21,7 +21,7 @@ from guard.types import Agreed, Floats
 
 LOSS, REQUESTS, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
 WIDTH = 6
-STOP, CHECKPOINT = 1, 2
+STOP, CHECKPOINT, CHANGED = 1, 2, 4
 """Bits of the column ``REQUESTS``."""
 TOLERANCE = 1e-3
 """Relative: norms of the same gradients differ by rounding in float32, gradients not reduced by far more."""
@@ -49,6 +49,7 @@ class Agreement:
         *,
         stop: bool,
         checkpoint: bool = False,
+        changed: bool = False,
         local_norm: float | Tensor,
         grad_norm: float,
         digest: int,
@@ -56,7 +57,7 @@ class Agreement:
     ) -> None:
         """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before."""
         slot = self._slot(len(self._works))
-        requests = float(STOP * stop + CHECKPOINT * checkpoint)
+        requests = float(STOP * stop + CHECKPOINT * checkpoint + CHANGED * changed)
         slot.write([0.0, requests, math.nan, grad_norm, _NO_JUMP, float(digest)])
         slot.row[LOSS] = loss.detach()
         slot.row[LOCAL_NORM] = local_norm
@@ -194,7 +195,7 @@ def _minority(equal: NDArray[np.bool_]) -> str:
 
 
 def _requests(bits: int) -> dict[str, bool]:
-    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT)}
+    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT), "changed": bool(bits & CHANGED)}
 
 
 def _single(row: list[float]) -> Agreed:
