@@ -183,6 +183,11 @@ class DetectConfig(Config):
     min_excess_norm: float = Field(default=0.35, gt=0, allow_inf_nan=False)
     """The same for the norms."""
 
+    loss_floor: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """A loss below this has no meaning: what rises to it is no spike. ``null``: learned, a fiftieth of the
+    first level and at most 0.01. Set it where a loss is near zero by design: RL (a surrogate around 0), GRPO
+    (beta times KL), a GAN's hinge, memorised data; 0 for losses that are tiny but exact."""
+
     patience: int = Field(default=16, ge=4, le=256)
     """This many elevated steps among four times as many are no outliers: they become the new normal."""
 
@@ -308,6 +313,11 @@ class GuardConfig(Config):
     update_norm: Literal["off", "always"] | PositiveInt = 25
     """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
     damage to weights, moments and learning rate; it needs one more copy of the weights."""
+
+    watch_buffers: tuple[str, ...] = ("*",)
+    """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,
+    and one that begins with ``!`` excludes: ``["*", "!*.codes"]`` for codes that are drawn again by design.
+    All are restored when a batch is skipped."""
 
     dead_steps: PositiveInt = 100
     """A layer whose gradient is exactly zero in this many steps in a row is reported as dead."""

@@ -182,7 +182,7 @@ class DeferredStepPipeline(StepPipeline):
         agreed, seen = self._agreement.read(rows), self._observer.read(squares, late.owners)
         evidence = self._evidence(agreed, seen, late.moved)
         evidence = replace(evidence, learning_rate=late.learning_rate, previous_rate=late.previous_rate)
-        if skipped and evidence.decision.rung == "apply":
+        if skipped and evidence.decision.rung == "apply" and not evidence.decision.new_level:
             evidence = self._decider.as_skipped(evidence)
         local_norms = self._no_norms()
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
@@ -199,9 +199,10 @@ class DeferredStepPipeline(StepPipeline):
     def _act_late(self, evidence: Evidence, late: Launched, *, skipped: bool) -> StepOutcome:
         step = self.step if skipped else self.step + 1
         if evidence.decision.rung == "rollback":
-            return self._state.roll_back(step)
+            return self._roll_back(step, evidence)
         if evidence.decision.rung == "halt":
             return self._state.halt(step)
+        self._accept_change(step, evidence)
         if skipped:
             return StepOutcome("skipped", step)
         self._state.advance()

@@ -264,6 +264,7 @@ class GradientGuard:
             loss,
             stop=self._stop,
             checkpoint=self._checkpoint,
+            changed=self._state.changed_outside(),
             local_norm=pipeline.last_local,
             grad_norm=pipeline.last_norm,
             digest=pipeline.digest("step"),
@@ -299,9 +300,28 @@ class GradientGuard:
             report = self._pipeline.run(again, settle=settle)
         finally:
             self._state.checks.after_step()
+        self._state.watch_weights()
         if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
             self._checkpoint = False
         return report
+
+    def expect_change(self, reason: str, steps: int = 50) -> None:
+        """Announces a change on purpose, on every rank: levels are relearned in the next ``steps`` attempts.
+
+        Meanwhile only the non-finite and the overwhelming count. ``reason`` is for the journal.
+        """
+        if steps < 1:
+            raise GuardError(f"steps is {steps}: expect a change for at least 1 step")
+        self._parts.decider.expect_change(self._pipeline.step, steps)
+        self._parts.recorder.change(reason, step=self.steps, attempt=self.attempts, steps=steps)
+
+    def adopt_state(self) -> None:
+        """After you changed weights or buffers, on every rank: they are healthy; levels are relearned."""
+        if isinstance(self._pipeline, DeferredStepPipeline) and self._pipeline.in_flight:
+            raise GuardError("a step is in flight on the device: call guard.flush() before adopt_state()")
+        self.expect_change("state adopted")
+        self._state.start(self._pipeline.step)
+        self._state.watch_weights()
 
     def settle(self) -> None:
         """Ends an applied step: updates the health of the snapshots, and takes one when due.

@@ -83,6 +83,13 @@ class StepRecord(Row):
         gauge=("buffer_jump", "How far the last forward moved the buffers, over their norms."),
     )
     """How far the last forward moved the buffers, in units of their norms; the largest over ranks."""
+    alarm_factor: float | None = stored(
+        None,
+        sparse=True,
+        gauge=("loss_alarm_factor", "How many times its level the loss must reach for an alarm."),
+    )
+    """How many times its level the loss must reach for an alarm, every 25 attempts; a smaller rise is not
+    seen. None where the level is not positive."""
     local_norms: list[float] | None = stored(None)
     """One a rank, before the all-reduce of the attempt before; NaN where not measured."""
     recovery: dict[str, float] = stored(dict, key="regularization")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from guard.agree.settings import RankSettings, digest
 from guard.clip.base import scale_
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
+from guard.decide.detector import blindness
 from guard.decide.rank_exclusion import without
 from guard.decide.recompute import BatchReplayer, Result, faulty_ranks
 from guard.errors import GuardHalt
@@ -29,6 +32,12 @@ from guard.observe.watched import remapped
 from guard.record.recorder import Recorder, Traces
 from guard.records import Incident, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
+
+log = logging.getLogger("guard")
+
+_ALARM_FACTOR_EVERY = 25
+_BLIND = 10.0
+"""From this factor on an explosion shows in the norms at best: worth a warning."""
 
 Again = Callable[[], None]
 """Computes the batch's forward and backward again, with their sends."""
@@ -72,6 +81,7 @@ class StepPipeline:
         self._unsettled: bool | None = None
         self._decisions = 0
         """A digest of all decisions since the start or the resume."""
+        self._blind = False
 
     @property
     def standing_steps(self) -> int:
@@ -113,7 +123,8 @@ class StepPipeline:
 
     def digest(self, phase: Literal["step", "evidence"]) -> int:
         """A digest of the state that decides: equal on ranks that will decide alike."""
-        memory = self.step, self.attempt, self._decider.ladder.state_dict(), self._agreement.forgotten
+        decider, forgotten = self._decider, self._agreement.forgotten
+        memory = self.step, self.attempt, decider.ladder.state_dict(), decider.changes, forgotten
         return digest(phase, self._parts.settings.digest(), self._decisions, *memory)
 
     def wants_local(self) -> bool:
@@ -250,6 +261,7 @@ class StepPipeline:
             learning_rate=self._state.learning_rate,
             previous_rate=self._state.rate.last,
             can_roll_back=self._state.can_roll_back(),
+            moved_far=partial(self._state.moved_far, self.step),
             overflow=overflow,
             fault=fault,
         )
@@ -266,11 +278,24 @@ class StepPipeline:
         if rung == "skip":
             return self._state.skip(self.step)
         if rung == "rollback":
-            return self._state.roll_back(self.step)
+            return self._roll_back(self.step, evidence)
         if rung == "halt":
             return self._state.halt(self.step)
+        self._accept_change(self.step, evidence)
         fold = self._state.fused.fold
         return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
+
+    def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
+        outcome = self._state.roll_back(step, recover=evidence.decision.recover)
+        self._decider.rolled_back(outcome.step)
+        return outcome
+
+    def _accept_change(self, step: int, evidence: Evidence) -> None:
+        """A change on purpose: the cooldown of its rollbacks ends; loaded weights are healthy."""
+        if evidence.decision.new_level:
+            self._state.cooldown.end()
+        if evidence.decision.adopt:
+            self._state.start(step)
 
     def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step
@@ -311,6 +336,7 @@ class StepPipeline:
             update_norm=evidence.update_norm,
             update_ratio=None if evidence.moved is None else evidence.moved.ratio,
             buffer_jump=agreed.buffer_jump,
+            alarm_factor=self._alarm_factor(),
             excluded_ranks=evidence.excluded_ranks,
             faulty_ranks=evidence.faulty_ranks,
             dropped_micro_batches=agreed.dropped_micro_batches,
@@ -321,6 +347,16 @@ class StepPipeline:
         if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report
+
+    def _alarm_factor(self) -> float | None:
+        """Every 25 attempts; logs once that the loss is judged hardly at all."""
+        if self.attempt % _ALARM_FACTOR_EVERY or self._parts.config.mode == "off":
+            return None
+        factor = self._decider.detector.alarm_factor()
+        if factor is not None and factor > _BLIND and not self._blind and self._agreement.rank == 0:
+            self._blind = True
+            log.warning(blindness(factor) + "; see detect.sigmas and detect.loss_floor")
+        return factor
 
     def _collect(self) -> Floats:
         local = self._parts.local

@@ -59,6 +59,8 @@ class Agreed:
     local_norms: Floats
     stop: bool
     checkpoint: bool = False
+    changed: bool = False
+    """On any rank the weights were changed between two steps, and not by the guard."""
     buffer_jump: float | None = None
     """The largest over ranks; None where the model has no floating-point buffers."""
     micro_batches: int = 1
@@ -72,6 +74,12 @@ class Decision:
 
     rung: Rung
     reason: str
+    recover: bool = False
+    """A rollback that also cuts the rate and pulls to the healthy weights: moving on was not enough."""
+    new_level: bool = False
+    """The level has changed on purpose: it is relearned, and the step applied."""
+    adopt: bool = False
+    """The present weights are the new healthy state."""
 
 
 @dataclass(frozen=True, slots=True)

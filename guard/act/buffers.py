@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guard.act.pack import Pack
+from guard.observe.watched import unwrap
 
 Slots = list[tuple[dict[str, Tensor | None], str]]
 ALWAYS_COPIED_ELEMENTS = 1 << 16
@@ -19,11 +23,11 @@ class Buffers:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.slots = _slots(model)
+        self.slots, self.names = _slots(model), _names(model)
 
     def rescan(self) -> None:
         """Takes the modules that the model has now. A list of slots that was taken before stays as it is."""
-        self.slots = _slots(self._model)
+        self.slots, self.names = _slots(self._model), _names(self._model)
 
     def read(self) -> list[Tensor | None]:
         """The present buffers, in a fixed order; None where a module holds none."""
@@ -61,10 +65,15 @@ class BufferShield:
     A large buffer that was not written to is not copied: a causal mask costs nothing. Small ones always
     are, because BatchNorm's kernels write running statistics without moving their version counter; so are
     those made under ``inference_mode``, which have none.
+
+    Args:
+        model: whose buffers.
+        watch: name patterns of those whose jumps count, as in ``GuardConfig.watch_buffers``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, watch: Sequence[str] = ("*",)) -> None:
         self._buffers = Buffers(model)
+        self._watch = tuple(watch)
         self._known: list[Tensor | None] = []
         self._copies: list[Tensor | None] = []
         self._packs: list[Pack] = []
@@ -141,23 +150,36 @@ class BufferShield:
         """Copies all buffers, the small ones into packs; after this ``accept`` allocates nothing."""
         self._known, self._copies = list(now), [None] * len(now)
         self._large, self._packs = {}, []
-        alike: dict[tuple[torch.dtype, torch.device], dict[int, Tensor]] = {}
+        alike: dict[tuple[torch.dtype, torch.device, bool], dict[int, Tensor]] = {}
         for i, buffer in enumerate(now):
             if buffer is None:
                 continue
             if buffer.numel() <= ALWAYS_COPIED_ELEMENTS or buffer.is_inference():
-                alike.setdefault((buffer.dtype, buffer.device), {})[i] = buffer
+                watched = is_watched(self._buffers.names[i], self._watch)
+                alike.setdefault((buffer.dtype, buffer.device, watched), {})[i] = buffer
             else:
                 self._copies[i], self._large[i] = buffer.detach().clone(), buffer._version
-        for members in alike.values():
-            pack = Pack(list(members.values()))
+        for (_, _, watched), members in alike.items():
+            pack = Pack(list(members.values()), watched=watched)
             self._packs.append(pack)
             for i, copy in zip(members, pack.copies, strict=True):
                 self._copies[i] = copy
 
 
 def _slots(model: nn.Module) -> Slots:
-    return [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    return [(module._buffers, name) for module in unwrap(model).modules() for name in module._buffers]
+
+
+def _names(model: nn.Module) -> list[str]:
+    found = [f"{path}.{name}" for path, m in unwrap(model).named_modules() for name in m._buffers]
+    return [name.lstrip(".").replace("_orig_mod.", "") for name in found]
+
+
+@cache
+def is_watched(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether the last of the patterns that match the name is not one that begins with ``!``."""
+    last = [pattern for pattern in patterns if fnmatchcase(name, pattern.removeprefix("!"))][-1:]
+    return bool(last) and not last[0].startswith("!")
 
 
 def _fits(now: Tensor | None, value: Tensor) -> bool:

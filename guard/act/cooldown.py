@@ -35,6 +35,11 @@ class Cooldown:
         if self._remaining and self._config.anchor_l2:
             self._anchors = {id(p): p.detach().clone() for p in self._parameters}
 
+    def end(self) -> None:
+        """Ends it at once: it was not needed."""
+        self._remaining = self._level = 0
+        self._anchors = {}
+
     @property
     def active(self) -> bool:
         return self._remaining > 0
@@ -56,7 +61,7 @@ class Cooldown:
 
     def plan(self, step: int) -> dict[str, Any]:
         """The measures in force at ``step``, the step at which they end, and how the data continues."""
-        until = step + self._config.cooldown_steps
+        until = step + self._remaining
         return {**self.strengths(), "until_step": until, "data": self._config.data}
 
     @contextmanager
@@ -68,13 +73,14 @@ class Cooldown:
         strengths = self.strengths()
         saved = [(group["lr"], group.get("weight_decay")) for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * strengths["lr_scale"]
+            if group["lr"] is not None:
+                group["lr"] = group["lr"] * strengths["lr_scale"]
             if group.get("weight_decay"):
                 group["weight_decay"] = group["weight_decay"] * strengths["weight_decay_scale"]
         try:
             yield
             for group in optimizer.param_groups:
-                self._penalize(group["params"], float(group["lr"]), strengths)
+                self._penalize(group["params"], float(group["lr"] or 0.0), strengths)
         finally:
             for group, (lr, weight_decay) in zip(optimizer.param_groups, saved, strict=True):
                 group["lr"] = lr

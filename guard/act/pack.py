@@ -25,9 +25,10 @@ class Pack:
 
     Args:
         live: the tensors; they are read again at each ``save`` and ``jump``.
+        watched: whether their jumps count.
     """
 
-    def __init__(self, live: list[Tensor]) -> None:
+    def __init__(self, live: list[Tensor], *, watched: bool = True) -> None:
         self._live = [tensor.detach() for tensor in live]
         self._sizes = [tensor.numel() for tensor in live]
         self._views = all(tensor.is_contiguous() for tensor in live)
@@ -41,7 +42,8 @@ class Pack:
             for piece, tensor in zip(self._kept.split(self._sizes), self._live, strict=True)
         ]
         """The copies, shaped as the tensors; valid until the next ``save``."""
-        self._watched = self._kept.is_floating_point() and bool(torch.isfinite(self._kept).all())
+        watched = watched and self._kept.is_floating_point()
+        self._watched = watched and bool(torch.isfinite(self._kept).all())
         owners = torch.repeat_interleave(torch.arange(len(live)), torch.tensor(self._sizes))
         self._owners = owners.to(self._kept.device)
         self._norms: Tensor | None = None

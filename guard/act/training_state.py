@@ -21,11 +21,17 @@ from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Sub
 from guard.config import GuardConfig
 from guard.observe.displacement import Displacement
 from guard.observe.observer import Observer
+from guard.observe.own_rate import declared_rate
+from guard.observe.shards import version
 from guard.records import Source
 from guard.types import Floats, Movement, StepOutcome
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""
+
+_PROBES = 16
+_QUIET_ATTEMPTS = 16
+"""A loop that changes weights more often does so by design (a clamp, a projection)."""
 
 Restore = Callable[[int], int | None]
 
@@ -67,7 +73,7 @@ class TrainingState:
         self._active = config.acts
         watches = config.mode != "off"
         self.fused = FusedStep(optimizer, scaled=scaler is not None and scaler.is_enabled())
-        self.shield = BufferShield(model) if watches else None
+        self.shield = BufferShield(model, config.watch_buffers) if watches else None
         self._displacement: Displacement | None = None
         if watches and config.update_norm != "off":
             every = 1 if config.update_norm == "always" else config.update_norm
@@ -77,11 +83,14 @@ class TrainingState:
         self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self._start_version = self._subject.version()
+        self._versions: list[int] | None = None
+        self._quiet = 0
+        """Attempts since the weights were changed between two steps."""
 
     @property
     def learning_rate(self) -> float:
         """The rate of the first parameter group that the next step would use."""
-        return float(self._optimizer.param_groups[0]["lr"]) * self.cooldown.strengths()["lr_scale"]
+        return declared_rate(self._optimizer) * self.cooldown.strengths()["lr_scale"]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -141,6 +150,28 @@ class TrainingState:
     def distances(self, step: int) -> Floats | None:
         """How far each parameter has moved since the last measurement; None where that is not watched."""
         return None if self._displacement is None else self._displacement.distances(step)
+
+    def watch_weights(self) -> None:
+        """Ends an attempt: what changes the weights before the next one is not the guard."""
+        self._versions = self._probe()
+
+    def changed_outside(self) -> bool:
+        """Whether all weights were changed since ``watch_weights``, in a loop that seldom does so."""
+        now = self._probe()
+        if self._versions is None or self._versions == now:
+            self._quiet += 1
+            return False
+        lone, self._quiet = self._quiet >= _QUIET_ATTEMPTS, 0
+        return lone and not any(a == b for a, b in zip(self._versions, now, strict=False))
+
+    def _probe(self) -> list[int]:
+        """The versions of a few parameters: loading a model writes them all."""
+        parameters = self._observer.parameters
+        return [version(p) for p in parameters[:: 1 + len(parameters) // _PROBES]]
+
+    def moved_far(self, step: int) -> bool:
+        """Whether the weights have moved farther than steps explain; False where that is not watched."""
+        return self._displacement is not None and self._displacement.moved_far(step)
 
     def apply(self, step: int, clip: Callable[[], float | None]) -> StepOutcome:
         """Clips the gradients, steps the optimizer, advances the schedule.
@@ -221,8 +252,11 @@ class TrainingState:
         self.revert_buffers()
         return StepOutcome("skipped", step, overflow=True)
 
-    def roll_back(self, step: int) -> StepOutcome:
-        """Restores the newest healthy snapshot, or a checkpoint if that did not help; starts the cooldown."""
+    def roll_back(self, step: int, *, recover: bool = True) -> StepOutcome:
+        """Restores the newest healthy snapshot, or a checkpoint if that did not help.
+
+        ``recover``: starts the cooldown too, one level harder where one is running.
+        """
         started = time.perf_counter()
         source: Source = "memory"
         spent = self._ring.spent()
@@ -231,7 +265,8 @@ class TrainingState:
             source = "disk"
         else:
             target = self._restore_snapshot().step
-        self.cooldown.begin()
+        if recover:
+            self.cooldown.begin()
         seconds = time.perf_counter() - started
         return StepOutcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
 

@@ -20,7 +20,7 @@ from guard.types import Agreed, Floats
 
 LOSS, REQUESTS, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
 WIDTH = 6
-STOP, CHECKPOINT = 1, 2
+STOP, CHECKPOINT, CHANGED = 1, 2, 4
 """Bits of the column ``REQUESTS``."""
 _NO_JUMP = -1.0
 """Marks a row of a model without floating-point buffers: a jump is never negative."""
@@ -61,6 +61,7 @@ class Agreement:
         *,
         stop: bool,
         checkpoint: bool = False,
+        changed: bool = False,
         local_norm: float | Tensor,
         grad_norm: float,
         digest: int,
@@ -74,7 +75,7 @@ class Agreement:
         self._check_group()
         slot = self._slot(len(self._works))
         self._counted.append(len(self._works))
-        requests = float(STOP * stop + CHECKPOINT * checkpoint)
+        requests = float(STOP * stop + CHECKPOINT * checkpoint + CHANGED * changed)
         slot.write([0.0, requests, math.nan, grad_norm, _NO_JUMP, float(digest)])
         slot.row[LOSS] = loss.detach()
         slot.row[LOCAL_NORM] = local_norm
@@ -246,7 +247,7 @@ class _Slot:
 
 
 def _requests(bits: int) -> dict[str, bool]:
-    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT)}
+    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT), "changed": bool(bits & CHANGED)}
 
 
 def _single(row: list[float]) -> Agreed:

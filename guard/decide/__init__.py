@@ -4,6 +4,8 @@
 ``detector``: the verdict of one step, from its loss and norms
 ``baseline``: robust level and noise of one signal
 ``ladder``: from a verdict to an action: apply, clip, skip, roll back, halt
+``new_level``: a level that comes back on healthy weights is the data's
+``rates``: whether the learning rate has just jumped
 ``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
 ``rank_exclusion``: the same batch without a rank whose data stays bad
 ``runaway_updates``: weights that move ever farther without progress

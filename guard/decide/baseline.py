@@ -44,11 +44,16 @@ class RobustBaseline:
 
         max(min_excess, sigmas * robust deviation, 1.5 * the excess that 4 in 512 accepted values reach).
 
-    The last term is for runs with regular one-row jumps: those are normal there, while a single outlier moves
-    nothing. In a run that alternates between two levels, at least a quarter of the level's rows are far above
-    the median; the excess is then measured from just below those rows (``reference``). The scale is
-    logarithmic as long as the values allow it; a ``signed`` signal that reaches zero is measured on the
-    linear scale from then on (``for_value``), with twice the sigmas.
+    The last term is for runs with regular one-row jumps: those are normal there, while up to three lone
+    outliers in the window (two in one of less than 128) move nothing. In a run that alternates between two
+    levels, at least a quarter of the level's rows are far above the median; the excess is then measured from
+    just below those rows (``reference``). The scale is logarithmic as long as the values allow it; a
+    ``signed`` signal that reaches zero is measured on the linear scale from then on (``for_value``), with
+    twice the sigmas. Before the first value other than zero the scale is unknown, and nothing is learned.
+
+    Below its ``floor`` a signal has no meaning (memorised, a loss goes from 1e-6 back to 1e-2): what is
+    anomalous also exceeds the floor by ``min_excess``. It is given, or learned: a fiftieth of the first
+    level of the loss, and at most 0.01; on the linear scale it is the least threshold.
 
     A value is accepted if it is not elevated, or if it is a single elevated one between two that are not, on
     each side: the run recovered without help. When ``patience`` of the last ``4 * patience`` values
@@ -56,7 +61,7 @@ class RobustBaseline:
 
     Args:
         min_excess: of this signal, on the log scale.
-        signed: whether the signal may reach zero.
+        signed: whether the signal may reach zero; such a signal has a floor.
     """
 
     ELEVATED = 0.7
@@ -76,12 +81,18 @@ class RobustBaseline:
     _TAIL_MARGIN = 1.5
     """A jump is anomalous if it is half as large again as the jumps the run makes anyway."""
     _TAIL_SHARE = 128
-    """One accepted excess in 128 (4 of 512) is the tail: one outlier, or a pair, is not yet a habit."""
+    """One accepted excess in 128 (4 of 512) is the tail ..."""
+    _FEWEST = 4
+    """... but never fewer than four, of a history of less than 128 three: lone outliers are no habit."""
     _COMMON_SHARE = 10
     """One accepted excess in ten is above ``tail_ratio``: what happens that often is no evidence."""
     _SMALL_SAMPLE = 16
     """The threshold grows by 16 / n, n accepted values: 2.3-fold at 12 values, 3 % at 512. A deviation from
     few values is too small too often."""
+    _FLOOR = 0.01
+    """A loss below this is small for all common losses (nats, normalized errors, beta times KL) ..."""
+    _FLOOR_SHARE = 0.02
+    """... unless the run began that low: then a fiftieth of its first level is."""
     _LINEAR_MIN_EXCESS = 0.02
     """The least excess on the linear scale, of the largest recent magnitude: there a share of the level means
     nothing, since the level may be zero."""
@@ -105,11 +116,19 @@ class RobustBaseline:
         self._quarter = max(1, config.level_rows // 4)
         self._slack = 0.0
         self._accepted = 0
+        self._to_learn = config.min_history
+        self.floor = _floor(config.loss_floor) if signed else -math.inf
+        """On the log scale; -inf for none, or before it is learned."""
 
     @property
     def level(self) -> float:
         """The median of the recent accepted values, on the scale in use."""
         return self._level.median
+
+    @property
+    def alarm(self) -> float:
+        """From which value on one is anomalous, on the scale in use."""
+        return max(self.reference + self.threshold, self.floor + self._min_excess)
 
     def unscale(self, scaled: float) -> float:
         """From the scale in use to the signal's own unit."""
@@ -117,7 +136,7 @@ class RobustBaseline:
 
     def for_value(self, value: float) -> RobustBaseline:
         """Itself; where a signed value has no logarithm, a copy on the linear scale. Changes nothing."""
-        if value > 0.0 or self.linear or not self._signed:
+        if value > 0.0 or self.linear or not self._signed or (value == 0.0 and not self._level):
             return self
         return self._linearized()
 
@@ -129,7 +148,10 @@ class RobustBaseline:
             scaled = min(max(value, -_HUGE), _HUGE)
         else:
             scaled = _LOG_ZERO
-        return (scaled - self.reference) / self.threshold, scaled
+        ratio = (scaled - self.reference) / self.threshold
+        if ratio > 0.0 and scaled - self.floor < self._min_excess * ratio:
+            ratio = (scaled - self.floor) / self._min_excess
+        return ratio, scaled
 
     def learn(self, measured: Measured, anomalous: bool) -> bool:
         """Accepts a value, or quarantines it. True when quarantined values have become the new normal.
@@ -151,6 +173,19 @@ class RobustBaseline:
         self._accept(value)
         return False
 
+    def relearn(self, rows: int) -> None:
+        """The next ``rows`` values (at least ``min_history``) make a new level; the noise stays known."""
+        self._level.clear()
+        self._quarantine.clear()
+        self._flags, self._isolated = 0, None
+        self._to_learn = max(rows, self.config.min_history)
+        self.ready, self.reference, self.threshold = False, 0.0, math.inf
+
+    def raise_floor(self, value: float) -> None:
+        """Values up to this one are normal from now on."""
+        self.floor = max(self.floor, log(value))
+        self._refresh()
+
     def _hold_back(self, value: float) -> bool:
         self._flags = (self._flags << 1 | 1) & self._mask
         self._quarantine.append(value)
@@ -161,7 +196,7 @@ class RobustBaseline:
         return True
 
     def _accept(self, value: float) -> None:
-        self._excesses.push(value - self.reference)
+        self._excesses.push(value - (self.reference if self.reference > self.floor else self.floor))
         ordered = self._level.push(value)
         count = len(ordered)
         middle = ordered[count // 2]
@@ -174,7 +209,7 @@ class RobustBaseline:
     def _learn_first(self, value: float) -> None:
         """Without a history nothing is quarantined.
 
-        A norm of zero teaches nothing yet: the learning rate or the mask may still be zero.
+        A zero teaches nothing yet: the learning rate, the mask or the loss itself may still be zero.
         """
         if value == _LOG_ZERO and not self.linear:
             return
@@ -183,14 +218,19 @@ class RobustBaseline:
             self._excesses.push(value - level.median)
         level.push(value)
         self._accepted += 1
-        self.ready = len(level) >= self.config.min_history
+        self._to_learn -= 1
+        self.ready = self._to_learn <= 0
+        learns_floor = self._signed and not self.linear and self.config.loss_floor is None
+        if self.ready and learns_floor and self.floor == -math.inf:
+            self.floor = log(min(self._FLOOR, self._FLOOR_SHARE * exp(level.median)))
         self._refresh()
 
     def _refresh(self) -> None:
         if self.ready:
             self.threshold = self._ordinary_threshold()
             self._slack = self._SLACK * self.threshold
-            self.reference = max(self._level.median, self._level.highest(self._quarter) - self._slack)
+            quarter = self._level.highest(self._quarter) - self._slack
+            self.reference = max(self._level.median, quarter)
         elif self._level:
             self.reference = self._level.highest(1)
             self.threshold = self._first_threshold()
@@ -198,8 +238,8 @@ class RobustBaseline:
     def _first_threshold(self) -> float:
         if not self.linear:
             return self._GROSS
-        spread = self._level.highest(1) - self._level.lowest
-        return max(self._GROSS_RANGES * spread, self._magnitude()) or math.inf
+        spread, magnitude = self._level.highest(1) - self._level.lowest, self._magnitude()
+        return max(self._GROSS_RANGES * spread, magnitude, self._linear_floor()) if magnitude else math.inf
 
     def _magnitude(self) -> float:
         return max(abs(self._level.highest(1)), abs(self._level.lowest))
@@ -209,14 +249,21 @@ class RobustBaseline:
         rough = _NORMAL_ROUGHNESS * self._level.roughness()
         sigma = _NORMAL_MAD * excesses.median_mad()[1]
         sigma = min(max(sigma, rough), self._MOST_ROUGH * rough)
-        tail = excesses.highest(max(2, count // self._TAIL_SHARE))
+        tail = excesses.highest(self._rank_of_tail(count))
         least, sigmas = self._min_excess, self.config.sigmas
         if self.linear:
-            least, sigmas = self._LINEAR_MIN_EXCESS * self._magnitude(), 2 * sigmas
+            least, sigmas = max(self._LINEAR_MIN_EXCESS * self._magnitude(), self._linear_floor()), 2 * sigmas
         threshold = max(least, sigmas * sigma, self._TAIL_MARGIN * tail)
         threshold = threshold * (1 + self._SMALL_SAMPLE / count) or math.inf
-        self.tail_ratio = excesses.highest(1 + count // self._COMMON_SHARE) / threshold
+        common = max(self._rank_of_tail(count), 1 + count // self._COMMON_SHARE)
+        self.tail_ratio = excesses.highest(common) / threshold
         return threshold
+
+    def _rank_of_tail(self, count: int) -> int:
+        return max(self._FEWEST - (count < self._TAIL_SHARE), count // self._TAIL_SHARE)
+
+    def _linear_floor(self) -> float:
+        return 2 * (self._FLOOR if self.config.loss_floor is None else self.config.loss_floor)
 
     def _rebase(self) -> None:
         """Quarantined values are normal from now on: a level that moved, or a jump that keeps coming back."""
@@ -237,11 +284,11 @@ class RobustBaseline:
         """A copy with the same history on the linear scale."""
         linear = RobustBaseline(self.config, self._min_excess, signed=self._signed)
         scale = self.unscale(self._level.median) if self._level else 0.0
-        linear.linear, linear.ready = True, self.ready
+        linear.linear, linear.ready, linear.floor = True, self.ready, -math.inf
         linear._excesses = RobustWindow(self.config.window, [e * scale for e in self._excesses.values()])
         linear._level = RobustWindow(self.config.level_rows, [self.unscale(v) for v in self._level.values()])
         linear._quarantine.extend(self.unscale(v) for v in self._quarantine)
-        linear._flags, linear._accepted = self._flags, self._accepted
+        linear._flags, linear._accepted, linear._to_learn = self._flags, self._accepted, self._to_learn
         linear._refresh()
         return linear
 
@@ -253,8 +300,10 @@ class RobustBaseline:
             "lone": self._isolated,
             "flags": self._flags,
             "accepted": self._accepted,
+            "to_learn": self._to_learn,
             "linear": self.linear,
             "ready": self.ready,
+            "floor": self.floor if math.isfinite(self.floor) else None,
             "origin": self.reference,
             "usual": self.tail_ratio,
             "threshold": self.threshold if math.isfinite(self.threshold) else None,
@@ -267,9 +316,16 @@ class RobustBaseline:
         self._isolated = state["lone"]
         self._flags = int(state["flags"])
         self._accepted = int(state["accepted"])
+        self._to_learn = int(state.get("to_learn", self.config.min_history - len(self._level)))
         self.linear = bool(state["linear"])
+        if "floor" in state:
+            self.floor = -math.inf if state["floor"] is None else float(state["floor"])
         self.ready = bool(state["ready"])
         self.reference = float(state["origin"])
         self.tail_ratio = float(state["usual"])
         self.threshold = math.inf if state["threshold"] is None else float(state["threshold"])
         self._slack = self._SLACK * self.threshold
+
+
+def _floor(value: float | None) -> float:
+    return log(value) if value else -math.inf

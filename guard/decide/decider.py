@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,16 @@ from guard.clip.make import make_clipper
 from guard.config import ClipConfig, GuardConfig
 from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
+from guard.decide.new_level import NewLevel
 from guard.decide.rank_exclusion import RankExclusion
+from guard.decide.rates import RateHistory
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.watched import remapped
 from guard.records import OK, Verdict
 from guard.types import Agreed, Correction, Decision, Evidence, Floats, Movement, Observation
 
+_RELEARN_STEPS = 50
+"""After a level has been accepted; two windows of the level."""
 _UNSEEN = Observation(math.nan, np.zeros(0))
 
 
@@ -47,6 +51,12 @@ class Decider:
         self.clipper = make_clipper(clip, parameters, optimizer)
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
         self.rank_exclusion = RankExclusion(config.rank_exclusion)
+        self.new_level = NewLevel(replays=config.recovery.data == "replay")
+        self.changes = 0
+        """Changes on purpose so far, announced or found."""
+        self._changed: tuple[int, int] = (0, 0)
+        """The step of the last one, and for how many steps it relearns."""
+        self._rates = RateHistory()
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
@@ -86,16 +96,25 @@ class Decider:
         learning_rate: float,
         previous_rate: float | None = None,
         can_roll_back: bool,
+        moved_far: Callable[[], bool],
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
-        """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged."""
+        """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged.
+
+        ``moved_far`` measures the weights: called only where that decides.
+        """
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.typical("grad_norm")
         if self._config.mode != "off" and not overflow:
             update = None if moved is None else moved.per_lr
+            calm = self.new_level.waits and self.detector.calm
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
-            decision = self.ladder.decide(verdict, attempt=attempt, can_roll_back=can_roll_back)
+            self._rates.push(learning_rate)
+            self.new_level.moved_far = moved_far
+            decision = self._decide(verdict, agreed, attempt, step, calm=calm, can_roll_back=can_roll_back)
+            if decision.new_level:
+                verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
         return Evidence(
             attempt=attempt,
@@ -118,6 +137,47 @@ class Decider:
             fault=fault,
             layer=layer,
         )
+
+    def expect_change(self, step: int, steps: int) -> None:
+        """A change on purpose after ``step``: levels are relearned in the next ``steps`` attempts."""
+        self.changes += 1
+        self._changed = (step, steps)
+        self.detector.expect_change(steps)
+
+    def rolled_back(self, step: int) -> None:
+        """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
+        changed_at, steps = self._changed
+        if self.changes and step <= changed_at:
+            self.detector.expect_change(changed_at - step + steps)
+
+    def _decide(
+        self, verdict: Verdict, agreed: Agreed, attempt: int, step: int, *, calm: bool, can_roll_back: bool
+    ) -> Decision:
+        """The rung, and whether a change on purpose explains the verdict."""
+        on = self.detector.ratios()
+        ratio = max(on["loss"], on["grad_norm"])
+        loaded = agreed.changed and self.detector.had_before(agreed.loss)
+        self.new_level.observe(ratio, attempt, calm=calm, changed=loaded)
+        rose = verdict.kind != "ok" and self._rates.rose
+        instead = None
+        if verdict.kind != "ok" and self._config.acts:
+            instead = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)
+        decision = self.ladder.decide(
+            verdict, attempt=attempt, can_roll_back=can_roll_back, rate_rose=rose, instead=instead
+        )
+        if decision.rung == "rollback" and self._config.acts:
+            self.new_level.rolled_back(verdict, attempt=attempt, step=step, rate_rose=rose)
+            self._rates.forget_recent()
+        return decision
+
+    def _accept_change(self, verdict: Verdict, agreed: Agreed, step: int) -> Verdict:
+        """The present level is the new one, reported once as a drift."""
+        self.ladder.give_back(self.new_level.accepted())
+        if verdict.signal == "buffers":
+            self.detector.accept_jump(agreed.buffer_jump or 0.0)
+        else:
+            self.expect_change(step, _RELEARN_STEPS)
+        return replace(verdict, kind="drift")
 
     def limits(self) -> StepLimits:
         """What a device must know to decide the coming step."""
@@ -164,6 +224,9 @@ class Decider:
             "clip": self.clipper.state_dict(),
             "ladder": self.ladder.state_dict(),
             "rank_exclusion": self.rank_exclusion.state_dict(),
+            "new_level": self.new_level.state_dict(),
+            "changes": [self.changes, *self._changed],
+            "rates": self._rates.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._by_depth.rows,
         }
@@ -174,6 +237,11 @@ class Decider:
         self.ladder.load_state_dict(state["ladder"])
         if "rank_exclusion" in state:
             self.rank_exclusion.load_state_dict(state["rank_exclusion"])
+        if "new_level" in state:
+            self.new_level.load_state_dict(state["new_level"])
+            self.changes, *changed = map(int, state["changes"])
+            self._changed = (changed[0], changed[1])
+            self._rates.load_state_dict(state["rates"])
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

@@ -46,6 +46,9 @@ _OVERWHELMING_UPDATE = math.log(10)
 _BUFFER_JUMP = math.log(10)
 """A jump of the buffers is suspect from ten times its level on: a short last batch alone makes it large."""
 
+_SETTLES = 8
+"""Rows in which the loss settles after a jump of the buffers by design, as of codes that are drawn again."""
+
 _ABSENT = (0.0, math.nan)
 """A signal that was not measured in a row gives no evidence."""
 
@@ -85,6 +88,8 @@ class SpikeDetector:
         self._trend = SlowTrend()
         self._runaway = RunawayUpdates()
         self._linear = False
+        self._expecting = 0
+        self._first: float | None = None
 
     def observe(
         self,
@@ -112,7 +117,13 @@ class SpikeDetector:
         row = self._measure(loss, grad_norm, update_norm, buffer_jump)
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
+        if self._first is None and self._loss.ready:
+            self._first = self.typical("loss")
         self._rows = rows = self._rows + 1
+        if self._jumps_by_design(row[4]):
+            self._expecting = max(self._expecting, _SETTLES)
+        elif self._expecting:
+            self._expecting -= 1
         if rows % self.config.level_rows or verdict.kind != "ok":
             return verdict
         return self._judge_trend() or verdict
@@ -130,6 +141,44 @@ class SpikeDetector:
             return self._nonfinite(loss, grad_norm, update_norm)
         return self._judge(self._measure(*values), self._memory)[0]
 
+    def expect_change(self, steps: int) -> None:
+        """The levels change on purpose: they are relearned from the next ``steps`` rows.
+
+        Meanwhile only the non-finite and the overwhelming (20 times all that was seen since) count.
+        """
+        self._loss.relearn(steps)
+        self._grad.relearn(steps)
+        self._update.relearn(0)
+        self._memory = (0.0, 0.0, 0.0, 0)
+        self._trend.clear()
+        self._runaway.clear()
+        self._expecting = steps
+
+    def accept_jump(self, jump: float) -> None:
+        """The buffers jump that far by design: that much is no longer suspect."""
+        if jump > 0.0:
+            self._buffers.raise_floor(jump)
+            self._expecting = max(self._expecting, _SETTLES)
+
+    def had_before(self, loss: float) -> bool:
+        """Whether the loss is none that the run has not had: at most its first level."""
+        return self._first is not None and loss <= self._first
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last rows of the loss were no evidence at all."""
+        return self._memory[0] == 0.0 and max(self._memory[1:3]) < 1.0
+
+    def alarm_factor(self) -> float | None:
+        """How many times its level the loss must reach for an alarm (in two rows); what stays below that is
+        not seen. None while it is unknown, and where the level is not positive."""
+        loss = self._loss
+        if not loss.ready or (loss.linear and loss.level <= 0.0):
+            return None
+        if loss.linear:
+            return loss.alarm / loss.level
+        return loss.unscale(loss.alarm - max(loss.level, loss.floor))
+
     def ratios(self) -> dict[str, float]:
         """The excess of the last row over the run's level by signal; anomalous from 1 on."""
         loss, grad_norm, update_norm = self._ratios
@@ -144,7 +193,7 @@ class SpikeDetector:
         """The loss and the gradient norm from which on a single row is more than ``ok``."""
         loss, grad = self._loss, self._grad
         norm = grad.unscale(grad.reference + max(grad.threshold, _NORM_SUSPECT))
-        return loss.unscale(loss.reference + loss.threshold), norm
+        return loss.unscale(loss.alarm), norm
 
     def typical(self, signal: Signal) -> float | None:
         """The median of the recent accepted values of a signal; None until there is enough history."""
@@ -182,10 +231,20 @@ class SpikeDetector:
             verdict, memory = self._judge_high(row, memory, on_norm, allowance)
         if sample is not None and verdict.kind in ("ok", "suspect"):
             verdict = self._judge_updates(sample) or verdict
-        jumped = buffers[0] >= 1.0 and buffers[1] - self._buffers.reference >= _BUFFER_JUMP
+        expecting = self._expecting > 0 or self._jumps_by_design(buffers)
+        if expecting and verdict.score < _OVERWHELMING * self.config.sigmas:
+            verdict = _verdict("ok", "loss", on_loss, level)
+        jumped = not expecting and buffers[0] >= 1.0 and buffers[1] - self._buffers.reference >= _BUFFER_JUMP
         if jumped and verdict.kind == "ok":
             verdict = _verdict("suspect", "buffers", buffers[0], self._buffers)
         return verdict, memory
+
+    def _jumps_by_design(self, buffers: Measured) -> bool:
+        """Whether the buffers jumped as far as was accepted before: the loss may follow, and settles."""
+        accepted = self._buffers.floor
+        if accepted == -math.inf or buffers is _ABSENT:
+            return False
+        return buffers[1] - self._buffers.level >= _BUFFER_JUMP and buffers[1] <= accepted + _BUFFER_JUMP
 
     def _judge_high(
         self, row: _Row, memory: _Memory, on_norm: float, allowance: float
@@ -296,6 +355,8 @@ class SpikeDetector:
             "trend": self._trend.state_dict(),
             "wandering": self._runaway.state_dict(),
             "linear": self._linear,
+            "expecting": self._expecting,
+            "first": self._first,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -310,6 +371,15 @@ class SpikeDetector:
         if "wandering" in state:
             self._runaway.load_state_dict(state["wandering"])
         self._linear = bool(state["linear"])
+        self._expecting = int(state.get("expecting", 0))
+        self._first = state.get("first")
+
+
+def blindness(factor: float | None) -> str:
+    """One line: how far the loss must rise for an alarm."""
+    if factor is None:
+        return "loss: no alarm by a factor here, since its level is not positive or not yet known"
+    return f"loss: an alarm needs x {factor:.3g} its level here"
 
 
 def _bad(value: float | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any, Literal
 
 from guard.config import BudgetConfig
@@ -24,17 +25,30 @@ class EscalationLadder:
         self._advanced = True
         self._rollbacks: deque[int] = deque()
 
-    def decide(self, verdict: Verdict, *, attempt: int, can_roll_back: bool) -> Decision:
+    def decide(
+        self,
+        verdict: Verdict,
+        *,
+        attempt: int,
+        can_roll_back: bool,
+        rate_rose: bool = False,
+        instead: Decision | None = None,
+    ) -> Decision:
         """Picks the rung for the step attempt ``attempt`` and counts it.
 
         Args:
             verdict: the detector's on this step.
             attempt: number of step attempts so far; only grows.
             can_roll_back: whether a healthy snapshot exists.
+            rate_rose: whether the learning rate has just jumped: a rollback then cuts it at once.
+            instead: of a rollback, where the weights are not the cause.
         """
         decision = self._choose(verdict, can_roll_back and self._advanced)
+        if instead is not None and (decision.rung == "rollback" or instead.new_level):
+            decision = instead
         if decision.rung == "rollback":
-            decision = self._spend_rollback(attempt, decision)
+            at_once = rate_rose or verdict.signal == "update_norm"
+            decision = self._spend_rollback(attempt, decision, at_once)
         elif decision.rung == "skip":
             self._skips_in_a_row += 1
         else:
@@ -46,6 +60,11 @@ class EscalationLadder:
         """Rollbacks that the budget still allows in the window that ends with this attempt."""
         spent = sum(number > attempt - self._budget.window_steps for number in self._rollbacks)
         return max(0, self._budget.rollbacks - spent)
+
+    def give_back(self, rollbacks: int) -> None:
+        """The last rollbacks were for a level that is the data's: they do not count."""
+        for _ in range(min(rollbacks, len(self._rollbacks))):
+            self._rollbacks.pop()
 
     def _choose(self, verdict: Verdict, can_roll_back: bool) -> Decision:
         if verdict.kind == "spike":
@@ -74,7 +93,7 @@ class EscalationLadder:
     def _roll_back_or_skip(self, reason: str, can_roll_back: bool) -> Decision:
         return Decision("rollback", reason) if can_roll_back else self._skip(reason, can_roll_back)
 
-    def _spend_rollback(self, attempt: int, decision: Decision) -> Decision:
+    def _spend_rollback(self, attempt: int, decision: Decision, recover: bool) -> Decision:
         while self._rollbacks and self._rollbacks[0] <= attempt - self._budget.window_steps:
             self._rollbacks.popleft()
         self._skips_in_a_row = 0
@@ -83,7 +102,7 @@ class EscalationLadder:
             return Decision("halt", f"{decision.reason}; the budget is spent ({spent})")
         self._rollbacks.append(attempt)
         self._advanced = False
-        return decision
+        return replace(decision, recover=recover or len(self._rollbacks) > 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {

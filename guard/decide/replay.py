@@ -29,6 +29,9 @@ class ReplayResult:
     trends: list[dict[str, Any]] = field(default_factory=list)
     """Drift and vanishing gradients, which the guard reports; it applies the step."""
 
+    alarm_factor: float | None = None
+    """How many times its last level the loss must reach for an alarm; None where that is unknown."""
+
     def add(self, step: float, verdict: Verdict) -> None:
         self.rows += 1
         self.suspects += verdict.kind == "suspect"
@@ -77,4 +80,5 @@ def replay(
     for row in trace:
         result.add(row.step, detector.observe(row.loss, row.grad_norm))
     result.columns = trace.columns
+    result.alarm_factor = detector.alarm_factor()
     return result

@@ -19,15 +19,22 @@ from torch.optim import Optimizer
 
 from guard.observe.gradients import elements
 from guard.observe.norms import square_norms
+from guard.observe.own_rate import OwnRate, declared_rate, step_size
 from guard.observe.shards import Shards, local
 from guard.types import Floats, Movement
 
 GROUP_ELEMENTS = 1 << 18
 """Weights that are compared and copied at a time: 1 MB of float32, which stays in the processor's cache."""
 
+_FAR = 3.0
+_ONE_WAY = 5
+"""sqrt(25): what a single step is longer by than the mean of 25 random ones."""
+
 
 class Displacement:
     """The distance that the weights have moved since they were last measured.
+
+    Where the optimizer's rate is its own and unknown (``OwnRate.hidden``), ``per_lr`` is None.
 
     Args:
         parameters: the weights to watch; a copy of them (of sharded ones: of this rank's part) is kept.
@@ -44,17 +51,21 @@ class Displacement:
         self._groups: list[_Group] = []
         self._measured_at = 0
         self._rates: list[float] = []
+        self._own = OwnRate(optimizer)
         self._last: Floats | None = None
+        self._per_step = self._before = math.nan
+        """Mean distance of a step, at the last measurement and at the one before."""
 
     def stepped(self, rate: float) -> None:
         """A step was applied with this learning rate; the schedule may change it before the next measure."""
-        self._rates.append(rate)
+        self._rates.append(rate * step_size(self._optimizer))
 
     @torch.no_grad()
     def start(self, step: int) -> None:
         """The present weights, after ``step`` steps, are good: distances start here."""
         self._measured_at, self._last = step, None
         self._rates.clear()
+        self._own.start()
         if self._places != self._present_places():
             self._regroup()
         for group in self._groups:
@@ -88,9 +99,11 @@ class Displacement:
             self.start(step)
             return Movement(math.nan, None, None)
         self._last, weights = self._squares(follow=True)
+        self._before, self._per_step = self._per_step, math.sqrt(self._last.sum()) / steps
         with np.errstate(invalid="ignore", over="ignore"):
             distance, norm = math.sqrt(self._last.sum()), math.sqrt(weights.sum())
-        rate = self._mean_rate()
+        self._own.check()
+        rate = math.nan if self._own.hidden else self._mean_rate()
         return Movement(
             per_step=distance / steps,
             per_lr=distance / (rate * self._every) if rate > 0 else None,
@@ -98,10 +111,12 @@ class Displacement:
         )
 
     def _mean_rate(self) -> float:
-        """Without the largest rate since the last measurement: what one wild rate did must stay visible."""
-        rates = sorted(self._rates) or [float(self._optimizer.param_groups[0]["lr"])]
+        """Without the largest rate since the last measurement: what one wild rate did must stay visible.
+
+        A rate of the optimizer's own grows within the steps: all count."""
+        rates = sorted(self._rates) or [declared_rate(self._optimizer) * step_size(self._optimizer)]
         self._rates.clear()
-        return fmean(rates[:-1] or rates)
+        return fmean(rates if self._own.found else rates[:-1] or rates)
 
     @torch.no_grad()
     def distances(self, step: int) -> Floats | None:
@@ -115,6 +130,20 @@ class Displacement:
             squares, _ = self._squares(follow=False)
         with np.errstate(invalid="ignore"):
             return None if squares is None else np.sqrt(squares)
+
+    def moved_far(self, step: int) -> bool:
+        """Whether the weights have moved farther than steps explain: one of them was wild.
+
+        At most a step is five times the mean of 25, which point in different directions.
+        """
+        distances = self.distances(step)
+        if distances is None:
+            return False
+        measured = step == self._measured_at
+        steps = self._every if measured else step - self._measured_at
+        usual = self._before if measured else self._per_step
+        with np.errstate(invalid="ignore", over="ignore"):
+            return bool(np.sqrt(np.square(distances).sum()) > _FAR * usual * (steps + _ONE_WAY))
 
     def _squares(self, *, follow: bool) -> tuple[Floats, Floats]:
         """Of each parameter the squared distance from its copy, which then follows if asked to, and the

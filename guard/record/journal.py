@@ -36,6 +36,11 @@ class Journal:
         record = {"incident": incident_id, "job": job, "outcome": outcome, "step": step, "steps": steps}
         self._append({"type": "outcome", **record, "time": time.time()})
 
+    def change(self, reason: str, *, step: int, attempt: int, steps: int) -> None:
+        """Appends a change on purpose that was announced, for ``steps`` attempts."""
+        record = {"reason": reason, "step": step, "attempt": attempt, "steps": steps}
+        self._append({"type": "change", **record, "time": time.time()})
+
     def _append(self, record: dict[str, Any]) -> None:
         try:
             with JsonlWriter(self.path) as rows:

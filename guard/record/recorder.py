@@ -134,6 +134,12 @@ class Recorder:
         self._follow(incident, evidence.step, evidence.attempt)
         return incident
 
+    def change(self, reason: str, *, step: int, attempt: int, steps: int) -> None:
+        """A change on purpose was announced: counted and journaled."""
+        self.totals.changes += 1
+        if self._journal is not None:
+            self._journal.change(reason, step=step, attempt=attempt, steps=steps)
+
     def _layers(self, evidence: Evidence, verdict: Verdict) -> list[LayerEvidence]:
         if verdict.kind == "vanishing":
             return self.layers.rank_faded(evidence.layer_norms, first=evidence.layer)

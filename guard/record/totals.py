@@ -67,6 +67,8 @@ class Totals:
         """Anomalous attempts, by signal and verdict; those that were corrected in time too."""
         self.incidents = 0
         """Entries of the journal: a condition that lasts is one, but an anomaly at each attempt."""
+        self.changes = 0
+        """Changes on purpose that were announced."""
         self.rollbacks = dict.fromkeys(SOURCES, 0)
         self.steps_lost = 0
         """Optimizer steps that rollbacks discarded."""
@@ -123,7 +125,7 @@ class Totals:
             self.steps, self.anomalies = totals["steps"], totals["anomalies"]
             self.rollbacks, self.steps_lost = totals["rollbacks"], totals["steps_lost"]
             self.hardware_faults = totals["hardware_faults"]
-            self.incidents = totals["incidents"]
+            self.incidents, self.changes = totals["incidents"], totals["changes"]
             self.dropped_micro_batches = totals["micro_batches_dropped"]
             self.excluded_ranks = totals["rank_exclusions"]
             self.guard_seconds.load(totals["guard_seconds"])
@@ -135,6 +137,7 @@ class Totals:
             "steps": dict(self.steps),
             "anomalies": {signal: dict(verdicts) for signal, verdicts in self.anomalies.items()},
             "incidents": self.incidents,
+            "changes": self.changes,
             "rollbacks": dict(self.rollbacks),
             "steps_lost": self.steps_lost,
             "hardware_faults": dict(self.hardware_faults),

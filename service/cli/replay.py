@@ -11,6 +11,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from guard import DetectConfig
+from guard.decide.detector import blindness
 from guard.decide.replay import ReplayResult
 from guard.decide.replay import replay as replay_trace
 from guard.decide.trace import TraceReader
@@ -79,6 +80,7 @@ def _show(result: ReplayResult) -> None:
         f"{result.rows} rows: {len(result.alarms)} alarms, {result.suspects} suspect rows (each a skip), "
         f"{len(result.trends)} trends"
     )
+    console.print(blindness(result.alarm_factor))
 
 
 def _draw(trace: Path, result: ReplayResult, path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from guard import GradientGuard, GuardConfig
 from guard.act.cooldown import Cooldown
 from guard.act.regularize import pull_, soft_threshold_
 from guard.config import RecoveryConfig
@@ -167,12 +168,13 @@ def test_a_resumed_cooldown_continues_identically() -> None:
 
 
 def recovering(**recovery: Any) -> Any:
+    """Two rollbacks, one after the other: the first only moves past the data."""
     config = {
         "snapshot": {"every_steps": 10},
         "budget": {"consecutive_skips": 1},
         "recovery": {"cooldown_steps": 20, **recovery},
     }
-    return guarded_run(config, sgd, faults=[{"kind": "nan_loss", "step": 15}])
+    return guarded_run(config, sgd, faults=[{"kind": "nan_loss", "step": 15, "times": 2}])
 
 
 def test_a_schedule_that_builds_on_the_last_rate_never_sees_the_scaled_one() -> None:
@@ -180,7 +182,7 @@ def test_a_schedule_that_builds_on_the_last_rate_never_sees_the_scaled_one() -> 
     undisturbed = guarded_run(None, sgd).train(40)
     assert run.optimizer.param_groups[0]["lr"] == undisturbed.optimizer.param_groups[0]["lr"]
     assert run.scheduler.state_dict() == undisturbed.scheduler.state_dict()
-    rolled_back = next(i for i, r in enumerate(run.reports) if r.action == "rolled_back")
+    rolled_back = [i for i, r in enumerate(run.reports) if r.action == "rolled_back"][-1]
     scales = [r.recovery["lr_scale"] for r in run.reports[rolled_back:]]
     assert scales[0] == pytest.approx(0.1)
     assert scales == sorted(scales)
@@ -189,7 +191,8 @@ def test_a_schedule_that_builds_on_the_last_rate_never_sees_the_scaled_one() -> 
 
 def test_the_incident_tells_the_measures_and_until_when() -> None:
     run = recovering(l1=0.001).train(16)
-    incident = next(r.incident for r in run.reports if r.incident is not None)
+    first, incident = [r.incident for r in run.reports if r.action == "rolled_back"]
+    assert (first.recovery.lr_scale, first.recovery.anchor_l2, first.recovery.until_step) == (1.0, 0.0, 10)
     assert incident.recovery.to_row() == {
         "lr_scale": 0.5,
         "weight_decay_scale": 2.0,
@@ -200,10 +203,41 @@ def test_the_incident_tells_the_measures_and_until_when() -> None:
     }
 
 
+def test_one_transient_fault_changes_nothing_but_the_place_in_the_data() -> None:
+    config = {"snapshot": {"every_steps": 10}, "budget": {"consecutive_skips": 1}}
+    run = guarded_run(config, sgd, faults=[{"kind": "nan_loss", "step": 15}]).train(40)
+    assert sum(r.action == "rolled_back" for r in run.reports) == 1
+    assert {r.recovery["lr_scale"] for r in run.reports} == {1.0}
+    assert {r.recovery["anchor_l2"] for r in run.reports} == {0.0}
+
+
+def test_a_second_rollback_outside_the_window_is_a_first_one() -> None:
+    config = {"snapshot": {"every_steps": 10}, "budget": {"consecutive_skips": 1, "window_steps": 20}}
+    faults = [{"kind": "nan_loss", "step": step} for step in (15, 55)]
+    run = guarded_run(config, sgd, faults=faults).train(70)
+    back = [r.recovery["lr_scale"] for r in run.reports if r.action == "rolled_back"]
+    assert back == [1.0, 1.0]
+
+
+def test_a_rate_that_jumped_is_cut_by_the_first_rollback() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    guard = GradientGuard(model, optimizer, GuardConfig.model_validate({"snapshot": {"every_steps": 10}}))
+    x, y = torch.randn(64, 8), torch.randn(64, 4)
+    reports = []
+    for attempt in range(60):
+        optimizer.param_groups[0]["lr"] = 500.0 if attempt == 40 else 0.05
+        optimizer.zero_grad()
+        guard.backward(nn.functional.mse_loss(model(x), y))
+        reports.append(guard.step())
+    back = [r.recovery["lr_scale"] for r in reports if r.action == "rolled_back"]
+    assert back == [0.5]
+
+
 def test_every_rollback_in_a_cooldown_lowers_the_rate_again() -> None:
     config = {"snapshot": {"every_steps": 10}, "budget": {"consecutive_skips": 1, "rollbacks": 5}}
     run = guarded_run(config, faults=[{"kind": "nan_loss", "step": 15, "times": 3}]).train(16)
     scales = [r.recovery["lr_scale"] for r in run.reports if r.action == "rolled_back"]
-    assert scales[0] == 0.5
-    assert scales == sorted(scales, reverse=True)
-    assert scales[2] < scales[1] < scales[0]
+    assert scales[:2] == [1.0, 0.5]
+    assert scales[2] < scales[1]

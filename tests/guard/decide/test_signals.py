@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guard import GradientGuard, GuardConfig, GuardMetrics
-from guard.act.buffers import BufferShield
+from guard.act.buffers import BufferShield, is_watched
 from guard.faults.injector import flip_bit_
 from guard.observe.displacement import Displacement
 from tests.guard.loops import Run, adamw, differences, guarded_run, sgd
@@ -225,3 +225,65 @@ def test_an_incident_says_which_signal_moved_first() -> None:
     told = [r.incident for r in run.reports if r.incident is not None]
     assert told[0].moved_first is not None
     assert (told[0].moved_first["signal"], told[0].moved_first["attempt"]) == ("loss", 31)
+
+
+class Codebook(nn.Module):
+    """Vector-quantized: half of the codes are drawn again every 60 forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Linear(16, 8), nn.Linear(8, 16)
+        self.register_buffer("codes", torch.randn(32, 8) * 0.1)
+        self.register_buffer("uses", torch.zeros(()))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        latents = self.encoder(inputs)
+        nearest = torch.cdist(latents, self.codes).argmin(1)
+        with torch.no_grad():
+            self.uses += 1
+            self.codes.mul_(0.999)
+            if self.uses % 60 == 0:
+                self.codes[16:] = latents[torch.randint(len(latents), (16,))]
+        return self.decoder(latents + (self.codes[nearest] - latents).detach())
+
+
+def codebook_run(**config: Any) -> list[Any]:
+    model, data = Codebook(), torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
+    guard = GradientGuard(model, torch.optim.Adam(model.parameters(), lr=1e-3), GuardConfig(**config))
+    reports = []
+    for _ in range(400):
+        rows = torch.randint(512, (64,))
+        model.zero_grad()
+        guard.backward((model(data[rows]) - data[rows]).square().mean())
+        reports.append(guard.step())
+    return reports
+
+
+def test_a_buffer_that_jumps_by_design_is_skipped_twice_and_then_accepted() -> None:
+    reports = codebook_run()
+    assert [r.action for r in reports].count("rolled_back") == 0
+    assert [r.action for r in reports].count("skipped") <= 2
+    assert [r.verdict.signal for r in reports if r.verdict.kind == "drift"] == ["buffers"]
+
+
+def test_buffers_that_are_not_watched_never_cause_a_skip() -> None:
+    reports = codebook_run(watch_buffers=("*", "!codes"))
+    assert not any(r.verdict.signal == "buffers" for r in reports)
+
+
+def test_patterns_select_the_buffers_that_are_watched() -> None:
+    patterns = ("*", "!*codes", "first.codes")
+    watched = [is_watched(name, patterns) for name in ("bn.running_mean", "vq.codes", "first.codes")]
+    assert watched == [True, False, True]
+    assert not is_watched("bn.running_mean", ())
+
+
+def test_a_buffer_that_is_not_watched_is_restored_all_the_same() -> None:
+    model = normed()
+    shield = BufferShield(model, ("!*",))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.randn(64, 8) * 1e3)
+    assert shield.jump() is None
+    shield.revert()
+    assert not differences(before, dict(model.named_buffers()))

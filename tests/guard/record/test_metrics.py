@@ -21,6 +21,7 @@ DESIGNED_NAMES = {
     "gradguard_layer_grad_norm",
     *(f"gradguard_update_{part}" for part in ("norm", "ratio")),
     "gradguard_buffer_jump",
+    "gradguard_loss_alarm_factor",
     "gradguard_micro_batches_dropped_total",
     "gradguard_hardware_faults_total",
     "gradguard_rank_exclusions_total",
@@ -68,6 +69,7 @@ def step(metrics: GuardMetrics, **changed: Any) -> None:
         "update_norm": 0.01,
         "update_ratio": 0.001,
         "buffer_jump": 0.1,
+        "alarm_factor": 1.3,
         "local_norms": [1.0, 3.0],
         "recovery": {"lr_scale": 1.0, "l1": 0.0},
     }

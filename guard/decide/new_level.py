@@ -1,0 +1,157 @@
+"""A change on purpose is not an explosion: which level comes back on healthy weights, and is the data's.
+
+A rollback restores weights that at least two clean steps had followed. If the rows right after it are high
+from the first on, or if the same jump comes back at the same step, the weights are not the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from guard.records import Verdict
+from guard.types import Decision
+
+_HIGH = 0.4
+"""Share of the threshold from which on a row is evidence (see ``guard.decide.detector``)."""
+_SOON = 16
+"""Attempts after a rollback in which the level must be back: that many high rows are a level in any case."""
+_SAME_STEP = 3
+"""Steps between two alarms of the same change, which noise delays."""
+_ALIKE = 2.0
+"""Two jumps of the same size differ by less than this factor."""
+_RETURNS = 2
+"""Rollbacks of the same level before it is accepted, and skips of the same jump of the buffers ..."""
+_RETURNS_REPLAYED = 4
+"""... but where data is replayed, the same batch comes again at the same step, and may be the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """What a rollback, or a skip because of the buffers, was for."""
+
+    attempt: int
+    step: int
+    signal: str
+    score: float
+
+    def like(self, verdict: Verdict) -> bool:
+        """Whether the verdict is about the same signal, and about as far from its level."""
+        same = self.signal == verdict.signal
+        return same and self.score < _ALIKE * verdict.score < _ALIKE**2 * self.score
+
+
+class NewLevel:
+    """Remembers what the last rollbacks were for. Its state survives a rollback.
+
+    Args:
+        replays: whether a rollback replays the data.
+    """
+
+    moved_far: Callable[[], bool]
+    """Whether the weights have moved farther than steps explain; measures them."""
+
+    def __init__(self, *, replays: bool = False) -> None:
+        self._same_step_returns = _RETURNS_REPLAYED if replays else _RETURNS
+        self.moved_far = lambda: False
+        self._last: _Alarm | None = None
+        self._rollbacks = self._rows = self._high = 0
+        self._calm = True
+        self._jumps = 0
+        self._jump: _Alarm | None = None
+        self._loaded = -_SOON
+        self._loaded_skips = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the coming row is the first after a rollback."""
+        return self._last is not None and not self._rows
+
+    def observe(self, ratio: float, attempt: int, *, calm: bool, changed: bool) -> None:
+        """One row.
+
+        Args:
+            ratio: the larger excess of loss and gradient norm; anomalous from 1 on.
+            attempt: its number.
+            calm: whether the restored detector saw nothing in the rows before.
+            changed: whether weights were loaded between the steps, whose loss is one that the run had before.
+        """
+        if changed:
+            self._loaded, self._loaded_skips = attempt, 0
+        if self._last is not None and self._rows < _SOON:
+            if not self._rows:
+                self._calm = calm and ratio > _HIGH
+            self._rows += 1
+            self._high += ratio > _HIGH
+
+    def instead(self, verdict: Verdict, *, attempt: int, step: int, rate_rose: bool) -> Decision | None:
+        """What is right instead of a rollback; None where the weights may well be the cause."""
+        if verdict.kind not in ("spike", "suspect"):
+            return None
+        if attempt - self._loaded < _SAME_STEP:
+            self._loaded_skips += 1
+            if self._loaded_skips == 1:
+                return Decision(
+                    "skip", f"{verdict.signal} {verdict.kind} right after the weights were changed"
+                )
+            return Decision("apply", "the weights were changed between two steps", new_level=True, adopt=True)
+        if verdict.signal == "buffers":
+            return self._instead_of_skip(verdict, attempt, step)
+        enough = _RETURNS if self._at_once(attempt) else self._same_step_returns
+        if self._rollbacks >= enough and self._comes_back(verdict, attempt, step, rate_rose):
+            reason = f"{verdict.signal}: the same level after {self._rollbacks} rollbacks to healthy weights"
+            return Decision("apply", reason, new_level=True)
+        return None
+
+    def rolled_back(self, verdict: Verdict, *, attempt: int, step: int, rate_rose: bool) -> None:
+        """A rollback was decided because of this verdict."""
+        again = self._comes_back(verdict, attempt, step, rate_rose)
+        self._rollbacks = self._rollbacks + 1 if again else 1
+        self._last = _Alarm(attempt, step, verdict.signal, verdict.score)
+        self._rows = self._high = 0
+
+    def accepted(self) -> int:
+        """The level was accepted. Returns the rollbacks that were for it."""
+        spent, self._rollbacks = self._rollbacks, 0
+        self._last, self._jump, self._loaded = None, None, -_SOON
+        return spent
+
+    def _comes_back(self, verdict: Verdict, attempt: int, step: int, rate_rose: bool) -> bool:
+        last = self._last
+        if last is None or verdict.baseline is None or verdict.signal not in ("loss", "grad_norm"):
+            return False
+        if self._at_once(attempt):
+            return True
+        same_step = abs(step - last.step) <= _SAME_STEP and last.like(verdict) and not rate_rose
+        return same_step and not self.moved_far()
+
+    def _at_once(self, attempt: int) -> bool:
+        """Whether the rows since the last rollback were high from the first on."""
+        soon = self._last is not None and attempt - self._last.attempt <= _SOON
+        return soon and self._calm and 4 * self._high >= 3 * self._rows
+
+    def _instead_of_skip(self, verdict: Verdict, attempt: int, step: int) -> Decision | None:
+        last, self._jump = self._jump, _Alarm(attempt, step, verdict.signal, verdict.score)
+        again = last is not None and attempt == last.attempt + 1 and last.like(verdict)
+        self._jumps = self._jumps + 1 if again else 1
+        if self._jumps <= _RETURNS:
+            return None
+        reason = f"the buffers jump again after each of {self._jumps - 1} skips: they jump by design"
+        return Decision("apply", reason, new_level=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "last": None if self._last is None else asdict(self._last),
+            "jump": None if self._jump is None else asdict(self._jump),
+            "counts": [self._rollbacks, self._rows, self._high, self._jumps],
+            "calm": self._calm,
+            "loaded": [self._loaded, self._loaded_skips],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last = None if state["last"] is None else _Alarm(**state["last"])
+        self._jump = None if state["jump"] is None else _Alarm(**state["jump"])
+        self._rollbacks, self._rows, self._high, self._jumps = map(int, state["counts"])
+        self._calm = bool(state["calm"])
+        self._loaded, self._loaded_skips = map(int, state["loaded"])
