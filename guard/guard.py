@@ -206,6 +206,7 @@ class GradientGuard:
             weight: what the loss is multiplied with for backward, but not for the record: 1 / k for each of k
                 micro-batches.
         """
+        self._pipeline.before_backward()
         self._state.checks.before_backward(checked_loss(loss))
         accumulation = self._parts.accumulation
         self._forget_discarded()
@@ -230,6 +231,7 @@ class GradientGuard:
         Args:
             loss: as for ``backward``; not multiplied by the scaler.
         """
+        self._pipeline.before_backward()
         self._forget_discarded()
         self._send(checked_loss(loss), watch_buffers=True)
 
@@ -256,7 +258,6 @@ class GradientGuard:
         self._check_group()
         shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self._started = True
-        pipeline.before_backward()
         refuse_join(self._ddp)
         self._state.before_backward()
         self._state.checks.sent()

@@ -186,7 +186,7 @@ class LoopChecks:
         gradient = parameter.grad
         if gradient is None or gradient is not used() or version(gradient) != seen:
             return False
-        return _nonzero(gradient)
+        return _nonzero(gradient) and any(parameter is p for p in self._parameters)
 
     def _check_scale(self, loss: Tensor) -> None:
         factors = [f for f in _factors(loss) if isinstance(f, Tensor) and f.dtype is torch.float32]
