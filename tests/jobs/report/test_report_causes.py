@@ -81,7 +81,7 @@ def test_without_history_nothing_is_said():
 def test_the_story_tells_who_grew_first_and_names_scattered_samples_by_a_few():
     incident = with_first_layer(INCIDENT, layers([1.0, 2.4, 0.05], [9.0, 80.0, 0.5]))
     told = " ".join(words.story(incident))
-    assert "The gradient of layer4.1.conv2 grew first (12 times its usual, 2 attempts before)." in told
+    assert "The gradient of layer4.1.conv2 grew first (12 times its baseline, 2 attempts before)." in told
     scattered = Incident.from_row({**rollback_incident(1), "samples": [9, 7, 5, 3, 1]})
     assert words.samples(scattered) == "The batch held samples 9, 7, 5 and 2 more."
     assert (

@@ -18,8 +18,8 @@ def story(row, *outcomes):
 
 def test_rollback_is_told_from_cause_to_outcome():
     assert story(rollback_incident(2), RECOVERED) == (
-        "At step 151 the loss rose to 7.05, 17 times its usual 0.41 (score 33). "
-        "The gradient of layer4.1.conv2 grew most (71 % of the norm, 35 times its usual). "
+        "At step 151 the loss rose to 7.05, 17 times its baseline of 0.41 (score 33). "
+        "The gradient of layer4.1.conv2 grew most (71 % of the norm, 35 times its baseline). "
         "Rank 1 stood out (97 % of the gradient, loss 13.7). "
         "The batch held samples 1000–1063. "
         "The guard rolled back 26 steps to step 125, halved the learning rate, "
@@ -45,28 +45,28 @@ def test_nan_names_the_rank_and_says_that_nothing_was_touched():
     [
         (
             {"verdict": "suspect"},
-            "At step 151 the loss looked suspicious at 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the loss looked suspicious at 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
         (
             {"verdict": "drift"},
-            "At step 151 the loss had drifted to 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the loss had drifted to 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
         (
             {"verdict": "vanishing", "signal": "grad_norm", "value": 1e-9, "baseline": 0.9},
-            "At step 151 the gradient norm all but vanished: 1e-9, against its usual 0.9 (score 33).",
+            "At step 151 the gradient norm all but vanished: 1e-9, against its baseline of 0.9 (score 33).",
         ),
         ({"verdict": "nonfinite", "value": math.inf}, "At step 151 the loss was infinite."),
         ({"verdict": "nonfinite", "value": None}, "At step 151 the loss was not finite."),
         (
             {"signal": "update_norm"},
-            "At step 151 the update norm rose to 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the update norm rose to 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
-        ({"baseline": -0.4}, "At step 151 the loss rose to 7.05, against its usual -0.4 (score 33)."),
+        ({"baseline": -0.4}, "At step 151 the loss rose to 7.05, against its baseline of -0.4 (score 33)."),
         ({"baseline": None, "score": math.inf}, "At step 151 the loss rose to 7.05."),
-        ({"step": None}, "The loss rose to 7.05, 17 times its usual 0.41 (score 33)."),
+        ({"step": None}, "The loss rose to 7.05, 17 times its baseline of 0.41 (score 33)."),
         (
             {"verdict": "new"},
-            "At step 151 the loss was reported as “new” at 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the loss was reported as “new” at 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
     ],
 )
