@@ -21,8 +21,8 @@ _SERVING = re.compile(r"^serving at (\S+),", re.MULTILINE)
 
 
 class Server:
-    """The service, started; it may be killed and started again. What it says goes to a file, so that nobody
-    has to read it for the service to go on."""
+    """The service, started; it may be killed and started again. Its output goes to a file, so that it
+    never waits for a reader."""
 
     def __init__(self, sandbox: Sandbox, *options: str, command: tuple[str, ...] = (GRADGUARD,)) -> None:
         self.sandbox, self.options, self.command = sandbox, options, command
@@ -48,7 +48,7 @@ class Server:
         self.url = found[1]
 
     def said(self) -> str:
-        """All that it has said since it was started last."""
+        """All that it has printed since its last start."""
         return self._log.read_text()
 
     def kill(self) -> None:
@@ -73,7 +73,7 @@ class Server:
         return self.sandbox.run(GRADGUARD, *command, f"--address={self.url}")
 
     def submit(self, name: str, **changes: Any) -> Job:
-        """Hands in the digits job, with changes."""
+        """Submits the digits job, with changes."""
         spec = JobSpec.load(self.sandbox.path / self.sandbox.spec(name, **changes))
         return self.client().submit(spec)
 

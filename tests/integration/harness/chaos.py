@@ -23,7 +23,7 @@ from tests.integration.harness.kills import VICTIMS, find, steps, wait_until
 from tests.integration.harness.runner import GRADGUARD, Sandbox, descendants
 
 ORPHANS_GONE_S = 120
-"""Ray's agents take a minute to notice that nobody is there any more."""
+"""Ray's agents take a minute to notice that the head is gone."""
 STEPS_PER_KILL = 12
 WHILE_STARTING = 0.2
 """Share of the random kills that fall while the job is still starting again after the one before."""
@@ -45,7 +45,7 @@ SPEC: dict[str, Any] = {
         {"kind": "lr_spike", "step": 23, "factor": 10000.0},
     ],
 }
-"""Skips a batch, rolls back, augments, evaluates on the way; comes back by itself."""
+"""Skips a batch, rolls back, augments, evaluates on the way; needs no restart."""
 
 
 @dataclass(frozen=True, slots=True)

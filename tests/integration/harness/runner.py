@@ -131,7 +131,7 @@ def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool]) ->
     """Reads the output up to the first line that is wanted; fails if the process ends before."""
     seen = line = b""
     assert process.stdout is not None
-    # Byte by byte, past Python's buffer: what it read ahead would be lost to `communicate`.
+    # Byte by byte, past Python's buffer: what it buffered would be missing in `communicate`.
     while byte := os.read(process.stdout.fileno(), 1):
         line += byte
         if byte == b"\n":

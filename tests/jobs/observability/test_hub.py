@@ -110,7 +110,7 @@ class TestMirror:
             "ended": False,
         }
 
-    def test_totals_of_a_resumed_job_do_not_go_back(self, hub: Hub, job: str) -> None:
+    def test_totals_of_a_resumed_job_do_not_fall(self, hub: Hub, job: str) -> None:
         metrics = metrics_after(2, job)
         checkpoint = metrics.state_dict()
         hub.push(job, metrics.snapshot(), TRAINING, [])
@@ -122,8 +122,8 @@ class TestMirror:
         hub.push(job, resumed.snapshot(), TRAINING, [])
         assert applied(hub.address(), job) == 5
 
-    def test_a_job_nobody_knows_has_no_status(self, hub: Hub, job: str) -> None:
-        assert hub.status("nobody") == {"status": None, "events": [], "ended": False}
+    def test_an_unknown_job_has_no_status(self, hub: Hub, job: str) -> None:
+        assert hub.status("unknown") == {"status": None, "events": [], "ended": False}
 
     def test_events_are_given_after_a_number_once_and_in_order(self, hub: Hub, job: str) -> None:
         snapshot = metrics_after(1, job).snapshot()
@@ -209,11 +209,11 @@ class TestEnd:
         assert hub.status(job)["ended"]
 
     def test_the_end_of_a_job_that_never_pushed_leaves_nothing(self, hub: Hub, job: str) -> None:
-        hub.end("nobody")
-        assert not hub.status("nobody")["ended"]
+        hub.end("unknown")
+        assert not hub.status("unknown")["ended"]
 
 
-def test_a_port_that_is_taken_is_given_way_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_is_replaced_by_a_free_one_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         hub = Hub(port)
@@ -225,7 +225,7 @@ def test_a_port_that_is_taken_is_given_way_and_told(caplog: pytest.LogCaptureFix
     assert f"127.0.0.1:{port}" in caplog.text
 
 
-def test_a_host_that_is_not_of_this_machine_gives_way_to_loopback(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_that_is_not_of_this_machine_is_replaced_by_loopback(caplog: pytest.LogCaptureFixture) -> None:
     hub = Hub(0, "203.0.113.7")
     try:
         assert hub.address().startswith("http://127.0.0.1:")
@@ -338,19 +338,19 @@ class TestActor:
         snapshot = metrics_after(1, "stubborn").snapshot()
         frozen = pid_of(actor)
         os.kill(frozen, signal.SIGSTOP)
-        link.push(snapshot, TRAINING, [{"text": "lost"}])
+        link.push(snapshot, TRAINING, [{"text": "unsent"}])
         os.kill(frozen, signal.SIGKILL)
 
         def arrived() -> bool:
             link.push(snapshot, TRAINING)
             try:
-                return [e["text"] for e in ray.get(actor.status.remote("stubborn"))["events"]] == ["lost"]
+                return [e["text"] for e in ray.get(actor.status.remote("stubborn"))["events"]] == ["unsent"]
             except ray.exceptions.RayError:
                 return False
 
         eventually(arrived, "the event that the dead hub never saw")
 
-    def test_a_hub_that_hangs_holds_nobody_up_and_few_pushes(self, actor: Any) -> None:
+    def test_a_hub_that_hangs_blocks_no_caller_and_holds_few_pushes(self, actor: Any) -> None:
         link = HubLink(actor, "patient")
         hung = pid_of(actor)
         os.kill(hung, signal.SIGSTOP)
@@ -374,7 +374,7 @@ class TestActor:
             link.push(snapshot, TRAINING, [{"text": "x"}])
             assert link.commands() == set()
 
-    def test_a_taken_port_is_told_to_the_driver(
+    def test_a_port_in_use_is_reported_by_the_driver(
         self, cluster: None, caplog: pytest.LogCaptureFixture
     ) -> None:
         stop_hub()

@@ -79,7 +79,7 @@ def _abroad(asked: str, url: str) -> list[str]:
 
 
 def keep(page: Any, name: str) -> None:
-    """A picture of the whole page, for people."""
+    """A picture of the whole page, to look at."""
     KEPT.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=KEPT / f"page-{name}.png", full_page=True)
 
