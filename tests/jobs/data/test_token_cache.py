@@ -1,4 +1,4 @@
-"""Tokens are made once for a text and a tokenizer, by one of the processes, and again if the file is damaged."""
+"""Tokens are made once for a text and a tokenizer, by one of the processes, and again if damaged."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def test_layers_without_a_name_or_a_past_are_described():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "shown"),
     [
         ("module.layer4.1.conv2.weight", "layer4.1.conv2"),
         ("_orig_mod.fc.bias", "fc (bias)"),

@@ -1,4 +1,4 @@
-"""The learning-rate range test of a job fits into the available time, or its error names the time it needs."""
+"""The learning-rate range test of a job fits into the available time, or an error names the time it needs."""
 
 from __future__ import annotations
 
