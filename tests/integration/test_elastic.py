@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.harness.chaos import CONTINUES
 from tests.integration.harness.cluster import Cluster, joined_node
-from tests.integration.harness.runner import GRADGUARD, read_until
+from tests.integration.harness.runner import GRADGUARD, Sandbox, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -44,10 +44,7 @@ def test_a_job_grows_onto_a_node_and_moves_off_it_after_hardware_faults(cluster:
         job.send_signal(signal.SIGINT)
         rest, _ = job.communicate(timeout=240)
     assert "stopped" in rest
-    result = sandbox.result("elastic")
-    assert (result["status"], result["world_size"]) == ("stopped", 1)
-    steps = [row["step"] for row in sandbox.rows("elastic", "metrics.jsonl") if "action" in row]
-    assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"
+    check_history(sandbox, "elastic", world_size=1)
 
 
 def test_a_job_continues_without_a_preempted_node_and_grows_again(cluster: Cluster) -> None:
@@ -72,7 +69,12 @@ def test_a_job_continues_without_a_preempted_node_and_grows_again(cluster: Clust
         job.send_signal(signal.SIGINT)
         rest, _ = job.communicate(timeout=240)
     assert "stopped" in rest
-    result = sandbox.result("preempted")
-    assert (result["status"], result["world_size"]) == ("stopped", 2)
-    steps = [row["step"] for row in sandbox.rows("preempted", "metrics.jsonl") if "action" in row]
-    assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"
+    check_history(sandbox, "preempted", world_size=2)
+
+
+def check_history(sandbox: Sandbox, job: str, *, world_size: int) -> None:
+    """One history, however many workers made it; at the end there were ``world_size``."""
+    result = sandbox.result(job)
+    assert (result["status"], result["world_size"]) == ("stopped", world_size)
+    steps = [row["step"] for row in sandbox.rows(job, "metrics.jsonl") if "action" in row]
+    assert steps == list(range(1, result["steps"] + 1))

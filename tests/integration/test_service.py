@@ -15,7 +15,8 @@ from jobs.client import Conflict, Job, JobNotFound, Unsupported
 from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.cluster import RAY, Cluster
 from tests.integration.harness.service_jobs import ENDLESS, SHORT, driver_of, newest_step, trained
-from tests.service.server import DEADLINE_S, Server, until
+from tests.service.server import DEADLINE_S, Server
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

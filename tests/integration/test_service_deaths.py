@@ -16,8 +16,9 @@ from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.cluster import Cluster
 from tests.integration.harness.runner import Sandbox, alive, descendants
 from tests.integration.harness.service_jobs import ENDLESS, ONE_WORKER, SHORT, driver_of, newest_step, trained
-from tests.service.server import DEADLINE_S, Server, until
+from tests.service.server import DEADLINE_S, Server
 from tests.service.store.postgres import running_postgres
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import psutil
 from jobs import JobClient, JobSpec
 from jobs.client import Job
 from tests.integration.harness.runner import GRADGUARD, Sandbox
+from tests.waiting import interrupt, until
 
 DEADLINE_S = 400
 _SERVING = re.compile(r"^serving at (\S+),", re.MULTILINE)
@@ -33,15 +31,8 @@ class Server:
         """Returns once it answers."""
         self._starts += 1
         with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*self.command, "serve", "--port=0", "--lease-s=2", *self.options],
-                cwd=self.sandbox.path,
-                env=self.sandbox.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            options = ("--port=0", "--lease-s=2", *self.options)
+            self.process = self.sandbox.start(*self.command, "serve", *options, log=log)
         until(lambda: _SERVING.search(self.said()) or self.process.poll() is not None)
         found = _SERVING.search(self.said())
         assert found, f"the service ended before it served; it said:\n{self.said()}"
@@ -58,11 +49,7 @@ class Server:
 
     def end(self) -> None:
         """As Ctrl-C does."""
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        interrupt(self.process)
 
     def client(self) -> JobClient:
         """A client of it."""
@@ -85,13 +72,3 @@ class Server:
     @property
     def _log(self) -> Path:
         return self.sandbox.path / f"serve-{id(self)}-{self._starts}.log"
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    """What it gives, once that is something."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := holds():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("nothing happened in time")

@@ -115,15 +115,7 @@ class ChaosRun:
 
     def _start(self) -> subprocess.Popen[str]:
         with self._log.open("a") as log:
-            return subprocess.Popen(
-                self._command,
-                cwd=self.sandbox.path,
-                env=self.sandbox.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            return self.sandbox.start(*self._command, log=log)
 
     def _strike(self, kill: Kill) -> dict[str, Any] | None:
         if kill.step is not None and not wait_until(lambda: self._step() >= kill.step, self._process):

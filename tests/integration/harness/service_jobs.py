@@ -8,7 +8,7 @@ from jobs import JobClient
 from jobs.client import Job
 from jobs.cluster.session import JOB_CONFIG_VAR
 from tests.integration.harness.runner import SMALL
-from tests.service.server import until
+from tests.waiting import until
 
 ONE_WORKER = {"scale": {"workers": 1, "cpus_per_worker": 1}, "preflight": "off", "model": SMALL}
 SHORT = {**ONE_WORKER, "train": {"max_steps": 12, "checkpoint_every_steps": 4}}

@@ -4,10 +4,8 @@ import os
 import signal
 import socket
 import tempfile
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from guard.types import StepReport
 from jobs.cluster.session import ray_session
 from jobs.observability.command import give
 from jobs.observability.hub import EVENTS_KEPT, PUSHES_IN_FLIGHT, Hub, HubLink, ensure_hub, stop_hub
+from tests.waiting import until
 
 TRAINING = {"phase": "training"}
-DEADLINE_S = 120.0
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -53,16 +51,6 @@ def metrics_after(steps: int, job: str) -> GuardMetrics:
 
 def event(seq: int) -> dict[str, Any]:
     return {"seq": seq, "time": 0.0, "step": seq, "level": "info", "text": f"event {seq}"}
-
-
-def eventually(probe: Callable[[], Any], what: str) -> Any:
-    """The first true value of `probe`, which is asked until the deadline."""
-    pause, end = threading.Event(), time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if found := probe():
-            return found
-        pause.wait(0.05)
-    raise AssertionError(f"not within {DEADLINE_S} s: {what}")
 
 
 class Clock:
@@ -295,7 +283,7 @@ class TestActor:
         ray.get([actor.command.remote("commanded", name) for name in ("stop", "checkpoint")])
         assert link.commands() == set()
         link.push(snapshot, TRAINING)
-        eventually(lambda: link.commands() == {"stop", "checkpoint"}, "both commands")
+        until(lambda: link.commands() == {"stop", "checkpoint"}, what="both commands")
         link.acknowledge("checkpoint")
         link.push(snapshot, TRAINING)
         ray.get(actor.address.remote())
@@ -309,7 +297,7 @@ class TestActor:
         ray.get(actor.address.remote())
         assert give("delivered", "checkpoint") is None
         link.push(snapshot, TRAINING)
-        eventually(lambda: link.commands() == {"checkpoint"}, "the command")
+        until(lambda: link.commands() == {"checkpoint"}, what="the command")
         link.acknowledge("checkpoint")
         assert link.commands() == set(), "carried out once"
         ray.get(actor.end.remote("delivered", "succeeded"))
@@ -331,7 +319,7 @@ class TestActor:
             except (OSError, ray.exceptions.RayError):
                 return False
 
-        eventually(pushed_again, "the restarted hub serves the totals on the same port")
+        until(pushed_again, what="the restarted hub serves the totals on the same port")
 
     def test_events_that_were_under_way_to_a_dead_hub_arrive_at_the_next(self, actor: Any) -> None:
         link = HubLink(actor, "stubborn")
@@ -348,7 +336,7 @@ class TestActor:
             except ray.exceptions.RayError:
                 return False
 
-        eventually(arrived, "the event that the dead hub never saw")
+        until(arrived, what="the event that the dead hub never saw")
 
     def test_a_hub_that_hangs_blocks_no_caller_and_holds_few_pushes(self, actor: Any) -> None:
         link = HubLink(actor, "patient")
@@ -362,7 +350,7 @@ class TestActor:
             os.kill(hung, signal.SIGCONT)
         assert sum(sent) == PUSHES_IN_FLIGHT
         link_works = metrics_after(50, "patient").snapshot()
-        eventually(lambda: link.push(link_works, TRAINING), "a push after the hang")
+        until(lambda: link.push(link_works, TRAINING), what="a push after the hang")
         assert applied(ray.get(actor.address.remote()), "patient") == 50
 
     def test_a_hub_that_is_gone_for_good_only_drops_pushes(self, actor: Any) -> None:

@@ -25,7 +25,7 @@ from service.api.http_protocol import LARGEST_HEAD, DeadlineProtocol, server_con
 from service.api.view import may_read
 from service.reconcile.log_spool import log_path
 from tests.service.api.api_fixture import SPEC, Api, problem
-from tests.service.page.page_fixture import until
+from tests.waiting import until
 
 BOMB = "{a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1], " + ", ".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)

@@ -13,7 +13,8 @@ import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.runner import GRADGUARD, Sandbox, read_until
-from tests.service.server import Server, until
+from tests.service.server import Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 

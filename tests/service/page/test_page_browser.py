@@ -11,8 +11,9 @@ import pytest
 from service.api import Limits
 from tests.service.api.api_fixture import Api
 from tests.service.page.page_checks import NAMELESS, POOR_CONTRAST, STRUCTURE, TOO_SMALL, TOO_WIDE
-from tests.service.page.page_fixture import CHROMIUM, DESK, NO_CHROMIUM, PHONE, keep, until, visitor
+from tests.service.page.page_fixture import CHROMIUM, DESK, NO_CHROMIUM, PHONE, keep, visitor
 from tests.service.page.played_jobs import EVIL, change
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 
