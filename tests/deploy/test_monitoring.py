@@ -86,6 +86,7 @@ def test_the_right_alerts_fire_and_clear_while_the_job_continues(watched: Watche
         "GradGuardAnomalyRate",
         "GradGuardStepsSkipped",
         "GradGuardRankDiverging",
+        "GradGuardStalled",
     }
     seen: dict[str, set[str]] = {}
 
