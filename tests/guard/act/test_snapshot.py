@@ -60,14 +60,14 @@ def test_a_snapshot_is_returned_to_only_after_clean_steps(steps: int, target: in
     assert Bench().clean(steps).back() == target
 
 
-def test_doubt_drops_what_has_not_proved_itself() -> None:
+def test_an_anomaly_drops_the_candidates() -> None:
     bench = Bench().clean(11)
     bench.ring.drop_candidates()
     assert bench.clean(5).back() == 0
     assert Bench().clean(12).back() == 10
 
 
-def test_after_doubt_the_next_snapshot_counts_anew() -> None:
+def test_after_an_anomaly_the_next_snapshot_counts_from_zero() -> None:
     bench = Bench().clean(11)
     bench.ring.drop_candidates()
     assert bench.clean(11).back() == 20
@@ -79,7 +79,7 @@ def test_going_back_drops_what_came_after() -> None:
     assert bench.clean(15).back() == 10
 
 
-def test_a_snapshot_that_failed_twice_gives_way_to_an_older_one() -> None:
+def test_a_snapshot_that_failed_twice_is_replaced_by_an_older_one() -> None:
     bench = Bench(keep=3).clean(25)
     assert [bench.back(), bench.clean().back(), bench.clean().back()] == [20, 20, 10]
 
@@ -200,7 +200,7 @@ def test_nested_values_of_a_state_come_back() -> None:
     assert not differences(expected, optimizer.state[weight])
 
 
-def test_what_other_code_keeps_in_the_optimizer_is_left_alone() -> None:
+def test_what_other_code_keeps_in_the_optimizer_is_unchanged() -> None:
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.Adam([weight])
     store = OptimizerStore()
