@@ -31,7 +31,7 @@ END_S = 120
 """Ten seconds are the rule; on a machine that is busy with other things it takes what it takes."""
 
 
-STEPS, EPOCH = 176, 22
+STEPS, EPOCH = 132, 22
 PAUSE_S = 0.1
 """In each step, so that a fast machine is still on its way when it is interrupted."""
 KEYS = "keyname:keysecret"
@@ -50,12 +50,12 @@ class Ended:
 
 
 class Interrupted:
-    """One job of eight epochs, started again after each end; its checkpoints are on an S3 server."""
+    """One job of six epochs, started again after each end; its checkpoints are on an S3 server."""
 
     def __init__(self, sandbox: Sandbox, options: str) -> None:
         self.sandbox = sandbox
         self.url = f"s3://{KEYS}@{BUCKET}/runs?{options}"
-        train = {"max_steps": STEPS, "checkpoint_every_steps": 88, "checkpoint_storage": self.url}
+        train = {"max_steps": STEPS, "checkpoint_every_steps": 66, "checkpoint_storage": self.url}
         scale = {"stop_grace_s": END_S / 2}
         gentle = {"name": "sgd", "lr": 0.002}
         changes = {"model": SMALL, "optimizer": gentle, "train": train, "scale": scale}

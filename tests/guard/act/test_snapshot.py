@@ -157,14 +157,19 @@ def test_the_optimizer_comes_back_as_it_was(name: str, first: int) -> None:
     assert not differences(saved["optimizer"], optimizer.state_dict())
 
 
-def test_a_replaced_optimizer_state_is_found() -> None:
-    """``load_state_dict`` puts new tensors in place: a cached list of them would go stale."""
+def saved_adam() -> tuple[nn.Module, torch.optim.Adam, OptimizerStore, dict[str, Any]]:
+    """A trained Adam, the store that holds its state, and a copy of that."""
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer, 2)
     store = OptimizerStore()
     store.save(optimizer)
-    saved = copy.deepcopy(optimizer.state_dict())
+    return model, optimizer, store, copy.deepcopy(optimizer.state_dict())
+
+
+def test_a_replaced_optimizer_state_is_found() -> None:
+    """``load_state_dict`` puts new tensors in place: a cached list of them would go stale."""
+    model, optimizer, store, saved = saved_adam()
     train(model, optimizer, 2)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     store.restore(optimizer)
@@ -172,12 +177,7 @@ def test_a_replaced_optimizer_state_is_found() -> None:
 
 
 def test_a_restored_state_shares_no_memory_with_its_copy() -> None:
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    train(model, optimizer, 2)
-    store = OptimizerStore()
-    store.save(optimizer)
-    saved = copy.deepcopy(optimizer.state_dict())
+    model, optimizer, store, saved = saved_adam()
     for clear_first in (False, True):
         if clear_first:
             optimizer.state.clear()
