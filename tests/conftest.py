@@ -1,4 +1,4 @@
-"""The order of all tests: what takes longest begins first, so that nobody waits for it alone at the end."""
+"""The order of all tests: what takes longest begins first, so that it does not run alone at the end."""
 
 from __future__ import annotations
 

@@ -21,16 +21,16 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 FOLDER = re.compile(r"(?<!\S)/\S*/(?=runs/)")
 
 
+def repository_files(pattern: str = "*") -> list[str]:
+    """The files that git tracks, or would; none where this is no checkout."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", pattern]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return listed.stdout.splitlines() if listed.returncode == 0 else []
+
+
 def documents() -> list[Path]:
     """Every Markdown file of the repository."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.md"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    names = listed.stdout.split() if listed.returncode == 0 else []
+    names = repository_files("*.md")
     return [ROOT / name for name in names] or [p for p in ROOT.rglob("*.md") if not _hidden(p)]
 
 

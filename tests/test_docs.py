@@ -8,8 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -34,6 +32,7 @@ from tests.documents import ROOT, Session, blocks, commands, documents, inline_c
 from tests.documents import anchors as anchors_of
 from tests.integration.harness.runner import BIN, GRADGUARD, Sandbox, read_until
 from tests.tools import reference, spec_reference
+from tests.waiting import interrupt
 
 GUARD, JOBS, SERVICE = (ROOT / folder / "README.md" for folder in ("guard", "jobs", "service"))
 COMMAND: Any = typer.main.get_command(app)
@@ -298,12 +297,7 @@ def service(tmp_path: Path) -> Iterator[tuple[Sandbox, str]]:
         assert re.sub(r"\S*[/:]\S*", "", last) == re.sub(r"\S*[/:]\S*", "", shown.strip())
         yield sandbox, last.split()[2].rstrip(",")
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        interrupt(process)
 
 
 @pytest.mark.slow

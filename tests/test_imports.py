@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import repository_files
+
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("guard", "jobs", "service")
 FOLDERS = {*LAYERS, "deploy", "tests"}
@@ -65,16 +67,10 @@ def test_a_command_that_trains_nothing_does_not_wait_for_torch_or_ray() -> None:
 
 
 def test_the_house_has_only_its_five_folders() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
+    files = repository_files()
+    if not files:
         pytest.skip("not a git checkout")
-    folders = {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line}
+    folders = {file.split("/")[0] for file in files if "/" in file}
     assert {folder for folder in folders if not folder.startswith(".")} <= FOLDERS
 
 

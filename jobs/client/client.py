@@ -61,7 +61,7 @@ class JobClient:
         the metrics.
 
         Args:
-            spec: the job. A relative ``storage`` is relative to ``~/gradguard`` on the cluster, or from the
+            spec: the job. A relative ``storage`` is relative to ``~/gradguard`` on the cluster, or to the
                 service's storage folder.
             working_dir: a folder to ship with the job, for a workload of your own.
             priority: the higher, the sooner, where jobs wait; needs a service.

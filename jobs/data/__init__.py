@@ -11,7 +11,7 @@
 ``transforms``: size, augmentation, normalisation
 ``mixing``: MixUp and CutMix
 ``reader``: reads and augments samples
-``prefetch``: does so ahead, in other processes
+``prefetch``: reads them in other processes before they are needed
 ``text``: text sources
 ``tokens``: text as token samples
 ``token_cache``: token ids kept on disk

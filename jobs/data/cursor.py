@@ -85,10 +85,10 @@ class DataCursor:
         """The batch given out last, if there is one, then those that follow; the cursor itself stays."""
         if self._last is not None:
             yield self._last
-        ahead = DataCursor(self.n_samples, self.batch_size, self.seed)
-        ahead.epoch, ahead.index = self.epoch, self.index
+        copy = DataCursor(self.n_samples, self.batch_size, self.seed)
+        copy.epoch, copy.index = self.epoch, self.index
         while True:
-            yield ahead.next_batch()
+            yield copy.next_batch()
 
     def state_dict(self) -> dict[str, int]:
         """Identity and position, as plain integers."""

@@ -15,7 +15,7 @@ _ENDS = {
 def residual_ends(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Name and module of the last layer of every residual branch, from the first block to the last.
 
-    A block of one's own names them in an attribute ``residual_ends``: paths relative to the block, such as
+    Your own block names them in an attribute ``residual_ends``: paths relative to the block, such as
     ``("attention.out", "mlp.out")``.
     """
     return [

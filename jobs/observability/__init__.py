@@ -2,7 +2,6 @@
 
 ``progress``: rows of ``metrics.jsonl``, status and events, from the training loop
 ``hub``: the Ray actor that holds the metrics of all jobs and delivers commands
-``command``: passes a command to a job through it
 ``hub_server``: its HTTP page
 ``command``: passes a command to a job through the hub
 ``counter_carryover``: keeps counters from falling at a restart

@@ -216,7 +216,7 @@ class HubLink:
         return set(self._commands)
 
     def acknowledge(self, command: str) -> None:
-        """``command`` was adopted: forget it until it is given again."""
+        """The job carries out ``command``: it is not returned again unless it is sent again."""
         self._commands.discard(command)
 
     def _collect(self) -> None:

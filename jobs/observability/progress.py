@@ -180,7 +180,7 @@ class Progress:
         self.evaluated_step = state["evaluated_step"]
         self._sizes = {str(name): int(size) for name, size in state["files"].items()}
 
-    def rewind_files(self) -> bool:
+    def roll_back_files(self) -> bool:
         """Removes the rows that were written after the state that was loaded: their steps come again.
 
         Call once, after the state was loaded, or where there was none to load. Rows that are missing, as

@@ -91,7 +91,7 @@ def preempted_nodes(scale: ScaleSpec, asked: bool, *, use_gpu: bool) -> list[str
     # All-gather; every rank gets here after the same last step: a stop that one rank knows of stops the job.
     if any(ranks.gather(asked)):
         return []
-    draining = sorted(draining_nodes()) if ranks.rank == 0 else []
-    fits = draining and plan(scale, ray.nodes(), draining, use_gpu=use_gpu) is not None
+    leaving = sorted(draining_nodes()) if ranks.rank == 0 else []
+    fits = leaving and plan(scale, ray.nodes(), leaving, use_gpu=use_gpu) is not None
     # All-gather; every rank gets here, since the answers above were the same, and waits for rank 0's answer.
-    return list(ranks.from_first(draining if fits else []))
+    return list(ranks.from_first(leaving if fits else []))

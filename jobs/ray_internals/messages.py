@@ -1,4 +1,4 @@
-"""The wording of Ray's errors, where their type does not tell causes apart."""
+"""The wording of Ray's errors, where their type does not distinguish causes."""
 
 from __future__ import annotations
 

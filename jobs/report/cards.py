@@ -77,7 +77,7 @@ def _most_severe(incidents: Sequence[Incident], most: int) -> list[int]:
 
 
 def _rank(incident: Incident) -> int:
-    """The most_severe first: what halted the run, what was rolled back, what was not finite."""
+    """The most severe first: what halted the run, what was rolled back, what was not finite."""
     if incident.halted:
         return 0
     if incident.rolled_back:

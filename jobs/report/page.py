@@ -188,7 +188,7 @@ def no_incidents(run: Run) -> str:
     if not len(run.steps):
         return words.NOTHING_YET
     missing = int(run.steps.anomalous.sum())
-    return words.journal_lost(missing) if missing else words.NO_INCIDENTS
+    return words.journal_missing(missing) if missing else words.NO_INCIDENTS
 
 
 def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ def write_picture(job_dir: str | Path) -> Path:
 
 
 def draw(run: Run) -> bytes:
-    """The chart with the run's name, how it ended, and its most_severe incidents, as a PNG on white."""
+    """The chart with the run's name, how it ended, and its most severe incidents, as a PNG on white."""
     lines, status = caption(run), status_words(summarize(run).status)
     title = _drawable(textwrap.shorten(f"{run.name} – {status}", 90, placeholder=" …"))
     below = TITLE_HEIGHT + LINE_HEIGHT * len(lines)

@@ -18,7 +18,7 @@ STATUSES = {
     "unfinished": "Still running, or killed",
 }
 
-UNDONE = {
+WOULD_HAVE = {
     "apply": "applied the step",
     "clip": "clipped the gradient",
     "skip": "skipped the step",
@@ -37,7 +37,7 @@ GUARD_OFF = "The guard was off: nothing was observed, clipped or corrected."
 SHADOW = "The guard was in shadow mode: it reported what it found and changed nothing."
 
 
-def journal_lost(anomalies: int) -> str:
+def journal_missing(anomalies: int) -> str:
     """The metrics contain anomalies that the journal does not."""
     seen = plural(anomalies, "anomaly", "anomalies")
     return f"The metrics show {seen}, but incidents.jsonl has no incident: it is missing or was cut."
@@ -224,7 +224,7 @@ def action(incident: Incident) -> str:
         why = incident.reason or "its budget was spent"
         return f"The guard halted the run: {why}."
     if incident.would:
-        return f"The guard only watched; it would have {UNDONE.get(incident.would, 'acted')}."
+        return f"The guard only watched; it would have {WOULD_HAVE.get(incident.would, 'acted')}."
     return {
         "skipped": "The guard skipped the step: weights, optimizer and statistics are untouched.",
         "clipped": "The guard clipped the gradient and applied the step.",
@@ -262,16 +262,16 @@ def _nonfinite(value: float | None) -> str:
 
 
 def _against(baseline: float | None) -> str:
-    return f", against its usual {number(baseline)}" if _finite(baseline) else ""
+    return f", against its baseline of {number(baseline)}" if _finite(baseline) else ""
 
 
 def _compared(incident: Incident) -> str:
-    """, 8.1 times its usual 0.41; a plain comparison where a ratio means nothing."""
+    """, 8.1 times its baseline of 0.41; a plain comparison where a ratio means nothing."""
     value, baseline = incident.value, incident.baseline
     if not (_finite(value) and _finite(baseline)):
         return ""
     if baseline > 0 and value / baseline >= 1.05:
-        return f", {times(value / baseline)} its usual {number(baseline)}"
+        return f", {times(value / baseline)} its baseline of {number(baseline)}"
     return _against(baseline)
 
 
@@ -302,7 +302,7 @@ def _first_layer(incident: Incident) -> str:
 
 
 def _grown(growth: float) -> str:
-    return f"{times(growth)} its usual" if growth < FROM_NOTHING else "up from almost nothing"
+    return f"{times(growth)} its baseline" if growth < FROM_NOTHING else "up from almost nothing"
 
 
 def _in_text(name: str) -> str:

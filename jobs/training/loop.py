@@ -86,7 +86,7 @@ def train_step(run: Run) -> StepReport:
 
 def pass_requests_on(run: Run) -> None:
     """Puts what this rank was asked for into its agreed row, so that all ranks act on it after one step."""
-    if run.progress.stop_requested() or run.stop.draining:
+    if run.progress.stop_requested() or run.stop.preempted:
         run.guard.request_stop()
     if run.progress.take_checkpoint_request():
         run.guard.request_checkpoint()

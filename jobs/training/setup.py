@@ -193,7 +193,7 @@ def resume(run: Run) -> None:
 
     run.guard.restore_from(restore)
     step = run.checkpoints.load_latest()
-    had_rows = run.progress.rewind_files()
+    had_rows = run.progress.roll_back_files()
     if step is not None:
         run.progress.event("info", f"continuing from the checkpoint of step {step}")
     elif had_rows:

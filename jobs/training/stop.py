@@ -27,15 +27,15 @@ class StopWatcher:
         self._preemption.start()
 
     @property
-    def draining(self) -> bool:
+    def preempted(self) -> bool:
         """Whether this rank's node is about to be preempted."""
-        return self._preemption.draining
+        return self._preemption.preempted
 
     def requested(self) -> bool:
         """Whether the node is preempted or the hub has answered that it must; asks it every half second."""
         try:
-            return self.draining or self._answered()
-        except Exception:  # noqa: BLE001 - a hub that is away must never end a training
+            return self.preempted or self._answered()
+        except Exception:  # noqa: BLE001 - a hub that does not answer must never end a training
             self._reply = None
             return False
 

@@ -64,7 +64,7 @@ class VisionWorkload:
             self._ahead = Prefetcher(self._reader, workers=workers, plan=plan, parts=parts, pin=on_gpu)
 
     def close(self) -> None:
-        """Ends the processes that read ahead."""
+        """Ends the processes that prefetch."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

@@ -20,7 +20,7 @@ from jobs.run_dir.jsonl import read_bytes
 from service.api.auth import Reader
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
-from service.api.problems import Problem, documented, text_of
+from service.api.problems import STREAM, Problem, documented, text_of
 from service.api.view import event, files_of, may_read, readable_checkpoints
 from service.reconcile.log_spool import log_path, log_size
 
@@ -60,7 +60,7 @@ async def logs(
     return StreamingResponse(pieces, media_type="text/plain; charset=utf-8", headers=headers)
 
 
-@router.get("/jobs/{job_id}/events", response_model=list[Event], responses=text_of("text/event-stream"))
+@router.get("/jobs/{job_id}/events", response_model=list[Event], responses=text_of(STREAM))
 async def events(
     job_id: JobId, http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
 ) -> Response:
@@ -69,7 +69,7 @@ async def events(
     return await _events(service, http, job_id, after, follow=follow)
 
 
-@router.get("/events", response_model=list[Event], responses=text_of("text/event-stream"))
+@router.get("/events", response_model=list[Event], responses=text_of(STREAM))
 async def all_events(
     http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
 ) -> Response:
@@ -120,8 +120,8 @@ def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
 async def _events(service: Context, http: Request, job: str | None, after: int, *, follow: bool) -> Response:
     last = http.headers.get("last-event-id", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else after
-    if follow or "text/event-stream" in http.headers.get("accept", ""):
-        return StreamingResponse(_streamed(service, job, after), media_type="text/event-stream")
+    if follow or STREAM in http.headers.get("accept", ""):
+        return StreamingResponse(_streamed(service, job, after), media_type=STREAM)
     rows = await run_in_threadpool(service.store.events, job, after=after, limit=EVENTS_AT_ONCE)
     return JSONResponse([event(row).model_dump() for row in rows])
 

@@ -16,6 +16,7 @@ from service.reconcile import RayUnavailable
 from service.store import KeyReused, NoSuchJob, WrongState
 
 MEDIA_TYPE = "application/problem+json"
+STREAM = "text/event-stream"
 _STATUSES = {NoSuchJob: 404, KeyReused: 409, WrongState: 409, RayUnavailable: 503, JobError: 422}
 
 
@@ -64,8 +65,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def text_of(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI response 200: text of this type."""
-    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+    """OpenAPI response 200: text of this type; of a stream of events the schema describes each event."""
+    fields = {name: {"type": "string"} for name in ("id", "event", "data")}
+    schema = {"type": "object", "properties": fields} if media_type == STREAM else {"type": "string"}
+    return {200: {"content": {media_type: {"schema": schema}}}}
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -17,6 +17,7 @@ from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.listing import checkpoint_folder, manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
+from jobs.report.formats import size_text
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS, SPEC
 from jobs.run_dir.storage import Storage, shown, step_of
@@ -132,7 +133,7 @@ def _show(place: str, rows: list[dict[str, Any]], *, check: bool) -> None:
             continue
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
         metrics = ", ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
-        size, ranks = _size(row["bytes"]), str(row["world_size"])
+        size, ranks = size_text(row["bytes"]), str(row["world_size"])
         table.add_row(str(row["step"]), row["state"], saved, size, ranks, metrics)
     console.print(table)
     for row in rows:
@@ -186,12 +187,3 @@ def _content(storage: Storage, step: int) -> Content:
 
 def _figure(value: Any) -> str:
     return "" if value is None else f"{float(value):.4g}"
-
-
-def _size(count: int) -> str:
-    amount, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

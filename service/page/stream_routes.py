@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
@@ -14,18 +14,16 @@ from jobs.client.models import Status
 from service.api.auth import Reader
 from service.api.context import Service
 from service.api.job_routes import COMMON, JobId, Text
-from service.api.problems import documented
+from service.api.problems import STREAM, documented, text_of
 from service.page.streams import JobLive, ListLive, Message
 from service.store import NoSuchJob
 
 JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
 HEARTBEAT_S = 15.0
-STREAM = "text/event-stream"
 router = APIRouter(prefix="/v1", responses=documented(*COMMON))
-_SSE: dict[str, Any] = {"content": {STREAM: {}}}
 
 
-@router.get("/live", response_class=StreamingResponse, responses={200: _SSE})
+@router.get("/live", response_class=StreamingResponse, responses=text_of(STREAM))
 async def list_live(
     service: Service,
     _: Reader,
@@ -38,7 +36,9 @@ async def list_live(
     return _stream(ListLive(service, [*status], name, limit).poll, LIST_POLL_S, service.limits.follow_s)
 
 
-@router.get("/jobs/{job_id}/live", response_class=StreamingResponse, responses={200: _SSE, **documented(404)})
+@router.get(
+    "/jobs/{job_id}/live", response_class=StreamingResponse, responses=text_of(STREAM) | documented(404)
+)
 async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingResponse:
     """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (a list for
     each column of the metrics, which of them are numbers, and the attempts that were rolled back),

@@ -40,22 +40,22 @@ def embedded_ray(*, num_cpus: int | None = None) -> Iterator[str]:
     """
     ports = [str(port) for port in free_ports(len(PORTS))]
     cpus = [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
-    keeper = subprocess.Popen(
+    runner = subprocess.Popen(
         [sys.executable, "-P", "-m", "service.reconcile.embedded_ray", *ports, *cpus],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=_environment(),
         start_new_session=True,
     )
-    assert keeper.stdin is not None
+    assert runner.stdin is not None
     try:
         yield f"http://127.0.0.1:{ports[1]}"
     finally:
-        keeper.stdin.close()
+        runner.stdin.close()
         try:
-            keeper.wait(2 * END_S)
+            runner.wait(2 * END_S)
         except subprocess.TimeoutExpired:
-            keeper.kill()
+            runner.kill()
 
 
 def free_ports(number: int) -> list[int]:

@@ -48,7 +48,7 @@ def outcome_of(
         details: Ray's record of the submission; None if Ray has none.
         files: those of the job, if they can be read here.
         before: ``files.marks()`` when the attempt started: an unchanged result is that of an earlier attempt.
-        stopping: whether somebody asked the job to stop.
+        stopping: whether the job was asked to stop.
         log_end: the last lines that it printed, for the reason only.
     """
     old = (None, (before or {}).get("result"))  # a run removes the result.json of the one before

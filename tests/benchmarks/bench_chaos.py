@@ -46,16 +46,16 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     train = {"max_steps": STEPS_PER_KILL * len(kills) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
     spec = {**SPEC, "train": train}
     progress("the job without kills")
-    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
-    if calm.returncode:
-        raise RuntimeError(calm.stdout)
+    healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
+    if healthy.returncode:
+        raise RuntimeError(healthy.stdout)
     progress(f"the same job under {len(kills)} kills")
     run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = run.run(kills)
     code = run.finish()
     if code or len(rows) < len(kills):
         print("\n".join(run.output.splitlines()[-LAST_WORDS:]), file=sys.stderr)
-    equal = code == 0 and same_weights(final_weights(sandbox, "calm"), final_weights(sandbox, "chaos"))
+    equal = code == 0 and same_weights(final_weights(sandbox, "healthy"), final_weights(sandbox, "chaos"))
     seconds = sorted(row["seconds"] for row in rows if row.get("seconds"))
     total = {
         "kills": len(rows),

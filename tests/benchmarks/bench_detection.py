@@ -118,12 +118,12 @@ def _records(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def score(traces: Iterable[Trace], judge: Callable[[], Decider]) -> Score:
-    """Shows each scored log to a new judge."""
+def score(traces: Iterable[Trace], detector: Callable[[], Decider]) -> Score:
+    """Shows each scored log to a new detector."""
     total = Score()
     for trace in traces:
         if trace.scored:
-            observe = judge()
+            observe = detector()
             said = [observe(row.loss, row.grad_norm) for row in trace.rows]
             _add(total, trace, said)
     return total
@@ -173,18 +173,18 @@ def ours(config: DetectConfig | None = None) -> Decider:
     """GradGuard's detector."""
     observe = SpikeDetector(config).observe
 
-    def judge(loss: float | None, norm: float | None) -> str:
+    def detector(loss: float | None, norm: float | None) -> str:
         kind = observe(loss, norm).kind
         return "alarm" if kind in ALARMS else "suspect" if kind == "suspect" else "ok"
 
-    return judge
+    return detector
 
 
 def z_score(window: int, sigmas: float, *, least: int, norm_too: bool) -> Decider:
     """Above mean + sigmas x deviation of the last values, all of which are recorded, outliers as well."""
     seen: tuple[deque[float], deque[float]] = (deque(maxlen=window), deque(maxlen=window))
 
-    def judge(loss: float | None, norm: float | None) -> str:
+    def detector(loss: float | None, norm: float | None) -> str:
         alarm = False
         for value, values in zip((loss, norm if norm_too else None), seen, strict=True):
             if value is None:
@@ -195,7 +195,7 @@ def z_score(window: int, sigmas: float, *, least: int, norm_too: bool) -> Decide
             values.append(value)
         return "alarm" if alarm else "ok"
 
-    return judge
+    return detector
 
 
 def _deviation(values: Collection[float], mean: float) -> float:
@@ -206,7 +206,7 @@ def running_mean(window: int, rtol: float) -> Decider:
     """Not finite, or above the mean of the last accepted losses by a multiple of it."""
     accepted: deque[float] = deque(maxlen=window)
 
-    def judge(loss: float | None, norm: float | None) -> str:
+    def detector(loss: float | None, norm: float | None) -> str:
         if loss is None:
             return "ok"
         if not math.isfinite(loss):
@@ -216,7 +216,7 @@ def running_mean(window: int, rtol: float) -> Decider:
         accepted.append(loss)
         return "ok"
 
-    return judge
+    return detector
 
 
 def ema_norm(sigmas: float, decay: float = 0.97, warmup: int = 25) -> Decider:
@@ -224,7 +224,7 @@ def ema_norm(sigmas: float, decay: float = 0.97, warmup: int = 25) -> Decider:
     first: list[float] = []
     state: dict[str, float] = {}
 
-    def judge(loss: float | None, norm: float | None) -> str:
+    def detector(loss: float | None, norm: float | None) -> str:
         if norm is None or not math.isfinite(norm):
             return "ok" if norm is None else "alarm"
         if not state:
@@ -240,29 +240,29 @@ def ema_norm(sigmas: float, decay: float = 0.97, warmup: int = 25) -> Decider:
         state["mean"] = decay * state["mean"] + (1 - decay) * kept
         return "alarm" if alarm else "ok"
 
-    return judge
+    return detector
 
 
 def median_ratio(window: int, ratio: float) -> Decider:
     """Not finite, or above a multiple of the median of the last finite losses."""
     seen = RobustWindow(window)
 
-    def judge(loss: float | None, norm: float | None) -> str:
+    def detector(loss: float | None, norm: float | None) -> str:
         if loss is None or not math.isfinite(loss):
             return "ok" if loss is None else "alarm"
         alarm = len(seen) >= 10 and loss > ratio * seen.median
         seen.push(loss)
         return "alarm" if alarm else "ok"
 
-    return judge
+    return detector
 
 
 def median_mad(window: int, k: float, floor: float, *, rows: int) -> Decider:
-    """k deviations (MAD) and a share of the median above the accepted losses, in so many of three rows."""
+    """k deviations (MAD) and a share of the median above the accepted losses, in N of three rows."""
     accepted = RobustWindow(window)
     recent: deque[bool] = deque(maxlen=3)
 
-    def judge(loss: float | None, norm: float | None) -> str:
+    def detector(loss: float | None, norm: float | None) -> str:
         if loss is None or not math.isfinite(loss):
             return "ok" if loss is None else "alarm"
         outlier = False
@@ -275,7 +275,7 @@ def median_mad(window: int, k: float, floor: float, *, rows: int) -> Decider:
             return "ok"
         return "alarm" if sum(recent) >= rows else "suspect"
 
-    return judge
+    return detector
 
 
 DETECTORS: dict[str, Callable[[], Decider]] = {
@@ -301,7 +301,7 @@ def main() -> None:
     if problem := lacking(Path(options.dir)):
         parser.error(problem)
     traces = load(Path(options.dir))
-    scores = {name: score(traces, judge).to_dict() for name, judge in DETECTORS.items()}
+    scores = {name: score(traces, detector).to_dict() for name, detector in DETECTORS.items()}
     publish("detection", {TITLE: _rows(scores), "the detector alone": [speed(traces)]}, options.json)
 
 

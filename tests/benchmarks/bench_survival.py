@@ -27,7 +27,7 @@ from survival.tasks import tasks
 from survival.verdicts import COMMON, judge
 from survival_tables import DETAIL
 
-TOLD = 20
+LINES = 20
 """Interval of progress reports."""
 QUICK_METHODS = ("no guard", "clip 1.0", "skip-step 6 sigma", GUARD)
 
@@ -83,7 +83,7 @@ def _results(orders: list[SubmitRequest], keep: Path | None) -> dict[SubmitReque
         runs = fleet(missing, Path(folder)) if missing else iter(())
         for number, (order, outcome) in enumerate(runs, start=1):
             known[order] = outcome
-            if number % -(-len(missing) // TOLD) == 0:
+            if number % -(-len(missing) // LINES) == 0:
                 progress(f"{number} of {len(missing)} runs")
             if kept:
                 kept.write(json.dumps([order, outcome]) + "\n")

@@ -126,7 +126,7 @@ def test_every_picture_is_drawn_from_the_kept_results(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.svg")} == {f"bench-{name}.svg" for name in PICTURES}
 
 
-def test_the_readme_is_what_the_kept_results_say() -> None:
+def test_the_readme_shows_the_kept_results() -> None:
     text = README.read_text()
     assert rendered_readme(text, json.loads(RESULTS.read_text())["parts"]) == text
 
@@ -153,14 +153,16 @@ def test_progress_is_passed_on_and_the_last_words_of_a_failure_are_kept() -> Non
 
 
 @pytest.mark.parametrize("out", ["bench.txt", "nowhere/bench.json"])
-def test_a_bad_place_for_the_results_is_told_before_anything_is_measured(tmp_path: Path, out: str) -> None:
+def test_a_path_that_cannot_hold_the_results_is_refused_before_anything_is_measured(
+    tmp_path: Path, out: str
+) -> None:
     done = run("--out", str(tmp_path / out))
     assert done.returncode == 2
     assert "--out" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_without_logs_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_folder_without_logs_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     done = run("--traces", str(tmp_path), "--out", str(tmp_path / "bench.json"))
     assert done.returncode == 2
     assert f"--traces: {tmp_path} has no index.csv and no labels.csv" in done.stderr

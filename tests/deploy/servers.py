@@ -8,20 +8,19 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.waiting import until
+
 PROMETHEUS = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 INSTALLED = all(shutil.which(name) for name in ("prometheus", "prometheus-alertmanager"))
-DEADLINE_S = 280.0
 WINDOW = "15s"
 """Instead of minutes: how far back the rules look, so that what has fired clears within the test."""
 
@@ -30,16 +29,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def eventually(probe: Callable[[], Any], what: str) -> Any:
-    """The first true value of `probe`, which is asked until the deadline."""
-    pause, end = threading.Event(), time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if found := probe():
-            return found
-        pause.wait(0.1)
-    raise AssertionError(f"not within {DEADLINE_S} s: {what}")
 
 
 class Server:
@@ -56,7 +45,7 @@ class Server:
                 stderr=log,
                 env={"PATH": os.environ["PATH"]},
             )
-        eventually(lambda: self.answers(ready), f"{program} is ready; see {folder / 'log'}")
+        until(lambda: self.answers(ready), what=f"{program} is ready; see {folder / 'log'}")
 
     def answers(self, path: str) -> bool:
         try:

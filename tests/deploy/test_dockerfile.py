@@ -71,7 +71,7 @@ def test_torch_is_installed_first_and_pinned_as_in_the_constraints(instructions:
     assert len(installs) == 2
 
 
-def test_it_runs_as_somebody_without_rights_under_an_init(instructions: list[Instruction]) -> None:
+def test_it_runs_as_an_unprivileged_user_under_an_init(instructions: list[Instruction]) -> None:
     names = [name for name, _ in instructions]
     user = arguments(instructions, "USER")[-1]
     assert user == "10001"
@@ -120,7 +120,7 @@ def test_what_is_copied_is_all_that_is_sent_to_the_builder(instructions: list[In
     assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
 
 
-def test_a_linter_finds_nothing_to_say() -> None:
+def test_a_linter_finds_nothing() -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not installed")

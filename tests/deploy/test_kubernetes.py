@@ -97,7 +97,7 @@ def pods() -> Iterator[Document]:
     yield named("Deployment")["spec"]["template"]["spec"]
 
 
-def test_every_pod_runs_as_somebody_without_rights() -> None:
+def test_every_pod_runs_as_an_unprivileged_user() -> None:
     for pod in pods():
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True

@@ -58,7 +58,7 @@ def test_the_unit_exposes_little() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_unit_listens_on_loopback_as_somebody_without_rights(unit: ConfigParser) -> None:
+def test_the_unit_listens_on_loopback_as_an_unprivileged_user(unit: ConfigParser) -> None:
     service = unit["Service"]
     assert "--host 127.0.0.1" in service["ExecStart"]
     assert service["User"] == "gradguard"

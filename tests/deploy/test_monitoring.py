@@ -17,10 +17,10 @@ from tests.deploy.servers import (
     WINDOW,
     Alertmanager,
     Prometheus,
-    eventually,
     free_port,
 )
 from tests.integration.harness.runner import GRADGUARD, Sandbox
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,6 +86,7 @@ def test_the_right_alerts_fire_and_clear_while_the_job_continues(watched: Watche
         "GradGuardAnomalyRate",
         "GradGuardStepsSkipped",
         "GradGuardRankDiverging",
+        "GradGuardStalled",
     }
     seen: dict[str, set[str]] = {}
 
@@ -93,8 +94,8 @@ def test_the_right_alerts_fire_and_clear_while_the_job_continues(watched: Watche
         seen.update(now := watched.alertmanager.active())
         return set(now)
 
-    eventually(lambda: expected <= active() | seen.keys(), f"{expected} fire; {log_of(watched)}")
-    eventually(lambda: not expected & active(), f"they clear {WINDOW} later; {log_of(watched)}")
+    until(lambda: expected <= active() | seen.keys(), what=f"{expected} fire; {log_of(watched)}")
+    until(lambda: not expected & active(), what=f"they clear {WINDOW} later; {log_of(watched)}")
     assert seen.keys() <= possible
     assert set().union(*seen.values()) == {"morning"}
     assert watched.prometheus.value(f'gradguard_hub_job{{job="{JOB}", state="running"}}') == 1
@@ -152,9 +153,9 @@ def test_the_variables_list_the_job_and_its_ranks(watched: Watched, path: Path) 
     for variable in json.loads(path.read_text())["templating"]["list"][1:]:
         selector, label = variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
         place, wanted = f"/api/v1/label/{label}/values", {"match[]": filled(selector)}
-        found[variable["name"]] = eventually(
+        found[variable["name"]] = until(
             lambda place=place, wanted=wanted: watched.prometheus.get(place, **wanted)["data"],
-            f"values of {label}",
+            what=f"values of {label}",
         )
     assert found.pop("job") == [JOB]
     assert found in ({}, {"rank": ["0", "1"]})

@@ -192,7 +192,7 @@ def but_for_update_norm(found: list[str]) -> list[str]:
 
 
 def facts(report: StepReport) -> dict[str, Any]:
-    """What a report says, but for clock times."""
+    """The contents of a report, but for clock times."""
     incident = report.incident
     return {
         "step": report.step,

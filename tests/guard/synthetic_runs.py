@@ -62,14 +62,14 @@ def run(
     ]
 
 
-def judge(steps: Iterable[Step], config: DetectConfig | None = None) -> list[Verdict]:
+def verdicts_of(steps: Iterable[Step], config: DetectConfig | None = None) -> list[Verdict]:
     """The verdicts of a fresh detector."""
     detector = SpikeDetector(config)
     return [detector.observe(*step) for step in steps]
 
 
 def kinds(steps: Iterable[Step]) -> list[str]:
-    return [verdict.kind for verdict in judge(steps)]
+    return [verdict.kind for verdict in verdicts_of(steps)]
 
 
 def alarms(verdicts: Sequence[Verdict], *, after: int = 0) -> list[int]:

@@ -1,4 +1,4 @@
-"""The loop as the README prints it, the report's fields, and errors that say what to write instead."""
+"""The loop as the README prints it, the report's fields, and errors that name what to write instead."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_report_has_the_fields_of_the_contract() -> None:
     assert promised <= fields
 
 
-def test_a_report_tells_loss_norm_and_clipping_of_its_step() -> None:
+def test_a_report_has_loss_norm_and_clipping_of_its_step() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 3.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -125,7 +125,7 @@ def test_what_cannot_work_is_refused_with_what_to_do(
         guard_of(model, **options)
 
 
-def test_a_step_without_backward_says_what_to_call() -> None:
+def test_a_step_without_backward_names_what_to_call() -> None:
     run = guarded_run()
     assert run.guard is not None
     run.loss().backward()

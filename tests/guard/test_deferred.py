@@ -1,4 +1,4 @@
-"""Decided on the device, a step is what it would have been decided on the host; it is told one step late."""
+"""Decided on the device, a step is what it would have been on the host; it is reported one step late."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_a_skip_does_not_undo_what_the_average_learned_from_the_step_before() ->
     assert not differences(learned[False], learned[True])
 
 
-def told(run: Run) -> list[tuple[int, str, str]]:
+def events(run: Run) -> list[tuple[int, str, str]]:
     return [(r.attempt, r.action, r.verdict.kind) for r in run.reports if not r.pending]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_healthy_run_ends_with_the_weights_of_the_exact_mode(name: str) -> None:
     exact, deferred = trained("exact", name, 80), trained("deferred", name, 80)
-    assert told(exact) == told(deferred)
+    assert events(exact) == events(deferred)
     assert not differences(exact.state(), deferred.state())
 
 
@@ -73,8 +73,8 @@ def test_a_healthy_run_ends_with_the_weights_of_the_exact_mode(name: str) -> Non
 def test_a_bad_step_is_skipped_by_the_optimizer_itself(name: str, fault: dict[str, Any]) -> None:
     faults = [{**fault, "step": 40}]
     exact, deferred = trained("exact", name, 80, faults=faults), trained("deferred", name, 80, faults=faults)
-    assert [action for _, action, _ in told(deferred)].count("skipped") == 1
-    assert told(exact) == told(deferred)
+    assert [action for _, action, _ in events(deferred)].count("skipped") == 1
+    assert events(exact) == events(deferred)
     assert not differences(exact.state(), deferred.state())
 
 

@@ -105,25 +105,25 @@ def test_a_resumed_run_rolls_back_to_where_it_was_resumed() -> None:
     assert not differences(before, run.state())
 
 
-def test_a_saved_state_is_not_changed_by_what_follows() -> None:
+def with_state() -> tuple[Run, dict[str, Any], dict[str, Any]]:
+    """A run, its guard's state, and a copy of that."""
     run = fresh()
     for _ in range(30):
         run.attempt()
     assert run.guard is not None
     state = run.guard.state_dict()
-    before = copy.deepcopy(state)
+    return run, state, copy.deepcopy(state)
+
+
+def test_a_saved_state_is_not_changed_by_what_follows() -> None:
+    run, state, before = with_state()
     for _ in range(10):
         run.attempt()
     assert not differences(before, state)
 
 
 def test_loading_does_not_tie_two_guards_together() -> None:
-    run = fresh()
-    for _ in range(30):
-        run.attempt()
-    assert run.guard is not None
-    state = run.guard.state_dict()
-    before = copy.deepcopy(state)
+    run, state, before = with_state()
     resumed = load(fresh(), saved(run) | {"guard": state})
     for _ in range(10):
         resumed.attempt()

@@ -1,4 +1,4 @@
-"""A guard that only watches changes nothing and says what it would have done."""
+"""A guard that only watches changes nothing and reports what it would have done."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_batch_that_looks_bad_is_not_computed_again_by_who_only_watches(mode: 
     assert not differences(plain(flipped).state(), watched.state())
 
 
-def test_shadow_says_what_it_would_have_done_and_never_halts(tmp_path: Path) -> None:
+def test_shadow_reports_what_it_would_have_done_and_never_halts(tmp_path: Path) -> None:
     path = tmp_path / "incidents.jsonl"
     nan = {"kind": "nan_loss", "step": 20, "times": 8}
     run = faulty("shadow", path, nan).train(30)
@@ -62,7 +62,7 @@ def test_off_makes_no_incident() -> None:
     assert all(r.incident is None and r.verdict.kind == "ok" for r in run.reports)
 
 
-def test_an_acting_guard_never_tells_what_it_would_have_done() -> None:
+def test_an_acting_guard_never_reports_what_it_would_have_done() -> None:
     run = faulty("exact", fault={"kind": "nan_loss", "step": 20}).train(30)
     assert run.reports[20].incident is not None
     assert run.reports[20].incident.would is None

@@ -167,7 +167,7 @@ def test_an_idle_guard_changes_no_bit_and_measures_every_rank(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_bad_batch_on_one_rank_is_skipped_and_three_are_rewound(
+def test_a_bad_batch_on_one_rank_is_skipped_and_three_are_rolled_back(
     ranks: list[dict[str, Any]], setting: str
 ) -> None:
     for seen in ranks:

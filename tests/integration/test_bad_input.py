@@ -35,7 +35,7 @@ def test_one_line_and_exit_code_2(sandbox: Sandbox, arguments: tuple[str, ...], 
     assert "Traceback" not in run.stdout
 
 
-def test_check_says_a_good_spec_is_good(sandbox: Sandbox) -> None:
+def test_check_reports_that_a_good_spec_is_valid(sandbox: Sandbox) -> None:
     run = sandbox.run(GRADGUARD, "check", sandbox.spec())
     assert run.returncode == 0, run.stdout
     assert "digits.yaml is valid" in run.stdout

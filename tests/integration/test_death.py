@@ -39,8 +39,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, ChaosRun,
     """One job uninterrupted, and the same under blows."""
     sandbox = noisy(tmp_path_factory.mktemp("killed"))
     spec = {**SPEC, "workload": NOISY, "model": SMALL}
-    calm = sandbox.run(GRADGUARD, "train", sandbox.spec("calm", **spec))
-    assert calm.returncode == 0, calm.stdout
+    healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
+    assert healthy.returncode == 0, healthy.stdout
     chaos = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = chaos.run(BLOWS)
     assert chaos.finish() == 0, chaos.output
@@ -61,22 +61,22 @@ def test_the_weights_are_those_of_the_uninterrupted_run(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "harness"))
     sandbox = killed[0]
-    assert same_weights(final_weights(sandbox, "calm"), final_weights(sandbox, "chaos"))
+    assert same_weights(final_weights(sandbox, "healthy"), final_weights(sandbox, "chaos"))
 
 
 def test_every_step_incident_and_evaluation_is_there_once_and_alike(killed: tuple) -> None:
     sandbox = killed[0]
-    calm, chaos = history(sandbox, "calm"), history(sandbox, "chaos")
-    assert len(calm) == len(chaos)
-    assert calm == chaos
-    one, other = sandbox.result("calm"), sandbox.result("chaos")
+    healthy, chaos = history(sandbox, "healthy"), history(sandbox, "chaos")
+    assert len(healthy) == len(chaos)
+    assert healthy == chaos
+    one, other = sandbox.result("healthy"), sandbox.result("chaos")
     totals = ("steps", "attempts", "metrics", "anomalies", "skips", "rollbacks", "clips", "steps_lost")
     assert {key: one[key] for key in totals} == {key: other[key] for key in totals}
     assert one["rollbacks"] == 1
     assert one["skips"] >= 1
 
 
-def test_each_death_is_said_in_one_line_and_the_rest_is_in_the_log(killed: tuple) -> None:
+def test_each_death_is_reported_in_one_line_with_details_in_the_log(killed: tuple) -> None:
     _, chaos, _ = killed
     assert "rank 0: the worker process died" in chaos.output
     assert "rank 1: the worker process died" in chaos.output

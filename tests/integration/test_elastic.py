@@ -1,5 +1,5 @@
-"""An elastic job takes a node in that joins the cluster, and leaves it when its hardware errs or when it is
-taken away."""
+"""An elastic job grows onto a node that joins the cluster, and moves off it after hardware faults or when it
+is preempted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.harness.chaos import CONTINUES
 from tests.integration.harness.cluster import Cluster, joined_node
-from tests.integration.harness.runner import GRADGUARD, read_until
+from tests.integration.harness.runner import GRADGUARD, Sandbox, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -31,7 +31,7 @@ SPEC: dict[str, Any] = {
 """The second worker, once there is one, computes rubbish."""
 
 
-def test_a_job_grows_onto_a_node_and_leaves_it_again_when_it_errs(cluster: Cluster) -> None:
+def test_a_job_grows_onto_a_node_and_moves_off_it_after_hardware_faults(cluster: Cluster) -> None:
     sandbox = cluster.sandbox
     job = sandbox.start(GRADGUARD, "train", sandbox.spec("elastic", **SPEC), "--address", cluster.address)
     output = read_until(job, lambda line: "world size of 1" in line)
@@ -44,16 +44,15 @@ def test_a_job_grows_onto_a_node_and_leaves_it_again_when_it_errs(cluster: Clust
         job.send_signal(signal.SIGINT)
         rest, _ = job.communicate(timeout=240)
     assert "stopped" in rest
-    result = sandbox.result("elastic")
-    assert (result["status"], result["world_size"]) == ("stopped", 1)
-    steps = [row["step"] for row in sandbox.rows("elastic", "metrics.jsonl") if "action" in row]
-    assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"
+    check_history(sandbox, "elastic", world_size=1)
 
 
-def test_a_job_goes_on_without_a_node_that_is_taken_away_and_grows_again(cluster: Cluster) -> None:
+def test_a_job_continues_without_a_preempted_node_and_grows_again(cluster: Cluster) -> None:
     sandbox = cluster.sandbox
-    calm = {**SPEC, "faults": [], "train": {**SPEC["train"], "checkpoint_every_steps": 1000}}
-    job = sandbox.start(GRADGUARD, "train", sandbox.spec("drained", **calm), "--address", cluster.address)
+    healthy = {**SPEC, "faults": [], "train": {**SPEC["train"], "checkpoint_every_steps": 1000}}
+    job = sandbox.start(
+        GRADGUARD, "train", sandbox.spec("preempted", **healthy), "--address", cluster.address
+    )
     read_until(job, lambda line: "world size of 1" in line)
     with joined_node(cluster) as node:
         read_until(job, lambda line: "world size of 2" in line)
@@ -70,7 +69,12 @@ def test_a_job_goes_on_without_a_node_that_is_taken_away_and_grows_again(cluster
         job.send_signal(signal.SIGINT)
         rest, _ = job.communicate(timeout=240)
     assert "stopped" in rest
-    result = sandbox.result("drained")
-    assert (result["status"], result["world_size"]) == ("stopped", 2)
-    steps = [row["step"] for row in sandbox.rows("drained", "metrics.jsonl") if "action" in row]
-    assert steps == list(range(1, result["steps"] + 1)), "one history, however many workers made it"
+    check_history(sandbox, "preempted", world_size=2)
+
+
+def check_history(sandbox: Sandbox, job: str, *, world_size: int) -> None:
+    """One history, however many workers made it; at the end there were ``world_size``."""
+    result = sandbox.result(job)
+    assert (result["status"], result["world_size"]) == ("stopped", world_size)
+    steps = [row["step"] for row in sandbox.rows(job, "metrics.jsonl") if "action" in row]
+    assert steps == list(range(1, result["steps"] + 1))

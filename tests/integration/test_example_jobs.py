@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
-from tests.integration.harness.cluster import Cluster
 from tests.integration.harness.runner import GRADGUARD, Sandbox
 
 pytestmark = pytest.mark.slow
@@ -61,15 +60,3 @@ def test_a_workload_of_ones_own_is_trained_by_its_import_path(tmp_path: Path) ->
     result = sandbox.result("wine")
     assert (result["status"], result["steps"], result["skips"]) == ("succeeded", 100, 1)
     assert result["metrics"]["test_accuracy"] > 0.9
-
-
-def test_ray_ships_a_workload_of_ones_own_with_its_folder(cluster: Cluster) -> None:
-    project = cluster.sandbox.project("wine")
-    shutil.copytree(EXAMPLES / "own_workload", project.path, dirs_exist_ok=True)
-    shipped = ("--address", cluster.url, "--working-dir", ".")
-    short = sets("metrics.port=0", "train.max_steps=20", "scale.workers=1", "faults=[]")
-    job_id = project.run(GRADGUARD, "submit", "spec.yaml", *shipped, *short).stdout.strip()
-    (project.path / "my_workload.py").unlink()
-    followed = project.run(GRADGUARD, "logs", job_id, "--follow", "--address", cluster.url)
-    assert "20/20" in followed.stdout, followed.stdout
-    assert "succeeded" in followed.stdout

@@ -58,12 +58,12 @@ def test_every_incident_is_in_the_journal_with_its_evidence(guarded: tuple[Sandb
     assert nan["ranks"][0] == {**nan["ranks"][0], "rank": 1, "nonfinite": True}
     assert len(nan["samples"]) == 64
     assert all(incident["layers"] for incident in incidents)
-    rewound = next(incident for incident in incidents if incident["action"] == "rolled_back")
-    assert rewound["rolled_back_to"] in (40, 50), "a snapshot from before the fault"
-    assert rewound["steps_lost"] == rewound["step"] - rewound["rolled_back_to"]
-    assert rewound["recovery"]["lr_scale"] == 0.5
+    rolled_back = next(incident for incident in incidents if incident["action"] == "rolled_back")
+    assert rolled_back["rolled_back_to"] in (40, 50), "a snapshot from before the fault"
+    assert rolled_back["steps_lost"] == rolled_back["step"] - rolled_back["rolled_back_to"]
+    assert rolled_back["recovery"]["lr_scale"] == 0.5
     closed = {row["incident"]: row["outcome"] for row in rows if row["type"] == "outcome"}
-    assert closed[rewound["id"]] == "recovered"
+    assert closed[rolled_back["id"]] == "recovered"
 
 
 def test_every_attempt_is_in_the_metrics_file(guarded: tuple[Sandbox, str]) -> None:

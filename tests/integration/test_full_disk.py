@@ -1,4 +1,4 @@
-"""A disk that is full: training goes on, the user is told, and nothing half-written is taken for whole."""
+"""A disk that is full: training continues, the user is warned, and no partial write counts as complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ResNet-50 on a folder of image files, two workers that read ahead: the example spec, end to end."""
+"""A ResNet-50 on a folder of image files, two workers that prefetch: the example spec, end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that eats its node's memory is killed by Ray: the job goes on, and the cause is said."""
+"""A worker that fills its node's memory is killed by Ray: the job continues, and the cause is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-def test_a_worker_killed_for_want_of_memory_is_replaced_and_the_cause_is_told(tmp_path: Path) -> None:
+def test_a_worker_killed_for_its_memory_is_replaced_and_the_cause_is_reported(tmp_path: Path) -> None:
     total, used = get_system_memory(), get_used_memory()
     if total - used < ALLOWED + EATEN:
         pytest.skip(f"needs {(ALLOWED + EATEN) / GIB:g} GiB of free memory")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs import JobClient, JobSpec
 from tests.integration.harness.cluster import Cluster
 from tests.integration.harness.runner import GRADGUARD, Sandbox
 
@@ -42,7 +41,7 @@ class Own:
 """
 
 
-def with_namesakes(sandbox: Sandbox) -> Path:
+def with_namesakes(sandbox: Sandbox) -> None:
     """A spec with a workload of its own, among files with the names of our packages."""
     spec = {
         "name": "namesakes",
@@ -59,7 +58,6 @@ def with_namesakes(sandbox: Sandbox) -> Path:
     (sandbox.path / "guard.py").write_text("x = 1\n")
     (sandbox.path / "service").mkdir()
     (sandbox.path / "service" / "__init__.py").write_text("")
-    return sandbox.path / "own.yaml"
 
 
 def test_the_commands_start_among_files_with_the_names_of_our_packages(tmp_path: Path) -> None:
@@ -98,9 +96,14 @@ def test_a_job_is_trained_beside_files_with_the_names_of_our_packages(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_job_is_submitted_with_files_with_the_names_of_our_packages(cluster: Cluster) -> None:
-    project = cluster.sandbox.project("namesakes")
-    spec = with_namesakes(project)
-    job = JobClient(cluster.url).submit(JobSpec.load(spec), working_dir=project.path)
-    ended = job.wait(timeout_s=300)
-    assert ended.status == "succeeded", "".join(ended.logs())
+def test_ray_ships_a_workload_of_ones_own_beside_files_with_our_names(
+    cluster: Cluster,
+) -> None:
+    project, here = cluster.sandbox.project("namesakes"), ("--address", cluster.url)
+    with_namesakes(project)
+    submitted = project.run(GRADGUARD, "submit", "own.yaml", *here, "--working-dir", ".")
+    assert submitted.returncode == 0, submitted.stdout
+    (project.path / "mine.py").unlink()
+    followed = project.run(GRADGUARD, "logs", submitted.stdout.strip(), "--follow", *here)
+    assert "4/4" in followed.stdout, followed.stdout
+    assert "succeeded" in followed.stdout

@@ -15,7 +15,8 @@ from jobs.client import Conflict, Job, JobNotFound, Unsupported
 from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.cluster import RAY, Cluster
 from tests.integration.harness.service_jobs import ENDLESS, SHORT, driver_of, newest_step, trained
-from tests.service.server import DEADLINE_S, Server, until
+from tests.service.server import DEADLINE_S, Server
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,7 +28,7 @@ def server(cluster: Cluster) -> Iterator[Server]:
     server.end()
 
 
-def test_a_job_is_handed_in_followed_and_read(server: Server) -> None:
+def test_a_job_is_submitted_followed_and_read(server: Server) -> None:
     faults = [{"kind": "nan_loss", "step": 5}]
     spec = server.sandbox.spec("life", faults=faults, **SHORT)
     handed_in = server.run("submit", spec, "--env=MY_API_KEY=hunter2hunter2")
@@ -43,8 +44,8 @@ def test_a_job_is_handed_in_followed_and_read(server: Server) -> None:
     assert job.progress.step == 12
 
     texts = [event.text.partition(":")[0] for event in job.follow() if event.kind == "state"]
-    told = [text for text in texts if not text.startswith("waiting for")]  # where another job is just ending
-    assert told in (
+    seen = [text for text in texts if not text.startswith("waiting for")]  # where another job is just ending
+    assert seen in (
         ["queued", "starting", "running", "succeeded"],
         ["queued", "starting", "succeeded"],  # it trained and ended between two looks at it
     )
@@ -54,9 +55,9 @@ def test_a_job_is_handed_in_followed_and_read(server: Server) -> None:
     assert [c.step for c in job.checkpoints() if c.health == "good"][-1] == 12
     assert "<html" in job.report()
     assert "nonfinite" in server.run("incidents", job_id).stdout
-    told = json.loads(server.run("status", job_id, "--json").stdout)
-    assert told["result"]["status"] == "succeeded"
-    assert told["env"] == {"MY_API_KEY": "********"}
+    seen = json.loads(server.run("status", job_id, "--json").stdout)
+    assert seen["result"]["status"] == "succeeded"
+    assert seen["env"] == {"MY_API_KEY": "********"}
 
     folder = JobClient(str(Path(job.info.folder or "").parent))
     assert folder.get(job_id).status == "succeeded"
@@ -89,7 +90,7 @@ def test_a_job_of_plain_ray_job_submit_is_adopted_and_started_again(server: Serv
     at = newest_step(client, "by-hand")
     until(lambda: trained(client, "by-hand", at + 1))
     steps = client.metrics("by-hand", points=20_000).columns["step"]
-    assert steps.count(1) == 1, "it went on from its checkpoint"
+    assert steps.count(1) == 1, "it continued from its checkpoint"
     client.stop("by-hand")
     assert client.wait("by-hand", timeout_s=DEADLINE_S).status == "stopped"
 

@@ -1,4 +1,4 @@
-"""What kills a service, its jobs or its cluster: every job goes on, and none runs twice."""
+"""What kills a service, its jobs or its cluster: every job continues, and none runs twice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.cluster import Cluster
 from tests.integration.harness.runner import Sandbox, alive, descendants
 from tests.integration.harness.service_jobs import ENDLESS, ONE_WORKER, SHORT, driver_of, newest_step, trained
-from tests.service.server import DEADLINE_S, Server, until
+from tests.service.server import DEADLINE_S, Server
 from tests.service.store.postgres import running_postgres
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,12 +33,12 @@ def server(cluster: Cluster) -> Iterator[Server]:
     server.end()
 
 
-def test_the_service_dies_the_clock_jumps_the_driver_dies_and_the_job_goes_on(
+def test_the_service_dies_the_clock_jumps_the_driver_dies_and_the_job_continues(
     server: Server, cluster: Cluster
 ) -> None:
     first = server.submit("survivor", **ENDLESS)
     until(lambda: len(httpx.get(f"{server.url}/v1/jobs/{first.id}/events", timeout=60).json()) > 1)
-    server.kill()  # about when Ray is being told of the job
+    server.kill()  # about when the job is submitted to Ray
     clock = cluster.sandbox.path / "clock"
     clock.write_text("0")
     server.command = (sys.executable, str(SHIFTED_CLOCK), str(clock))
@@ -100,7 +101,7 @@ def test_two_services_on_one_database_run_each_job_once_though_one_dies(cluster:
         assert sorted(s for s in at_ray if s and s[:-3] in jobs) == sorted(f"{job}-a1" for job in jobs)
 
 
-def test_the_embedded_head_dies_and_the_job_goes_on_at_the_next_one(
+def test_the_embedded_head_dies_and_the_job_continues_at_the_next_one(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     server = Server(Sandbox(tmp_path_factory.mktemp("embedded")), "--num-cpus=2")

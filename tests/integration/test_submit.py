@@ -26,7 +26,7 @@ def test_a_failing_job_ends_with_its_own_exit_code(cluster: Cluster) -> None:
     assert "optimizer.lr" in "".join(job.logs())
 
 
-def test_the_client_submits_follows_and_waits_and_a_halted_job_says_so(cluster: Cluster) -> None:
+def test_the_client_submits_follows_and_waits_and_reports_that_a_job_halted(cluster: Cluster) -> None:
     faults = [{"kind": "nan_loss", "step": 4, "times": 100}]
     guard = {"budget": {"rollbacks": 0}}
     short = {**SHORT, "train": {"max_steps": 12, "checkpoint_every_steps": 1}}

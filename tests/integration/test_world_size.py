@@ -49,7 +49,7 @@ def test_what_cannot_be_survived_ends_with_its_cause_on_one_line(broken: tuple[S
     assert "Traceback" in (sandbox.path / "runs" / "broken" / "train.log").read_text()
 
 
-def test_one_worker_goes_on_and_is_started_again_when_its_code_hangs(broken: tuple[Sandbox, str]) -> None:
+def test_one_worker_continues_and_is_restarted_when_its_code_hangs(broken: tuple[Sandbox, str]) -> None:
     sandbox = broken[0]
     output = continued(sandbox, "one", "scale.workers=1", "scale.stall_timeout_s=8", "scale.max_failures=5")
     said = (
@@ -62,7 +62,7 @@ def test_one_worker_goes_on_and_is_started_again_when_its_code_hangs(broken: tup
     sane(sandbox, "one", 1)
 
 
-def test_three_workers_go_on_and_are_restarted_to_the_bit(broken: tuple[Sandbox, str]) -> None:
+def test_three_workers_continue_and_are_restarted_to_the_bit(broken: tuple[Sandbox, str]) -> None:
     sandbox = broken[0]
     (first,) = resumed_at(continued(sandbox, "three", "scale.workers=3"))
     assert trained(sandbox, "three", 3) == [range(first, STEPS)]
@@ -76,7 +76,7 @@ def test_three_workers_go_on_and_are_restarted_to_the_bit(broken: tuple[Sandbox,
 
 
 def continued(sandbox: Sandbox, name: str, *changes: str, forget: str | None = None) -> str:
-    """Continues a copy of the broken job, in which ``forget`` may happen once more; returns the output."""
+    """Continues a copy of the broken job, in which ``forget`` may happen again; returns the output."""
     folder = sandbox.path / "runs" / name
     shutil.copytree(sandbox.path / "runs" / "broken", folder, ignore=shutil.ignore_patterns("samples"))
     if forget is not None:

@@ -48,5 +48,5 @@ def test_the_own_workload_has_equal_weights_everywhere_and_a_loss(monkeypatch: p
     assert workload.loss(one, batch).item() == pytest.approx(np.log(3), rel=0.5)
 
 
-def test_one_worker_has_nobody_to_disagree_with():
+def test_one_worker_has_no_other_to_disagree_with():
     check_same_data(load_workload(JobSpec.from_dict({"data": {"dataset": "digits"}})), 1)

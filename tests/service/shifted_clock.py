@@ -1,4 +1,4 @@
-"""``shifted_clock.py FILE serve ...``: gradguard under a wall clock that is wrong by so many seconds.
+"""``shifted_clock.py FILE serve ...``: gradguard under a wall clock that is wrong by some seconds.
 
 The clock of the machine stays: files get their times from it, as from a file server whose clock is right.
 """

@@ -1,6 +1,6 @@
 """Your own workload: a model, its data and its loss, outside of GradGuard.
 
-It learns to tell wines apart by their chemistry; the data comes with scikit-learn. Nothing is inherited or
+It learns to classify wines by their chemistry; the data comes with scikit-learn. Nothing is inherited or
 registered: a class with these members is a workload.
 """
 

@@ -59,7 +59,7 @@ def test_after_the_cooldown_a_rollback_starts_over() -> None:
             step(weight, optimizer, recovery, 0.0)
 
 
-def test_the_anchor_pulls_as_the_closed_form_says() -> None:
+def test_the_anchor_pulls_by_the_closed_form() -> None:
     weight, optimizer, recovery = problem(lr_backoff=1.0, anchor_l2=2.0)
     recovery.begin()
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_a_group_without_weight_decay_gets_none() -> None:
     assert step(weight, optimizer, recovery, 0.0) == 0.0
 
 
-def test_l1_gives_exact_zeros_and_leaves_frozen_weights_alone() -> None:
+def test_l1_gives_exact_zeros_and_keeps_frozen_weights() -> None:
     weight = nn.Parameter(torch.tensor([0.04, -0.04, 1.0, -1.0]))
     frozen = nn.Parameter(torch.tensor([0.01]), requires_grad=False)
     optimizer = torch.optim.SGD([weight, frozen], lr=0.1)
@@ -189,7 +189,7 @@ def test_a_schedule_that_builds_on_the_last_rate_never_sees_the_scaled_one() -> 
     assert scales[20:] == [1.0] * len(scales[20:])
 
 
-def test_the_incident_tells_the_measures_and_until_when() -> None:
+def test_the_incident_names_the_measures_and_their_end() -> None:
     run = recovering(l1=0.001).train(16)
     first, incident = [r.incident for r in run.reports if r.action == "rolled_back"]
     assert (first.recovery.lr_scale, first.recovery.anchor_l2, first.recovery.until_step) == (1.0, 0.0, 10)

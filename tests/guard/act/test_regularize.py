@@ -1,4 +1,4 @@
-"""The regularizers' steps end where the closed-form solutions lie."""
+"""The regularizers' steps end at the closed-form solutions."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def nan_run(**config: Any) -> Any:
     return guarded_run(settings, faults=[{"kind": "nan_loss", "step": 47, "times": 2}])
 
 
-def test_a_rollback_report_says_where_it_went_and_what_it_cost() -> None:
+def test_a_rollback_report_names_its_target_and_its_cost() -> None:
     report = nan_run().train(48).reports[48]
     assert (report.action, report.step, report.rolled_back_to) == ("rolled_back", 40, 40)
     assert report.incident is not None
@@ -91,7 +91,7 @@ def test_replay_feeds_the_same_data_again() -> None:
     assert run.cursor.position == 60
 
 
-def test_other_states_are_rewound_with_the_weights() -> None:
+def test_other_states_are_rolled_back_with_the_weights() -> None:
     run = nan_run()
     ema = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     run = guarded_run(
@@ -154,7 +154,7 @@ def test_a_copy_of_the_model_made_before_training_does_not_carry_the_guard_along
     assert run.train(5).reports[-1].step == 5
 
 
-def test_weights_outside_the_model_are_rewound_too() -> None:
+def test_weights_outside_the_model_are_rolled_back_too() -> None:
     model, temperature = network(), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), temperature], lr=0.1)
     guard = GradientGuard(model, optimizer, GuardConfig.model_validate({"budget": {"consecutive_skips": 1}}))
@@ -195,7 +195,7 @@ def test_when_memory_does_not_help_an_older_state_comes_from_disk() -> None:
 
 
 def test_a_snapshot_out_of_turn_is_a_place_to_return_to() -> None:
-    """As taken with a checkpoint: the run resumed from it and the uninterrupted one then go back alike."""
+    """As taken with a checkpoint: the run resumed from it and the uninterrupted one then roll back alike."""
     fault = {"kind": "lr_spike", "factor": 1e4, "step": 15}
     run = guarded_run({"snapshot": SNAPSHOT}, adamw, faults=[fault]).train(10)
     assert run.guard is not None

@@ -85,7 +85,7 @@ def test_an_overflow_that_the_scaler_handles_is_no_incident(good_steps: int) -> 
     assert bench.attempt().action == "applied"
 
 
-def test_a_skip_of_ours_leaves_the_scale_and_its_growth_alone() -> None:
+def test_a_skip_of_the_guard_keeps_the_scale_and_its_growth() -> None:
     bench = Bench()
     for _ in range(3):
         bench.attempt()
@@ -106,7 +106,7 @@ def test_overflows_that_no_lower_scale_cures_become_incidents() -> None:
     assert [r.incident is not None for r in reports] == [False, False, False, True, True]
 
 
-def test_a_rollback_rewinds_the_scale() -> None:
+def test_a_rollback_restores_the_scale() -> None:
     bench = Bench(growth_interval=5, snapshot={"every_steps": 10}, budget={"consecutive_skips": 1})
     for _ in range(17):
         bench.attempt()

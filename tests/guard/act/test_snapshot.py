@@ -60,14 +60,14 @@ def test_a_snapshot_is_returned_to_only_after_clean_steps(steps: int, target: in
     assert Bench().clean(steps).back() == target
 
 
-def test_doubt_drops_what_has_not_proved_itself() -> None:
+def test_an_anomaly_drops_the_candidates() -> None:
     bench = Bench().clean(11)
     bench.ring.drop_candidates()
     assert bench.clean(5).back() == 0
     assert Bench().clean(12).back() == 10
 
 
-def test_after_doubt_the_next_snapshot_counts_anew() -> None:
+def test_after_an_anomaly_the_next_snapshot_counts_from_zero() -> None:
     bench = Bench().clean(11)
     bench.ring.drop_candidates()
     assert bench.clean(11).back() == 20
@@ -79,7 +79,7 @@ def test_going_back_drops_what_came_after() -> None:
     assert bench.clean(15).back() == 10
 
 
-def test_a_snapshot_that_failed_twice_gives_way_to_an_older_one() -> None:
+def test_a_snapshot_that_failed_twice_is_replaced_by_an_older_one() -> None:
     bench = Bench(keep=3).clean(25)
     assert [bench.back(), bench.clean().back(), bench.clean().back()] == [20, 20, 10]
 
@@ -157,14 +157,19 @@ def test_the_optimizer_comes_back_as_it_was(name: str, first: int) -> None:
     assert not differences(saved["optimizer"], optimizer.state_dict())
 
 
-def test_a_replaced_optimizer_state_is_found() -> None:
-    """``load_state_dict`` puts new tensors in place: a cached list of them would go stale."""
+def saved_adam() -> tuple[nn.Module, torch.optim.Adam, OptimizerStore, dict[str, Any]]:
+    """A trained Adam, the store that holds its state, and a copy of that."""
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer, 2)
     store = OptimizerStore()
     store.save(optimizer)
-    saved = copy.deepcopy(optimizer.state_dict())
+    return model, optimizer, store, copy.deepcopy(optimizer.state_dict())
+
+
+def test_a_replaced_optimizer_state_is_found() -> None:
+    """``load_state_dict`` puts new tensors in place: a cached list of them would go stale."""
+    model, optimizer, store, saved = saved_adam()
     train(model, optimizer, 2)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     store.restore(optimizer)
@@ -172,12 +177,7 @@ def test_a_replaced_optimizer_state_is_found() -> None:
 
 
 def test_a_restored_state_shares_no_memory_with_its_copy() -> None:
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    train(model, optimizer, 2)
-    store = OptimizerStore()
-    store.save(optimizer)
-    saved = copy.deepcopy(optimizer.state_dict())
+    model, optimizer, store, saved = saved_adam()
     for clear_first in (False, True):
         if clear_first:
             optimizer.state.clear()
@@ -200,7 +200,7 @@ def test_nested_values_of_a_state_come_back() -> None:
     assert not differences(expected, optimizer.state[weight])
 
 
-def test_what_other_code_keeps_in_the_optimizer_is_left_alone() -> None:
+def test_what_other_code_keeps_in_the_optimizer_is_unchanged() -> None:
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.Adam([weight])
     store = OptimizerStore()

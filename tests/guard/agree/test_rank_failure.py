@@ -41,7 +41,7 @@ class Victim:
         self.how, self._guard, self._model = how, guard, model
 
     def last_step(self) -> None:
-        if self.how == "told":
+        if self.how == "reported":
             self._guard.report_failure(ValueError("bad batch"))
             os._exit(1)
         if self.how == "raises in backward":
@@ -89,7 +89,7 @@ def _store(rank: int, ranks: int, port: int | None, folder: Path) -> dist.Store:
 
 
 def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None) -> dict[int, str]:
-    """What each survivor said; fails if one of them has not ended by itself."""
+    """What each survivor printed; fails if one of them had to be killed."""
     context = mp.start_processes(
         _rank, (ranks, how, port, folder), nprocs=ranks, join=False, start_method="spawn"
     )
@@ -105,7 +105,7 @@ def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None)
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("told", "rank 1 failed: ValueError: bad batch"),
+        ("reported", "rank 1 failed: ValueError: bad batch"),
         ("raises in backward", "rank 1 failed: ValueError: bad batch"),
         ("killed", "rank 1 does not answer and reported no cause"),
         ("stopped", "rank 1 does not answer and reported no cause"),

@@ -77,7 +77,7 @@ def test_the_warm_up_limits_the_global_norm_and_the_rest_each_tensor() -> None:
     assert all(limit is None and len(factors) == 3 for limit, factors in made[20:])
 
 
-def test_a_spike_in_one_tensor_leaves_the_others_alone() -> None:
+def test_a_spike_in_one_tensor_does_not_change_the_others() -> None:
     clipper = clipper_of(3, **CONFIG)
     plans(clipper, [[0.1, 0.2, 0.3]] * 30)
     ((_, factors),) = plans(clipper, [[0.1, 20.0, 0.3]])

@@ -136,7 +136,7 @@ def test_a_state_continues_identically(name: str, at: int) -> None:
     assert before == saved
 
 
-def test_the_state_of_another_kind_begins_anew() -> None:
+def test_the_state_of_another_kind_starts_empty() -> None:
     clipper = clipper_of(**KINDS["zclip"])
     filled = clipper_of(**KINDS["autoclip"])
     limits(filled, noisy(30))

@@ -83,7 +83,7 @@ def test_a_run_that_is_clipped_still_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BITING)
-def test_the_report_says_what_was_done_to_the_gradients(name: str) -> None:
+def test_the_report_describes_what_was_done_to_the_gradients(name: str) -> None:
     run = biting(name)
     assert run.guard is not None
     for _ in range(40):
@@ -112,7 +112,7 @@ def test_nan_is_skipped_and_teaches_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BITING)
-def test_a_rollback_rewinds_what_clipping_remembers(name: str) -> None:
+def test_a_rollback_restores_what_clipping_remembers(name: str) -> None:
     """Else a replayed run would not end where the undisturbed one does."""
     smooth = biting(name, config={"recovery": REPLAY}).train(60)
     broken = biting(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.guard.synthetic_runs import Noise, Step, alarms, falling, gaussian, judge, run, student
+from tests.guard.synthetic_runs import Noise, Step, alarms, falling, gaussian, run, student, verdicts_of
 
 ROWS = 3000
 WARMUP = 30
@@ -39,14 +39,14 @@ def test_jumps_that_keep_coming_back_are_normal(rate: float, norm_jumps: bool) -
     found = rows = 0
     for seed in range(3):
         steps = mixup(lambda _, source: source.random() < rate, seed, norm_jumps=norm_jumps)
-        found += len(alarms(judge(steps), after=WARMUP))
+        found += len(alarms(verdicts_of(steps), after=WARMUP))
         rows += ROWS - WARMUP
     assert per_thousand(found, rows) <= 0.2
 
 
 @pytest.mark.parametrize("every", [2, 3, 5, 9])
 def test_periodic_jumps_are_normal(every: int) -> None:
-    verdicts = judge(mixup(lambda i, _: i % every == 0, seed=every))
+    verdicts = verdicts_of(mixup(lambda i, _: i % every == 0, seed=every))
     assert alarms(verdicts, after=WARMUP) == []
 
 
@@ -57,14 +57,14 @@ def test_periodic_jumps_are_normal(every: int) -> None:
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_noise_is_normal(noise: Noise, seed: int) -> None:
-    verdicts = judge(run(ROWS, seed=seed, noise=noise, norm=lambda _: 0.5))
+    verdicts = verdicts_of(run(ROWS, seed=seed, noise=noise, norm=lambda _: 0.5))
     assert alarms(verdicts) == []
     assert per_thousand(sum(v.kind == "suspect" for v in verdicts), ROWS) <= 4
 
 
 def test_one_sided_tails_are_normal() -> None:
     """A loss taken from one micro-batch has hard batches, but no easy ones to match."""
-    verdicts = judge(run(ROWS, noise=lambda source: 0.08 * source.expovariate(1)))
+    verdicts = verdicts_of(run(ROWS, noise=lambda source: 0.08 * source.expovariate(1)))
     assert alarms(verdicts) == []
 
 
@@ -87,15 +87,15 @@ SCHEDULES: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
 @pytest.mark.parametrize("seed", [0, 1])
 def test_schedules_are_normal(name: str, seed: int) -> None:
     loss, norm = SCHEDULES[name]
-    verdicts = judge(run(ROWS, seed=seed, loss=loss, norm=norm, noise=gaussian(0.04)))
-    told = [(i, v.kind) for i, v in enumerate(verdicts) if v.kind not in ("ok", "suspect")]
-    assert told == []
+    verdicts = verdicts_of(run(ROWS, seed=seed, loss=loss, norm=norm, noise=gaussian(0.04)))
+    alarmed = [(i, v.kind) for i, v in enumerate(verdicts) if v.kind not in ("ok", "suspect")]
+    assert alarmed == []
 
 
 @pytest.mark.parametrize("factor", [5, 10, 15])
 def test_a_blip_of_the_norm_alone_is_suspect_at_most(factor: float) -> None:
     steps = run(ROWS, norm=lambda i: factor / 2 if i % 251 == 100 else 0.5)
-    verdicts = judge(steps)
+    verdicts = verdicts_of(steps)
     assert alarms(verdicts) == []
     assert {v.signal for v in verdicts if v.kind == "suspect"} <= {"grad_norm"}
 
@@ -105,29 +105,29 @@ def test_loss_and_norm_that_rise_together_a_little_are_a_hard_batch() -> None:
     steps = run(ROWS, noise=gaussian(0.013), norm=lambda _: 0.25)
     for i in range(500, ROWS, 700):
         steps[i] = Step(steps[i].loss * 1.12, 0.5)
-    assert alarms(judge(steps)) == []
+    assert alarms(verdicts_of(steps)) == []
 
 
 @pytest.mark.parametrize("offset", [-3.0, -6.0, -300.0])
 def test_a_loss_that_crosses_zero_is_normal(offset: float) -> None:
     source = random.Random(5)
     steps = [Step(falling(i) * 2 + offset + source.gauss(0, 0.1), 1.0) for i in range(ROWS)]
-    assert alarms(judge(steps)) == []
+    assert alarms(verdicts_of(steps)) == []
 
 
 def test_a_loss_around_zero_is_normal() -> None:
     """Losses of reinforcement learning have any sign and no scale."""
     source = random.Random(6)
-    verdicts = judge([Step(source.gauss(0, 0.01)) for _ in range(ROWS)])
+    verdicts = verdicts_of([Step(source.gauss(0, 0.01)) for _ in range(ROWS)])
     assert {v.kind for v in verdicts} == {"ok"}
 
 
-def test_steps_without_a_measurement_say_nothing() -> None:
+def test_steps_without_a_measurement_are_ok() -> None:
     measured = run(1000)
     holes = [step for row in measured for step in (row, Step(None), Step(None, None))]  # type: ignore[arg-type]
-    assert {v.kind for v in judge(holes)} == {"ok"}
+    assert {v.kind for v in verdicts_of(holes)} == {"ok"}
 
 
 def test_tasks_that_take_turns_are_normal() -> None:
     steps = [Step((0.5, 5.0)[i % 2], (1.0, 4.0)[i % 2]) for i in range(600)]
-    assert alarms(judge(steps)) == []
+    assert alarms(verdicts_of(steps)) == []

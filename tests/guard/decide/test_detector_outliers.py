@@ -8,7 +8,7 @@ import pytest
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
-from tests.guard.synthetic_runs import Step, gaussian, judge, kinds, run, student
+from tests.guard.synthetic_runs import Step, gaussian, kinds, run, student, verdicts_of
 
 INF, NAN = math.inf, math.nan
 
@@ -26,7 +26,7 @@ def warm(rows: int = 200, **options: object) -> SpikeDetector:
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("signal", ["loss", "grad_norm", "update_norm"])
-def test_a_nonfinite_value_is_told_from_the_first_step_on(bad: float, signal: str) -> None:
+def test_a_nonfinite_value_is_detected_from_the_first_step_on(bad: float, signal: str) -> None:
     values = {"loss": 1.0, "grad_norm": 0.5, "update_norm": 0.1}
     for detector in (SpikeDetector(), warm()):
         verdict = detector.observe(**{**values, signal: bad})
@@ -36,11 +36,11 @@ def test_a_nonfinite_value_is_told_from_the_first_step_on(bad: float, signal: st
 def test_a_nan_leaves_no_trace_in_the_judgement_of_later_steps() -> None:
     healthy = run(400, norm=lambda _: 0.5)
     poisoned = [*healthy[:100], *[Step(NAN, NAN)] * 5, *healthy[100:]]
-    verdicts = judge(poisoned)
-    assert verdicts[:100] + verdicts[105:] == judge(healthy)
+    verdicts = verdicts_of(poisoned)
+    assert verdicts[:100] + verdicts[105:] == verdicts_of(healthy)
 
 
-def test_a_loss_that_stays_nan_is_told_every_time() -> None:
+def test_a_loss_that_stays_nan_is_detected_every_time() -> None:
     assert kinds([Step(NAN, NAN)] * 300) == ["nonfinite"] * 300
 
 
@@ -65,7 +65,7 @@ def test_zero_variance_does_not_make_a_small_change_an_outlier(level: float) -> 
 def test_a_downward_trend_does_not_hide_a_ninefold_jump(rows: int) -> None:
     falling = [Step(10 / i) for i in range(1, rows)]
     jump = 9 * falling[-1].loss
-    verdicts = judge([*falling, Step(jump), Step(jump)])
+    verdicts = verdicts_of([*falling, Step(jump), Step(jump)])
     assert {v.kind for v in verdicts[:-2]} == {"ok"}
     assert verdicts[-2].kind in ("suspect", "spike")
     assert verdicts[-1].kind == "spike"
@@ -74,7 +74,7 @@ def test_a_downward_trend_does_not_hide_a_ninefold_jump(rows: int) -> None:
 def test_outliers_of_the_warmup_do_not_blow_up_the_threshold() -> None:
     healthy = run(80, loss=lambda _: 2.0, norm=lambda _: 0.5)
     spoiled = [Step(step.loss * 50, 25.0) if i in (3, 9) else step for i, step in enumerate(healthy)]
-    verdicts = judge([*spoiled, Step(8.0, 5.0), Step(8.0, 5.0)])
+    verdicts = verdicts_of([*spoiled, Step(8.0, 5.0), Step(8.0, 5.0)])
     assert [v.kind for v in verdicts[-2:]] == ["spike", "spike"]
 
 
@@ -82,13 +82,13 @@ def test_outliers_of_the_warmup_do_not_blow_up_the_threshold() -> None:
 def test_a_new_level_that_holds_is_accepted_after_a_bounded_number_of_alarms(factor: float) -> None:
     patience = DetectConfig().patience
     healthy = run(600, loss=lambda i: 1.0 if i < 300 else factor, noise=gaussian(0.02))
-    told = [i for i, kind in enumerate(kinds(healthy)) if kind in ("suspect", "spike")]
-    assert 1 <= len(told) <= patience
-    assert told[0] == 300
-    assert told[-1] < 300 + 4 * patience
+    flagged = [i for i, kind in enumerate(kinds(healthy)) if kind in ("suspect", "spike")]
+    assert 1 <= len(flagged) <= patience
+    assert flagged[0] == 300
+    assert flagged[-1] < 300 + 4 * patience
 
 
-def test_an_outlier_past_an_accepted_level_is_told_again() -> None:
+def test_an_outlier_past_an_accepted_level_is_detected_again() -> None:
     steps = run(600, loss=lambda i: 1.0 if i < 300 else 3.0, noise=gaussian(0.02))
     assert kinds([*steps, Step(9.0), Step(9.0)])[-1] == "spike"
 
@@ -102,7 +102,7 @@ def test_no_history_locks_every_step_out() -> None:
 @pytest.mark.parametrize(
     ("value", "kind"), [(3.0, "suspect"), (INF, "nonfinite"), (-INF, "nonfinite"), (NAN, "nonfinite")]
 )
-def test_the_published_grid_of_early_spikes_is_told(value: float, kind: str) -> None:
+def test_the_published_grid_of_early_spikes_is_detected(value: float, kind: str) -> None:
     losses = [1 / i for i in range(1, 10)]
     losses[4] = value
     verdicts = kinds(Step(loss) for loss in losses)
@@ -128,7 +128,7 @@ def test_before_there_is_history_only_gross_excess_counts(rows: int) -> None:
     assert kinds([*history, Step(69.0, 1.0)])[-1] == "spike"
 
 
-def test_the_first_step_is_never_judged_by_itself() -> None:
+def test_the_first_step_is_never_compared_with_itself() -> None:
     assert kinds([Step(1e12, 1e9)]) == ["ok"]
 
 

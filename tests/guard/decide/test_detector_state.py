@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
-from tests.guard.synthetic_runs import Step, gaussian, judge, run, student
+from tests.guard.synthetic_runs import Step, gaussian, run, student, verdicts_of
 
 
 def eventful(seed: int, *, sign: float = 1.0) -> list[Step]:
@@ -63,7 +63,7 @@ def test_a_saved_state_does_not_change_with_the_detector() -> None:
     assert json.dumps(saved) == frozen
 
 
-def test_after_a_rollback_the_detector_judges_as_if_the_lost_steps_had_not_been() -> None:
+def test_after_a_rollback_the_detector_decides_as_if_the_lost_steps_had_not_been() -> None:
     steps = run(600, norm=lambda _: 0.5)
     detector = SpikeDetector()
     for step in steps[:300]:
@@ -72,7 +72,7 @@ def test_after_a_rollback_the_detector_judges_as_if_the_lost_steps_had_not_been(
     for _ in range(40):
         detector.observe(50.0, 20.0)
     detector.load_state_dict(snapshot)
-    assert [detector.observe(*step) for step in steps[300:]] == judge(steps)[300:]
+    assert [detector.observe(*step) for step in steps[300:]] == verdicts_of(steps)[300:]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["positive", "turns negative"])
@@ -87,7 +87,7 @@ def test_foreseeing_a_step_changes_nothing_and_gives_the_verdict_of_observing_it
 
 
 def test_equal_numbers_give_equal_verdicts() -> None:
-    assert judge(eventful(seed=3)) == judge(eventful(seed=3))
+    assert verdicts_of(eventful(seed=3)) == verdicts_of(eventful(seed=3))
 
 
 def test_typical_is_the_median_of_accepted_values_and_none_until_then() -> None:
@@ -104,7 +104,7 @@ def test_typical_is_the_median_of_accepted_values_and_none_until_then() -> None:
     assert detector.typical("grad_norm") == pytest.approx(2.0)
 
 
-def test_extreme_numbers_are_judged_without_an_error() -> None:
+def test_extreme_numbers_get_a_verdict_without_an_error() -> None:
     source = random.Random(4)
     extremes = [0.0, 5e-324, 1e-300, 1.0, 1e300, 1.7976931348623157e308]
     detector = SpikeDetector()
@@ -154,6 +154,6 @@ def test_every_field_is_documented() -> None:
 )
 def test_small_and_large_windows_work(config: DetectConfig) -> None:
     steps = run(1000, noise=gaussian(0.02), norm=lambda _: 1.0)
-    verdicts = judge([*steps, Step(steps[-1].loss * 3, 8.0), Step(steps[-1].loss * 3, 8.0)], config)
+    verdicts = verdicts_of([*steps, Step(steps[-1].loss * 3, 8.0), Step(steps[-1].loss * 3, 8.0)], config)
     assert {v.kind for v in verdicts[:1000]} <= {"ok", "suspect"}
     assert verdicts[-1].kind == "spike"

@@ -95,7 +95,7 @@ def broken(budget: dict[str, Any], **fault: Any) -> Any:
     return guarded_run(config, faults=[{"kind": "nan_loss", "step": 15, "times": 1000, **fault}])
 
 
-def test_a_run_that_cannot_go_on_halts_with_the_last_healthy_weights() -> None:
+def test_a_run_that_cannot_continue_halts_with_the_last_healthy_weights() -> None:
     run = broken({"consecutive_skips": 2, "rollbacks": 1}).train(10)
     healthy = run.state()
     with pytest.raises(GuardHalt, match="the budget is spent") as halted:

@@ -1,4 +1,4 @@
-"""A rank whose data stays bad is left out, after the ladder had its turn; the others go on exactly."""
+"""A rank whose data stays bad is excluded, after the ladder had its turn; the others continue exactly."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def culprits(
 
 
 @pytest.mark.parametrize("bad", [50.0, math.nan, math.inf])
-def test_a_rank_is_left_out_from_its_third_bad_batch_on(bad: float) -> None:
+def test_a_rank_is_excluded_from_its_third_bad_batch_on(bad: float) -> None:
     assert culprits(RankExclusion(ExclusionConfig()), *[agreed(1.0, bad, 1.0)] * 4) == [None, None, 1, 1]
 
 
@@ -79,7 +79,7 @@ def test_a_gradient_that_stands_out_names_its_rank_where_the_loss_is_fine() -> N
     assert culprits(exclusion, agreed(1.0, 1.0, 1.0)) == [None], "norms that were not taken"
 
 
-def test_what_was_left_out_for_long_is_the_new_normal() -> None:
+def test_what_was_excluded_for_long_is_the_new_normal() -> None:
     exclusion = RankExclusion(ExclusionConfig(after=1, limit=2, window_steps=5))
     for _ in range(2):
         assert culprits(exclusion, agreed(50.0, 1.0)) == [0]
@@ -88,7 +88,7 @@ def test_what_was_left_out_for_long_is_the_new_normal() -> None:
 
 
 @pytest.mark.parametrize("batch", [agreed(50.0), agreed(50.0, 1.0, dropped_micro_batches=1)])
-def test_one_rank_and_windows_with_gaps_are_left_alone(batch: Agreed) -> None:
+def test_one_rank_and_windows_with_gaps_exclude_nothing(batch: Agreed) -> None:
     assert culprits(RankExclusion(ExclusionConfig(after=1)), batch) == [None]
 
 
@@ -145,32 +145,34 @@ def a_bad_shard(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     run, metrics = trained(rank, world_size)
     assert run.guard is not None
     at = {report.attempt - 1: report for report in run.reports}
-    told = [report.incident for report in run.reports if report.incident is not None]
+    incidents = [report.incident for report in run.reports if report.incident is not None]
     return {
         "ladder": [at[position].action for position in BAD[:2]],
         "then": {(at[position].action, *at[position].excluded_ranks) for position in BAD[2:]},
         "later": {tuple(report.excluded_ranks) for position, report in at.items() if position >= BAD.stop},
-        "told": [(incident.excluded_ranks, incident.faulty_ranks, incident.samples[:2]) for incident in told],
-        "reason": told[-1].reason,
+        "journal": [
+            (incident.excluded_ranks, incident.faulty_ranks, incident.samples[:2]) for incident in incidents
+        ],
+        "reason": incidents[-1].reason,
         "counted": metrics.snapshot()["totals"]["rank_exclusions"],
         "anomalies": sum(sum(kinds.values()) for kinds in run.guard.totals.anomalies.values()),
         "incidents": run.guard.totals.incidents,
-        "worst": told[-1].ranks[0]["rank"],
+        "worst": incidents[-1].ranks[0]["rank"],
         "finite": bool(torch.cat([p.flatten() for p in run.model.parameters()]).isfinite().all()),
     }
 
 
 @pytest.mark.slow
-def test_a_bad_shard_meets_the_ladder_first_and_is_then_left_out(tmp_path: Path) -> None:
+def test_a_bad_shard_meets_the_ladder_first_and_is_then_excluded(tmp_path: Path) -> None:
     ids = [BAD[2] * 64 % 512, BAD[2] * 64 % 512 + 1]
     for seen in on_ranks(2, a_bad_shard, tmp_path):
         assert seen["ladder"] == ["rolled_back", "skipped"]
         assert seen["then"] == {("applied", 1)}
         assert seen["later"] == {()}
-        assert [excluded_ranks for excluded_ranks, _, _ in seen["told"]] == [[], [], [1]], (
-            "told once, when it begins"
+        assert [excluded_ranks for excluded_ranks, _, _ in seen["journal"]] == [[], [], [1]], (
+            "reported once, when it begins"
         )
-        assert seen["told"][-1] == ([1], [], ids)
+        assert seen["journal"][-1] == ([1], [], ids)
         assert seen["reason"] == "the data of rank 1 stays bad: the rank is excluded"
         assert seen["counted"] == len(BAD) - 2
         assert (seen["incidents"], seen["anomalies"]) == (3, len(BAD)), "one, and one at each attempt"
@@ -179,7 +181,7 @@ def test_a_bad_shard_meets_the_ladder_first_and_is_then_left_out(tmp_path: Path)
 
 
 def one_exact_step(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
-    """The gradient of a step that leaves rank 1 out, against that of rank 0's share alone."""
+    """The gradient of a step without rank 1, against that of rank 0's part alone."""
     run, _ = trained(rank, world_size)
     bare = run.model.module
     run.cursor.position = BAD.start
@@ -214,5 +216,5 @@ def switched_off(rank: int, world_size: int, folder: Path) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_nobody_is_left_out_where_that_is_switched_off_or_all_are_bad(tmp_path: Path) -> None:
+def test_no_rank_is_excluded_where_that_is_switched_off_or_all_are_bad(tmp_path: Path) -> None:
     assert on_ranks(2, switched_off, tmp_path) == [[], []]

@@ -13,7 +13,7 @@ import pytest
 from guard.config import DetectConfig
 from guard.decide.replay import replay
 from guard.decide.trace import TraceError, TraceReader
-from tests.guard.synthetic_runs import Step, judge, run
+from tests.guard.synthetic_runs import Step, run, verdicts_of
 
 
 def spiky() -> list[Step]:
@@ -44,13 +44,13 @@ def as_json_lines(steps: list[Step]) -> str:
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize(("suffix", "write"), [("csv", as_csv), ("jsonl", as_json_lines)])
-def test_a_log_is_judged_like_the_run_itself(
+def test_a_log_gets_the_verdicts_of_the_run_itself(
     tmp_path: Path, suffix: str, write: Callable[[list[Step]], str], zipped: bool
 ) -> None:
     steps, path = spiky(), tmp_path / f"log.{suffix}{'.gz' if zipped else ''}"
     data = write(steps).encode()
     path.write_bytes(gzip.compress(data) if zipped else data)
-    result, verdicts = replay(path), judge(steps)
+    result, verdicts = replay(path), verdicts_of(steps)
     assert result.rows == len(steps)
     assert result.suspects == sum(v.kind == "suspect" for v in verdicts) == 1
     assert [(a["step"], a["verdict"], a["signal"], a["score"], a["baseline"]) for a in result.alarms] == [
@@ -97,7 +97,7 @@ def test_an_empty_cell_was_not_logged_and_a_nan_was(tmp_path: Path) -> None:
     assert rows[3] == (3, 2000.0, None)
 
 
-def test_without_a_step_or_a_norm_column_rows_are_counted_and_the_loss_judged_alone(tmp_path: Path) -> None:
+def test_without_a_step_or_a_norm_column_rows_are_counted_and_only_the_loss_is_used(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("\ufeffloss\n" + "".join(f"{s.loss!r}\n" for s in spiky()), encoding="utf-8")
     assert replay(path).alarms[0]["step"] == 100

@@ -1,4 +1,4 @@
-"""Weights that move ever farther and get nowhere are rewound, though neither loss nor gradient ever jumps."""
+"""Weights that move ever farther and get nowhere are rolled back, though neither loss nor gradient jumps."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR,
 
 from guard.decide.detector import SpikeDetector
 from tests.guard.loops import adamw, guarded_run, sgd
-from tests.guard.synthetic_runs import Step, alarms, judge, run
+from tests.guard.synthetic_runs import Step, alarms, run, verdicts_of
 
 EVERY = 20
 FROM = 160
-"""Too early for a threshold of the movement itself, with which ten times its level is news at once."""
+"""Too early for a threshold of the movement itself, with which ten times its level is anomalous at once."""
 Course = Callable[[int], float]
 
 
 def measured(
     update: Course, *, loss: Course = lambda _: 2.0, norm: Course = lambda _: 1.0, every: int = EVERY
 ) -> list[Step]:
-    """300 noisy rows; the movement is measured once in so many of them."""
+    """300 noisy rows; the movement is measured once in N of them."""
     rows = run(300, loss=loss, norm=norm)
     return [row._replace(update_norm=update(i) if i % every == 0 else None) for i, row in enumerate(rows)]
 
@@ -41,7 +41,7 @@ def slightly_worse(row: int) -> float:
 
 
 def test_ever_longer_steps_are_a_spike_of_the_update() -> None:
-    verdicts = judge(measured(faster, loss=slightly_worse))
+    verdicts = verdicts_of(measured(faster, loss=slightly_worse))
     assert alarms(verdicts)[0] in (FROM + 40, FROM + 60)
     first = verdicts[alarms(verdicts)[0]]
     assert (first.kind, first.signal) == ("spike", "update_norm")
@@ -62,13 +62,13 @@ def test_ever_longer_steps_are_a_spike_of_the_update() -> None:
     ],
 )
 def test_what_has_another_reason_is_not(steps: list[Step]) -> None:
-    assert not [v for v in judge(steps) if v.kind == "spike" and v.signal == "update_norm"]
+    assert not [v for v in verdicts_of(steps) if v.kind == "spike" and v.signal == "update_norm"]
 
 
 def test_longer_steps_that_pay_become_ordinary() -> None:
     """Once they are, a loss that rises for another reason does not make them strange again."""
     longer = measured(lambda i: 30 if i < FROM else 150, loss=lambda i: 2.0 - i / 300 if i < 260 else 1.2)
-    assert not [v for v in judge(longer) if v.kind == "spike" and v.signal == "update_norm"]
+    assert not [v for v in verdicts_of(longer) if v.kind == "spike" and v.signal == "update_norm"]
 
 
 def test_what_is_foreseen_is_what_is_observed() -> None:
@@ -110,7 +110,7 @@ def quick(parameters: list[nn.Parameter]) -> Optimizer:
 DRIFT = {"kind": "lr_drift", "step": 100, "times": 60, "factor": 1.08}
 
 
-def test_a_rate_that_creeps_up_inside_the_optimizer_is_rewound() -> None:
+def test_a_rate_that_creeps_up_inside_the_optimizer_is_rolled_back() -> None:
     """The rate that the optimizer shows never changes, and no signal jumps."""
     settings: dict[str, Any] = {"snapshot": {"every_steps": 20}, "update_norm": 20}
     clean = guarded_run(settings, quick).train(300)

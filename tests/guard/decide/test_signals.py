@@ -173,21 +173,21 @@ def test_large_and_strided_weights_are_measured_whole() -> None:
     assert moved.measure(8) == (0.0, 0.0, 0.0)
 
 
-def test_a_dead_layer_is_told_once() -> None:
+def test_a_dead_layer_is_reported_once() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
     with torch.no_grad():
         model[0].bias.fill_(-100.0)
     guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.01), GuardConfig(dead_steps=10))
-    told = []
+    incidents = []
     for i in range(40):
         x, y = batch(i)
         model.zero_grad()
         guard.backward(nn.functional.mse_loss(model(x), y))
         report = guard.step()
         assert report.applied
-        told += [] if report.incident is None else [report.incident]
-    dead = [incident for incident in told if "no gradient" in incident.reason]
+        incidents += [] if report.incident is None else [report.incident]
+    dead = [incident for incident in incidents if "no gradient" in incident.reason]
     assert len(dead) == 1
     assert "0.weight" in dead[0].reason
 
@@ -220,11 +220,11 @@ def test_averaged_weights_do_not_learn_from_a_skipped_batch() -> None:
         ema.update_parameters(model)
 
 
-def test_an_incident_says_which_signal_moved_first() -> None:
+def test_an_incident_names_the_signal_that_moved_first() -> None:
     run = guarded_run({"clip": {"kind": "auto"}}, adamw, faults=[{"kind": "nan_loss", "step": 30}]).train(32)
-    told = [r.incident for r in run.reports if r.incident is not None]
-    assert told[0].moved_first is not None
-    assert (told[0].moved_first["signal"], told[0].moved_first["attempt"]) == ("loss", 31)
+    incidents = [r.incident for r in run.reports if r.incident is not None]
+    assert incidents[0].moved_first is not None
+    assert (incidents[0].moved_first["signal"], incidents[0].moved_first["attempt"]) == ("loss", 31)
 
 
 class Codebook(nn.Module):

@@ -1,4 +1,4 @@
-"""On recorded training runs the detector finds the spikes and leaves the rest alone."""
+"""On recorded training runs the detector finds the spikes and nothing else."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_defaults_meet_the_goal() -> None:
 def test_nan_intervals_are_all_caught_at_their_first_row() -> None:
     for trace in traces():
         starts = {int(start) for start, _, label in trace.labels if label == "nan"}
-        told = {alarm["step"] for alarm in replay(FOLDER / f"{trace.name}.csv").alarms}
-        assert starts <= told
+        found = {alarm["step"] for alarm in replay(FOLDER / f"{trace.name}.csv").alarms}
+        assert starts <= found
 
 
 def test_others_score_as_published() -> None:
@@ -74,7 +74,7 @@ def test_no_threshold_is_fitted_to_these_runs(change: dict[str, float]) -> None:
     assert found["caught"] >= 0.9 * found["intervals"]
 
 
-def test_without_the_norm_the_loss_alone_still_tells() -> None:
+def test_without_the_norm_the_loss_alone_is_enough() -> None:
     blind = [
         Trace(t.name, t.kind, t.interval, [row._replace(grad_norm=None) for row in t.rows], t.labels)
         for t in traces()
@@ -84,7 +84,7 @@ def test_without_the_norm_the_loss_alone_still_tells() -> None:
     assert found["caught"] >= 0.9 * found["intervals"]
 
 
-def test_fragments_of_large_runs_are_told_after_a_flat_history() -> None:
+def test_fragments_of_large_runs_are_detected_after_a_flat_history() -> None:
     for trace in traces():
         if trace.kind != "snippet":
             continue
@@ -92,7 +92,7 @@ def test_fragments_of_large_runs_are_told_after_a_flat_history() -> None:
         first = trace.rows[0]
         for _ in range(100):
             detector.observe(first.loss, first.grad_norm)
-        told = [r.step for r in trace.rows if detector.observe(r.loss, r.grad_norm).kind == "spike"]
+        found = [r.step for r in trace.rows if detector.observe(r.loss, r.grad_norm).kind == "spike"]
         start, end = next((start, end) for start, end, label in trace.labels if label == "spike")
-        assert told
-        assert start - trace.interval <= told[0] <= min(end, start + 2 * trace.interval)
+        assert found
+        assert start - trace.interval <= found[0] <= min(end, start + 2 * trace.interval)

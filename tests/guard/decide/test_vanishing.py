@@ -52,11 +52,11 @@ def test_it_is_named_before_the_run_and_in_it_with_the_first_layer(tmp_path: Pat
     assert "model.init" in flight.suggestion
 
     reports, metrics = watched(model, 100, tmp_path)
-    told = [report for report in reports if report.verdict.kind != "ok"]
-    assert [report.verdict.kind for report in told] == ["vanishing"], "once"
-    assert told[0].action in ("applied", "clipped")
-    assert told[0].step == 30
-    incident = told[0].incident
+    reported = [report for report in reports if report.verdict.kind != "ok"]
+    assert [report.verdict.kind for report in reported] == ["vanishing"], "once"
+    assert reported[0].action in ("applied", "clipped")
+    assert reported[0].step == 30
+    incident = reported[0].incident
     assert incident is not None
     first = incident.layers[0]["name"]
     assert f"from {first} on" in incident.reason
@@ -96,10 +96,10 @@ def fading(model: nn.Module, steps: int) -> list[Any]:
 
 def test_where_the_whole_gradient_fades_the_layer_that_lost_most_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
-    (told, *_) = [report for report in fading(model, 400) if report.verdict.kind == "vanishing"]
-    assert told.incident.layers[0]["name"] == "2.weight"
-    assert told.incident.reason == "the gradient has all but vanished, most of all in 2.weight"
-    assert told.incident.baseline > 50 * told.grad_norm
+    (reported, *_) = [report for report in fading(model, 400) if report.verdict.kind == "vanishing"]
+    assert reported.incident.layers[0]["name"] == "2.weight"
+    assert reported.incident.reason == "the gradient has all but vanished, most of all in 2.weight"
+    assert reported.incident.baseline > 50 * reported.grad_norm
 
 
 def matrices(count: int) -> list[Tensor]:
@@ -113,7 +113,7 @@ def first_told(depth: VanishingByDepth, norms: list[float], attempts: int = 40) 
     return None
 
 
-def test_it_must_last_and_is_told_again_only_after_it_was_away() -> None:
+def test_it_must_last_and_is_reported_again_only_after_it_was_over() -> None:
     depth = VanishingByDepth(matrices(6), lasting_steps=30)
     norms = [1e-9, 1e-8, 1e-3, 1.0, 1.0, 1.0]
     assert first_told(depth, norms) == (30, 1)
@@ -143,7 +143,7 @@ def test_a_shallow_network_and_one_of_vectors_have_no_depth() -> None:
     assert first_told(VanishingByDepth(vectors, lasting_steps=10), [1e-9] * 4 + [1.0] * 5) is None
 
 
-def test_the_count_of_a_run_goes_on_after_a_resume() -> None:
+def test_the_count_of_a_run_continues_after_a_resume() -> None:
     def begin() -> tuple[nn.Module, torch.optim.Optimizer, GradientGuard]:
         model = deep(nn.Sigmoid)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -67,5 +67,5 @@ def state_of(model: nn.Module, optimizer: Optimizer, schedule: Any = None) -> di
 
 
 def injector(fault: dict[str, Any], model: nn.Module, optimizer: Optimizer, rank: int = 0) -> FaultInjector:
-    """Breaks a training as ``fault`` says."""
+    """Breaks a training by ``fault``."""
     return FaultInjector([FaultConfig.model_validate(fault)], model=model, optimizer=optimizer, rank=rank)

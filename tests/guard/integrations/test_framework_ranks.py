@@ -21,7 +21,7 @@ BAD_STEP = 10
 
 
 def as_torchrun(rank: int, world_size: int) -> None:
-    """What torchrun tells a process; the frameworks find the process group made."""
+    """What torchrun sets for a process; the frameworks find the process group made."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update({"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"})

@@ -66,7 +66,7 @@ class Regression(LightningModule):
 
 
 class Watch(Callback):
-    """What each attempt did and changed; breaks what it is told to break."""
+    """What each attempt did and changed; breaks what its fault names."""
 
     def __init__(self, guard: GradientGuardCallback, fault: dict[str, Any] | None = None) -> None:
         self.guard, self.fault = guard, fault
@@ -292,7 +292,7 @@ class GradientNorms(Callback):
         self.norms.append(float(nn.utils.get_total_norm(gradients)))
 
 
-def test_a_loss_scaler_is_left_alone_by_a_skip_and_hooks_see_unscaled_gradients() -> None:
+def test_a_loss_scaler_is_unchanged_by_a_skip_and_hooks_see_unscaled_gradients() -> None:
     def mixed() -> MixedPrecision:
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=7)
         return MixedPrecision("16-mixed", "cpu", scaler)

@@ -45,7 +45,7 @@ class Regression(nn.Module):
 
 
 class Watch(TrainerCallback):
-    """What each attempt did and changed; breaks what it is told to break."""
+    """What each attempt did and changed; breaks what its fault names."""
 
     def __init__(self, fault: dict[str, Any] | None = None) -> None:
         self.fault = fault or {"kind": "nan_loss", "step": 10**9}

@@ -69,7 +69,7 @@ def test_saved_window_continues_identically() -> None:
     assert restored.values() == window.values()
 
 
-def test_a_cleared_window_starts_anew() -> None:
+def test_a_cleared_window_starts_empty() -> None:
     window = RobustWindow(5, [1.0, 2.0, 3.0])
     window.clear()
     window.push(7.0)

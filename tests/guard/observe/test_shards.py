@@ -1,4 +1,4 @@
-"""FSDP2 on two ranks: sharded parameters are measured, clipped, skipped and rewound as whole ones are."""
+"""FSDP2 on two ranks: sharded parameters are measured, clipped, skipped and rolled back as whole ones are."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def rolled_back(
 ) -> dict[str, Any]:
     """Three bad batches in a row: the state returns to that of step ``healthy``, then is pulled to it.
 
-    With ``forget`` the optimizer has lost its state by then, so that it must be laid out anew.
+    With ``forget`` the optimizer has lost its state by then, so that it must be laid out again.
     """
     run = build({"clip": {"max_norm": 1e6}}, mesh).train(healthy)
     assert run.guard is not None

@@ -1,4 +1,4 @@
-"""The pre-flight tells networks that explode, vanish, die or overflow apart, and spares healthy ones."""
+"""The pre-flight distinguishes networks that explode, vanish, die or overflow, and passes healthy ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard's metrics: what is counted, what a scrape shows, and that no total ever goes back."""
+"""The guard's metrics: what is counted, what a scrape shows, and that no total ever falls."""
 
 import json
 import math
@@ -134,7 +134,7 @@ def test_checkpoints_are_counted_by_what_became_of_them(metrics: GuardMetrics) -
         assert value(metrics, "gradguard_checkpoint_seconds_sum") == 0.5
         metrics.load_state_dict(metrics.state_dict())
     with pytest.raises(ValueError, match="outcome must be one of"):
-        metrics.checkpoint("lost")
+        metrics.checkpoint("unknown")
 
 
 def test_every_sample_carries_the_job(metrics: GuardMetrics) -> None:
@@ -348,13 +348,13 @@ def test_the_fast_text_is_that_of_the_library(metrics: GuardMetrics) -> None:
     registry = CollectorRegistry()
     registry.register(GuardCollector(lambda: jobs))
 
-    def told(text: str) -> dict[str, Any]:
+    def parsed(text: str) -> dict[str, Any]:
         return {family.name: family for family in text_string_to_metric_families(text)}
 
     def samples(families: dict[str, Any]) -> dict[Any, float]:
         return {(s.name, frozenset(s.labels.items())): s.value for f in families.values() for s in f.samples}
 
-    ours, theirs = told(render(jobs)), told(generate_latest(registry).decode())
+    ours, theirs = parsed(render(jobs)), parsed(generate_latest(registry).decode())
     assert samples(ours) == samples(theirs)
     assert {(f.name, f.type, f.documentation) for f in ours.values()} == {
         (f.name, f.type, f.documentation) for f in theirs.values()
@@ -393,7 +393,7 @@ def test_registering_does_not_collect_and_unregistering_frees_the_names(metrics:
     assert b"gradguard_steps_total" in generate_latest(registry)
 
 
-def test_help_and_type_are_told_for_every_name(metrics: GuardMetrics) -> None:
+def test_help_and_type_are_given_for_every_name(metrics: GuardMetrics) -> None:
     step(metrics)
     registry = CollectorRegistry()
     metrics.register(registry)

@@ -117,7 +117,7 @@ def test_a_line_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
     assert len(lines) == 4
 
 
-def test_metrics_count_what_the_journal_tells(tmp_path: Path) -> None:
+def test_metrics_count_what_the_journal_records(tmp_path: Path) -> None:
     path = tmp_path / "incidents.jsonl"
     run = run_with(path, {"kind": "nan_loss", "step": 15, "times": 2}).train(30)
     totals = run.guard.metrics.snapshot()["totals"]

@@ -23,7 +23,7 @@ from tests.integration.harness.kills import VICTIMS, find, steps, wait_until
 from tests.integration.harness.runner import GRADGUARD, Sandbox, descendants
 
 ORPHANS_GONE_S = 120
-"""Ray's agents take a minute to notice that nobody is there any more."""
+"""Ray's agents take a minute to notice that the head is gone."""
 STEPS_PER_KILL = 12
 WHILE_STARTING = 0.2
 """Share of the random kills that fall while the job is still starting again after the one before."""
@@ -45,7 +45,7 @@ SPEC: dict[str, Any] = {
         {"kind": "lr_spike", "step": 23, "factor": 10000.0},
     ],
 }
-"""Skips a batch, rolls back, augments, evaluates on the way; comes back by itself."""
+"""Skips a batch, rolls back, augments, evaluates on the way; needs no restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +115,7 @@ class ChaosRun:
 
     def _start(self) -> subprocess.Popen[str]:
         with self._log.open("a") as log:
-            return subprocess.Popen(
-                self._command,
-                cwd=self.sandbox.path,
-                env=self.sandbox.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            return self.sandbox.start(*self._command, log=log)
 
     def _strike(self, kill: Kill) -> dict[str, Any] | None:
         if kill.step is not None and not wait_until(lambda: self._step() >= kill.step, self._process):

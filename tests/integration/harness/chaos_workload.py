@@ -1,4 +1,4 @@
-"""A workload of one's own that draws from every random number generator, and fails where it is told to."""
+"""A user's workload that draws from every random number generator, and fails where its options set it to."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Noisy(VisionWorkload):
     """The digits, with dropout and with noise from Python's, NumPy's and torch's generators.
 
     Options: what happens once in the life of a job, by the call of ``loss`` in a process. On rank 1:
-    ``die_at``, as if by the kernel, and ``raise_at``. On a rank that is alone: ``hang_at``, and ``eat_at``,
-    which takes ``eat_mib`` of memory and waits. ``record: true`` keeps the sample ids of each share in
-    ``samples/<world size>-<rank>.jsonl``. ``pause_s``: seconds of rest in each step.
+    ``die_at``, as if by the kernel, and ``raise_at``. On a single rank: ``hang_at``, and ``eat_at``,
+    which takes ``eat_mib`` of memory and waits. ``record: true`` keeps the sample ids of each rank in
+    ``samples/<world size>-<rank>.jsonl``. ``pause_s``: seconds to wait in each step.
     ``NOISY_EVALUATIONS`` in the environment: how often the test set is gone through.
     """
 

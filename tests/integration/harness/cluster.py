@@ -60,7 +60,7 @@ def running_cluster(path: Path) -> Iterator[Cluster]:
 def joined_node(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
     """A second node of two cores, on this machine too, for the length of the block.
 
-    On SIGTERM it is drained, and ends when nobody uses it any more.
+    On SIGTERM it is drained, and ends when no job uses it any more.
     """
     script = Path(__file__).with_name("second_node.py")
     node = cluster.sandbox.start(sys.executable, str(script), cluster.address, "2")
@@ -101,7 +101,7 @@ def kill(head: subprocess.Popen[str]) -> None:
 
 def end(node: subprocess.Popen[str]) -> None:
     """Asks a node to end, and kills what is left of it after a while."""
-    if node.poll() is not None:  # it died by itself: the test that noticed says more
+    if node.poll() is not None:  # it died on its own: the test that noticed shows more
         node.communicate()
         return
     first = psutil.Process(node.pid)

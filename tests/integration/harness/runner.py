@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import yaml
@@ -66,14 +66,14 @@ class Sandbox:
         (self.path / f"{name}.yaml").write_text(yaml.safe_dump(merged))
         return f"{name}.yaml"
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        """Starts a command; its output is to be read by the caller."""
+    def start(self, *command: str, log: IO[str] | None = None) -> subprocess.Popen[str]:
+        """Starts a command; its output goes to ``log``, or must be read by the caller."""
         return subprocess.Popen(
             command,
             cwd=self.path,
             env=self.environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=log or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -131,7 +131,7 @@ def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool]) ->
     """Reads the output up to the first line that is wanted; fails if the process ends before."""
     seen = line = b""
     assert process.stdout is not None
-    # Byte by byte, past Python's buffer: what it read ahead would be lost to `communicate`.
+    # Byte by byte, past Python's buffer: what it buffered would be missing in `communicate`.
     while byte := os.read(process.stdout.fileno(), 1):
         line += byte
         if byte == b"\n":

@@ -13,7 +13,7 @@ from ray._private.parameter import RayParams
 
 
 def main(address: str, cpus: str) -> None:
-    """Starts the node, says so, and waits."""
+    """Starts the node, prints a line, and waits."""
     end = {signal.SIGTERM, signal.SIGINT}
     parameters = RayParams(
         redis_address=address,

@@ -8,7 +8,7 @@ from jobs import JobClient
 from jobs.client import Job
 from jobs.cluster.session import JOB_CONFIG_VAR
 from tests.integration.harness.runner import SMALL
-from tests.service.server import until
+from tests.waiting import until
 
 ONE_WORKER = {"scale": {"workers": 1, "cpus_per_worker": 1}, "preflight": "off", "model": SMALL}
 SHORT = {**ONE_WORKER, "train": {"max_steps": 12, "checkpoint_every_steps": 4}}
@@ -23,12 +23,12 @@ def trained(client: JobClient, job_id: str, steps: int = 1) -> Job | None:
 
 
 def driver_of(submission_id: str) -> psutil.Process:
-    """The process of a submission's driver, by what Ray told it of itself."""
+    """The process of a submission's driver, by what Ray put in its environment."""
     wanted = f'"job_submission_id": "{submission_id}"'
 
     def find() -> psutil.Process | None:
         for process in psutil.process_iter(["cmdline"]):
-            if "jobs.train" in (process.info["cmdline"] or []) and wanted in told_by_ray(process):
+            if "jobs.train" in (process.info["cmdline"] or []) and wanted in environment_from_ray(process):
                 return process
         return None
 
@@ -36,7 +36,7 @@ def driver_of(submission_id: str) -> psutil.Process:
     return found
 
 
-def told_by_ray(process: psutil.Process) -> str:
+def environment_from_ray(process: psutil.Process) -> str:
     try:
         return process.environ().get(JOB_CONFIG_VAR, "") if "python" in process.name() else ""
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Workloads of one's own on the digits, for jobs that are about their network."""
+"""A user's workloads on the digits, for jobs that are about their network."""
 
 from __future__ import annotations
 

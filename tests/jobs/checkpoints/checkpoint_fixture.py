@@ -35,8 +35,8 @@ def train(parts: dict[str, Any], steps: int) -> list[float]:
     return losses
 
 
-class Told(list[str]):
-    """What a person was told."""
+class Messages(list[str]):
+    """What was shown to the user."""
 
     def __call__(self, level: str, text: str) -> None:
         self.append(f"{level}: {text}")

@@ -18,7 +18,7 @@ from jobs.checkpoints import CheckpointManager, DamagedCheckpoint
 from jobs.checkpoints.load import verify
 from jobs.checkpoints.manifest import Manifest, digest_of, parse
 from jobs.run_dir.storage import MANIFEST, LocalStorage
-from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, proven, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, names, parts, proven, train
 
 FLIPS_PER_FILE = 60
 
@@ -108,15 +108,15 @@ def rewrite(checkpoint: Path, **changes: Any) -> None:
 )
 def test_a_damaged_one_is_named_and_the_one_before_it_used(folder: Path, harm: Callable[[Path], str]) -> None:
     what = harm(folder / "step-00000020")
-    told = Told()
-    assert CheckpointManager(folder, parts(), notify=told).load_latest() == 10
-    assert len(told) == 1
-    assert told[0].startswith("warning: checkpoint step-00000020 is damaged: ")
-    assert what in told[0]
-    again = Told()
+    messages = Messages()
+    assert CheckpointManager(folder, parts(), notify=messages).load_latest() == 10
+    assert len(messages) == 1
+    assert messages[0].startswith("warning: checkpoint step-00000020 is damaged: ")
+    assert what in messages[0]
+    again = Messages()
     assert CheckpointManager(folder, parts(), notify=again).load_latest() == 10
     assert again == [], "it has been set aside"
-    assert "step-00000020" in names(folder), "and stays for whoever wants to look"
+    assert "step-00000020" in names(folder), "and stays for inspection"
 
 
 def test_nothing_is_loaded_of_a_damaged_one(folder: Path) -> None:
@@ -143,13 +143,13 @@ def test_no_pickle_is_executed_even_if_its_checksum_is_right(folder: Path, tmp_p
         files[name] = digest_of(io.BytesIO(trap))
     forged: Manifest = manifest.model_copy(update={"files": files})
     (checkpoint / MANIFEST).write_bytes(forged.render())
-    told = Told()
-    assert CheckpointManager(folder, parts(), notify=told).load_latest() == 10
-    assert "step-00000020 is damaged" in told[0]
+    messages = Messages()
+    assert CheckpointManager(folder, parts(), notify=messages).load_latest() == 10
+    assert "step-00000020 is damaged" in messages[0]
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_manifest_of_another_hand_is_refused_in_one_line() -> None:
+def test_a_foreign_manifest_is_refused_in_one_line() -> None:
     for content in (b"", b"[]", b"null", b'{"checksum": 1}', b"\xff\xfe", json.dumps({"step": 1}).encode()):
         with pytest.raises(DamagedCheckpoint) as refused:
             parse(content)

@@ -1,4 +1,4 @@
-"""A disk that is full, then read-only, then well again: each refusal is told, and the next attempt works."""
+"""A disk that is full, then read-only, then writable: each failed write is reported, the next one works."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
 from guard import GuardMetrics
-from jobs.checkpoints import Checkpoints
-from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, proven
+from jobs.checkpoints import CheckpointManager
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, names, parts, proven
 
-folder, told, metrics = Path(sys.argv[1]), Told(), GuardMetrics()
-checkpoints = Checkpoints(folder / "checkpoints", parts(), notify=told, metrics=metrics)
+folder, messages, metrics = Path(sys.argv[1]), Messages(), GuardMetrics()
+checkpoints = CheckpointManager(folder / "checkpoints", parts(), notify=messages, metrics=metrics)
 
 def remount(options):
     subprocess.run(["mount", "-o", "remount," + options, str(folder)], check=True)
@@ -35,7 +35,7 @@ proven(checkpoints, 30)
 remount("rw")
 proven(checkpoints, 40)
 failures = metrics.snapshot()["totals"]["checkpoint_failures"]
-print(json.dumps({"told": told, "failures": failures, "there": names(folder / "checkpoints")}))
+print(json.dumps({"messages": messages, "failures": failures, "there": names(folder / "checkpoints")}))
 """
 
 
@@ -48,7 +48,7 @@ def can_mount() -> bool:
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount a file system")
-def test_each_refusal_is_told_and_the_next_attempt_works(tmp_path: Path) -> None:
+def test_each_failed_write_is_reported_and_the_next_one_works(tmp_path: Path) -> None:
     script, disk = tmp_path / "script.py", tmp_path / "disk"
     script.write_text(SCRIPT)
     disk.mkdir()
@@ -63,7 +63,7 @@ def test_each_refusal_is_told_and_the_next_attempt_works(tmp_path: Path) -> None
     )
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout.splitlines()[-1])
-    assert seen["told"] == [
+    assert seen["messages"] == [
         "warning: no checkpoint of step 10: No space left on device; is the disk full?; training continues",
         "warning: no checkpoint of step 30: Read-only file system; training continues",
     ]

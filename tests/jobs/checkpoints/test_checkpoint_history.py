@@ -18,22 +18,22 @@ def job(tmp_path: Path) -> Path:
     return tmp_path / "job"
 
 
-def keeper(job: Path) -> CheckpointManager:
+def manager(job: Path) -> CheckpointManager:
     policy = Policy(keep=1, clean_steps=1)
     return CheckpointManager(job / "checkpoints", parts(), policy=policy, history=job / "checkpoints.jsonl")
 
 
-def told(job: Path) -> list[tuple[int, str]]:
+def recorded(job: Path) -> list[tuple[int, str]]:
     return [(row["step"], row["event"]) for row in iter_jsonl(job / "checkpoints.jsonl")]
 
 
 def test_what_is_written_becomes_good_and_is_retired(job: Path) -> None:
-    kept = keeper(job)
+    kept = manager(job)
     for step in (10, 20):
         kept.save(step)
         kept.clean_step()
         kept.finish()
-    assert told(job) == [
+    assert recorded(job) == [
         *((10, event) for event in ("written", "good")),
         *((20, event) for event in ("written", "good")),
         (10, "retired"),
@@ -42,7 +42,7 @@ def test_what_is_written_becomes_good_and_is_retired(job: Path) -> None:
 
 
 def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> None:
-    kept = keeper(job)
+    kept = manager(job)
     kept.save(10)
     kept.clean_step()
     kept.save(20)
@@ -53,22 +53,22 @@ def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> No
     kept.finish()
     kept.discard_after(25)
     kept.finish()
-    assert told(job)[-1] == (30, "undone")
-    assert (20, "suspect") in told(job)
+    assert recorded(job)[-1] == (30, "undone")
+    assert (20, "suspect") in recorded(job)
     fates = {checkpoint.step: checkpoint.fate for checkpoint in read_checkpoints(job)}
     assert (fates[20], fates[30]) == ("suspect", "undone")
 
 
 def test_a_candidate_of_a_killed_run_is_unconfirmed(job: Path) -> None:
-    killed = keeper(job)
+    killed = manager(job)
     killed.save(10)
     killed.finish()
-    keeper(job).load_latest()
-    assert told(job) == [(10, "written"), (10, "unconfirmed")]
+    manager(job).load_latest()
+    assert recorded(job) == [(10, "written"), (10, "unconfirmed")]
 
 
-def test_the_history_says_when_and_how_large(job: Path) -> None:
-    kept = keeper(job)
+def test_the_history_records_when_and_how_large(job: Path) -> None:
+    kept = manager(job)
     kept.save(10)
     kept.finish()
     (row,) = [*iter_jsonl(job / "checkpoints.jsonl")]
@@ -78,7 +78,7 @@ def test_the_history_says_when_and_how_large(job: Path) -> None:
     assert row["attempt"] == 0
 
 
-def test_a_disk_that_refuses_costs_rows_and_says_so_once(
+def test_a_disk_that_refuses_costs_rows_and_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")

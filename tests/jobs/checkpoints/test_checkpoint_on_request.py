@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.checkpoints import CheckpointManager
-from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, names, parts, train
 
 
 def test_a_requested_checkpoint_is_reported_when_it_is_on_disk(tmp_path: Path) -> None:
-    state, messages = parts(), Told()
+    state, messages = parts(), Messages()
     checkpoints = CheckpointManager(tmp_path, state, notify=messages)
     train(state, 3)
     assert not checkpoints.requested
@@ -23,11 +23,11 @@ def test_a_requested_checkpoint_is_reported_when_it_is_on_disk(tmp_path: Path) -
     train(state, 1)
     checkpoints.save(4)
     checkpoints.finish()
-    assert len(messages) == 1, "a checkpoint that nobody asked for is not reported"
+    assert len(messages) == 1, "a checkpoint that was not requested is not reported"
 
 
 def test_a_request_for_a_step_that_is_saved_already_is_reported_too(tmp_path: Path) -> None:
-    state, messages = parts(), Told()
+    state, messages = parts(), Messages()
     checkpoints = CheckpointManager(tmp_path, state, notify=messages)
     checkpoints.save(3)
     checkpoints.request()
@@ -37,7 +37,7 @@ def test_a_request_for_a_step_that_is_saved_already_is_reported_too(tmp_path: Pa
 
 def test_a_requested_checkpoint_that_fails_is_not_reported_as_saved(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    messages = Told()
+    messages = Messages()
     checkpoints = CheckpointManager(tmp_path / "file" / "checkpoints", parts(), notify=messages)
     checkpoints.request()
     checkpoints.save(1)

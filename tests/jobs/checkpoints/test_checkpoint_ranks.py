@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: each writes its share, and any world size reads them."""
+"""Checkpoints of several ranks: each writes its part, and any world size reads them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch.distributed as dist
 
 from jobs.checkpoints import CheckpointManager, newest_step
 from tests.guard.ranks import on_ranks
-from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, proven, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, names, parts, proven, train
 
 pytestmark = pytest.mark.slow
 
 
-def test_ranks_write_shares_and_another_world_size_reads_them(tmp_path: Path) -> None:
+def test_ranks_write_parts_and_another_world_size_reads_them(tmp_path: Path) -> None:
     with_two = on_ranks(2, train_alike, tmp_path)
     files = names(tmp_path / "checkpoints" / "step-00000010")
     assert [name for name in files if name.startswith("shard-")] == [
@@ -50,9 +50,9 @@ def test_ranks_write_shares_and_another_world_size_reads_them(tmp_path: Path) ->
 
 
 def test_a_rank_that_cannot_write_fails_the_save_on_all_and_the_next_one_works(tmp_path: Path) -> None:
-    told = on_ranks(2, one_cannot_write, tmp_path)
+    messages = on_ranks(2, one_cannot_write, tmp_path)
     expected = "warning: no checkpoint of step 10: File too large; training continues"
-    assert told == [[expected], [expected]]
+    assert messages == [[expected], [expected]]
     assert names(tmp_path / "checkpoints") == ["step-00000020"]
 
 
@@ -92,8 +92,8 @@ def load_and_save(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
 
 
 def one_cannot_write(rank: int, world_size: int, folder: Path) -> list[str]:
-    told = Told()
-    checkpoints = CheckpointManager(folder / "checkpoints", parts(), notify=told)
+    messages = Messages()
+    checkpoints = CheckpointManager(folder / "checkpoints", parts(), notify=messages)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:  # the system lets this process write no file beyond 100 bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
@@ -101,4 +101,4 @@ def one_cannot_write(rank: int, world_size: int, folder: Path) -> list[str]:
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     proven(checkpoints, 20)
     dist.barrier()
-    return list(told)
+    return list(messages)

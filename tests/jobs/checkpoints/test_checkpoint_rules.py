@@ -47,7 +47,7 @@ def test_a_candidate_is_good_after_the_clean_steps_that_follow_it() -> None:
     assert candidates.clean_step() == []
 
 
-def test_a_doubt_costs_all_candidates_and_calm_takes_as_long_as_proof() -> None:
+def test_an_anomaly_deletes_all_candidates_and_trust_needs_as_many_clean_steps_as_promotion() -> None:
     candidates = Candidates(2)
     assert candidates.is_trusted
     candidates.saved(10)
@@ -69,7 +69,7 @@ def test_a_state_that_was_returned_to_is_trusted() -> None:
     assert candidates.clean_step() == []
 
 
-def test_the_newest_and_the_best_stay_and_candidates_are_left_alone() -> None:
+def test_the_newest_and_the_best_stay_and_candidates_are_untouched() -> None:
     kept = [manifest(1, loss=0.1), manifest(2, loss=0.3), manifest(3, loss=0.2), manifest(4, "candidate")]
     assert retired(kept, Policy(keep=1, best=None)) == [1, 2]
     assert retired(kept, Policy(keep=1, best="min:loss")) == [2]
@@ -114,12 +114,12 @@ def test_what_would_need_a_pickle_is_refused_when_it_is_saved(odd: object) -> No
 
 
 @pytest.mark.parametrize("tree", [{"t": "missing"}, {"x": 1}, {"d": [1]}, {"l": 5}, {"t": "a", "l": []}, {}])
-def test_a_tree_that_nobody_wrote_is_damage(tree: Any) -> None:
+def test_a_state_of_an_unknown_form_is_damage(tree: Any) -> None:
     with pytest.raises(DamagedCheckpoint):
         put_together(tree, {})
 
 
-def test_ranks_share_the_bytes_evenly_and_agree_without_a_word() -> None:
+def test_ranks_share_the_bytes_evenly_and_agree_without_communication() -> None:
     sizes = {f"w{i}": (i % 7 + 1) * 1000 for i in range(50)}
     owners = balance(sizes, 4)
     assert owners == balance(dict(reversed(sizes.items())), 4)

@@ -14,7 +14,7 @@ from jobs.checkpoints.load import verify
 from jobs.errors import JobError
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.storage import MANIFEST, Storage, shown, without_keys
-from tests.jobs.checkpoints.checkpoint_fixture import Told, parts, proven, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, parts, proven, train
 from tests.jobs.checkpoints.s3_fixture import BUCKET, s3_server
 
 
@@ -71,9 +71,9 @@ def test_a_run_continues_from_anywhere_and_never_from_what_is_damaged(place: str
     damage(storage, "step-00000030", tmp_path)
     with pytest.raises(DamagedCheckpoint, match=r"state\.json does not match its checksum"):
         verify(storage, "step-00000030")
-    told = Told()
-    assert CheckpointManager(place, parts(), notify=told).load_latest() == 20
-    assert len(told) == 1
+    messages = Messages()
+    assert CheckpointManager(place, parts(), notify=messages).load_latest() == 20
+    assert len(messages) == 1
     assert storage.names() == ["step-00000010", "step-00000020"]
     proven(checkpoints, 31, 30)
     verify(storage, "step-00000030")
@@ -123,12 +123,12 @@ def test_a_manifest_is_replaced_whole(place: str) -> None:
     }
 
 
-def test_a_url_that_nobody_knows_is_one_clear_line() -> None:
+def test_a_url_with_an_unknown_scheme_is_one_clear_line() -> None:
     with pytest.raises(JobError, match="cannot store checkpoints at nosuch://somewhere/run: "):
         open_storage("nosuch://somewhere/run")
 
 
-def test_a_place_is_told_without_the_keys_to_it() -> None:
+def test_a_storage_is_shown_without_its_credentials() -> None:
     url = "s3://key:secret@bucket/runs/x?region=eu-west-1&endpoint_override=http%3A%2F%2Fhost"
     assert shown(url) == "s3://bucket/runs/x"
     assert shown("memory://a/b@c") == "memory://a/b@c"

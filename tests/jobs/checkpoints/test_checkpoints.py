@@ -14,7 +14,7 @@ from guard import GuardMetrics
 from jobs.checkpoints import CheckpointManager, Policy, newest_step
 from jobs.errors import JobError
 from jobs.spec.errors import SpecError
-from tests.jobs.checkpoints.checkpoint_fixture import Told, names, parts, proven, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, names, parts, proven, train
 
 
 def test_a_loaded_run_continues_bit_identically(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_without_a_checkpoint_nothing_is_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(before[k], v) for k, v in fresh["model"].state_dict().items())
 
 
-def test_the_state_saved_is_that_of_the_moment_though_training_goes_on(tmp_path: Path) -> None:
+def test_the_state_saved_is_that_of_the_moment_while_training_continues(tmp_path: Path) -> None:
     state = parts()
     train(state, 1)
     then = state["model"].state_dict()["0.weight"].clone()
@@ -67,7 +67,7 @@ def test_only_what_clean_steps_followed_is_resumed_from(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000010", "step-00000020"]
     assert newest_step(tmp_path) == 10
     assert CheckpointManager(tmp_path, parts()).load_latest() == 10
-    assert names(tmp_path) == ["step-00000010"], "nobody can prove the candidate any more"
+    assert names(tmp_path) == ["step-00000010"], "the candidate can no longer be confirmed"
 
 
 def test_a_step_that_is_not_clean_deletes_the_candidate_and_not_the_good_one(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_newest_few_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000020", "step-00000040", "step-00000050"]
 
 
-def test_a_rollback_from_disk_leaves_counters_and_data_alone(tmp_path: Path) -> None:
+def test_a_rollback_from_disk_keeps_counters_and_data_position(tmp_path: Path) -> None:
     class Counter:
         value = 1
 
@@ -150,22 +150,22 @@ def test_a_rollback_from_disk_leaves_counters_and_data_alone(tmp_path: Path) -> 
     assert (loaded.step, state["guard"].value, loaded.kept["guard"]) == (10, 5, {"value": 1})
     assert torch.equal(state["model"].state_dict()["0.weight"], good)
     checkpoints.finish()
-    assert names(tmp_path) == ["step-00000010"], "what came after it is undone"
+    assert names(tmp_path) == ["step-00000010"], "what came after it is rolled back"
     assert checkpoints.restore() == 10
 
 
-def test_a_disk_that_refuses_is_told_counted_and_tried_again(tmp_path: Path) -> None:
+def test_a_failed_write_is_reported_counted_and_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.write_text("in the way")
-    told, metrics = Told(), GuardMetrics()
-    checkpoints = CheckpointManager(folder, parts(), notify=told, metrics=metrics)
+    messages, metrics = Messages(), GuardMetrics()
+    checkpoints = CheckpointManager(folder, parts(), notify=messages, metrics=metrics)
     proven(checkpoints, 1)
-    assert told == ["warning: no checkpoint of step 1: Not a directory; training continues"]
+    assert messages == ["warning: no checkpoint of step 1: Not a directory; training continues"]
     assert metrics.snapshot()["totals"]["checkpoint_failures"] == 1
     folder.unlink()
     proven(checkpoints, 2)
     assert checkpoints.latest() == "checkpoints/step-00000002"
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_a_part_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_a_part_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
 
         def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    told = Told()
-    CheckpointManager(tmp_path, {"odd": Odd()}, notify=told).save(1)
-    assert "odd.inner.0 is a object" in told[0]
+    messages = Messages()
+    CheckpointManager(tmp_path, {"odd": Odd()}, notify=messages).save(1)
+    assert "odd.inner.0 is a object" in messages[0]
 
 
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_another_model_or_batch_is_refused_and_the_fields_are_named(tmp_path: Pa
     assert CheckpointManager(tmp_path, parts(), spec=longer).load_latest() == 10
 
 
-def test_where_no_good_one_can_be_read_the_run_does_not_silently_start_anew(tmp_path: Path) -> None:
+def test_where_no_good_one_can_be_read_the_run_does_not_silently_start_over(tmp_path: Path) -> None:
     proven(CheckpointManager(tmp_path, parts()), 10)
     (tmp_path / "step-00000010" / "state.json").unlink()
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_where_no_good_one_can_be_read_the_run_does_not_silently_start_anew(tmp_
             CheckpointManager(tmp_path, parts()).load_latest()
 
 
-def test_the_manifest_says_what_was_saved(tmp_path: Path) -> None:
+def test_the_manifest_describes_what_was_saved(tmp_path: Path) -> None:
     checkpoints = CheckpointManager(
         tmp_path, parts(), spec={"name": "x"}, describe=lambda: (12, {"loss": float("nan")})
     )

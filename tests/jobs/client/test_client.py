@@ -92,7 +92,7 @@ def test_a_folder_is_only_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["/no/such/folder", "ftp://x", "http://127.0.0.1:9"])
-def test_an_address_where_nobody_answers_is_one_clear_line(address: str) -> None:
+def test_an_address_where_nothing_answers_is_one_clear_line(address: str) -> None:
     with pytest.raises(Unreachable) as caught:
         JobClient(address)
     assert "\n" not in str(caught.value)

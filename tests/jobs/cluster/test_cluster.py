@@ -214,7 +214,7 @@ def test_a_foreign_cluster_gets_our_code_and_outlives_us(environment: dict[str, 
         assert Path(visit["file"]) != PACKAGE_ROOT / "jobs" / "cluster" / "session.py"
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -272,7 +272,7 @@ def test_an_address_of_another_kind_is_refused_with_what_to_do(address: str) -> 
         ({"TPU": 4.0}, 4, [{"CPU": 8.0}], "needs 4 TPU, the cluster has 0: join a cluster that has TPU"),
     ],
 )
-def test_a_shortage_says_what_is_there_and_what_to_set(
+def test_a_shortage_names_what_is_available_and_what_to_set(
     needed: dict[str, float], workers: int, nodes: list[dict[str, float]], said: str | None
 ) -> None:
     assert shortage(needed, workers, nodes) == said

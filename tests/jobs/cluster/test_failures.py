@@ -15,12 +15,12 @@ from jobs.training.watchdog import WorkerStalled
 CONSEQUENCE = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
 
 
-def test_the_cause_is_told_and_not_what_the_other_ranks_saw_of_it() -> None:
+def test_the_cause_is_reported_rather_than_its_effects_on_other_ranks() -> None:
     error = WorkerGroupError("failed", {0: CONSEQUENCE, 1: ValueError("first\nthe last line")})
     assert explain(error).line == "rank 1: ValueError: the last line"
 
 
-def test_a_lost_connection_is_told_where_nothing_else_is_known() -> None:
+def test_a_lost_connection_is_reported_where_nothing_else_is_known() -> None:
     assert explain(WorkerGroupError("failed", {0: CONSEQUENCE})).line.startswith(
         "rank 0: RuntimeError: [gloo"
     )
@@ -54,7 +54,7 @@ def test_each_failure_has_a_cause_for_programs(error: BaseException, cause: str)
     assert cause in CAUSES
 
 
-def test_the_line_is_short_whatever_the_error_says() -> None:
+def test_the_line_is_short_however_long_the_error_is() -> None:
     assert len(explain(ValueError("x" * 10_000)).line) == LONGEST_LINE
     assert explain(ValueError()).line == "ValueError: no message"
 

@@ -74,7 +74,7 @@ def test_the_state_is_a_few_integers_however_large_the_data():
     assert cursor.state_dict()["index"] == 1
 
 
-def test_a_cursor_can_be_rewound_while_it_runs():
+def test_a_cursor_can_be_rolled_back_while_it_runs():
     cursor = DataCursor(20, 5)
     walked(cursor, 3)
     state = cursor.state_dict()

@@ -1,4 +1,4 @@
-"""Folders of images: their layouts, their sizes, and what is said of broken ones."""
+"""Folders of images: their layouts, their sizes, and how broken ones are reported."""
 
 from __future__ import annotations
 

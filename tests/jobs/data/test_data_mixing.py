@@ -55,12 +55,12 @@ def test_samples_of_several_batches_and_of_the_left_over_ones_can_be_asked_for_t
         assert same(mixer(cutmix=1.0).draw(ids, 0), together.rows(ids))
 
 
-def test_other_epochs_and_batches_draw_anew():
+def test_other_epochs_and_batches_draw_other_partners():
     draws = [mixer(mixup=1.0).draw(ids, epoch).share for epoch in (0, 1) for ids in batches(epoch)]
     assert len({tuple(share) for share in draws}) == len(draws)
 
 
-def test_the_shares_are_distributed_as_the_papers_say():
+def test_the_shares_have_the_distribution_of_the_papers():
     wide = Mixer(AugmentSpec(mixup=0.3), n_samples=4000, batch_size=4000, seed=0, size=SIZE)
     share = wide.draw(np.arange(4000), 0).share
     assert share.mean() == pytest.approx(0.5, abs=0.02)

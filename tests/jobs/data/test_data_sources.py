@@ -1,4 +1,4 @@
-"""Where the images come from, in which order of preference, and what is said when they are not there."""
+"""Where the images come from, in which order of preference, and the error when they are missing."""
 
 import gzip
 import logging
@@ -35,7 +35,7 @@ def write(path: Path, values: Tensor, compress: bool) -> None:
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for the folder of the system's package, not installed yet."""
+    """Replaces the folder of the system's package, not installed yet."""
     folder = tmp_path / "system"
     monkeypatch.setattr(sources, "SYSTEM_FOLDER", folder)
     return folder
@@ -65,13 +65,13 @@ def test_a_root_without_the_data_set_is_an_error_whatever_the_system_has(tmp_pat
     assert str(system) not in str(caught.value)
 
 
-def test_auto_falls_back_to_digits_and_says_why(system: Path, caplog: pytest.LogCaptureFixture):
+def test_auto_falls_back_to_digits_and_names_the_reason(system: Path, caplog: pytest.LogCaptureFixture):
     train, _ = load_images(DataSpec())
     assert train.name == "digits"
     assert f"fashion-mnist is not in {system}" in caplog.text
 
 
-def test_auto_says_what_it_found(system: Path, caplog: pytest.LogCaptureFixture):
+def test_auto_reports_what_it_found(system: Path, caplog: pytest.LogCaptureFixture):
     fashion(system, fill=1)
     caplog.set_level(logging.INFO)
     load_images(DataSpec())

@@ -110,7 +110,7 @@ def test_augmentation_changes_with_sample_epoch_and_seed():
 
 
 @pytest.mark.parametrize("augment", ["standard", {**EVERYTHING, "mixup": 0.2, "cutmix": 1.0}])
-def test_the_global_random_numbers_are_left_alone(augment: Any):
+def test_the_global_random_numbers_are_untouched(augment: Any):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

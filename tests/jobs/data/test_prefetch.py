@@ -1,4 +1,4 @@
-"""Reading ahead in other processes: the same pixels as without, also when the cursor is set back."""
+"""Prefetching in other processes: the same pixels as without, also when the cursor is rolled back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def spec(root: Path, workers: int, **data: Any) -> JobSpec:
 
 
 class Training:
-    """One rank of two that takes batches as the train loop does, with or without reading ahead."""
+    """One rank of two that takes batches as the train loop does, with or without prefetching."""
 
     def __init__(self, root: Path, workers: int, **data: Any) -> None:
         job = load_workload(spec(root, workers, **data))
@@ -61,7 +61,7 @@ class Training:
 
 
 def children() -> list[psutil.Process]:
-    """Processes that read ahead: started by this one, to run Python."""
+    """Processes that prefetch: started by this one, to run Python."""
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
@@ -72,72 +72,72 @@ def equal(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> boo
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Training, Training]]:
     root = write_images(tmp_path_factory.mktemp("images"), 14)
-    plain, ahead = Training(root, workers=0), Training(root, workers=2)
-    yield plain, ahead
-    ahead.job.close()
+    plain, prefetching = Training(root, workers=0), Training(root, workers=2)
+    yield plain, prefetching
+    prefetching.job.close()
     assert psutil.wait_procs(children(), timeout=20)[1] == []
 
 
-def test_a_vision_job_reads_ahead(pair: tuple[Training, Training]):
+def test_a_vision_job_prefetches(pair: tuple[Training, Training]):
     assert all(isinstance(training.job, ReadsAhead) for training in pair)
 
 
 def test_the_pixels_are_those_of_a_run_without(pair: tuple[Training, Training]):
-    plain, ahead = pair
+    plain, prefetching = pair
     for _ in range(2 * plain.cursor.batches_per_epoch + 1):
-        assert equal(plain.step(), ahead.step())
+        assert equal(plain.step(), prefetching.step())
     assert len(children()) == 2
 
 
 def test_after_the_cursor_was_set_back_they_are_still_the_same(pair: tuple[Training, Training]):
-    plain, ahead = pair
+    plain, prefetching = pair
     place = plain.cursor.state_dict()
     first = [plain.step() for _ in range(3)]
     for steps_before in (3, 1):
         for _ in range(steps_before):
-            ahead.step()
-        ahead.cursor.load_state_dict(place)
-        assert all(equal(ahead.step(), expected) for expected in first)
-        ahead.cursor.load_state_dict(place)
+            prefetching.step()
+        prefetching.cursor.load_state_dict(place)
+        assert all(equal(prefetching.step(), expected) for expected in first)
+        prefetching.cursor.load_state_dict(place)
     plain.cursor.load_state_dict(place)
 
 
-def test_a_batch_that_is_computed_once_more_is_not_read_again(pair: tuple[Training, Training]):
-    plain, ahead = pair
-    batch = ahead.cursor.next_batch()
-    first = ahead.again(batch.ids, batch.epoch)
-    assert equal(ahead.again(batch.ids, batch.epoch), first)
+def test_a_batch_that_is_recomputed_is_not_read_again(pair: tuple[Training, Training]):
+    plain, prefetching = pair
+    batch = prefetching.cursor.next_batch()
+    first = prefetching.again(batch.ids, batch.epoch)
+    assert equal(prefetching.again(batch.ids, batch.epoch), first)
     assert equal(plain.step(), first)
-    assert equal(plain.step(), ahead.step())
+    assert equal(plain.step(), prefetching.step())
 
 
 def test_other_samples_may_be_asked_for_in_between_and_the_test_set_too(pair: tuple[Training, Training]):
-    plain, ahead = pair
-    assert equal(plain.step(), ahead.step())
+    plain, prefetching = pair
+    assert equal(plain.step(), prefetching.step())
     ids = np.array([3, 1, 2])
-    assert equal(plain.job.train_batch(ids, 9, CPU), ahead.job.train_batch(ids, 9, CPU))
-    assert plain.evaluated() == ahead.evaluated()
-    assert equal(plain.step(), ahead.step())
+    assert equal(plain.job.train_batch(ids, 9, CPU), prefetching.job.train_batch(ids, 9, CPU))
+    assert plain.evaluated() == prefetching.evaluated()
+    assert equal(plain.step(), prefetching.step())
 
 
-def test_the_global_random_numbers_are_left_alone(pair: tuple[Training, Training]):
-    _, ahead = pair
+def test_the_global_random_numbers_are_untouched(pair: tuple[Training, Training]):
+    _, prefetching = pair
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    ahead.evaluated()
-    ahead.step()
+    prefetching.evaluated()
+    prefetching.step()
     assert torch.equal(torch.rand(3), expected)
     assert len(children()) == 2, "the same processes all the time"
 
 
 def test_a_resumed_run_sees_the_same_pixels(pair: tuple[Training, Training]):
-    plain, ahead = pair
-    plain.cursor.load_state_dict(ahead.cursor.state_dict())
-    resumed = Training(Path(ahead.job._spec.data.root or ""), workers=0)
-    resumed.cursor.load_state_dict(ahead.cursor.state_dict())
+    plain, prefetching = pair
+    plain.cursor.load_state_dict(prefetching.cursor.state_dict())
+    resumed = Training(Path(prefetching.job._spec.data.root or ""), workers=0)
+    resumed.cursor.load_state_dict(prefetching.cursor.state_dict())
     for _ in range(3):
-        assert equal(resumed.step(), ahead.step())
+        assert equal(resumed.step(), prefetching.step())
 
 
 def test_a_broken_image_is_one_line_from_another_process_too(tmp_path: Path):
@@ -176,7 +176,7 @@ if __name__ == "__main__":
     step()
     children = psutil.Process().children()
 """
-"""A trainer in a process of its own: torch tells of a dead reader between any two statements."""
+"""A trainer in a process of its own: torch reports a dead reader between any two statements."""
 
 READER_DIES = """
     reader = next(child for child in children if "spawn_main" in " ".join(child.cmdline()))

@@ -1,4 +1,4 @@
-"""Tokens are made once for a text and a tokenizer, whoever starts when, and whatever becomes of the file."""
+"""Tokens are made once for a text and a tokenizer, by one of the processes, and again if damaged."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_bytes_are_their_own_tokens_and_nothing_is_kept(marks: Path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00", b"no array at all", None])
-def test_a_file_that_is_damaged_or_cut_is_made_anew(
+def test_a_file_that_is_damaged_or_cut_is_replaced(
     marks: Path, caplog: pytest.LogCaptureFixture, damage: bytes | None
 ):
     encoded(Noted(marks), TEXTS)

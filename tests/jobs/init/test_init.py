@@ -1,4 +1,4 @@
-"""Initial weights: each scheme has the variance it promises, and depends on the seed and the name alone."""
+"""Initial weights: each scheme has the variance it promises, and depends only on the seed and the name."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_orthogonal_rows_are_orthogonal_and_each_head_matrix_is_drawn_on_its_own
 def test_kaiming_carries_the_signal_through_relus_where_the_default_loses_it():
     model, inputs = deep(), torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
     weights(model, scheme="xavier")
-    lost = model(inputs).square().mean().item()
+    loss = model(inputs).square().mean().item()
     weights(model, scheme="kaiming")
     kept = model(inputs).square().mean().item()
-    assert lost < 1e-3
+    assert loss < 1e-3
     assert 0.05 < kept < 20
 
 
-def test_weights_depend_on_seed_and_name_and_leave_the_generators_alone():
+def test_weights_depend_on_seed_and_name_and_the_generators_are_untouched():
     torch.manual_seed(1)
     expected = torch.rand(2)
     short, long = weights(deep(2), scheme="kaiming"), weights(deep(4), scheme="kaiming")

@@ -92,7 +92,7 @@ def test_weights_depend_on_the_seed_alone():
         assert a.ndim == 1 or not torch.equal(a, c)
 
 
-def test_building_leaves_the_global_random_numbers_and_the_statistics_alone():
+def test_building_leaves_the_global_random_numbers_and_the_statistics_untouched():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -113,7 +113,7 @@ def test_building_leaves_the_global_random_numbers_and_the_statistics_alone():
         ("maxvit_t", {}, "not for images of 28x28: "),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(name: str, spec: dict, said: str):
+def test_what_cannot_be_built_is_one_clear_line(name: str, spec: dict, said: str):
     with pytest.raises(ModelError) as caught:
         model(name, **spec)
     assert said in str(caught.value)
@@ -206,7 +206,7 @@ def test_a_torchvision_that_imports_is_left_as_it_is(tmp_path: Path):
     assert result.returncode == 0, result.stderr
 
 
-def test_a_failure_that_the_repair_does_not_cure_is_left_alone(tmp_path: Path):
+def test_a_failure_that_the_repair_does_not_cure_is_raised_unchanged(tmp_path: Path):
     stub(tmp_path, "import os; exec(os.environ['FAILURE'])")
     result = python(
         """

@@ -35,7 +35,7 @@ class Clock:
         return self.now
 
 
-def event(seq, text="rewound 26 steps", level="warning", **fields):
+def event(seq, text="rolled back 26 steps", level="warning", **fields):
     return {"seq": seq, "time": 1764072000.0 + seq, "step": 125, "level": level, "text": text, **fields}
 
 
@@ -72,7 +72,7 @@ def test_the_last_status_is_not_swallowed_at_the_end():
     assert [line.split(" ")[2] for line in lines(console)] == ["step=1/938", "step=938/938"]
 
 
-def test_nothing_is_said_before_there_is_a_status_and_without_one_the_last_stands():
+def test_nothing_is_printed_before_there_is_a_status_and_without_a_new_one_the_last_stays():
     clock = Clock()
     view, console = plain_view(clock)
     with view:
@@ -107,7 +107,7 @@ def test_the_form_of_the_lines_is_stable():
         "test_accuracy=0.871"
     )
     at = time.strftime("%H:%M:%S", time.localtime(1764072001.0))
-    assert event_line(event(1)) == f"{at} warning step 125: rewound 26 steps"
+    assert event_line(event(1)) == f"{at} warning step 125: rolled back 26 steps"
     assert event_line(event(1, text="step 151: spike", level="error")) == f"{at} error   step 151: spike"
 
 
@@ -119,7 +119,7 @@ def test_a_status_with_holes_is_shown_without_them(key, value):
         view.update({**STATUS, key: value}, [])
 
 
-def test_nonfinite_values_are_said_as_such():
+def test_nonfinite_values_are_shown_as_such():
     assert " loss=nan grad_norm=inf " in status_line({**STATUS, "loss": math.nan, "grad_norm": math.inf})
 
 
@@ -137,11 +137,11 @@ def test_a_terminal_shows_the_figures_with_events_above_them():
     for part in ("fashion", "120/938", "0.412", "6.7 %", "2 min 54 s", "87.1 %", "rollbacks", "steps lost"):
         assert part in shown
     assert shown.index("halted") < shown.index("120/938")
-    assert shown.count("rewound 26 steps") == 1
+    assert shown.count("rolled back 26 steps") == 1
     assert "\x1b[1;31m" in shown  # an error is bold and red
 
 
-def test_a_terminal_without_a_status_says_that_it_waits():
+def test_a_terminal_without_a_status_shows_that_it_waits():
     console = terminal()
     with LiveView(console):
         pass
@@ -154,7 +154,7 @@ def summary_of(**fields):
     return console.file.getvalue()
 
 
-def test_summary_says_how_it_went_and_where_to_look():
+def test_summary_names_the_outcome_and_the_files():
     assert summary_of() == (
         "\n"
         "fashion: succeeded\n"
@@ -168,7 +168,7 @@ def test_summary_says_how_it_went_and_where_to_look():
     )
 
 
-def test_summary_of_a_stopped_job_says_how_to_continue():
+def test_summary_of_a_stopped_job_shows_how_to_continue():
     text = summary_of(status="stopped", resume="gradguard train fashion.yaml --resume")
     assert text.splitlines()[-1] == "  continue   gradguard train fashion.yaml --resume"
 
@@ -179,7 +179,7 @@ def test_summary_of_a_failed_job_has_its_error_on_one_line():
     assert "  error      RuntimeError: no memory [red]\n" in text
 
 
-def test_summary_of_a_calm_run_names_no_incidents():
+def test_summary_of_a_healthy_run_names_no_incidents():
     text = summary_of(anomalies=0, skips=0, rollbacks=0, steps_lost=0)
     assert "0 anomalies, 0 skips, 0 rollbacks, 0 steps lost" in text
     assert "incidents.jsonl" not in text

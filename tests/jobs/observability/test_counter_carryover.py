@@ -119,7 +119,7 @@ def test_a_new_job_of_the_name_starts_at_zero(hubs: Any, tmp_path: Path) -> None
     assert applied(hub) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing(
+def test_a_folder_that_cannot_be_written_is_reported_once_and_costs_nothing(
     hubs: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, hub = Worker(tmp_path / "gone"), hubs()

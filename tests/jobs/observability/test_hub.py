@@ -4,10 +4,8 @@ import os
 import signal
 import socket
 import tempfile
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from guard.types import StepReport
 from jobs.cluster.session import ray_session
 from jobs.observability.command import give
 from jobs.observability.hub import EVENTS_KEPT, PUSHES_IN_FLIGHT, Hub, HubLink, ensure_hub, stop_hub
+from tests.waiting import until
 
 TRAINING = {"phase": "training"}
-DEADLINE_S = 120.0
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -53,16 +51,6 @@ def metrics_after(steps: int, job: str) -> GuardMetrics:
 
 def event(seq: int) -> dict[str, Any]:
     return {"seq": seq, "time": 0.0, "step": seq, "level": "info", "text": f"event {seq}"}
-
-
-def eventually(probe: Callable[[], Any], what: str) -> Any:
-    """The first true value of `probe`, which is asked until the deadline."""
-    pause, end = threading.Event(), time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if found := probe():
-            return found
-        pause.wait(0.05)
-    raise AssertionError(f"not within {DEADLINE_S} s: {what}")
 
 
 class Clock:
@@ -110,7 +98,7 @@ class TestMirror:
             "ended": False,
         }
 
-    def test_totals_of_a_resumed_job_do_not_go_back(self, hub: Hub, job: str) -> None:
+    def test_totals_of_a_resumed_job_do_not_fall(self, hub: Hub, job: str) -> None:
         metrics = metrics_after(2, job)
         checkpoint = metrics.state_dict()
         hub.push(job, metrics.snapshot(), TRAINING, [])
@@ -122,8 +110,8 @@ class TestMirror:
         hub.push(job, resumed.snapshot(), TRAINING, [])
         assert applied(hub.address(), job) == 5
 
-    def test_a_job_nobody_knows_has_no_status(self, hub: Hub, job: str) -> None:
-        assert hub.status("nobody") == {"status": None, "events": [], "ended": False}
+    def test_an_unknown_job_has_no_status(self, hub: Hub, job: str) -> None:
+        assert hub.status("unknown") == {"status": None, "events": [], "ended": False}
 
     def test_events_are_given_after_a_number_once_and_in_order(self, hub: Hub, job: str) -> None:
         snapshot = metrics_after(1, job).snapshot()
@@ -209,11 +197,11 @@ class TestEnd:
         assert hub.status(job)["ended"]
 
     def test_the_end_of_a_job_that_never_pushed_leaves_nothing(self, hub: Hub, job: str) -> None:
-        hub.end("nobody")
-        assert not hub.status("nobody")["ended"]
+        hub.end("unknown")
+        assert not hub.status("unknown")["ended"]
 
 
-def test_a_port_that_is_taken_is_given_way_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_is_replaced_by_a_free_one_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         hub = Hub(port)
@@ -225,7 +213,7 @@ def test_a_port_that_is_taken_is_given_way_and_told(caplog: pytest.LogCaptureFix
     assert f"127.0.0.1:{port}" in caplog.text
 
 
-def test_a_host_that_is_not_of_this_machine_gives_way_to_loopback(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_that_is_not_of_this_machine_is_replaced_by_loopback(caplog: pytest.LogCaptureFixture) -> None:
     hub = Hub(0, "203.0.113.7")
     try:
         assert hub.address().startswith("http://127.0.0.1:")
@@ -295,7 +283,7 @@ class TestActor:
         ray.get([actor.command.remote("commanded", name) for name in ("stop", "checkpoint")])
         assert link.commands() == set()
         link.push(snapshot, TRAINING)
-        eventually(lambda: link.commands() == {"stop", "checkpoint"}, "both commands")
+        until(lambda: link.commands() == {"stop", "checkpoint"}, what="both commands")
         link.acknowledge("checkpoint")
         link.push(snapshot, TRAINING)
         ray.get(actor.address.remote())
@@ -309,7 +297,7 @@ class TestActor:
         ray.get(actor.address.remote())
         assert give("delivered", "checkpoint") is None
         link.push(snapshot, TRAINING)
-        eventually(lambda: link.commands() == {"checkpoint"}, "the command")
+        until(lambda: link.commands() == {"checkpoint"}, what="the command")
         link.acknowledge("checkpoint")
         assert link.commands() == set(), "carried out once"
         ray.get(actor.end.remote("delivered", "succeeded"))
@@ -331,26 +319,26 @@ class TestActor:
             except (OSError, ray.exceptions.RayError):
                 return False
 
-        eventually(pushed_again, "the restarted hub serves the totals on the same port")
+        until(pushed_again, what="the restarted hub serves the totals on the same port")
 
     def test_events_that_were_under_way_to_a_dead_hub_arrive_at_the_next(self, actor: Any) -> None:
         link = HubLink(actor, "stubborn")
         snapshot = metrics_after(1, "stubborn").snapshot()
         frozen = pid_of(actor)
         os.kill(frozen, signal.SIGSTOP)
-        link.push(snapshot, TRAINING, [{"text": "lost"}])
+        link.push(snapshot, TRAINING, [{"text": "unsent"}])
         os.kill(frozen, signal.SIGKILL)
 
         def arrived() -> bool:
             link.push(snapshot, TRAINING)
             try:
-                return [e["text"] for e in ray.get(actor.status.remote("stubborn"))["events"]] == ["lost"]
+                return [e["text"] for e in ray.get(actor.status.remote("stubborn"))["events"]] == ["unsent"]
             except ray.exceptions.RayError:
                 return False
 
-        eventually(arrived, "the event that the dead hub never saw")
+        until(arrived, what="the event that the dead hub never saw")
 
-    def test_a_hub_that_hangs_holds_nobody_up_and_few_pushes(self, actor: Any) -> None:
+    def test_a_hub_that_hangs_blocks_no_caller_and_holds_few_pushes(self, actor: Any) -> None:
         link = HubLink(actor, "patient")
         hung = pid_of(actor)
         os.kill(hung, signal.SIGSTOP)
@@ -362,7 +350,7 @@ class TestActor:
             os.kill(hung, signal.SIGCONT)
         assert sum(sent) == PUSHES_IN_FLIGHT
         link_works = metrics_after(50, "patient").snapshot()
-        eventually(lambda: link.push(link_works, TRAINING), "a push after the hang")
+        until(lambda: link.push(link_works, TRAINING), what="a push after the hang")
         assert applied(ray.get(actor.address.remote()), "patient") == 50
 
     def test_a_hub_that_is_gone_for_good_only_drops_pushes(self, actor: Any) -> None:
@@ -374,7 +362,7 @@ class TestActor:
             link.push(snapshot, TRAINING, [{"text": "x"}])
             assert link.commands() == set()
 
-    def test_a_taken_port_is_told_to_the_driver(
+    def test_a_port_in_use_is_reported_by_the_driver(
         self, cluster: None, caplog: pytest.LogCaptureFixture
     ) -> None:
         stop_hub()

@@ -1,4 +1,4 @@
-"""What the hub serves: when a job last told something, and as little to carry as possible."""
+"""What the hub serves: the time of a job's last push, and compressed text where it is accepted."""
 
 import gzip
 import time
@@ -36,7 +36,7 @@ def last_push(hub: Hub) -> float | None:
     return None
 
 
-def test_the_time_at_which_a_job_was_last_heard_of_is_told(hub: Hub) -> None:
+def test_the_time_of_a_jobs_last_push_is_exported(hub: Hub) -> None:
     before = time.time()
     hub.command(JOB, "checkpoint")
     assert last_push(hub) is None
@@ -49,19 +49,23 @@ def test_the_time_at_which_a_job_was_last_heard_of_is_told(hub: Hub) -> None:
     assert before <= first <= time.time()
 
 
-def test_a_job_that_begins_is_heard_of_before_its_first_push(hub: Hub) -> None:
+def test_a_job_that_begins_is_exported_before_its_first_push(hub: Hub) -> None:
     hub.begin(JOB)
     assert last_push(hub) is not None
 
 
 def test_a_scrape_is_compressed_for_whoever_takes_it_so(hub: Hub) -> None:
     hub.push(JOB, GuardMetrics(job=JOB).snapshot(), {"phase": "training"}, [])
-    plain, told = scrape(hub)
-    packed, told_packed = scrape(hub, **{"Accept-Encoding": "gzip"})
+    plain, headers = scrape(hub)
+    packed, packed_headers = scrape(hub, **{"Accept-Encoding": "gzip"})
     assert gzip.decompress(packed) == plain
-    assert told_packed["Content-Encoding"] == "gzip"
-    assert "Content-Encoding" not in told
-    assert told["Content-Type"] == told_packed["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert packed_headers["Content-Encoding"] == "gzip"
+    assert "Content-Encoding" not in headers
+    assert (
+        headers["Content-Type"]
+        == packed_headers["Content-Type"]
+        == "text/plain; version=0.0.4; charset=utf-8"
+    )
 
 
 def test_every_name_of_a_page_has_its_help_once() -> None:

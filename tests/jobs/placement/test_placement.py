@@ -1,4 +1,4 @@
-"""A node that errs again and again is left, if there is room elsewhere."""
+"""A node with repeated hardware faults is avoided, if there is room elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def node(name: str, *, alive: bool = True, **resources: float) -> dict[str, Any]
     return {"NodeID": name, "Alive": alive, "Resources": resources}
 
 
-def test_without_a_bad_node_the_spec_says_it_all() -> None:
+def test_without_a_bad_node_the_placement_follows_the_spec() -> None:
     assert plan(ScaleSpec(workers=4), [], (), use_gpu=False) == Placement(4)
     assert plan(ScaleSpec(workers=4, min_workers=2), [], (), use_gpu=False) == Placement((2, 4))
     assert Placement(4).label_selector is None
@@ -32,7 +32,7 @@ def test_the_other_nodes_take_the_workers_over() -> None:
     assert plan(ScaleSpec(workers=1, cpus_per_worker=2), nodes, {A, C}, use_gpu=False) == Placement(1, (A, C))
 
 
-def test_an_elastic_job_goes_on_if_the_fewest_workers_fit() -> None:
+def test_an_elastic_job_continues_if_the_fewest_workers_fit() -> None:
     nodes = [node(A, CPU=4, GPU=4), node(B, CPU=4, GPU=1), node(C, alive=False, CPU=4, GPU=4)]
     scale = ScaleSpec(workers=4, min_workers=1)
     assert plan(scale, nodes, {A}, use_gpu=True) == Placement((1, 4), (A,)), "Ray says how many fit"

@@ -72,8 +72,8 @@ def rows(steps: int) -> Iterator[dict[str, Any]]:
 def row_at(random_: random.Random, attempt: int, step: int) -> dict[str, Any]:
     loss = (0.35 + 2.0 * math.exp(-step / 45)) * random_.lognormvariate(0, 0.06)
     norm = (0.7 + 1.6 * math.exp(-step / 30)) * random_.lognormvariate(0, 0.25)
-    calm = not TARGET < step <= UNTIL or attempt < BOOM_AT
-    scale = 1.0 if calm else 0.5 + 0.5 * (step - TARGET) / (UNTIL - TARGET)
+    clean = not TARGET < step <= UNTIL or attempt < BOOM_AT
+    scale = 1.0 if clean else 0.5 + 0.5 * (step - TARGET) / (UNTIL - TARGET)
     local = [norm * random_.lognormvariate(0.1, 0.1) for _ in range(2)]
     return {
         "time": START + 0.21 * attempt,
@@ -95,8 +95,8 @@ def row_at(random_: random.Random, attempt: int, step: int) -> dict[str, Any]:
         "layers": layer_norms(random_, norm) if attempt % 5 == 0 else None,
         "regularization": {
             "lr_scale": scale,
-            "weight_decay_scale": 1.0 if calm else 2.0,
-            "anchor_l2": 0.0 if calm else 0.01,
+            "weight_decay_scale": 1.0 if clean else 2.0,
+            "anchor_l2": 0.0 if clean else 0.01,
             "l1": 0.0,
         },
     }
@@ -205,7 +205,7 @@ def rollback_incident(number: int, name: str = "fashion") -> dict[str, Any]:
 
 
 def incident_row(number: int, name: str, *, attempt: int, step: int, **fields: Any) -> dict[str, Any]:
-    calm = {"signal": "loss", "baseline": 0.41, "rolled_back_to": None, "steps_lost": 0, "recovery": None}
+    clean = {"signal": "loss", "baseline": 0.41, "rolled_back_to": None, "steps_lost": 0, "recovery": None}
     return {
         "type": "incident",
         "id": number,
@@ -213,7 +213,7 @@ def incident_row(number: int, name: str, *, attempt: int, step: int, **fields: A
         "time": START + 0.21 * attempt,
         "attempt": attempt,
         "step": step,
-        **calm,
+        **clean,
         "window": window(attempt, step, fields.get("value", 1.0)),
         "samples": list(range(1000, 1064)),
         "seconds": 0.021,

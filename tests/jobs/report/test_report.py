@@ -110,7 +110,7 @@ def test_page_is_well_formed_for_readers_of_all_kinds(html):
     assert "width=device-width, initial-scale=1" in page.attributes("content")
 
 
-def test_page_says_what_happened(html):
+def test_page_describes_what_happened(html):
     text = Page(html).text
     for part in (
         "fashion Succeeded",
@@ -156,7 +156,7 @@ def test_an_incident_number_that_came_twice_has_two_anchors(tmp_path):
     assert {"incident-1", "incident-1-2"} <= set(page_of(tmp_path).attributes("id"))
 
 
-def test_whatever_the_files_say_is_only_text(tmp_path):
+def test_the_contents_of_files_are_only_text(tmp_path):
     job = write_job(tmp_path / "job")
     write_json_atomic(
         job / "result.json",
@@ -238,7 +238,7 @@ def test_a_folder_with_nothing_in_it_has_a_report(tmp_path):
         ("succeeded", "Succeeded"),
     ],
 )
-def test_the_status_is_said_in_words_with_error_and_way_on(tmp_path, status, said):
+def test_the_status_is_shown_in_words_with_the_error_and_how_to_continue(tmp_path, status, said):
     job = write_job(tmp_path / "job")
     write_json_atomic(
         job / "result.json",
@@ -253,7 +253,7 @@ def test_the_status_is_said_in_words_with_error_and_way_on(tmp_path, status, sai
 @pytest.mark.parametrize(
     ("mode", "said"), [("off", "The guard was off"), ("shadow", "shadow mode"), ("exact", "No incidents.")]
 )
-def test_a_run_without_incidents_says_why(tmp_path, mode, said):
+def test_a_run_without_incidents_explains_why(tmp_path, mode, said):
     (tmp_path / "spec.yaml").write_text(f"guard: {{mode: {mode}}}")
     write_rows(
         tmp_path / "metrics.jsonl",

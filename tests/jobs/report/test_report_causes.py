@@ -1,4 +1,4 @@
-"""What the report finds out by itself: who grew first, where the time went, what can be gone back to."""
+"""What the report derives: which layer grew first, where the time went, which checkpoints there are."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_the_layer_that_grew_first_is_named_with_its_growth():
     assert found.growth == pytest.approx(12, rel=0.1)
 
 
-def test_ordinary_noise_blames_nobody():
+def test_ordinary_noise_blames_no_layer():
     assert first([1.2, 0.23, 0.06], [0.8, 0.19, 0.04]) is None
 
 
@@ -66,22 +66,22 @@ def test_growth_long_before_the_incident_is_not_its_beginning():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
-def test_values_that_are_no_norms_are_left_out(value):
+def test_values_that_are_no_norms_are_ignored(value):
     found = first([value, 2.4, value], [value, value, value])
     assert found.name == "layer4.1.conv2.weight"
 
 
-def test_without_history_nothing_is_said():
+def test_without_history_no_layer_is_named():
     few = Matrix(np.array([100.0, 152.0]), NAMES, np.array([[1.0, 1.0, 1.0], [99.0, 1.0, 1.0]]))
     assert with_first_layer(INCIDENT, few).first_layer is None
     none = Matrix(np.array([]), (), np.empty((0, 0)))
     assert with_first_layer(INCIDENT, none).first_layer is None
 
 
-def test_the_story_tells_who_grew_first_and_names_scattered_samples_by_a_few():
+def test_the_story_names_the_layer_that_grew_first_and_a_few_of_scattered_samples():
     incident = with_first_layer(INCIDENT, layers([1.0, 2.4, 0.05], [9.0, 80.0, 0.5]))
-    told = " ".join(words.story(incident))
-    assert "The gradient of layer4.1.conv2 grew first (12 times its usual, 2 attempts before)." in told
+    story = " ".join(words.story(incident))
+    assert "The gradient of layer4.1.conv2 grew first (12 times its baseline, 2 attempts before)." in story
     scattered = Incident.from_row({**rollback_incident(1), "samples": [9, 7, 5, 3, 1]})
     assert words.samples(scattered) == "The batch held samples 9, 7, 5 and 2 more."
     assert (
@@ -91,7 +91,7 @@ def test_the_story_tells_who_grew_first_and_names_scattered_samples_by_a_few():
     assert words.samples(Incident.from_row({**rollback_incident(1), "samples": []})) == ""
 
 
-def test_a_run_tells_of_the_layer_in_its_own_page(tmp_path):
+def test_the_page_of_a_run_names_the_layer(tmp_path):
     job = write_job(tmp_path / "job")
     (incident,) = (i for i in read_run(job).incidents if i.rolled_back)
     assert incident.first_layer is not None

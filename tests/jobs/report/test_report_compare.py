@@ -15,7 +15,7 @@ from tests.jobs.report.report_fixture import SPEC, result, write_job
 def pair(tmp_path_factory):
     """The second run: another rate, half the steps, a worse end, no incidents, a newer torch."""
     root = tmp_path_factory.mktemp("runs")
-    first, second = write_job(root / "calm"), write_job(root / "hot", steps=120, name="hot")
+    first, second = write_job(root / "steady"), write_job(root / "hot", steps=120, name="hot")
     (second / "spec.yaml").write_text(
         SPEC.replace("lr: 0.1", "lr: 0.4").replace("name: fashion", "name: hot")
     )
@@ -44,7 +44,7 @@ def test_figures_stand_side_by_side_with_their_difference(comparison):
     assert figure(comparison, "step_milliseconds").texts == ("210 ms", "210 ms", "±0 ms")
 
 
-def test_what_one_run_does_not_tell_is_no_difference(comparison):
+def test_what_one_run_lacks_is_no_difference(comparison):
     assert figure(comparison, "metrics.test_loss").difference is None
     assert Figure("x", "X", 1.0, 3.5, "").texts == ("1", "3.5", "+2.5")
 
@@ -70,7 +70,7 @@ def test_the_page_needs_nothing_beside_it_and_names_both(comparison, tmp_path):
         assert part in html
 
 
-def test_jobs_of_one_name_are_told_apart_by_their_folders(pair):
+def test_jobs_of_one_name_are_distinguished_by_their_folders(pair):
     assert compare(pair[0], pair[0]).names == (str(pair[0]), str(pair[0]))
     assert compare(*pair).names == ("fashion", "hot")
 
@@ -89,7 +89,7 @@ def test_empty_folders_can_be_compared(tmp_path):
     assert "No steps have been recorded yet." in html
 
 
-def test_what_the_files_say_is_only_text(pair, tmp_path):
+def test_the_contents_of_both_runs_files_are_only_text(pair, tmp_path):
     hostile = "<script>alert(1)</script>"
     job = write_job(tmp_path / "job")
     (job / "spec.yaml").write_text(f"model: {{name: {hostile!r}}}")

@@ -103,7 +103,7 @@ def test_an_outcome_belongs_to_the_latest_incident_of_its_number():
 
 
 def test_a_running_job_counts_a_dropped_micro_batch_as_its_guard_does(tmp_path):
-    """Its batch was applied with verdict ok: the rows show it, and of older rows the journal alone."""
+    """Its batch was applied with verdict ok: the rows show it, and of older rows only the journal."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -141,7 +141,7 @@ def test_figures_without_a_result_are_counted_from_the_rows(tmp_path):
 
 
 @pytest.mark.parametrize("zeros", [{}, {"attempts": 0, "anomalies": 0, "skips": 0, "rollbacks": 0}])
-def test_what_a_short_result_does_not_say_is_counted_from_the_rows(tmp_path, zeros):
+def test_what_a_short_result_lacks_is_counted_from_the_rows(tmp_path, zeros):
     job = write_job(tmp_path / "job")
     short = {"status": "stopped", "steps": 200, **zeros}
     write_json_atomic(job / "result.json", short)
@@ -150,7 +150,7 @@ def test_what_a_short_result_does_not_say_is_counted_from_the_rows(tmp_path, zer
     assert (summary.skips, summary.rollbacks, summary.anomalies) == (1, 1, 4)
 
 
-def test_the_result_of_a_job_that_was_ended_tells_what_its_rows_tell(tmp_path):
+def test_the_result_of_a_job_that_was_killed_has_the_figures_of_its_rows(tmp_path):
     job = write_job(tmp_path / "job")
     outcome = {"status": "failed", "job": "job", "error": "a worker died", **figures_of_rows(job)}
     result = complete(outcome, JobSpec.from_dict({"name": "job"}), 12.0, "gradguard train job.yaml")

@@ -37,7 +37,7 @@ def job_dir(tmp_path_factory):
     return job_dir
 
 
-def test_the_picture_lies_beside_the_page(job_dir):
+def test_the_picture_is_beside_the_page(job_dir):
     with Image.open(job_dir / "report.png") as image:
         assert image.format == "PNG"
         assert image.size[0] == 1760
@@ -56,7 +56,7 @@ def test_the_same_files_give_the_same_picture(job_dir):
     assert draw(read_run(job_dir)) == draw(read_run(job_dir))
 
 
-def test_the_caption_says_how_it_ended_and_what_was_gravest(job_dir, tmp_path):
+def test_the_caption_names_the_outcome_and_the_most_severe_incidents(job_dir, tmp_path):
     assert caption(read_run(job_dir))[-2:] == [
         "1  Non-finite loss at step 69: Step skipped",
         "2  Loss spike at step 151: Recovered",

@@ -42,7 +42,7 @@ def test_medians_and_means_follow_the_level_of_each_stretch():
     assert bucketed(x, np.where(x < 250, 100.0, 0.0), 4, np.mean)[1] == pytest.approx([100, 0, 0, 0])
 
 
-def test_stretches_without_points_are_left_out():
+def test_stretches_without_points_are_omitted():
     x = np.array([0.0, 1.0, 99.0, 100.0])
     assert len(bucketed(x, x, 10, np.median)[0]) == 2
 
@@ -65,7 +65,7 @@ def test_columns_are_as_wide_as_the_spacing_of_the_rows():
     ("value", "entry"),
     [(1, 1.0), (None, math.nan), ("x", math.nan), (math.nan, math.inf), (-math.inf, math.inf)],
 )
-def test_matrix_entries_tell_missing_from_not_finite(value, entry):
+def test_matrix_entries_distinguish_missing_from_not_finite(value, entry):
     assert cell(value) == pytest.approx(entry, nan_ok=True)
 
 

@@ -16,10 +16,10 @@ def story(row, *outcomes):
     return " ".join(words.story(incident))
 
 
-def test_rollback_is_told_from_cause_to_outcome():
+def test_rollback_is_described_from_cause_to_outcome():
     assert story(rollback_incident(2), RECOVERED) == (
-        "At step 151 the loss rose to 7.05, 17 times its usual 0.41 (score 33). "
-        "The gradient of layer4.1.conv2 grew most (71 % of the norm, 35 times its usual). "
+        "At step 151 the loss rose to 7.05, 17 times its baseline of 0.41 (score 33). "
+        "The gradient of layer4.1.conv2 grew most (71 % of the norm, 35 times its baseline). "
         "Rank 1 stood out (97 % of the gradient, loss 13.7). "
         "The batch held samples 1000–1063. "
         "The guard rolled back 26 steps to step 125, halved the learning rate, "
@@ -30,7 +30,7 @@ def test_rollback_is_told_from_cause_to_outcome():
     )
 
 
-def test_nan_names_the_rank_and_says_that_nothing_was_touched():
+def test_nan_names_the_rank_and_states_that_nothing_was_changed():
     assert story(nan_incident(1)) == (
         "At step 69 the loss was not a number (NaN). "
         "The gradients of 8 or more layers were not finite, conv1 among them. "
@@ -45,28 +45,28 @@ def test_nan_names_the_rank_and_says_that_nothing_was_touched():
     [
         (
             {"verdict": "suspect"},
-            "At step 151 the loss looked suspicious at 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the loss looked suspicious at 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
         (
             {"verdict": "drift"},
-            "At step 151 the loss had drifted to 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the loss had drifted to 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
         (
             {"verdict": "vanishing", "signal": "grad_norm", "value": 1e-9, "baseline": 0.9},
-            "At step 151 the gradient norm all but vanished: 1e-9, against its usual 0.9 (score 33).",
+            "At step 151 the gradient norm all but vanished: 1e-9, against its baseline of 0.9 (score 33).",
         ),
         ({"verdict": "nonfinite", "value": math.inf}, "At step 151 the loss was infinite."),
         ({"verdict": "nonfinite", "value": None}, "At step 151 the loss was not finite."),
         (
             {"signal": "update_norm"},
-            "At step 151 the update norm rose to 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the update norm rose to 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
-        ({"baseline": -0.4}, "At step 151 the loss rose to 7.05, against its usual -0.4 (score 33)."),
+        ({"baseline": -0.4}, "At step 151 the loss rose to 7.05, against its baseline of -0.4 (score 33)."),
         ({"baseline": None, "score": math.inf}, "At step 151 the loss rose to 7.05."),
-        ({"step": None}, "The loss rose to 7.05, 17 times its usual 0.41 (score 33)."),
+        ({"step": None}, "The loss rose to 7.05, 17 times its baseline of 0.41 (score 33)."),
         (
             {"verdict": "new"},
-            "At step 151 the loss was reported as “new” at 7.05, 17 times its usual 0.41 (score 33).",
+            "At step 151 the loss was reported as “new” at 7.05, 17 times its baseline of 0.41 (score 33).",
         ),
     ],
 )
@@ -137,13 +137,13 @@ def test_every_outcome_has_its_sentence_and_badge(outcome, steps, sentence, badg
         ),
     ],
 )
-def test_a_step_that_was_put_right_is_not_told_as_only_watched(changes, sentence, badge):
+def test_a_step_that_was_corrected_is_not_described_as_only_watched(changes, sentence, badge):
     incident = Incident.from_row({**nan_incident(1), "action": "applied", **changes})
     assert words.action(incident).startswith(sentence)
     assert words.badge(incident) == badge
 
 
-def test_rollback_without_an_outcome_says_so_and_a_skip_does_not():
+def test_a_missing_outcome_is_stated_of_a_rollback_and_not_of_a_skip():
     assert story(rollback_incident(1)).endswith("No outcome was recorded after it.")
     assert words.outcome(Incident.from_row(nan_incident(1))) == ""
 
@@ -186,7 +186,7 @@ def test_layers_without_a_name_or_a_past_are_described():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "shown"),
     [
         ("module.layer4.1.conv2.weight", "layer4.1.conv2"),
         ("_orig_mod.fc.bias", "fc (bias)"),
@@ -194,8 +194,8 @@ def test_layers_without_a_name_or_a_past_are_described():
         ("logit_scale", "logit_scale"),
     ],
 )
-def test_layer_names_are_said_as_people_say_them(name, said):
-    assert words.layer_name(name) == said
+def test_layer_names_are_shown_without_wrapper_prefixes(name, shown):
+    assert words.layer_name(name) == shown
 
 
 def test_titles_name_signal_and_step():
@@ -287,11 +287,11 @@ def test_growth_and_lists():
         ({"moved_first": {"signal": "update_norm", "attempt": 3}}, "The update norm had moved first."),
     ],
 )
-def test_what_was_put_right_is_told(changes, sentence):
+def test_what_was_corrected_is_described(changes, sentence):
     row = {"type": "incident", "signal": "loss", "verdict": "suspect", "action": "applied", "value": 3.0}
     assert sentence in story({**row, **changes})
 
 
-def test_a_signal_that_moved_first_itself_is_not_told_twice():
+def test_a_signal_that_moved_first_itself_is_not_named_twice():
     row = {"type": "incident", "signal": "loss", "verdict": "spike", "action": "skipped"}
     assert "moved first" not in story({**row, "moved_first": {"signal": "loss"}})

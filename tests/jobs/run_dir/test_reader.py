@@ -106,7 +106,7 @@ def test_a_live_view_starts_again_with_a_thinned_history(tmp_path: Path, again: 
     assert live.poll() is None
 
 
-def test_the_end_of_a_long_file_is_read_alone(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
     write_rows(tmp_path / "metrics.jsonl", map(step_row, range(1, 5000)))
     last = RunReader(tmp_path).last_steps(["loss"], most_bytes=1 << 12)
     assert 10 < len(last) < 100

@@ -49,7 +49,7 @@ def test_an_existing_job_is_refused_until_the_user_decides(spec: JobSpec, traine
     assert trained.metrics.exists()
 
 
-def test_a_spec_may_say_that_an_existing_job_is_continued(spec: JobSpec, trained: RunDir) -> None:
+def test_a_spec_may_continue_an_existing_job(spec: JobSpec, trained: RunDir) -> None:
     trained.prepare(spec.model_copy(update={"resume": "auto"}), resume=False, overwrite=False)
     assert trained.metrics.exists()
 

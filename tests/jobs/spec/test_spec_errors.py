@@ -1,4 +1,4 @@
-"""What is said about a wrong spec: everything, once, each with where and what to write instead."""
+"""The errors of a wrong spec: all of them, once, each with its place and what to write instead."""
 
 import pickle
 import textwrap
@@ -72,7 +72,7 @@ def test_all_problems_are_reported_at_once_one_line_each(tmp_path: Path):
         ("faults[1].step", 17, ["is required"]),
     ],
 )
-def test_a_line_says_where_what_was_seen_what_is_allowed_and_what_was_meant(
+def test_a_line_names_the_place_the_value_what_is_allowed_and_what_was_meant(
     tmp_path: Path, field: str, line: int, parts: list[str]
 ):
     path = write(tmp_path, WRONG)
@@ -87,7 +87,7 @@ def test_a_problem_is_found_beside_others_that_stop_its_neighbours(tmp_path: Pat
     assert [p.path for p in error.problems] == ["scale.device", "train.max_steps", "train.epochs"]
 
 
-def test_a_section_that_is_a_value_is_told_to_be_a_section(tmp_path: Path):
+def test_a_value_in_place_of_a_section_is_refused_with_the_right_form(tmp_path: Path):
     error = error_of(write(tmp_path, "guard: exact\nfaults: none\n"))
     assert "guard" in str(error)
     assert "must be a section of fields" in str(error).splitlines()[0]

@@ -57,7 +57,7 @@ def test_a_compiled_model_computes_the_same_under_its_old_names(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_one_line_says_so(tmp_path: Path):
+def test_without_a_compiler_the_error_is_one_clear_line(tmp_path: Path):
     program = (
         "import torch; from torch import nn; from jobs.training.compile import compile_forward; "
         "compile_forward(nn.Linear(2, 2), torch.device('cpu'))"

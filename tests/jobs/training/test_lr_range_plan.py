@@ -1,4 +1,4 @@
-"""The learning-rate range test of a job fits into the time there is, or says how long it would take."""
+"""The learning-rate range test of a job fits into the available time, or an error names the time it needs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_slower_one_takes_fewer_samples_then_fewer_steps_and_stays_within_the_
     assert 12 <= plan.steps <= 40
 
 
-def test_one_that_is_too_slow_says_how_long_it_would_take_and_what_to_do() -> None:
+def test_one_that_is_too_slow_names_the_time_it_would_take_and_what_to_do() -> None:
     with pytest.raises(
         JobError, match=r"would take 67 min here, where a step with 2 samples takes 2 min"
     ) as caught:
@@ -50,14 +50,14 @@ def test_one_that_is_too_slow_says_how_long_it_would_take_and_what_to_do() -> No
     assert "\n" not in str(caught.value)
 
 
-def test_a_job_says_what_it_does_finds_a_rate_and_leaves_the_model_as_it_was() -> None:
+def test_a_job_reports_what_it_does_finds_a_rate_and_restores_the_model() -> None:
     spec = JobSpec.from_dict(SPEC)
     workload = load_workload(spec)
     model = build_initialized(spec, workload)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    told: list[str] = []
-    found = find_learning_rates(spec, workload, model, limit_s=3600.0, report=told.append)
-    assert told[0].startswith("learning rate: 40 steps with 8 samples of the 64 in a batch, about ")
+    messages: list[str] = []
+    found = find_learning_rates(spec, workload, model, limit_s=3600.0, report=messages.append)
+    assert messages[0].startswith("learning rate: 40 steps with 8 samples of the 64 in a batch, about ")
     assert found.suggested is not None
     assert 1e-5 < found.suggested < 1.0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

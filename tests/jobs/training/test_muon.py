@@ -183,7 +183,7 @@ def test_a_model_without_inner_matrices_or_with_nothing_else_trains_too():
         assert not torch.equal(before[0], weights(model)[0])
 
 
-def test_what_muon_cannot_do_is_said_in_the_spec():
+def test_what_muon_cannot_do_is_refused_in_the_spec():
     for section in ({"optimizer": {"nesterov": True}}, {"guard": {"mode": "deferred"}}):
         optimizer = {"name": "muon", **section.get("optimizer", {})}
         with pytest.raises(SpecError) as caught:

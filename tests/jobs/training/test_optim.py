@@ -30,7 +30,7 @@ def test_warmup_climbs_in_a_line_and_ends_at_the_peak() -> None:
 
 
 @pytest.mark.parametrize(("name", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
-def test_the_decay_ends_where_its_name_says(name: str, middle: float) -> None:
+def test_the_decay_ends_at_its_final_value(name: str, middle: float) -> None:
     factor = schedule_factor(ScheduleSpec(name=name, warmup_steps=0), 100)
     assert factor(0) == 1.0
     assert math.isclose(factor(50), middle)

@@ -167,7 +167,7 @@ def test_l1_gives_zeros_where_it_acts_and_only_there():
         trained(spec=RegularizeSpec(l1=1.0, parameters=("layer9.*",)))
 
 
-def test_the_strength_rises_and_fades_as_its_schedule_says():
+def test_the_strength_rises_and_fades_by_its_schedule():
     model = Blobs().build_model()
     spec = RegularizeSpec(l1=1.0, warmup_steps=4, fade="cosine")
     strength = Regularizer(spec, model, total_steps=100, seed=0).strength

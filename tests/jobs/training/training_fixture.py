@@ -30,7 +30,7 @@ class Training:
     cursor: DataCursor
 
     def train(self, steps: int) -> list[StepReport]:
-        """Attempts until so many steps stand."""
+        """Attempts until this many steps are applied."""
         reports = []
         while self.stepper.guard.steps < steps:
             batch = self.cursor.next_batch()

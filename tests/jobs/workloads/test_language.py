@@ -196,7 +196,7 @@ def test_windows_follow_each_other_and_predict_each_token_once():
     assert all(row in batch.tolist() for row in few.batch(np.arange(3)).tolist())
 
 
-def test_a_folder_is_read_in_order_and_what_is_no_text_is_left_out(tmp_path: Path):
+def test_a_folder_is_read_in_order_and_what_is_no_text_is_ignored(tmp_path: Path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "two.txt").write_text("two\n" * 40)
     (tmp_path / "a.txt").write_text("äöü" * 40)
@@ -210,7 +210,7 @@ def test_a_folder_is_read_in_order_and_what_is_no_text_is_left_out(tmp_path: Pat
     assert all(text.decode() for text in (*corpus.train, *corpus.test)), "no character is cut in two"
 
 
-def test_a_folder_may_say_itself_what_is_held_out(tmp_path: Path):
+def test_a_folder_may_define_what_is_held_out(tmp_path: Path):
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "text.md").write_text(name)
@@ -225,7 +225,7 @@ def test_there_is_text_on_every_machine_and_it_is_the_same_each_time(corpus: str
     assert sum(map(len, one.train)) > 1e6
 
 
-def test_where_there_is_no_text_one_line_says_so(tmp_path: Path):
+def test_missing_text_is_one_clear_line(tmp_path: Path):
     with pytest.raises(DataError, match="there is no file or folder"):
         load_text(DataSpec(path=str(tmp_path / "nothing")))
     (tmp_path / "noise.bin").write_bytes(b"\0\1\2")

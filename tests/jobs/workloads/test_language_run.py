@@ -100,7 +100,7 @@ def different(rank: int, world_size: int, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_workers_with_different_text_say_so_on_every_rank(tmp_path: Path) -> None:
+def test_workers_with_different_text_fail_on_every_rank(tmp_path: Path) -> None:
     said = on_ranks(3, different, tmp_path)
     assert len(set(said)) == 1
     assert "rank 2 has" in said[0]

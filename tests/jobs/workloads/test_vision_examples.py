@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "jobs" / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*imagefolder*.yaml")), ids=lambda path: path.name)
-def test_an_example_is_valid_and_what_it_says_is_what_is_meant(path: Path):
+def test_an_example_is_valid_and_has_the_intended_values(path: Path):
     spec = JobSpec.load(path)
     assert spec.model.name == "resnet50"
     assert spec.data.dataset == "imagefolder"
@@ -48,7 +48,7 @@ def test_a_data_set_becomes_a_folder_of_the_same_images(tmp_path: Path, capsys: 
         (["digits", "."], "is there already"),
     ],
 )
-def test_what_cannot_become_one_is_said_in_one_line(
+def test_what_cannot_become_one_is_one_clear_line(
     arguments: list[str],
     said: str,
     tmp_path: Path,

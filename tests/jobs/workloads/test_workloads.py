@@ -1,4 +1,4 @@
-"""Workloads: the built-in one, and the way to a class of one's own."""
+"""Workloads: the built-in one, and the way to a user's own class."""
 
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def test_a_class_of_ones_own_is_found_beside_the_spec(folder: Path):
         ("lab_needs:Slope", "its module needs no_such_library, which is not installed"),
     ],
 )
-def test_what_is_no_workload_is_said_in_one_line(folder: Path, path: str, said: str):
+def test_what_is_no_workload_is_one_clear_line(folder: Path, path: str, said: str):
     (folder / "lab_errors.py").write_text(OWN)
     (folder / "lab_broken.py").write_text("def (:\n")
     (folder / "lab_needs.py").write_text("import no_such_library\n")

@@ -42,7 +42,7 @@ class Api:
 
 
 def problem(answer: Any) -> str:
-    """What a problem document says."""
+    """The text of a problem document."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     assert answer.json()["status"] == answer.status_code
     detail: str = answer.json()["detail"]

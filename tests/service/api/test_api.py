@@ -1,4 +1,4 @@
-"""The HTTP API: who may do what, what is refused and how it is said, and that no secret comes out."""
+"""The HTTP API: who may do what, what is refused with which text, and that no secret leaks."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_secret_is_masked_in_a_log_wherever_the_pieces_are_cut(tmp_path: Path,
     assert kept == text.replace("hunter2hunter2", "*" * 14), "the length stays, so offsets do"
 
 
-def test_names_tell_secrets_from_settings() -> None:
+def test_names_distinguish_secrets_from_settings() -> None:
     assert all(map(is_secret, ("WANDB_API_KEY", "token", "db_password", "AWS_SECRET_ACCESS_KEY", "apiKey")))
     assert not any(map(is_secret, ("max_tokens_seen", "tokenizer", "keyboard", "monkey", "author")[1:]))
     assert masked({"tokens_per_batch": 4, "nested": [{"password": "x"}]}) == {
@@ -124,7 +124,7 @@ def test_names_tell_secrets_from_settings() -> None:
         ({}, "spec"),
     ],
 )
-def test_what_is_wrong_with_a_submission_is_said(api: Api, body: dict[str, Any], says: str) -> None:
+def test_what_is_wrong_with_a_submission_is_reported(api: Api, body: dict[str, Any], says: str) -> None:
     answer = api.client().post(
         "/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
@@ -180,7 +180,7 @@ def test_the_page_and_the_api_give_the_same_checkpoints_and_the_same_reason_for_
     assert dict(JobLive(api.context, job).poll())["checkpoints"] == {"shown": [], "problem": reason}
 
 
-def test_states_say_what_can_be_done(api: Api) -> None:
+def test_states_determine_what_can_be_done(api: Api) -> None:
     client, job = api.client(), api.submitted()
     assert "only a job that has ended" in problem(client.post(f"/v1/jobs/{job}/resume"))
     assert "stop it first" in problem(client.delete(f"/v1/jobs/{job}"))

@@ -25,7 +25,7 @@ from service.api.http_protocol import LARGEST_HEAD, DeadlineProtocol, server_con
 from service.api.view import may_read
 from service.reconcile.log_spool import log_path
 from tests.service.api.api_fixture import SPEC, Api, problem
-from tests.service.page.page_fixture import until
+from tests.waiting import until
 
 BOMB = "{a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1], " + ", ".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)
@@ -56,7 +56,7 @@ def test_no_route_answers_without_a_token_and_none_changes_anything_for_a_reader
     assert revoked.delete("/v1/jobs/some-id").status_code == 401
 
 
-def test_guessing_from_one_address_locks_out_nobody_else_there(api: Api) -> None:
+def test_guessing_from_one_address_locks_out_no_other_caller_there(api: Api) -> None:
     guesser = api.client(None)
     guesser.headers["Authorization"] = "Bearer gg_00000000_guess"
     while guesser.get("/v1/jobs").status_code != 429:
@@ -182,7 +182,7 @@ def test_json_that_is_nested_or_long_without_end_is_a_bad_request(api: Api, body
 
 
 class Listener(http.server.BaseHTTPRequestHandler):
-    """Some host inside, which nobody but the service reaches."""
+    """An internal host, which only the service reaches."""
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ class Listener(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture

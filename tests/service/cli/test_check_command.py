@@ -147,7 +147,7 @@ def test_an_example_for_gpus_is_valid_without_them(name: str) -> None:
         ("gpt-124m-8gpu.yaml", "data.path: there is no file or folder /nowhere: name one"),
     ],
 )
-def test_where_the_data_is_not_there_one_line_says_what_to_do(name: str, said: str) -> None:
+def test_missing_data_is_one_line_that_names_what_to_do(name: str, said: str) -> None:
     field = said.split(" = ")[0].split(":")[0]
     with pytest.raises(DataError) as caught:
         check(EXAMPLES / name, "--set", f"{field}=/nowhere")

@@ -46,7 +46,7 @@ def refused(*arguments: object) -> str:
     return str(error.value)
 
 
-def test_the_list_says_what_is_good_and_what_is_not_yet(job: Path) -> None:
+def test_the_list_shows_what_is_good_and_what_is_not_yet(job: Path) -> None:
     lines = run(job).splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["10", "good"], ["20", "good"], ["30", "candidate"]]
     assert "test_accuracy 0.875" in lines[1]

@@ -13,7 +13,8 @@ import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
 from tests.integration.harness.runner import GRADGUARD, Sandbox, read_until
-from tests.service.server import Server, until
+from tests.service.server import Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +59,8 @@ def test_a_job_from_its_submission_to_its_end_by_the_command_line(server: Server
     watching = server.sandbox.start(GRADGUARD, "status", job_id, "--watch", f"--address={server.url}")
     read_until(watching, lambda line: "waiting for the Ray cluster" in line)
 
-    told = json.loads(server.run("list", "--json").stdout)
-    assert [job["id"] for job in told] == [job_id]
+    listed = json.loads(server.run("list", "--json").stdout)
+    assert [job["id"] for job in listed] == [job_id]
     cloned = json.loads(server.run("clone", job_id, "--set=optimizer.lr=0.5", "--json").stdout)
     assert cloned["spec"]["optimizer"]["lr"] == 0.5
     assert cloned["env"] == {"MY_API_KEY": "********"}
@@ -99,11 +100,11 @@ def test_a_list_is_watched_on_a_terminal_until_ctrl_c(server: Server) -> None:
 def _more(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)
-    except OSError:  # how a terminal says that its other end is gone
+    except OSError:  # how a terminal reports that its other end is gone
         return b""
 
 
-def test_what_it_takes_to_get_in_is_said_in_one_line(server: Server) -> None:
+def test_missing_access_is_one_line_that_names_what_to_set(server: Server) -> None:
     known = dict(server.sandbox.environment)
     try:
         del server.sandbox.environment["GRADGUARD_TOKEN"]
@@ -120,7 +121,7 @@ def test_what_it_takes_to_get_in_is_said_in_one_line(server: Server) -> None:
     one_line(wrong, "both are PEM files")
 
 
-def test_no_secret_is_in_what_the_service_says_or_in_the_list_of_processes(server: Server) -> None:
+def test_no_secret_is_in_the_output_of_the_service_or_in_the_list_of_processes(server: Server) -> None:
     until(lambda: "does not answer" in server.said())
     token = server.sandbox.environment["GRADGUARD_TOKEN"]
     for secret in (token, token.rpartition("_")[2], SECRET):

@@ -34,7 +34,7 @@ def test_json_lists_the_alarms_with_their_evidence(tmp_path: Path) -> None:
         assert set(alarm) == {"step", "verdict", "signal", "score", "baseline"}
 
 
-def test_the_table_says_what_the_guard_would_have_done(tmp_path: Path) -> None:
+def test_the_table_shows_what_the_guard_would_have_done(tmp_path: Path) -> None:
     shown = run(write_log(tmp_path / "log.csv")).stdout
     assert "roll back" in shown
     assert "skip" in shown

@@ -32,7 +32,7 @@ def write_job(folder: Path, *, lr: float, steps: int) -> Path:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("runs")
-    return write_job(root / "calm", lr=0.1, steps=40), write_job(root / "hot", lr=0.4, steps=20)
+    return write_job(root / "steady", lr=0.1, steps=40), write_job(root / "hot", lr=0.4, steps=20)
 
 
 def test_the_report_is_a_page_and_a_picture(jobs: tuple[Path, Path]) -> None:
@@ -41,7 +41,7 @@ def test_the_report_is_a_page_and_a_picture(jobs: tuple[Path, Path]) -> None:
     assert (jobs[0] / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_png_writes_the_picture_alone(jobs: tuple[Path, Path]) -> None:
+def test_png_writes_only_the_picture(jobs: tuple[Path, Path]) -> None:
     done = run("report", jobs[1], "--png")
     assert (done.exit_code, done.stdout.strip()) == (0, str(jobs[1] / "report.png"))
     assert not (jobs[1] / "report.html").exists()
@@ -57,7 +57,7 @@ def test_compare_shows_figures_and_what_differs_in_the_spec(jobs: tuple[Path, Pa
     assert (jobs[0] / "compare-hot.html").exists()
 
 
-def test_compare_gives_json_and_writes_where_it_is_told(jobs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_compare_gives_json_and_writes_to_the_given_path(jobs: tuple[Path, Path], tmp_path: Path) -> None:
     done = run("compare", *jobs, "--json", "--to", tmp_path / "both.html")
     read = json.loads(done.stdout)
     assert read["figures"]["steps"] == {"first": 40, "second": 20, "difference": -20, "unit": "count"}

@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import uvicorn
 
 from service.store import JobRow
 from tests.service.api.api_fixture import Api
+from tests.waiting import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NO_CHROMIUM = "chromium is not installed: `make tools` as root installs it"
@@ -79,7 +80,7 @@ def _abroad(asked: str, url: str) -> list[str]:
 
 
 def keep(page: Any, name: str) -> None:
-    """A picture of the whole page, for people."""
+    """A picture of the whole page, to look at."""
     KEPT.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=KEPT / f"page-{name}.png", full_page=True)
 
@@ -99,13 +100,3 @@ def play(api: Api, job_id: str, state: str, **fields: Any) -> JobRow:
         }
     )
     return api.context.store.add(row)[0]
-
-
-def until(holds: Callable[[], Any], deadline_s: float = 60.0) -> Any:
-    """What a condition gives, once it holds."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if found := holds():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("nothing happened in time")

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, on jobs whose files these tests write. Pictures are kept for people."""
+"""The page in a real Chromium, on jobs whose files these tests write. Pictures are kept to look at."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from service.api import Limits
 from tests.service.api.api_fixture import Api
 from tests.service.page.page_checks import NAMELESS, POOR_CONTRAST, STRUCTURE, TOO_SMALL, TOO_WIDE
-from tests.service.page.page_fixture import CHROMIUM, DESK, NO_CHROMIUM, PHONE, keep, until, visitor
+from tests.service.page.page_fixture import CHROMIUM, DESK, NO_CHROMIUM, PHONE, keep, visitor
 from tests.service.page.played_jobs import EVIL, change
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 
@@ -58,7 +59,7 @@ def test_an_incident_shows_its_evidence_and_a_mark_leads_to_it(page: Any) -> Non
     assert table.get_by_role("row").count() == 41
 
 
-def test_a_change_of_state_is_said_and_the_buttons_follow_it(page: Any, api: Api) -> None:
+def test_a_change_of_state_is_announced_and_the_buttons_follow_it(page: Any, api: Api) -> None:
     page.goto("/jobs/asks-for-gpus")
     state = page.locator("#state[role=status]")
     page.get_by_text("Waiting for 2 GPUs, 1 free").wait_for()
@@ -212,7 +213,7 @@ def test_everything_can_be_done_with_the_keyboard(page: Any) -> None:
     page.get_by_role("heading", level=1, name="Jobs").wait_for()
 
 
-def test_a_place_that_is_not_there_says_so(browser: Any, url: str, api: Api) -> None:
+def test_an_unknown_address_is_reported(browser: Any, url: str, api: Api) -> None:
     with visitor(browser, url, token=api.tokens["read"], expected="404") as page:
         page.goto("/jobs/none")
         page.locator("#state", has_text="There is no job none").wait_for()

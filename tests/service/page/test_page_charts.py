@@ -10,8 +10,9 @@ from guard.rows import JsonlWriter
 from service.reconcile.log_spool import log_path
 from tests.jobs.report.report_fixture import NAN_AT
 from tests.service.api.api_fixture import Api
-from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, keep, until
+from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, keep
 from tests.service.page.played_jobs import BEFORE, HISTORY, LAST, change
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 

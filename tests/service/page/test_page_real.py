@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +12,8 @@ import yaml
 from service.settings import default_database
 from service.store import Tokens, open_database
 from tests.integration.harness.runner import DIGITS, GRADGUARD, Sandbox, read_until
-from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, chromium, keep, until, visitor
+from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, chromium, keep, visitor
+from tests.waiting import interrupt, until
 
 pytestmark = [
     pytest.mark.soak,
@@ -48,12 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         yield said.rpartition("serving at ")[2].partition(",")[0], token
     finally:
         engine.dispose()
-        process.send_signal(signal.SIGINT)
-        try:
-            process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        interrupt(process)
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_each_poll_of_a_job_has_only_what_is_new(api: Api) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"attempt": 61, "action"')  # a row that is being written
     assert dict(poll())["steps"]["columns"]["attempt"] == [row["attempt"] for row in history[50:]]
-    write_job(folder)  # begun anew, with incidents
+    write_job(folder)  # started over, with incidents
     found = dict(poll())
     log_path(api.root, "live").parent.mkdir(parents=True)
     log_path(api.root, "live").write_bytes("straße".encode()[:5])
@@ -183,36 +183,36 @@ def test_each_poll_of_a_job_has_only_what_is_new(api: Api) -> None:
 def test_an_incident_comes_with_its_story_and_its_evidence(api: Api) -> None:
     play(api, "hurt", "running")
     write_job(api.root / "runs" / "hurt")
-    told = dict(JobLive(api.context, "hurt").poll())["incidents"]
-    assert told["total"] == 2
-    second = told["shown"][1]
+    sent = dict(JobLive(api.context, "hurt").poll())["incidents"]
+    assert sent["total"] == 2
+    second = sent["shown"][1]
     assert (second["anchor"], second["badge"]) == ("incident-2", "Recovered")
     assert second["evidence"]["layers"][0]["name"] == "layer4.1.conv2.weight"
     assert any("rolled back 26 steps" in line for line in second["story"])
 
 
-def test_a_damaged_checkpoint_is_told_too(api: Api) -> None:
+def test_a_damaged_checkpoint_is_shown_too(api: Api) -> None:
     play(api, "kept", "running")
     broken = write_job(api.root / "runs" / "kept") / "checkpoints" / "step-00000010"
     broken.mkdir(parents=True)
     (broken / "manifest.json").write_text("{")
-    told = dict(JobLive(api.context, "kept").poll())["checkpoints"]
-    assert [(c["name"], c["health"]) for c in told["shown"]] == [("step-00000010", "damaged")]
+    sent = dict(JobLive(api.context, "kept").poll())["checkpoints"]
+    assert [(c["name"], c["health"]) for c in sent["shown"]] == [("step-00000010", "damaged")]
 
 
-def test_the_list_tells_what_changed(api: Api) -> None:
+def test_the_list_sends_what_changed(api: Api) -> None:
     play(api, "first", "running")
     play(api, "second", "waiting", reason="waiting for 2 GPUs, 1 free")
     poll = ListLive(api.context, [], None, 50).poll
-    ((_, told),) = poll()
-    assert told["order"] == ["second", "first"]
-    assert [job["reason"] for job in told["changed"]] == ["waiting for 2 GPUs, 1 free", ""]
+    ((_, sent),) = poll()
+    assert sent["order"] == ["second", "first"]
+    assert [job["reason"] for job in sent["changed"]] == ["waiting for 2 GPUs, 1 free", ""]
     assert poll() == []
     write_job(api.root / "runs" / "first")
-    ((_, told),) = poll()
-    assert [job["id"] for job in told["changed"]] == ["first"]
-    assert told["changed"][0]["progress"]["step"] == 240
-    assert len(told["changed"][0]["spark"]["loss"]) > 20
+    ((_, sent),) = poll()
+    assert [job["id"] for job in sent["changed"]] == ["first"]
+    assert sent["changed"][0]["progress"]["step"] == 240
+    assert len(sent["changed"][0]["spark"]["loss"]) > 20
     waiting = ListLive(api.context, ["waiting"], "sec", 50).poll()
     assert waiting[0][1]["order"] == ["second"]
 

@@ -110,7 +110,7 @@ def test_a_cause_that_no_driver_writes_starts_nothing_again(tmp_path: Path, caus
     assert outcome.kind == "failed"
 
 
-def test_the_result_of_an_earlier_attempt_says_nothing_of_this_one_whatever_the_clock(tmp_path: Path) -> None:
+def test_the_result_of_an_earlier_attempt_is_ignored_whatever_the_clock(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "succeeded"}')
     files = JobFiles(tmp_path)
     before = files.marks()
@@ -129,7 +129,7 @@ def scaled(workers: int, device: str = "gpu") -> JobSpec:
     )
 
 
-def test_a_job_waits_for_what_is_missing_and_says_so() -> None:
+def test_a_job_waits_for_what_is_missing_and_names_it() -> None:
     cluster = Capacity([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], {"GPU": 1, "CPU": 2})
     just_started = JobRow(id="a", gpus=2.0, cpus=2.0)
     left = free(cluster, [just_started])
@@ -151,7 +151,7 @@ def stranger(submission_id: str, **more: object) -> JobDetails:
     return JobDetails(type=JobType.SUBMISSION, submission_id=submission_id, start_time=5000, **fields)
 
 
-def test_jobs_of_ours_are_adopted_once_and_nobody_elses(tmp_path: Path) -> None:
+def test_only_our_jobs_are_adopted_and_each_once(tmp_path: Path) -> None:
     store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
     ours = runtime_env(SPEC, env={"API_KEY": "k"})
     listing = {
@@ -179,18 +179,18 @@ def said_by_the_job(
     monkeypatch: pytest.MonkeyPatch, folder: Path, spec: JobSpec, **metadata: str
 ) -> dict[str, object]:
     """What a job leaves behind that Ray started in this folder under the id ``plain``."""
-    told = {
+    job_config = {
         "runtime_env": {"working_dir": "gcs://_ray_pkg_0123.zip"},
         "metadata": {"job_submission_id": "plain", **metadata},
     }
-    monkeypatch.setenv(JOB_CONFIG_VAR, json.dumps(told))
+    monkeypatch.setenv(JOB_CONFIG_VAR, json.dumps(job_config))
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.chdir(folder)
     note_folder(spec)
     return noted("plain")
 
 
-def test_an_adopted_job_that_says_what_it_runs_can_be_started_again(
+def test_an_adopted_job_that_noted_its_spec_can_be_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
@@ -217,7 +217,7 @@ def test_an_adopted_job_that_says_what_it_runs_can_be_started_again(
     store.engine.dispose()
 
 
-def test_a_supervised_job_says_only_where_it_is_and_a_large_folder_is_not_kept(
+def test_a_supervised_job_notes_only_its_folder_and_a_large_working_dir_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wd").mkdir()

@@ -108,7 +108,9 @@ def test_a_deleted_job_leaves_nothing_behind(engine: Engine) -> None:
     store = JobStore(engine)
     store.add(job("gone"), IdempotencyKey("me", "key", "digest"))
     store.add_event("gone", "incident", "warning", "spike", {}, key="1")
-    assert not store.add_event("gone", "incident", "warning", "spike", {}, key="1"), "one thing is told once"
+    assert not store.add_event("gone", "incident", "warning", "spike", {}, key="1"), (
+        "one event is recorded once"
+    )
     store.delete("gone", lambda _: None)
     assert store.events(None) == []
     assert store.created_by(IdempotencyKey("me", "key", "digest")) is None
@@ -116,7 +118,7 @@ def test_a_deleted_job_leaves_nothing_behind(engine: Engine) -> None:
         store.get("gone")
 
 
-def test_one_of_two_services_supervises_and_a_clock_that_jumps_back_locks_nobody_out(engine: Engine) -> None:
+def test_one_of_two_services_supervises_and_a_clock_that_jumps_back_locks_out_neither(engine: Engine) -> None:
     now = 1000.0
     first, second = (Lease(engine, "s", ttl_s=10, clock=lambda: now) for _ in range(2))
     assert (first.hold(), second.hold(), first.hold()) == (True, False, True)
@@ -124,7 +126,7 @@ def test_one_of_two_services_supervises_and_a_clock_that_jumps_back_locks_nobody
     assert second.hold(), "the holder said nothing for longer than its lease"
     assert not first.hold()
     now -= 500
-    assert first.hold(), "a lease that lies far in the future is none"
+    assert first.hold(), "a lease that ends far in the future is invalid"
     first.release()
     assert second.hold()
 
@@ -146,7 +148,7 @@ def test_several_services_may_open_a_new_database_at_once(tmp_path: Path) -> Non
         engine.dispose()
 
 
-def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_of_a_newer_version_is_unchanged(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.db"
     engine = open_database(url)
     with engine.begin() as connection:
