@@ -147,9 +147,8 @@ class Agreement:
 
     def send_norm(self, square: Tensor) -> None:
         """Starts the gather of the squared norm of the reduced gradient, 0-dim; one for each observation."""
-        if self.world_size > 1:
-            self._squares.row.copy_(square)
-            self._norms = self._gather(self._squares, async_op=True)
+        self._squares.row.copy_(square)
+        self._norms = self._gather(self._squares, async_op=True)
 
     def to_host(self, pieces: Tensor) -> Floats:
         """``pieces`` on the host, and from a GPU in the same read the norms that are being gathered."""
