@@ -7,6 +7,7 @@ for batch in loader:
     report = guard.step()
 
 ``guard``: ``GradientGuard``
+``backward``: the guard's part of a backward
 ``arguments``: checks what it is given
 ``step``: one step through the five verbs
 ``deferred_step``: the same, decided on the device

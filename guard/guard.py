@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act.accumulation import GradAccumulation
-from guard.act.loop_checks import checked_loss
 from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
@@ -30,13 +27,14 @@ from guard.arguments import (
     check_optimizer,
     check_states,
 )
+from guard.backward import BackwardPass
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer, Closure
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
 from guard.hooks import ForwardHook
-from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms, refuse_join
+from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
 from guard.observe.watched import Watched
@@ -98,7 +96,6 @@ class GradientGuard:
             self.config, optimizer, lambda: dict(zip(observer.names, observer.parameters, strict=True))
         )
         self._agreement = Agreement(process_group, device, describe=self._deciding)
-        self._alone = dist.is_available() and not dist.is_initialized()
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
         self._state = TrainingState(
             model,
@@ -128,10 +125,7 @@ class GradientGuard:
         )
         self._pipeline = self._make_pipeline()
         self._ddp = find_ddp(model)
-        broadcasts = self._ddp is not None and self._ddp.broadcast_buffers
-        self._watches_buffers = self._agreement.rank == 0 or not broadcasts  # DDP sends rank 0's to all
-        self._stop = self._checkpoint = False
-        self._started = False
+        self._backward = BackwardPass(self._parts, lambda: self._pipeline, self._ddp)
         self._state.start(0)
         self._before_first_backward(model)
 
@@ -175,11 +169,11 @@ class GradientGuard:
 
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
-        self._stop = True
+        self._backward.stop = True
 
     def request_checkpoint(self) -> None:
         """Asks all ranks to save a checkpoint: one report has ``checkpoint`` set, on every rank."""
-        self._checkpoint = True
+        self._backward.checkpoint = True
 
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
         """Use it instead of DDP's method of this name, before the first backward: DDP takes one hook only.
@@ -206,21 +200,7 @@ class GradientGuard:
             weight: what the loss is multiplied with for backward, but not for the record: 1 / k for each of k
                 micro-batches.
         """
-        self._pipeline.before_backward()
-        self._state.checks.before_backward(checked_loss(loss))
-        accumulation = self._parts.accumulation
-        self._forget_discarded()
-        dropped = accumulation.begin(loss)
-        self._send(loss, watch_buffers=not dropped)
-        scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
-        try:
-            with accumulation.dropping() if dropped else nullcontext():
-                scaled.backward()
-        except Exception:
-            self._agreement.forget()
-            accumulation.forget()
-            raise
-        accumulation.ran()
+        self._backward.run(loss, weight)
 
     @raises_rank_lost
     def observe_loss(self, loss: Tensor) -> None:
@@ -231,14 +211,7 @@ class GradientGuard:
         Args:
             loss: as for ``backward``; not multiplied by the scaler.
         """
-        self._pipeline.before_backward()
-        self._forget_discarded()
-        self._send(checked_loss(loss), watch_buffers=True)
-
-    def _forget_discarded(self) -> None:
-        """Micro-batches before this one count for nothing if the loop has dropped their gradients."""
-        if self._agreement.pending and self._parts.accumulation.discarded():
-            self._agreement.forget(all_of_them=True)
+        self._backward.observe(loss)
 
     def _deciding(self) -> Settings:
         """What must be equal on all ranks, in words, for the error of ranks that differ."""
@@ -247,33 +220,6 @@ class GradientGuard:
         ladder = {f"ladder {k}": v for k, v in self._parts.decider.ladder.state_dict().items()}
         now = {name: str(value) for name, value in {**counts, **ladder}.items()}
         return {**self._parts.settings.known(), **now}
-
-    def _arm_local(self) -> None:
-        if self._parts.local is not None:
-            self._parts.local.arm(self._pipeline.wants_local(), self._state.scaler.factor())
-
-    def _send(self, loss: Tensor, *, watch_buffers: bool, arm: bool = True) -> None:
-        started = time.perf_counter()
-        pipeline = self._pipeline
-        self._check_group()
-        shield = self._state.shield if watch_buffers and self._watches_buffers else None
-        self._started = True
-        refuse_join(self._ddp)
-        self._state.before_backward()
-        self._state.checks.sent()
-        self._agreement.send(
-            loss,
-            stop=self._stop,
-            checkpoint=self._checkpoint,
-            changed=self._state.changed_outside(),
-            local_norm=pipeline.last_local,
-            grad_norm=pipeline.last_norm,
-            digest=pipeline.digest("step"),
-            buffer_jump=None if shield is None else shield.jump(),
-        )
-        if arm:
-            self._arm_local()
-        pipeline.seconds += time.perf_counter() - started
 
     @raises_rank_lost
     def step(self, closure: Closure | None = None, *, settle: bool = True) -> StepReport:
@@ -294,7 +240,7 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         self._wrapped.check_step()
-        again = None if closure is None else partial(self._again, closure)
+        again = None if closure is None else partial(self._backward.again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is
         try:
@@ -303,13 +249,20 @@ class GradientGuard:
             self._state.checks.after_step()
         self._state.watch_weights()
         if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
-            self._checkpoint = False
+            self._backward.checkpoint = False
         return report
 
     def expect_change(self, reason: str, steps: int = 50) -> None:
         """Announces a change on purpose, on every rank: levels are relearned in the next ``steps`` attempts.
 
-        Meanwhile only the non-finite and the overwhelming count. ``reason`` is for the journal.
+        Meanwhile only the non-finite and the overwhelming count.
+
+        Args:
+            reason: what changes, for the journal.
+            steps: attempts until the new levels are known; call it before the batch on which it shows.
+
+        Raises:
+            GuardError: ``steps`` is less than 1.
         """
         if steps < 1:
             raise GuardError(f"steps is {steps}: expect a change for at least 1 step")
@@ -317,7 +270,13 @@ class GradientGuard:
         self._parts.recorder.change(reason, step=self.steps, attempt=self.attempts, steps=steps)
 
     def adopt_state(self) -> None:
-        """After you changed weights or buffers, on every rank: they are healthy; levels are relearned."""
+        """Makes the present weights and buffers the healthy state: no rollback goes back to before it.
+
+        Call it on every rank after changing them (best weights loaded, a codebook restarted).
+
+        Raises:
+            GuardError: a step is in flight on the device.
+        """
         if isinstance(self._pipeline, DeferredStepPipeline) and self._pipeline.in_flight:
             raise GuardError("a step is in flight on the device: call guard.flush() before adopt_state()")
         self.expect_change("state adopted")
@@ -388,39 +347,11 @@ class GradientGuard:
         check_deferred(self.config, self._state.fused)
         return DeferredStepPipeline(self._parts)
 
-    def _again(self, closure: Closure) -> None:
-        """Runs the closure, which may run backward itself: by ``backward`` of the guard or of the loss."""
-        checks = self._state.checks
-        before = checks.begin_closure()
-        self._arm_local()
-        accumulation = self._parts.accumulation
-        with accumulation.dropping() if accumulation.excluded else nullcontext():
-            loss = closure()
-        if loss is None or checks.sends > before:
-            return
-        if not checks.closure_ran_backward():
-            self.backward(loss)
-        elif self._state.scaler.active:
-            raise GuardError(
-                "the closure ran loss.backward() on a loss that is not scaled: let it only return the loss, "
-                "guard.step(closure) scales it and runs backward"
-            )
-        else:
-            self._send(torch.as_tensor(loss), watch_buffers=True, arm=False)
-
-    def _check_group(self) -> None:
-        """Raises GuardError where the ranks have found each other since the guard was made."""
-        if self._alone and dist.is_initialized() and dist.get_world_size() > 1:
-            raise GuardError(
-                "the guard was made before init_process_group, and knows of one rank only: create it after "
-                "init_process_group and after the model is in DistributedDataParallel"
-            )
-
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""
 
         def refresh(_: nn.Module) -> None:
-            if self._started:
+            if self._backward.started:
                 handle.remove()
             else:
                 self._state.refresh()

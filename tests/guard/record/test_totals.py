@@ -45,6 +45,7 @@ def guard_of(**options: Any) -> GradientGuard:
 
 def one_step(guard: GradientGuard, model_loss: float = 1.0) -> StepReport:
     (parameter,) = guard._parts.observer.parameters[:1]
+    parameter.grad = None
     guard.backward((parameter.square().sum()) * model_loss)
     return guard.step()
 
@@ -79,6 +80,7 @@ def test_a_state_from_before_the_totals_loads_from_that_of_the_metrics() -> None
 def test_a_dropped_micro_batch_is_one_anomaly_of_its_record(tmp_path: Path) -> None:
     guard = guard_of(journal=tmp_path / "incidents.jsonl")
     (parameter,) = guard._parts.observer.parameters[:1]
+    parameter.grad = None
     for bad in (1.0, math.nan):
         guard._state._optimizer.zero_grad()
         for factor in (1.0, bad, 1.0, 1.0):
