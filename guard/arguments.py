@@ -42,7 +42,7 @@ def as_config(config: GuardConfig | Mapping[str, Any] | None) -> GuardConfig:
     if config is None or isinstance(config, GuardConfig):
         return config or GuardConfig()
     if isinstance(config, Mapping):
-        return GuardConfig.model_validate(dict(config))
+        return GuardConfig(**config)
     raise GuardError(f"config is a {type(config).__name__}: pass a GuardConfig, or a dict of its fields")
 
 

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-
-_UNKNOWN = "extra_forbidden"
 
 
 class Config(BaseModel):
@@ -24,31 +14,39 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _suggest_field(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """The error of an unknown field names the nearest one, or all there are."""
+    def __init__(self, **values: Any) -> None:
         try:
-            return handler(values)
+            super().__init__(**values)
         except ValidationError as error:
-            details = error.errors()
-            if not any(detail["type"] == _UNKNOWN and len(detail["loc"]) == 1 for detail in details):
-                raise
-            lines = [_explained(detail, list(cls.model_fields)) for detail in details]
-            raise ValidationError.from_exception_data(error.title, lines) from None
+            raise _explained(type(self), error) from None
+
+    # Only a call of the class comes here: fields that are models are validated as pydantic does it.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
-def _explained(detail: Any, fields: list[str]) -> InitErrorDetails:
-    """The same error, with the message that helps where a field is unknown."""
-    kind, message = detail["type"], detail["msg"]
-    if kind == _UNKNOWN:
-        if len(detail["loc"]) == 1:
-            near = difflib.get_close_matches(str(detail["loc"][0]), fields, n=1)
-            message = (
-                f'unknown field: did you mean "{near[0]}"?' if near else f"unknown field: {', '.join(fields)}"
-            )
-        kind = PydanticCustomError(_UNKNOWN, message)
-    return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
+def _explained(model: type[BaseModel], error: ValidationError) -> ValidationError:
+    """The same error; where a field is unknown it names the nearest one, or all there are."""
+    lines = [
+        InitErrorDetails(
+            type=PydanticCustomError(detail["type"], _message(model, detail)),
+            loc=detail["loc"],
+            input=detail["input"],
+        )
+        for detail in error.errors()
+    ]
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+def _message(model: Any, detail: Any) -> Any:
+    if detail["type"] != "extra_forbidden":
+        return detail["msg"]
+    *path, name = detail["loc"]
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = None if field is None else field.annotation
+    fields = list(getattr(model, "model_fields", ()))
+    near = difflib.get_close_matches(str(name), fields, n=1)
+    return f'unknown field: did you mean "{near[0]}"?' if near else f"unknown field: {', '.join(fields)}"
 
 
 ClipKind = Literal["auto", "norm", "value", "group", "agc", "autoclip", "zclip", "adagc", "off"]

@@ -19,7 +19,7 @@ from tests.documents import repository_files
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("guard", "jobs", "service")
 FOLDERS = {*LAYERS, "deploy", "tests"}
-GUARD_MAY_IMPORT = {"torch", "numpy", "pydantic", "prometheus_client"}
+GUARD_MAY_IMPORT = {"torch", "numpy", "pydantic", "pydantic_core", "prometheus_client"}
 LONGEST_FILE = 400
 
 

@@ -383,8 +383,7 @@ def test_a_snapshot_of_another_version_does_not_break_the_scrape_of_the_rest(met
 def test_registering_does_not_collect_and_unregistering_frees_the_names(metrics: GuardMetrics) -> None:
     calls: list[int] = []
     registry = CollectorRegistry()
-    collector = GuardCollector(lambda: calls.append(1) or [metrics.snapshot()])
-    registry.register(collector)
+    registry.register(collector := GuardCollector(lambda: calls.append(1) or [metrics.snapshot()]))
     assert calls == []
     with pytest.raises(ValueError, match="Duplicated"):
         metrics.register(registry)
@@ -395,8 +394,7 @@ def test_registering_does_not_collect_and_unregistering_frees_the_names(metrics:
 
 def test_help_and_type_are_given_for_every_name(metrics: GuardMetrics) -> None:
     step(metrics)
-    registry = CollectorRegistry()
-    metrics.register(registry)
+    metrics.register(registry := CollectorRegistry())
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         assert family.type in ("counter", "gauge", "histogram")
         assert family.documentation.endswith(".")

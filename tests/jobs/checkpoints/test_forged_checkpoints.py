@@ -18,7 +18,7 @@ from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.load import verify
 from jobs.checkpoints.manifest import STATE, _digest, digest_of, parse
 from jobs.run_dir.storage import DAMAGED, MANIFEST, LocalStorage
-from tests.jobs.checkpoints.checkpoint_fixture import Told, parts, proven, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, parts, proven, train
 
 SEEDS = 140
 STRANGE: list[Any] = [
@@ -97,7 +97,7 @@ def test_a_changed_value_is_refused_or_harmless(
             text = json.dumps({**document, "checksum": _digest(document)}, indent=1) + "\n"
             (newest / MANIFEST).write_text(text)
         state = parts()
-        found = CheckpointManager(folder, state, notify=Told()).load_latest()
+        found = CheckpointManager(folder, state, notify=Messages()).load_latest()
         assert found in (10, 20), seed
         for name, value in state["model"].state_dict().items():
             assert torch.equal(value, written[1][found][name]), (seed, name)
@@ -166,7 +166,7 @@ def test_the_one_before_it_is_used_and_stays_whole(folder: Path, harm: Callable[
     before = {file.name: file.read_bytes() for file in (folder / "step-00000010").iterdir()}
     harm(folder)
     for _ in range(2):
-        assert CheckpointManager(folder, parts(), notify=Told()).load_latest() == 10
+        assert CheckpointManager(folder, parts(), notify=Messages()).load_latest() == 10
         assert {file.name: file.read_bytes() for file in (folder / "step-00000010").iterdir()} == before
 
 
@@ -185,7 +185,7 @@ def test_weights_that_are_not_a_number_are_no_state_to_go_on_with(tmp_path: Path
     with torch.no_grad():
         state["model"][0].weight[0, 0] = float("nan")
     proven(manager, 20)
-    told = Told()
+    told = Messages()
     assert CheckpointManager(tmp_path, parts(), notify=told).load_latest() == 10
     assert "the weight 0.weight has NaN in it" in told[0]
 

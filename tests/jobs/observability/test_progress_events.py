@@ -58,6 +58,7 @@ def test_the_event_of_a_hardware_fault_has_node_and_device() -> None:
     model = nn.Linear(4, 1)
     guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
     for bad in (False, False, True):
+        model.zero_grad()
         guard.backward(model(torch.ones(8, 4)).mean() * (float("nan") if bad else 1.0))
         report = guard.step(lambda: model(torch.ones(8, 4)).mean())
     level, text = event(report.incident, ["node 3f2a, cpu"])
