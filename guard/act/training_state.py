@@ -309,9 +309,14 @@ class TrainingState:
         target = self._ring.target()
         if target is None:
             raise RuntimeError("a rollback was decided without a healthy snapshot")
-        self._ring.restore(target, keep=frozenset() if self._replay else frozenset({DATA}))
+        self._ring.restore(target, keep=frozenset() if self._replay else self._moves_on(target))
         self._accept_state(target.step)
         return target
+
+    def _moves_on(self, target: Snapshot) -> frozenset[str]:
+        """What is not restored, so that other batches follow: where a rollback to this snapshot did not help,
+        the random numbers too, since many loops draw their batches from them."""
+        return frozenset({DATA, GENERATORS} if target.returns else {DATA})
 
     def _clear_gradients(self) -> None:
         self.scaler.forget()

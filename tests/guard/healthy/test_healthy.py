@@ -1,0 +1,90 @@
+"""Unruly but healthy trainings, with the guard at its defaults: it stays out of their way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guard import GradientGuard
+from tests.guard.healthy.trainings import ROUGH, TRAININGS, Update, Wrap
+
+pytestmark = pytest.mark.slow
+
+SEEDS = (0, 1, 2)
+MOST_SKIPPED = 0.005
+MOST_LOST = 0.01
+Training = Callable[[int, Wrap], float]
+
+
+class Spread:
+    """The metrics of the plain loop."""
+
+    def __init__(self, training: Training) -> None:
+        self.metrics = [training(seed, plain) for seed in SEEDS]
+
+    def holds(self, metrics: list[float]) -> bool:
+        """Whether their mean is at most the width of the spread above the plain loop's mean."""
+        width = max(self.metrics) - min(self.metrics)
+        return mean(metrics) <= mean(self.metrics) + width
+
+
+def plain(model: nn.Module, optimizer: Optimizer, scheduler: Any = None) -> Update:
+    """The update that a loop without a guard makes."""
+
+    def update(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+    return update
+
+
+class Guarded:
+    """The same with a guard of its own for each model; counts what the guards did."""
+
+    def __init__(self) -> None:
+        self.actions: Counter[str] = Counter()
+
+    def __call__(self, model: nn.Module, optimizer: Optimizer, scheduler: Any = None) -> Update:
+        guard = GradientGuard(model, optimizer, scheduler=scheduler)
+
+        def update(loss: Tensor) -> None:
+            optimizer.zero_grad()
+            guard.backward(loss)
+            self.actions[guard.step().action] += 1
+
+        return update
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.__name__)
+def test_a_healthy_run_is_left_alone(training: Training) -> None:
+    guarded, spread = Guarded(), Spread(training)
+    assert spread.holds([training(seed, guarded) for seed in SEEDS])
+    assert guarded.actions["rolled_back"] == 0
+    assert guarded.actions["skipped"] <= MOST_SKIPPED * guarded.actions.total()
+
+
+@pytest.mark.parametrize("training", ROUGH, ids=lambda training: training.__name__)
+def test_a_rough_run_is_never_halted_and_hardly_touched(training: Training) -> None:
+    guarded = Guarded()
+    for seed in SEEDS:
+        training(seed, guarded)
+    lost = guarded.actions["skipped"] + guarded.actions["rolled_back"]
+    assert lost <= MOST_LOST * guarded.actions.total()
