@@ -71,6 +71,7 @@ def _rank(rank: int, ranks: int, how: str, port: int | None, folder: Path) -> No
     guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
     victim = Victim(how, guard, model)
     for step in range(LAST_STEP + 1):
+        model.zero_grad()
         if rank == LOST_RANK and step == LAST_STEP:
             victim.last_step()
         try:

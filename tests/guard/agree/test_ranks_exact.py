@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def accumulated(where: dict[str, Any]) -> tuple[list[str], bool]:
         run.optimizer.zero_grad()
         accumulate(run, last=False)
         accumulate(run, last=True)
-        norms.extend(run.guard.step().local_norms or [])
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # losses divided by hand
+            norms.extend(run.guard.step().local_norms or [])
     return differences(plain.state(), run.state()), all(norm > 0 for norm in norms[2:])
 
 
@@ -91,15 +93,13 @@ def parted(rank: int, world_size: int, folder: Path) -> str:
     backward()
     if rank == 1:
         optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
-        with pytest.raises(RankDivergence) as raised:
-            guard.step()
-        return str(raised.value)
-    guard.step()
-    with pytest.raises(RuntimeError):  # torch's, in the all-reduce: the other rank has left
-        backward()
-    return ""
+    weights = [weight.clone() for weight in model.parameters()]
+    with pytest.raises(RankDivergence) as raised:
+        guard.step()
+    assert all(map(torch.equal, weights, model.parameters())), "the step was applied"
+    return str(raised.value)
 
 
 def test_a_verdict_that_one_rank_alone_reaches_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
-    _, message = on_ranks(2, parted, tmp_path)
-    assert "the decision state of rank 1 differs" in message
+    for message in on_ranks(2, parted, tmp_path):
+        assert "the gradients of rank 1 differ" in message
