@@ -170,13 +170,13 @@ def lstm(seed: int, wrap: Wrap) -> float:
     update = wrap(model, torch.optim.Adam(model.parameters(), lr=5e-3))
 
     def loss(starts: Tensor) -> Tensor:
-        ids = text[starts + torch.arange(17)[:, None]]
+        ids = text[starts + torch.arange(33)[:, None]]
         hidden, _ = model["lstm"](model["in"](ids[:-1]))
         return F.cross_entropy(model["out"](hidden).flatten(0, 1), ids[1:].flatten())
 
     for _ in range(STEPS):
-        update(loss(torch.randint(len(text) - 17, (8,))))
-    return loss(torch.arange(0, len(text) - 17, 97)).item()
+        update(loss(torch.randint(len(text) - 33, (8,))))
+    return loss(torch.arange(0, len(text) - 33, 97)).item()
 
 
 def memorised(seed: int, wrap: Wrap) -> float:
