@@ -20,9 +20,7 @@ def test_16_bit_grey_keeps_its_levels(tmp_path: Path, name: str):
     Image.fromarray((RAMP * 65535).astype(np.uint16)).save(tmp_path / name)
     found = decode(tmp_path / name)
     assert found.shape == (3, 64, 64)
-    assert torch.equal(found[0], torch.from_numpy((RAMP * 255).round().astype(np.uint8))) or (
-        found[0].double().sub(torch.from_numpy(RAMP * 255)).abs().max() <= 1
-    )
+    assert found[0].double().sub(torch.from_numpy(RAMP * 255)).abs().max() <= 1
 
 
 def test_float_pixels_are_scaled_from_zero_to_one(tmp_path: Path):
