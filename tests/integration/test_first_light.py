@@ -61,7 +61,7 @@ def test_every_incident_is_in_the_journal_with_its_evidence(guarded: tuple[Sandb
     rolled_back = next(incident for incident in incidents if incident["action"] == "rolled_back")
     assert rolled_back["rolled_back_to"] in (40, 50), "a snapshot from before the fault"
     assert rolled_back["steps_lost"] == rolled_back["step"] - rolled_back["rolled_back_to"]
-    assert rolled_back["recovery"]["lr_scale"] == 0.5
+    assert rolled_back["recovery"]["lr_scale"] == 1.0, "a first rollback only moves on to other data"
     closed = {row["incident"]: row["outcome"] for row in rows if row["type"] == "outcome"}
     assert closed[rolled_back["id"]] == "recovered"
 

@@ -1,6 +1,5 @@
 """The pages in a real Chromium: wide, narrow, in the dark and on paper. Pictures are in build/screenshots."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,18 +7,14 @@ import pytest
 
 from jobs.report import write_report
 from jobs.report.compare import compare, write_comparison
+from tests.browser import CHROMIUM, DESK, KEPT, NO_CHROMIUM, chromium, keep
 from tests.jobs.report.report_fixture import write_job
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-KEPT = Path(__file__).resolve().parents[3] / "build" / "screenshots"
 PHONE = {"width": 390, "height": 844}
-DESK = {"width": 1280, "height": 900}
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="chromium is not installed: `make tools` as root installs it"
-    ),
+    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
 ]
 
 
@@ -39,11 +34,8 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -66,11 +58,6 @@ def visit(browser, pages):
     for context in contexts:
         context.close()
     assert wrong == []
-
-
-def keep(page, name):
-    KEPT.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=KEPT / f"{name}.png", full_page=True)
 
 
 def too_wide(page):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.browser import chromium
 from tests.service.api.api_fixture import Api
-from tests.service.page.page_fixture import chromium, served, visitor
+from tests.service.page.page_fixture import served, visitor
 from tests.service.page.played_jobs import played_jobs
 
 

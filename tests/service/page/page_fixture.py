@@ -1,30 +1,21 @@
-"""The page in a real browser: a server with played jobs, pictures of what is seen, and what must never be."""
+"""The page in a real browser: a server with played jobs, and what must never be."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 import uvicorn
 
 from service.store import JobRow
+from tests.browser import DESK
 from tests.service.api.api_fixture import Api
 from tests.waiting import until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-NO_CHROMIUM = "chromium is not installed: `make tools` as root installs it"
-KEPT = Path(
-    os.environ.get("GRADGUARD_ARTEFACTS") or Path(__file__).resolve().parents[3] / "build" / "screenshots"
-)
-DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 WAIT_MS = 60_000
 
@@ -44,16 +35,6 @@ def served(api: Api) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """The browser of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager
@@ -77,12 +58,6 @@ def visitor(
 
 def _abroad(asked: str, url: str) -> list[str]:
     return [] if asked.startswith("blob:") or urlsplit(asked).netloc == urlsplit(url).netloc else [asked]
-
-
-def keep(page: Any, name: str) -> None:
-    """A picture of the whole page, to look at."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=KEPT / f"page-{name}.png", full_page=True)
 
 
 def play(api: Api, job_id: str, state: str, **fields: Any) -> JobRow:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from service.api import Limits
+from tests.browser import CHROMIUM, DESK, NO_CHROMIUM, keep
 from tests.service.api.api_fixture import Api
 from tests.service.page.page_checks import NAMELESS, POOR_CONTRAST, STRUCTURE, TOO_SMALL, TOO_WIDE
-from tests.service.page.page_fixture import CHROMIUM, DESK, NO_CHROMIUM, PHONE, keep, visitor
+from tests.service.page.page_fixture import PHONE, visitor
 from tests.service.page.played_jobs import EVIL, change
 from tests.waiting import until
 
@@ -26,7 +27,7 @@ def test_the_list_shows_jobs_with_sparklines_and_filters_them(page: Any) -> None
     assert row.get_by_role("img", name="Gradient norm, recent").is_visible()
     assert "Waiting for 2 GPUs, 1 free" in page.locator("li.job", has_text="asks-for-gpus").inner_text()
     assert page.locator("li.job").count() == 4
-    keep(page, "list")
+    keep(page, "page-list")
     page.get_by_label("Show").select_option("Waiting")
     page.locator("li.job", has_text="evil").wait_for(state="detached")
     assert page.locator("li.job a").all_inner_texts() == ["asks-for-gpus"]
@@ -68,7 +69,7 @@ def test_a_change_of_state_is_announced_and_the_buttons_follow_it(page: Any, api
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert api.context.store.get("asks-for-gpus").state == "waiting"
     page.get_by_role("button", name="Stop").click()
-    keep(page, "confirm")
+    keep(page, "page-confirm")
     page.get_by_role("dialog").get_by_role("button", name="Stop the job").click()
     page.get_by_role("button", name="Resume").wait_for()
     assert state.inner_text() == "Stopped: submit asked it to stop"
@@ -124,7 +125,7 @@ def test_the_form_checks_while_typing_and_submits(page: Any, api: Api) -> None:
     assert 'did you mean "train"' in page.get_by_role("button", name="Line 7 trian").inner_text()
     assert page.locator(".gutter .bad").all_inner_texts() == ["6", "7"]
     assert spec.get_attribute("aria-invalid") == "true"
-    keep(page, "faults")
+    keep(page, "page-faults")
     page.get_by_role("button", name="Submit the job").click()
     assert page.evaluate("document.activeElement.innerText").startswith("Line 6"), "the first fault"
     fault.click()
@@ -158,7 +159,7 @@ def test_a_token_is_needed_and_readers_get_no_buttons(browser: Any, url: str, ap
         token.fill("two words")
         page.keyboard.press("Enter")
         page.get_by_role("alert").filter(has_text="A token is one word").wait_for()
-        keep(page, "login")
+        keep(page, "page-login")
         token.fill(api.tokens["read"])
         page.keyboard.press("Enter")
         page.locator("canvas").first.wait_for()
@@ -237,7 +238,7 @@ def test_a_phone_does_not_scroll_sideways(browser: Any, url: str, api: Api, plac
         page.locator(READY[place]).first.wait_for(state="attached")
         for closed in page.locator("details > summary").all():
             closed.click()
-        keep(page, f"phone-{place.strip('/').replace('/', '-') or 'list'}")
+        keep(page, f"page-phone-{place.strip('/').replace('/', '-') or 'list'}")
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         assert page.evaluate(TOO_WIDE) == []
         assert page.evaluate(TOO_SMALL) == []
@@ -252,7 +253,7 @@ def test_it_can_be_read_and_read_aloud(browser: Any, url: str, api: Api, scheme:
             for closed in page.locator("details > summary").all():
                 closed.click()
             if scheme == "dark":
-                keep(page, f"dark-{place.strip('/').replace('/', '-') or 'list'}")
+                keep(page, f"page-dark-{place.strip('/').replace('/', '-') or 'list'}")
             assert page.evaluate(NAMELESS) == [], place
             assert page.evaluate(POOR_CONTRAST) == [], place
             found = page.evaluate(STRUCTURE)

@@ -8,9 +8,9 @@ import pytest
 
 from guard.rows import JsonlWriter
 from service.reconcile.log_spool import log_path
+from tests.browser import CHROMIUM, NO_CHROMIUM, keep
 from tests.jobs.report.report_fixture import NAN_AT
 from tests.service.api.api_fixture import Api
-from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, keep
 from tests.service.page.played_jobs import BEFORE, HISTORY, LAST, change
 from tests.waiting import until
 
@@ -38,7 +38,7 @@ def test_the_charts_of_a_job_grow_while_it_runs(page: Any, api: Api) -> None:
         file.write("the last line\n")
     until(lambda: log.text_content().endswith("the last line\n"))
     assert log.evaluate("e => e.scrollHeight - e.scrollTop - e.clientHeight") < 24, "it follows"
-    keep(page, "job")
+    keep(page, "page-job")
 
 
 def values(chart: Any) -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_pointing_at_a_chart_shows_the_values_of_all_charts_there(page: Any) -> 
     assert float(values(charts[0])["loss"]) == pytest.approx(row["loss"], rel=0.01)
     assert float(values(charts[1])["norm"]) == pytest.approx(row["grad_norm"], rel=0.01)
     assert float(values(charts[2])["learning rate"]) == pytest.approx(row["lr"], rel=0.01)
-    keep(page, "hover")
+    keep(page, "page-hover")
     page.mouse.move(0, 0)
     until(lambda: values(charts[0]) == last)
     point_at(page, charts[0], (NAN_AT - 1) / (len(known) - 1))
@@ -90,7 +90,7 @@ def test_dragging_zooms_all_charts_and_a_double_click_shows_all_again(page: Any,
     first, second = (charts[0].locator(".mark").nth(i) for i in range(2))
     assert not first.is_visible(), "incident 1 is outside"
     assert second.is_visible()
-    keep(page, "zoom")
+    keep(page, "page-zoom")
     change(api, "done", reason="something new")
     page.locator("#state", has_text="something new").wait_for()
     assert not first.is_visible(), "what arrives leaves the zoom as it is"

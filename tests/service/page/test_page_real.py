@@ -11,8 +11,9 @@ import yaml
 
 from service.settings import default_database
 from service.store import Tokens, open_database
+from tests.browser import CHROMIUM, NO_CHROMIUM, chromium, keep
 from tests.integration.harness.runner import DIGITS, GRADGUARD, Sandbox, read_until
-from tests.service.page.page_fixture import CHROMIUM, NO_CHROMIUM, chromium, keep, visitor
+from tests.service.page.page_fixture import visitor
 from tests.waiting import interrupt, until
 
 pytestmark = [
@@ -74,11 +75,11 @@ def test_a_job_is_submitted_watched_stopped_and_resumed(page: Any) -> None:
     assert page.get_by_role("link", name="Incident 1: Non-finite loss at step 5").count() == 3
     page.get_by_role("region", name="Checkpoints").get_by_text(A_CHECKPOINT).first.wait_for()
     page.locator(".log", has_text="step").wait_for()
-    keep(page, "real-running")
+    keep(page, "page-real-running")
 
     page.get_by_role("link", name="Jobs", exact=True).click()
     page.locator("li.job svg.spark path.norm").wait_for()
-    keep(page, "real-list")
+    keep(page, "page-real-list")
     page.get_by_role("link", name="watched").click()
 
     press(page, "Stop", "Stop the job")
@@ -87,7 +88,7 @@ def test_a_job_is_submitted_watched_stopped_and_resumed(page: Any) -> None:
     press(page, "Resume", "Resume the job")
     state.get_by_text("Running").wait_for()
     until(lambda: step(page) > ended_at, DEADLINE_S)
-    keep(page, "real-resumed")
+    keep(page, "page-real-resumed")
     press(page, "Stop", "Stop the job")
     state.get_by_text("Stopped").wait_for()
 
