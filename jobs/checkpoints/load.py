@@ -18,7 +18,7 @@ from jobs.checkpoints.state import Tensors, put_together
 from jobs.run_dir.storage import MANIFEST, Storage
 
 NEEDED = ("model", "optimizer")
-"""The parts without which a resume would begin anew."""
+"""The parts without which a resume would start from nothing."""
 
 
 class Content:

@@ -1,4 +1,4 @@
-"""A batch that looks bad is computed once more: hardware faults are told from bad data and leave no trace."""
+"""A batch that looks bad is computed once more: a hardware fault is no bad data and leaves no trace."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_after_a_hardware_fault_the_run_is_the_clean_one_to_the_bit(name: str) -
     metrics = GuardMetrics(job="test")
     clean, faulty = trained([]), trained([{**FAULTS[name], "step": 30}], metrics=metrics)
     assert not differences(states(clean), states(faulty))
-    told = [r.incident for r in faulty.reports if r.incident is not None]
-    assert [incident.faulty_ranks for incident in told] == [[0]]
-    assert "hardware fault" in told[0].reason
+    incidents = [r.incident for r in faulty.reports if r.incident is not None]
+    assert [incident.faulty_ranks for incident in incidents] == [[0]]
+    assert "hardware fault" in incidents[0].reason
     assert {r.action for r in faulty.reports} == {"applied"}
     assert metrics.snapshot()["totals"]["hardware_faults"]["0"] == 1
 
@@ -76,8 +76,8 @@ def test_after_a_hardware_fault_the_run_is_the_clean_one_to_the_bit(name: str) -
 def test_bad_data_is_bad_again_and_skipped_once() -> None:
     run = trained([{"kind": "nan_loss", "step": 30, "times": 2}])
     assert [r.action for r in run.reports].count("skipped") == 1
-    told = [r.incident for r in run.reports if r.incident is not None]
-    assert [incident.faulty_ranks for incident in told] == [[]]
+    incidents = [r.incident for r in run.reports if r.incident is not None]
+    assert [incident.faulty_ranks for incident in incidents] == [[]]
 
 
 def test_a_healthy_run_never_computes_a_batch_twice() -> None:
@@ -200,11 +200,11 @@ def two_ranks(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     assert faulty.guard is not None
     while faulty.guard.steps < 40:
         attempt(faulty)
-    told = [r.incident.faulty_ranks for r in faulty.reports if r.incident is not None]
-    return {"changed": differences(clean.state(), faulty.state()), "told": told}
+    incidents = [r.incident.faulty_ranks for r in faulty.reports if r.incident is not None]
+    return {"changed": differences(clean.state(), faulty.state()), "incidents": incidents}
 
 
 @pytest.mark.slow
 def test_the_faulty_rank_is_named_on_all_ranks(tmp_path: Path) -> None:
     for seen in on_ranks(2, two_ranks, tmp_path):
-        assert seen == {"changed": [], "told": [[1]]}
+        assert seen == {"changed": [], "incidents": [[1]]}

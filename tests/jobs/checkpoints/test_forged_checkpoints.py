@@ -185,9 +185,9 @@ def test_weights_that_are_not_a_number_are_no_state_to_go_on_with(tmp_path: Path
     with torch.no_grad():
         state["model"][0].weight[0, 0] = float("nan")
     proven(manager, 20)
-    told = Messages()
-    assert CheckpointManager(tmp_path, parts(), notify=told).load_latest() == 10
-    assert "the weight 0.weight has NaN in it" in told[0]
+    messages = Messages()
+    assert CheckpointManager(tmp_path, parts(), notify=messages).load_latest() == 10
+    assert "the weight 0.weight has NaN in it" in messages[0]
 
 
 def test_verify_loads_what_a_resume_needs(folder: Path) -> None:
