@@ -78,7 +78,11 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with rotary positions."""
+    """Causal attention with rotary positions.
+
+    With ``qk_norm`` queries and keys are normalized in each head: Dehghani et al., "Scaling Vision
+    Transformers to 22 Billion Parameters" (2023), section 2.
+    """
 
     def __init__(self, shape: GptShape) -> None:
         super().__init__()
@@ -86,14 +90,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
         self.out = nn.Linear(shape.width, shape.width, bias=False)
         self.dropout = nn.Dropout(0.0)
+        width = shape.width // shape.heads
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(width) if shape.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, stream: Tensor, turns: Tensor) -> Tensor:
         samples, length, width = stream.shape
         split = self.qkv(stream).view(samples, length, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [samples, heads, length, width / heads]
         mixed = functional.scaled_dot_product_attention(
-            rotated(query, turns),
-            rotated(key, turns),
+            rotated(self.query_norm(query), turns),
+            rotated(self.key_norm(key), turns),
             value,
             is_causal=True,
             dropout_p=self.dropout.p if self.training else 0.0,

@@ -36,6 +36,7 @@ class GptShape:
     context: int
     vocabulary: int
     mlp: Literal["swiglu", "gelu"] = "swiglu"
+    qk_norm: bool = False
 
     @property
     def hidden(self) -> int:
@@ -63,6 +64,10 @@ class GptFields(Config):
 
     mlp: Literal["swiglu", "gelu"] | None = None
     """The inner layers of a gpt. Default: swiglu."""
+
+    qk_norm: bool = False
+    """Normalizes queries and keys of each attention head, so that attention logits cannot grow without limit:
+    it lets a gpt train at higher rates."""
 
     vocabulary: PositiveInt | None = None
     """Rows of a gpt's embedding. Default and minimum: the number of tokens (256 for bytes). Multiples of 64

@@ -107,7 +107,8 @@ class ModelSpec(GptFields):
         """The size of the gpt that this describes; ``tokens`` is the vocabulary where none is set."""
         named = dict(zip(SHAPE, SIZES.get(self.name, ()), strict=False))
         given = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
-        return GptShape(**{**named, **given}, vocabulary=self.vocabulary or tokens, mlp=self.mlp or "swiglu")
+        given |= {"vocabulary": self.vocabulary or tokens, "mlp": self.mlp or "swiglu"}
+        return GptShape(**{**named, **given}, qk_norm=self.qk_norm)
 
     @property
     def initialization(self) -> InitSpec:

@@ -137,6 +137,20 @@ def test_a_new_gpt_is_in_good_health_and_as_good_as_a_guess(workload: LanguageWo
     assert report.loss == pytest.approx(math.log(256), rel=0.05)
 
 
+def test_with_qk_norm_attention_logits_stay_within_their_limit_however_large_the_weights():
+    largest = {}
+    for qk_norm in (False, True):
+        shape = GptShape(1, 2, 32, 16, 256, qk_norm=qk_norm)
+        attention = GPT(shape, seed=0).blocks[0].attention
+        with torch.no_grad():
+            attention.qkv.weight.mul_(1e3)
+        query, key, _ = attention.qkv(torch.randn(4, 16, 32)).view(4, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        logits = attention.query_norm(query) @ attention.key_norm(key).transpose(-1, -2) / 16**0.5
+        largest[qk_norm] = logits.abs().max().item()
+    assert largest[True] <= 16**0.5 + 1e-3, "of two vectors of length sqrt(16)"
+    assert largest[False] > 100 * largest[True]
+
+
 def test_dropout_and_depth_of_the_spec_reach_every_branch(workload: LanguageWorkload):
     from jobs.init.residual import residual_ends
     from jobs.spec.regularize import RegularizeSpec
