@@ -1,4 +1,4 @@
-"""The guard's part of a backward: this rank's row is sent while it runs, a bad micro-batch is dropped."""
+"""The guard's part of a backward: its loss enters this rank's row, a bad micro-batch is dropped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BackwardPass:
         accumulation = self._parts.accumulation
         self._forget_discarded()
         dropped = accumulation.begin(loss)
-        self._send(loss, watch_buffers=not dropped)
+        self._note(loss, watch_buffers=not dropped)
         scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
         try:
             with accumulation.dropping() if dropped else nullcontext():
@@ -63,7 +63,7 @@ class BackwardPass:
         """The loop runs the backward of this loss itself, right after."""
         self._pipeline().before_backward()
         self._forget_discarded()
-        self._send(checked_loss(loss), watch_buffers=True)
+        self._note(checked_loss(loss), watch_buffers=True)
 
     def again(self, closure: Closure) -> None:
         """Runs the closure, which may run backward itself: by ``backward`` of the guard or of the loss."""
@@ -73,7 +73,7 @@ class BackwardPass:
         accumulation = self._parts.accumulation
         with accumulation.dropping() if accumulation.excluded else nullcontext():
             loss = closure()
-        if loss is None or checks.sends > before:
+        if loss is None or checks.notes > before:
             return
         if not checks.closure_ran_backward():
             self.run(loss, 1.0)
@@ -83,7 +83,7 @@ class BackwardPass:
                 "guard.step(closure) scales it and runs backward"
             )
         else:
-            self._send(torch.as_tensor(loss), watch_buffers=True, arm=False)
+            self._note(torch.as_tensor(loss), watch_buffers=True, arm=False)
 
     def _forget_discarded(self) -> None:
         """Micro-batches before this one count for nothing if the loop has dropped their gradients."""
@@ -94,22 +94,19 @@ class BackwardPass:
         if self._parts.local is not None:
             self._parts.local.arm(self._pipeline().wants_local(), self._state.scaler.factor())
 
-    def _send(self, loss: Tensor, *, watch_buffers: bool, arm: bool = True) -> None:
+    def _note(self, loss: Tensor, *, watch_buffers: bool, arm: bool = True) -> None:
         started = time.perf_counter()
         pipeline = self._pipeline()
         shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self.started = True
         refuse_join(self._ddp)
         self._state.before_backward()
-        self._state.checks.sent()
-        self._agreement.send(
+        self._state.checks.noted()
+        self._agreement.add(
             loss,
             stop=self.stop,
             checkpoint=self.checkpoint,
-            changed=self._state.changed_outside(),
-            local_norm=pipeline.last_local,
-            grad_norm=pipeline.last_norm,
-            digest=pipeline.digest("step"),
+            changed=not self._agreement.pending and self._state.changed_outside(),
             buffer_jump=None if shield is None else shield.jump(),
         )
         if arm:

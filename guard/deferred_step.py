@@ -11,11 +11,10 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from guard.agree.agreement import JUMP, LOSS
+from guard.agree.agreement import DROPPED, JUMP, LOSS, SQUARE, same_norms
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
 from guard.errors import GuardError
@@ -73,19 +72,19 @@ class DeferredStepPipeline(StepPipeline):
     def run(self, again: Again | None, *, settle: bool) -> StepReport:  # noqa: ARG002
         """Reports the attempt before, and launches this one."""
         started = time.perf_counter()
-        rows = self._agreement.receive_rows()
+        self._agreement.check_pending()
         launched = self.in_flight
         report = self.flush()
         self.follow_optimizer()
         if report is not None and report.action == "rolled_back" and launched:
+            self._agreement.clear()
             self._state.undo_forward()  # this batch was computed with weights that are gone
             return report
         able = self._decider.detector.ready and not self._state.cooldown.active
         if able and (report is None or report.applied):
-            self._late = self._launch(rows)
+            self._late = self._launch()
         else:
-            agreed = self._agreement.read(rows.cpu().numpy().astype(np.float64))
-            self._late = self._run_exact(started, agreed, None, settle=settle)
+            self._late = self._run_exact(started, None, settle=settle)
         return report or StepReport(  # of the first step nothing is known yet
             step=self.step,
             attempt=self.attempt,
@@ -113,11 +112,15 @@ class DeferredStepPipeline(StepPipeline):
         late, self._late = self._late, None
         return self._resolve(late, time.perf_counter()) if isinstance(late, Launched) else late
 
-    def _launch(self, rows: Tensor) -> Launched:
+    def _launch(self) -> Launched:
         limits = self._decider.limits()
         moved = self._state.movement(self.step)
         previous = self._state.rate.last
-        skip, pieces, owners = self._decide_on_device(rows, limits)
+        pieces, owners = self._observer.measure()
+        self._state.checks.gradients_seen(self._observer.has_gradients)
+        pieces = pieces.to(self._device)
+        rows = self._gather_rows(pieces.sum())
+        skip = self._decide_on_device(rows, limits)
         self._state.launch(skip)
         self.attempt += 1
         self._state.take_snapshot_when_due(self.step + 1)
@@ -130,35 +133,30 @@ class DeferredStepPipeline(StepPipeline):
         return Launched(limits, owners, rows.shape, host, arrived, moved, rate, previous, samples)
 
     @torch.no_grad()
-    def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> tuple[Tensor, Tensor, list[int]]:
-        """Sets scale and skip flag for the optimizer's next step.
+    def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> Tensor:
+        """Sets scale and skip flag for the optimizer's next step; skipped where the ranks' norms differ.
 
         Args:
-            rows: those of all ranks, [micro-batches, ranks, columns], on the device.
+            rows: those of all ranks, [ranks, columns], on the device.
             limits: from what the host knew before.
 
         Returns:
-            The skip flag (0-dim float32, exactly 0 or 1), the squared norms of the pieces and their owners.
+            The skip flag, 0-dim float32, exactly 0 or 1.
         """
-        pieces, owners = self._observer.measure()
-        self._state.checks.gradients_seen(self._observer.has_gradients)
-        pieces = pieces.to(self._device)
         bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
-        norm = pieces.sum().sqrt()
-        loss = rows[:, :, LOSS].double().mean()
-        jump = rows[-1, :, JUMP].double().sum()
-        fine = (loss <= bounds[0]) & (norm <= bounds[1]) & torch.isfinite(norm + loss + jump)
-        skip = (~fine).float()
+        norm, loss, dropped = rows[0, SQUARE].sqrt(), rows[:, LOSS].mean(), rows[:, DROPPED].sum()
+        finite = torch.isfinite(norm + loss + rows[:, JUMP].sum()) & (dropped == 0) & same_norms(rows)
+        skip = (~((loss <= bounds[0]) & (norm <= bounds[1]) & finite)).float()
         scale = ((norm + EPSILON) / bounds[2]).clamp(min=1.0).float()
         self._state.fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
-        return skip, pieces, owners
+        return skip
 
     @torch.no_grad()
     def _copy_to_host(
         self, skip: Tensor, rows: Tensor, pieces: Tensor
     ) -> tuple[Tensor, torch.cuda.Event | None]:
         """Starts the copy of what happened to the host, float64; the event fires when it has arrived."""
-        values = torch.cat([skip.double().view(1), rows.double().flatten(), pieces])
+        values = torch.cat([skip.double().view(1), rows.flatten(), pieces])
         if self._device.type == "cpu":
             return values, None
         host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
@@ -179,7 +177,7 @@ class DeferredStepPipeline(StepPipeline):
         All ranks gather local norms alike, since rows, norms and so the verdict are the same on each.
         """
         rows, squares, skipped = late.read()
-        agreed, seen = self._agreement.read(rows), self._observer.read(squares, late.owners)
+        agreed, seen = self._read(rows, squares, late.owners)
         evidence = self._evidence(agreed, seen, late.moved)
         evidence = replace(evidence, learning_rate=late.learning_rate, previous_rate=late.previous_rate)
         if skipped and evidence.decision.rung == "apply" and not evidence.decision.new_level:

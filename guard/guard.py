@@ -95,7 +95,9 @@ class GradientGuard:
         settings = RankSettings(
             self.config, optimizer, lambda: dict(zip(observer.names, observer.parameters, strict=True))
         )
-        self._agreement = Agreement(process_group, device, describe=self._deciding)
+        self._agreement = Agreement(
+            process_group, device, describe=self._deciding, deferred=self.config.mode == "deferred"
+        )
         decider = Decider(self.config, observer.names, observer.parameters, optimizer)
         self._state = TrainingState(
             model,
@@ -192,7 +194,7 @@ class GradientGuard:
 
     @raises_rank_lost
     def backward(self, loss: Tensor, *, weight: float = 1.0) -> None:
-        """Runs ``loss.backward()`` and, while it runs, sends this rank's loss to the other ranks.
+        """Runs ``loss.backward()``, and notes the loss for ``step``, which gathers it from all ranks.
 
         Args:
             loss: 0-dim, the mean over this rank's (micro-)batch. Call once for each micro-batch; of several,

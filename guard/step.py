@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guard.act.accumulation import GradAccumulation, correction
 from guard.act.training_state import TrainingState
-from guard.agree.agreement import Agreement
+from guard.agree.agreement import Agreement, Value
 from guard.agree.settings import RankSettings, digest
 from guard.clip.base import scale_
 from guard.config import GuardConfig
@@ -40,7 +40,7 @@ _BLIND = 10.0
 """From this factor on an explosion shows in the norms at best: worth a warning."""
 
 Again = Callable[[], None]
-"""Computes the batch's forward and backward again, with their sends."""
+"""Computes the batch's forward and backward again."""
 _WORTH_RECOMPUTING = ("suspect", "spike", "nonfinite")
 """Drift and vanishing are not of one batch: computing it again shows nothing."""
 
@@ -73,7 +73,6 @@ class StepPipeline:
         self.step = 0
         self.attempt = 0
         self.last_local: float | Tensor = math.nan
-        self.last_norm = math.nan
         self.layer_norms: Floats = np.zeros(len(parts.observer.names))
         self.seconds = 0.0
         """What the guard spent on the present attempt outside of ``run``."""
@@ -91,8 +90,9 @@ class StepPipeline:
     def run(self, again: Again | None, *, settle: bool) -> StepReport:
         """One attempt."""
         started = time.perf_counter()
+        self._agreement.check_pending()
         self.follow_optimizer()
-        return self._run_exact(started, self._agreement.receive(), again, settle=settle)
+        return self._run_exact(started, again, settle=settle)
 
     def before_backward(self) -> None:
         """The gradients to come are those of what the optimizer steps now."""
@@ -132,9 +132,9 @@ class StepPipeline:
         every = self._parts.config.local_norm
         return every != "off" and (self.attempt + 1) % (1 if every == "always" else every) == 0
 
-    def _run_exact(self, started: float, agreed: Agreed, again: Again | None, *, settle: bool) -> StepReport:
+    def _run_exact(self, started: float, again: Again | None, *, settle: bool) -> StepReport:
         overflow = self._state.scaler.unscale()
-        seen = self._correct(agreed, self._observe())
+        agreed, seen = self._observe()
         self._state.checks.gradients_seen(self._observer.has_gradients)
         moved = self._state.movement(self.step)
         fault: Correction | None = None
@@ -199,9 +199,8 @@ class StepPipeline:
         again()
         if excluded:
             self._state.revert_buffers()
-        agreed = self._agreement.receive()
         self._state.scaler.unscale()
-        return agreed, self._correct(agreed, self._observe())
+        return self._observe()
 
     def _recompute_without(
         self, culprit: int, again: Again, bad: Agreed, moved: Movement | None
@@ -217,20 +216,28 @@ class StepPipeline:
         self._decider.rank_exclusion.count()
         return agreed, seen
 
-    def _observe(self) -> Observation:
-        """The norms of the gradients, the global one checked against the other ranks: never applied if it
-        differs there."""
-        if self._agreement.world_size == 1:
-            return self._observer.observe()
+    def _observe(self) -> tuple[Agreed, Observation]:
+        """The rows of all ranks and the norms of the gradients, the global one checked against the other
+        ranks: never applied if it differs there."""
         pieces, owners = self._observer.measure()
-        whole = self._observer.shards is None
-        if whole:
-            self._agreement.send_norm(pieces.sum())
-        seen = self._observer.read(self._agreement.to_host(pieces), owners)
-        if not whole:
-            self._agreement.send_norm(torch.tensor(seen.grad_norm**2, dtype=torch.float64))
-        agreed_norm = self._agreement.receive_norm(lambda: self._named_norms(seen))
-        return seen if agreed_norm is None else replace(seen, grad_norm=agreed_norm)
+        if self._observer.shards is None:
+            rows, squares = _to_host(self._gather_rows(pieces.sum()), pieces)
+            agreed, seen = self._read(rows, squares, owners)
+            return agreed, self._correct(agreed, seen)
+        # Settings are compared before the all-reduces of the shards, for which they must be equal.
+        agreed, _ = self._agreement.read(self._gather_rows(math.nan).cpu().numpy().copy(), dict)
+        seen = self._observer.read(pieces.cpu().numpy(), owners)
+        norm = self._agreement.agree_norm(seen.grad_norm, partial(self._named_norms, seen))
+        return agreed, self._correct(agreed, seen.with_norm(norm))
+
+    def _gather_rows(self, square: Value) -> Tensor:
+        return self._agreement.gather(local_norm=self.last_local, square=square, digest=self.digest("step"))
+
+    def _read(self, rows: Floats, pieces: Floats, owners: list[int]) -> tuple[Agreed, Observation]:
+        """What the rows of all ranks and the squared norms of the pieces say, once they are on the host."""
+        seen = self._observer.read(pieces, owners)
+        agreed, norm = self._agreement.read(rows, partial(self._named_norms, seen))
+        return agreed, seen.with_norm(norm)
 
     def _named_norms(self, seen: Observation) -> dict[str, str]:
         named = zip(self._observer.names, seen.layer_norms.tolist(), strict=True)
@@ -253,7 +260,7 @@ class StepPipeline:
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
-        self.layer_norms, self.last_norm = seen.layer_norms, seen.grad_norm
+        self.layer_norms = seen.layer_norms
         evidence = self._decider.judge(
             agreed,
             seen,
@@ -377,3 +384,11 @@ class StepPipeline:
 
     def _sample_ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]
+
+
+def _to_host(rows: Tensor, pieces: Tensor) -> tuple[Floats, Floats]:
+    """Both on the host, the rows copied; from a device in one read."""
+    if not rows.is_cuda:
+        return rows.numpy().copy(), pieces.cpu().numpy()
+    both = torch.cat([rows.flatten(), pieces.to(rows.device)]).cpu().numpy()
+    return both[: rows.numel()].reshape(rows.shape), both[rows.numel() :]

@@ -32,6 +32,10 @@ class Observation:
         """That of gradients ``factor`` times as large."""
         return Observation(self.grad_norm * factor, self.layer_norms * factor)
 
+    def with_norm(self, norm: float | None) -> Observation:
+        """With this global norm; itself where it is None."""
+        return self if norm is None else Observation(norm, self.layer_norms)
+
 
 class Movement(NamedTuple):
     """How far the weights moved since they were measured before."""

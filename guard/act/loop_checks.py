@@ -73,8 +73,8 @@ class LoopChecks:
         self._inside = self._had_gradient = False
         self._warned: set[str] = set()
         self.pending = False
-        """Whether a loss was sent that ``guard.step`` has not used."""
-        self.sends = 0
+        """Whether a loss was noted that ``guard.step`` has not used."""
+        self.notes = 0
         self._steps = 0
         self._divisors: list[float | None] = []
         self._before_closure: list[tuple[Tensor | None, int]] = []
@@ -130,16 +130,16 @@ class LoopChecks:
                 self._check_scale(loss)
             self._divisors.append(_divisor(loss))
 
-    def sent(self) -> None:
-        """A loss was sent: ``guard.step`` must come next, or another micro-batch."""
+    def noted(self) -> None:
+        """A loss was noted: ``guard.step`` must come next, or another micro-batch."""
         self.pending, self._used = True, None
-        self.sends += 1
+        self.notes += 1
 
     def begin_closure(self) -> int:
-        """A closure starts: how many losses were sent before it."""
+        """A closure starts: how many losses were noted before it."""
         gradients = [parameter.grad for parameter in self._parameters]
         self._before_closure = [(g, 0 if g is None else version(g)) for g in gradients]
-        return self.sends
+        return self.notes
 
     def closure_ran_backward(self) -> bool:
         """Whether gradients have changed since ``begin_closure``."""

@@ -1,25 +1,27 @@
 """All ranks hold the same numbers, so that the same deterministic code decides alike on each of them.
 
-One small float32 row a rank is gathered while backward runs. Every rank issues exactly one gather for each
-``backward``, one of the gradient's norm before it decides and, when the agreed verdict needs evidence, one
-more: since the verdict is a function of agreed numbers only, all ranks reach it.
+Every rank issues exactly one gather a step, of one small row, once its backward is over and before anything
+is applied: it has the rank's loss and the norm of the reduced gradient. When the agreed verdict needs
+evidence, one more: since the verdict is a function of agreed numbers only, all ranks reach it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from guard.agree.divergence import Describe, check_digests, check_norms
+from guard.agree.divergence import TOLERANCE, Describe, check_digests, check_norms
 from guard.errors import GuardError
 from guard.types import Agreed, Floats
 
-LOSS, REQUESTS, LOCAL_NORM, GRAD_NORM, JUMP, DIGEST = range(6)
-WIDTH = 6
+LOSS, REQUESTS, LOCAL_NORM, SQUARE, JUMP, DIGEST, MICRO_BATCHES, DROPPED = range(8)
+"""The columns of a row; ``SQUARE`` is the squared norm of the reduced gradient."""
+WIDTH = 8
 STOP, CHECKPOINT, CHANGED = 1, 2, 4
 """Bits of the column ``REQUESTS``."""
 _NO_JUMP = -1.0
@@ -27,12 +29,26 @@ _NO_JUMP = -1.0
 # Renamed in torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
+Value = float | Tensor
+"""A number on the host or, 0-dim, on the device."""
+
 
 class Agreement:
-    """Gathers one row a rank and micro-batch, and checks that the ranks' decision states are equal."""
+    """Gathers one row a rank and step, and checks that decision states and gradients are equal.
+
+    Args:
+        device: where the gradients are.
+        describe: the settings and the state that decide, as text by name.
+        deferred: the host reads no tensor.
+    """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, device: torch.device, describe: Describe = dict
+        self,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+        describe: Describe = dict,
+        *,
+        deferred: bool = False,
     ) -> None:
         self._distributed = dist.is_available() and dist.is_initialized()
         self._group = group
@@ -40,178 +56,155 @@ class Agreement:
         self.rank = dist.get_rank(group) if self._distributed else 0
         self._device = device
         self._describe = describe
-        self._slots: list[_Slot] = []
-        self._works: list[dist.Work | None] = []
-        self._counted: list[int] = []
-        self._evidence = _Slot(WIDTH, self.world_size, device)
-        self._squares = _Slot(1, self.world_size, device, torch.float64)
-        self._norms: dist.Work | None = None
-        self._squares_on_host: Tensor | None = None
+        self._reads = device.type == "cpu" and not deferred
+        self._losses: list[Value] = []
+        self._jump: Value | None = None
+        self._requests = 0
+        self._failed = False
+        # Of a deferred step the rows are read after the gather of evidence: each has a memory of its own.
+        self._rows, self._evidence, self._norms = (
+            _Slot(width, self.world_size, device) for width in (WIDTH, WIDTH, 1)
+        )
         self.forgotten = 0
         """Micro-batches that were sent and do not count, since their gradients were discarded."""
 
     @property
     def pending(self) -> bool:
-        """Whether a micro-batch has been sent since the last ``receive``."""
-        return bool(self._counted)
+        """Whether there is a micro-batch since the last ``gather``."""
+        return bool(self._losses)
 
-    def send(
+    def add(
         self,
         loss: Tensor,
         *,
-        stop: bool,
+        stop: bool = False,
         checkpoint: bool = False,
         changed: bool = False,
-        local_norm: float | Tensor,
-        grad_norm: float,
-        digest: int,
         buffer_jump: Tensor | None = None,
     ) -> None:
-        """Starts the gather of this rank's row; returns at once. Norms are those of the attempt before.
+        """Adds a micro-batch to this rank's row; the host waits for no device.
 
         Raises:
             GuardError: the process group was made after the guard.
         """
         self._check_group()
-        slot = self._slot(len(self._works))
-        self._counted.append(len(self._works))
-        requests = float(STOP * stop + CHECKPOINT * checkpoint + CHANGED * changed)
-        slot.write([0.0, requests, math.nan, grad_norm, _NO_JUMP, float(digest)])
-        slot.row[LOSS] = loss.detach()
-        slot.row[LOCAL_NORM] = local_norm
-        if buffer_jump is not None:
-            slot.row[JUMP] = buffer_jump
-        self._works.append(self._gather(slot, async_op=True))
-
-    def receive(self) -> Agreed:
-        """Waits for the rows of every ``send`` since the last call, and reads them.
-
-        Raises:
-            RankDivergence: on all ranks, if their decision states or their last global norms differ.
-            GuardError: if nothing was sent.
-        """
-        return self.read(self.receive_rows().cpu().numpy().astype(np.float64))
-
-    def receive_rows(self) -> Tensor:
-        """The rows of every ``send`` since the last call, [micro-batches, ranks, WIDTH], not read yet.
-
-        Valid until the next ``send``.
-        """
-        works, self._works = self._works, []
-        counted, self._counted = self._counted, []
-        if not counted:
-            raise GuardError(
-                "guard.step was called after a backward that failed: leave the step out for that batch"
-                if works
-                else "step was called without backward: call guard.backward(loss), not loss.backward()"
-            )
-        for work in works:
-            if work is not None:
-                # The all-gather of ``send``: for the slowest rank waits the host on gloo, the stream on NCCL.
-                work.wait()
-        rows = [self._slots[i].rows for i in counted]
-        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-
-    def read(self, rows: Floats) -> Agreed:
-        """The rows of ``receive_rows``, once they are on the host. Raises as ``receive`` does."""
-        if rows.size == WIDTH:
-            return _single(rows.ravel().tolist())
-        last = rows[-1]
-        if self.world_size > 1:
-            check_digests(last[:, DIGEST], self._describe, self._group)
-            check_norms(last[:, GRAD_NORM], dict, self._group)
-        losses, dropped_micro_batches = _losses(rows[:, :, LOSS])
-        with np.errstate(invalid="ignore"):
-            jump = float(last[:, JUMP].max())  # NaN if any is
-            return Agreed(
-                loss=float(losses.mean()),
-                losses=losses,
-                local_norms=last[:, LOCAL_NORM],
-                **_requests(np.bitwise_or.reduce(last[:, REQUESTS].astype(np.int64))),
-                buffer_jump=None if jump == _NO_JUMP else jump,
-                micro_batches=rows.shape[0] * rows.shape[1],
-                dropped_micro_batches=dropped_micro_batches,
-            )
+        self._failed = False
+        self._losses.append(self._kept(loss))
+        self._jump = None if buffer_jump is None else self._kept(buffer_jump)
+        self._requests |= STOP * stop | CHECKPOINT * checkpoint | CHANGED * changed
 
     def forget(self, *, all_of_them: bool = False) -> None:
-        """The last micro-batch, or every one since the last ``receive``, counts for nothing.
+        """The last micro-batch, or every one since the last ``gather``, counts for nothing.
 
-        Its row is with the other ranks already: what is counted must be the same on each.
+        What is counted must be the same on each rank.
         """
-        if self._counted:
-            lost = len(self._counted) if all_of_them else 1
-            del self._counted[-lost:]
-            self.forgotten += lost
-        if self.world_size == 1 and not self._counted:
-            self._works = []
+        lost = len(self._losses) if all_of_them else min(1, len(self._losses))
+        if lost:
+            del self._losses[-lost:]
+        self.forgotten += lost
+        self._failed = not all_of_them and not self._losses
 
-    def send_norm(self, square: Tensor) -> None:
-        """Starts the gather of the squared norm of the reduced gradient, 0-dim; one for each observation."""
-        self._squares.row.copy_(square)
-        self._norms = self._gather(self._squares, async_op=True)
+    def check_pending(self) -> None:
+        """Raises GuardError where there is no micro-batch to gather."""
+        failed, self._failed = self._failed, False
+        if not self._losses:
+            raise GuardError(
+                "guard.step was called after a backward that failed: leave the step out for that batch"
+                if failed
+                else "step was called without backward: call guard.backward(loss), not loss.backward()"
+            )
 
-    def to_host(self, pieces: Tensor) -> Floats:
-        """``pieces`` on the host, and from a GPU in the same read the norms that are being gathered."""
-        if self._norms is None or not pieces.is_cuda:
-            on_host: Floats = pieces.cpu().numpy()
-            return on_host
-        self._norms.wait()  # of ``send_norm``: the stream waits, not the host
-        both = torch.cat([pieces, self._squares.gathered.to(pieces.device)]).cpu()
-        self._squares_on_host = both[-self.world_size :]
-        return both[: -self.world_size].numpy()
+    def clear(self) -> None:
+        """Drops the row of this step, on all ranks."""
+        self._losses, self._jump, self._requests = [], None, 0
 
-    def receive_norm(self, layers: Describe) -> float | None:
-        """Checks that the gradient has the same norm on all ranks, before it is applied on any.
+    def gather(self, *, local_norm: Value, square: Value, digest: int) -> Tensor:
+        """The rows of all ranks, float64 [ranks, WIDTH], on the device; valid until the next call.
 
         Args:
+            local_norm: of the attempt before.
+            square: the squared norm of the reduced gradient; NaN where it is not known yet.
+            digest: of what decides.
+        """
+        loss, dropped = _mean(self._losses)
+        jump = _NO_JUMP if self._jump is None else self._jump
+        micro_batches = float(len(self._losses))
+        row = [loss, float(self._requests), local_norm, square, jump, float(digest), micro_batches, dropped]
+        self.clear()
+        self._rows.write([float(value) for value in row] if self._reads else row)
+        self._all_gather(self._rows)
+        return self._rows.rows
+
+    def read(self, rows: Floats, layers: Describe) -> tuple[Agreed, float | None]:
+        """What the rows of ``gather`` say, once they are on the host.
+
+        Args:
+            rows: a copy of them.
             layers: the norm of each parameter, as text; asked for where the ranks differ.
 
         Returns:
-            The norm to decide by where those of the ranks differ by rounding; None where they are equal.
+            What is agreed, and the gradient's norm to decide by where those of the ranks differ by rounding;
+            None where they are equal.
 
         Raises:
-            RankDivergence: on all ranks, if the norms differ by more.
+            RankDivergence: on all ranks, if their decision states differ, or their norms by more.
         """
-        if self._norms is None:
-            return None
-        work, self._norms = self._norms, None
-        if self._squares_on_host is None:
-            work.wait()  # of ``send_norm``: the host waits for the slowest rank
-            self._squares_on_host = self._squares.gathered.cpu()
-        norms, self._squares_on_host = self._squares_on_host.sqrt().numpy(), None
-        if (norms == norms[0]).all():
-            return None
-        check_norms(norms, layers, self._group)
-        return float(norms[0])
+        if len(rows) == 1:
+            return _single(rows[0].tolist()), None
+        check_digests(rows[:, DIGEST], self._describe, self._group)
+        norm = self._check_norms(rows[:, SQUARE], layers)
+        losses, jump = rows[:, LOSS], float(rows[:, JUMP].max())  # NaN if any is
+        with np.errstate(invalid="ignore"):
+            loss = float(losses.mean())
+        agreed = Agreed(
+            loss=loss,
+            losses=losses,
+            local_norms=rows[:, LOCAL_NORM],
+            **_requests(int(np.bitwise_or.reduce(rows[:, REQUESTS].astype(np.int64)))),
+            buffer_jump=None if jump == _NO_JUMP else jump,
+            micro_batches=int(rows[:, MICRO_BATCHES].sum()),
+            dropped_micro_batches=int(rows[:, DROPPED].sum()),
+        )
+        return agreed, norm
+
+    def agree_norm(self, norm: float, layers: Describe) -> float | None:
+        """The same for a norm that is known only after ``read``: that of sharded gradients. Collective."""
+        self._norms.write([norm**2])
+        self._all_gather(self._norms)
+        return self._check_norms(self._norms.rows[:, 0].cpu().numpy().copy(), layers)
 
     def collect(self, local_norm: float, *, digest: int, flag: bool = False) -> tuple[Floats, bool]:
         """The local norm of each rank, and whether any rank set ``flag``, at once.
 
         Collective: every rank calls it on the same verdict.
 
-        The row is as wide as that of ``send``: a rank that reached another verdict, because its memory was
-        damaged after the all-reduce, is already at its next ``send``; its digest then shows that.
+        The row is as wide as that of ``gather``: a rank that reached another verdict, because its memory was
+        damaged after the all-reduce, is already at its next ``gather``; its digest then shows that.
         """
-        slot = self._evidence  # not one of ``send``: a deferred step reads its rows after this
-        slot.write([0.0, float(flag), local_norm, 0.0, _NO_JUMP, float(digest)])
-        self._gather(slot, async_op=False)  # the host waits for all ranks: rare, only on a bad step
-        rows = slot.rows.cpu().numpy().astype(np.float64)
+        self._evidence.write([0.0, float(flag), local_norm, 0.0, _NO_JUMP, float(digest), 0.0, 0.0])
+        self._all_gather(self._evidence)
+        rows = self._evidence.rows.cpu().numpy().copy()
         check_digests(rows[:, DIGEST], self._describe, self._group)
         return rows[:, LOCAL_NORM], bool(rows[:, REQUESTS].any())
 
-    def _slot(self, index: int) -> _Slot:
-        """The memory of gather number ``index`` of a step: allocated once, and reused by every step."""
-        while index >= len(self._slots):
-            self._slots.append(_Slot(WIDTH, self.world_size, self._device))
-        return self._slots[index]
-
-    def _gather(self, slot: _Slot, *, async_op: bool) -> dist.Work | None:
-        if self.world_size == 1:
+    def _check_norms(self, squares: Floats, layers: Describe) -> float | None:
+        with np.errstate(invalid="ignore"):
+            norms = np.sqrt(squares)
+        if (norms == norms[0]).all():
             return None
-        # All-gather of one row a rank. Every rank reaches it: ``send`` runs once for each micro-batch,
-        # ``send_norm`` once for each observation, ``collect`` on an agreed verdict. Asynchronous, no rank
-        # waits here; else each waits for the slowest.
-        return _all_gather(slot.gathered, slot.row, group=self._group, async_op=async_op)
+        check_norms(norms, layers, self._group)
+        return None if math.isnan(norms[0]) else float(norms[0])
+
+    def _all_gather(self, slot: _Slot) -> None:
+        if self.world_size > 1:
+            # All-gather of one row a rank. Every rank reaches it: ``gather`` runs once for each attempt and
+            # each time its batch is computed again, ``collect`` on an agreed verdict. The slowest rank is
+            # waited for by the host on gloo, by the stream on NCCL.
+            _all_gather(slot.gathered, slot.row, group=self._group)
+
+    def _kept(self, number: Tensor) -> Value:
+        """A copy, since the user may write to it before the step."""
+        return number.item() if self._reads and number.is_cpu else number.detach().clone()
 
     def _check_group(self) -> None:
         if not self._distributed and dist.is_available() and dist.is_initialized():
@@ -230,19 +223,27 @@ class _Slot:
     interpreter to free it, and a thread that asks for that while the interpreter ends aborts the process.
     """
 
-    def __init__(
-        self, width: int, world_size: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.row = torch.empty(width, device=device, dtype=dtype)
-        self.gathered = torch.empty(world_size * width, device=device, dtype=dtype)
+    def __init__(self, width: int, world_size: int, device: torch.device) -> None:
+        self.row = torch.empty(width, device=device, dtype=torch.float64)
+        self.gathered = torch.empty(world_size * width, device=device, dtype=torch.float64)
         self.rows = self.gathered.view(world_size, width)
         if world_size == 1:
             self.row = self.rows[0]
 
-    def write(self, values: list[float]) -> None:
+    def write(self, values: Sequence[Value]) -> None:
         """Fills this rank's row; the host does not wait for a device."""
-        on_host = torch.tensor(values, pin_memory=self.row.is_cuda)
-        self.row.copy_(on_host, non_blocking=True)
+        on_host = [0.0 if isinstance(value, Tensor) else value for value in values]
+        pinned = torch.tensor(on_host, pin_memory=self.row.is_cuda, dtype=torch.float64)
+        self.row.copy_(pinned, non_blocking=True)
+        for i, value in enumerate(values):
+            if isinstance(value, Tensor):
+                self.row[i] = value
+
+
+def same_norms(rows: Tensor) -> Tensor:
+    """Whether the norms in the rows of ``gather`` are the same but for rounding: 0-dim bool, not read."""
+    squares = rows[:, SQUARE]
+    return ((squares - squares[0]).abs() <= 2 * TOLERANCE * squares[0]).all()
 
 
 def _requests(bits: int) -> dict[str, bool]:
@@ -250,7 +251,7 @@ def _requests(bits: int) -> dict[str, bool]:
 
 
 def _single(row: list[float]) -> Agreed:
-    """One micro-batch of one process: the common case, without arrays."""
+    """The row of one process: the common case, without arithmetic on arrays."""
     jump = row[JUMP]
     return Agreed(
         loss=row[LOSS],
@@ -258,16 +259,18 @@ def _single(row: list[float]) -> Agreed:
         local_norms=np.array([row[LOCAL_NORM]]),
         **_requests(int(row[REQUESTS])),
         buffer_jump=None if jump == _NO_JUMP else jump,
+        micro_batches=int(row[MICRO_BATCHES]),
+        dropped_micro_batches=int(row[DROPPED]),
     )
 
 
-def _losses(losses: Floats) -> tuple[Floats, int]:
-    """Each rank's mean over the finite of [micro-batches, ranks], and how many were dropped."""
-    finite = np.isfinite(losses)
-    if len(losses) == 1 or finite.all():
-        with np.errstate(invalid="ignore"):
-            return losses.mean(axis=0), 0
-    counts = finite.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(finite, losses, 0.0).sum(axis=0) / counts  # NaN for a rank with none left
-    return means, int(losses.size - counts.sum())
+def _mean(losses: list[Value]) -> tuple[Value, Value]:
+    """The mean over the finite losses, NaN where there is none; and how many were dropped. One is kept."""
+    if len(losses) == 1:
+        return losses[0], 0.0
+    if all(isinstance(loss, float) for loss in losses):
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return sum(finite) / len(finite) if finite else math.nan, float(len(losses) - len(finite))
+    stacked = torch.stack([torch.as_tensor(loss).reshape(()).double() for loss in losses])
+    kept = torch.isfinite(stacked)
+    return torch.where(kept, stacked, 0.0).sum() / kept.sum(), (~kept).sum()

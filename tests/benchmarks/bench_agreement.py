@@ -1,4 +1,4 @@
-"""Cost of the agreement: one small row per rank, gathered while backward runs.
+"""Cost of the agreement: one small row per rank, gathered after backward.
 
     python tests/benchmarks/bench_agreement.py [--rounds N] [--json FILE]
 
@@ -6,13 +6,12 @@ Measured, on gloo over loopback with one thread a rank: the gather alone, a DDP 
 both together; what the gather adds is the median of the paired differences. With more ranks than cores the
 operating system's scheduler is measured, not the gather.
 
-The model, for ranks that have a core each. A row has 24 bytes. A ring all-gather over n ranks makes n - 1
-hops of one latency each and moves 24 n bytes past each rank; a tree (NCCL's choice for small messages,
-since 2.23) makes ceil(log2 n) hops. At 10,000 ranks the bytes are 240 kB, 24 us at an ASSUMED 10 GB/s, so
+The model, for ranks that have a core each. A row has 64 bytes. A ring all-gather over n ranks makes n - 1
+hops of one latency each and moves 64 n bytes past each rank; a tree (NCCL's choice for small messages,
+since 2.23) makes ceil(log2 n) hops. At 10,000 ranks the bytes are 640 kB, 64 us at an ASSUMED 10 GB/s, so
 that the hops decide: with an ASSUMED 5 us a hop a tree takes 0.1 ms and a ring 50 ms, with an ASSUMED 30 us
-(TCP) 0.4 ms and 300 ms. All of a tree and, up to about a thousand ranks, a ring hides behind the backward
-of a model that needs so many ranks; a ring of 10,000 does not. There the guard needs a backend that gathers
-by a tree.
+(TCP) 0.4 ms and 300 ms. Every rank waits for the gather, since what it compares is known only after backward:
+for thousands of ranks the guard needs a backend that gathers by a tree.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from guard.agree.agreement import WIDTH, Agreement
 
 SEED = 0
-BYTES_A_RANK = 4 * WIDTH
+BYTES_A_RANK = 8 * WIDTH
 BYTES_PER_US = 10_000.0
 HOPS_US = {"5 us a hop": 5.0, "30 us a hop": 30.0}
 MODELLED = (8, 64, 512, 4096, 10_000)
@@ -57,12 +56,12 @@ def _rank(rank: int, world_size: int, rounds: int, folder: str) -> None:
             loss = model(inputs).square().mean()
             dist.barrier()  # all ranks: a round starts together
             started = time.perf_counter()
-            if name != "backward":
-                agreement.send(loss, stop=False, local_norm=1.0, grad_norm=1.0, digest=1)
             if name != "alone":
                 loss.backward()
             if name != "backward":
-                agreement.receive()
+                agreement.add(loss)
+                rows = agreement.gather(local_norm=1.0, square=1.0, digest=1)
+                agreement.read(rows.numpy().copy(), dict)
             taken.append(time.perf_counter() - started)
     dist.barrier()  # all ranks: none leaves while another still gathers
     if rank == 0:
