@@ -7,22 +7,21 @@ from fastapi.openapi.utils import get_openapi
 
 from jobs.run_dir.result import versions
 from service.api import file_routes, job_routes, own_metrics
+from service.api.callers import Buckets
 from service.api.context import Context
-from service.api.limits import Buckets, Gate
+from service.api.limits import Gate
 from service.api.own_metrics import Counted, ServiceMetrics
 from service.api.problems import ProblemDocument, add_handlers
 from service.page import specs, static_files, stream_routes
 
-LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
-
-def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
+def make_app(service: Context, *, loopback: bool = False) -> FastAPI:
     """The HTTP API of a service.
 
     Args:
         service: the service behind it.
-        hosts: allowed host names; all if None. A service on loopback allows loopback names only, which stops
-            DNS rebinding.
+        loopback: whether it listens on loopback: then only loopback names are allowed, which stops DNS
+            rebinding.
     """
     app = FastAPI(
         title="GradGuard",
@@ -40,7 +39,7 @@ def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
     for router in (*api, *page):
         app.include_router(router)
     add_handlers(app)
-    app.add_middleware(Gate, limits=service.limits, hosts=hosts)
+    app.add_middleware(Gate, limits=service.limits, callers=service.callers, loopback=loopback)
     app.add_middleware(Counted, metrics=app.state.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app

@@ -9,6 +9,7 @@
 ``problems``: errors as problem documents
 ``auth``: tokens and scopes
 ``limits``: sizes and rates
+``callers``: whose requests count together
 ``http_protocol``: slow clients
 ``own_metrics``: health and Prometheus
 """

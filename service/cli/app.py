@@ -1,6 +1,8 @@
 """The command ``gradguard``."""
 
+import signal
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -107,8 +109,16 @@ for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
 
 
+def _end_by_ctrl_c() -> None:
+    """Also in the background or below nohup, where SIGINT is ignored by inheritance."""
+    with suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Runs the command; bad input is one line and an exit code, never a traceback."""
+    _end_by_ctrl_c()
     try:
         app()
     except KeyboardInterrupt:

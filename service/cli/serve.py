@@ -13,8 +13,9 @@ import typer
 from typer import Option
 
 from jobs.errors import JobError
+from jobs.observability.hosts import is_loopback, url_host
 from service.reconcile.embedded_ray import embedded_ray, require_token
-from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, is_loopback, storage_folder
+from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, storage_folder
 
 if TYPE_CHECKING:
     from service.api import Context, Limits
@@ -95,14 +96,14 @@ def _run(
     import uvicorn
 
     from service.api.http_protocol import server_config
-    from service.app import LOOPBACK, make_app
+    from service.app import make_app
     from service.reconcile import RayApi, Supervisor
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
     context.ray = ray = RayApi(address)
     context.supervisor = Supervisor(context.store, context.packages, ray, context.root, lease_s=lease_s)
-    app = make_app(context, hosts=LOOPBACK if is_loopback(host) else None)
-    config = server_config(app, host, port, tls)
+    app = make_app(context, loopback=is_loopback(host))
+    config = server_config(app, host.strip("[]"), port, tls)
     context.supervisor.start()
     try:
         listening = config.bind_socket()
@@ -111,7 +112,7 @@ def _run(
         class Announced(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                url = f"{'http' if tls[0] is None else 'https'}://{place[0]}:{place[1]}"
+                url = f"{'http' if tls[0] is None else 'https'}://{url_host(place[0])}:{place[1]}"
                 tokens = "with tokens" if context.auth else "without tokens"
                 typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
                 sys.stdout.flush()  # a program may wait for it

@@ -5,14 +5,16 @@ import hmac
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sqlalchemy import Engine, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.errors import JobError
+from service.store.engine import impatient
 from service.store.models import TokenRow
 
 Scope = Literal["read", "submit", "admin"]
@@ -89,10 +91,15 @@ class Tokens:
             now = time.time()
             if row is None or not same or row.revoked or (row.expires is not None and row.expires < now):
                 return None
-            if now - (row.last_used or 0) > TOUCH_EVERY_S:
-                row.last_used = now
-                session.commit()
-            return Caller(row.name, row.scope)  # type: ignore[arg-type]
+            caller = Caller(row.name, row.scope)  # type: ignore[arg-type]
+        if now - (row.last_used or 0) > TOUCH_EVERY_S:
+            self._touch(ident, now)
+        return caller
+
+    def _touch(self, ident: str, now: float) -> None:
+        """Notes when it was last used, unless the database is locked: no request waits for that."""
+        with suppress(OperationalError), impatient(self._engine) as connection, connection.begin():
+            connection.execute(update(TokenRow).where(TokenRow.id == ident).values(last_used=now))
 
 
 def _hash(secret: str) -> str:

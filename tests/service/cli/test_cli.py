@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -87,14 +88,30 @@ def test_a_list_is_watched_on_a_terminal_until_ctrl_c(server: Server) -> None:
         preexec_fn=lambda: os.close(master),
     )
     os.close(slave)
-    seen = ""
-    while "life-" not in seen:  # the clone
-        seen += os.read(master, 1 << 16).decode(errors="replace")
-    process.send_signal(2)
-    while _more(master):
-        pass
-    assert process.wait(timeout=300) == 130
-    os.close(master)
+    try:
+        seen = ""
+        while "life-" not in seen:  # the clone
+            seen += os.read(master, 1 << 16).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        until(lambda: not _more(master), within_s=60)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def test_ctrl_c_ends_a_command_whose_parent_ignores_it(server: Server) -> None:
+    command = (GRADGUARD, "list", "--watch", f"--address={server.url}")
+    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *command)
+    watching = server.sandbox.start(*ignoring)
+    try:
+        read_until(watching, lambda line: "life-" in line)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=60) == 130
+    finally:
+        watching.kill()
+        watching.communicate()
 
 
 def _more(terminal: int) -> bytes:
