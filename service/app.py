@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from jobs.run_dir.result import versions
-from service.api import file_routes, job_routes, own_metrics
+from service.api import artefact_routes, audit_routes, file_routes, job_routes, own_metrics
 from service.api.callers import Buckets
 from service.api.context import Context
 from service.api.limits import Gate
@@ -34,10 +34,10 @@ def make_app(service: Context, *, loopback: bool = False) -> FastAPI:
     wrong_tokens = service.limits.wrong_tokens_per_minute
     app.state.wrong_tokens = Buckets(wrong_tokens / 60, wrong_tokens)
     app.state.metrics = ServiceMetrics(service)
-    api = (job_routes.router, file_routes.router, own_metrics.router)
-    page = (static_files.router, stream_routes.router, specs.router)
-    for router in (*api, *page):
-        app.include_router(router)
+    api = (job_routes, file_routes, artefact_routes, audit_routes, own_metrics)
+    page = (static_files, stream_routes, specs)
+    for room in (*api, *page):
+        app.include_router(room.router)
     add_handlers(app)
     app.add_middleware(Gate, limits=service.limits, callers=service.callers, loopback=loopback)
     app.add_middleware(Counted, metrics=app.state.metrics)

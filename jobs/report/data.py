@@ -167,7 +167,7 @@ def _read_spec(text: str) -> tuple[str, Mapping[str, Any]]:
         spec = load_yaml(text)[1]
         if isinstance(spec, Mapping):
             shown = masked_spec(spec)
-            return without_keys(dump_yaml(shown)), shown
+            return without_keys(text if shown == spec else dump_yaml(shown)), shown
     except (yaml.YAMLError, ValueError, RecursionError):
         pass
     return without_keys("\n".join(masked(line) for line in text.splitlines())), {}

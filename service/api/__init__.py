@@ -3,6 +3,8 @@
 ``context``: what handlers work with
 ``job_routes``: submit, list, stop, resume, clone, delete
 ``file_routes``: log, events, metrics, checkpoints, report
+``artefact_routes``: the files of a job and its checkpoints, as streams
+``audit_routes``: who did what
 ``admission``: which job is accepted
 ``archives``: uploaded working directories
 ``view``: a job as shown to callers, without secrets

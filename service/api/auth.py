@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -29,14 +30,14 @@ def require_scope(scope: Scope) -> Callable[..., Caller]:
         service: Service,
         given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     ) -> Caller:
+        who = request.client.host if request.client else "?"
         if not service.auth:
-            return LOCAL_ADMIN
+            return replace(LOCAL_ADMIN, address=who)
         challenge = {"WWW-Authenticate": "Bearer"}
         if given is None:
             advice = "a token is required: set GRADGUARD_TOKEN to one from `gradguard tokens create`"
             raise Problem(401, advice, headers=challenge)
         caller = service.tokens.check(given.credentials)
-        who = request.client.host if request.client else "?"
         if caller is None and not request.app.state.wrong_tokens.take(who):
             raise Problem(429, "too many invalid tokens; try again later", headers={"Retry-After": "60"})
         if caller is None:
@@ -44,7 +45,7 @@ def require_scope(scope: Scope) -> Callable[..., Caller]:
         if not caller.may(scope):
             raise Problem(403, f"this requires scope {scope}; the token {caller.name} has {caller.scope}")
         service.callers.add(request.headers.get("authorization", ""), caller.name, who)
-        return caller
+        return replace(caller, address=who)
 
     return check
 

@@ -13,6 +13,7 @@ from guard.decide.trace import TraceError
 from jobs.errors import INTERRUPTED, JobError, exit_code_of
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
+from service.cli.audit import audit
 from service.cli.check import check
 from service.cli.checkpoints import checkpoints
 from service.cli.compare import compare
@@ -46,7 +47,10 @@ EXAMPLES = {
         "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
         "delete": "gradguard delete my-job-1a2b3c --files",
     },
-    "Service": {"serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0"},
+    "Service": {
+        "serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0",
+        "audit": "gradguard audit my-job-1a2b3c",
+    },
 }
 """The panels of ``gradguard --help``, and an example for each command."""
 
@@ -102,7 +106,7 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve):
+for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve, audit):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)

@@ -50,6 +50,10 @@ def serve(
             min=1.0, help="Seconds without a sign of life until another service on this database takes over."
         ),
     ] = 10.0,
+    keep_days: Annotated[
+        float | None,
+        Option(min=0.0, help="Delete jobs and their files so many days after their end. Default: never."),
+    ] = None,
     num_cpus: Annotated[int | None, Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
     """Run the service: accept jobs over HTTP, queue them, follow them, restart them."""
@@ -72,7 +76,7 @@ def serve(
         context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
-        _run(context, address, host, port, (tls_cert, tls_key), lease_s)
+        _run(context, address, host, port, (tls_cert, tls_key), lease_s, keep_days)
 
 
 def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
@@ -91,7 +95,13 @@ def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
 
 
 def _run(
-    context: Context, address: str, host: str, port: int, tls: tuple[Path | None, Path | None], lease_s: float
+    context: Context,
+    address: str,
+    host: str,
+    port: int,
+    tls: tuple[Path | None, Path | None],
+    lease_s: float,
+    keep_days: float | None,
 ) -> None:
     import uvicorn
 
@@ -101,7 +111,9 @@ def _run(
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
     context.ray = ray = RayApi(address)
-    context.supervisor = Supervisor(context.store, context.packages, ray, context.root, lease_s=lease_s)
+    context.supervisor = Supervisor(
+        context.store, context.packages, ray, context.root, lease_s=lease_s, keep_days=keep_days
+    )
     app = make_app(context, loopback=is_loopback(host))
     config = server_config(app, host.strip("[]"), port, tls)
     context.supervisor.start()

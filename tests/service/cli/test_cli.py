@@ -155,3 +155,19 @@ def test_a_shell_completes_the_commands(server: Server) -> None:
     )
     run = server.sandbox.run("bash", "-c", script)
     assert sorted(run.stdout.split()[-2:]) == ["status", "stop"], run.stdout
+
+
+def test_jobs_are_stopped_by_name_and_deleted_by_age_and_the_audit_log_shows_it(server: Server) -> None:
+    jobs = [server.run("submit", server.sandbox.spec("aging")).stdout.strip() for _ in range(2)]
+    assert server.run("stop", "--name=aging").stdout.count("was asked to stop") == 2
+    one_line(server.run("delete"), "give JOB_ID or --older-than")
+    one_line(server.run("delete", "--older-than=soon"), "is no age")
+    one_line(server.run("stop", jobs[0], "--name=aging"), "and not both")
+    assert server.run("delete", "--older-than=30d").stdout == ""
+    shown = server.run("delete", "--older-than=0s", "--name=aging", "--dry-run")
+    assert sorted(shown.stdout.split()[::4]) == sorted(jobs)
+    assert server.run("delete", "--older-than=0s", "--name=aging").stdout.count("is deleted") == 2
+    one_line(server.run("status", jobs[0]), f"there is no job {jobs[0]}")
+    log = server.sandbox.run(GRADGUARD, "audit", jobs[0], "--storage=store", "--json")
+    assert [row["action"] for row in json.loads(log.stdout)] == ["submit", "stop", "delete"]
+    assert {row["token"] for row in json.loads(log.stdout)} == {"anna"}
