@@ -6,7 +6,6 @@
 ``page``: the web page
 ``reconcile``: starts, follows and restarts jobs
 ``store``: the database
-``masking``: keeps secrets out of what is shown
 ``settings``: default places
 """
 

@@ -6,23 +6,22 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from jobs.run_dir.result import versions
-from service.api import file_routes, job_routes, own_metrics
+from service.api import artefact_routes, audit_routes, file_routes, job_routes, own_metrics
+from service.api.callers import Buckets
 from service.api.context import Context
-from service.api.limits import Buckets, Gate
+from service.api.limits import Gate
 from service.api.own_metrics import Counted, ServiceMetrics
 from service.api.problems import ProblemDocument, add_handlers
 from service.page import specs, static_files, stream_routes
 
-LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
-
-def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
+def make_app(service: Context, *, loopback: bool = False) -> FastAPI:
     """The HTTP API of a service.
 
     Args:
         service: the service behind it.
-        hosts: allowed host names; all if None. A service on loopback allows loopback names only, which stops
-            DNS rebinding.
+        loopback: whether it listens on loopback: then only loopback names are allowed, which stops DNS
+            rebinding.
     """
     app = FastAPI(
         title="GradGuard",
@@ -35,12 +34,12 @@ def make_app(service: Context, *, hosts: list[str] | None = None) -> FastAPI:
     wrong_tokens = service.limits.wrong_tokens_per_minute
     app.state.wrong_tokens = Buckets(wrong_tokens / 60, wrong_tokens)
     app.state.metrics = ServiceMetrics(service)
-    api = (job_routes.router, file_routes.router, own_metrics.router)
-    page = (static_files.router, stream_routes.router, specs.router)
-    for router in (*api, *page):
-        app.include_router(router)
+    api = (job_routes, file_routes, artefact_routes, audit_routes, own_metrics)
+    page = (static_files, stream_routes, specs)
+    for room in (*api, *page):
+        app.include_router(room.router)
     add_handlers(app)
-    app.add_middleware(Gate, limits=service.limits, hosts=hosts)
+    app.add_middleware(Gate, limits=service.limits, callers=service.callers, loopback=loopback)
     app.add_middleware(Counted, metrics=app.state.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app

@@ -1,6 +1,5 @@
 """Defaults of the service."""
 
-import ipaddress
 from pathlib import Path
 
 from jobs.client.submission import default_root
@@ -17,11 +16,3 @@ def storage_folder(storage: Path | None) -> Path:
 def default_database(storage: Path) -> str:
     """A file beside the jobs."""
     return f"sqlite:///{storage / '.service' / 'service.db'}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches this address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

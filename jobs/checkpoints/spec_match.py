@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "guard",
     "faults",
     "metrics",
+    "secrets",
     "data.root",
     "data.download",
     "data.test_limit",

@@ -13,6 +13,7 @@ from jobs.client.errors import JobNotFound, Unreachable, Unsupported
 from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.job_files import JobFiles
 from jobs.client.models import STATUSES, JobInfo, JobList, Status
+from jobs.spec.masking import masked_spec
 
 
 class FolderBackend(FileBackend):
@@ -32,9 +33,8 @@ class FolderBackend(FileBackend):
     def get(self, job_id: str) -> JobInfo:
         files = self._readable(job_id)
         spec = files.spec()
-        return self._info(files).model_copy(
-            update={"spec": None if spec is None else spec.model_dump(mode="json"), "result": files.result()}
-        )
+        shown = None if spec is None else masked_spec(spec.model_dump(mode="json"))
+        return self._info(files).model_copy(update={"spec": shown, "result": files.result()})
 
     def logs(self, job_id: str, *, follow: bool, offset: int) -> Iterator[str]:
         """The log of Ray and of failures; what a job prints is available from Ray or the service."""

@@ -50,7 +50,7 @@ class JobFiles(RunReader):
         from jobs.checkpoints.listing import checkpoint_folder, manifests
         from jobs.run_dir.open_storage import open_storage
 
-        good, damaged = manifests(open_storage(self.checkpoint_place()))
+        good, damaged = manifests(open_storage(self.checkpoint_place(), self.below))
         return [
             *(
                 CheckpointInfo(
@@ -71,4 +71,4 @@ class JobFiles(RunReader):
         from jobs.report.data import read_run
         from jobs.report.page import render
 
-        return render(read_run(self.folder.path, remote=remote))
+        return render(read_run(self.folder.path, remote=remote, below=self.below))

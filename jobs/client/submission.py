@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run_dir.jsonl import read_json, write_bytes_atomic, write_json_atomic
+from jobs.run_dir.plain_file import read_plain
 from jobs.spec.job_spec import JobSpec
 
 SPEC_VARIABLE = "GRADGUARD_SPEC"
@@ -81,7 +82,8 @@ def noted(submission_id: str, root: Path | None = None) -> dict[str, Any]:
     """The note that a submitted job left on this machine; empty if there is none."""
     if "/" in submission_id:
         return {}
-    return read_json((root or default_root()) / NOTES / f"{submission_id}.json") or {}
+    notes = (root or default_root()) / NOTES
+    return read_json(notes / f"{submission_id}.json", notes) or {}
 
 
 def noted_folder(submission_id: str, root: Path | None = None) -> Path | None:
@@ -95,12 +97,11 @@ def noted_package(note: Mapping[str, Any], root: Path | None = None) -> bytes | 
     name = note.get("working_dir")
     if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
         return None
+    notes = (root or default_root()) / NOTES
     try:
-        descriptor = os.open((root or default_root()) / NOTES / name, os.O_RDONLY | os.O_NOFOLLOW)
+        content = read_plain(notes / name, notes, most=LARGEST_KEPT)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        content = file.read(LARGEST_KEPT + 1)
     return content if f"{hashlib.sha256(content).hexdigest()}.zip" == name else None
 
 

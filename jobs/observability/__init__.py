@@ -3,6 +3,7 @@
 ``progress``: rows of ``metrics.jsonl``, status and events, from the training loop
 ``hub``: the Ray actor that holds the metrics of all jobs and delivers commands
 ``hub_server``: its HTTP page
+``hosts``: loopback addresses, and the Host header
 ``command``: passes a command to a job through the hub
 ``counter_carryover``: keeps counters from falling at a restart
 ``console``: the live display in a terminal

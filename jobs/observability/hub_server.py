@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from guard.record.exposition import Family, render
+from jobs.observability.hosts import is_loopback, names_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,14 @@ LAST_PUSH = Family(
     "gauge", "hub_last_push_timestamp_seconds", "When the job began or last pushed, unix time."
 )
 HUB_FAMILIES = (PUSHES, STATE, LAST_PUSH)
+
+HEAD_S = 10.0
+"""Longest time for a request."""
+
+STALL_S = 60.0
+"""Longest time for an answer to be read."""
+
+MOST_CONNECTIONS = 64
 
 COMPRESSION = 1
 """The highest level takes ten times as long and makes 13 MB of text little smaller."""
@@ -83,10 +93,68 @@ class _Own(Collector):
         return [pushes, state, last]
 
 
+class _Handler(WSGIRequestHandler):
+    """Answers one request that arrives in time."""
+
+    timeout = HEAD_S
+
+    def handle(self) -> None:
+        """Each read has this time, and so has the whole request: one that drips in is dropped."""
+        self._late = threading.Timer(self.timeout, self.connection.shutdown, (socket.SHUT_RDWR,))
+        self._late.daemon = True
+        self._late.start()
+        try:
+            super().handle()
+        except OSError:  # too slow, or gone
+            self.close_connection = True
+        finally:
+            self._late.cancel()
+
+    def parse_request(self) -> bool:
+        """The request is whole: from now on the client reads."""
+        whole = super().parse_request()
+        self._late.cancel()
+        self.connection.settimeout(STALL_S)
+        return whole
+
+    def log_message(self, *_: Any) -> None:
+        """Logs nothing."""
+
+
+class _Server(ThreadingWSGIServer):
+    """At most ``MOST_CONNECTIONS`` at a time; more are closed."""
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begins a thread, unless there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """One request, in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, _: Any, client_address: Any) -> None:
+        """A client that is gone is no error."""
+        logger.debug("a scrape by %s broke off", client_address)
+
+
 def _start(port: int, host: str, rows: Rows) -> tuple[WSGIServer, threading.Thread]:
-    server, thread = start_http_server(port, addr=host, registry=CollectorRegistry())
+    loopback = is_loopback(host)
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        if loopback and not names_loopback(environ.get("HTTP_HOST", "")):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"the metrics hub accepts only a loopback name, such as 127.0.0.1\n"]
         body = page(*rows())
         headers = [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)]
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
@@ -95,5 +163,7 @@ def _start(port: int, host: str, rows: Rows) -> tuple[WSGIServer, threading.Thre
         start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
         return [body]
 
-    server.set_app(app)
+    server = make_server(host, port, app, _Server, _Handler)
+    thread = threading.Thread(target=server.serve_forever, name="metrics-hub", daemon=True)
+    thread.start()
     return server, thread

@@ -11,7 +11,6 @@ from guard.rows import Row, as_int, as_text, stored
 from jobs.checkpoints.listing import manifests
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
-from jobs.run_dir.jsonl import iter_jsonl
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import HISTORY
 from jobs.run_dir.reader import RunReader
@@ -44,15 +43,15 @@ class Checkpoint(Row):
         return self.fate in {"good", "written"}
 
 
-def read_checkpoints(job_dir: Path, *, remote: bool = True) -> tuple[Checkpoint, ...]:
+def read_checkpoints(files: RunReader, *, remote: bool = True) -> tuple[Checkpoint, ...]:
     """All checkpoints in the history, and those in the job's folder or under its URL.
 
     One that is there is described by its manifest; where the storage cannot be read, the history is all; a
     URL is read only if ``remote``.
     """
-    found = _history(iter_jsonl(job_dir / HISTORY))
-    place = RunReader(job_dir).checkpoint_place()
-    for m in _on_disk(place) if remote or isinstance(place, Path) else []:
+    found = _history(files.rows(HISTORY))
+    place = files.checkpoint_place()
+    for m in _on_disk(place, files.below) if remote or isinstance(place, Path) else []:
         fate = "good" if m.health == "good" else "written"
         found[m.step] = Checkpoint(m.step, m.attempt, fate, m.created, m.size)
     return tuple(found[step] for step in sorted(found))
@@ -73,10 +72,10 @@ def _history(rows: Iterable[Mapping[str, Any]]) -> dict[int, Checkpoint]:
     return found
 
 
-def _on_disk(place: str | Path) -> list[Manifest]:
+def _on_disk(place: str | Path, below: Path | None) -> list[Manifest]:
     if isinstance(place, Path) and not place.is_dir():
         return []
     try:
-        return manifests(open_storage(place))[0]
+        return manifests(open_storage(place, below))[0]
     except (OSError, JobError):
         return []

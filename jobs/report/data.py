@@ -17,10 +17,12 @@ from guard.rows import as_text
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
+from jobs.run_dir.paths import SAMPLES, SPEC
 from jobs.run_dir.reader import RunReader
 from jobs.run_dir.steps import Evaluation, RolledBack, Span, StepTable
 from jobs.run_dir.storage import without_keys
-from jobs.spec.yaml_text import load_yaml
+from jobs.spec.masking import masked, masked_spec
+from jobs.spec.yaml_text import dump_yaml, load_yaml
 
 NO_COOLDOWN = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
 _NESTED = ("local_norms", "layers", "regularization", "excluded_ranks", "faulty_ranks")
@@ -75,15 +77,16 @@ class Run:
     checkpoints: tuple[Checkpoint, ...] = ()
 
 
-def read_run(job_dir: Path, *, remote: bool = True) -> Run:
+def read_run(job_dir: Path, *, remote: bool = True, below: Path | None = None) -> Run:
     """Read spec.yaml, metrics.jsonl, incidents.jsonl and result.json of a job.
 
     Args:
         job_dir: the folder of the job, or a bare journal of incidents.
         remote: whether a storage elsewhere, which the spec names, may be asked for its checkpoints.
+        below: no link out of this folder is followed.
     """
-    files = RunReader(job_dir)
-    spec_text, spec = _read_spec(files.folder.spec)
+    files = RunReader(job_dir, below)
+    spec_text, spec = _read_spec(files.text(SPEC))
     result = files.result()
     table = files.steps((*NUMBERS, *_TEXTS, *_NESTED))
     steps, layers = Steps(table), _layer_matrix(_known(table, "layers", Mapping))
@@ -101,8 +104,8 @@ def read_run(job_dir: Path, *, remote: bool = True) -> Run:
         incidents=tuple(with_first_layer(incident, layers) for incident in files.incidents()),
         rolled_back=tuple(rolled_back.spans),
         restarts=table.restarts,
-        samples=_read_text(files.folder.path / "samples.txt") if (result or {}).get("samples") else "",
-        checkpoints=read_checkpoints(files.folder.path, remote=remote),
+        samples=files.text(SAMPLES) if (result or {}).get("samples") else "",
+        checkpoints=read_checkpoints(files, remote=remote),
     )
 
 
@@ -158,21 +161,13 @@ def _matrix(names: tuple[str, ...], rows: list[tuple[int, list[Any]]]) -> Matrix
     return Matrix(attempts, names, matrix([[cell(norm) for norm in norms] for _, norms in rows], len(names)))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _read_spec(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """Its text without keys, and its contents."""
-    try:
-        text = path.read_bytes().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return "", {}
+def _read_spec(text: str) -> tuple[str, Mapping[str, Any]]:
+    """Its text and its contents, the secrets masked. Text that is no spec is masked line by line."""
     try:
         spec = load_yaml(text)[1]
+        if isinstance(spec, Mapping):
+            shown = masked_spec(spec)
+            return without_keys(text if shown == spec else dump_yaml(shown)), shown
     except (yaml.YAMLError, ValueError, RecursionError):
-        spec = None
-    return without_keys(text), spec if isinstance(spec, Mapping) else {}
+        pass
+    return without_keys("\n".join(masked(line) for line in text.splitlines())), {}

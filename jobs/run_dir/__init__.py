@@ -2,6 +2,7 @@
 
 ``paths``: names of the files, and what happens when the job exists already
 ``jsonl``: rows of JSON that grow, and documents that are replaced whole
+``plain_file``: opens every file that is read
 ``reader``: ``RunReader``, the one reader of all files
 ``steps``: the step attempts as columns
 ``result``: ``result.json``, how a job ended

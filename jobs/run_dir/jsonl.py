@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from guard.rows import strict
+from jobs.run_dir.plain_file import open_plain, read_plain
 
 FIRST_BYTES, TAIL_BYTES = 1 << 13, 1 << 18
 """Read from the end of a file for its last rows: first little, then more."""
 PIECE = 4 << 20
+"""Also the longest line."""
+
+LARGEST_DOCUMENT = 16 << 20
 
 
-def iter_jsonl(path: str | Path, end: int | None = None) -> Iterator[dict[str, Any]]:
+def iter_jsonl(
+    path: str | Path, end: int | None = None, *, below: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows in the first `end` bytes of a file that may be missing, or cut in the middle of a line.
 
-    A line that is not a JSON object is ignored: it is what a killed writer leaves behind.
+    A line that is not a JSON object is ignored: it is what a killed writer leaves behind. ``below``: see
+    ``open_plain``.
     """
     place = 0
-    with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
-        for line in file:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_plain(path, below) as file:
+        while line := file.readline(PIECE):
             place += len(line)
             if end is not None and place > end:
                 return
@@ -32,10 +39,10 @@ def iter_jsonl(path: str | Path, end: int | None = None) -> Iterator[dict[str, A
                 yield row
 
 
-def read_json(path: str | Path) -> dict[str, Any] | None:
-    """One JSON object, or None where there is none (missing, empty, cut)."""
+def read_json(path: str | Path, below: Path | None = None) -> dict[str, Any] | None:
+    """One JSON object, or None where there is none (missing, empty, cut). ``below``: see ``open_plain``."""
     try:
-        return parse_row(Path(path).read_bytes())
+        return parse_row(read_plain(path, below, most=LARGEST_DOCUMENT))
     except FileNotFoundError:
         return None
 
@@ -93,9 +100,9 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def last_rows(path: Path) -> Iterator[dict[str, Any]]:
+def last_rows(path: Path, below: Path | None = None) -> Iterator[dict[str, Any]]:
     """The rows at the end of a file, the last one first; no more is read than is asked for."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), open_plain(path, below) as file:
         end = file.seek(0, os.SEEK_END)
         for reach in (FIRST_BYTES, TAIL_BYTES):
             file.seek(max(0, end - reach))
@@ -106,8 +113,8 @@ def last_rows(path: Path) -> Iterator[dict[str, Any]]:
 class GrowingRows:
     """A JSON-lines file that grows: each call reads the rows that are new."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._inode = path, -1
+    def __init__(self, path: Path, below: Path | None = None) -> None:
+        self._path, self._below, self._inode = path, below, -1
         self.place = 0
         """What was read so far, in bytes."""
 
@@ -122,32 +129,32 @@ class GrowingRows:
             return False
         if found.st_ino == self._inode and found.st_size >= self.place:
             return False
-        self._inode, self.place = found.st_ino, _end_of_lines(self._path, found.st_size)
+        self._inode, self.place = found.st_ino, _end_of_lines(self._path, found.st_size, self._below)
         return True
 
     def rows(self) -> list[dict[str, Any]]:
         """The whole rows that are new, at most one piece of the file."""
-        whole = read_bytes(self._path, self.place, PIECE)
+        whole = read_bytes(self._path, self.place, PIECE, self._below)
         whole = whole[: whole.rfind(b"\n") + 1]
         self.place += len(whole)
         return [row for line in whole.splitlines() if (row := parse_row(line)) is not None]
 
 
-def read_bytes(path: Path, start: int, length: int) -> bytes:
+def read_bytes(path: Path, start: int, length: int, below: Path | None = None) -> bytes:
     """A part of a file; nothing where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path, below) as file:
             file.seek(start)
             return file.read(length)
     except OSError:
         return b""
 
 
-def _end_of_lines(path: Path, size: int) -> int:
+def _end_of_lines(path: Path, size: int, below: Path | None) -> int:
     """Where the last whole line before ``size`` ends."""
     while size > 0:
         start = max(0, size - PIECE)
-        if (found := read_bytes(path, start, size - start).rfind(b"\n")) >= 0:
+        if (found := read_bytes(path, start, size - start, below).rfind(b"\n")) >= 0:
             return start + found + 1
         size = start
     return 0

@@ -7,8 +7,8 @@ from pathlib import Path
 from jobs.run_dir.storage import LocalStorage, Storage
 
 
-def open_storage(place: str | Path) -> Storage:
-    """The storage at a path or URL.
+def open_storage(place: str | Path, below: Path | None = None) -> Storage:
+    """The storage at a path or URL. ``below``: no link out of this folder is followed.
 
     Raises:
         JobError: neither pyarrow nor fsspec supports the URL's scheme.
@@ -19,4 +19,4 @@ def open_storage(place: str | Path) -> Storage:
         from jobs.run_dir.remote_storage import RemoteStorage
 
         return RemoteStorage(text)
-    return LocalStorage(Path(text.removeprefix("file://")))
+    return LocalStorage(Path(text.removeprefix("file://")), below)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,10 +13,13 @@ from typing import Any
 from guard.records import COLUMNS, NUMBERS, Incident, IncidentOutcome
 from guard.rows import as_int, as_text_or_none
 from jobs.run_dir.jsonl import GrowingRows, iter_jsonl, last_rows, parse_row, read_bytes, read_json
-from jobs.run_dir.paths import RunDir
+from jobs.run_dir.paths import SPEC, RunDir
+from jobs.run_dir.plain_file import NotAPlainFile, read_plain
 from jobs.run_dir.steps import RolledBack, StepTable
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.load import parse_document
 
+LARGEST_TEXT = 1 << 20
 MOST_NEW_ROWS = 4500
 """After this many new rows a live view gets a thinned history again."""
 
@@ -26,9 +29,14 @@ class RunReader:
 
     Args:
         path: the folder, or a bare journal of incidents.
+        below: see ``open_plain``; for a reader that may read more than the job may.
+
+    Raises:
+        NotAPlainFile: by the methods, where a file is none that may be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, below: Path | None = None) -> None:
+        self.below = below
         self.folder = RunDir.of_journal(path) if path.is_file() else RunDir(path)
 
     def exists(self) -> bool:
@@ -39,14 +47,14 @@ class RunReader:
         self, columns: Iterable[str] = COLUMNS, *, after_attempt: int = -1, end: int | None = None
     ) -> StepTable:
         """The step attempts after one, and the evaluations; in the first `end` bytes of the file."""
-        rows = iter_jsonl(self.folder.metrics, end)
+        rows = iter_jsonl(self.folder.metrics, end, below=self.below)
         if after_attempt >= 0:
             rows = (row for row in rows if (as_int(row.get("attempt")) or 0) > after_attempt)
         return StepTable(columns).extend(rows)
 
     def last_step(self) -> dict[str, Any] | None:
         """The flat columns of the newest step, from the end of the file; None where there is none."""
-        for row in last_rows(self.folder.metrics):
+        for row in last_rows(self.folder.metrics, self.below):
             table = StepTable().extend([row])
             if len(table) and table.columns["step"][0] is not None:
                 return {name: column[0] for name, column in table.columns.items()}
@@ -56,24 +64,39 @@ class RunReader:
         """The steps in the last bytes of the file, however long that is."""
         with suppress(OSError):
             size = self.folder.metrics.stat().st_size
-            lines = read_bytes(self.folder.metrics, max(0, size - most_bytes), most_bytes).splitlines()
+            start = max(0, size - most_bytes)
+            lines = read_bytes(self.folder.metrics, start, most_bytes, self.below).splitlines()
             return StepTable(columns).extend(row for line in lines if (row := parse_row(line)) is not None)
         return StepTable(columns)
 
     def incidents(self) -> list[Incident]:
         """The incidents in the order of the journal, each with its outcome and its anchor."""
-        return join_outcomes(iter_jsonl(self.folder.incidents))
+        return join_outcomes(iter_jsonl(self.folder.incidents, below=self.below))
 
     def result(self) -> dict[str, Any] | None:
         """The contents of result.json, as they are stored."""
-        return read_json(self.folder.result)
+        return read_json(self.folder.result, self.below)
 
     def spec(self) -> JobSpec | None:
         """The spec that the job ran with; None if there is none that can be read."""
         try:
-            return JobSpec.load(self.folder.spec)
+            return JobSpec.from_dict(parse_document(self.text(SPEC)).data)
         except ValueError:
             return None
+
+    def text(self, name: str) -> str:
+        """A short text file of the folder; empty if it is missing or cannot be read."""
+        try:
+            content = read_plain(self.folder.path / name, self.below, most=LARGEST_TEXT)
+        except NotAPlainFile:
+            raise
+        except OSError:
+            return ""
+        return content.decode("utf-8", "replace")
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """The rows of another file of the folder."""
+        return iter_jsonl(self.folder.path / name, below=self.below)
 
     def total_steps(self) -> int | None:
         """What the spec sets as ``train.max_steps``."""
@@ -81,7 +104,7 @@ class RunReader:
             state = self.folder.spec.stat()
         except OSError:
             return None
-        return _total_steps(self.folder.spec, state.st_mtime_ns, state.st_size)
+        return _total_steps(self.folder.spec, self.below, state.st_mtime_ns, state.st_size)
 
     def checkpoint_place(self) -> str | Path:
         """The folder of the checkpoints, or the URL that the spec sends them to."""
@@ -100,10 +123,12 @@ class RunReader:
 
 
 @lru_cache(maxsize=4096)
-def _total_steps(path: Path, _mtime_ns: int, _size: int) -> int | None:
+def _total_steps(path: Path, below: Path | None, _mtime_ns: int, _size: int) -> int | None:
     """To read a spec takes as long as to read a hundred last rows, and it hardly ever changes."""
-    spec = RunReader(path.parent).spec()
-    return None if spec is None else spec.train.max_steps
+    with suppress(NotAPlainFile):
+        spec = RunReader(path.parent, below).spec()
+        return None if spec is None else spec.train.max_steps
+    return None
 
 
 def join_outcomes(rows: Iterable[Mapping[str, Any]]) -> list[Incident]:
@@ -147,7 +172,7 @@ class LiveSteps:
 
     def __init__(self, files: RunReader, *, points: int) -> None:
         self._files, self._points = files, points
-        self._rows = GrowingRows(files.folder.metrics)
+        self._rows = GrowingRows(files.folder.metrics, files.below)
         self._rolled_back = RolledBack()
         self._last, self._new = -1, 0
 

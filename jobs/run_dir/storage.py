@@ -7,13 +7,13 @@ both, one atomic write of the manifest makes the checkpoint exist.
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 from pathlib import Path
 from typing import Protocol
 
 from jobs.run_dir.jsonl import sync, write_synced
+from jobs.run_dir.plain_file import read_plain
 
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
@@ -107,8 +107,8 @@ class LocalStorage:
 
     private = False
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, below: Path | None = None) -> None:
+        self._root, self._below = root, below
 
     def begin(self, name: str) -> None:
         """Nothing to do: an older checkpoint of this name is kept until the commit."""
@@ -155,10 +155,7 @@ class LocalStorage:
         return {path.name: path.stat().st_size for path in found if path.name != MANIFEST}
 
     def read(self, name: str, file: str) -> bytes:
-        path = self._root / name / file
-        if not path.is_file():  # reading a FIFO would wait for ever
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
-        return path.read_bytes()
+        return read_plain(self._root / name / file, self._below)
 
     def replace_manifest(self, name: str, manifest: bytes) -> None:
         folder = self._root / name

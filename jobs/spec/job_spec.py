@@ -94,6 +94,10 @@ class JobSpec(Config):
     metrics: MetricsSpec = Field(default_factory=MetricsSpec)
     """The Prometheus endpoint."""
 
+    secrets: tuple[Annotated[str, Field(min_length=2, max_length=80)], ...] = ()
+    """More names, with ``*``, of options and variables whose values are shown as stars. Those of names with
+    ``key``, ``token``, ``secret``, ``password``, ``credential`` and the like always are."""
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Reads a YAML or JSON file and applies ``field.path=value`` overrides.

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from jobs.errors import ENDED
+from service.api.callers import Callers
 from service.reconcile import Supervisor
 from service.reconcile.ray_api import RayApi
 from service.store import JobStore, NoSuchJob, Packages, Tokens
@@ -70,13 +72,17 @@ class Context:
     checkpoint_urls: tuple[str, ...] = ()
     """Remote checkpoints are read only below these URLs, whatever a spec names."""
     ended: EndedJobs = field(init=False)
+    readiness_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """Of ``/readyz``, which answers while all other threads wait for a locked database."""
+    callers: Callers = field(init=False)
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
         self.ended = EndedJobs(self.store)
+        self.callers = Callers(self.limits.requests_per_s, self.limits.burst)
 
 
-def context_of(request: Request) -> Context:
+async def context_of(request: Request) -> Context:  # async: needs no thread
     return request.app.state.context
 
 

@@ -16,13 +16,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from guard.records import COLUMNS
 from jobs.client.job_files import JobFiles
 from jobs.client.models import CheckpointInfo, Event, Series
-from jobs.run_dir.jsonl import read_bytes
-from service.api.auth import Reader
+from service.api.auth import Allowed, Reader, StillAllowed
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import STREAM, Problem, documented, text_of
 from service.api.view import event, files_of, may_read, readable_checkpoints
-from service.reconcile.log_spool import log_path, log_size
+from service.reconcile.log_spool import log_size, read_log
 
 PIECE = 1 << 16
 POLL_S = 0.5
@@ -42,6 +41,7 @@ async def logs(
     job_id: JobId,
     service: Service,
     _: Reader,
+    allowed: StillAllowed,
     offset: Place = 0,
     limit: Annotated[int | None, Query(ge=1, le=LARGEST)] = None,
     tail: Annotated[
@@ -54,27 +54,39 @@ async def logs(
     size = log_size(service.root, job_id)
     start = offset if tail is None else max(0, size - tail)
     end = size if limit is None else min(size, start + limit)
-    path = log_path(service.root, job_id)
-    pieces = _followed(service, job_id, path, start) if follow else _between(path, start, end)
+    pieces = (
+        _followed(service, allowed, job_id, start) if follow else _between(service.root, job_id, start, end)
+    )
     headers = {"X-Log-Size": str(size), "X-Log-Offset": str(start)}
     return StreamingResponse(pieces, media_type="text/plain; charset=utf-8", headers=headers)
 
 
 @router.get("/jobs/{job_id}/events", response_model=list[Event], responses=text_of(STREAM))
 async def events(
-    job_id: JobId, http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
+    job_id: JobId,
+    http: Request,
+    service: Service,
+    _: Reader,
+    allowed: StillAllowed,
+    after: Place = 0,
+    follow: bool = False,
 ) -> Response:
     """The events of a job. ``follow``, or Accept: text/event-stream, streams later ones too."""
     await run_in_threadpool(service.store.get, job_id)
-    return await _events(service, http, job_id, after, follow=follow)
+    return await _events(service, http, allowed, job_id, after, follow=follow)
 
 
 @router.get("/events", response_model=list[Event], responses=text_of(STREAM))
 async def all_events(
-    http: Request, service: Service, _: Reader, after: Place = 0, follow: bool = False
+    http: Request,
+    service: Service,
+    _: Reader,
+    allowed: StillAllowed,
+    after: Place = 0,
+    follow: bool = False,
 ) -> Response:
     """The events of all jobs."""
-    return await _events(service, http, None, after, follow=follow)
+    return await _events(service, http, allowed, None, after, follow=follow)
 
 
 @router.get("/jobs/{job_id}/incidents")
@@ -117,20 +129,22 @@ def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
     return HTMLResponse(text.encode("utf-8", "replace"), headers={"Content-Security-Policy": SANDBOX})
 
 
-async def _events(service: Context, http: Request, job: str | None, after: int, *, follow: bool) -> Response:
+async def _events(
+    service: Context, http: Request, allowed: Allowed, job: str | None, after: int, *, follow: bool
+) -> Response:
     last = http.headers.get("last-event-id", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else after
     if follow or STREAM in http.headers.get("accept", ""):
-        return StreamingResponse(_streamed(service, job, after), media_type=STREAM)
+        return StreamingResponse(_streamed(service, allowed, job, after), media_type=STREAM)
     rows = await run_in_threadpool(service.store.events, job, after=after, limit=EVENTS_AT_ONCE)
     return JSONResponse([event(row).model_dump() for row in rows])
 
 
-async def _streamed(service: Context, job_id: str | None, after: int) -> AsyncIterator[str]:
-    """Ends with the job, or after ``follow_s``; the client then reconnects."""
+async def _streamed(service: Context, allowed: Allowed, job_id: str | None, after: int) -> AsyncIterator[str]:
+    """Ends with the job or the validity of the token, or after ``follow_s``; the client then reconnects."""
     until, quiet_since = time.monotonic() + service.limits.follow_s, time.monotonic()
     yield ": begin\n\n"
-    while time.monotonic() < until:
+    while time.monotonic() < until and await allowed():
         over = job_id is not None and await run_in_threadpool(service.ended, job_id)
         rows = await run_in_threadpool(service.store.events, job_id, after=after, limit=EVENTS_AT_ONCE)
         for row in rows:
@@ -148,18 +162,21 @@ async def _streamed(service: Context, job_id: str | None, after: int) -> AsyncIt
         await asyncio.sleep(POLL_S)
 
 
-async def _between(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
-    while start < end and (part := await run_in_threadpool(read_bytes, path, start, min(PIECE, end - start))):
+async def _between(root: Path, job_id: str, start: int, end: int) -> AsyncIterator[bytes]:
+    while start < end:
+        part = await run_in_threadpool(read_log, root, job_id, start, min(PIECE, end - start))
+        if not part:
+            return
         start += len(part)
         yield part
 
 
-async def _followed(service: Context, job_id: str, path: Path, start: int) -> AsyncIterator[bytes]:
+async def _followed(service: Context, allowed: Allowed, job_id: str, start: int) -> AsyncIterator[bytes]:
     """Read piece by piece, as fast as the client receives: a slow client costs no memory."""
     until = time.monotonic() + service.limits.follow_s
-    while time.monotonic() < until:
+    while time.monotonic() < until and await allowed():
         over = await run_in_threadpool(service.ended, job_id)
-        if piece := await run_in_threadpool(read_bytes, path, start, PIECE):
+        if piece := await run_in_threadpool(read_log, service.root, job_id, start, PIECE):
             start += len(piece)
             yield piece
         elif over:

@@ -1,8 +1,5 @@
 """Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
-import shutil
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -16,15 +13,14 @@ from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.load import Document
 from jobs.spec.override import apply_overrides
-from service.api.admission import idempotency_key, row_of
+from service.api.admission import check_quota, idempotency_key, row_of
 from service.api.archives import check_archive
 from service.api.auth import Admin, Reader, Submitter
 from service.api.context import Context, Service
-from service.api.problems import Problem, documented
+from service.api.problems import documented
 from service.api.view import details, listed
-from service.reconcile.log_spool import log_path
-from service.reconcile.ray_api import RayUnavailable
-from service.store import PENDING, Caller, JobRow, WrongState
+from service.reconcile.removal import remove_job
+from service.store import PENDING, Caller, JobRow, WrongState, entry
 from service.store.jobs import IdempotencyKey
 
 COMMON = (400, 401, 403, 408, 413, 422, 429)
@@ -80,12 +76,12 @@ def stop(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
         job.state = "stopped" if job.state in PENDING else "stopping"
         return f"{job.state}: {job.reason}"
 
-    service.store.change(job_id, edit)
+    service.store.change(job_id, edit, audit=lambda: entry(caller, "stop", job_id))
     return _details(service, job_id)
 
 
 @router.post("/jobs/{job_id}/checkpoint", status_code=202, responses=documented(404, 409, 503))
-def checkpoint(job_id: JobId, service: Service, _: Submitter) -> JobInfo:
+def checkpoint(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
     """Ask a running job to save a checkpoint now."""
     job = service.store.get(job_id)
     if job.state != "running" or service.ray is None:
@@ -94,6 +90,7 @@ def checkpoint(job_id: JobId, service: Service, _: Submitter) -> JobInfo:
         service.ray.checkpoint(str((job.spec or {}).get("name", job_id)) if job.adopted else job_id)
     except Conflict as error:
         raise WrongState(str(error)) from error
+    service.store.note(entry(caller, "checkpoint", job_id))
     return _details(service, job_id)
 
 
@@ -113,7 +110,8 @@ def resume(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
         job.reason = f"resumed by {caller.name}"
         return f"queued: {job.reason}"
 
-    service.store.change(job_id, edit)
+    check_quota(service, caller, service.store.get(job_id).gpus)
+    service.store.change(job_id, edit, audit=lambda: entry(caller, "resume", job_id))
     return _details(service, job_id)
 
 
@@ -145,17 +143,9 @@ def clone(
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409))
-def delete(job_id: JobId, service: Service, _: Admin, files: bool = False) -> Response:
+def delete(job_id: JobId, service: Service, caller: Admin, files: bool = False) -> Response:
     """Delete an ended job; with ``files`` its folder too, checkpoints included."""
-    submissions = [attempt.submission_id for attempt in service.store.attempts(job_id)]
-    job = service.store.delete(job_id, _must_have_ended)
-    for submission in submissions:
-        with suppress(RayUnavailable, RuntimeError):  # a dead head has forgotten it
-            if service.ray is not None:
-                service.ray.forget(submission)  # one that Ray still lists would be adopted again
-    log_path(service.root, job_id).unlink(missing_ok=True)
-    if files and job.folder is not None:
-        _remove_folder(service.root, Path(job.folder))
+    remove_job(service.store, service.ray, service.root, job_id, caller, files=files)
     return Response(status_code=204)
 
 
@@ -173,22 +163,12 @@ def _add(
 ) -> JobInfo:
     earlier = service.store.created_by(request) if request else None
     if earlier is None:
-        earlier, _ = service.store.add(row_of(service, caller, asked), request)
+        row = row_of(service, caller, asked)
+        check_quota(service, caller, row.gpus)
+        earlier, _ = service.store.add(row, request, entry(caller, "submit", row.id, f"name {row.name}"))
     response.headers["Location"] = f"/v1/jobs/{earlier.id}"
     return _details(service, earlier.id)
 
 
 def _details(service: Context, job_id: str) -> JobInfo:
     return details(service, service.store.get(job_id), service.store.attempts(job_id))
-
-
-def _must_have_ended(job: JobRow) -> None:
-    if job.state not in ENDED:
-        raise WrongState(f"{job.id} is {job.state}: stop it first")
-
-
-def _remove_folder(root: Path, folder: Path) -> None:
-    resolved = folder.resolve()
-    if folder.is_symlink() or resolved == root or not resolved.is_relative_to(root):
-        raise Problem(409, f"{folder} is not below the storage folder of the service and was not deleted")
-    shutil.rmtree(resolved, ignore_errors=True)

@@ -1,19 +1,17 @@
 """Limits of size and rate, checked before a handler sees a request."""
 
 import asyncio
-import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.observability.hosts import names_loopback
+from service.api.callers import Callers
 from service.api.context import Limits
 from service.api.problems import Problem, answer
 
-CALLERS_KEPT = 10_000
 UPLOADS = "/v1/packages"
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 PAGE_FILES = "/page/"
@@ -27,32 +25,11 @@ HEADERS = [
 ]
 
 
-class Buckets:
-    """One token bucket for each caller: ``burst`` at once, ``per_s`` in the long run."""
-
-    def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_s, self._burst, self._clock = per_s, burst, clock
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, who: str) -> bool:
-        """Takes one if it is allowed."""
-        now, most = self._clock(), float(self._burst)
-        when, level = self._levels.get(who, (now, most))
-        level = min(most, level + (now - when) * self._per_s)
-        passed = level >= 1
-        self._levels[who] = (now, level - 1 if passed else level)
-        self._levels.move_to_end(who)
-        while len(self._levels) > CALLERS_KEPT:
-            self._levels.popitem(last=False)
-        return passed
-
-
 class Gate:
     """Middleware around the app: rates, sizes, security headers."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, hosts: list[str] | None = None) -> None:
-        self._app, self._limits, self._hosts = app, limits, hosts
-        self._rate = Buckets(limits.requests_per_s, limits.burst)
+    def __init__(self, app: ASGIApp, limits: Limits, callers: Callers, *, loopback: bool) -> None:
+        self._app, self._limits, self._callers, self._loopback = app, limits, callers, loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,13 +44,12 @@ class Gate:
     def _refusal(self, scope: Scope) -> Problem | None:
         """A foreign page in a browser made the request (DNS rebinding, or cross-origin), or too many came."""
         host, origin = _header(scope, b"host"), _header(scope, b"origin")
-        names = {host.lower(), host.rpartition(":")[0].lower()}
-        if self._hosts is not None and not names & set(self._hosts):
+        if self._loopback and not names_loopback(host):
             return Problem(403, "this service accepts only a loopback name, such as http://127.0.0.1")
         if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
             return Problem(403, "a page of another origin may not change anything here")
         limited = scope["path"] not in UNLIMITED and not scope["path"].startswith(PAGE_FILES)
-        if limited and not self._rate.take(_who(scope)):
+        if limited and not self._callers.take(_header(scope, b"authorization"), _address(scope)):
             return Problem(429, "too many requests; slow down", headers={"Retry-After": "1"})
         return None
 
@@ -95,10 +71,7 @@ class Gate:
             await answer(problem)(scope, receive, send)
 
 
-def _who(scope: Scope) -> str:
-    """The token, or else the address that the request comes from."""
-    if token := _header(scope, b"authorization"):
-        return hashlib.sha256(token.encode()).hexdigest()
+def _address(scope: Scope) -> str:
     client: Any = scope.get("client")
     return client[0] if client else "?"
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 
+import anyio
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,6 +18,7 @@ from service.api.context import Context, Service
 from service.api.problems import Problem, documented, text_of
 
 STALLED_S = 60.0
+ANSWER_S = 5.0
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 router = APIRouter(responses=documented(429))
 _TEXT = text_of(CONTENT_TYPE_LATEST.partition(";")[0])
@@ -75,17 +77,19 @@ class Counted:
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
-    """The process answers."""
+async def healthz() -> dict[str, str]:
+    """The process answers. Not in a thread: all may wait for a locked database."""
     return {"service": "gradguard", "status": "ok"}
 
 
 @router.get("/readyz", responses=documented(503))
-def readyz(service: Service) -> dict[str, str]:
+async def readyz(service: Service) -> dict[str, str]:
     """The database and Ray answer, and the supervisor runs."""
     try:
-        service.store.counts()
-    except SQLAlchemyError:
+        with anyio.fail_after(ANSWER_S):
+            counts, own = service.store.counts, service.readiness_threads
+            await anyio.to_thread.run_sync(counts, limiter=own, abandon_on_cancel=True)
+    except (SQLAlchemyError, TimeoutError):
         raise Problem(503, "the database does not answer") from None
     supervisor = service.supervisor
     if supervisor is not None and not supervisor.ray_answers:

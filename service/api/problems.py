@@ -7,17 +7,29 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from jobs.errors import JobError
+from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.spec.errors import SpecError
 from service.reconcile import RayUnavailable
 from service.store import KeyReused, NoSuchJob, WrongState
 
 MEDIA_TYPE = "application/problem+json"
 STREAM = "text/event-stream"
-_STATUSES = {NoSuchJob: 404, KeyReused: 409, WrongState: 409, RayUnavailable: 503, JobError: 422}
+_STATUSES = {
+    NotAPlainFile: 409,
+    NoSuchJob: 404,
+    KeyReused: 409,
+    WrongState: 409,
+    RayUnavailable: 503,
+    OperationalError: 503,
+    PoolTimeout: 503,
+    JobError: 422,
+}
 
 
 class ProblemDocument(BaseModel):
@@ -93,6 +105,7 @@ def _problem_of(error: Exception) -> Problem:
         case HTTPException():
             return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     if status := next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), None):
-        return Problem(status, str(error))
+        unavailable = isinstance(error, SQLAlchemyError)
+        return Problem(status, "the database does not answer: try again" if unavailable else str(error))
     # the traceback goes to the log, never to the caller
     return Problem(500, "internal error; the service's log has the details")

@@ -7,8 +7,8 @@ from typing import Any
 from guard.rows import strict
 from jobs.client.job_files import JobFiles
 from jobs.client.models import AttemptInfo, CheckpointInfo, Event, JobInfo
+from jobs.spec.masking import MASKED, is_secret, masked, masked_spec, names_of
 from service.api.context import Context
-from service.masking import MASKED, is_secret, masked
 from service.reconcile.adopt import folder_for
 from service.reconcile.job_files import files_below
 from service.store import ACTIVE, AttemptRow, EventRow, JobRow
@@ -39,13 +39,20 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
     files = files_of(service, job)
     return summary(job).model_copy(
         update={
-            "spec": None if job.spec is None else strict(masked(job.spec)),
-            "env": {name: MASKED if is_secret(name) else str(masked(v)) for name, v in job.env.items()},
+            "spec": None if job.spec is None else strict(masked_spec(job.spec)),
+            "env": shown_env(job),
             "result": None if job.result is None else strict(job.result),
             "progress": None if files is None else files.progress(job.spec),
             "attempts": [AttemptInfo.model_validate(row, from_attributes=True) for row in attempts],
         }
     )
+
+
+def shown_env(job: JobRow) -> dict[str, str]:
+    """The environment of a job, its secrets masked."""
+    names = names_of(job.spec)
+    shown = {name: masked(value, more=names) for name, value in job.env.items()}
+    return {name: MASKED if is_secret(name, names) else str(value) for name, value in shown.items()}
 
 
 def event(row: EventRow) -> Event:

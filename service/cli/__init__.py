@@ -11,6 +11,7 @@
 ``checkpoints``: list, verify, export
 ``serve``: the service
 ``tokens``: who may use it
+``audit``: who did what
 """
 
 from service.cli.app import main

@@ -1,6 +1,8 @@
 """The command ``gradguard``."""
 
+import signal
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -11,6 +13,7 @@ from guard.decide.trace import TraceError
 from jobs.errors import INTERRUPTED, JobError, exit_code_of
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
+from service.cli.audit import audit
 from service.cli.check import check
 from service.cli.checkpoints import checkpoints
 from service.cli.compare import compare
@@ -44,7 +47,10 @@ EXAMPLES = {
         "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
         "delete": "gradguard delete my-job-1a2b3c --files",
     },
-    "Service": {"serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0"},
+    "Service": {
+        "serve": "gradguard serve --address http://ray-head:8265 --host 0.0.0.0",
+        "audit": "gradguard audit my-job-1a2b3c",
+    },
 }
 """The panels of ``gradguard --help``, and an example for each command."""
 
@@ -100,15 +106,23 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve):
+for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve, audit):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
 
 
+def _end_by_ctrl_c() -> None:
+    """Also in the background or below nohup, where SIGINT is ignored by inheritance."""
+    with suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Runs the command; bad input is one line and an exit code, never a traceback."""
+    _end_by_ctrl_c()
     try:
         app()
     except KeyboardInterrupt:

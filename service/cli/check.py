@@ -14,6 +14,8 @@ from rich.table import Column, Table
 from typer import Option
 
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.masking import masked_spec
+from jobs.spec.yaml_text import dump_yaml
 from service.cli.options import JsonOption, SetOption, SpecArgument
 from service.cli.plots import save_figure
 
@@ -27,7 +29,7 @@ def check(
     spec: SpecArgument,
     overrides: SetOption = None,
     show: Annotated[
-        bool, Option("--show", help="Print the whole spec, defaults included, and exit.")
+        bool, Option("--show", help="Print the whole spec, defaults included and secrets masked, and exit.")
     ] = False,
     preflight: Annotated[
         bool, Option("--preflight/--no-preflight", help="Run one batch through the model.")
@@ -42,7 +44,9 @@ def check(
     job = JobSpec.load(spec, overrides or [])
     console = Console(highlight=False)
     if show:
-        console.print(job.to_yaml(), end="", markup=False, soft_wrap=True)
+        console.print(
+            dump_yaml(masked_spec(job.model_dump(mode="json"))), end="", markup=False, soft_wrap=True
+        )
         return
     if not as_json:
         line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
-from jobs.errors import EXIT_CODES, JobError
+from jobs.client.models import STATUSES
+from jobs.errors import ENDED, EXIT_CODES, JobError
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import AddressOption, JsonOption, SetOption, SpecArgument
 
 if TYPE_CHECKING:
     from jobs.client import Job, JobClient
 
+OptionalJob = Annotated[str | None, Argument(metavar="JOB_ID", help="Id of the job.", show_default=False)]
 WaitOption = Annotated[
     bool, Option("--wait", help="Print the log until the job ends; exit with the job's exit code.")
 ]
@@ -55,11 +59,21 @@ def submit(
         _follow(job)
 
 
-def stop(job_id: str, address: AddressOption = None, as_json: JsonOption = False) -> None:
-    """Ask a job to save its state and end."""
+def stop(
+    job_id: OptionalJob = None,
+    name: Annotated[
+        str | None, Option(help="Instead of an id: all jobs that have not ended whose id contains this.")
+    ] = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a job, or all of a name, to save their state and end."""
     client = client_at(address)
-    client.stop(job_id)
-    _print(client.get(job_id), f"{job_id} was asked to stop", as_json=as_json)
+    _one_of(job_id, name, "JOB_ID or --name")
+    running = [s for s in STATUSES if s not in ENDED]
+    for each in [job_id] if job_id else [job.id for job in client.list(name=name, status=running)]:
+        client.stop(each)
+        _print(client.get(each), f"{each} was asked to stop", as_json=as_json)
 
 
 def checkpoint(job_id: str, address: AddressOption = None, as_json: JsonOption = False) -> None:
@@ -92,14 +106,50 @@ def clone(
 
 
 def delete(
-    job_id: str,
+    job_id: OptionalJob = None,
+    older_than: Annotated[
+        str | None,
+        Option(metavar="AGE", help="Instead of an id: all that ended longer ago: 30d, 12h."),
+    ] = None,
+    name: Annotated[str | None, Option(help="With --older-than: only jobs whose id contains this.")] = None,
     address: AddressOption = None,
-    files: Annotated[bool, Option("--files", help="Delete its folder too, checkpoints included.")] = False,
+    files: Annotated[bool, Option("--files", help="Delete the folder too, checkpoints included.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only print what would be deleted.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete an ended job from the list."""
-    client_at(address).delete(job_id, files=files)
-    typer.echo(json.dumps({"id": job_id, "deleted": True}) if as_json else f"{job_id} is deleted")
+    """Delete an ended job, or all that ended long ago, from the list."""
+    _one_of(job_id, older_than, "JOB_ID or --older-than")
+    if name is not None and older_than is None:
+        raise JobError("--name goes with --older-than: add an age, such as --older-than 30d")
+    client = client_at(address)
+    for each in [job_id] if job_id else _older(client, seconds_of(older_than or ""), name):
+        if not dry_run:
+            client.delete(each, files=files)
+        done = "would be deleted" if dry_run else "is deleted"
+        typer.echo(json.dumps({"id": each, "deleted": not dry_run}) if as_json else f"{each} {done}")
+
+
+def _older(client: JobClient, age_s: float, name: str | None) -> list[str]:
+    """The jobs that ended longer ago, the oldest first."""
+    ended = ((job.info.ended, job.id) for job in client.list(name=name, status=sorted(ENDED)))
+    return [job_id for when, job_id in sorted((w, i) for w, i in ended if w) if when < time.time() - age_s]
+
+
+def seconds_of(age: str) -> float:
+    """An age such as 90s, 30m, 12h, 7d or 4w, in seconds.
+
+    Raises:
+        JobError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", age.strip())
+    if found is None:
+        raise JobError(f"--older-than {age} is no age: write a number and s, m, h, d or w, such as 30d")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[found[2]]
+
+
+def _one_of(first: str | None, second: str | None, what: str) -> None:
+    if (first is None) == (second is None):
+        raise JobError(f"give {what}, and not both")
 
 
 def logs(

@@ -13,8 +13,9 @@ import typer
 from typer import Option
 
 from jobs.errors import JobError
+from jobs.observability.hosts import is_loopback, url_host
 from service.reconcile.embedded_ray import embedded_ray, require_token
-from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, is_loopback, storage_folder
+from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, storage_folder
 
 if TYPE_CHECKING:
     from service.api import Context, Limits
@@ -49,6 +50,10 @@ def serve(
             min=1.0, help="Seconds without a sign of life until another service on this database takes over."
         ),
     ] = 10.0,
+    keep_days: Annotated[
+        float | None,
+        Option(min=0.0, help="Delete jobs and their files so many days after their end. Default: never."),
+    ] = None,
     num_cpus: Annotated[int | None, Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
     """Run the service: accept jobs over HTTP, queue them, follow them, restart them."""
@@ -71,7 +76,7 @@ def serve(
         context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
-        _run(context, address, host, port, (tls_cert, tls_key), lease_s)
+        _run(context, address, host, port, (tls_cert, tls_key), lease_s, keep_days)
 
 
 def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
@@ -90,19 +95,27 @@ def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
 
 
 def _run(
-    context: Context, address: str, host: str, port: int, tls: tuple[Path | None, Path | None], lease_s: float
+    context: Context,
+    address: str,
+    host: str,
+    port: int,
+    tls: tuple[Path | None, Path | None],
+    lease_s: float,
+    keep_days: float | None,
 ) -> None:
     import uvicorn
 
     from service.api.http_protocol import server_config
-    from service.app import LOOPBACK, make_app
+    from service.app import make_app
     from service.reconcile import RayApi, Supervisor
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
     context.ray = ray = RayApi(address)
-    context.supervisor = Supervisor(context.store, context.packages, ray, context.root, lease_s=lease_s)
-    app = make_app(context, hosts=LOOPBACK if is_loopback(host) else None)
-    config = server_config(app, host, port, tls)
+    context.supervisor = Supervisor(
+        context.store, context.packages, ray, context.root, lease_s=lease_s, keep_days=keep_days
+    )
+    app = make_app(context, loopback=is_loopback(host))
+    config = server_config(app, host.strip("[]"), port, tls)
     context.supervisor.start()
     try:
         listening = config.bind_socket()
@@ -111,7 +124,7 @@ def _run(
         class Announced(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                url = f"{'http' if tls[0] is None else 'https'}://{place[0]}:{place[1]}"
+                url = f"{'http' if tls[0] is None else 'https'}://{url_host(place[0])}:{place[1]}"
                 tokens = "with tokens" if context.auth else "without tokens"
                 typer.echo(f"serving at {url}, {tokens}; jobs in {context.root}; Ray at {address}")
                 sys.stdout.flush()  # a program may wait for it

@@ -32,6 +32,12 @@ def create(
     name: Annotated[str, Argument(help="Name of its owner.")],
     scope: Annotated[str, Option(help="read, submit or admin; each includes the ones before it.")] = "submit",
     days: Annotated[float | None, Option(min=0.0, help="Days until it expires. Default: never.")] = None,
+    max_jobs: Annotated[
+        int | None, Option(min=0, help="Most jobs of its own that have not ended. Default: no limit.")
+    ] = None,
+    max_gpus: Annotated[
+        float | None, Option(min=0.0, help="Most GPUs that these ask for together. Default: no limit.")
+    ] = None,
     database: Database = None,
     storage: Storage = None,
     as_json: JsonOption = False,
@@ -42,7 +48,9 @@ def create(
     known = {str(one): one for one in SCOPES}
     if scope not in known:
         raise JobError(f"--scope {scope} is unknown: write one of {', '.join(known)}")
-    token = _tokens(database, storage).create(name, known[scope], days=days)
+    token = _tokens(database, storage).create(
+        name, known[scope], days=days, max_jobs=max_jobs, max_gpus=max_gpus
+    )
     typer.echo(json.dumps({"name": name, "scope": scope, "token": token}) if as_json else token)
 
 

@@ -16,13 +16,14 @@ from jobs.client.models import Submission
 from jobs.spec.errors import SpecError, SpecProblem, single
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.load import Document, parse_document
+from jobs.spec.masking import MASKED, masked_spec
 from jobs.spec.yaml_text import dump_yaml
 from service.api.admission import LARGEST_SPEC, row_of
 from service.api.auth import Reader, Submitter
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented, encodable
-from service.masking import MASKED, is_secret, masked
+from service.api.view import shown_env
 from service.store import JobRow, WrongState
 
 LABEL = "spec"
@@ -105,13 +106,13 @@ def draft(job_id: JobId, service: Service, _: Submitter) -> Draft:
     job = service.store.get(job_id)
     if job.spec is None:
         raise WrongState(f"the spec of {job_id} is not known here: it cannot be cloned")
-    shown = {name: str(masked(value)) for name, value in job.env.items() if not is_secret(name)}
+    shown = shown_env(job)
     return Draft(
         text=_text(service, job),
         priority=job.priority,
         max_restarts=job.max_restarts,
         env={name: value for name, value in shown.items() if MASKED not in value},
-        secrets=[name for name in job.env if MASKED in shown.get(name, MASKED)],
+        secrets=[name for name, value in shown.items() if MASKED in value],
         working_dir=job.working_dir,
     )
 
@@ -161,7 +162,7 @@ def _text(service: Context, job: JobRow) -> str:
         short = short if JobSpec.from_dict(short) == spec else whole
     except SpecError:  # of an older version: the form shows what is wrong with it now
         short = whole
-    return dump_yaml(masked({"name": job.name, **short}))
+    return dump_yaml(masked_spec({"name": job.name, **short}))
 
 
 @cache

@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from jobs.client.models import Status
-from service.api.auth import Reader
-from service.api.context import Service
+from service.api.auth import Allowed, Reader, StillAllowed
+from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId, Text
 from service.api.problems import STREAM, documented, text_of
 from service.page.streams import JobLive, ListLive, Message
@@ -27,37 +27,43 @@ router = APIRouter(prefix="/v1", responses=documented(*COMMON))
 async def list_live(
     service: Service,
     _: Reader,
+    allowed: StillAllowed,
     status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
     name: Text = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> StreamingResponse:
     """The newest jobs as server-sent events: ``jobs`` has their order, and those that changed, each with
     its progress and the last stretch of its loss and gradient norm."""
-    return _stream(ListLive(service, [*status], name, limit).poll, LIST_POLL_S, service.limits.follow_s)
+    return _stream(ListLive(service, [*status], name, limit).poll, LIST_POLL_S, service, allowed)
 
 
 @router.get(
     "/jobs/{job_id}/live", response_class=StreamingResponse, responses=text_of(STREAM) | documented(404)
 )
-async def job_live(job_id: JobId, service: Service, _: Reader) -> StreamingResponse:
+async def job_live(job_id: JobId, service: Service, _: Reader, allowed: StillAllowed) -> StreamingResponse:
     """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (a list for
     each column of the metrics, which of them are numbers, and the attempts that were rolled back),
     ``incidents``, ``checkpoints``, ``log`` (text), and ``gone`` where it was deleted. The stream continues
     after the job has ended, since that may be resumed."""
     await run_in_threadpool(service.store.get, job_id)
-    return _stream(JobLive(service, job_id).poll, JOB_POLL_S, service.limits.follow_s)
+    return _stream(JobLive(service, job_id).poll, JOB_POLL_S, service, allowed)
 
 
-def _stream(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -> StreamingResponse:
+def _stream(
+    poll: Callable[[], list[Message]], poll_s: float, service: Context, allowed: Allowed
+) -> StreamingResponse:
     """Without buffering in a proxy (nginx), which would hold back small pieces."""
     headers = {"X-Accel-Buffering": "no"}
-    return StreamingResponse(_streamed(poll, poll_s, follow_s), media_type=STREAM, headers=headers)
+    pieces = _streamed(poll, poll_s, service.limits.follow_s, allowed)
+    return StreamingResponse(pieces, media_type=STREAM, headers=headers)
 
 
-async def _streamed(poll: Callable[[], list[Message]], poll_s: float, follow_s: float) -> AsyncIterator[str]:
+async def _streamed(
+    poll: Callable[[], list[Message]], poll_s: float, follow_s: float, allowed: Allowed
+) -> AsyncIterator[str]:
     until, quiet_since = time.monotonic() + follow_s, time.monotonic()
     yield ": begin\n\n"
-    while time.monotonic() < until:
+    while time.monotonic() < until and await allowed():
         try:
             messages = await run_in_threadpool(poll)
         except NoSuchJob:

@@ -2,15 +2,16 @@
 
 import codecs
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jobs.report import words
-from jobs.run_dir.jsonl import read_bytes
+from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.run_dir.reader import LiveSteps, RunReader
 from service.api.context import Context
 from service.api.view import details, files_of, readable_checkpoints, summary
-from service.reconcile.log_spool import log_path, log_size
+from service.reconcile.log_spool import log_size, read_log
 from service.store import JobRow
 
 Message = tuple[str, Any]
@@ -47,8 +48,9 @@ class JobLive:
         job = self._service.store.get(self._job_id)
         files = files_of(self._service, job)
         messages = [*self._job(job), *self._log()]
-        if files is not None:
-            messages += [*self._rows(files), *self._incidents(files), *self._kept(job)]
+        for part in () if files is None else (self._rows(files), self._incidents(files), self._kept(job)):
+            with suppress(NotAPlainFile):  # GET names it
+                messages += part
         self._polls += 1
         return messages
 
@@ -59,7 +61,7 @@ class JobLive:
             yield "job", details(self._service, job, attempts).model_dump()
 
     def _log(self) -> Iterator[Message]:
-        piece = read_bytes(log_path(self._service.root, self._job_id), self._log_place, LOG_TAIL)
+        piece = read_log(self._service.root, self._job_id, self._log_place, LOG_TAIL)
         self._log_place += len(piece)
         if text := self._decoder.decode(piece):
             yield "log", {"text": text}

@@ -5,6 +5,7 @@
 ``capacity``: which waiting jobs can start
 ``adopt``: jobs that were submitted to Ray directly
 ``outcome``: how an attempt ended
+``removal``: deletes ended jobs
 ``ray_api``: Ray's Jobs API with timeouts
 ``embedded_ray``: a Ray head of the service's own
 ``job_files``: files of a job, read safely

@@ -4,25 +4,16 @@ import os
 from pathlib import Path
 
 from jobs.client.job_files import JobFiles
-
-READ = ("spec", "metrics", "incidents", "result", "checkpoints", "log", "report")
+from jobs.run_dir.plain_file import is_inside
 
 
 def files_below(folder: Path | None, root: Path) -> JobFiles | None:
-    """The files in a folder; None if it is not below the root. A job can name any folder, and put links into
-    it: no link is followed out of the root."""
+    """The files in a folder; None if it is not below the root, or is one of the service's own. A job can name
+    any folder, and put links into it: none is followed out of its folder."""
     if folder is None:
         return None
     top, real = os.path.realpath(root), os.path.realpath(folder)
-    if not _inside(real, top):
+    own = os.path.join(top, ".service")  # noqa: PTH118 - fast: for each job of a listing
+    if real == top or not is_inside(real, top) or is_inside(real, own):
         return None
-    files = JobFiles(folder)
-    for name in READ:
-        path = os.path.join(real, getattr(files.folder, name).name)  # noqa: PTH118 - fast: for each job of a listing
-        if os.path.islink(path) and not _inside(os.path.realpath(path), top):  # noqa: PTH114 - as above
-            return None
-    return files
-
-
-def _inside(real: str, top: str) -> bool:
-    return real == top or real.startswith(f"{top.rstrip(os.sep)}{os.sep}")
+    return JobFiles(Path(real), below=Path(real))

@@ -1,5 +1,6 @@
 """Reconciles one job with Ray: its next state, from Ray's status and the files in its folder."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +11,17 @@ from ray.job_submission import JobDetails, JobStatus
 from jobs.client.file_backend import incident_event
 from jobs.client.job_files import JobFiles
 from jobs.errors import ENDED
-from jobs.run_dir.jsonl import read_bytes
+from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.masking import Mask
 from service.reconcile.adopt import ended_at_ray, folder_for
 from service.reconcile.job_files import files_below
-from service.reconcile.log_spool import LogTails, log_path, log_size
+from service.reconcile.log_spool import LogTails, log_size, read_log
 from service.reconcile.outcome import AttemptOutcome, outcome_of
 from service.reconcile.ray_api import RayApi, RayRefused, RaySubmission
 from service.store import JobRow, JobStore
+
+logger = logging.getLogger(__name__)
 
 BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0
@@ -52,7 +56,8 @@ class JobReconciler:
             self._submit(job, package)
             return
         if details is not None:
-            self._tails.follow(submission, job.id, job.log_start, self._store.get(job.id).env)
+            whole = self._store.get(job.id)
+            self._tails.follow(submission, job.id, job.log_start, Mask(whole.env, whole.spec))
         self._record_incidents(job)
         if details is None or ended_at_ray(details):
             if details is None or self._log_is_complete(submission):
@@ -91,7 +96,7 @@ class JobReconciler:
 
     def _end(self, job: JobRow, details: JobDetails | None) -> None:
         start = max(0, log_size(self._root, job.id) - LOG_END_BYTES)
-        log_end = read_bytes(log_path(self._root, job.id), start, LOG_END_BYTES).decode(errors="replace")
+        log_end = read_log(self._root, job.id, start, LOG_END_BYTES).decode(errors="replace")
         outcome = outcome_of(
             details, self._files(job), before=job.before, stopping=job.state == "stopping", log_end=log_end
         )
@@ -158,7 +163,11 @@ class JobReconciler:
         last, known = self._incidents.get(job.id, (0.0, 0))
         if written == last:
             return
-        rows = files.incident_rows()
+        try:
+            rows = files.incident_rows()
+        except NotAPlainFile as error:
+            logger.warning("%s: %s", job.id, error)
+            rows = []
         for row in rows[known:] if len(rows) >= known else rows:
             event = incident_event(job.id, row)
             key = f"incident-{row.get('id')}-{row.get('time')}"

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from service.masking import Mask
+from jobs.run_dir.jsonl import read_bytes
+from jobs.spec.masking import Mask
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,18 @@ def log_size(root: Path, job_id: str) -> int:
         return 0
 
 
+def read_log(root: Path, job_id: str, start: int, length: int) -> bytes:
+    """A part of it; nothing if it cannot be read, or a link leads elsewhere."""
+    path = log_path(root, job_id)
+    return read_bytes(path, start, length, path.parent)
+
+
 class LogSpool:
     """Writes the log of one attempt, each byte at its offset: writing it twice changes nothing."""
 
     def __init__(self, path: Path, start: int, mask: Mask, *, largest: int = LARGEST_LOG) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         self._start, self._mask, self._largest = start, mask, largest
         self.restart()
 
@@ -71,9 +78,9 @@ class LogTails:
         self._thread = threading.Thread(target=self._loop.run_forever, name="log-tails", daemon=True)
         self._thread.start()
 
-    def follow(self, submission_id: str, job_id: str, start: int, env: Mapping[str, str]) -> None:
+    def follow(self, submission_id: str, job_id: str, start: int, mask: Mask) -> None:
         """Starts to follow an attempt, unless it is followed already."""
-        self._run(self._begin, submission_id, job_id, start, Mask(env))
+        self._run(self._begin, submission_id, job_id, start, mask)
 
     def done(self, submission_id: str) -> bool:
         """Whether the whole log of an attempt is on disk, or it is not followed."""

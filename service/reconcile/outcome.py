@@ -1,6 +1,7 @@
 """How an attempt ended: from Ray's status, the driver's exit code and the job's result.json."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,7 +53,10 @@ def outcome_of(
         log_end: the last lines that it printed, for the reason only.
     """
     old = (None, (before or {}).get("result"))  # a run removes the result.json of the one before
-    result = files.result() if files is not None and files.marks().get("result") not in old else None
+    result = None
+    if files is not None and files.marks().get("result") not in old:
+        with suppress(OSError):  # what a job leaves there decides no other job
+            result = files.result()
     code = None if details is None else details.driver_exit_code
     error = str((result or {}).get("error") or "")
     status = (result or {}).get("status")

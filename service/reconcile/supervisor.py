@@ -14,6 +14,7 @@ from service.reconcile.job_files import files_below
 from service.reconcile.job_reconciler import JobReconciler, in_backoff, spec_for
 from service.reconcile.log_spool import LogTails, log_size
 from service.reconcile.ray_api import RayApi, RayUnavailable
+from service.reconcile.removal import remove_old
 from service.store import ACTIVE, PENDING, JobRow, JobStore, Lease, Packages
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,18 @@ class Supervisor(threading.Thread):
         ray: the cluster.
         root: the storage folder of the service.
         lease_s: after this time without a renewal another service takes over.
+        keep_days: jobs that ended longer ago are deleted with their files; None to keep all.
     """
 
     def __init__(
-        self, store: JobStore, packages: Packages, ray: RayApi, root: Path, *, lease_s: float = 10.0
+        self,
+        store: JobStore,
+        packages: Packages,
+        ray: RayApi,
+        root: Path,
+        *,
+        lease_s: float = 10.0,
+        keep_days: float | None = None,
     ) -> None:
         super().__init__(name="supervisor", daemon=True)
         self._store, self._packages, self._ray, self._root = store, packages, ray, root
@@ -43,6 +52,7 @@ class Supervisor(threading.Thread):
         self._tails = LogTails(ray.tail, root)
         self._reconciler = JobReconciler(store, ray, self._tails, root)
         self._completed: set[str] = set()
+        self._keep_days = keep_days
         self._closing = threading.Event()
         self._next_tidy = time.monotonic()
         self._last_error = ""
@@ -168,3 +178,9 @@ class Supervisor(threading.Thread):
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + TIDY_EVERY_S
             self._store.delete_old_keys()
+            for job_id in self._too_old():
+                logger.info("deleted %s, which ended more than %g days ago", job_id, self._keep_days)
+
+    def _too_old(self) -> list[str]:
+        days = self._keep_days
+        return [] if days is None else remove_old(self._store, self._ray, self._root, days)

@@ -7,10 +7,12 @@
 ``jobs``: jobs, each change a compare-and-swap
 ``packages``: working directories
 ``tokens``: who may do what
+``audit``: who did what
 ``leases``: which of several services supervises
 ``errors``: what the store raises
 """
 
+from service.store.audit import AuditLog, entry
 from service.store.engine import open_database
 from service.store.errors import KeyReused, NoSuchJob, StoreError, WrongState
 from service.store.jobs import JobStore
@@ -24,6 +26,7 @@ __all__ = [
     "PENDING",
     "SCOPES",
     "AttemptRow",
+    "AuditLog",
     "Caller",
     "EventRow",
     "JobRow",
@@ -36,5 +39,6 @@ __all__ = [
     "StoreError",
     "Tokens",
     "WrongState",
+    "entry",
     "open_database",
 ]

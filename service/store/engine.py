@@ -2,10 +2,12 @@
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from service.store.errors import StoreError
@@ -36,7 +38,9 @@ def open_database(url: str) -> Engine:
     elif parsed.database:
         _make_private(Path(parsed.database))
     try:
-        engine = create_engine(parsed, pool_pre_ping=backend == "postgresql")
+        engine = create_engine(
+            parsed, pool_pre_ping=backend == "postgresql", pool_size=10, max_overflow=40, pool_timeout=10.0
+        )
         if backend == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
         upgrade(engine)
@@ -44,6 +48,21 @@ def open_database(url: str) -> Engine:
         why = str(getattr(error, "orig", None) or error).partition("\n")[0]
         raise StoreError(f"cannot use the database {parsed.render_as_string()}: {why}") from None
     return engine
+
+
+@contextmanager
+def impatient(engine: Engine) -> Iterator[Connection]:
+    """A connection that does not wait for a locked SQLite database."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":
+            yield connection
+            return
+        raw: Any = connection.connection.driver_connection
+        raw.execute("PRAGMA busy_timeout=0")
+        try:
+            yield connection
+        finally:
+            raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
 
 
 def _make_private(path: Path) -> None:

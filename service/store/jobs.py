@@ -13,9 +13,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker, undefer
 from sqlalchemy.orm.exc import StaleDataError
 
-from jobs.errors import JobError
+from jobs.errors import ENDED, JobError
 from service.store.errors import KeyReused, NoSuchJob
-from service.store.models import AttemptRow, EventRow, IdempotencyRow, JobRow
+from service.store.models import AttemptRow, AuditRow, EventRow, IdempotencyRow, JobRow
 
 KEYS_KEPT_S = 7 * 86_400.0
 TRIES = 20
@@ -45,7 +45,9 @@ class JobStore:
         self.engine = engine
         self._session = sessionmaker(engine, expire_on_commit=False)
 
-    def add(self, job: JobRow, request: IdempotencyKey | None = None) -> tuple[JobRow, bool]:
+    def add(
+        self, job: JobRow, request: IdempotencyKey | None = None, audit: AuditRow | None = None
+    ) -> tuple[JobRow, bool]:
         """Adds a job; returns it and true, or the job that this request created before and false.
 
         Raises:
@@ -59,6 +61,7 @@ class JobStore:
                     key = {"owner": request.owner, "key": request.key, "request_hash": request.digest}
                     session.add(IdempotencyRow(**key, job_id=job.id, created=job.created))
                 session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'submitted'}"))
+                session.add_all([audit] if audit is not None else [])
         except IntegrityError:
             earlier = self.created_by(request) if request is not None else None
             if earlier is None:
@@ -146,11 +149,18 @@ class JobStore:
             return {str(state): int(number) for state, number in rows}
 
     def change(
-        self, job_id: str, edit: Callable[[JobRow], str | None], *, kind: str = "state", level: str = "info"
+        self,
+        job_id: str,
+        edit: Callable[[JobRow], str | None],
+        *,
+        kind: str = "state",
+        level: str = "info",
+        audit: Callable[[], AuditRow] | None = None,
     ) -> JobRow:
         """Applies ``edit`` to the job as it is now, again if it was changed concurrently.
 
-        ``edit`` returns the text of the event to record, or None; if it raises, nothing is changed.
+        ``edit`` returns the text of the event to record, or None; if it raises, nothing is changed. ``audit``
+        makes the entry for a change.
 
         Raises:
             NoSuchJob: no job has this id.
@@ -160,10 +170,11 @@ class JobStore:
                 job = _one(session, job_id)
                 if (text := edit(job)) is not None:
                     session.add(_event(job, kind, level, text))
+                    session.add_all([audit()] if audit is not None else [])
                 return job  # if the commit that follows comes too late, the next try begins
         raise JobError(f"{job_id} is being changed by other requests; try again")
 
-    def delete(self, job_id: str, check: Callable[[JobRow], None]) -> JobRow:
+    def delete(self, job_id: str, check: Callable[[JobRow], None], audit: AuditRow | None = None) -> JobRow:
         """Deletes a job, unless ``check`` raises."""
         with self._session.begin() as session:
             job = _one(session, job_id)
@@ -171,7 +182,33 @@ class JobStore:
             for table in (EventRow, AttemptRow, IdempotencyRow):
                 session.execute(delete(table).where(table.job_id == job_id))
             session.delete(job)
+            session.add_all([audit] if audit is not None else [])
             return job
+
+    def note(self, audit: AuditRow) -> None:
+        """Records what changed no row of a job."""
+        with self._session.begin() as session:
+            session.add(audit)
+
+    def used_by(self, owner: str) -> tuple[int, float]:
+        """The jobs of an owner that have not ended, and the GPUs that they ask for."""
+        query = select(func.count(), func.coalesce(func.sum(JobRow.gpus), 0.0))
+        mine = (JobRow.submitted_by == owner, JobRow.state.notin_(ENDED))
+        with self._session() as session:
+            jobs, gpus = session.execute(query.where(*mine)).one()
+            return int(jobs), float(gpus)
+
+    def ended_before(self, when: float) -> list[str]:
+        """The ids of the jobs that ended before a time, oldest first."""
+        query = select(JobRow.id).where(JobRow.state.in_(ENDED), JobRow.ended < when).order_by(JobRow.ended)
+        with self._session() as session:
+            return list(session.scalars(query))
+
+    def others_use(self, job: JobRow) -> bool:
+        """Whether another job has the same folder."""
+        same = (JobRow.folder == job.folder, JobRow.id != job.id)
+        with self._session() as session:
+            return session.scalar(select(JobRow.id).where(*same).limit(1)) is not None
 
     def begin_attempt(self, job: JobRow) -> None:
         """Records the start of the job's current attempt."""

@@ -121,6 +121,27 @@ class TokenRow(Base):
     expires: Mapped[float | None]
     last_used: Mapped[float | None]
     revoked: Mapped[float | None]
+    max_jobs: Mapped[int | None]
+    max_gpus: Mapped[float | None]
+    """Most that its jobs may have at a time; None for no limit."""
+
+
+class AuditRow(Base):
+    """Something that a caller did; it stays when the job is deleted."""
+
+    __tablename__ = "audit"
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    time: Mapped[float]
+    token: Mapped[str]
+    """Its name; ``local`` without tokens, ``command line`` and ``retention`` for the service itself."""
+    address: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)
+    """The id of the job, or the name of the token."""
+    detail: Mapped[str]
+
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
 
 class PackageRow(Base):

@@ -5,15 +5,17 @@ import hmac
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Engine, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.errors import JobError
-from service.store.models import TokenRow
+from service.store.engine import impatient
+from service.store.models import AuditRow, TokenRow
 
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -30,6 +32,9 @@ class Caller:
 
     name: str
     scope: Scope
+    address: str = ""
+    max_jobs: int | None = None
+    max_gpus: float | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether this caller has at least this scope."""
@@ -42,8 +47,17 @@ class Tokens:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, name: str, scope: Scope, *, days: float | None = None) -> str:
-        """Creates a token and returns it; it cannot be read again.
+    def create(
+        self,
+        name: str,
+        scope: Scope,
+        *,
+        days: float | None = None,
+        max_jobs: int | None = None,
+        max_gpus: float | None = None,
+    ) -> str:
+        """Creates a token and returns it; it cannot be read again. ``max_jobs`` and ``max_gpus`` limit its
+        jobs that have not ended.
 
         Raises:
             JobError: the name is taken or invalid.
@@ -53,10 +67,11 @@ class Tokens:
         ident, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
         now = time.time()
         expires = None if days is None else now + days * 86_400
-        known = {"id": ident, "secret_hash": _hash(secret)}
+        known = {"id": ident, "secret_hash": _hash(secret), "max_jobs": max_jobs, "max_gpus": max_gpus}
         try:
             with Session(self._engine) as session, session.begin():
                 session.add(TokenRow(**known, name=name, scope=scope, created=now, expires=expires))
+                session.add(_noted("create token", name, f"scope {scope}"))
         except IntegrityError:
             raise JobError(f"the token {name} exists already: choose another name") from None
         return f"{PREFIX}_{ident}_{secret}"
@@ -73,10 +88,12 @@ class Tokens:
             JobError: no valid token has this name.
         """
         good = (TokenRow.name == name, TokenRow.revoked.is_(None))
-        with self._engine.begin() as connection:
-            changed = connection.execute(update(TokenRow).where(*good).values(revoked=time.time()))
-        if not changed.rowcount:
-            raise JobError(f"no valid token is named {name}: `gradguard tokens list` shows all")
+        with Session(self._engine) as session, session.begin():
+            changed = session.scalars(select(TokenRow).where(*good)).first()
+            if changed is None:
+                raise JobError(f"no valid token is named {name}: `gradguard tokens list` shows all")
+            changed.revoked = time.time()
+            session.add(_noted("revoke token", name))
 
     def check(self, token: str) -> Caller | None:
         """The caller with this token; None if it is unknown, revoked or expired."""
@@ -89,10 +106,22 @@ class Tokens:
             now = time.time()
             if row is None or not same or row.revoked or (row.expires is not None and row.expires < now):
                 return None
-            if now - (row.last_used or 0) > TOUCH_EVERY_S:
-                row.last_used = now
-                session.commit()
-            return Caller(row.name, row.scope)  # type: ignore[arg-type]
+            scope: Any = row.scope
+            caller = Caller(row.name, scope, max_jobs=row.max_jobs, max_gpus=row.max_gpus)
+        if now - (row.last_used or 0) > TOUCH_EVERY_S:
+            self._touch(ident, now)
+        return caller
+
+    def _touch(self, ident: str, now: float) -> None:
+        """Notes when it was last used, unless the database is locked: no request waits for that."""
+        with suppress(OperationalError), impatient(self._engine) as connection, connection.begin():
+            connection.execute(update(TokenRow).where(TokenRow.id == ident).values(last_used=now))
+
+
+def _noted(action: str, name: str, detail: str = "") -> AuditRow:
+    """Tokens are managed on the machine of the service only."""
+    known = {"time": time.time(), "token": "command line", "address": ""}
+    return AuditRow(**known, action=action, subject=name, detail=detail)
 
 
 def _hash(secret: str) -> str:

@@ -25,9 +25,9 @@ import uvicorn
 from measure import publish
 
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.masking import Mask
 from service.api import Context, Limits
 from service.app import make_app
-from service.masking import Mask
 from service.reconcile.log_spool import LogSpool, log_path
 from service.store import JobRow, JobStore, Packages, Tokens, open_database
 

@@ -10,6 +10,7 @@ from jobs.checkpoints import CheckpointManager, Policy
 from jobs.checkpoints.history import History
 from jobs.report.checkpoints import read_checkpoints
 from jobs.run_dir.jsonl import iter_jsonl
+from jobs.run_dir.reader import RunReader
 from tests.jobs.checkpoints.checkpoint_fixture import parts
 
 
@@ -38,7 +39,7 @@ def test_what_is_written_becomes_good_and_is_retired(job: Path) -> None:
         *((20, event) for event in ("written", "good")),
         (10, "retired"),
     ]
-    assert [(c.step, c.fate) for c in read_checkpoints(job)] == [(10, "retired"), (20, "good")]
+    assert [(c.step, c.fate) for c in read_checkpoints(RunReader(job))] == [(10, "retired"), (20, "good")]
 
 
 def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> None:
@@ -55,7 +56,7 @@ def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> No
     kept.finish()
     assert recorded(job)[-1] == (30, "undone")
     assert (20, "suspect") in recorded(job)
-    fates = {checkpoint.step: checkpoint.fate for checkpoint in read_checkpoints(job)}
+    fates = {checkpoint.step: checkpoint.fate for checkpoint in read_checkpoints(RunReader(job))}
     assert (fates[20], fates[30]) == ("suspect", "undone")
 
 
@@ -72,7 +73,7 @@ def test_the_history_records_when_and_how_large(job: Path) -> None:
     kept.save(10)
     kept.finish()
     (row,) = [*iter_jsonl(job / "checkpoints.jsonl")]
-    (saved,) = read_checkpoints(job)
+    (saved,) = read_checkpoints(RunReader(job))
     assert row["size"] == saved.size
     assert row["time"] > 0
     assert row["attempt"] == 0

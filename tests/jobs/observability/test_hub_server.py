@@ -1,16 +1,21 @@
 """What the hub serves: the time of a job's last push, and compressed text where it is accepted."""
 
 import gzip
+import http.client
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.record.metrics import GuardMetrics
+from jobs.observability import hub_server
 from jobs.observability.hub import Hub
 from jobs.observability.hub_server import HubJobRow, page
+from tests.waiting import until
 
 JOB = "fashion"
 
@@ -74,3 +79,78 @@ def test_every_name_of_a_page_has_its_help_once() -> None:
     helps = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert len(helps) == len(set(helps)) > 30
     assert text.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("localhost", 200), ("127.0.0.1:9410", 200), ("127.0.0.2", 200), ("evil.example", 403), ("", 403)],
+)
+def test_a_hub_on_loopback_answers_only_under_a_loopback_name(hub: Hub, name: str, status: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(hub.address()).port, timeout=30)
+    connection.request("GET", "/metrics", headers={"Host": name})
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_a_hub_on_another_address_answers_under_any_name() -> None:
+    hub = Hub(0, "0.0.0.0")
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{hub._server.server_port}/metrics")
+        request.add_header("Host", "head.cluster.local:9410")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert response.status == 200
+    finally:
+        hub.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"])
+def test_half_a_request_is_dropped(hub: Hub, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(hub_server._Handler, "timeout", 0.3)
+    port = urlsplit(hub.address()).port
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as half:
+        half.sendall(sent)
+        assert half.recv(1 << 16) == b""
+    assert scrape(hub)[0].startswith(b"# HELP")
+
+
+def test_a_request_that_drips_in_is_dropped(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_server._Handler, "timeout", 0.5)
+    with socket.create_connection(("127.0.0.1", urlsplit(hub.address()).port), timeout=30) as slow:
+        slow.settimeout(0.1)
+
+        def dropped() -> bool:
+            try:
+                slow.sendall(b"G")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        until(dropped, within_s=30)
+
+
+def test_connections_beyond_the_limit_are_closed_and_those_within_it_answered(hub: Hub) -> None:
+    port = urlsplit(hub.address()).port
+    idle = [
+        socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(hub_server.MOST_CONNECTIONS)
+    ]
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as one_more:
+        until(lambda: _closed(one_more), within_s=30)
+    for connection in idle:
+        connection.close()
+    until(lambda: _answers(hub), within_s=30)
+
+
+def _closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def _answers(hub: Hub) -> bool:
+    try:
+        return scrape(hub)[0].startswith(b"# HELP")
+    except OSError:
+        return False

@@ -15,10 +15,10 @@ import yaml
 from jobs.client.models import STATUSES
 from jobs.cluster.session import PACKAGE_ROOT
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.masking import Mask, is_secret, masked
 from service.api import Limits
-from service.api.limits import Buckets
+from service.api.callers import Buckets
 from service.api.view import readable_checkpoints
-from service.masking import Mask, is_secret, masked
 from service.page.streams import JobLive
 from service.reconcile.log_spool import LogSpool, log_path
 from tests.service.api.api_fixture import SPEC, Api, problem
@@ -219,8 +219,8 @@ def test_no_link_leads_out_of_the_storage_folder(api: Api, tmp_path: Path) -> No
     folder.mkdir(parents=True)
     (folder / "spec.yaml").write_text("{}")
     (folder / "incidents.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    assert client.get(f"/v1/jobs/{job}/incidents").json() == []
-    assert client.get(f"/v1/jobs/{job}/report").status_code == 404
+    assert "leads out of the job's folder" in problem(client.get(f"/v1/jobs/{job}/incidents"))
+    assert client.get(f"/v1/jobs/{job}/report").status_code == 409
 
 
 def archive(name: str, *, mode: int = stat.S_IFREG | 0o644, size: int = 1) -> bytes:
@@ -279,12 +279,15 @@ def test_a_bucket_fills_up_again() -> None:
 def test_a_page_in_a_browser_can_neither_change_anything_nor_borrow_a_name(tmp_path: Path) -> None:
     from starlette.testclient import TestClient
 
-    from service.app import LOOPBACK, make_app
+    from service.app import make_app
 
     api = Api(tmp_path, auth=False)
-    client = TestClient(make_app(api.context, hosts=LOOPBACK), base_url="http://127.0.0.1:8410")
+    client = TestClient(make_app(api.context, loopback=True), base_url="http://127.0.0.1:8410")
     assert client.get("/v1/jobs").status_code == 200
-    assert "loopback name" in problem(client.get("/v1/jobs", headers={"Host": "evil.example:8410"}))
+    for name in ("evil.example:8410", "evil.example", "10.0.0.1:8410", "127.0.0.1.evil.example", "", "[::2]"):
+        assert "loopback name" in problem(client.get("/v1/jobs", headers={"Host": name}))
+    for name in ("localhost:8410", "LOCALHOST", "127.0.0.2:8410", "127.1.2.3", "[::1]:8410", "[::1]"):
+        assert client.get("/v1/jobs", headers={"Host": name}).status_code == 200
     foreign = client.post("/v1/jobs", json={"spec": SPEC}, headers={"Origin": "https://evil.example"})
     assert "another origin" in problem(foreign)
     assert client.post("/v1/jobs", json={"spec": SPEC}).status_code == 201

@@ -10,6 +10,7 @@ import socket
 import struct
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,3 +327,66 @@ def test_who_stops_reading_is_cut_off_and_who_reads_is_not(served: tuple[Api, in
     api.client().post(f"/v1/jobs/{job}/stop")
     with httpx.stream("GET", f"http://localhost:{port}/v1/jobs/{job}/logs?follow=true") as answer:
         assert sum(map(len, answer.iter_bytes())) == size
+
+
+def test_a_changing_text_of_wrong_tokens_escapes_no_rate_limit(tmp_path: Path) -> None:
+    api = Api(tmp_path, limits=Limits(requests_per_s=0.001, burst=30, wrong_tokens_per_minute=10**6))
+    reader, guesser = api.client("read"), api.client(None)
+    assert reader.get("/v1/jobs").status_code == 200
+    codes = [
+        guesser.get("/v1/jobs", headers={"Authorization": f"Bearer gg_{i:08x}_guess"}).status_code
+        for i in range(40)
+    ]
+    assert codes == [401] * 29 + [429] * 11
+    assert reader.get("/v1/jobs").status_code == 200, "a known token has a limit of its own"
+    codes = [reader.get("/v1/jobs").status_code for _ in range(40)]
+    assert codes == [200] * 28 + [429] * 12
+
+
+@pytest.mark.parametrize("what", ["logs?follow=true", "events?follow=true", "live"])
+def test_a_stream_ends_within_seconds_when_its_token_is_revoked(tmp_path: Path, what: str) -> None:
+    api = Api(tmp_path, limits=Limits(follow_s=600))
+    job, client = api.submitted(), api.client("read")
+    path = log_path(api.root, job)
+    path.parent.mkdir(parents=True)
+    path.write_text("a line\n")
+    revoked = threading.Timer(0.5, api.context.tokens.revoke, ["read"])
+    revoked.start()
+    began = time.monotonic()
+    answer = client.get(f"/v1/jobs/{job}/{what}")
+    assert answer.status_code == 200
+    assert time.monotonic() - began < 60
+    assert client.get(f"/v1/jobs/{job}").status_code == 401
+
+
+def test_a_locked_database_holds_up_no_health_check(served: tuple[Api, int]) -> None:
+    api, port = served
+    body = json.dumps({"spec": SPEC})
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close"
+    submission = f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    with api.engine.connect() as locking:
+        locking.exec_driver_sql("BEGIN IMMEDIATE")
+        waiting = [connected(port, submission) for _ in range(45)]  # more than there are threads
+        began = time.monotonic()
+        for path, statuses in (("/healthz", ("200",)), ("/healthz", ("200",)), ("/readyz", ("200", "503"))):
+            ask = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            with connected(port, ask) as client:
+                assert all_that_comes(client).split()[1].decode() in statuses
+        assert time.monotonic() - began < 25, "a request waits 30 s for the database"
+        locking.rollback()
+    answers = {all_that_comes(client).split()[1] for client in waiting}
+    for client in waiting:
+        client.close()
+    assert answers <= {b"201", b"503"}
+
+
+def test_a_token_is_checked_while_the_database_is_locked(api: Api) -> None:
+    client = api.client("read")
+    with api.engine.connect() as locking:
+        locking.exec_driver_sql("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert client.get("/v1/jobs").status_code == 200
+        assert time.monotonic() - began < 25, "the database waits for 30 s"
+        locking.rollback()
+    assert client.get("/v1/jobs").status_code == 200
+    assert {row.name: row.last_used for row in api.context.tokens.all()}["read"] is not None

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -87,14 +88,30 @@ def test_a_list_is_watched_on_a_terminal_until_ctrl_c(server: Server) -> None:
         preexec_fn=lambda: os.close(master),
     )
     os.close(slave)
-    seen = ""
-    while "life-" not in seen:  # the clone
-        seen += os.read(master, 1 << 16).decode(errors="replace")
-    process.send_signal(2)
-    while _more(master):
-        pass
-    assert process.wait(timeout=300) == 130
-    os.close(master)
+    try:
+        seen = ""
+        while "life-" not in seen:  # the clone
+            seen += os.read(master, 1 << 16).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        until(lambda: not _more(master), within_s=60)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def test_ctrl_c_ends_a_command_whose_parent_ignores_it(server: Server) -> None:
+    command = (GRADGUARD, "list", "--watch", f"--address={server.url}")
+    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *command)
+    watching = server.sandbox.start(*ignoring)
+    try:
+        read_until(watching, lambda line: "life-" in line)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=60) == 130
+    finally:
+        watching.kill()
+        watching.communicate()
 
 
 def _more(terminal: int) -> bytes:
@@ -138,3 +155,19 @@ def test_a_shell_completes_the_commands(server: Server) -> None:
     )
     run = server.sandbox.run("bash", "-c", script)
     assert sorted(run.stdout.split()[-2:]) == ["status", "stop"], run.stdout
+
+
+def test_jobs_are_stopped_by_name_and_deleted_by_age_and_the_audit_log_shows_it(server: Server) -> None:
+    jobs = [server.run("submit", server.sandbox.spec("aging")).stdout.strip() for _ in range(2)]
+    assert server.run("stop", "--name=aging").stdout.count("was asked to stop") == 2
+    one_line(server.run("delete"), "give JOB_ID or --older-than")
+    one_line(server.run("delete", "--older-than=soon"), "is no age")
+    one_line(server.run("stop", jobs[0], "--name=aging"), "and not both")
+    assert server.run("delete", "--older-than=30d").stdout == ""
+    shown = server.run("delete", "--older-than=0s", "--name=aging", "--dry-run")
+    assert sorted(shown.stdout.split()[::4]) == sorted(jobs)
+    assert server.run("delete", "--older-than=0s", "--name=aging").stdout.count("is deleted") == 2
+    one_line(server.run("status", jobs[0]), f"there is no job {jobs[0]}")
+    log = server.sandbox.run(GRADGUARD, "audit", jobs[0], "--storage=store", "--json")
+    assert [row["action"] for row in json.loads(log.stdout)] == ["submit", "stop", "delete"]
+    assert {row["token"] for row in json.loads(log.stdout)} == {"anna"}

@@ -1,0 +1,72 @@
+"""The one function that opens a job's file for reading: a job can leave anything under its names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.errors import JobError
+
+LARGEST = 8 << 30
+"""Bytes of a file that is read below a folder: ten million steps."""
+
+
+class NotAPlainFile(JobError, OSError):
+    """Not a plain file, too large, or a link out of the job's folder."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(f"{path} {why}: it is not read")
+
+
+def open_plain(path: str | Path, below: Path | None = None, *, most: int = LARGEST) -> BinaryIO:
+    """Opens a file for reading; never waits, as a FIFO would make a reader do, and never reads a device.
+
+    Args:
+        path: the file.
+        below: no link out of this folder is followed, and no file larger than ``most`` bytes is opened: for
+            readers that may read more than the job may. None for those with the rights of their caller.
+        most: in bytes.
+
+    Raises:
+        NotAPlainFile: it is none that may be read.
+        OSError: it cannot be opened.
+    """
+    real = os.path.realpath(path)
+    if below is not None and not is_inside(real, os.path.realpath(below)):
+        raise NotAPlainFile(path, "leads out of the job's folder")
+    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        _check(descriptor, path, real, None if below is None else most)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(path: str | Path, below: Path | None = None, *, most: int = LARGEST) -> bytes:
+    """The content of a file; see ``open_plain``."""
+    with open_plain(path, below, most=most) as file:
+        return file.read()
+
+
+def is_inside(real: str, top: str) -> bool:
+    """Whether a path without links is a folder or below it."""
+    return real == top or real.startswith(f"{top.rstrip(os.sep)}{os.sep}")
+
+
+def _check(descriptor: int, path: str | Path, real: str, most: int | None) -> None:
+    found = os.fstat(descriptor)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise NotAPlainFile(path, "is no regular file")
+    if most is None:
+        return
+    if found.st_size > most:
+        raise NotAPlainFile(path, f"is larger than {most} bytes")
+    opened = Path(f"/proc/self/fd/{descriptor}")
+    if opened.is_symlink() and str(opened.readlink()) != real:  # a folder on the way was replaced meanwhile
+        raise NotAPlainFile(path, "was replaced while it was opened")

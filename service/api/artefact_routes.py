@@ -1,0 +1,108 @@
+"""Routes for the files of a job, as a stream: what it recorded, and its checkpoints."""
+
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+from fastapi import APIRouter
+from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from jobs.checkpoints.listing import checkpoint_folder
+from jobs.client.job_files import JobFiles
+from jobs.run_dir.plain_file import open_plain
+from service.api.auth import Allowed, Reader, StillAllowed, Submitter
+from service.api.context import Context, Service
+from service.api.job_routes import COMMON, JobId
+from service.api.problems import Problem, documented
+from service.api.view import files_of
+
+Recorded = Literal["metrics.jsonl", "incidents.jsonl", "checkpoints.jsonl", "result.json", "samples.txt"]
+PIECE = 1 << 20
+BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+STREAM = {**documented(404, 409), 200: {"content": BINARY}}
+
+router = APIRouter(prefix="/v1", responses=documented(*COMMON))
+Step = Annotated[int, PathParameter(ge=0, lt=10**18)]
+
+
+@router.get("/jobs/{job_id}/files/{name}", response_class=StreamingResponse, responses=STREAM)
+def recorded(
+    job_id: JobId, name: Recorded, service: Service, _: Reader, allowed: StillAllowed
+) -> StreamingResponse:
+    """A file that the job recorded, as it is now."""
+    files = _files(service, job_id)
+    try:
+        file = open_plain(files.folder.path / name, files.below)
+    except FileNotFoundError:
+        raise Problem(404, f"{job_id} has no {name} yet") from None
+    return _stream(_pieces(file), allowed, f"{job_id}-{name}")
+
+
+@router.get("/jobs/{job_id}/checkpoints/{step}", response_class=StreamingResponse, responses=STREAM)
+def checkpoint(
+    job_id: JobId, step: Step, service: Service, _: Submitter, allowed: StillAllowed
+) -> StreamingResponse:
+    """The checkpoint of a step as a tar file: tensors in ``.safetensors``, the rest in JSON. It contains the
+    spec with its secrets."""
+    files, name = _files(service, job_id), checkpoint_folder(step)
+    place = files.checkpoint_place()
+    if not isinstance(place, Path):
+        raise Problem(404, f"the checkpoints of {job_id} are in a storage of their own: read them there")
+    folder = files.folder.checkpoints / name
+    if not (folder / "manifest.json").exists():
+        raise Problem(404, f"{job_id} has no checkpoint of step {step}")
+    paths = sorted(path for path in folder.iterdir() if not path.is_dir())
+    for path in paths:
+        open_plain(path, files.below).close()  # a link elsewhere is refused before the answer begins
+    return _stream(_tar(name, paths, files.below), allowed, f"{job_id}-{name}.tar")
+
+
+def _files(service: Context, job_id: str) -> JobFiles:
+    files = files_of(service, service.store.get(job_id))
+    if files is None:
+        raise Problem(404, f"{job_id} has no files below the service's storage folder")
+    return files
+
+
+def _stream(pieces: Iterator[bytes], allowed: Allowed, name: str) -> StreamingResponse:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(_sent(pieces, allowed), media_type="application/octet-stream", headers=headers)
+
+
+async def _sent(pieces: Iterator[bytes], allowed: Allowed) -> AsyncIterator[bytes]:
+    """As fast as the client receives; breaks off without an end when the token is revoked."""
+    while piece := await run_in_threadpool(next, pieces, b""):
+        if not await allowed():
+            raise ConnectionAbortedError("the token was revoked")
+        yield piece
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def _tar(folder: str, paths: list[Path], below: Path | None) -> Iterator[bytes]:
+    """These files in a folder of this name, without a temporary copy."""
+    for path in paths:
+        with open_plain(path, below) as file:
+            info = tarfile.TarInfo(f"{folder}/{path.name}")
+            info.size = file.seek(0, 2)
+            file.seek(0)
+            yield info.tobuf()
+            yield from _exactly(file, info.size)
+            if rest := -info.size % tarfile.BLOCKSIZE:
+                yield bytes(rest)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _exactly(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """As many bytes as the header states, also of a file that was cut meanwhile."""
+    while size > 0:
+        piece = file.read(min(PIECE, size)) or bytes(min(PIECE, size))
+        size -= len(piece)
+        yield piece

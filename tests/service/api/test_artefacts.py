@@ -1,0 +1,87 @@
+"""What a job recorded and its checkpoints, over HTTP: to the byte, and to those who may have them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.service.api.api_fixture import Api, problem
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    return Api(tmp_path)
+
+
+@pytest.fixture
+def job(api: Api) -> str:
+    job_id = api.submitted()
+    folder = Path(api.context.store.get(job_id).folder or "")
+    checkpoint = folder / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n' * 200_000)  # more than one piece
+    (folder / "spec.yaml").write_text("options: {api_key: hunter2hunter2}\n")
+    (checkpoint / "manifest.json").write_bytes(b"{}")
+    (checkpoint / "shard-00000.safetensors").write_bytes(os.urandom(3_000_001))
+    (checkpoint / "empty.json").write_bytes(b"")
+    return job_id
+
+
+def folder_of(api: Api, job: str) -> Path:
+    return Path(api.context.store.get(job).folder or "")
+
+
+def test_a_recorded_file_arrives_to_the_byte(api: Api, job: str) -> None:
+    answer = api.client("read").get(f"/v1/jobs/{job}/files/metrics.jsonl")
+    assert answer.status_code == 200
+    assert answer.content == (folder_of(api, job) / "metrics.jsonl").read_bytes()
+    assert "has no incidents.jsonl yet" in problem(
+        api.client("read").get(f"/v1/jobs/{job}/files/incidents.jsonl")
+    )
+
+
+@pytest.mark.parametrize("name", ["spec.yaml", "train.log", "..%2F..%2Fservice.db", "checkpoints"])
+def test_no_other_file_can_be_named(api: Api, job: str, name: str) -> None:
+    answer = api.client("admin").get(f"/v1/jobs/{job}/files/{name}")
+    assert answer.status_code in (404, 422)
+    assert "hunter2" not in answer.text
+
+
+def test_a_checkpoint_arrives_as_a_tar_file_that_holds_its_files(api: Api, job: str) -> None:
+    answer = api.client("submit").get(f"/v1/jobs/{job}/checkpoints/10")
+    assert answer.status_code == 200, answer.text
+    folder = folder_of(api, job) / "checkpoints" / "step-00000010"
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        found = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    assert found == {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_checkpoint_contains_secrets_and_a_reader_does_not_get_it(api: Api, job: str) -> None:
+    assert api.client("read").get(f"/v1/jobs/{job}/checkpoints/10").status_code == 403
+
+
+def test_a_checkpoint_that_is_missing_or_leads_elsewhere_is_refused(
+    api: Api, job: str, tmp_path: Path
+) -> None:
+    client = api.client("submit")
+    assert "no checkpoint of step 20" in problem(client.get(f"/v1/jobs/{job}/checkpoints/20"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "manifest.json").write_text("TOPSECRET")
+    (folder_of(api, job) / "checkpoints" / "step-00000020").symlink_to(outside)
+    answer = client.get(f"/v1/jobs/{job}/checkpoints/20")
+    assert answer.status_code == 409
+    assert "leads out of the job's folder" in problem(answer)
+
+
+def test_a_checkpoint_with_a_file_that_leads_elsewhere_is_refused(api: Api, job: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("TOPSECRET")
+    folder = folder_of(api, job) / "checkpoints" / "step-00000010"
+    (folder / "z.json").symlink_to(tmp_path / "outside")
+    answer = api.client("submit").get(f"/v1/jobs/{job}/checkpoints/10")
+    assert answer.status_code == 409
+    assert "z.json leads out of the job's folder" in problem(answer)

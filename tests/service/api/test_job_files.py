@@ -1,0 +1,131 @@
+"""A job can leave anything in its folder: no reader waits for it, and nothing from outside is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.client.job_files import JobFiles
+from jobs.run_dir.paths import HISTORY, INCIDENTS, METRICS, RESULT, SAMPLES, SPEC
+from jobs.spec.job_spec import JobSpec
+from service.page.streams import JobLive, ListLive
+from service.reconcile.job_files import files_below
+from service.reconcile.log_spool import log_path
+from service.reconcile.outcome import outcome_of
+from tests.service.api.api_fixture import SPEC as DIGITS
+from tests.service.api.api_fixture import Api
+from tests.service.reconcile.test_reconcile import ended
+
+FILES = (SPEC, METRICS, INCIDENTS, RESULT, SAMPLES, HISTORY, "checkpoints/step-00000010/manifest.json")
+ASKED = ("", "/report", "/metrics", "/incidents", "/checkpoints", "/logs", "/events")
+OUTSIDE = "root:TOPSECRET:0:0"
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    return Api(tmp_path)
+
+
+def folder_of(api: Api, job: str) -> Path:
+    """A folder with a first row, as a job leaves it."""
+    folder = Path(api.context.store.get(job).folder or "")
+    (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
+    (folder / METRICS).write_text('{"action": "applied", "step": 1, "attempt": 1, "loss": 1.0}\n')
+    (folder / RESULT).write_text(json.dumps({"status": "succeeded", "samples": SAMPLES}))
+    (folder / SPEC).write_text(JobSpec.from_dict({**DIGITS, "name": job}).to_yaml())
+    return folder
+
+
+def put(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink(missing_ok=True)
+    make(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_fifo_in_place_of_a_file_holds_up_no_request(api: Api, name: str) -> None:
+    job, client = api.submitted(), api.client("read")
+    put(folder_of(api, job) / name, os.mkfifo)
+    answers = {what: client.get(f"/v1/jobs/{job}{what}").status_code for what in ASKED}
+    assert set(answers.values()) <= {200, 409}, answers
+    assert client.get("/v1/jobs").status_code == 200
+    assert dict(JobLive(api.context, job).poll())["job"]["id"] == job
+    assert len(ListLive(api.context, [], None, 10).poll()) == 1
+
+
+@pytest.mark.parametrize("to", ["a file elsewhere", "another job", "the service's own files", "a device"])
+@pytest.mark.parametrize("name", FILES)
+def test_no_link_is_followed_out_of_the_folder(api: Api, tmp_path: Path, name: str, to: str) -> None:
+    job, client = api.submitted(), api.client("read")
+    folder = folder_of(api, job)
+    places = {
+        "a file elsewhere": tmp_path / "outside.txt",
+        "another job": api.root / "other" / name,
+        "the service's own files": api.root / ".service" / "logs" / "other.log",
+        "a device": Path("/dev/zero"),
+    }
+    target = places[to]
+    if to != "a device":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        row = {"type": "incident", "id": 1, "action": "applied", "step": 7, "attempt": 2, "error": OUTSIDE}
+        target.write_text(json.dumps({**row, "reason": OUTSIDE, "name": OUTSIDE}))
+    put(folder / name, lambda path: path.symlink_to(target))
+    for what in ASKED:
+        answer = client.get(f"/v1/jobs/{job}{what}")
+        assert answer.status_code in (200, 409)
+        assert "TOPSECRET" not in answer.text, what
+    assert "TOPSECRET" not in str(JobLive(api.context, job).poll())
+
+
+def test_a_folder_of_checkpoints_elsewhere_is_not_read(api: Api, tmp_path: Path) -> None:
+    job, client = api.submitted(), api.client("read")
+    folder = folder_of(api, job)
+    other = tmp_path / "other" / "step-00000010"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text(OUTSIDE)
+    (folder / "checkpoints" / "step-00000010").rmdir()
+    (folder / "checkpoints" / "step-00000010").symlink_to(other)
+    (shown,) = client.get(f"/v1/jobs/{job}/checkpoints").json()
+    assert "leads out of the job's folder" in shown["problem"]
+
+
+def test_a_job_cannot_name_the_services_own_folder_as_its_own(api: Api) -> None:
+    own = api.root / ".service"
+    own.mkdir()
+    assert files_below(own, api.root) is None
+    assert files_below(api.root, api.root) is None
+    assert isinstance(files_below(api.root / "job", api.root), JobFiles)
+
+
+def test_a_file_beyond_the_limit_is_refused_by_name(api: Api) -> None:
+    job, client = api.submitted(), api.client("read")
+    folder = folder_of(api, job)
+    for name in (METRICS, SAMPLES, RESULT):
+        os.truncate(put_empty(folder / name), 1 << 40)
+    answer = client.get(f"/v1/jobs/{job}/metrics")
+    assert answer.status_code == 409
+    assert "metrics.jsonl is larger than" in answer.json()["detail"]
+    assert client.get(f"/v1/jobs/{job}/report").status_code == 409
+
+
+def put_empty(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def test_a_log_that_was_replaced_by_a_link_is_not_shown(api: Api, tmp_path: Path) -> None:
+    job, client = api.submitted(), api.client("read")
+    (tmp_path / "outside.txt").write_text(OUTSIDE)
+    log = log_path(api.root, job)
+    log.parent.mkdir(parents=True)
+    log.symlink_to(tmp_path / "outside.txt")
+    assert client.get(f"/v1/jobs/{job}/logs").text == ""
+
+
+def test_a_fifo_as_result_does_not_keep_a_job_from_ending(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RESULT)
+    outcome = outcome_of(ended(), JobFiles(tmp_path), before=None, stopping=False, log_end="")
+    assert (outcome.kind, outcome.result) == ("failed", None)
