@@ -298,6 +298,11 @@ class GuardConfig(Config):
     snapshot: SnapshotConfig = Field(default_factory=SnapshotConfig)
     """Healthy states kept in memory."""
 
+    rate: Literal["act", "warn", "off"] = "warn"
+    """A learning rate that is too high from the start, where the loss climbs above its value before the first
+    update: ``act`` returns to the start with a third of the rate, as often as needed, and keeps that factor
+    under your schedule; ``warn`` logs it once. Only mode ``exact`` acts."""
+
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     """The cooldown after a rollback."""
 
@@ -326,6 +331,12 @@ class GuardConfig(Config):
 
     dead_steps: PositiveInt = 100
     """A layer whose gradient is exactly zero in this many steps in a row is reported as dead."""
+
+    @model_validator(mode="after")
+    def _rate_is_cut_by_exact_steps(self) -> GuardConfig:
+        if self.rate == "act" and self.mode == "deferred":
+            raise ValueError("rate: act returns to the start of a run: it needs mode: exact, not deferred")
+        return self
 
     @property
     def acts(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from guard.agree.agreement import Agreement, Value
 from guard.agree.settings import RankSettings, digest
 from guard.clip.base import scale_
 from guard.config import GuardConfig
+from guard.decide.advice import Advice
 from guard.decide.decider import Decider
-from guard.decide.detector import blindness
 from guard.decide.rank_exclusion import without
 from guard.decide.recompute import BatchReplayer, Result, faulty_ranks
 from guard.errors import GuardHalt
@@ -33,11 +32,7 @@ from guard.record.recorder import Recorder, Traces
 from guard.records import Incident, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
 
-log = logging.getLogger("guard")
-
 _ALARM_FACTOR_EVERY = 25
-_BLIND = 10.0
-"""From this factor on an explosion shows in the norms at best: worth a warning."""
 
 Again = Callable[[], None]
 """Computes the batch's forward and backward again."""
@@ -80,7 +75,7 @@ class StepPipeline:
         self._unsettled: bool | None = None
         self._decisions = 0
         """A digest of all decisions since the start or the resume."""
-        self._blind = False
+        self._advice = Advice(rank=parts.agreement.rank)
 
     @property
     def standing_steps(self) -> int:
@@ -281,6 +276,7 @@ class StepPipeline:
         return evidence
 
     def _act(self, evidence: Evidence) -> StepOutcome:
+        self._follow_rate(evidence)
         if not self._parts.config.acts:
             return self._state.apply(self.step, lambda: None)
         rung = evidence.decision.rung
@@ -295,9 +291,18 @@ class StepPipeline:
         return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
 
     def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
-        outcome = self._state.roll_back(step, recover=evidence.decision.recover)
+        decision = evidence.decision
+        outcome = self._state.roll_back(step, recover=decision.recover, rate=decision.rate)
         self._decider.rolled_back(outcome.step)
         return outcome
+
+    def _follow_rate(self, evidence: Evidence) -> None:
+        """Logs that the rate is too high, or restores one that was cut in vain."""
+        rate = evidence.decision.rate
+        if rate is not None and not rate.acts:
+            self._advice.rate(rate, evidence.learning_rate)
+        elif rate is not None and not rate.again:
+            self._state.cooldown.rate_factor *= rate.factor
 
     def _accept_change(self, step: int, evidence: Evidence) -> None:
         """A change on purpose: the cooldown of its rollbacks ends; loaded weights are healthy."""
@@ -358,13 +363,11 @@ class StepPipeline:
         return report
 
     def _alarm_factor(self) -> float | None:
-        """Every 25 attempts; logs once that the loss is judged hardly at all."""
+        """Every 25 attempts."""
         if self.attempt % _ALARM_FACTOR_EVERY or self._parts.config.mode == "off":
             return None
         factor = self._decider.detector.alarm_factor()
-        if factor is not None and factor > _BLIND and not self._blind and self._agreement.rank == 0:
-            self._blind = True
-            log.warning(blindness(factor) + "; see detect.sigmas and detect.loss_floor")
+        self._advice.blind(factor)
         return factor
 
     def _collect(self) -> Floats:

@@ -73,6 +73,23 @@ class Agreed:
 
 
 @dataclass(frozen=True, slots=True)
+class RateFinding:
+    """What the first steps say about the rate.
+
+    Attributes:
+        factor: what the rate is to be multiplied by from now on.
+        again: whether the run returns to its start for that.
+        reason: in words.
+        acts: whether that is done; else it is advice.
+    """
+
+    factor: float
+    again: bool
+    reason: str
+    acts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The rung of the ladder for one step, and why."""
 
@@ -84,6 +101,8 @@ class Decision:
     """The level has changed on purpose: it is relearned, and the step applied."""
     adopt: bool = False
     """The present weights are the new healthy state."""
+    rate: RateFinding | None = None
+    """The learning rate is too high for the start of the run, or was not after all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class Cooldown:
         self._anchors: dict[int, Tensor] = {}
         self._level = 0
         self._remaining = 0
+        self.rate_factor = 1.0
+        """What the rate is multiplied by for good, since it was too high from the start."""
 
     def begin(self) -> None:
         """A rollback restored good weights: start the cooldown, one level harder if one is running."""
@@ -53,7 +55,7 @@ class Cooldown:
         """The measures in force: the two scales are 1 and the two penalties 0 when nothing is."""
         config, fading = self._config, self.fading
         return {
-            "lr_scale": config.lr_backoff ** (self._level * fading),
+            "lr_scale": self.rate_factor * config.lr_backoff ** (self._level * fading),
             "weight_decay_scale": config.weight_decay_factor**fading,
             "anchor_l2": config.anchor_l2 * fading,
             "l1": config.l1 * fading,
@@ -67,7 +69,7 @@ class Cooldown:
     @contextmanager
     def applied_to(self, optimizer: Optimizer) -> Iterator[None]:
         """Around one ``optimizer.step()``: scaled rate and decay inside, penalties after it."""
-        if not self.active:
+        if not self.active and self.rate_factor == 1.0:
             yield
             return
         strengths = self.strengths()
@@ -79,14 +81,14 @@ class Cooldown:
                 group["weight_decay"] = group["weight_decay"] * strengths["weight_decay_scale"]
         try:
             yield
-            for group in optimizer.param_groups:
+            for group in optimizer.param_groups if self.active else ():
                 self._penalize(group["params"], float(group["lr"] or 0.0), strengths)
         finally:
             for group, (lr, weight_decay) in zip(optimizer.param_groups, saved, strict=True):
                 group["lr"] = lr
                 if weight_decay is not None:
                     group["weight_decay"] = weight_decay
-        self._remaining -= 1
+        self._remaining = max(0, self._remaining - 1)
         if not self._remaining:
             self._level, self._anchors = 0, {}
 
@@ -98,9 +100,15 @@ class Cooldown:
 
     def state_dict(self) -> dict[str, Any]:
         anchors = [self._anchors[id(p)].clone() for p in self._parameters if id(p) in self._anchors]
-        return {"level": self._level, "remaining": self._remaining, "anchors": anchors}
+        return {
+            "level": self._level,
+            "remaining": self._remaining,
+            "anchors": anchors,
+            "rate_factor": self.rate_factor,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._level, self._remaining = int(state["level"]), int(state["remaining"])
+        self.rate_factor = float(state.get("rate_factor", 1.0))
         anchored = zip(self._parameters, state["anchors"], strict=False)
         self._anchors = {id(p): anchor.detach().clone().to(p.device) for p, anchor in anchored}

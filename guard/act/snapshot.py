@@ -236,6 +236,10 @@ class SnapshotRing:
             healthy.pop()
         return healthy[-1] if healthy else None
 
+    def oldest(self) -> Snapshot:
+        """The oldest healthy snapshot."""
+        return next(s for s in self._snapshots if s.healthy)
+
     def restore(self, snapshot: Snapshot, *, keep: frozenset[str]) -> None:
         """Restores ``snapshot``, but for the named states in ``keep``; drops all that were taken after it."""
         self._drop([s for s in self._snapshots if s.step > snapshot.step])

@@ -24,7 +24,7 @@ from guard.observe.observer import Observer
 from guard.observe.own_rate import declared_rate
 from guard.observe.shards import version
 from guard.records import Source
-from guard.types import Floats, Movement, StepOutcome
+from guard.types import Floats, Movement, RateFinding, StepOutcome
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""
@@ -252,11 +252,16 @@ class TrainingState:
         self.revert_buffers()
         return StepOutcome("skipped", step, overflow=True)
 
-    def roll_back(self, step: int, *, recover: bool = True) -> StepOutcome:
+    def roll_back(self, step: int, *, recover: bool = True, rate: RateFinding | None = None) -> StepOutcome:
         """Restores the newest healthy snapshot, or a checkpoint if that did not help.
 
-        ``recover``: starts the cooldown too, one level harder where one is running.
+        Args:
+            step: optimizer steps before this rollback.
+            recover: starts the cooldown too, one level harder where one is running.
+            rate: what is wrong with the rate: restores the oldest healthy snapshot, and cuts the rate.
         """
+        if rate is not None and rate.acts:
+            return self._restart(step, rate.factor)
         started = time.perf_counter()
         source: Source = "memory"
         spent = self._ring.spent()
@@ -269,6 +274,17 @@ class TrainingState:
             self.cooldown.begin()
         seconds = time.perf_counter() - started
         return StepOutcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
+
+    def _restart(self, step: int, rate_factor: float) -> StepOutcome:
+        started = time.perf_counter()
+        target = self._ring.oldest()
+        self._clear_gradients()
+        self._ring.restore(target, keep=frozenset() if self._replay else frozenset({DATA}))
+        target.returns = 0
+        self._accept_state(target.step)
+        self.cooldown.rate_factor *= rate_factor
+        seconds = time.perf_counter() - started
+        return StepOutcome("rolled_back", target.step, target.step, step - target.step, seconds)
 
     def halt(self, step: int) -> StepOutcome:
         """Restores the newest healthy snapshot, without cooldown; where there is none, skips."""

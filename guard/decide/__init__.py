@@ -6,11 +6,13 @@
 ``ladder``: from a verdict to an action: apply, clip, skip, roll back, halt
 ``new_level``: a level that comes back on healthy weights is the data's
 ``rates``: whether the learning rate has just jumped
+``start_rate``: whether the learning rate is too high for the first steps
 ``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
 ``rank_exclusion``: the same batch without a rank whose data stays bad
 ``runaway_updates``: weights that move ever farther without progress
 ``drift``: a loss that creeps up, a gradient that fades
 ``vanishing``: layers that the gradient no longer reaches
+``advice``: what a user should know of a run that goes on
 ``replay``: the detector on a recorded log
 ``trace``: reads such a log, whoever wrote it
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -18,10 +18,21 @@ from guard.decide.ladder import EscalationLadder
 from guard.decide.new_level import NewLevel
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
+from guard.decide.start_rate import StartRate
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.watched import remapped
 from guard.records import OK, Verdict
-from guard.types import Agreed, Correction, Decision, Evidence, Floats, Movement, Observation
+from guard.types import (
+    Agreed,
+    Correction,
+    Decision,
+    Evidence,
+    Floats,
+    Movement,
+    Observation,
+    RateFinding,
+    Rung,
+)
 
 _RELEARN_STEPS = 50
 """After a level has been accepted; two windows of the level."""
@@ -57,6 +68,7 @@ class Decider:
         self._changed: tuple[int, int] = (0, 0)
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
+        self.start_rate = StartRate(open=config.rate != "off" and config.mode != "off")
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
@@ -116,6 +128,9 @@ class Decider:
             if decision.new_level:
                 verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
+            finding = self.start_rate.observe(agreed.loss, learning_rate)
+            if finding is not None:
+                verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -137,6 +152,17 @@ class Decider:
             fault=fault,
             layer=layer,
         )
+
+    def _change_rate(
+        self, finding: RateFinding, verdict: Verdict, decision: Decision, *, able: bool
+    ) -> tuple[Verdict, Decision]:
+        """The run returns to its start with a lower rate, or goes on with the one that was cut in vain."""
+        if self._config.rate != "act" or not able:
+            self.start_rate.open = False
+            return verdict, replace(decision, rate=replace(finding, acts=False))
+        kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
+        rung: Rung = "rollback" if finding.again else "apply"
+        return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
 
     def expect_change(self, step: int, steps: int) -> None:
         """A change on purpose after ``step``: levels are relearned in the next ``steps`` attempts."""
@@ -227,6 +253,7 @@ class Decider:
             "new_level": self.new_level.state_dict(),
             "changes": [self.changes, *self._changed],
             "rates": self._rates.state_dict(),
+            "start_rate": self.start_rate.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._by_depth.rows,
         }
@@ -242,6 +269,8 @@ class Decider:
             self.changes, *changed = map(int, state["changes"])
             self._changed = (changed[0], changed[1])
             self._rates.load_state_dict(state["rates"])
+        if "start_rate" in state:
+            self.start_rate.load_state_dict(state["start_rate"])
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

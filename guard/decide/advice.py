@@ -1,0 +1,35 @@
+"""What a user should know of a run that goes on: logged once, by the first rank."""
+
+from __future__ import annotations
+
+import logging
+
+from guard.decide.detector import blindness
+from guard.types import RateFinding
+
+log = logging.getLogger("guard")
+
+_BLIND = 10.0
+"""From this factor on an explosion shows in the norms at best: worth a warning."""
+
+
+class Advice:
+    """Logs each kind once."""
+
+    def __init__(self, *, rank: int) -> None:
+        self._open = {"blind", "rate"} if rank == 0 else set()
+
+    def blind(self, factor: float | None) -> None:
+        """The loss must rise by this factor for an alarm; None while that is not known."""
+        if factor is not None and factor > _BLIND:
+            self._log("blind", blindness(factor) + "; see detect.sigmas and detect.loss_floor")
+
+    def rate(self, finding: RateFinding, rate: float) -> None:
+        """The learning rate is too high, and the guard may not change it."""
+        lower = f"try {rate * finding.factor:.2g} instead of {rate:.2g}, or set rate: act"
+        self._log("rate", f"{finding.reason}: {lower}")
+
+    def _log(self, kind: str, message: str) -> None:
+        if kind in self._open:
+            self._open.remove(kind)
+            log.warning(message)

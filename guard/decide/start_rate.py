@@ -1,0 +1,119 @@
+"""A learning rate that is too high for the first steps: the loss climbs above its value before any update.
+
+A run that is bad from its start has no healthy history to be compared with, but it has its first loss: at the
+initial weights, before the optimizer has changed anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+from guard.types import RateFinding
+
+CUT = 3.0
+"""A third of the rate each time: finer than the factor of 10 in which rates are usually guessed."""
+_CLIMB, _CLIMB_AGAIN = 0.5, 0.3
+"""How far the loss climbs from its lowest, in units of the loss before the first update; less is evidence
+once a cut has shown that the rate was too high."""
+_ABOVE_AGAIN = 1.1
+"""The same, after a cut, from the loss before the first update."""
+_RECENT, _ENOUGH = 5, 3
+"""The median of the last five losses, from three on: one bad batch is no trend."""
+_STEPS = 40
+"""Attempts after the rate has last risen; the climb of a rate that is too high begins at once."""
+_MOST_CUTS = 8
+"""3^8 is beyond any rate that is chosen by mistake."""
+_SAME = 0.8
+"""A climb per step of at least this share of the one before a cut has another cause than the rate."""
+
+
+@dataclass(slots=True)
+class StartRate:
+    """Follows the losses of the first attempts, and finds a rate that is too high.
+
+    After a cut the run returns to its start. Where two cuts in a row do not make the climb smaller, the loss
+    climbs by design: all are taken back, and nothing is judged any more.
+    """
+
+    open: bool = True
+    cuts: int = 0
+    _before: list[float] = field(default_factory=list)
+    """The first loss after each start: of the weights before any update."""
+    _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    _climbs: list[float] = field(default_factory=list)
+    """Per step, in units of the loss before the first update."""
+    _observed: int = 0
+    _steps: int = 0
+    _highest: float = 0.0
+    _lowest: float = math.inf
+
+    def observe(self, loss: float, rate: float) -> RateFinding | None:
+        """One attempt: its agreed loss, and the rate that the schedule gives for its step."""
+        if not self.open:
+            return None
+        if not self._losses:
+            if not math.isfinite(loss):
+                return None  # a bad batch, at weights that are still those before any update
+            self._before.append(loss)
+        self._observed += 1
+        self._losses.append(loss if math.isfinite(loss) else math.inf)
+        self._steps = 0 if rate > self._highest else self._steps + 1
+        self._highest = max(self._highest, rate)
+        start = fmean(self._before)
+        if self._steps > _STEPS or start <= 0.0:
+            self.open = False
+            return None
+        if len(self._losses) < _ENOUGH:
+            return None
+        level = median(self._losses)
+        self._lowest = min(self._lowest, level)
+        return self._too_high(start, level) if self._climbed(start, level) else None
+
+    def _climbed(self, start: float, level: float) -> bool:
+        climb = level - min(self._lowest, start)
+        if not self.cuts:
+            return climb > _CLIMB * start
+        return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
+
+    def _too_high(self, start: float, level: float) -> RateFinding:
+        lowest = min(self._lowest, start)
+        self._climbs.append((level - lowest) / start / self._observed)
+        climb = f"the loss climbed from {lowest:.4g} to {level:.4g} in the first steps"
+        if self._other_cause():
+            factor, self.open, self.cuts = CUT**self.cuts, False, 0
+            reason = f"{climb}, at lower rates too: the rate is restored"
+            return RateFinding(factor, again=False, reason=reason)
+        self.cuts += 1
+        self._losses.clear()
+        self._steps, self._observed, self._highest, self._lowest = 0, 0, 0.0, math.inf
+        return RateFinding(1 / CUT, again=True, reason=f"{climb}: the learning rate is too high")
+
+    def _other_cause(self) -> bool:
+        """Whether the last two cuts changed nothing, or all did not help."""
+        last = [climb for climb in self._climbs[-3:] if math.isfinite(climb)]
+        unmoved = len(last) == 3 and last[2] > _SAME * last[1] > _SAME**2 * last[0]
+        return unmoved or self.cuts >= _MOST_CUTS
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "open": self.open,
+            "cuts": self.cuts,
+            "before": list(self._before),
+            "losses": list(self._losses),
+            "climbs": list(self._climbs),
+            "steps": self._steps,
+            "observed": self._observed,
+            "highest": self._highest,
+            "lowest": self._lowest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.open, self.cuts = bool(state["open"]), int(state["cuts"])
+        self._before, self._climbs = [*map(float, state["before"])], [*map(float, state["climbs"])]
+        self._losses = deque(map(float, state["losses"]), maxlen=_RECENT)
+        self._steps, self._highest = int(state["steps"]), float(state["highest"])
+        self._observed, self._lowest = int(state["observed"]), float(state["lowest"])

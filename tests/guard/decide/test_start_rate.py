@@ -1,0 +1,159 @@
+"""A learning rate that is too high from the start: cut where the guard may, named where it may not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guard import GradientGuard, GuardConfig, StepReport
+from tests.guard.decide.test_new_level import DIGITS
+from tests.guard.loops import NEVER, adamw, differences, guarded_run, plain_run
+
+RIGHT = 0.1
+STEPS = 120
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
+def cosine(step: int) -> float:
+    return (1 + math.cos(math.pi * step / STEPS)) / 2
+
+
+class Digits:
+    """A small network on scikit-learn's digits, with a schedule; the last 400 are held out."""
+
+    def __init__(self, rate: float, *, seed: int = 0, warm_up: int = 1, **options: Any) -> None:
+        torch.manual_seed(seed)
+        self.model = cnn()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / warm_up) * cosine(step)
+        )
+        self.guard = GradientGuard(self.model, self.optimizer, scheduler=self.schedule, **options)
+        self.batches = torch.Generator().manual_seed(seed)
+        self.reports: list[StepReport] = []
+
+    def loss(self) -> Tensor:
+        ids = torch.randint(1397, (32,), generator=self.batches)
+        return F.cross_entropy(self.model(DIGITS[0][ids].float() / 16), DIGITS[1][ids])
+
+    def train(self, attempts: int = STEPS) -> Digits:
+        for _ in range(attempts):
+            self.optimizer.zero_grad()
+            self.guard.backward(self.loss())
+            self.reports.append(self.guard.step())
+        return self
+
+    def held_out(self) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            return float(F.cross_entropy(self.model(DIGITS[0][1397:].float() / 16), DIGITS[1][1397:]))
+
+
+@pytest.mark.parametrize("times", [30, 100, 300])
+@pytest.mark.parametrize("warm_up", [1, 20])
+def test_a_rate_that_is_far_too_high_is_cut_until_the_run_learns(times: float, warm_up: int) -> None:
+    right = Digits(RIGHT, warm_up=warm_up, config={"rate": "off"}).train().held_out()
+    plain = Digits(times * RIGHT, warm_up=warm_up, config={"mode": "off"}).train().held_out()
+    cut = Digits(times * RIGHT, warm_up=warm_up, config={"rate": "act"}).train()
+    assert cut.held_out() < 1.5 * right
+    assert not plain < 2 * cut.held_out(), "this rate spoils the plain run"
+    assert cut.guard.totals.steps_lost < STEPS / 2
+
+
+def test_a_right_rate_is_never_touched() -> None:
+    for seed in range(10):
+        run = Digits(RIGHT, seed=seed, config={"rate": "act"}).train(60)
+        assert not any(run.guard.totals.rollbacks.values())
+        assert {report.recovery["lr_scale"] for report in run.reports} == {1.0}
+    plain = plain_run(adamw).train_plain(60)
+    assert not differences(plain.state(), guarded_run({"rate": "act"}, adamw).train(60).state())
+
+
+def test_the_incident_says_so_and_the_schedule_never_sees_the_cut(tmp_path: Path) -> None:
+    journal = tmp_path / "incidents.jsonl"
+    run = Digits(100 * RIGHT, config={"rate": "act"}, journal=journal).train(60)
+    rows = map(json.loads, journal.read_text().splitlines())
+    cuts = [row for row in rows if "the learning rate is too high" in row.get("reason", "")]
+    assert cuts
+    assert {row["action"] for row in cuts} == {"rolled_back"}
+    assert {row["rolled_back_to"] for row in cuts} == {0}
+    assert cuts[-1]["recovery"]["lr_scale"] == pytest.approx(3.0 ** -len(cuts))
+    assert run.guard.totals.rollbacks["memory"] >= len(cuts)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(100 * RIGHT * cosine(run.guard.steps))
+    assert run.reports[-1].recovery["lr_scale"] == pytest.approx(3.0 ** -len(cuts))
+
+
+def test_a_guard_that_may_not_act_names_the_rate_once_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "guard"):
+        Digits(10 * RIGHT).train(40)
+    (line,) = [message for message in caplog.messages if "learning rate" in message]
+    assert "try 0.33 instead of 1, or set rate: act" in line
+    states = []
+    for rate in ("warn", "off"):
+        run = Digits(10 * RIGHT, config={"rate": rate}).train(40)
+        states.append(dict(run.model.state_dict()))
+    assert not differences(*states)
+
+
+@pytest.mark.parametrize("kind", ["nan_loss", "poisoned_batch", "scaled_gradient"])
+def test_a_bad_batch_among_the_first_is_no_rate(kind: str) -> None:
+    for step in (0, 1, 2, 5):
+        run = guarded_run({"rate": "act"}, faults=[{"kind": kind, "step": step}]).train(40)
+        assert {report.recovery["lr_scale"] for report in run.reports} == {1.0}
+
+
+def test_a_loss_that_climbs_by_design_gets_its_rate_back_and_is_not_held_up() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = GradientGuard(model, optimizer, {"rate": "act", "clip": {"max_norm": NEVER}})
+    reports = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        rise = 1.0 + 0.2 * guard.steps
+        guard.backward(rise + F.mse_loss(model(torch.randn(64, 8)), torch.zeros(64, 1)))
+        reports.append(guard.step())
+    assert reports[-1].recovery["lr_scale"] == 1.0
+    assert guard.totals.steps_lost < 40
+    assert reports[-1].action in ("applied", "clipped")
+
+
+def test_what_was_cut_stays_cut_after_a_resume() -> None:
+    first = Digits(100 * RIGHT, config={"rate": "act"}).train(60)
+    again = Digits(100 * RIGHT, config={"rate": "act"})
+    for part in ("model", "optimizer", "schedule"):
+        getattr(again, part).load_state_dict(copy.deepcopy(getattr(first, part).state_dict()))
+    again.guard.load_state_dict(copy.deepcopy(first.guard.state_dict()))
+    again.batches.set_state(first.batches.get_state())
+    assert not differences(first.train(20).model.state_dict(), again.train(20).model.state_dict())
+    assert again.reports[-1].recovery["lr_scale"] < 0.1
+
+
+def test_a_deferred_guard_cannot_return_to_the_start() -> None:
+    with pytest.raises(ValidationError, match="needs mode: exact"):
+        GuardConfig(mode="deferred", rate="act")
