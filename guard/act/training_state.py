@@ -167,7 +167,7 @@ class TrainingState:
     def _probe(self) -> list[int]:
         """The versions of a few parameters: loading a model writes them all."""
         parameters = self._observer.parameters
-        return [version(p) for p in parameters[:: 1 + len(parameters) // _PROBES]]
+        return list(map(version, parameters[:: 1 + len(parameters) // _PROBES]))
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""
