@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ from guard.errors import GuardError
 from guard.record.metrics import GuardMetrics
 
 _LIMITS = ("auto", "norm", "off")
+_PHASES = (("first_step", "second_step"), ("ascent_step", "descent_step"), ("perturb_weights", "unperturb"))
+"""The two halves of a sharpness-aware step, as public packages name them."""
+_SHARPNESS_AWARE = re.compile(r"SAM|Sam(?![a-z])")
+"""In the name of a class: SAM, GSAM, WSAM, LookSAM, SAMSGD (Foret et al. 2021 and its variants)."""
 
 
 def check_deferred(config: GuardConfig, fused: FusedStep) -> None:
@@ -70,6 +75,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if not any(parameter.requires_grad for parameter in trained):
         raise GuardError("the optimizer has no parameter that requires a gradient: nothing to guard")
     _check_closure(optimizer)
+    _check_inner(optimizer)
 
 
 def _check_closure(optimizer: Optimizer) -> None:
@@ -79,10 +85,33 @@ def _check_closure(optimizer: Optimizer) -> None:
             f"{kind}.step needs a closure and computes the loss several times a step, each on other weights: "
             "choose an optimizer whose step takes no closure"
         )
-    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
+    two_phases = any(all(hasattr(optimizer, name) for name in pair) for pair in _PHASES)
+    if two_phases or any(_SHARPNESS_AWARE.search(base.__name__) for base in type(optimizer).__mro__):
         raise GuardError(
             f"{kind} needs a closure, or two backward passes a step (first_step, second_step), of which the "
             "guard would see one: choose an optimizer with one backward pass a step"
+        )
+
+
+def _check_inner(optimizer: Optimizer) -> None:
+    """An optimizer around another one has its state in two places, of which a rollback would restore one."""
+    kind = type(optimizer).__name__
+    for name, value in vars(optimizer).items():
+        several = isinstance(value, list | tuple)
+        for inner in value if several else [value]:
+            own = getattr(inner, "state", None) is not getattr(optimizer, "state", None)
+            if isinstance(inner, Optimizer) and own and _share(inner.param_groups, optimizer.param_groups):
+                instead = (
+                    "one optimizer with a group for each" if several else f"optimizer.{name} to the guard"
+                )
+                raise GuardError(
+                    f"{kind} steps an optimizer of its own, {name} ({type(inner).__name__}), whose state a "
+                    f"rollback would not restore: pass {instead}, and do what {kind} adds to it after "
+                    "guard.step(), where report.applied"
+                )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks") or not hasattr(optimizer, "state"):
+        raise GuardError(
+            f"{kind} is not made as torch's optimizers are: call super().__init__(params, defaults) in it"
         )
 
 

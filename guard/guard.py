@@ -17,7 +17,7 @@ from guard.act.accumulation import GradAccumulation
 from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
-from guard.agree.rank_failure import raises_rank_lost, report_failure
+from guard.agree.rank_failure import raises_rank_lost, report_exit, report_failure
 from guard.agree.settings import RankSettings, Settings
 from guard.arguments import (
     WrappedOptimizer,
@@ -84,6 +84,7 @@ class GradientGuard:
         process_group: dist.ProcessGroup | None = None,
         job: str = "",
     ) -> None:
+        report_exit()
         self.config = as_config(config)
         self._wrapped = WrappedOptimizer(optimizer)
         optimizer = self._wrapped.inner

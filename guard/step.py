@@ -216,7 +216,8 @@ class StepPipeline:
         ranks: never applied if it differs there."""
         pieces, owners = self._observer.measure()
         if self._observer.shards is None:
-            rows, squares = _to_host(self._gather_rows(pieces.sum()), pieces)
+            square = pieces.sum() if self._agreement.world_size > 1 else 0.0
+            rows, squares = _to_host(self._gather_rows(square), pieces)
             agreed, seen = self._read(rows, squares, owners)
             return agreed, self._correct(agreed, seen)
         # Settings are compared before the all-reduces of the shards, for which they must be equal.

@@ -52,6 +52,16 @@ def checked_loss(loss: Any) -> Tensor:
     return loss
 
 
+def check_closure(optimizer: Optimizer, error: Exception) -> None:
+    """Raises GuardError where a step of the optimizer failed for want of a closure."""
+    said = f"{type(error).__name__} {error}"
+    if "closure" in said.lower() or "'NoneType' object is not callable" in said:
+        raise GuardError(
+            f"{type(optimizer).__name__}.step needs a closure, which the guard does not pass on ({error}): "
+            "choose an optimizer whose step takes no closure"
+        ) from error
+
+
 class LoopChecks:
     """What the loop does between the calls of the guard.
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from guard.act.buffers import BufferShield
 from guard.act.cooldown import Cooldown
 from guard.act.fused import FusedStep
-from guard.act.loop_checks import LoopChecks, ScheduleCheck
+from guard.act.loop_checks import LoopChecks, ScheduleCheck, check_closure
 from guard.act.rates import UsedRate
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
@@ -167,7 +167,7 @@ class TrainingState:
     def _probe(self) -> list[int]:
         """The versions of a few parameters: loading a model writes them all."""
         parameters = self._observer.parameters
-        return [version(p) for p in parameters[:: 1 + len(parameters) // _PROBES]]
+        return list(map(version, parameters[:: 1 + len(parameters) // _PROBES]))
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""
@@ -183,8 +183,12 @@ class TrainingState:
         ratio = clip()
         self._ring.before_step()
         started = time.perf_counter()
-        with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read():
-            self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
+        try:
+            with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read():
+                self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
+        except Exception as error:
+            check_closure(self._optimizer, error)
+            raise
         elapsed = time.perf_counter() - started
         self.advance()
         self._accept_buffers()

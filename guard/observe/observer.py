@@ -88,9 +88,10 @@ class Observer:
     @torch.no_grad()
     def measure(self) -> tuple[Tensor, list[int]]:
         """The squared norms of all pieces, where the gradients are; and the parameter each belongs to."""
-        present = [i for i, p in enumerate(self.parameters) if p.grad is not None and p.grad.numel()]
+        gradients = [p.grad for p in self.parameters]
+        present = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.numel()]
         self.has_gradients = bool(present)
-        pieces, owners = square_pieces([self._elements(i) for i in present])
+        pieces, owners = square_pieces([self._elements(i, gradients[i]) for i in present])
         return pieces, [present[owner] for owner in owners]
 
     def read(self, pieces: Floats, owners: list[int]) -> Observation:
@@ -103,11 +104,11 @@ class Observer:
                 squares = self.shards.sum(squares)
             return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
 
-    def _elements(self, index: int) -> Tensor:
-        parameter = self.parameters[index]
-        gradient = parameter.grad if self.shards is None else self.shards.gradient(index, parameter)
+    def _elements(self, index: int, gradient: Tensor | None) -> Tensor:
+        if self.shards is not None:
+            gradient = self.shards.gradient(index, self.parameters[index])
         if gradient is None:
             raise RuntimeError(f"the gradient of {self.names[index]} was dropped while it was measured")
         if gradient.is_sparse:
-            return elements(coalesce_(parameter, gradient))
+            return elements(coalesce_(self.parameters[index], gradient))
         return elements(gradient) if self._complex else gradient

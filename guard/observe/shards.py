@@ -48,7 +48,9 @@ def version(tensor: Tensor) -> int:
     for a tensor made under ``inference_mode``."""
     if tensor.is_inference():
         return 0
-    return tensor._version + local(tensor)._version if is_distributed(tensor) else tensor._version
+    if type(tensor) in _PLAIN or not is_distributed(tensor):
+        return tensor._version
+    return tensor._version + local(tensor)._version
 
 
 def layout(tensor: Any) -> Any:

@@ -57,6 +57,18 @@ class MuonWithAdamW(Optimizer):
         self._sizes = [len(part.param_groups) for part in parts]
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._parts = parts
+        self._pass_on()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Loading a state replaces groups and state."""
+        super().__setstate__(state)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        first = 0
+        for part, size in zip(self._parts, self._sizes, strict=True):
+            part.param_groups, part.state = self.param_groups[first : first + size], self.state
+            first += size
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -65,10 +77,7 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        first = 0
-        for part, size in zip(self._parts, self._sizes, strict=True):
-            # Loading a state replaces both, so they are passed on at every step.
-            part.param_groups, part.state = self.param_groups[first : first + size], self.state
+        self._pass_on()
+        for part in self._parts:
             part.step()
-            first += size
         return loss

@@ -34,11 +34,63 @@ class Sam(torch.optim.SGD):
     def second_step(self, zero_grad: bool = False) -> None: ...
 
 
+class Unphased(torch.optim.SGD):
+    """Needs a closure, and shows it only when it steps."""
+
+    def step(self, closure: Any = None) -> None:
+        closure = torch.enable_grad()(closure)
+        closure()
+        super().step()
+
+
+class AskingForOne(Unphased):
+    """The same, with words."""
+
+    def step(self, closure: Any = None) -> None:
+        if closure is None:
+            raise RuntimeError("sharpness aware minimization requires closure, but it was not provided")
+
+
+class AdaptiveSAM(torch.optim.SGD):
+    """Two passes within step, by name only."""
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As public packages have it: around another optimizer, whose groups it shares."""
+
+    def __init__(self, base_optimizer: torch.optim.Optimizer, *, whole: bool = True) -> None:
+        if whole:
+            super().__init__(base_optimizer.param_groups, {})
+        self.base_optimizer = base_optimizer
+        self.param_groups = base_optimizer.param_groups
+        self.slow_weights = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        return self.base_optimizer.step(closure)
+
+
+class Several(torch.optim.Optimizer):
+    """One optimizer a layer, stepped as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        super().__init__([p for part in parts for g in part.param_groups for p in g["params"]], {})
+        self.parts = parts
+
+
+class Bare:
+    """What an optimizer must have by name, and not more."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.param_groups = [{"params": list(parameters), "lr": 0.1}]
+
+    def step(self) -> None: ...
+
+
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.LBFGS, Sam])
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, Sam, AdaptiveSAM])
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_an_optimizer_that_needs_several_backward_passes_is_refused(kind: Any, scheduled: bool) -> None:
     model = nn.Linear(4, 1)
@@ -47,6 +99,32 @@ def test_an_optimizer_that_needs_several_backward_passes_is_refused(kind: Any, s
         StepLR(optimizer, 1)
     with pytest.raises(GuardError, match=f"{kind.__name__}.*closure"):
         GradientGuard(model, optimizer)
+
+
+@pytest.mark.parametrize("kind", [Unphased, AskingForOne])
+def test_a_step_that_fails_for_want_of_a_closure_names_the_optimizer(kind: Any) -> None:
+    model = nn.Linear(4, 1)
+    before = model.weight.detach().clone()
+    guard = GradientGuard(model, kind(model.parameters(), lr=0.1))
+    guard.backward(model(torch.ones(2, 4)).mean())
+    with pytest.raises(GuardError, match=rf"{kind.__name__}\.step needs a closure.*choose an optimizer"):
+        guard.step()
+    assert torch.equal(model.weight, before)
+
+
+def test_an_optimizer_around_another_one_is_refused_with_the_one_to_pass() -> None:
+    model = nn.Linear(4, 1)
+    for whole in (True, False):
+        wrapper = Lookahead(torch.optim.Adam(model.parameters()), whole=whole)
+        with pytest.raises(GuardError, match=r"Adam.*pass optimizer\.base_optimizer to the guard"):
+            GradientGuard(model, wrapper)
+        GradientGuard(model, wrapper.base_optimizer)
+    parts = Several([torch.optim.SGD([p], lr=0.1) for p in model.parameters()])
+    with pytest.raises(GuardError, match=r"parts \(SGD\).*pass one optimizer with a group for each"):
+        GradientGuard(model, parts)
+    bare: Any = Bare(model.parameters())
+    with pytest.raises(GuardError, match=r"Bare is not made as torch's.*super\(\)\.__init__"):
+        GradientGuard(model, bare)
 
 
 def test_a_scheduler_is_refused_that_the_guard_cannot_step() -> None:

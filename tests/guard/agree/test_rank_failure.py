@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,6 +48,11 @@ class Victim:
             os._exit(1)
         if self.how == "raises in backward":
             self._raise()
+        if self.how == "raises between backward and step":
+            self._guard.backward(self._model(torch.ones(4, 3)).square().mean())
+            raise KeyError("label 7")
+        if self.how == "misused":
+            self._guard.backward(self._model(torch.ones(4, 3)))  # one loss for each of four samples
         if self.how.endswith("in the all-reduce"):
             self._guard.observe_loss(torch.tensor(1.0))  # its row arrives: the next to fail is DDP itself
         os.kill(os.getpid(), signal.SIGSTOP if "stopped" in self.how else signal.SIGKILL)
@@ -89,6 +96,42 @@ def _store(rank: int, ranks: int, port: int | None, folder: Path) -> dist.Store:
     return dist.TCPStore("127.0.0.1", port, ranks, is_master=rank == 0, wait_for_workers=False)
 
 
+SCRIPT = """
+import os, sys
+import torch
+import torch.distributed as dist
+from guard import GradientGuard
+
+rank = int(sys.argv[1])
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+model = torch.nn.Linear(3, 1)
+torch.nn.init.ones_(model.weight)
+guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+try:
+    guard.backward(model(torch.ones(4, 3)).mean())
+    if rank:
+        raise KeyError("label 7")
+    guard.step()
+finally:
+    dist.destroy_process_group()
+"""
+
+
+def test_an_error_that_ends_a_script_reaches_the_other_rank(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path / "store")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert "RankLost: rank 1 failed: KeyError: 'label 7'" in said[0]
+    assert "KeyError: 'label 7'" in said[1]
+
+
 def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None) -> dict[int, str]:
     """What each survivor printed; fails if one of them had to be killed."""
     context = mp.start_processes(
@@ -108,6 +151,8 @@ def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None)
     [
         ("reported", "rank 1 failed: ValueError: bad batch"),
         ("raises in backward", "rank 1 failed: ValueError: bad batch"),
+        ("raises between backward and step", "rank 1 failed: KeyError: 'label 7'"),
+        ("misused", "rank 1 failed: GuardError: the loss has shape (4, 1)"),
         ("killed", "rank 1 does not answer and reported no cause"),
         ("stopped", "rank 1 does not answer and reported no cause"),
     ],

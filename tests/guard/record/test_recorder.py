@@ -157,6 +157,16 @@ def test_at_most_eight_layers_are_named() -> None:
     assert len(LayerHistory([str(i) for i in range(20)]).rank(np.ones(20))) == 8
 
 
+def test_an_incident_of_many_ranks_lists_the_worst_sixteen() -> None:
+    losses, norms = np.ones(10_000), np.ones(10_000)
+    losses[7], norms[[42, 4711]] = math.nan, [50.0, 60.0]
+    listed = rank_ranks(losses, norms)
+    assert len(listed) == 16
+    assert [row.rank for row in listed[:3]] == [7, 4711, 42]
+    assert listed[0].nonfinite
+    assert listed[1].share == pytest.approx(3600 / (3600 + 2500 + 9_997), rel=1e-3)
+
+
 def test_ranks_are_ranked_by_local_norm_and_else_by_loss() -> None:
     none = np.full(3, np.nan)
     assert [r["rank"] for r in rank_ranks(np.array([1.0, 9.0, -20.0]), none)] == [2, 1, 0]
