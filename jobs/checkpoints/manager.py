@@ -44,6 +44,8 @@ class CheckpointManager:
             guards); each has ``state_dict`` and ``load_state_dict``.
         policy: which checkpoints are kept, and when one is good.
         spec: the job's spec, as JSON; a checkpoint of another one is refused.
+        data: what identifies the training data, as JSON; a checkpoint of other data is refused.
+        accept_other_data: it is continued from, with a warning.
         describe: the present attempt and the last evaluation, for the manifest.
         metrics: where saves are counted.
         notify: called in the loop's thread with the level and text of each message for the user.
@@ -58,6 +60,8 @@ class CheckpointManager:
         *,
         policy: Policy | None = None,
         spec: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        accept_other_data: bool = False,
         describe: Callable[[], tuple[int, Mapping[str, float]]] = lambda: (0, {}),
         metrics: GuardMetrics | None = None,
         notify: Notify = lambda _level, _text: None,
@@ -65,7 +69,7 @@ class CheckpointManager:
         history: Path | None = None,
     ) -> None:
         policy = policy or Policy()
-        self._folder, self._spec = folder, dict(spec or {})
+        self._folder, self._spec, self._data = folder, dict(spec or {}), dict(data or {})
         self._describe, self._metrics, self._notify = describe, metrics, notify
         self._storage = open_storage(folder)
         self._ranks = Ranks(timeout_s)
@@ -73,7 +77,9 @@ class CheckpointManager:
         self._lifecycle = Lifecycle(self._storage, policy, self._history, metrics)
         self._stager = CheckpointStager(parts, self._ranks.rank, self._ranks.world_size)
         self._writer = Writer(self._storage, self._ranks)
-        self._restorer = Restorer(folder, self._storage, self._ranks, parts, self._spec)
+        self._restorer = Restorer(
+            folder, self._storage, self._ranks, parts, self._spec, self._data, accept_other_data
+        )
         self._candidates = Candidates(policy.clean_steps)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
@@ -141,7 +147,8 @@ class CheckpointManager:
         Damaged ones are reported and set aside, candidates are deleted.
 
         Raises:
-            SpecError: the checkpoint was made with another model, optimizer or data.
+            SpecError: the checkpoint was made with another model, optimizer or data set.
+            JobError: the files of that data set have changed, or none of the checkpoints can be read.
         """
         loaded = self._load(None, keep=frozenset())
         self._later(self._lifecycle.remove_candidates)
@@ -173,6 +180,8 @@ class CheckpointManager:
         loaded = self._restorer.load(before, keep=keep)
         if loaded is None:
             return None
+        if loaded.warning and self._ranks.rank == 0:
+            self._messages.put(("warning", loaded.warning))
         for name, problem in loaded.damaged.items() if self._ranks.rank == 0 else ():
             text = f"checkpoint {name} is damaged: {problem}; using the one before it"
             self._messages.put(("warning", text))
@@ -190,7 +199,7 @@ class CheckpointManager:
             self._failed(step, error)
             return
         attempt, metrics = self._describe()
-        header = CheckpointHeader(step, attempt, health, metrics, self._spec)
+        header = CheckpointHeader(step, attempt, health, metrics, self._spec, self._data)
         if health == "candidate":
             self._candidates.saved(step)
         self._saved = step

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ def run_job(
     resume: bool = False,
     overwrite: bool = False,
     command: str = "gradguard train SPEC",
+    closed: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Trains the job and writes its result and report.
 
@@ -61,6 +62,7 @@ def run_job(
         resume: continue from the newest checkpoint of an unfinished job of this name.
         overwrite: set an existing job of this name aside and start from the beginning.
         command: how the user would start this job again, without flags.
+        closed: set when nobody reads the console any more; the job then saves its state and ends.
 
     Returns:
         The contents of result.json.
@@ -75,7 +77,7 @@ def run_job(
     started = time.monotonic()
     with folder.locked():
         folder.prepare(spec, resume=resume, overwrite=overwrite)
-        outcome = _train(spec, folder, address, console)
+        outcome = _train(spec, folder, address, console, closed or threading.Event())
         if outcome["status"] == REFUSED:
             raise JobError(outcome["error"])
         result = complete(outcome, spec, time.monotonic() - started, command)
@@ -83,14 +85,16 @@ def run_job(
     return result
 
 
-def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console) -> dict[str, Any]:
+def _train(
+    spec: JobSpec, folder: RunDir, address: str | None, console: Console, closed: threading.Event
+) -> dict[str, Any]:
     """Trains on a cluster. An embedded one whose head dies is replaced, ``scale.max_failures`` times."""
     for deaths in itertools.count(1):
         embedded = False
         try:
             with ray_messages_to(partial(_append, folder.log)), _cluster(spec, address) as cluster:
                 embedded = cluster.embedded
-                return _follow(spec, folder, cluster, console)
+                return _follow(spec, folder, cluster, console, closed)
         except HeadDied as death:
             log_failure(folder.log, death)
             if not embedded or deaths > spec.scale.max_failures:
@@ -109,10 +113,13 @@ def _append(log: Path, lines: list[str]) -> None:
 def _cluster(spec: JobSpec, address: str | None) -> AbstractContextManager[ClusterInfo]:
     cpus = max(math.ceil(spec.scale.workers * spec.scale.cpus_per_worker), os.cpu_count() or 1)
     timeout = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.scale.stall_timeout_s)}
-    return ray_session(address, cpus, train_defaults=timeout)
+    start_s = spec.scale.start_timeout_s
+    return ray_session(address, cpus, train_defaults=timeout, start_timeout_s=start_s)
 
 
-def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
+def _follow(
+    spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console, closed: threading.Event
+) -> dict[str, Any]:
     """Starts the training, shows it until it ends, and turns Ctrl-C into a request to stop."""
     use_gpu, fewest = _use_gpu(spec, cluster), spec.scale.fewest_workers
     each = worker_resources(spec.scale, use_gpu=use_gpu)
@@ -128,7 +135,7 @@ def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Consol
         text = f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
         events.show("info", text)
         with thread.running():
-            _wait(thread, events, HeadWatch(cluster), interrupted)
+            _wait(thread, events, HeadWatch(cluster), (interrupted, closed))
     outcome = thread.outcome() or {}
     if "steps" not in outcome:  # it did not end normally
         outcome = {**_last_kept(spec, folder), **outcome}
@@ -137,14 +144,14 @@ def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Consol
     return outcome
 
 
-def _wait(thread: FitThread, events: DriverEvents, head: HeadWatch, interrupted: threading.Event) -> None:
+def _wait(thread: FitThread, events: DriverEvents, head: HeadWatch, stops: Sequence[threading.Event]) -> None:
     """Until the training ends, or has not stopped within its grace period."""
     while not (thread.wait(POLL_S) or events.is_out_of_time()):
         head.check()
         events.poll()
         while not thread.messages.empty():
             events.show("error", thread.messages.get())
-        if interrupted.is_set():
+        if any(stop.is_set() for stop in stops):
             events.stop()
     events.poll()
 
