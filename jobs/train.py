@@ -104,7 +104,9 @@ def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any)
         raise
     print_summary(console, result, spec.job_dir)
     if as_json:
-        print(json.dumps(strict(result), allow_nan=False))
+        document = TerminalOutput(sys.stdout)
+        document.write(json.dumps(strict(result), allow_nan=False) + "\n")
+        document.flush()
     return EXIT_CODES[result["status"]]
 
 

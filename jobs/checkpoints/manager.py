@@ -13,7 +13,7 @@ from guard import GuardMetrics
 from guard.act.snapshot import Stateful
 from jobs.checkpoints.errors import UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
-from jobs.checkpoints.history import History
+from jobs.checkpoints.history import History, last_good
 from jobs.checkpoints.lifecycle import Lifecycle, Policy
 from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, newest_step
 from jobs.checkpoints.manifest import Health
@@ -21,7 +21,9 @@ from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.restorer import Loaded, Restorer
 from jobs.checkpoints.stager import CheckpointStager, Staged
 from jobs.checkpoints.writer import CheckpointHeader, Writer
+from jobs.errors import JobError
 from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.storage import shown
 
 Notify = Callable[[str, str], None]
 KEPT_ON_ROLLBACK = frozenset({"guard", "faults", "progress", "cursor", "hardware"})
@@ -73,7 +75,8 @@ class CheckpointManager:
         self._describe, self._metrics, self._notify = describe, metrics, notify
         self._storage = open_storage(folder)
         self._ranks = Ranks(timeout_s)
-        self._history = History(history if self._ranks.rank == 0 else None)
+        self._history_file = history if self._ranks.rank == 0 else None
+        self._history = History(self._history_file)
         self._lifecycle = Lifecycle(self._storage, policy, self._history, metrics)
         self._stager = CheckpointStager(parts, self._ranks.rank, self._ranks.world_size)
         self._writer = Writer(self._storage, self._ranks)
@@ -151,6 +154,8 @@ class CheckpointManager:
             JobError: the files of that data set have changed, or none of the checkpoints can be read.
         """
         loaded = self._load(None, keep=frozenset())
+        if loaded is None:
+            self._refuse_lost()
         self._later(self._lifecycle.remove_candidates)
         self.finish()
         return None if loaded is None else loaded.step
@@ -174,6 +179,17 @@ class CheckpointManager:
         """``load_good`` in the form that a guard asks for: the step, None if there is none."""
         loaded = self.load_good(before)
         return None if loaded is None else loaded.step
+
+    def _refuse_lost(self) -> None:
+        """A job that had a good checkpoint does not begin again because that was removed or is elsewhere."""
+        lost = None if self._history_file is None else last_good(self._history_file)
+        # All-gather; every rank found no checkpoint, and rank 0 alone has the history.
+        lost = self._ranks.from_first(lost)
+        if lost is not None:
+            raise JobError(
+                f"the checkpoint of step {lost} is gone from {shown(self._folder)}: restore it, or start "
+                "from the beginning with --overwrite"
+            )
 
     def _load(self, before: int | None, *, keep: Collection[str]) -> Loaded | None:
         self.finish()

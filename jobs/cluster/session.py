@@ -103,7 +103,8 @@ def ray_session(
             stack.enter_context(_environment(_embedded_defaults(), replaced=python_path))
         stack.callback(ray.shutdown)
         if address is None:
-            _start(num_cpus, start_timeout_s)
+            with _hangup_ignored():
+                _start(num_cpus, start_timeout_s)
         else:
             _connect(address)
         yield _info(embedded=address is None)
@@ -299,6 +300,20 @@ def _sigterm_handler_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _hangup_ignored() -> Iterator[None]:
+    """What is started in this block ignores SIGHUP: a terminal that closes sends it to all processes, and the
+    workers are needed to save the state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def _temp_dir() -> str | None:

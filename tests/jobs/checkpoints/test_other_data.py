@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,24 @@ def test_a_model_of_the_users_own_code_says_how_to_load_it(folder: Path) -> None
     (folder / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(JobError, match="cannot read"):
         load_model(folder / "broken.safetensors")
+
+
+@pytest.mark.parametrize("removed", ["folder", "elsewhere"])
+def test_a_job_whose_checkpoints_are_gone_does_not_begin_again(tmp_path: Path, removed: str) -> None:
+    history, place = tmp_path / "checkpoints.jsonl", tmp_path / "kept"
+    proven(CheckpointManager(place, parts(), history=history), 4, 8)
+    if removed == "folder":
+        shutil.rmtree(place)
+    else:
+        place = tmp_path / "other"
+    with pytest.raises(JobError, match=r"the checkpoint of step 8 is gone from .*--overwrite"):
+        CheckpointManager(place, parts(), history=history).load_latest()
+
+
+def test_checkpoints_that_the_job_itself_removed_are_not_missed(tmp_path: Path) -> None:
+    history = tmp_path / "checkpoints.jsonl"
+    manager = CheckpointManager(tmp_path / "kept", parts(), history=history)
+    proven(manager, 4)
+    manager.discard_after(0)
+    manager.finish()
+    assert CheckpointManager(tmp_path / "kept", parts(), history=history).load_latest() is None
