@@ -81,6 +81,14 @@ _KNOWN: tuple[tuple[str, Failure], ...] = (
             "a process that reads data failed; a small /dev/shm is a common reason: set data.workers: 0",
         ),
     ),
+    (
+        r"Timed out waiting \d+ ?ms|collective operation timeout",
+        Failure(
+            "job",
+            "a rank waited for another one longer than scale.timeout_s, which was slower, or called another "
+            "collective",
+        ),
+    ),
 )
 """Patterns in an error's type and text, and what they mean; the first that fits counts."""
 
@@ -91,9 +99,9 @@ def explain_error(error: BaseException) -> Failure:
     own = str(error) if known_to_us else first_line(error)
     text = f"{type(error).__module__}.{type(error).__name__}: {error}"
     for pattern, known in () if known_to_us else _KNOWN:
-        if re.search(pattern, text, re.IGNORECASE | re.DOTALL):
+        if found := re.search(pattern, text, re.IGNORECASE):
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []) if "\n" not in note)
-            return known._replace(line=f"{known.line}{notes}{where(error)}: {_detail(own)}")
+            return known._replace(line=f"{known.line}{notes}{where(error)}: {_detail(text, found.start())}")
     place = "" if known_to_us else where(error)
     return Failure(getattr(error, "cause_of_failure", "job"), own + place, getattr(error, "retry", True))
 
@@ -136,6 +144,7 @@ def crash_line(dump: Sequence[str]) -> str | None:
     return f"the worker process crashed: {signal}{place}"
 
 
-def _detail(line: str) -> str:
-    """The start of a long message: CUDA appends paragraphs."""
+def _detail(text: str, place: int) -> str:
+    """The line of a long message that says what happened: CUDA appends paragraphs."""
+    line = text[text.rfind("\n", 0, place) + 1 :].partition("\n")[0].removeprefix("builtins.")
     return line if len(line) <= LONGEST_LINE // 2 else line[: LONGEST_LINE // 2 - 3] + "..."
