@@ -120,11 +120,16 @@ def _problems(name: str, tensor: Tensor) -> Iterator[str]:
         if len(tensor) >= _FEWEST and bool((tensor == tensor[0]).all()):
             yield f"{name}: all {len(tensor)} samples have the same value, {tensor[0].item():g}"
     elif tensor[0].numel() > 1:
-        samples = tensor.flatten(1)
-        if bool((samples == samples[:, :1]).all()):
+        if _is_constant(tensor):
             yield f"{name}: every sample is constant, such as an image of one colour"
-        elif bool((samples == samples[:1]).all()):
+        elif bool((tensor == tensor[:1]).all()):
             yield f"{name}: all {len(tensor)} samples are the same"
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether each sample has one value; of images, each channel, which are normalized differently."""
+    places = ((2, 3), (1, 2)) if tensor.ndim == 4 else (tuple(range(1, tensor.ndim)),)
+    return any(bool((tensor.amax(dims) == tensor.amin(dims)).all()) for dims in places)
 
 
 def _balance(counts: Mapping[str, int]) -> list[str]:

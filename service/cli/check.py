@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -91,6 +92,23 @@ def _as_json(found: Found | None) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _data_log() -> Iterator[None]:
+    """In this block what was found in the data, and what was left out, is printed to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in ("jobs.data", "jobs.workloads")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+@_data_log()
 def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     import torch  # takes a second, and validation alone does not need it
 
@@ -102,7 +120,6 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     from jobs.workloads import load_workload
     from jobs.workloads.load import find_modules_in
 
-    _show_data_log()
     find_modules_in(spec.parent)
     try:
         workload = load_workload(job)
@@ -118,15 +135,6 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     if lr_range:
         rates = find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
     return Found(flight, rates, view, batch, getattr(workload, "classes", ()))
-
-
-def _show_data_log() -> None:
-    """What was found in the data, and what was left out, is printed to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("jobs.data", "jobs.workloads"):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _range(rates: LrRange) -> dict[str, Any]:

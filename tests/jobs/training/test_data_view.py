@@ -23,6 +23,8 @@ class Plain:
     [
         ((torch.rand(8, 1, 1, 1).expand(8, 3, 4, 4), LABELS), "every sample is constant"),
         ((torch.zeros(8, 3, 4, 4), LABELS), "every sample is constant"),
+        ((torch.rand(8, 3, 1, 1).expand(8, 3, 4, 4), LABELS), "every sample is constant"),
+        ((torch.rand(8, 1, 1, 3).expand(8, 4, 4, 3), LABELS), "every sample is constant"),
         ((IMAGES[:1].expand(8, 3, 4, 4), LABELS), "all 8 samples are the same"),
         ((IMAGES, torch.ones(8, dtype=torch.int64)), "all 8 samples have the same value, 1"),
         ({"x": IMAGES / 0, "y": LABELS}, "x has NaN or infinity"),
