@@ -22,6 +22,8 @@ from jobs.checkpoints.spec_match import check_spec
 from jobs.errors import JobError
 from jobs.run_dir.storage import Storage, shown
 
+_CONTINUED = ("schedule", "cursor", "guard", "progress")
+"""Without one of these a run would begin again in part, such as with its first batches."""
 _OTHER_MODEL = "it has another model: "
 
 
@@ -118,7 +120,10 @@ class Restorer:
         rank = self.ranks.rank
         try:
             content = read(self.storage, checkpoint_folder(step), wanted=of_rank(rank))
-            check_parts(content.parts(rank, self.ranks.world_size))
+            states = content.parts(rank, self.ranks.world_size)
+            check_parts(states)
+            if missing := [name for name in _CONTINUED if name in self.parts and name not in states]:
+                return None, f"it has no part {', '.join(missing)}"
         except DamagedCheckpoint as error:
             return None, str(error)
         except Exception as error:  # noqa: BLE001 - an unforeseen error must not leave the others waiting

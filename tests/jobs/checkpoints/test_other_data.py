@@ -153,3 +153,16 @@ def test_checkpoints_that_the_job_itself_removed_are_not_missed(tmp_path: Path) 
     manager.discard_after(0)
     manager.finish()
     assert CheckpointManager(tmp_path / "kept", parts(), history=history).load_latest() is None
+
+
+def test_a_part_that_would_begin_again_makes_a_checkpoint_unusable(tmp_path: Path) -> None:
+    saved = parts()
+    whole = {**saved, "cursor": saved["schedule"]}
+    proven(CheckpointManager(tmp_path, whole), 4)
+    without = {name: part for name, part in saved.items() if name != "cursor"}
+    proven(CheckpointManager(tmp_path, without), 8)
+    messages = Messages()
+    assert CheckpointManager(tmp_path, whole, notify=messages).load_latest() == 4
+    assert messages == [
+        "warning: checkpoint step-00000008 is damaged: it has no part cursor; using the one before it"
+    ]
