@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -27,7 +28,6 @@ from jobs.data.errors import DataError, SampleError
 from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_code_of
 from jobs.observability.console import print_summary
 from jobs.observability.terminal import TerminalOutput
-from jobs.run_dir.paths import RunDir
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.errors import WorkloadError
@@ -111,10 +111,12 @@ def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any)
 
 
 def _say_how_to_continue(console: Console, spec: JobSpec, command: str) -> None:
-    """After a second Ctrl-C: what is saved, and the line that continues from it."""
-    step = newest_step(spec.checkpoint_place) if RunDir(spec.job_dir).has_rows() else None
-    saved = "nothing is saved yet" if step is None else f"the checkpoint of step {step} is the last"
-    line = f"ended at once; {saved}; continue: {command} --resume"
+    """After a second Ctrl-C: the line that continues, and from where if that is known without a network."""
+    place, step = spec.absolute().checkpoint_place, None
+    with suppress(OSError):
+        step = newest_step(place) if isinstance(place, Path) else None
+    saved = "" if step is None else f" from the checkpoint of step {step}"
+    line = f"ended at once; continue{saved}: {command} --resume"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
