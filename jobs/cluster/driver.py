@@ -19,6 +19,8 @@ import ray
 from rich.console import Console
 
 from jobs.checkpoints import checkpoint_name, newest_step
+from jobs.checkpoints.data_match import INSIST, other_data
+from jobs.checkpoints.listing import manifests
 from jobs.cluster.failures import log_failure
 from jobs.cluster.fit import REFUSED, FitThread
 from jobs.cluster.head_watch import HeadDied, HeadWatch
@@ -31,11 +33,13 @@ from jobs.placement.plan import worker_resources
 from jobs.ray_internals.core import ray_messages_to
 from jobs.report import write_report
 from jobs.report.summary import figures_of_rows
-from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.jsonl import read_json, write_json_atomic
+from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import RunDir
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
-from jobs.workloads import load_workload
+from jobs.training.data_agreement import identity
+from jobs.workloads import Workload, load_workload
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +75,14 @@ def run_job(
         JobError, ClusterError, SpecError: the job cannot run; the text is one line with the reason.
     """
     spec = spec.absolute()
+    folder, workload = RunDir(spec.job_dir), None
     if address is None and "RAY_ADDRESS" not in os.environ:
-        spec.total_steps(load_workload(spec).n_train)  # what is wrong with the data shows before Ray starts
-    folder = RunDir(spec.job_dir)
+        workload = load_workload(spec)
+        spec.total_steps(workload.n_train)  # what is wrong with the data shows before Ray starts
     started = time.monotonic()
     with folder.locked():
+        if workload is not None and not overwrite and (resume or spec.resume == "auto"):
+            _refuse_other_data(spec, folder, workload)
         folder.prepare(spec, resume=resume, overwrite=overwrite)
         outcome = _train(spec, folder, address, console, closed or threading.Event())
         if outcome["status"] == REFUSED:
@@ -83,6 +90,16 @@ def run_job(
         result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
     return result
+
+
+def _refuse_other_data(spec: JobSpec, folder: RunDir, workload: Workload) -> None:
+    """What the workers would find too, before Ray starts: the data changed since the checkpoint."""
+    place, finished = spec.checkpoint_place, (read_json(folder.result) or {}).get("status") == "succeeded"
+    if finished or spec.data.on_changed == "continue" or not isinstance(place, Path) or not place.is_dir():
+        return
+    good = [manifest for manifest in manifests(open_storage(place))[0] if manifest.health == "good"]
+    if good and (what := other_data(good[-1].data, identity(workload), good[-1].step)):
+        raise JobError(f"{what}; {INSIST}")
 
 
 def _train(
