@@ -16,6 +16,7 @@
 ``client``: ``JobClient``
 ``ray_internals``: the private parts of Ray that are used
 ``errors``: what a job raises
+``failures``: what an error of a training means, and what to do
 ``torchvision_compat``: imports torchvision beside a CPU build of torch
 """
 
@@ -41,10 +42,11 @@ finally:
 if TYPE_CHECKING:
     from jobs.client import AsyncJobClient, Job, JobClient
     from jobs.errors import JobError
+    from jobs.models.exported import load_model
     from jobs.spec.errors import SpecError
     from jobs.spec.job_spec import JobSpec
 
-__all__ = ["AsyncJobClient", "Job", "JobClient", "JobError", "JobSpec", "SpecError"]
+__all__ = ["AsyncJobClient", "Job", "JobClient", "JobError", "JobSpec", "SpecError", "load_model"]
 
 __getattr__ = lazy(
     __name__,
@@ -55,5 +57,6 @@ __getattr__ = lazy(
         "JobError": "errors",
         "JobSpec": "spec.job_spec",
         "SpecError": "spec.errors",
+        "load_model": "models.exported",
     },
 )

@@ -10,23 +10,28 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import yaml
 from rich.console import Console
 
 from guard.rows import strict
+from jobs.checkpoints.listing import newest_step
 from jobs.client.submission import SPEC_VARIABLE, note_folder
 from jobs.cluster.driver import run_job
 from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError, SampleError
 from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_code_of
 from jobs.observability.console import print_summary
+from jobs.observability.terminal import TerminalOutput
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.errors import WorkloadError
+from jobs.workloads.load import find_modules_in
 
 USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, WorkloadError)
 
@@ -35,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the spec of the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if options.spec is not None:
+            find_modules_in(options.spec.parent)
         source = "--from-environment" if options.from_environment else str(options.spec)
         return train_and_summarize(
             _spec(options),
@@ -49,6 +56,19 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code_of(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the traceback is in a file
+        print(unforeseen(error), file=sys.stderr)
+        return EXIT_CODES["failed"]
+
+
+def unforeseen(error: Exception) -> str:
+    """One line for an error that nobody foresaw, and the file that has its traceback."""
+    from jobs.cluster.failures import log_failure, one_line
+
+    descriptor, log = tempfile.mkstemp(prefix="gradguard-", suffix=".log")
+    os.close(descriptor)
+    log_failure(Path(log), error)
+    return f"{one_line(error)}; the traceback is in {log}"
 
 
 def continue_command(program: str, source: str, overrides: Sequence[str]) -> str:
@@ -72,16 +92,32 @@ def _spec(options: argparse.Namespace) -> JobSpec:
 def train_and_summarize(spec: JobSpec, *, as_json: bool = False, **options: Any) -> int:
     """Runs the job with the live view, prints the summary, returns the exit code; with ``as_json`` standard
     output has the result only."""
-    console = Console(stderr=as_json)
+    output = TerminalOutput(sys.stderr if as_json else sys.stdout)
+    console = Console(file=cast("IO[str]", output), stderr=as_json)
     try:
-        result = run_job(spec, console=console, **options)
+        result = run_job(spec, console=console, closed=output.closed_by_reader, **options)
     except JobFinished as finished:
         console.print(str(finished), markup=False, highlight=False, soft_wrap=True)
         return EXIT_CODES["succeeded"]
+    except KeyboardInterrupt:
+        _say_how_to_continue(console, spec, options["command"])
+        raise
     print_summary(console, result, spec.job_dir)
     if as_json:
-        print(json.dumps(strict(result), allow_nan=False))
+        document = TerminalOutput(sys.stdout)
+        document.write(json.dumps(strict(result), allow_nan=False) + "\n")
+        document.flush()
     return EXIT_CODES[result["status"]]
+
+
+def _say_how_to_continue(console: Console, spec: JobSpec, command: str) -> None:
+    """After a second Ctrl-C: the line that continues, and from where if that is known without a network."""
+    place, step = spec.absolute().checkpoint_place, None
+    with suppress(OSError):
+        step = newest_step(place) if isinstance(place, Path) else None
+    saved = "" if step is None else f" from the checkpoint of step {step}"
+    line = f"ended at once; continue{saved}: {command} --resume"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,8 @@
 ``stager``         the copy for which the loop waits, this rank's part of the state
 ``state``          state dicts as tensors and JSON, so that no pickle is needed
 ``writer``         the background: torch.distributed.checkpoint, fsync, manifest, rename
-``load``           verify every byte, then read; ``spec_match``: does it belong to this spec?
+``load``           verify every byte, then read
+``spec_match``     does it belong to this spec? ``data_match``: to these data? ``model_match``: to this model?
 ``shards``         FSDP2: whole tensors become shards of any number of ranks
 ``listing``        what is stored in a folder of checkpoints
 ``history``        a row in ``checkpoints.jsonl`` for each that is written, becomes good, or goes

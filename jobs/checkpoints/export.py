@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from jobs.checkpoints.load import Content
+from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
-_MODEL = "model."
+ABOUT = "gradguard"
+"""The field of a safetensors file's metadata with the model's section of the spec, its sizes and classes."""
 
 
 def export_model(content: Content, target: Path) -> int:
     """Writes the model's parameters and buffers under their own names, and replaces ``target`` atomically.
+
+    ``jobs.load_model`` builds the model of a safetensors file again.
 
     Args:
         content: a verified checkpoint.
@@ -30,13 +36,14 @@ def export_model(content: Content, target: Path) -> int:
     """
     if target.suffix not in SUFFIXES:
         raise JobError(f"cannot export to {target}: end its name with {', '.join(SUFFIXES[:-1])} or .pth")
-    weights = {k.removeprefix(_MODEL): t for k, t in content.tensors.items() if k.startswith(_MODEL)}
+    parts = content.parts(0, content.manifest.world_size)
+    weights = {k: t.contiguous() for k, t in parts.get("model", {}).items() if isinstance(t, Tensor)}
     if not weights:
         raise JobError(f"the checkpoint of step {content.manifest.step} contains no model")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         if target.suffix == ".safetensors":
-            save_file(weights, temporary, metadata={"format": "pt", "step": str(content.manifest.step)})
+            save_file(weights, temporary, metadata=_metadata(content.manifest))
         else:
             torch.save(weights, temporary)
         temporary.replace(target)
@@ -46,3 +53,16 @@ def export_model(content: Content, target: Path) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return len(weights)
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    """``format`` is what other libraries look for; the rest is how to build the model again."""
+    model = manifest.spec.get("model") or {}
+    about = {
+        "workload": manifest.spec.get("workload"),
+        "model": model,
+        "sizes": manifest.data.get("model"),
+        "classes": manifest.data.get("classes"),
+    }
+    name = {"model": str(model["name"])} if "name" in model else {}
+    return {"format": "pt", "step": str(manifest.step), **name, ABOUT: json.dumps(about)}

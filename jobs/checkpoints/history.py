@@ -1,6 +1,7 @@
 """What became of every checkpoint: a row in ``checkpoints.jsonl`` when one is written, becomes good, or goes.
 
-The folders show only those that still exist. Nothing is restored from this file: it is for the report.
+The folders show only those that still exist. Nothing is restored from this file: it is for the report, and to
+notice that checkpoints are gone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from guard.rows import JsonlWriter
+from jobs.run_dir.jsonl import iter_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,21 @@ Event = Literal["written", "good", "retired", "suspect", "undone", "unconfirmed"
 """Of those that go: ``retired``, newer good ones replaced it; ``suspect``, an anomaly followed it;
 ``undone``, the run was rolled back to an earlier step; ``unconfirmed``, a candidate when the run was started
 again. ``failed``: it was never written."""
+_GONE = ("retired", "suspect", "undone", "unconfirmed")
+
+
+def last_good(path: Path) -> int | None:
+    """The newest step whose checkpoint was good and was not removed by us; None where there is none."""
+    good: set[int] = set()
+    try:
+        for row in iter_jsonl(path):
+            if row.get("event") == "good":
+                good.add(row["step"])
+            elif row.get("event") in _GONE:
+                good.discard(row["step"])
+    except (OSError, KeyError, TypeError):
+        return None
+    return max(good, default=None)
 
 
 class History:

@@ -110,6 +110,8 @@ def _read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{STATE} has no {error.args[0]}") from None
     except (ValueError, TypeError, RecursionError):
         raise DamagedCheckpoint(f"{STATE} cannot be read") from None
+    if missing := sorted(set(manifest.parts) - set(state["parts"])):
+        raise DamagedCheckpoint(f"{STATE} has no part {', '.join(missing)}")
     if len(ranks) != manifest.world_size:
         raise DamagedCheckpoint(f"{MANIFEST} has {manifest.world_size} ranks, {STATE} has {len(ranks)}")
     return state

@@ -13,7 +13,7 @@ from guard import GuardMetrics
 from guard.act.snapshot import Stateful
 from jobs.checkpoints.errors import UnsupportedState, reason
 from jobs.checkpoints.health import Candidates
-from jobs.checkpoints.history import History
+from jobs.checkpoints.history import History, last_good
 from jobs.checkpoints.lifecycle import Lifecycle, Policy
 from jobs.checkpoints.listing import checkpoint_folder, checkpoint_name, newest_step
 from jobs.checkpoints.manifest import Health
@@ -21,7 +21,9 @@ from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.restorer import Loaded, Restorer
 from jobs.checkpoints.stager import CheckpointStager, Staged
 from jobs.checkpoints.writer import CheckpointHeader, Writer
+from jobs.errors import JobError
 from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.storage import shown
 
 Notify = Callable[[str, str], None]
 KEPT_ON_ROLLBACK = frozenset({"guard", "faults", "progress", "cursor", "hardware"})
@@ -44,6 +46,8 @@ class CheckpointManager:
             guards); each has ``state_dict`` and ``load_state_dict``.
         policy: which checkpoints are kept, and when one is good.
         spec: the job's spec, as JSON; a checkpoint of another one is refused.
+        data: what identifies the training data, as JSON; a checkpoint of other data is refused.
+        accept_other_data: it is continued from, with a warning.
         describe: the present attempt and the last evaluation, for the manifest.
         metrics: where saves are counted.
         notify: called in the loop's thread with the level and text of each message for the user.
@@ -58,6 +62,8 @@ class CheckpointManager:
         *,
         policy: Policy | None = None,
         spec: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        accept_other_data: bool = False,
         describe: Callable[[], tuple[int, Mapping[str, float]]] = lambda: (0, {}),
         metrics: GuardMetrics | None = None,
         notify: Notify = lambda _level, _text: None,
@@ -65,15 +71,18 @@ class CheckpointManager:
         history: Path | None = None,
     ) -> None:
         policy = policy or Policy()
-        self._folder, self._spec = folder, dict(spec or {})
+        self._folder, self._spec, self._data = folder, dict(spec or {}), dict(data or {})
         self._describe, self._metrics, self._notify = describe, metrics, notify
         self._storage = open_storage(folder)
         self._ranks = Ranks(timeout_s)
-        self._history = History(history if self._ranks.rank == 0 else None)
+        self._history_file = history if self._ranks.rank == 0 else None
+        self._history = History(self._history_file)
         self._lifecycle = Lifecycle(self._storage, policy, self._history, metrics)
         self._stager = CheckpointStager(parts, self._ranks.rank, self._ranks.world_size)
         self._writer = Writer(self._storage, self._ranks)
-        self._restorer = Restorer(folder, self._storage, self._ranks, parts, self._spec)
+        self._restorer = Restorer(
+            folder, self._storage, self._ranks, parts, self._spec, self._data, accept_other_data
+        )
         self._candidates = Candidates(policy.clean_steps)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
@@ -141,9 +150,12 @@ class CheckpointManager:
         Damaged ones are reported and set aside, candidates are deleted.
 
         Raises:
-            SpecError: the checkpoint was made with another model, optimizer or data.
+            SpecError: the checkpoint was made with another model, optimizer or data set.
+            JobError: the files of that data set have changed, or none of the checkpoints can be read.
         """
         loaded = self._load(None, keep=frozenset())
+        if loaded is None:
+            self._refuse_lost()
         self._later(self._lifecycle.remove_candidates)
         self.finish()
         return None if loaded is None else loaded.step
@@ -168,11 +180,24 @@ class CheckpointManager:
         loaded = self.load_good(before)
         return None if loaded is None else loaded.step
 
+    def _refuse_lost(self) -> None:
+        """A job that had a good checkpoint does not begin again because that was removed or is elsewhere."""
+        lost = None if self._history_file is None else last_good(self._history_file)
+        # All-gather; every rank found no checkpoint, and rank 0 alone has the history.
+        lost = self._ranks.from_first(lost)
+        if lost is not None:
+            raise JobError(
+                f"the checkpoint of step {lost} is gone from {shown(self._folder)}: restore it, or start "
+                "from the beginning with --overwrite"
+            )
+
     def _load(self, before: int | None, *, keep: Collection[str]) -> Loaded | None:
         self.finish()
         loaded = self._restorer.load(before, keep=keep)
         if loaded is None:
             return None
+        if loaded.warning and self._ranks.rank == 0:
+            self._messages.put(("warning", loaded.warning))
         for name, problem in loaded.damaged.items() if self._ranks.rank == 0 else ():
             text = f"checkpoint {name} is damaged: {problem}; using the one before it"
             self._messages.put(("warning", text))
@@ -190,7 +215,7 @@ class CheckpointManager:
             self._failed(step, error)
             return
         attempt, metrics = self._describe()
-        header = CheckpointHeader(step, attempt, health, metrics, self._spec)
+        header = CheckpointHeader(step, attempt, health, metrics, self._spec, self._data)
         if health == "candidate":
             self._candidates.saved(step)
         self._saved = step

@@ -57,6 +57,11 @@ class Manifest(Config):
     """Of the libraries that wrote it."""
     spec: dict[str, Any]
     """The job's spec."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """What it was trained on: ``samples``, ``classes``, ``fingerprint``, and ``model``, the sizes of the
+    network that follow from them; empty in checkpoints that are older than this field."""
+    parts: list[str] = Field(default_factory=list)
+    """The parts of the state; older than this field: not checked."""
 
     @property
     def size(self) -> int:

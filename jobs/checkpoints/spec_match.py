@@ -23,6 +23,7 @@ MAY_DIFFER = (
     "data.test_limit",
     "data.workers",
     "data.on_broken",
+    "data.on_changed",
 )
 """Sections and fields that may change between a checkpoint and its continuation."""
 

@@ -31,6 +31,7 @@ class CheckpointHeader:
     health: Health
     metrics: Mapping[str, float]
     spec: Mapping[str, Any]
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Writer:
             metrics=dict(header.metrics),
             versions=versions(),
             spec=dict(header.spec),
+            data=dict(header.data),
+            parts=sorted(rank_parts[0].parts),
         )
         self._storage.commit(name, tag, manifest.render())
         return manifest

@@ -13,6 +13,7 @@ from jobs.client.errors import JobNotFound, Unreachable, Unsupported
 from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.job_files import JobFiles
 from jobs.client.models import STATUSES, JobInfo, JobList, Status
+from jobs.errors import EXIT_CODES
 from jobs.spec.masking import masked_spec
 
 
@@ -77,11 +78,21 @@ class FolderBackend(FileBackend):
             name=path.name,
             status=status,
             reason=reason,
-            created=path.stat().st_mtime,
-            started=path.stat().st_mtime,
+            exit_code=None if status == "stopped" else EXIT_CODES.get(status),
+            created=_changed(files.folder.spec),
+            started=_changed(files.folder.spec),
+            ended=_changed(files.folder.result) or (None if status == "running" else _changed(path)),
             folder=str(path),
             progress=progress,
         )
+
+
+def _changed(path: Path) -> float | None:
+    """When a file was written last; the spec is written when a job starts, its result when it ends."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _status(path: Path, result: dict[str, Any]) -> tuple[Status, str]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ import ray
 from rich.console import Console
 
 from jobs.checkpoints import checkpoint_name, newest_step
+from jobs.checkpoints.data_match import INSIST, other_data
+from jobs.checkpoints.listing import manifests
 from jobs.cluster.failures import log_failure
 from jobs.cluster.fit import REFUSED, FitThread
 from jobs.cluster.head_watch import HeadDied, HeadWatch
@@ -31,11 +33,13 @@ from jobs.placement.plan import worker_resources
 from jobs.ray_internals.core import ray_messages_to
 from jobs.report import write_report
 from jobs.report.summary import figures_of_rows
-from jobs.run_dir.jsonl import write_json_atomic
+from jobs.run_dir.jsonl import read_json, write_json_atomic
+from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import RunDir
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
-from jobs.workloads import load_workload
+from jobs.training.data_agreement import identity
+from jobs.workloads import Workload, load_workload
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ def run_job(
     resume: bool = False,
     overwrite: bool = False,
     command: str = "gradguard train SPEC",
+    closed: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Trains the job and writes its result and report.
 
@@ -61,6 +66,7 @@ def run_job(
         resume: continue from the newest checkpoint of an unfinished job of this name.
         overwrite: set an existing job of this name aside and start from the beginning.
         command: how the user would start this job again, without flags.
+        closed: set when nobody reads the console any more; the job then saves its state and ends.
 
     Returns:
         The contents of result.json.
@@ -69,13 +75,16 @@ def run_job(
         JobError, ClusterError, SpecError: the job cannot run; the text is one line with the reason.
     """
     spec = spec.absolute()
+    folder, workload = RunDir(spec.job_dir), None
     if address is None and "RAY_ADDRESS" not in os.environ:
-        spec.total_steps(load_workload(spec).n_train)  # what is wrong with the data shows before Ray starts
-    folder = RunDir(spec.job_dir)
+        workload = load_workload(spec)
+        spec.total_steps(workload.n_train)  # what is wrong with the data shows before Ray starts
     started = time.monotonic()
     with folder.locked():
+        if workload is not None and not overwrite and (resume or spec.resume == "auto"):
+            _refuse_other_data(spec, folder, workload)
         folder.prepare(spec, resume=resume, overwrite=overwrite)
-        outcome = _train(spec, folder, address, console)
+        outcome = _train(spec, folder, address, console, closed or threading.Event())
         if outcome["status"] == REFUSED:
             raise JobError(outcome["error"])
         result = complete(outcome, spec, time.monotonic() - started, command)
@@ -83,14 +92,26 @@ def run_job(
     return result
 
 
-def _train(spec: JobSpec, folder: RunDir, address: str | None, console: Console) -> dict[str, Any]:
+def _refuse_other_data(spec: JobSpec, folder: RunDir, workload: Workload) -> None:
+    """What the workers would find too, before Ray starts: the data changed since the checkpoint."""
+    place, finished = spec.checkpoint_place, (read_json(folder.result) or {}).get("status") == "succeeded"
+    if finished or spec.data.on_changed == "continue" or not isinstance(place, Path) or not place.is_dir():
+        return
+    good = [manifest for manifest in manifests(open_storage(place))[0] if manifest.health == "good"]
+    if good and (what := other_data(good[-1].data, identity(workload), good[-1].step)):
+        raise JobError(f"{what}; {INSIST}")
+
+
+def _train(
+    spec: JobSpec, folder: RunDir, address: str | None, console: Console, closed: threading.Event
+) -> dict[str, Any]:
     """Trains on a cluster. An embedded one whose head dies is replaced, ``scale.max_failures`` times."""
     for deaths in itertools.count(1):
         embedded = False
         try:
             with ray_messages_to(partial(_append, folder.log)), _cluster(spec, address) as cluster:
                 embedded = cluster.embedded
-                return _follow(spec, folder, cluster, console)
+                return _follow(spec, folder, cluster, console, closed)
         except HeadDied as death:
             log_failure(folder.log, death)
             if not embedded or deaths > spec.scale.max_failures:
@@ -109,10 +130,13 @@ def _append(log: Path, lines: list[str]) -> None:
 def _cluster(spec: JobSpec, address: str | None) -> AbstractContextManager[ClusterInfo]:
     cpus = max(math.ceil(spec.scale.workers * spec.scale.cpus_per_worker), os.cpu_count() or 1)
     timeout = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.scale.stall_timeout_s)}
-    return ray_session(address, cpus, train_defaults=timeout)
+    start_s = spec.scale.start_timeout_s
+    return ray_session(address, cpus, train_defaults=timeout, start_timeout_s=start_s)
 
 
-def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console) -> dict[str, Any]:
+def _follow(
+    spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console, closed: threading.Event
+) -> dict[str, Any]:
     """Starts the training, shows it until it ends, and turns Ctrl-C into a request to stop."""
     use_gpu, fewest = _use_gpu(spec, cluster), spec.scale.fewest_workers
     each = worker_resources(spec.scale, use_gpu=use_gpu)
@@ -128,7 +152,7 @@ def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Consol
         text = f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
         events.show("info", text)
         with thread.running():
-            _wait(thread, events, HeadWatch(cluster), interrupted)
+            _wait(thread, events, HeadWatch(cluster), (interrupted, closed))
     outcome = thread.outcome() or {}
     if "steps" not in outcome:  # it did not end normally
         outcome = {**_last_kept(spec, folder), **outcome}
@@ -137,14 +161,14 @@ def _follow(spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Consol
     return outcome
 
 
-def _wait(thread: FitThread, events: DriverEvents, head: HeadWatch, interrupted: threading.Event) -> None:
+def _wait(thread: FitThread, events: DriverEvents, head: HeadWatch, stops: Sequence[threading.Event]) -> None:
     """Until the training ends, or has not stopped within its grace period."""
     while not (thread.wait(POLL_S) or events.is_out_of_time()):
         head.check()
         events.poll()
         while not thread.messages.empty():
             events.show("error", thread.messages.get())
-        if interrupted.is_set():
+        if any(stop.is_set() for stop in stops):
             events.stop()
     events.poll()
 

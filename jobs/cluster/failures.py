@@ -1,4 +1,4 @@
-"""Why a training failed: a cause and one line; everything else goes to the log file."""
+"""Why a training on Ray failed: a cause and one line; everything else goes to the log file."""
 
 from __future__ import annotations
 
@@ -8,52 +8,78 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import ray
 from ray.train import WorkerGroupError
 
+from jobs.failures import Cause, Failure, crash_line, explain_error, first_line
 from jobs.ray_internals.messages import is_health_check_timeout, is_out_of_memory
-from jobs.run_dir.result import Cause
-from jobs.training.watchdog import WorkerStalled
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LINE = 300
 # What the other ranks see when one of them is gone.
 _CONSEQUENCE = re.compile(r"gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE)
 CONTROLLER_DEATHS = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
 """What Ray raises in place of the controller's answer."""
 
 
-class Failure(NamedTuple):
-    """Why a training failed: a cause for programs, a line for the user."""
+class WorkerFailed(RuntimeError):
+    """An error of a worker, explained where it happened: its own type may exist there only."""
 
-    cause: Cause
-    line: str
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = Failure(*failure)
+
+    def __str__(self) -> str:
+        return self.failure.line
 
 
-def explain(error: BaseException | None) -> Failure:
-    """What went wrong, and on which rank; with several failed ranks the cause is that of the first."""
+def explain(error: BaseException | None, crashes: Path | None = None) -> Failure:
+    """What went wrong, and on which rank; with several failed ranks the cause is that of the first.
+
+    Args:
+        error: of the training.
+        crashes: the folder of ``crash_file``, if there is one.
+    """
     if isinstance(error, WorkerGroupError):
-        failures = _first_failures(error.worker_failures)
+        failures = _first_failures(error.worker_failures, crashes)
         cause: Cause = next(iter(failures.values())).cause if failures else "job"
-        return Failure(cause, by_rank(error.worker_failures) or first_line(error))
+        line = by_rank(error.worker_failures, crashes) or first_line(error)
+        return Failure(cause, line, retry=all(one.retry for one in failures.values()))
     if isinstance(error, CONTROLLER_DEATHS):
         if is_out_of_memory(str(error)):
             text = "the training controller was killed because its node ran out of memory"
             return Failure("out_of_memory", text)
         return Failure("cluster", "the training controller died")
-    return Failure("job", first_line(user_error(error)))
+    inner = user_error(error)
+    return Failure("job", first_line(inner)) if inner is None else explain_error(inner)
 
 
-def by_rank(failures: Mapping[int, BaseException]) -> str:
+def one_line(error: BaseException) -> str:
+    """``explain`` for a person."""
+    return explain(error).line
+
+
+def can_retry(error: BaseException) -> bool:
+    """Whether another try from the last checkpoint can end otherwise."""
+    return explain(error).retry
+
+
+def by_rank(failures: Mapping[int, BaseException], crashes: Path | None = None) -> str:
     """The failure of each rank, without those that only lost their connection to a rank that failed."""
-    return "; ".join(f"rank {rank}: {one.line}" for rank, one in _first_failures(failures).items())
+    ranks: dict[str, list[str]] = {}
+    for rank, one in _first_failures(failures, crashes).items():
+        ranks.setdefault(one.line, []).append(str(rank))
+    return "; ".join(f"rank{'s'[: len(who) > 1]} {', '.join(who)}: {line}" for line, who in ranks.items())
 
 
-def _first_failures(failures: Mapping[int, BaseException]) -> dict[int, Failure]:
-    found = {rank: _of_worker(error) for rank, error in sorted(failures.items())}
+def crash_file(crashes: Path, rank: int) -> Path:
+    """Where ``faulthandler`` writes what a rank died of."""
+    return crashes / f"crash-{rank}.txt"
+
+
+def _first_failures(failures: Mapping[int, BaseException], crashes: Path | None) -> dict[int, Failure]:
+    found = {rank: _of_worker(error, crashes, rank) for rank, error in sorted(failures.items())}
     return {rank: one for rank, one in found.items() if not _CONSEQUENCE.search(one.line)} or found
 
 
@@ -64,13 +90,6 @@ def user_error(error: BaseException | None) -> BaseException | None:
         if not isinstance(inner, BaseException):
             return error
         error = inner
-
-
-def first_line(error: BaseException | None) -> str:
-    """The type and the text of an error, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else "no message"
-    return f"{type(error).__name__}: {text}"[:LONGEST_LINE]
 
 
 def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] | None) -> None:
@@ -86,13 +105,32 @@ def log_failure(path: Path, error: BaseException | Mapping[int, BaseException] |
         logger.warning("cannot write %s: %s", path, problem.strerror)
 
 
-def _of_worker(error: BaseException) -> Failure:
-    text = str(error)
-    if is_out_of_memory(text):
-        return Failure("out_of_memory", "the worker was killed because its node ran out of memory")
-    inner = user_error(error)
+def log_crashes(path: Path, crashes: Path, failures: Mapping[int, BaseException]) -> None:
+    """Appends the stacks of the ranks that crashed to the log."""
+    for rank in failures:
+        if dump := _lines(crash_file(crashes, rank)):
+            log_failure(path, {rank: RuntimeError("\n".join(dump))})
+
+
+def _of_worker(error: BaseException, crashes: Path | None, rank: int) -> Failure:
+    inner, text = user_error(error), str(error)
+    if isinstance(inner, WorkerFailed):
+        return inner.failure
     if isinstance(inner, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
-        return Failure("worker_lost", "the worker process died (killed, or out of memory)")
+        if crashes is not None and (line := crash_line(_lines(crash_file(crashes, rank)))):
+            return Failure("job", line)
+        if not is_out_of_memory(text):
+            return Failure("worker_lost", "the worker process died (killed, or out of memory)")
     if is_health_check_timeout(text):
         return Failure("stalled", "the worker did not answer for longer than scale.stall_timeout_s")
-    return Failure("stalled" if isinstance(inner, WorkerStalled) else "job", first_line(inner))
+    failure = explain_error(inner or error)
+    if failure.cause != "out_of_memory" and is_out_of_memory(text):
+        return Failure("out_of_memory", "the worker was killed because its node ran out of memory")
+    return failure
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

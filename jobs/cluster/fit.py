@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import logging
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +17,19 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, get_device
 
-from jobs.cluster.failures import CONTROLLER_DEATHS, by_rank, explain, log_failure
+from jobs.cluster.failures import (
+    CONTROLLER_DEATHS,
+    WorkerFailed,
+    by_rank,
+    can_retry,
+    crash_file,
+    explain,
+    log_crashes,
+    log_failure,
+)
 from jobs.data.errors import DataError
 from jobs.errors import JobError
+from jobs.failures import explain_error
 from jobs.placement.hardware_faults import PREEMPTED, display_names
 from jobs.placement.plan import plan, worker_resources
 from jobs.placement.scaling_policy import scaling_policy
@@ -28,7 +40,6 @@ from jobs.run_dir.result import MOVING
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.training.watchdog import Watchdog, run_watched
-from jobs.workloads.errors import WorkloadError
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +131,10 @@ class FitThread(threading.Thread):
             return self._result
         if self._error is None:
             return None
-        failure = explain(self._error)
+        failure = explain(self._error, self._scratch)
+        if not (failure.retry or RunDir(self._spec.job_dir).has_rows()):  # the input is wrong from the start
+            line = re.sub(r"^ranks? [\d, ]+: ", "", failure.line)
+            return {"status": REFUSED, "job": self._spec.name, "error": line}
         return {"status": "failed", "job": self._spec.name, "error": failure.line, "cause": failure.cause}
 
     def _trainer(self) -> InterruptibleTrainer:
@@ -143,7 +157,12 @@ class FitThread(threading.Thread):
             train_worker,
             abandon=self._abandon,
             scaling_policy=scaling_policy(scaling, placement.avoid, embedded=self._embedded),
-            train_loop_config={"spec": spec.model_dump(mode="json"), "hub": self._hub},
+            can_retry=can_retry,
+            train_loop_config={
+                "spec": spec.model_dump(mode="json"),
+                "hub": self._hub,
+                "scratch": str(self._scratch),
+            },
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))
             ),
@@ -154,7 +173,7 @@ class FitThread(threading.Thread):
                 failure_config=FailureConfig(
                     max_failures=spec.scale.max_failures, controller_failure_limit=CONTROLLER_FAILURES
                 ),
-                callbacks=[FailureReporter(spec, self._hub)],
+                callbacks=[FailureReporter(spec, self._hub, self._scratch)],
             ),
         )
 
@@ -162,14 +181,16 @@ class FitThread(threading.Thread):
 class FailureReporter(UserCallback):
     """Runs in Ray Train's controller: reports which worker failed and why, before it is restarted."""
 
-    def __init__(self, spec: JobSpec, hub: Any) -> None:
+    def __init__(self, spec: JobSpec, hub: Any, scratch: Path) -> None:
         self._job, self._log, self._hub = spec.name, RunDir(spec.job_dir).log, hub
+        self._scratch = scratch
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Raises nothing: an exception here would end the training."""
         try:
             log_failure(self._log, worker_exceptions)
-            self._hub.emit_event.remote(self._job, "error", by_rank(worker_exceptions))
+            log_crashes(self._log, self._scratch, worker_exceptions)
+            self._hub.emit_event.remote(self._job, "error", by_rank(worker_exceptions, self._scratch))
         except Exception as error:  # noqa: BLE001 - as above
             logger.warning("cannot report a failure: %s", error)
 
@@ -178,14 +199,33 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on every worker. Errors in the user's input are returned, not retried."""
     spec = JobSpec.from_dict(config["spec"])
     watchdog = Watchdog(spec.scale.stall_timeout_s)
+    rank = ray.train.get_context().get_world_rank()
     try:
-        return run_watched(lambda: _train_here(spec, config["hub"], watchdog), watchdog)
-    except (JobError, SpecError, DataError, WorkloadError) as error:
+        with _crashes_to(crash_file(Path(config["scratch"]), rank)):
+            return run_watched(lambda: _train_here(spec, config["hub"], watchdog), watchdog)
+    except (JobError, SpecError, DataError) as error:
         return {"status": REFUSED, "job": spec.name, "error": str(error)}
-    except Exception as error:
-        rank = ray.train.get_context().get_world_rank()
+    except Exception as error:  # noqa: BLE001 - raised again, explained
         log_failure(RunDir(spec.job_dir).log, {rank: error})  # the traceback does not leave this process
-        raise
+        raise WorkerFailed(explain_error(error)) from None
+
+
+@contextmanager
+def _crashes_to(path: Path) -> Iterator[None]:
+    """In this block a crash of the process, such as a segmentation fault, writes its stack to a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        logger.warning("cannot write %s: %s", path, error.strerror)
+        yield
+        return
+    with file:
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
 
 
 def _train_here(spec: JobSpec, hub: Any, watchdog: Watchdog) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from jobs.ray_internals.core import (
     loopback_only,
     start_head,
 )
+from jobs.ray_internals.messages import is_slow_start
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ CODE_PACKAGES = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
 # A unix socket's path has at most 107 bytes, 103 on macOS; Ray's session and socket names take up to 66.
 LONGEST_TEMP_DIR = 37
 CONNECT_TIMEOUT_S = 10.0
+START_TIMEOUT_S, START_TRIES = 60.0, 2
 
 
 class ClusterError(RuntimeError):
@@ -75,13 +77,14 @@ def ray_session(
     num_cpus: float | None = None,
     *,
     train_defaults: Mapping[str, str] | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of the block.
 
     In this order: an open connection of this process (left open afterwards), `address`, the address in
     `RAY_ADDRESS` (`ray job submit` sets it), a new embedded cluster with `num_cpus` CPUs (default: those of
-    this machine). `train_defaults` are settings of Ray Train beyond ours. Environment variables that the user
-    has set are never replaced, and all are restored at the end.
+    this machine), which has `start_timeout_s` to start. `train_defaults` are settings of Ray Train beyond
+    ours. Environment variables that the user has set are never replaced, and all are restored at the end.
 
     Raises:
         ClusterError: no cluster answers at the address, or it is of a kind that training cannot use.
@@ -100,7 +103,8 @@ def ray_session(
             stack.enter_context(_environment(_embedded_defaults(), replaced=python_path))
         stack.callback(ray.shutdown)
         if address is None:
-            _start(num_cpus)
+            with _hangup_ignored():
+                _start(num_cpus, start_timeout_s)
         else:
             _connect(address)
         yield _info(embedded=address is None)
@@ -177,22 +181,30 @@ def _usable_address(address: str | None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def _start(num_cpus: float | None) -> None:
-    try:
-        with loopback_only():
-            start_head(
-                temp_dir=_temp_dir(),
-                num_cpus=None if num_cpus is None else math.ceil(num_cpus),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError) as error:
-        why = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ClusterError(
-            f"Ray does not start on this machine ({why}): a very busy machine or one out of memory is a "
-            "reason; see Ray's own log in /tmp/ray/session_latest/logs"
-        ) from error
+def _start(num_cpus: float | None, timeout_s: float) -> None:
+    """Starts a head; one that does not start in time is tried again with twice the time."""
+    for number in range(1, START_TRIES + 1):
+        try:
+            with loopback_only():
+                start_head(
+                    temp_dir=_temp_dir(),
+                    timeout_s=number * timeout_s,
+                    num_cpus=None if num_cpus is None else math.ceil(num_cpus),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            return
+        except Exception as error:
+            ray.shutdown()  # what has started of it
+            slow, why = is_slow_start(str(error)), str(error).strip().partition("\n")[0].rstrip(".")
+            if slow and number < START_TRIES:
+                logger.warning("Ray did not start in time (%s): trying again with more time", why)
+                continue
+            raise ClusterError(
+                f"Ray does not start on this machine ({why}): a very busy machine or one out of memory is a "
+                "reason: set scale.start_timeout_s higher; see Ray's own log in /tmp/ray/session_latest/logs"
+            ) from error
 
 
 def _connect(address: str) -> None:
@@ -234,7 +246,9 @@ def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
     taken = submitted.get("env_vars") or {}
     settings = {name: os.environ.get(name, value) for name, value in WORKER_DEFAULTS.items()}
     if "working_dir" not in submitted:
-        settings["PYTHONPATH"] = str(Path.cwd())
+        settings["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())])
+        )
     own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
     if not submitted.keys() & {"working_dir", "py_modules"}:
         own["py_modules"] = CODE_PACKAGES
@@ -286,6 +300,20 @@ def _sigterm_handler_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _hangup_ignored() -> Iterator[None]:
+    """What is started in this block ignores SIGHUP: a terminal that closes sends it to all processes, and the
+    workers are needed to save the state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def _temp_dir() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from jobs.data.errors import DataError
 
 _SUBSET_SEED = 20170828
+_SEEN = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +49,14 @@ class ImageData:
     def channels(self) -> int:
         """Colour channels of an image."""
         return self.images.shape[1]
+
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order, by all labels and the pixels of some images."""
+        rows = _some(len(self))
+        digest = zlib.crc32(
+            self.images[rows].contiguous().numpy().data, zlib.crc32(self.labels.contiguous().numpy().data)
+        )
+        return f"{len(self)} images, {digest:08x}"
 
     def pixels(self, row: int) -> Tensor:
         """One image, uint8 [C, H, W]."""
@@ -98,6 +108,15 @@ class ImageFiles:
         """Red, green and blue."""
         return 3
 
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order, by the paths of all files and the sizes of some."""
+        digest = zlib.crc32(self.labels.contiguous().numpy().data)
+        for path in self.paths:
+            digest = zlib.crc32(path.encode(errors="surrogateescape"), digest)
+        for row in _some(len(self)).tolist():
+            digest = zlib.crc32(str(_size(self.folder / self.paths[row])).encode(), digest)
+        return f"{len(self)} images, {digest:08x}"
+
     def pixels(self, row: int) -> Tensor:
         """One image, uint8 [3, H, W]; see ``jobs.data.decode`` for what is converted, and how.
 
@@ -126,6 +145,18 @@ def first(images: Images, limit: int | None) -> Images:
         return images
     rows = np.random.default_rng(_SUBSET_SEED).permutation(len(images))[:limit]
     return images.chosen(torch.from_numpy(rows))
+
+
+def _some(count: int) -> Tensor:
+    """Rows that are spread over all: to read every image would take as long as an epoch."""
+    return torch.linspace(0, count - 1, min(count, _SEEN)).long()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1  # reading it will say so
 
 
 def _check_labels(images: Images) -> None:

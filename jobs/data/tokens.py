@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,12 @@ from torch import Tensor
 from jobs.data.errors import DataError
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
+_log = logging.getLogger(__name__)
+
 _AT_ONCE = 64
+_MOST_DROPPED = 0.01
+"""Share of a text's characters; a few rare signs are no reason to refuse a tokenizer."""
+_NAMED = 5
 _LIMIT_SEED = 0
 
 
@@ -40,7 +48,8 @@ class TokenizerFile:
     """A tokenizer of the library ``tokenizers``, from its JSON file.
 
     Raises:
-        DataError: the library is not installed, or the file cannot be read.
+        DataError: the library is not installed, or the file cannot be read. ``encode`` raises it too, where
+            the text cannot be encoded, or more than 1 % of its characters would be dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,6 +79,7 @@ class TokenizerFile:
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """As of ``Bytes``, but uint16 where the ids fit, else int32."""
+        self._check_dropped(texts)
         dtype = np.uint16 if self.size <= 1 << 16 else np.int32
         rows: list[NDArray[Any]] = []
         for first in range(0, len(texts), _AT_ONCE):
@@ -77,6 +87,38 @@ class TokenizerFile:
             for encoded in self._encode(some):
                 rows.append(np.array(encoded.ids + self._end, dtype=dtype))
         return np.concatenate(rows) if rows else np.empty(0, dtype)
+
+    def _check_dropped(self, texts: Sequence[bytes]) -> None:
+        """Some tokenizers drop characters that are not in their vocabulary, without a word."""
+        if not self._drops():
+            return
+        alphabet = set("".join(self._tokenizer.get_vocab(with_added_tokens=True)))
+        counts: Counter[str] = Counter()
+        for text in texts:
+            content = text.decode("utf-8")
+            counts.update({c: content.count(c) for c in set(content) if not self._pieces(c) <= alphabet})
+        total = sum(len(text.decode("utf-8")) for text in texts) if counts else 0
+        if not counts:
+            return
+        share, most = counts.total() / total, ", ".join(repr(c) for c, _ in counts.most_common(_NAMED))
+        line = (
+            f"data.tokenizer: {self._path} drops {counts.total()} of {total} characters ({share:.2g}), since "
+            f"they are not in its vocabulary: {most}"
+        )
+        if share > _MOST_DROPPED:
+            raise DataError(f"{line}: take a tokenizer on bytes, or one with an unknown token")
+        _log.warning("data: %s", line)
+
+    def _drops(self) -> bool:
+        """Whether it is BPE without an unknown token and without bytes to fall back on."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        return model["type"] == "BPE" and not (model.get("unk_token") or model.get("byte_fallback"))
+
+    def _pieces(self, character: str) -> set[str]:
+        """What becomes of one character before the vocabulary is asked."""
+        normalizer, splitter = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
+        text = normalizer.normalize_str(character) if normalizer else character
+        return set("".join(piece for piece, _ in splitter.pre_tokenize_str(text)) if splitter else text)
 
     def _encode(self, texts: list[str]) -> Any:
         try:

@@ -8,4 +8,5 @@
 ``counter_carryover``: keeps counters from falling at a restart
 ``console``: the live display in a terminal
 ``driver_events``: what the driver receives from the hub, and Ctrl-C
+``terminal``: output whose reader may go away
 """

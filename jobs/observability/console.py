@@ -219,8 +219,8 @@ def _guard_line(summary: Summary) -> str:
 
 
 def _print(console: Console, text: Text) -> None:
-    """Outside a terminal one line stays one line, however long: lines are grepped."""
-    console.print(text, soft_wrap=not console.is_terminal, highlight=False, markup=False, emoji=False)
+    """One line stays one line, however long: lines are grepped, and commands are copied."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _of(part: Any, whole: Any, *, group: bool = False) -> str:

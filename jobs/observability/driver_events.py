@@ -13,6 +13,8 @@ import ray
 
 from jobs.observability.console import LiveView
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class DriverEvents:
     """Polls the hub for one job and feeds the view."""
@@ -68,21 +70,27 @@ def metrics_at(hub: Any) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process at once, as usual."""
+    """An event that Ctrl-C, SIGTERM and SIGHUP set; a second Ctrl-C or SIGTERM raises KeyboardInterrupt.
+
+    SIGHUP stays ignored under ``nohup``; a terminal that closes may send it several times.
+    """
     seen = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if found[signal.SIGHUP] == signal.SIG_IGN:
+        del found[signal.SIGHUP]
 
     def on_signal(number: int, _: Any) -> None:
         seen.set()
-        signal.signal(number, signal.default_int_handler)
+        if number != signal.SIGHUP:
+            signal.signal(number, signal.default_int_handler)
 
-    for number in before:
+    for number in found:
         signal.signal(number, on_signal)
     try:
         yield seen
     finally:
-        for number, handler in before.items():
+        for number, handler in found.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 LOOPBACK_SETTING = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment of a head that binds to the loopback interface."""
+
+NODE_POLL_S = 0.2
 
 
 def draining_nodes() -> set[str]:
@@ -42,9 +45,34 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def start_head(*, temp_dir: str | None, **options: Any) -> None:
-    """``ray.init`` of a new local cluster with its session files in ``temp_dir``."""
-    ray.init(address="local", job_config=OwnCodePath(), _temp_dir=temp_dir, **options)
+def start_head(*, temp_dir: str | None, timeout_s: float, **options: Any) -> None:
+    """``ray.init`` of a new local cluster with its session files in ``temp_dir``.
+
+    Its node has ``timeout_s`` to register, where Ray has a constant of 30 s.
+    """
+    with _node_awaited(timeout_s):
+        ray.init(address="local", job_config=OwnCodePath(), _temp_dir=temp_dir, **options)
+
+
+@contextmanager
+def _node_awaited(timeout_s: float) -> Iterator[None]:
+    """In this block ``services.get_node`` waits for a node that has not registered yet."""
+    before, end = services.get_node, time.monotonic() + timeout_s
+
+    def awaited(*arguments: Any) -> Any:
+        while True:
+            try:
+                return before(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(NODE_POLL_S)
+
+    services.get_node = awaited
+    try:
+        yield
+    finally:
+        services.get_node = before
 
 
 class OwnCodePath(JobConfig):

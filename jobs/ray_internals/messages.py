@@ -20,6 +20,11 @@ def is_health_check_timeout(text: str) -> bool:
     return _UNANSWERED.search(text) is not None
 
 
+def is_slow_start(text: str) -> bool:
+    """Whether a head did not start in time."""
+    return re.search(r"timed? ?out|deadline exceeded", text, re.IGNORECASE) is not None
+
+
 def is_agent_missing(text: str) -> bool:
     """Whether a submission failed because a head that has just started has no agent yet to run jobs."""
     return "No available agent" in text

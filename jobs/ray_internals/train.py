@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.train import Result, ScalingConfig
+from ray.train import FailureConfig, Result, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     FixedScalingPolicy,
@@ -49,16 +50,22 @@ class InterruptibleTrainer(TorchTrainer):
     """
 
     def __init__(
-        self, *args: Any, abandon: threading.Event, scaling_policy: ScalingPolicy, **options: Any
+        self,
+        *args: Any,
+        abandon: threading.Event,
+        scaling_policy: ScalingPolicy,
+        can_retry: Callable[[BaseException], bool],
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._abandon, self._policy = abandon, scaling_policy
+        self._failure_policy = RetryPolicy(self.run_config.failure_config, can_retry)
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if not isinstance(c, OMITTED_CALLBACKS)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Result:
-        """Runs the controller on this node, as Ray Train does, but with our policy, and waits in turns."""
+        """Runs the controller on this node, as Ray Train does, but with our policies, and waits in turns."""
         controller = (
             ray.remote(TrainController)
             .options(
@@ -66,7 +73,7 @@ class InterruptibleTrainer(TorchTrainer):
                 label_selector=on_this_node(),
                 runtime_env={"env_vars": {**CONTROLLER_SETTINGS, **get_env_vars_to_propagate()}},
             )
-            .remote(**{**options, "scaling_policy": self._policy})
+            .remote(**{**options, "scaling_policy": self._policy, "failure_policy": self._failure_policy})
         )
         self._wait(controller.run.remote())
         return self._wait(controller.get_result.remote())
@@ -76,6 +83,20 @@ class InterruptibleTrainer(TorchTrainer):
             if self._abandon.is_set():
                 raise TrainingAbandoned
         return ray.get(answer)
+
+
+class RetryPolicy(DefaultFailurePolicy):
+    """Starts workers again as Ray Train does, unless ``can_retry`` says that the error would come again."""
+
+    def __init__(self, failure_config: FailureConfig, can_retry: Callable[[BaseException], bool]) -> None:
+        super().__init__(failure_config)
+        self._can_retry = can_retry
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """See ``FailurePolicy``."""
+        if isinstance(training_failed_error, WorkerGroupError) and not self._can_retry(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class LocalScalingPolicy(FixedScalingPolicy):

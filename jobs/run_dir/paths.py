@@ -97,9 +97,12 @@ class RunDir:
             lock.unlink(missing_ok=True)
             os.close(descriptor)
 
+    def has_rows(self) -> bool:
+        """Whether a step was tried."""
+        return self.metrics.exists() and self.metrics.stat().st_size > 0
+
     def _holds_work(self) -> bool:
-        trained = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return trained or self.result.exists() or any(self.checkpoints.glob("step-*"))
+        return self.has_rows() or self.result.exists() or any(self.checkpoints.glob("step-*"))
 
     def _set_aside(self) -> None:
         number = 1

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from typing import Any, Literal, get_args
+from typing import Any
 
+from jobs.failures import CAUSES as CAUSES
+from jobs.failures import Cause as Cause
 from jobs.run_dir.paths import REPORT
 from jobs.spec.job_spec import JobSpec
-
-Cause = Literal["job", "out_of_memory", "worker_lost", "stalled", "cluster"]
-"""Why a job failed. A service starts it again where the cause is ``cluster``.
-
-``job``: its own code raised an error. ``out_of_memory``: a node killed a worker or Ray Train's controller for
-its memory. ``worker_lost``: a worker process died. ``stalled``: a worker did not answer within
-``scale.stall_timeout_s``. ``cluster``: Ray Train's controller or the head of the cluster died.
-"""
-
-CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 MOVING = "moving"
 """Status of a training that continues elsewhere; never that of a job."""

@@ -83,6 +83,10 @@ class DataSpec(TextFields):
     """An image file that cannot be read. ``error``: end the job and name the file. ``skip``: train on the
     next image of the data set instead, exclude it from the evaluation, and count it in the metrics."""
 
+    on_changed: Literal["error", "continue"] = "error"
+    """Data that are not those of the checkpoint that a job continues from: other classes, files or text.
+    ``error``: end the job and say what differs. ``continue``: train on them, with a warning."""
+
     download: bool = False
     """Whether torchvision may download the data set if it is not found."""
 

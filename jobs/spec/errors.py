@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from jobs.spec.odd_characters import advice
 from jobs.spec.schema import Part, annotation_at, dotted, leaf_paths, section_of
 
 _LONGEST_VALUE = 60
@@ -68,6 +69,7 @@ def unknown_field(model: type[BaseModel], parts: Sequence[Part]) -> tuple[str, s
     elsewhere = [path for path in leaf_paths(model) if path.rpartition(".")[2] == name]
     if elsewhere:
         suggestion = f'did you mean "{elsewhere[0]}"?'
+    suggestion = advice(name) or suggestion
     return f"unknown field (allowed: {', '.join(allowed)})", suggestion
 
 
@@ -113,7 +115,7 @@ def _problem(
     elif detail["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
         message = f"must be one of {', '.join(options)}"
-        suggestion = did_you_mean(str(value), options)
+        suggestion = advice(str(value)) or did_you_mean(str(value), options)
     else:
         message, suggestion = _plain(detail["msg"]), _what_to_write(detail)
     quoted = None if detail["type"] == "missing" or isinstance(value, dict) else value
@@ -160,8 +162,8 @@ def _plain(message: str) -> str:
 def _what_to_write(detail: ErrorDetails) -> str | None:
     """What to write instead of a value of the wrong type, if that is clear."""
     kind, value = detail["type"], detail["input"]
-    if isinstance(value, str) and "\u00a0" in value:
-        return "it contains a no-break space: write it without"
+    if isinstance(value, str) and (found := advice(value)):
+        return found
     if kind == "bool_type" and isinstance(value, str):
         truth = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
         return f"write {truth}" if truth else None

@@ -17,6 +17,7 @@ from jobs.spec.data import DataSpec
 from jobs.spec.errors import SpecError, SpecProblem, problems_of, related, single
 from jobs.spec.language import with_language_defaults
 from jobs.spec.load import Document, read_document
+from jobs.spec.odd_characters import hidden_in
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.spec.override import apply_overrides
 from jobs.spec.regularize import RegularizeSpec
@@ -123,12 +124,17 @@ class JobSpec(Config):
     @classmethod
     def _validated(cls, document: Document, problems: list[SpecProblem]) -> Self:
         # As JSON: strict mode then refuses true as a number, but takes a list for a tuple.
-        data = without_empty_sections(json.loads(json.dumps(document.data, default=str)), cls)
+        data = without_empty_sections(json.loads(json.dumps(document.data, default=_plain)), cls)
         data = with_language_defaults(data)
         try:
             spec = cls.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            raise SpecError([*problems, *problems_of(error, cls, data, document.where)]) from None
+            problems = [*problems, *problems_of(error, cls, data, document.where)]
+        known = {problem.path for problem in problems}
+        for path, value, found in hidden_in(document.data):
+            if path not in known:
+                place = document.source_of(path)
+                problems.append(SpecProblem(path, value, "has a character that is not seen", found, place))
         if problems:
             raise SpecError(problems)
         return spec
@@ -191,6 +197,12 @@ class JobSpec(Config):
         if "://" in value:
             raise ValueError("is a URL: storage is a folder that every worker can access, such as runs")
         return value
+
+
+def _plain(value: object) -> object:
+    """The Python number of a NumPy one, as ``np.sum`` gives it; a list of an array; else text."""
+    to_list = getattr(value, "tolist", None)
+    return str(value) if to_list is None else to_list()
 
 
 def slug(text: str) -> str:

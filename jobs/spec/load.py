@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jobs.spec.errors import SpecError, single
+from jobs.spec.odd_characters import place_of_first
 from jobs.spec.schema import dotted
 from jobs.spec.yaml_text import lines_of, load_yaml
 
@@ -22,6 +23,10 @@ class Document:
 
     data: dict[str, Any]
     where: dict[str, str] = field(default_factory=dict)
+
+    def source_of(self, path: str) -> str:
+        """Where a field is from; empty if that is not known."""
+        return self.where.get(path, self.where.get("", ""))
 
 
 def read_document(path: Path) -> Document:
@@ -47,6 +52,8 @@ def parse_document(text: str, label: str = "spec", *, is_json: bool = False) -> 
         document = _parse_json(text, label) if is_json else _parse_yaml(text, label)
     except RecursionError:
         raise single("is nested too deeply to be a spec", where=label) from None
+    except SpecError as error:
+        raise _with_cause(error, text, label) from None
     document.where[""] = label
     return document
 
@@ -97,6 +104,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f'the key "{twice}" is given twice')
     return found
+
+
+def _with_cause(error: SpecError, text: str, label: str) -> SpecError:
+    """A syntax error, and the character that looks like another one and may be its cause."""
+    found = place_of_first(text)
+    if found is None:
+        return error
+    line, column, what = found
+    return SpecError([replace(p, suggestion=f"{label}:{line}:{column}: {what}") for p in error.problems])
 
 
 def _mapping(data: object, label: str) -> dict[str, Any]:

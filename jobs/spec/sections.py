@@ -40,6 +40,9 @@ class ScaleSpec(Config):
     """After this many batches that gave a different result when recomputed, the job moves off the node of the
     faulty worker, if the other nodes have room. ``null``: never."""
 
+    start_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Seconds that an embedded Ray has to start; after that it is tried once more, with twice the time."""
+
     timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Seconds after which a collective fails that a dead or stuck worker does not join."""
 

@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from jobs.data.errors import DataError
+from jobs.errors import JobError
+from jobs.spec.errors import SpecError
+from jobs.workloads import WorkloadError, load_workload
 
 if TYPE_CHECKING:
+    from jobs.spec.job_spec import JobSpec
+    from jobs.training.run import World
     from jobs.workloads.base import Workload
+
+
+def load_agreed(spec: JobSpec, world: World) -> Workload:
+    """The workload of the spec, whose data all ranks can read and see alike. Collective.
+
+    Raises:
+        DataError: on all ranks, when one cannot make its workload, or two have different data.
+    """
+    workload, problem = None, None
+    try:
+        workload = load_workload(spec)
+    except (DataError, WorkloadError, SpecError, JobError) as error:
+        problem = str(error)
+    problems = [problem] * world.size
+    if world.size > 1:
+        # All-gather, once at the start of a run; every rank gets here, and waits for the slowest.
+        dist.all_gather_object(problems, problem)
+    for rank, text in enumerate(problems):
+        if text is not None:
+            alone = world.size > 1 and problems.count(text) < world.size
+            raise DataError(f"{world.places[rank]}: {text}" if alone else text)
+    assert workload is not None
+    check_same_data(workload, world.size)
+    return workload
+
+
+def identity(workload: Workload) -> dict[str, Any]:
+    """What identifies the training data: how many samples, and what else the workload has of these.
+
+    ``classes``: their names. ``fingerprint``: text. ``model_sizes``: what the network's size follows from.
+    """
+    names = ("classes", "fingerprint", "model_sizes")
+    classes, fingerprint, sizes = (getattr(workload, name, None) for name in names)
+    return {
+        "samples": int(workload.n_train),
+        **({} if classes is None else {"classes": [str(name) for name in classes]}),
+        **({} if fingerprint is None else {"fingerprint": str(fingerprint)}),
+        **({} if sizes is None else {"model": dict(sizes)}),
+    }
 
 
 def check_same_data(workload: Workload, world_size: int) -> None:

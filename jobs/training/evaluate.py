@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from guard.act import rng
+from jobs.workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
     from jobs.training.run import Run
@@ -32,11 +34,36 @@ def evaluate(run: Run) -> dict[str, float] | None:
         sums = _own_sums(run)
     finally:
         rng.restore(generators)
-    # Max; every rank gets here, finished or stopped: one that was stopped stops the evaluation on all.
-    if _reduced(run, [0.0 if sums is not None else 1.0], dist.ReduceOp.MAX)[0] or sums is None:
+    keys = _agreed_keys(run, None if sums is None else tuple(sums))
+    if keys is None or sums is None:
         return None
-    # Sum; every rank gets here with the same keys, since the line before returned on all ranks or on none.
-    return dict(zip(sums, _reduced(run, list(sums.values()), dist.ReduceOp.SUM), strict=True))
+    # Sum; every rank gets here with the same keys, since the lines before returned on all ranks or on none.
+    return dict(zip(keys, _summed(run, [float(sums[key]) for key in keys]), strict=True))
+
+
+def _agreed_keys(run: Run, own: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The names of the sums; None, on all ranks, where one was stopped.
+
+    Raises:
+        WorkloadError: on all ranks, where ranks have different names: their sum would wait for ever.
+    """
+    seen: list[tuple[str, ...] | None] = [own] * run.world.size
+    if run.world.size > 1:
+        # All-gather; every rank gets here, finished or stopped: one that was stopped stops all.
+        dist.all_gather_object(seen, own)
+    if any(keys is None for keys in seen):
+        return None
+    for rank, keys in enumerate(seen):
+        if set(keys or ()) != set(seen[0] or ()):
+            raise WorkloadError(
+                f"evaluate() must return the same keys on every rank: rank 0 has {_names(seen[0])}, "
+                f"rank {rank} has {_names(keys)}"
+            )
+    return seen[0]
+
+
+def _names(keys: tuple[str, ...] | None) -> str:
+    return ", ".join(map(str, keys or ())) or "none"
 
 
 def _own_sums(run: Run) -> dict[str, float] | None:
@@ -49,16 +76,20 @@ def _own_sums(run: Run) -> dict[str, float] | None:
 
     handle = model.register_forward_pre_hook(stop_when_requested)
     try:
-        return run.data.workload.evaluate(model, world.rank, world.size, world.device)
+        sums = run.data.workload.evaluate(model, world.rank, world.size, world.device)
     except EvaluationStopped:
         return None
     finally:
         handle.remove()
+    if not isinstance(sums, Mapping):
+        raise WorkloadError(f"evaluate() must return a dict of sums by name, not a {type(sums).__name__}")
+    return dict(sums)
 
 
-def _reduced(run: Run, values: list[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+def _summed(run: Run, values: list[float]) -> list[float]:
+    """Sums over all ranks; every rank calls it with as many values, and waits for the slowest."""
     if run.world.size == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=run.world.device)
-    dist.all_reduce(tensor, op=operation)  # the callers name the operation; every rank waits for the slowest
+    dist.all_reduce(tensor)
     return tensor.tolist()

@@ -15,6 +15,7 @@ from jobs.training.evaluate import evaluate
 from jobs.training.run import Run
 from jobs.training.samples import write_samples
 from jobs.training.setup import build
+from jobs.training.unused import name_parameters
 from jobs.training.watchdog import Watchdog
 
 
@@ -32,6 +33,7 @@ def train(spec: JobSpec, hub: Any, watchdog: Watchdog) -> dict[str, Any]:
         run.checkpoints.discard_after(run.guard.steps)
         run.progress.event("error", error)
     except Exception as failure:
+        name_parameters(failure, run.model.bare)
         run.guard.report_failure(failure)
         raise
     finally:
@@ -139,7 +141,7 @@ def ensure_evaluated(run: Run) -> bool:
     run.progress.enter("evaluating")
     sums = evaluate(run)
     if sums is not None:
-        metrics = run.data.workload.metrics(sums)
+        metrics = {name: float(value) for name, value in run.data.workload.metrics(sums).items()}
         run.progress.evaluated(metrics, run.guard.steps / run.data.steps_per_epoch)
     run.progress.enter("training")
     return sums is not None

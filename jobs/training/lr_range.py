@@ -15,6 +15,7 @@ from guard.preflight import LrRange, learning_rate_range
 from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.training.optim import build_optimizer, tables_of
+from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
     from jobs.spec.job_spec import JobSpec
@@ -93,7 +94,7 @@ def find_learning_rates(
 
     def loss(samples: int, twin: nn.Module, _: int) -> Tensor:
         batch = cursor.next_batch()
-        return workload.loss(twin, workload.train_batch(batch.ids[:samples], batch.epoch, device))
+        return loss_of(workload, twin, workload.train_batch(batch.ids[:samples], batch.epoch, device))
 
     started = time.perf_counter()
     probe = partial(loss, _PROBE_SAMPLES)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from guard.preflight import PreflightReport, run_preflight
+from guard.rows import strict
 from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import write_json_atomic
+from jobs.training.data_view import DataView, look_at
+from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
     from jobs.observability.progress import Progress
@@ -26,9 +29,18 @@ _MOST_TOKENS = 2048
 
 
 def before_first_step(
-    spec: JobSpec, workload: Workload, model: nn.Module, folder: RunDir, progress: Progress
+    spec: JobSpec,
+    workload: Workload,
+    model: nn.Module,
+    folder: RunDir,
+    progress: Progress,
+    *,
+    needed: bool = True,
 ) -> None:
-    """Runs the pre-flight on rank 0, reports the verdict, and writes it to ``preflight.json``.
+    """Runs the pre-flight on rank 0, reports the verdict, and writes it to ``preflight.json``. Collective.
+
+    Args:
+        needed: whether rank 0 runs it; what the other ranks pass has no effect.
 
     Raises:
         JobError: on all ranks, when the verdict is bad and the spec has ``preflight: strict``.
@@ -39,15 +51,16 @@ def before_first_step(
     device = next(model.parameters()).device
     stop = torch.zeros(1, device=device)
     line = "the pre-flight of rank 0 found the network unfit"
-    if not distributed or dist.get_rank() == 0:
-        report = preflight(spec, workload, model)
-        line = report.line()
-        progress.event("info" if report.fine else "warning", line)
+    if needed and (not distributed or dist.get_rank() == 0):
+        batch = first_batch(spec, workload, device)
+        report, view = preflight(spec, workload, model, batch), look_at(workload, batch)
+        fine, line = report.fine and not view.problems, verdict_line(report, view)
+        progress.event("info" if fine else "warning", line)
         try:
-            write_json_atomic(folder.path / FILE, report.to_dict())
+            write_json_atomic(folder.path / FILE, {**report.to_dict(), "data": strict(view.to_dict())})
         except OSError as error:
             progress.event("warning", f"cannot write {FILE}: {error.strerror}; training continues")
-        stop.fill_(float(spec.preflight == "strict" and not report.fine))
+        stop.fill_(float(spec.preflight == "strict" and not fine))
     if distributed:
         # Broadcast of rank 0's decision; every rank gets here before its first step, and waits for rank 0.
         dist.broadcast(stop, src=0)
@@ -55,11 +68,23 @@ def before_first_step(
         raise JobError(f"{line}; set preflight: warn to train anyway")
 
 
-def preflight(spec: JobSpec, workload: Workload, model: nn.Module) -> PreflightReport:
-    """The pre-flight on the first samples that the job will train on; the model is unchanged."""
+def verdict_line(report: PreflightReport, view: DataView) -> str:
+    """The verdict in one line: nothing is fine where the data cannot be right."""
+    if not view.problems:
+        return report.line()
+    wrong = f"pre-flight: the data cannot be right: {'; '.join(view.problems)}"
+    return wrong if report.fine else f"{wrong}; {report.line()}"
+
+
+def first_batch(spec: JobSpec, workload: Workload, device: torch.device) -> Any:
+    """The first samples that the job will train on: as many as fit into memory, and as add something."""
     at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # fits into memory
     tokens: int = getattr(workload, "tokens_per_sample", None) or 1
     most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once), max(1, _MOST_TOKENS // tokens))
     ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids[:most]
-    batch = workload.train_batch(ids, 0, next(model.parameters()).device)
-    return run_preflight(model, lambda bare: workload.loss(bare, batch), precision=spec.train.precision)
+    return workload.train_batch(ids, 0, device)
+
+
+def preflight(spec: JobSpec, workload: Workload, model: nn.Module, batch: Any) -> PreflightReport:
+    """The pre-flight on a batch; the model is unchanged."""
+    return run_preflight(model, lambda bare: loss_of(workload, bare, batch), precision=spec.train.precision)

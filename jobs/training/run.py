@@ -57,6 +57,8 @@ class Model:
     schedule: LambdaLR
     scaler: torch.amp.GradScaler | None
     average: AveragedModel | None
+    unused: tuple[str, ...] = ()
+    """Parameters that the loss does not use, by name, where DDP must know."""
 
     @property
     def bare(self) -> nn.Module:

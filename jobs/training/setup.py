@@ -21,7 +21,7 @@ from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
 from jobs.spec.job_spec import JobSpec
 from jobs.training.compile import compile_forward
-from jobs.training.data_agreement import check_same_data
+from jobs.training.data_agreement import identity, load_agreed
 from jobs.training.determinism import seed_everything, settle_ddp_buckets
 from jobs.training.dropout import set_randomness
 from jobs.training.optim import build_optimizer, build_schedule, tables_of
@@ -31,8 +31,9 @@ from jobs.training.run import Data, Model, Run, World
 from jobs.training.stepper import Stepper, make_average, make_scaler
 from jobs.training.stop import StopWatcher
 from jobs.training.watchdog import Watchdog
-from jobs.workloads import load_workload
 from jobs.workloads.base import ReadsAhead
+
+DDP_OPTIONS = {"gradient_as_bucket_view": True}
 
 
 def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
@@ -51,6 +52,9 @@ def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
     run = Run(
         spec, world, data, model, stepper.guard, stepper, progress, hardware, checkpoints, stop, watchdog
     )
+    if model.unused:
+        names = ", ".join(model.unused[:3]) + (" ..." if len(model.unused) > 3 else "")
+        progress.event("warning", f"{len(model.unused)} parameters get no gradient from the loss: {names}")
     resume(run)
     prepare_first_step(run)
     return run
@@ -70,13 +74,12 @@ def build_world() -> World:
 
 
 def build_data(spec: JobSpec, world: World) -> Data:
-    """The workload and the cursor over its training set.
+    """The workload and the cursor over its training set. Collective.
 
     Raises:
-        DataError: on all ranks, when they do not see the same data.
+        DataError: on all ranks, when one cannot read the data, or they do not see the same.
     """
-    workload = load_workload(spec)
-    check_same_data(workload, world.size)
+    workload = load_agreed(spec, world)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
     return Data(workload, cursor, spec.total_steps(workload.n_train))
 
@@ -87,11 +90,16 @@ def build_model(spec: JobSpec, data: Data, world: World) -> Model:
     if spec.train.channels_last:
         initialized = initialized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # DDP broadcasts rank 0's parameters and buffers; every rank wraps its model, and waits for the slowest.
-    wrapped = prepare_model(initialized, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    wrapped, unused = prepare_model(initialized, parallel_strategy_kwargs=DDP_OPTIONS), []
     bare = unwrap(wrapped)
     set_randomness(bare, spec.regularize)
     if world.size > 1:
-        settle_ddp_buckets(wrapped, data.workload, world.device)
+        unused = settle_ddp_buckets(wrapped, data.workload, world.device)
+    if unused:
+        del wrapped  # and with it DDP's hooks
+        # As above: every rank found the same parameters.
+        options = {**DDP_OPTIONS, "find_unused_parameters": True}
+        wrapped = prepare_model(bare, parallel_strategy_kwargs=options)
     optimizer = build_optimizer(
         spec.optimizer, wrapped.parameters(), decay_on=spec.regularize.weight_decay_on, tables=tables_of(bare)
     )
@@ -101,6 +109,7 @@ def build_model(spec: JobSpec, data: Data, world: World) -> Model:
         build_schedule(spec.schedule, optimizer, data.total_steps),
         make_scaler(world.device, spec.train.precision),
         make_average(bare, spec.train.ema_decay),
+        tuple(unused),
     )
 
 
@@ -176,6 +185,8 @@ def open_checkpoints(
         parts,
         policy=policy,
         spec=spec.model_dump(mode="json"),
+        data=identity(data.workload),
+        accept_other_data=spec.data.on_changed == "continue",
         describe=lambda: (guard.attempts, progress.evaluation),
         metrics=guard.metrics,
         notify=progress.event,
@@ -196,11 +207,11 @@ def resume(run: Run) -> None:
     had_rows = run.progress.roll_back_files()
     if step is not None:
         run.progress.event("info", f"continuing from the checkpoint of step {step}")
-    elif had_rows:
+        return
+    if had_rows:  # known to rank 0 alone, which has the files
         run.progress.event("warning", "continuing from step 0: there is no checkpoint yet")
-    else:
-        folder = RunDir(run.spec.job_dir)
-        before_first_step(run.spec, run.data.workload, run.model.bare, folder, run.progress)
+    folder, bare = RunDir(run.spec.job_dir), run.model.bare
+    before_first_step(run.spec, run.data.workload, bare, folder, run.progress, needed=not had_rows)
 
 
 def prepare_first_step(run: Run) -> None:

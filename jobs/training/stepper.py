@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from guard import FaultInjector, GradientGuard, StepReport
 from guard.act import rng
 from jobs.training.regularize import Regularizer
+from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
     from jobs.workloads.base import Workload
@@ -91,7 +92,7 @@ class Stepper:
     def _backward(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
         batch = self.faults.batch(self.workload.train_batch(ids, epoch, self.device))
         with autocast(self.device, self.precision):
-            loss = self.workload.loss(self.model, batch)
+            loss = loss_of(self.workload, self.model, batch)
         penalty = self.regularizer.penalty(step)
         loss = self.faults.loss(loss if penalty is None else loss + penalty)
         self.guard.backward(loss, weight=1.0 / self.micro_batches)

@@ -11,12 +11,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from jobs.failures import Cause
+
 T = TypeVar("T")
 CHECKS_PER_TIMEOUT = 8
 
 
 class WorkerStalled(RuntimeError):
     """The training loop has made no progress for too long; the text names the line that hangs."""
+
+    cause_of_failure: Cause = "stalled"
 
 
 class Watchdog:

@@ -20,9 +20,11 @@ class Workload(Protocol):
 
     Every worker makes its own, from the same spec. No method may call a collective.
 
-    Two optional members are used: ``fingerprint``, a str that identifies the data and must be the same on
-    every worker; ``samples(model, device) -> list[tuple[str, str]]``, prompts and the trained model's
-    answers, for ``samples.txt`` and the report.
+    Optional members: ``fingerprint``, a str that identifies the data: it must be the same on every worker,
+    and a resume on other data is refused; ``classes``, their names in the order of the outputs, compared in
+    the same way; ``class_counts``, samples by class, and ``describe(batch) -> list[str]``, for ``gradguard
+    check``; ``samples(model, device) -> list[tuple[str, str]]``, prompts and the trained model's answers, for
+    ``samples.txt`` and the report.
     """
 
     n_train: int

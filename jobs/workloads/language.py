@@ -27,6 +27,7 @@ _EVAL_LOGITS = 1 << 24
 _SAMPLES, _PROMPT_TOKENS, _SAMPLE_TOKENS = 3, 32, 128
 _TEMPERATURE, _LIKELIEST = 0.8, 50
 _LARGEST_EXPONENT = 700.0
+_SHOWN_TOKENS = 16
 
 
 class LanguageWorkload:
@@ -55,6 +56,7 @@ class LanguageWorkload:
             )
         self.n_train = len(self._train)
         self.tokens_per_sample = self._shape.context
+        self.model_sizes = {"vocabulary": self._tokenizer.size}
         self.fingerprint = f"{len(train)} tokens, {zlib.crc32(train.data):08x}"
         _log.info("data: %d tokens of %s, %d held out", len(train), corpus.source, len(test))
 
@@ -65,6 +67,13 @@ class LanguageWorkload:
     def train_batch(self, ids: NDArray[np.int64], epoch: int, device: torch.device | str) -> Tensor:  # noqa: ARG002
         """Tokens, int64 [N, context + 1]; the same in every ``epoch``, since there is no augmentation."""
         return self._train.batch(ids).to(device, non_blocking=True)
+
+    def describe(self, batch: Tensor) -> list[str]:
+        """The first tokens of a batch and their text; how many tokens there are."""
+        shown = batch[0, :_SHOWN_TOKENS].tolist()
+        text = self._tokenizer.decode(shown)
+        kinds = f"{len(self._train)} windows of {self._shape.context} tokens, {self._tokenizer.size} kinds"
+        return [kinds, f"tokens {' '.join(map(str, shown))} = {text!r}"]
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, with the label smoothing and the z-loss of the spec."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import operator
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from jobs.spec.errors import did_you_mean
+from jobs.data.errors import DataError, SampleError
+from jobs.errors import JobError
+from jobs.failures import explain_error
+from jobs.spec.errors import SpecError, did_you_mean
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
 from jobs.workloads.base import Workload
@@ -22,11 +28,39 @@ def load_workload(spec: JobSpec) -> Workload:
         WorkloadError: there is no such module or class, or the class is no workload.
     """
     path = BUILTIN.get(spec.workload, spec.workload)
-    workload = _class_at(path)(spec)
-    n_train = getattr(workload, "n_train", None)
-    if not isinstance(n_train, int) or n_train < 1:
-        raise WorkloadError(f"workload {path}: n_train must be the size of the training set, not {n_train!r}")
+    found = _class_at(path)
+    try:
+        workload = found(spec)
+    except (DataError, SampleError, SpecError, JobError, WorkloadError):
+        raise
+    except Exception as error:
+        raise WorkloadError(f"workload {path}: cannot be made: {explain_error(error).line}") from error
+    _check_size(workload, path)
     return workload
+
+
+def _check_size(workload: Workload, path: str) -> None:
+    """Makes ``n_train`` a plain int, where it is a NumPy integer or a tensor of one."""
+    n_train = getattr(workload, "n_train", None)
+    try:
+        size = operator.index(n_train)  # type: ignore[arg-type]
+    except TypeError:
+        size = 0
+    if size < 1 or isinstance(n_train, bool):
+        raise WorkloadError(f"workload {path}: n_train must be the size of the training set, not {n_train!r}")
+    if type(n_train) is not int:
+        with suppress(AttributeError):  # a property
+            workload.n_train = size
+
+
+def find_modules_in(folder: Path) -> None:
+    """Modules of workloads are found in this folder too, by this process and those that it starts."""
+    path = str(folder.absolute())
+    if path not in sys.path:
+        sys.path.append(path)
+    taken = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if path not in taken:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*taken, path]))
 
 
 def _class_at(path: str) -> type[Workload]:
@@ -69,7 +103,7 @@ def _why(error: Exception, module: str) -> str:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"importing {module} failed: {reason}"
     if name and f"{module}.".startswith(f"{name}."):
-        return f"there is no module {name} (looked in {Path.cwd()} too)"
+        return f"there is no module {name} (looked beside the spec and in {Path.cwd()} too)"
     return f"its module needs {name}, which is not installed"
 
 

@@ -1,10 +1,49 @@
-"""The loss of classification and of language models, with its two regularizers."""
+"""The loss of classification and of language models with its two regularizers; what any loss must be."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from jobs.workloads.base import Workload
+from jobs.workloads.errors import WorkloadError
+
+
+def loss_of(workload: Workload, model: nn.Module, batch: Any) -> Tensor:
+    """The workload's loss of a batch, a tensor of one number that has a gradient.
+
+    Raises:
+        WorkloadError: it is something else.
+    """
+    loss = workload.loss(model, batch)
+    if isinstance(loss, Tensor) and loss.numel() == 1 and (loss.requires_grad or not torch.is_grad_enabled()):
+        return loss if loss.ndim == 0 else loss.reshape(())
+    name = f"{type(workload).__module__}:{type(workload).__qualname__}"
+    raise WorkloadError(
+        f"workload {name}: loss() must return a scalar tensor, the mean over the batch, {_not(loss)}"
+    )
+
+
+def _not(loss: Any) -> str:
+    """What was returned instead, and how to correct it."""
+    if not isinstance(loss, Tensor):
+        kind = type(loss).__name__
+        if isinstance(loss, int | float) or hasattr(loss, "dtype"):
+            return f"not a {kind}: return the tensor itself, without .item(), float() or .numpy()"
+        if loss is None:
+            return "not None: it has no return statement"
+        return f"not a {kind}: return the loss alone"
+    if loss.numel() != 1:
+        return f"not a tensor of shape {tuple(loss.shape)}: return loss.mean()"
+    if not loss.is_floating_point():
+        return f"not one of {loss.dtype}"
+    return (
+        "not one without a gradient: compute it from the model's output, without detach() or no_grad(), and "
+        "leave some parameters of the model trainable"
+    )
 
 
 def cross_entropy(

@@ -32,6 +32,8 @@ class VisionWorkload:
     Attributes:
         n_train: training samples.
         classes: their names, in the order of the outputs.
+        fingerprint: identifies the training data.
+        model_sizes: arguments of ``build_model`` that follow from the data.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -41,16 +43,22 @@ class VisionWorkload:
         self._ahead: Prefetcher | None = None
         self._skipped = 0
         self.n_train, self.classes = len(train), train.classes
+        self.fingerprint = train.fingerprint()
+        self.model_sizes = {
+            "channels": train.channels,
+            "classes": len(train.classes),
+            "image_size": self._reader.pipeline.size,
+        }
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Training samples by class."""
+        counts = torch.bincount(self._reader.train.labels, minlength=len(self.classes)).tolist()
+        return dict(zip(map(str, self.classes), counts, strict=True))
 
     def build_model(self) -> nn.Module:
         """The spec's model for these images and classes."""
-        return build_model(
-            self._spec.model,
-            channels=self._reader.train.channels,
-            classes=len(self.classes),
-            image_size=self._reader.pipeline.size,
-            seed=self._spec.seed,
-        )
+        return build_model(self._spec.model, **self.model_sizes, seed=self._spec.seed)
 
     def read_ahead(self, cursor: DataCursor, rank: int, world_size: int, device: torch.device | str) -> None:
         """From now on ``data.workers`` processes read what this cursor will ask for; ``close`` ends them."""

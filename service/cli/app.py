@@ -54,6 +54,8 @@ EXAMPLES = {
 }
 """The panels of ``gradguard --help``, and an example for each command."""
 
+FAILED = 1
+
 app = typer.Typer(
     name="gradguard",
     help="Distributed PyTorch training that survives gradient explosions.",
@@ -96,6 +98,9 @@ def train(
     """Train a job on this machine or a Ray cluster, with live progress, a summary and a report."""
     job = JobSpec.load(spec, overrides or [])
     from jobs.train import continue_command, train_and_summarize
+    from jobs.workloads.load import find_modules_in
+
+    find_modules_in(spec.parent)
 
     again = continue_command("gradguard train", str(spec), overrides or [])
     code = train_and_summarize(
@@ -127,14 +132,17 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except Exception as error:
-        if not isinstance(error, JobError | SpecError | TraceError):
-            from jobs.train import USER_ERRORS
+    except Exception as error:  # noqa: BLE001 - shown in one line
+        text = str(error) if isinstance(error, JobError | SpecError | TraceError) else _explained(error)
+        Console(stderr=True, highlight=False).print(text, style="red", markup=False, soft_wrap=True)
+        sys.exit(exit_code_of(error) if text == str(error) else FAILED)
 
-            if not isinstance(error, USER_ERRORS):
-                raise
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
-        sys.exit(exit_code_of(error))
+
+def _explained(error: Exception) -> str:
+    """One line for any other error; an unforeseen one also has its traceback in a file."""
+    from jobs.train import USER_ERRORS, unforeseen
+
+    return str(error) if isinstance(error, USER_ERRORS) else unforeseen(error)
 
 
 if __name__ == "__main__":

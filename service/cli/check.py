@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 from typer import Option
 
+from guard.rows import strict
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import masked_spec
 from jobs.spec.yaml_text import dump_yaml
 from service.cli.options import JsonOption, SetOption, SpecArgument
-from service.cli.plots import save_figure
+from service.cli.plots import draw_samples, save_figure
 
 if TYPE_CHECKING:
     from guard.preflight import LrRange, PreflightReport
+    from jobs.training.data_view import DataView
 
 BAD_VERDICT = 1
 
@@ -37,6 +41,9 @@ def check(
     lr_range: Annotated[
         bool, Option("--lr-range", help="Also search for a good learning rate, over some batches.")
     ] = False,
+    picture: Annotated[
+        Path | None, Option(help="Draw samples of the first batch to this file: .png, .svg, .pdf.")
+    ] = None,
     plot: Annotated[Path | None, Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,48 +58,83 @@ def check(
     if not as_json:
         line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
         console.print(line, markup=False, soft_wrap=True)
-    flight, rates = _fly(job, lr_range=lr_range) if preflight and job.preflight != "off" else (None, None)
-    if plot and flight:
-        _draw(flight, rates, plot)
+    found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
+    if found and plot:
+        _draw(found.flight, found.rates, plot)
+    if found and picture:
+        draw_samples(found.batch, found.classes, picture)
     if as_json:
-        found = {"preflight": flight and flight.to_dict(), "lr_range": rates and _range(rates)}
-        typer.echo(json.dumps({"job": job.name, **found}, allow_nan=False))
-    elif flight:
-        _show(console, flight, rates)
-    if flight and not flight.fine:
+        typer.echo(json.dumps({"job": job.name, **_as_json(found)}, allow_nan=False))
+    elif found:
+        _show(console, found)
+    if found and (found.view.problems or not found.flight.fine):
         raise typer.Exit(BAD_VERDICT)
 
 
-def _fly(job: JobSpec, *, lr_range: bool) -> tuple[PreflightReport, LrRange | None]:
+class Found(NamedTuple):
+    """What one batch showed of network and data."""
+
+    flight: PreflightReport
+    rates: LrRange | None
+    view: DataView
+    batch: Any
+    classes: Sequence[str]
+
+
+def _as_json(found: Found | None) -> dict[str, Any]:
+    if found is None:
+        return {"preflight": None, "lr_range": None, "data": None}
+    rates = found.rates and _range(found.rates)
+    return {
+        "preflight": found.flight.to_dict(),
+        "lr_range": rates,
+        "data": strict(found.view.to_dict()),
+    }
+
+
+@contextmanager
+def _data_log() -> Iterator[None]:
+    """In this block what was found in the data, and what was left out, is printed to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in ("jobs.data", "jobs.workloads")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+@_data_log()
+def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     import torch  # takes a second, and validation alone does not need it
 
     from jobs.data.errors import DataError
     from jobs.init import build_initialized
+    from jobs.training.data_view import look_at
     from jobs.training.lr_range import find_learning_rates
-    from jobs.training.preflight import preflight
+    from jobs.training.preflight import first_batch, preflight
     from jobs.workloads import load_workload
+    from jobs.workloads.load import find_modules_in
 
-    _show_data_log()
+    find_modules_in(spec.parent)
     try:
         workload = load_workload(job)
     except DataError as error:
         raise DataError(f"{error}; check --no-preflight checks the spec alone") from None
     job.total_steps(workload.n_train)
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
-    model = build_initialized(job, workload).to("cuda" if on_gpu else "cpu")
-    flight = preflight(job, workload, model)
-    if not lr_range:
-        return flight, None
-    return flight, find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
-
-
-def _show_data_log() -> None:
-    """What was found in the data, and what was left out, is printed to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("jobs.data", "jobs.workloads"):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.INFO)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model = build_initialized(job, workload).to(device)
+    batch = first_batch(job, workload, device)
+    flight, view = preflight(job, workload, model, batch), look_at(workload, batch)
+    rates = None
+    if lr_range:
+        rates = find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
+    return Found(flight, rates, view, batch, getattr(workload, "classes", ()))
 
 
 def _range(rates: LrRange) -> dict[str, Any]:
@@ -100,7 +142,12 @@ def _range(rates: LrRange) -> dict[str, Any]:
     return {"rates": rates.rates, "losses": losses, "suggested": rates.suggested, "largest": rates.largest}
 
 
-def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> None:
+def _show(console: Console, found: Found) -> None:
+    from jobs.training.preflight import verdict_line
+
+    flight, view = found.flight, found.view
+    for line in (*view.facts, *(tensor.line() for tensor in view.tensors)):
+        console.print(f"data: {line}", markup=False, soft_wrap=True)
     figures_of = ("mean", "std", "growth", "dead", "gradient", "per weight")
     names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never truncated
     table = Table(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
@@ -115,10 +162,10 @@ def _show(console: Console, flight: PreflightReport, rates: LrRange | None) -> N
         f"growth per layer: signal {flight.growth_forward:.3g}, gradient {flight.growth_backward:.3g}; "
         f"loss {flight.loss:.4g}, gradient norm {flight.grad_norm:.4g}"
     )
-    if rates:
-        console.print(_advice(rates))
-    color = "green" if flight.fine else "red"
-    console.print(flight.line(), style=color, markup=False, soft_wrap=True)
+    if found.rates:
+        console.print(_advice(found.rates))
+    color = "green" if flight.fine and not view.problems else "red"
+    console.print(verdict_line(flight, view), style=color, markup=False, soft_wrap=True)
 
 
 def _advice(rates: LrRange) -> str:

@@ -72,8 +72,16 @@ def stop(
     _one_of(job_id, name, "JOB_ID or --name")
     running = [s for s in STATUSES if s not in ENDED]
     for each in [job_id] if job_id else [job.id for job in client.list(name=name, status=running)]:
-        client.stop(each)
-        _print(client.get(each), f"{each} was asked to stop", as_json=as_json)
+        _stop(client, each, as_json=as_json)
+
+
+def _stop(client: JobClient, job_id: str, *, as_json: bool) -> None:
+    job = client.get(job_id)
+    if job.ended:
+        _print(job, f"{job_id} has ended already: {job.status}", as_json=as_json)
+        return
+    client.stop(job_id)
+    _print(client.get(job_id), f"{job_id} was asked to stop", as_json=as_json)
 
 
 def checkpoint(job_id: str, address: AddressOption = None, as_json: JsonOption = False) -> None:

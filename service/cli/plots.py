@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PICTURED = 25
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -23,3 +27,36 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise JobError(f"{path}: {error}") from None
     except OSError as error:
         raise JobError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def draw_samples(batch: Any, classes: Sequence[str], path: Path) -> None:
+    """Draws images of a batch as the model sees them, each scaled to its own range, with their labels.
+
+    Raises:
+        JobError: the batch has no images, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    images, labels = _images_of(batch)
+    side = math.ceil(math.sqrt(len(images)))
+    figure = Figure(figsize=(1.6 * side, 1.8 * side), layout="constrained")
+    for at, image in enumerate(images):
+        axes = figure.add_subplot(side, side, at + 1)
+        low, high = float(image.min()), float(image.max())
+        pixels = (image - low) / max(high - low, 1e-12)
+        axes.imshow(pixels.movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        axes.axis("off")
+        if at < len(labels):
+            label = labels[at]
+            axes.set_title(classes[label] if label < len(classes) else str(label), fontsize="x-small")
+    save_figure(figure, path)
+
+
+def _images_of(batch: Any) -> tuple[list[Any], list[int]]:
+    """The first images of a batch, float [C, H, W] on the CPU, and their labels where it has them."""
+    tensors = batch if isinstance(batch, list | tuple) else [batch]
+    images = next((t for t in tensors if getattr(t, "ndim", 0) == 4 and t.shape[1] in (1, 3)), None)
+    if images is None:
+        raise JobError("--picture draws images, [N, 1 or 3, H, W]: the batch of this workload has none")
+    labels = next((t for t in tensors if t.ndim == 1 and not t.is_floating_point()), None)
+    return list(images[:PICTURED].detach().float().cpu()), [] if labels is None else labels.tolist()

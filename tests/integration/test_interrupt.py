@@ -160,6 +160,8 @@ def test_a_stop_in_an_evaluation_keeps_the_state_at_its_step(first: Ended, evalu
 
 def test_a_second_ctrl_c_ends_at_once(twice: Ended) -> None:
     assert twice.code == 130, twice.output
+    assert "ended at once; continue: gradguard train digits.yaml --set=scale" in twice.output
+    assert "Traceback" not in twice.output
     assert alive(twice.family) == []
 
 

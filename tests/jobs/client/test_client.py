@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from jobs.client import (
     ClientError,
@@ -27,6 +29,7 @@ from jobs.client.working_dir import pack
 from jobs.errors import JobError
 from jobs.run_dir.paths import RunDir
 from jobs.spec.job_spec import JobSpec
+from service.cli.app import app
 
 
 def job_folder(root: Path, name: str, rows: int = 50) -> Path:
@@ -66,6 +69,25 @@ def test_a_folder_of_jobs_is_read_without_any_server(tmp_path: Path) -> None:
     assert "<html" in job.report()
     assert [event.kind for event in job.follow()] == ["incident", "state"]
     assert [job.id for job in client.list(status="failed")] == ["killed", "running"]
+
+
+def test_a_folder_says_when_a_job_started_and_how_and_when_it_ended(tmp_path: Path) -> None:
+    ended, running = job_folder(tmp_path, "ended"), job_folder(tmp_path, "running")
+    (ended / "result.json").write_text('{"status": "halted"}')
+    os.utime(ended / "spec.yaml", (1000, 1000))
+    os.utime(ended / "result.json", (1060, 1060))
+    client = JobClient(str(tmp_path))
+    job = client.get("ended").info
+    assert (job.exit_code, job.started, job.ended) == (3, 1000, 1060)
+    with RunDir(running).locked():
+        job = client.get("running").info
+    assert (job.exit_code, job.ended) == (None, None)
+
+
+def test_a_job_that_has_ended_is_not_asked_to_stop(tmp_path: Path) -> None:
+    (job_folder(tmp_path, "done") / "result.json").write_text('{"status": "succeeded"}')
+    said = CliRunner().invoke(app, ["stop", "done", "--address", str(tmp_path)])
+    assert (said.exit_code, said.output) == (0, "done has ended already: succeeded\n")
 
 
 def test_thinned_out_metrics_keep_every_step_that_was_no_ordinary_one(tmp_path: Path) -> None:

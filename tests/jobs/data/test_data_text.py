@@ -109,3 +109,43 @@ def test_a_text_with_unknown_tokens_is_refused_in_one_line(tmp_path: Path):
     ) as caught:
         saved(tmp_path, words({"a": 0}, unk_token="[UNK]")).encode([b"a c"])
     assert "\n" not in str(caught.value)
+
+
+def byte_pairs(alphabet: str, **more: object) -> object:
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: at for at, letter in enumerate(alphabet)}, [], **more)
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def test_characters_that_a_tokenizer_drops_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tokenizer = saved(tmp_path, byte_pairs("ab"))
+    tokenizer.encode([b"ab " * 100 + "é".encode()])
+    assert "drops 1 of 301 characters" in caplog.text
+    assert "'é'" in caplog.text
+
+
+def test_a_tokenizer_that_drops_much_of_the_text_is_refused(tmp_path: Path):
+    tokenizer = saved(tmp_path, byte_pairs("ab"))
+    with pytest.raises(DataError, match=r"drops 6 of 11 characters .*: take a tokenizer on bytes") as caught:
+        tokenizer.encode(["ab äöü ëïñ".encode() + b"a"])
+    assert "\n" not in str(caught.value)
+
+
+def test_spaces_and_what_has_an_unknown_token_are_not_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    lower = byte_pairs("ab")
+    lower.normalizer = tokenizers.normalizers.Lowercase()
+    assert saved(tmp_path, lower).encode([b"AB  \n ab"]).tolist() == [0, 1, 0, 1]
+    on_bytes = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {letter: at for at, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))},
+            [],
+        )
+    )
+    on_bytes.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert len(saved(tmp_path, on_bytes).encode(["aé\n".encode()])) == 4
+    assert len(saved(tmp_path, byte_pairs("ab?", unk_token="?")).encode([b"axyb"])) == 4
+    assert "drops" not in caplog.text

@@ -150,7 +150,7 @@ def test_a_tab_and_a_no_break_space_are_named_with_what_to_write(tmp_path: Path)
     assert line.endswith("write spaces instead of the tab")
     line = failure(written(tmp_path, "seed: 7\u00a0\n"))
     assert ":1: seed = " in line
-    assert line.endswith("it contains a no-break space: write it without")
+    assert line.endswith("it contains an invisible no-break space (U+00A0): write an ordinary space")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jobs.errors import JobError
 from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
 from jobs.training.lr_range import LIMIT_S, find_learning_rates, plan_range
-from jobs.training.preflight import preflight
+from jobs.training.preflight import first_batch, preflight
 from jobs.workloads import load_workload
 
 SPEC = {
@@ -72,5 +72,5 @@ def test_the_preflight_of_long_windows_takes_few_of_them() -> None:
     workload = load_workload(spec)
     model = build_initialized(spec, workload)
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    assert preflight(spec, workload, model).fine
+    assert preflight(spec, workload, model, first_batch(spec, workload, torch.device("cpu"))).fine
     assert seen == [torch.Size([1, 2048])]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
-from jobs.training.preflight import preflight
+from jobs.training.preflight import first_batch, preflight
 from jobs.workloads import load_workload
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ def test_a_healthy_model_gets_no_alarm(name: str):
         }
     )
     workload = load_workload(spec)
-    report = preflight(spec, workload, build_initialized(spec, workload))
+    batch = first_batch(spec, workload, torch.device("cpu"))
+    report = preflight(spec, workload, build_initialized(spec, workload), batch)
     assert report.verdict == "fine", report.line()
     assert len(report.layers) > 20

@@ -164,7 +164,10 @@ def test_what_is_no_workload_is_one_clear_line(folder: Path, path: str, said: st
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_inside_ones_own_class_comes_through_with_its_traceback(folder: Path):
+def test_an_error_inside_ones_own_class_is_one_line_and_keeps_its_traceback(folder: Path):
     (folder / "lab_raises.py").write_text(OWN.replace('spec.options.get("scale", 1)', "1 / 0"))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(
+        WorkloadError, match=r"division by zero \(__init__, line 8 of lab_raises.py\)"
+    ) as caught:
         load("lab_raises:Slope")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)

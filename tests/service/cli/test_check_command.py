@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from jobs.cluster.session import PACKAGE_ROOT
@@ -154,3 +155,27 @@ def test_missing_data_is_one_line_that_names_what_to_do(name: str, said: str) ->
     assert said in str(caught.value)
     assert str(caught.value).endswith("check --no-preflight checks the spec alone")
     assert "\n" not in str(caught.value)
+
+
+def test_the_data_are_described_and_drawn(spec: Path) -> None:
+    picture = spec.parent / "samples.png"
+    output = check(spec, "--picture", picture).output
+    assert "data: 10 classes, 1437 samples: " in output
+    assert "data: batch[0]: 16x1x8x8 float32, " in output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    data = json.loads(check(spec, "--json").output)["data"]
+    assert [tensor["shape"] for tensor in data["tensors"]] == [[16, 1, 8, 8], [16]]
+    assert data["problems"] == []
+
+
+def test_images_of_one_colour_are_not_called_fine(spec: Path) -> None:
+    for name, shade in (("cat", 0), ("dog", 200)):
+        folder = spec.parent / "data" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (32, 32), (shade, shade, shade)).save(folder / f"{number}.png")
+    data = {"dataset": "imagefolder", "root": str(spec.parent / "data"), "batch_size": 16, "image_size": 32}
+    spec.write_text(yaml.safe_dump({**SPEC, "data": data}))
+    last = check(spec, code=1).output.strip().splitlines()[-1]
+    assert last.startswith("pre-flight: the data cannot be right: batch[0]: every sample is constant")
+    assert "fine" not in last

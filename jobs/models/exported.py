@@ -1,0 +1,59 @@
+"""Builds a model again from the file that ``gradguard checkpoints --export`` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from jobs.checkpoints.export import ABOUT
+from jobs.errors import JobError
+from jobs.spec.sections import ModelSpec
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The trained model of a ``.safetensors`` file, on the CPU, in eval mode.
+
+    Args:
+        path: written by ``gradguard checkpoints JOB --export STEP --to FILE``.
+
+    Raises:
+        JobError: it is another file, or its model is that of a workload of the user's own: then build it with
+            its own code, and load the weights with ``safetensors.torch.load_file``.
+    """
+    about, weights = _read(Path(path))
+    model = _build(about, path)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise JobError(f"{path}: the weights do not fit the model: {' '.join(str(error).split())}") from None
+    return model.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise JobError(f"cannot read {path}: {error}") from None
+
+
+def _build(about: dict[str, Any], path: str | Path) -> nn.Module:
+    sizes, workload = about.get("sizes"), about.get("workload")
+    if not sizes:
+        raise JobError(
+            f"{path} does not say how its model is built (workload {workload}): build it with its own code, "
+            "and load the weights with safetensors.torch.load_file"
+        )
+    config = ModelSpec.model_validate_json(json.dumps({**about["model"], "pretrained": False}))
+    if workload == "language":
+        from jobs.models.gpt import GPT
+
+        return GPT(config.gpt_shape(sizes["vocabulary"]), 0)
+    from jobs.models.vision import build_model
+
+    return build_model(config, **sizes, seed=0)
