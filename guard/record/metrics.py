@@ -26,13 +26,14 @@ from guard.types import Floats, StepReport
 
 CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
-KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength")
-"""Values with one number a rank, layer or kind."""
+KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength", "evaluation")
+"""Values with one number a rank, layer, kind or metric."""
 _SIGNAL_OF = {name: name for name in SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
 """The signal under which a value of a step that is not finite is counted, by the field of its record."""
 
 MAX_LAYERS = 64
 MAX_RANKS = 64
+MAX_EVALUATION = 32
 
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -143,6 +144,13 @@ class GuardMetrics:
         with self._lock:
             _update_finite(self._keyed["regularization_strength"], strengths)
 
+    def evaluation(self, metrics: Mapping[str, float]) -> None:
+        """The metrics of an evaluation, at most ``MAX_EVALUATION`` of them."""
+        with self._lock:
+            known = self._keyed["evaluation"]
+            new = [name for name in metrics if name not in known][: MAX_EVALUATION - len(known)]
+            _update_finite(known, {name: metrics[name] for name in metrics if name in known or name in new})
+
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""
         with self._lock:
@@ -190,7 +198,7 @@ class GuardMetrics:
             self._latest_layers = None
             self._created = min(self._created, float(state["created"]))
             values = dict(state["values"])
-            self._keyed = {name: dict(values.pop(name)) for name in self._keyed}
+            self._keyed = {name: dict(values.pop(name, {})) for name in self._keyed}
             self._values = values
             self._seen = {name: totals[name] for name in ("samples", "tokens") if name in totals}
             self._nonfinite, self._checkpoints = totals["nonfinite"], totals["checkpoints"]

@@ -134,6 +134,14 @@ def _cluster(spec: JobSpec, address: str | None) -> AbstractContextManager[Clust
     return ray_session(address, cpus, train_defaults=timeout, start_timeout_s=start_s)
 
 
+METRICS_HOST_VARIABLE = "GRADGUARD_METRICS_HOST"
+
+
+def metrics_host(spec: JobSpec) -> str:
+    """Where the hub listens: as the spec or else the platform sets it, by default on loopback."""
+    return spec.metrics.host or os.environ.get(METRICS_HOST_VARIABLE) or "127.0.0.1"
+
+
 def _follow(
     spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console, closed: threading.Event
 ) -> dict[str, Any]:
@@ -141,7 +149,7 @@ def _follow(
     use_gpu, fewest = _use_gpu(spec, cluster), spec.scale.fewest_workers
     each = worker_resources(spec.scale, use_gpu=use_gpu)
     check_resources({name: fewest * amount for name, amount in each.items()}, workers=fewest)
-    hub = ensure_hub(spec.metrics.port, spec.metrics.host)
+    hub = ensure_hub(spec.metrics.port, metrics_host(spec))
     _notify_hub(lambda: hub.begin.remote(spec.name))
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)

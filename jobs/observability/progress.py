@@ -86,6 +86,8 @@ class Progress:
     def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
         """Records an evaluation."""
         self.evaluation, self.evaluated_step = metrics, self._guard.steps
+        if self._guard.metrics is not None:
+            self._guard.metrics.evaluation(metrics)
         place = {"attempt": self._guard.attempts, "step": self._guard.steps}
         self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

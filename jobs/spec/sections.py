@@ -179,8 +179,9 @@ class MetricsSpec(Config):
     port: int = Field(default=9410, ge=0, le=65535)
     """Port of the endpoint, one for all jobs of a cluster."""
 
-    host: str = Field(default="127.0.0.1", min_length=1)
-    """Address the endpoint listens on."""
+    host: str | None = Field(default=None, min_length=1)
+    """Address the endpoint listens on. Default: ``$GRADGUARD_METRICS_HOST`` on the head node, which a
+    platform sets for all jobs, else 127.0.0.1."""
 
     max_layers: PositiveInt = MAX_LAYERS
     """Above this number, parameters are shown in groups by module; the report has each of them."""

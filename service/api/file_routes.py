@@ -31,7 +31,7 @@ LARGEST = 2**53
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 """A job writes its report: a browser shows it and runs nothing in it."""
 
-router = APIRouter(prefix="/v1", responses=documented(*COMMON, 404))
+router = APIRouter(prefix="/v1", responses=documented(*COMMON, 404, 409))
 Place = Annotated[int, Query(ge=0, le=LARGEST)]
 Column = Annotated[str, Query(pattern=r"^[a-z_]{1,40}$")]
 

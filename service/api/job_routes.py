@@ -1,5 +1,6 @@
 """Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -73,7 +74,10 @@ def stop(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
         if job.state in ENDED or job.state == "stopping":
             return None
         job.reason = f"{caller.name} asked it to stop"
-        job.state = "stopped" if job.state in PENDING else "stopping"
+        if job.state in PENDING:
+            job.state, job.ended = "stopped", time.time()
+        else:
+            job.state = "stopping"
         return f"{job.state}: {job.reason}"
 
     service.store.change(job_id, edit, audit=lambda: entry(caller, "stop", job_id))

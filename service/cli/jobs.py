@@ -139,7 +139,8 @@ def delete(
 
 def _older(client: JobClient, age_s: float, name: str | None) -> list[str]:
     """The jobs that ended longer ago, the oldest first."""
-    ended = ((job.info.ended, job.id) for job in client.list(name=name, status=sorted(ENDED)))
+    jobs = client.list(name=name, status=sorted(ENDED))
+    ended = ((job.info.ended or job.info.created, job.id) for job in jobs)
     return [job_id for when, job_id in sorted((w, i) for w, i in ended if w) if when < time.time() - age_s]
 
 

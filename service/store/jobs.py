@@ -200,7 +200,8 @@ class JobStore:
 
     def ended_before(self, when: float) -> list[str]:
         """The ids of the jobs that ended before a time, oldest first."""
-        query = select(JobRow.id).where(JobRow.state.in_(ENDED), JobRow.ended < when).order_by(JobRow.ended)
+        ended = func.coalesce(JobRow.ended, JobRow.created)  # of a version that did not record it
+        query = select(JobRow.id).where(JobRow.state.in_(ENDED), ended < when).order_by(ended)
         with self._session() as session:
             return list(session.scalars(query))
 

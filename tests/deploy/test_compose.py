@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def load(name: str) -> dict[str, Any]:
 @pytest.mark.skipif(not SCHEMA, reason="GRADGUARD_COMPOSE_SCHEMA does not name compose-spec.json")
 @pytest.mark.parametrize("name", FILES)
 def test_compose_files_follow_the_specification(name: str) -> None:
-    jsonschema.Draft7Validator(json.loads(Path(SCHEMA).read_text())).validate(load(name))
+    validator = jsonschema.Draft7Validator(json.loads(Path(SCHEMA).read_text()))
+    assert [error.message for error in validator.iter_errors(load(name))] == []
 
 
 def test_every_part_of_the_system_is_there(compose: dict[str, Any]) -> None:
@@ -48,6 +50,8 @@ def test_no_secret_has_a_default_and_the_file_that_holds_it_is_ignored(compose: 
         environment = compose["services"][name]["environment"]
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+    grafana = compose["services"]["grafana"]["environment"]
+    assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
     assert "deploy/.env" in (DEPLOY.parent / ".gitignore").read_text().splitlines()
 
 
@@ -74,6 +78,37 @@ def test_prometheus_finds_the_hub_and_grafana_finds_prometheus(compose: dict[str
     assert re.search(r"path: (\S+)", providers)[1] in mounted
 
 
+def test_the_service_is_scraped_with_a_token_that_it_makes(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    alone, with_service = load("prometheus/prometheus.yml"), load("prometheus/compose.yml")
+    scrape = with_service["scrape_configs"].pop()
+    assert with_service == alone
+    folders = dict(volume.split(":")[1::-1] for volume in services["prometheus"]["volumes"])
+    assert scrape["static_configs"] == [{"targets": ["service:8410"]}]
+    token = Path(scrape["authorization"]["credentials_file"])
+    made = dict(volume.split(":") for volume in services["service"]["volumes"])[folders[str(token.parent)]]
+    assert f"token={made}/{token.name}" in services["service"]["command"][2]
+    assert f"{made}" in (DEPLOY / "Dockerfile").read_text(), "a volume takes its owner from the image"
+
+
+def test_the_start_of_the_service_makes_the_token_once(compose: dict[str, Any], tmp_path: Path) -> None:
+    """The command itself, with folders of the test and a `gradguard` that only prints."""
+    script = compose["services"]["service"]["command"][2].replace("$$", "$")
+    script = script.replace("/home/gradguard", str(tmp_path))
+    (tmp_path / "metrics").mkdir()
+    command = tmp_path / "gradguard"
+    command.write_text('#!/bin/sh\n[ "$1" = serve ] && exec true\necho "$3-secret"\n')
+    command.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    seen = []
+    for _ in range(2):
+        subprocess.run(["sh", "-ec", script], env=environment, check=True)
+        seen.append((tmp_path / "metrics" / "token").read_text())
+        command.write_text('#!/bin/sh\n[ "$1" = serve ] && exec true\necho another\n')
+    assert seen[0].startswith("prometheus-")
+    assert seen[0] == seen[1]
+
+
 def test_the_options_of_ray_start_exist(compose: dict[str, Any]) -> None:
     from ray.scripts.scripts import start
 
@@ -91,7 +126,7 @@ def test_images_that_are_not_ours_are_pinned(compose: dict[str, Any]) -> None:
 
 def test_prometheus_reads_files_that_exist(compose: dict[str, Any]) -> None:
     """Alertmanager's file is beside them as soon as Prometheus has an Alertmanager."""
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config = yaml.safe_load((DEPLOY / "prometheus" / "compose.yml").read_text())
     readers = ["prometheus", *(["alertmanager"] if "alerting" in config else [])]
     for name in readers:
         service = compose["services"][name]

@@ -14,6 +14,7 @@ import yaml
 
 from guard.record.exposition import FAMILIES
 from jobs.observability.hub_server import HUB_FAMILIES
+from tests.service.api.api_fixture import Api
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
@@ -163,8 +164,10 @@ def test_incidents_are_marked_on_the_graphs(name: str) -> None:
     assert all(mark["enable"] and '{job="$job"' in mark["expr"] for mark in marks)
 
 
-def test_dashboards_and_rules_use_only_names_that_are_exported_or_recorded() -> None:
-    known = exported() | {rule["record"] for rule in recorded() if "record" in rule}
+def test_dashboards_and_rules_use_only_names_that_are_exported_or_recorded(tmp_path: Path) -> None:
+    served = Api(tmp_path, auth=False).client(None).get("/metrics").text
+    of_service = set(re.findall(r"^# TYPE (\w+)", served, re.MULTILINE))
+    known = exported() | of_service | {rule["record"] for rule in recorded() if "record" in rule}
     texts = [expr for path in DASHBOARDS for expr in expressions(load(path))]
     texts += [rule["expr"] for rule in recorded()]
     used = {name for text in texts for name in re.findall(r"[\w:]*gradguard_[a-z][\w:]*", text)}

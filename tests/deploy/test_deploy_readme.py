@@ -58,3 +58,19 @@ def test_the_figures_are_those_of_the_code() -> None:
     assert f"`train.checkpoint_keep` ({spec.train.checkpoint_keep})" in TEXT
     assert f"{ENDED_KEPT_S // 60:.0f} minutes after it ended" in " ".join(TEXT.split())
     assert f"| {DEFAULT_PORT} | metrics hub |" in TEXT
+
+
+def test_every_line_of_the_threat_model_names_tests_that_exist() -> None:
+    """The rows of the table: who, what they can, what they cannot, and the tests."""
+    model = TEXT[TEXT.index("| Who | Can |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(model) >= 12
+    there = {
+        name
+        for path in (DEPLOY.parent / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    for row in model:
+        who, *_, tests = row.strip("|").split("|")
+        named = set(re.findall(r"`(test_\w+)`", tests))
+        assert named, f"{who}: no test"
+        assert named <= there, f"{who}: {named - there}"

@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 import ray
 import yaml
 
+from jobs.cluster.driver import METRICS_HOST_VARIABLE
 from jobs.observability.hub import DEFAULT_PORT
 from jobs.spec.job_spec import JobSpec
+from service.settings import DATABASE_VARIABLE
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 SCHEMAS = os.environ.get("GRADGUARD_KUBERAY_SCHEMAS", "")
@@ -25,6 +29,18 @@ Document = dict[str, Any]
 def documents() -> list[Document]:
     names = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
     return [document for name in names for document in yaml.safe_load_all(name.read_text())]
+
+
+def rendered(folder: Path) -> list[Document]:
+    """What `kubectl apply -k` would send."""
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def found(documents: list[Document], kind: str, name: str = "gradguard") -> Document:
+    (one,) = (d for d in documents if (d["kind"], d["metadata"]["name"]) == (kind, name))
+    return one
 
 
 def named(kind: str, name: str = "gradguard") -> Document:
@@ -61,10 +77,23 @@ def ray_schema(kind: str) -> Any:
     return closed(json.loads((Path(SCHEMAS) / f"{kind}.openapi.json").read_text()))
 
 
+def problems_of(document: Document) -> list[str]:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    try:
+        validate.validate(document, validate.latest_version(), strict=True)
+    except validate.ValidationError as error:
+        return [str(error)]
+    return []
+
+
+def ray_problems_of(document: Document) -> list[str]:
+    errors = jsonschema.Draft202012Validator(ray_schema(document["kind"])).iter_errors(document)
+    return [f"{error.json_path}: {error.message}" for error in errors]
+
+
 @pytest.mark.parametrize("document", OURS, ids=title)
 def test_kubernetes_knows_every_field(document: Document) -> None:
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    validate.validate(document, validate.latest_version(), strict=True)
+    assert problems_of(document) == []
 
 
 @pytest.mark.skipif(
@@ -72,7 +101,7 @@ def test_kubernetes_knows_every_field(document: Document) -> None:
 )
 @pytest.mark.parametrize("document", RAY, ids=title)
 def test_kuberay_knows_every_field(document: Document) -> None:
-    jsonschema.Draft202012Validator(ray_schema(document["kind"])).validate(document)
+    assert ray_problems_of(document) == []
 
 
 @pytest.mark.skipif(
@@ -129,21 +158,131 @@ def test_the_service_is_probed_and_reaches_ray_with_its_token() -> None:
     assert secret == {"name": named("RayCluster")["metadata"]["name"], "key": "auth_token"}
 
 
+def claims_of(pod: Document) -> list[str]:
+    return [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+
+
 def test_all_pods_keep_their_files_on_the_one_volume() -> None:
     claim = named("PersistentVolumeClaim", "gradguard-runs")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for pod in pods():
-        claims = [
-            v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
-        ]
-        assert claims == ["gradguard-runs"]
+        assert "gradguard-runs" in claims_of(pod)
+        assert pod["securityContext"]["fsGroup"] == 10001  # so that the user may write to it
+
+
+def test_the_database_is_not_on_the_shared_volume() -> None:
+    pod = named("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (url,) = (entry["value"] for entry in container["env"] if entry["name"] == DATABASE_VARIABLE)
+    place = Path(url.removeprefix("sqlite:///"))
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(place.parent) == mounts["database"]
+    claim = named("PersistentVolumeClaim", "gradguard-database")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert claims_of(pod) == ["gradguard-database", "gradguard-runs"]
+    assert named("Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_cluster_grows_and_only_the_autoscaler_holds_an_account() -> None:
+    spec = named("RayCluster")["spec"]
+    assert spec["enableInTreeAutoscaling"] is True
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
+    (mount,) = spec["autoscalerOptions"]["volumeMounts"]
+    assert mount["mountPath"] == account
+    head = spec["headGroupSpec"]["template"]["spec"]
+    (volume,) = (v for v in head["volumes"] if v["name"] == mount["name"])
+    paths = {path for source in volume["projected"]["sources"] for path in paths_of(source)}
+    assert paths == {"token", "ca.crt", "namespace"}
+    for pod in pods():
+        for container in pod["containers"]:
+            assert account not in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+def paths_of(source: Document) -> list[str]:
+    (content,) = source.values()
+    return [content["path"]] if "path" in content else [item["path"] for item in content["items"]]
+
+
+def test_workers_tolerate_the_taint_of_gpu_nodes() -> None:
+    for group in named("RayCluster")["spec"]["workerGroupSpecs"]:
+        tolerations = group["template"]["spec"]["tolerations"]
+        assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in tolerations
+
+
+OVERLAYS = ("small", "gpu", "production")
+kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+
+@kubectl
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_is_valid(name: str) -> None:
+    documents = rendered(FOLDER.parent / "overlays" / name)
+    kinds = ("v1", "apps/v1", "networking.k8s.io/v1")
+    assert [p for d in documents if d["apiVersion"] in kinds for p in problems_of(d)] == []
+    if SCHEMAS:
+        assert ray_problems_of(found(documents, "RayCluster")) == []
+    images = {c["image"] for d in documents if d["kind"] == "Deployment" for c in containers_of(d)}
+    assert images == {"registry.example.com/gradguard:0.1.0"}
+
+
+def containers_of(deployment: Document) -> list[Document]:
+    return deployment["spec"]["template"]["spec"]["containers"]
+
+
+def worker_of(documents: list[Document]) -> Document:
+    (group,) = found(documents, "RayCluster")["spec"]["workerGroupSpecs"]
+    return group
+
+
+@kubectl
+def test_the_small_overlay_needs_no_gpu() -> None:
+    assert "nvidia" not in json.dumps(
+        worker_of(rendered(FOLDER.parent / "overlays" / "small"))["template"]["spec"]["containers"]
+    )
+
+
+@kubectl
+def test_the_gpu_overlay_asks_for_whole_nodes_of_one_kind() -> None:
+    group = worker_of(rendered(FOLDER.parent / "overlays" / "gpu"))
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert group["template"]["spec"]["nodeSelector"]
+    assert container["env"] == [{"name": METRICS_HOST_VARIABLE, "value": "0.0.0.0"}]
+
+
+@kubectl
+def test_production_has_two_services_on_postgresql_behind_tls() -> None:
+    documents = rendered(FOLDER.parent / "overlays" / "production")
+    deployment = found(documents, "Deployment")
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"] == {"type": "RollingUpdate"}
+    (container,) = containers_of(deployment)
+    environment = {entry["name"]: entry for entry in container["env"]}
+    assert environment[DATABASE_VARIABLE]["valueFrom"]["secretKeyRef"]["name"] == "gradguard-database"
+    assert claims_of(deployment["spec"]["template"]["spec"]) == ["gradguard-runs"]
+    assert not [d for d in documents if d["metadata"]["name"] == "gradguard-database"]
+    ingress = found(documents, "Ingress")["spec"]
+    (rule,) = ingress["rules"]
+    assert ingress["tls"][0]["hosts"] == [rule["host"]]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    assert backend["port"]["name"] in [p["name"] for p in found(documents, "Service")["spec"]["ports"]]
+
+
+def test_up_of_the_hub_has_the_name_that_the_alert_asks_for() -> None:
+    monitor = named("ServiceMonitor", "gradguard-jobs")["spec"]
+    (relabeling,) = monitor["endpoints"][0]["relabelings"]
+    assert relabeling == {"targetLabel": "job", "replacement": "gradguard"}
+    rules = (FOLDER.parent / "prometheus" / "rules.yml").read_text()
+    assert f'up{{job="{relabeling["replacement"]}"}}' in rules
 
 
 def test_the_example_is_a_valid_spec_whose_hub_can_be_scraped() -> None:
     text = named("ConfigMap", "fashion")["data"]["fashion.yaml"]
     spec = JobSpec.from_dict(yaml.safe_load(text))
     cluster = named("RayJob", "fashion")["spec"]["rayClusterSpec"]
-    assert spec.metrics.host == "0.0.0.0"
+    assert spec.metrics.host is None
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": METRICS_HOST_VARIABLE, "value": "0.0.0.0"} in head["env"]
     assert spec.scale.workers <= sum(group["replicas"] for group in cluster["workerGroupSpecs"])
 
 

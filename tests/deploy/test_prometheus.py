@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.cluster.driver import metrics_host
 from jobs.observability.hub import DEFAULT_PORT, ENDED_KEPT_S
 from jobs.spec.job_spec import JobSpec
 
@@ -41,7 +42,8 @@ def test_the_scrape_job_finds_the_hub_where_jobs_start_it_by_default() -> None:
     (scrape,) = load(CONFIG)["scrape_configs"]
     metrics = JobSpec.from_dict({"name": "any"}).metrics
     assert scrape["job_name"] == "gradguard"
-    assert scrape["static_configs"] == [{"targets": [f"{metrics.host}:{metrics.port}"]}]
+    host = metrics_host(JobSpec.from_dict({"name": "any"}))
+    assert scrape["static_configs"] == [{"targets": [f"{host}:{metrics.port}"]}]
     assert metrics.port == DEFAULT_PORT
 
 
@@ -111,6 +113,17 @@ def test_every_alert_is_tested_firing_and_not_firing() -> None:
 @pytest.mark.parametrize("arguments", [("check", "config", CONFIG), ("check", "rules", RULES)])
 def test_prometheus_accepts_the_files(arguments: tuple[str | Path, ...]) -> None:
     done = run_promtool(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
+def test_prometheus_accepts_the_file_of_compose_with_its_token(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    copy = tmp_path / "compose.yml"
+    copy.write_text(CONFIG.with_name(copy.name).read_text().replace("/etc/gradguard/token", str(token)))
+    shutil.copy(RULES, tmp_path)
+    done = run_promtool("check", "config", copy)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

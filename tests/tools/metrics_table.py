@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guard.record.exposition import FAMILIES, Family
-from guard.record.metrics import CHECKPOINT_OUTCOMES, MAX_LAYERS, MAX_RANKS, NONFINITE_SIGNALS
+from guard.record.metrics import CHECKPOINT_OUTCOMES, MAX_EVALUATION, MAX_LAYERS, MAX_RANKS, NONFINITE_SIGNALS
 from guard.record.totals import ACTIONS, SIGNALS, SOURCES, VERDICTS
 from jobs.observability.hub import ENDED_KEPT_S, SILENT_KEPT_S
 from jobs.observability.hub_server import HUB_FAMILIES
@@ -16,6 +16,7 @@ LABELS = {
     "rank": f"at most {MAX_RANKS} ranks, those whose norm is furthest from the median (`metrics.max_ranks`); "
     "for hardware faults the ranks that had one, or `unknown`",
     "layer": f"at most {MAX_LAYERS} parameters, or groups of them by module (`metrics.max_layers`)",
+    "metric": f"the metrics of an evaluation, at most {MAX_EVALUATION}: those of the workload",
     "kind": "the regularizations of the recovery and of the spec",
     "action": ", ".join(f"`{name}`" for name in ACTIONS),
     "signal": ", ".join(f"`{name}`" for name in SIGNALS)

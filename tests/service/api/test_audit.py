@@ -119,3 +119,11 @@ def test_tokens_without_a_quota_have_none(api: Api) -> None:
     caller = Tokens(api.engine).check(api.tokens["submit"])
     assert caller is not None
     assert (caller.max_jobs, caller.max_gpus) == (None, None)
+
+
+def test_a_job_that_was_stopped_while_it_waited_has_an_end(api: Api) -> None:
+    job = api.submitted()
+    stopped = api.client().post(f"/v1/jobs/{job}/stop").json()
+    assert stopped["status"] == "stopped"
+    assert stopped["created"] <= stopped["ended"] <= time.time()
+    assert api.context.store.ended_before(time.time() + 1) == [job]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
@@ -171,3 +172,19 @@ def test_jobs_are_stopped_by_name_and_deleted_by_age_and_the_audit_log_shows_it(
     log = server.sandbox.run(GRADGUARD, "audit", jobs[0], "--storage=store", "--json")
     assert [row["action"] for row in json.loads(log.stdout)] == ["submit", "stop", "delete"]
     assert {row["token"] for row in json.loads(log.stdout)} == {"anna"}
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.2"])
+def test_it_answers_under_whichever_loopback_address_it_listens_on(
+    host: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sandbox = Sandbox(tmp_path_factory.mktemp("loopback"))
+    server = Server(sandbox, f"--address={NOBODY}", f"--host={host}", "--storage=store")
+    try:
+        assert host in server.url
+        assert "without tokens" in server.said()
+        assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
+        assert server.run("list").returncode == 0
+        assert httpx.get(f"{server.url}/v1/jobs", headers={"Host": "evil.example"}).status_code == 403
+    finally:
+        server.end()
