@@ -14,7 +14,7 @@ from jobs.checkpoints.listing import checkpoint_folder, manifests
 from jobs.checkpoints.load import Content, check_parts, of_rank, read
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.shards import lay_out
-from jobs.checkpoints.spec_match import check_spec
+from jobs.checkpoints.spec_match import changed_fields, check_spec
 from jobs.errors import JobError
 from jobs.run_dir.storage import Storage, shown
 
@@ -26,11 +26,13 @@ class Loaded:
     Attributes:
         step: of the checkpoint.
         kept: saved state dicts of the parts that stayed as they were, by name.
+        changed: fields of the spec that differ from those of the checkpoint.
         damaged: newer checkpoints that could not be read, by folder name, and what is wrong with each.
     """
 
     step: int
     kept: dict[str, Any]
+    changed: list[str]
     damaged: dict[str, str]
 
 
@@ -73,7 +75,7 @@ class Restorer:
                 # All-gather: where a part of any rank refuses its state, all go on to the one before.
                 problems = [p for p in self.ranks.gather(problem) if p is not None]
                 if not problems:
-                    return Loaded(step, kept, damaged)
+                    return Loaded(step, kept, changed_fields(content.manifest.spec, self.spec), damaged)
             damaged[checkpoint_folder(step)] = problems[0]
         if damaged:
             listed = "; ".join(f"{name}: {problem}" if name else problem for name, problem in damaged.items())
