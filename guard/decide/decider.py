@@ -52,8 +52,9 @@ class Decider:
         self.clipper = make_clipper(clip, parameters, optimizer)
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
         self.rank_exclusion = RankExclusion(config.rank_exclusion)
-        self.new_level = NewLevel(patience=config.detect.patience, replays=config.recovery.data == "replay")
-        self.outliers = Outliers(config.detect.sigmas)
+        replays = config.recovery.data == "replay"
+        self.new_level = NewLevel(patience=config.detect.patience, replays=replays)
+        self.outliers = Outliers(config.detect.sigmas, replays=replays)
         self.changes = 0
         """Changes on purpose so far, announced or found."""
         self._changed: tuple[int, int] = (0, 0)

@@ -27,10 +27,11 @@ class Outliers:
 
     Args:
         sigmas: the score of a value at its threshold.
+        replays: whether a rollback replays the data, so that it loses no batch, and a skip does.
     """
 
-    def __init__(self, sigmas: float) -> None:
-        self._sigmas = sigmas
+    def __init__(self, sigmas: float, *, replays: bool = False) -> None:
+        self._sigmas, self._replays = sigmas, replays
         self._losses: deque[int] = deque(maxlen=_MOST)
         """The last attempts whose loss was anomalous."""
         self._norm = -_SWING
@@ -53,7 +54,7 @@ class Outliers:
             last, self._norm = self._norm, attempt
             if ratio < _LARGE and attempt - last < _SWING:
                 return Decision("clip", "grad_norm is suspect again, while the loss is not")
-        if verdict.signal != "loss" or verdict.kind not in ("suspect", "spike"):
+        if self._replays or verdict.signal != "loss" or verdict.kind not in ("suspect", "spike"):
             return None
         recent = sum(attempt - other < _WITHIN for other in self._losses)
         self._losses.append(attempt)

@@ -39,6 +39,10 @@ def test_where_the_weights_moved_far_nothing_else_is_right_than_a_rollback() -> 
     assert ask(Outliers(SIGMAS), spike(), 10, far=True) is None
 
 
+def test_where_data_is_replayed_no_batch_is_lost_to_a_skip() -> None:
+    assert ask(Outliers(SIGMAS, replays=True), spike(), 10) is None
+
+
 @pytest.mark.parametrize(
     ("options", "skipped"),
     [({}, False), ({"usual": True}, True), ({"baseline": None}, True)],
