@@ -19,9 +19,11 @@ class AutoClipper(Clipper):
     """``auto``: the global norm is held to ``factor`` times the median of the recent accepted norms.
 
     The median is that of the spike detector, so an outlier moves nothing, and no limit holds until there is
-    enough history. A median follows a run that slowly explodes, and would permit each next stage of it: hence
-    the limit never exceeds ``ceiling``, or twice ``factor`` times the first median where that is more. There
-    is no paper; limits relative to a running level are in AutoClip and ZClip below, a fixed one in ``norm``.
+    enough history. Where ordinary norms are often farther above it (most batches of a triplet loss have no
+    gradient at all) the limit is what one accepted norm in 32 exceeds. A median follows a run that slowly
+    explodes, and would permit each next stage of it: hence the limit never exceeds ``ceiling``, or twice
+    ``factor`` times the first median where that is more. There is no paper; limits relative to a running
+    level are in AutoClip and ZClip below, a fixed one in ``norm``.
     """
 
     _ROOM = 2.0

@@ -4,6 +4,7 @@
 ``detector``: the verdict of one step, from its loss and norms
 ``baseline``: robust level and noise of one signal
 ``ladder``: from a verdict to an action: apply, clip, skip, roll back, halt
+``outliers``: a bad batch on healthy weights is skipped, and nothing is rolled back
 ``new_level``: a level that comes back on healthy weights is the data's
 ``rates``: whether the learning rate has just jumped
 ``start_rate``: whether the learning rate is too high for the first steps

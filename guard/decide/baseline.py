@@ -19,7 +19,7 @@ _NORMAL_MAD = 1.4826
 _NORMAL_ROUGHNESS = 0.6147
 """The same for roughness: two neighbours differ by sqrt(2) deviations, and the upper quartile of such a
 difference is 1.1503 of its own: 1 / (1.1503 * sqrt(2))."""
-_LOG_ZERO = math.log(1e-30)
+LOG_ZERO = math.log(1e-30)
 """A norm of zero has no logarithm: it counts as a norm far below any that trains a network."""
 _HUGE = 1e150
 """Larger magnitudes count as this on the linear scale: even the square of a difference is then finite."""
@@ -84,6 +84,8 @@ class RobustBaseline:
     """One accepted excess in 128 (4 of 512) is the tail ..."""
     _FEWEST = 4
     """... but never fewer than four, of a history of less than 128 three: lone outliers are no habit."""
+    _PEAK_SHARE = 32
+    """One accepted excess in 32 (16 of 512) is the peak of ordinary rows; a few outliers do not move it."""
     _COMMON_SHARE = 10
     """One accepted excess in ten is above ``tail_ratio``: what happens that often is no evidence."""
     _SMALL_SAMPLE = 16
@@ -130,6 +132,12 @@ class RobustBaseline:
         """From which value on one is anomalous, on the scale in use."""
         return max(self.reference + self.threshold, self.floor + self._min_excess)
 
+    @property
+    def peak(self) -> float:
+        """The value that one accepted in 32 exceeds, on the scale in use."""
+        excesses = self._excesses
+        return self.reference + excesses.highest(self._rank(self._PEAK_SHARE)) if excesses else self.reference
+
     def unscale(self, scaled: float) -> float:
         """From the scale in use to the signal's own unit."""
         return scaled if self.linear else exp(scaled if scaled < _MAX_LOG else _MAX_LOG)
@@ -147,11 +155,19 @@ class RobustBaseline:
         elif self.linear:
             scaled = min(max(value, -_HUGE), _HUGE)
         else:
-            scaled = _LOG_ZERO
+            scaled = LOG_ZERO
         ratio = (scaled - self.reference) / self.threshold
-        if ratio > 0.0 and scaled - self.floor < self._min_excess * ratio:
-            ratio = (scaled - self.floor) / self._min_excess
+        if ratio > 0.0:
+            floor, margin = (self.floor, self._min_excess) if self.ready else (self._first_floor, self._GROSS)
+            if scaled - floor < margin * ratio:
+                ratio = (scaled - floor) / margin
         return ratio, scaled
+
+    @property
+    def _first_floor(self) -> float:
+        """Before a level is known: batches of two begin at 1e-4 and at 1e-2 alike."""
+        learns = self._signed and not self.linear and self.config.loss_floor is None
+        return log(self._FLOOR) if learns and self.floor == -math.inf else self.floor
 
     def learn(self, measured: Measured, anomalous: bool) -> bool:
         """Accepts a value, or quarantines it. True when quarantined values have become the new normal.
@@ -211,7 +227,7 @@ class RobustBaseline:
 
         A zero teaches nothing yet: the learning rate, the mask or the loss itself may still be zero.
         """
-        if value == _LOG_ZERO and not self.linear:
+        if value == LOG_ZERO and not self.linear:
             return
         level = self._level
         if len(level) >= 4:
@@ -249,18 +265,20 @@ class RobustBaseline:
         rough = _NORMAL_ROUGHNESS * self._level.roughness()
         sigma = _NORMAL_MAD * excesses.median_mad()[1]
         sigma = min(max(sigma, rough), self._MOST_ROUGH * rough)
-        tail = excesses.highest(self._rank_of_tail(count))
+        tail = excesses.highest(self._rank(self._TAIL_SHARE))
         least, sigmas = self._min_excess, self.config.sigmas
         if self.linear:
             least, sigmas = max(self._LINEAR_MIN_EXCESS * self._magnitude(), self._linear_floor()), 2 * sigmas
         threshold = max(least, sigmas * sigma, self._TAIL_MARGIN * tail)
         threshold = threshold * (1 + self._SMALL_SAMPLE / count) or math.inf
-        common = max(self._rank_of_tail(count), 1 + count // self._COMMON_SHARE)
+        common = max(self._rank(self._TAIL_SHARE), 1 + count // self._COMMON_SHARE)
         self.tail_ratio = excesses.highest(common) / threshold
         return threshold
 
-    def _rank_of_tail(self, count: int) -> int:
-        return max(self._FEWEST - (count < self._TAIL_SHARE), count // self._TAIL_SHARE)
+    def _rank(self, share: int) -> int:
+        """The place from above of the excess that one accepted value in ``share`` exceeds."""
+        count = len(self._excesses)
+        return max(self._FEWEST - (count < self._TAIL_SHARE), count // share)
 
     def _linear_floor(self) -> float:
         return 2 * (self._FLOOR if self.config.loss_floor is None else self.config.loss_floor)

@@ -16,6 +16,7 @@ from guard.config import ClipConfig, GuardConfig
 from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.new_level import NewLevel
+from guard.decide.outliers import Outliers
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
 from guard.decide.start_rate import StartRate
@@ -62,7 +63,9 @@ class Decider:
         self.clipper = make_clipper(clip, parameters, optimizer)
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
         self.rank_exclusion = RankExclusion(config.rank_exclusion)
-        self.new_level = NewLevel(replays=config.recovery.data == "replay")
+        replays = config.recovery.data == "replay"
+        self.new_level = NewLevel(patience=config.detect.patience, replays=replays)
+        self.outliers = Outliers(config.detect.sigmas, replays=replays)
         self.changes = 0
         """Changes on purpose so far, announced or found."""
         self._changed: tuple[int, int] = (0, 0)
@@ -117,7 +120,7 @@ class Decider:
         ``moved_far`` measures the weights: called only where that decides.
         """
         verdict, decision, layer = OK, Decision("apply", "ok"), None
-        typical = self.detector.typical("grad_norm")
+        typical = self.detector.clip_level(self._config.clip.factor)
         if self._config.mode != "off" and not overflow:
             update = None if moved is None else moved.per_lr
             calm = self.new_level.waits and self.detector.calm
@@ -183,11 +186,11 @@ class Decider:
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
         loaded = agreed.changed and self.detector.had_before(agreed.loss)
-        self.new_level.observe(ratio, attempt, calm=calm, changed=loaded)
+        self.new_level.observe(ratio, attempt, step, calm=calm, changed=loaded)
         rose = verdict.kind != "ok" and self._rates.rose
         instead = None
-        if verdict.kind != "ok" and self._config.acts:
-            instead = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)
+        if verdict.kind != "ok":
+            instead = self._instead(verdict, agreed.loss, attempt, step, rose)
         decision = self.ladder.decide(
             verdict, attempt=attempt, can_roll_back=can_roll_back, rate_rose=rose, instead=instead
         )
@@ -195,6 +198,16 @@ class Decider:
             self.new_level.rolled_back(verdict, attempt=attempt, step=step, rate_rose=rose)
             self._rates.forget_recent()
         return decision
+
+    def _instead(self, verdict: Verdict, loss: float, attempt: int, step: int, rose: bool) -> Decision | None:
+        """What is right where the weights are not the cause; a guard that only watches restores none, and
+        finds no new level."""
+        far = (lambda: True) if rose else self.new_level.moved_far
+        usual = self.detector.had_before(loss)
+        outlier = self.outliers.instead(verdict, attempt, usual=usual, moved_far=far)
+        if not self._config.acts:
+            return outlier
+        return self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose) or outlier
 
     def _accept_change(self, verdict: Verdict, agreed: Agreed, step: int) -> Verdict:
         """The present level is the new one, reported once as a drift."""
@@ -208,7 +221,7 @@ class Decider:
     def limits(self) -> StepLimits:
         """What a device must know to decide the coming step."""
         loss, grad_norm = self.detector.limits()
-        typical = self.detector.typical("grad_norm")
+        typical = self.detector.clip_level(self._config.clip.factor)
         clip = self.clipper.plan(_UNSEEN, typical=typical, accepted=False).limit
         return StepLimits(loss, grad_norm, math.inf if clip is None else clip)
 
@@ -250,6 +263,7 @@ class Decider:
             "clip": self.clipper.state_dict(),
             "ladder": self.ladder.state_dict(),
             "rank_exclusion": self.rank_exclusion.state_dict(),
+            "outliers": self.outliers.state_dict(),
             "new_level": self.new_level.state_dict(),
             "changes": [self.changes, *self._changed],
             "rates": self._rates.state_dict(),
@@ -264,6 +278,8 @@ class Decider:
         self.ladder.load_state_dict(state["ladder"])
         if "rank_exclusion" in state:
             self.rank_exclusion.load_state_dict(state["rank_exclusion"])
+        if "outliers" in state:
+            self.outliers.load_state_dict(state["outliers"])
         if "new_level" in state:
             self.new_level.load_state_dict(state["new_level"])
             self.changes, *changed = map(int, state["changes"])

@@ -17,7 +17,7 @@ from math import isfinite
 from typing import Any
 
 from guard.config import DetectConfig
-from guard.decide.baseline import Measured, RobustBaseline
+from guard.decide.baseline import LOG_ZERO, Measured, RobustBaseline
 from guard.decide.drift import SlowTrend
 from guard.decide.runaway_updates import RunawayUpdates, UpdateSample
 from guard.records import Kind, Signal, Verdict
@@ -90,6 +90,8 @@ class SpikeDetector:
         self._linear = False
         self._expecting = 0
         self._first: float | None = None
+        self._zeros = 0
+        """Norms of exactly zero in a row: they show no level, but that the gradient has vanished."""
 
     def observe(
         self,
@@ -200,6 +202,17 @@ class SpikeDetector:
         level = self._levels[signal]
         return level.unscale(level.level) if level.ready else None
 
+    def clip_level(self, factor: float) -> float | None:
+        """The norm whose ``factor``-fold only an unusual one exceeds; None until there is enough history.
+
+        It is the typical norm, unless ordinary norms are often that far above it: where most batches have a
+        gradient near zero, the median is none of those that train.
+        """
+        level = self._grad
+        if not level.ready:
+            return None
+        return level.unscale(max(level.level, level.peak - math.log(factor)))
+
     def _measure(
         self, loss: float | None, grad_norm: float | None, update_norm: float | None, jump: float | None
     ) -> _Row:
@@ -299,7 +312,9 @@ class SpikeDetector:
                 self._memory = (0.0, *self._memory[1:])
                 self._trend.clear()
         if grad is not _ABSENT:
-            self._grad.learn(grad, spike == "grad_norm")
+            self._zeros = self._zeros + 1 if grad[1] == LOG_ZERO else 0
+            if not self._zeros:
+                self._grad.learn(grad, spike == "grad_norm")
         if update is not _ABSENT:
             self._update.learn(update, spike == "update_norm")
         if buffers is not _ABSENT:
@@ -322,7 +337,7 @@ class SpikeDetector:
         verdict = self._drift() or self._vanishing()
         if verdict is not None:
             trend.clear()
-        trend.push(loss.level, grad.level if grad.ready else None)
+        trend.push(loss.level, self._norm_level() if grad.ready else None)
         return verdict
 
     def _drift(self) -> Verdict | None:
@@ -337,11 +352,16 @@ class SpikeDetector:
         loss, grad = self._loss, self._grad
         if not grad.ready:
             return None
-        highest = self._trend.vanished(None if loss.linear else loss.level, grad.level)
+        level = self._norm_level()
+        highest = self._trend.vanished(None if loss.linear else loss.level, level)
         if highest is None:
             return None
-        score = (highest - grad.level) / grad.threshold * self.config.sigmas
+        score = (highest - level) / grad.threshold * self.config.sigmas
         return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
+
+    def _norm_level(self) -> float:
+        """The level of the gradient norm, that of zero included."""
+        return LOG_ZERO if self._zeros >= self.config.level_rows else self._grad.level
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers, as plain lists and numbers."""
@@ -357,6 +377,7 @@ class SpikeDetector:
             "linear": self._linear,
             "expecting": self._expecting,
             "first": self._first,
+            "zeros": self._zeros,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -373,6 +394,7 @@ class SpikeDetector:
         self._linear = bool(state["linear"])
         self._expecting = int(state.get("expecting", 0))
         self._first = state.get("first")
+        self._zeros = int(state.get("zeros", 0))
 
 
 def blindness(factor: float | None) -> str:

@@ -41,10 +41,10 @@ class EscalationLadder:
             attempt: number of step attempts so far; only grows.
             can_roll_back: whether a healthy snapshot exists.
             rate_rose: whether the learning rate has just jumped: a rollback then cuts it at once.
-            instead: of a rollback, where the weights are not the cause.
+            instead: of a rollback, where the weights are not the cause; of a skip too unless it is one.
         """
         decision = self._choose(verdict, can_roll_back and self._advanced)
-        if instead is not None and (decision.rung == "rollback" or instead.new_level):
+        if instead is not None and (decision.rung == "rollback" or instead.rung != "skip"):
             decision = instead
         if decision.rung == "rollback":
             at_once = rate_rose or verdict.signal == "update_norm"

@@ -6,6 +6,7 @@ from the first on, or if the same jump comes back at the same step, the weights 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,17 +47,21 @@ class NewLevel:
     """Remembers what the last rollbacks were for. Its state survives a rollback.
 
     Args:
+        patience: elevated rows that are a new level; half as many are, right after a rollback.
         replays: whether a rollback replays the data.
     """
 
     moved_far: Callable[[], bool]
     """Whether the weights have moved farther than steps explain; measures them."""
 
-    def __init__(self, *, replays: bool = False) -> None:
+    def __init__(self, *, patience: int = 16, replays: bool = False) -> None:
+        self._in_place = patience // 2
         self._same_step_returns = _RETURNS_REPLAYED if replays else _RETURNS
         self.moved_far = lambda: False
         self._last: _Alarm | None = None
         self._rollbacks = self._rows = self._high = 0
+        self._restored = -1
+        self._least, self._most = math.inf, 0.0
         self._calm = True
         self._jumps = 0
         self._jump: _Alarm | None = None
@@ -68,12 +73,13 @@ class NewLevel:
         """Whether the coming row is the first after a rollback."""
         return self._last is not None and not self._rows
 
-    def observe(self, ratio: float, attempt: int, *, calm: bool, changed: bool) -> None:
+    def observe(self, ratio: float, attempt: int, step: int, *, calm: bool, changed: bool) -> None:
         """One row.
 
         Args:
             ratio: the larger excess of loss and gradient norm; anomalous from 1 on.
             attempt: its number.
+            step: steps before it.
             calm: whether the restored detector saw nothing in the rows before.
             changed: whether weights were loaded between the steps, whose loss is one that the run had before.
         """
@@ -81,9 +87,10 @@ class NewLevel:
             self._loaded, self._loaded_skips = attempt, 0
         if self._last is not None and self._rows < _SOON:
             if not self._rows:
-                self._calm = calm and ratio > _HIGH
+                self._calm, self._restored = calm and ratio > _HIGH, step
             self._rows += 1
             self._high += ratio > _HIGH
+            self._least, self._most = min(self._least, ratio), max(self._most, ratio)
 
     def instead(self, verdict: Verdict, *, attempt: int, step: int, rate_rose: bool) -> Decision | None:
         """What is right instead of a rollback; None where the weights may well be the cause."""
@@ -99,6 +106,9 @@ class NewLevel:
         if verdict.signal == "buffers":
             return self._instead_of_skip(verdict, attempt, step)
         enough = _RETURNS if self._at_once(attempt) else self._same_step_returns
+        if self._never_left(attempt, step):
+            reason = f"{verdict.signal}: the same level in {self._rows} batches on healthy weights"
+            return Decision("apply", reason, new_level=True)
         if self._rollbacks >= enough and self._comes_back(verdict, attempt, step, rate_rose):
             reason = f"{verdict.signal}: the same level after {self._rollbacks} rollbacks to healthy weights"
             return Decision("apply", reason, new_level=True)
@@ -110,6 +120,7 @@ class NewLevel:
         self._rollbacks = self._rollbacks + 1 if again else 1
         self._last = _Alarm(attempt, step, verdict.signal, verdict.score)
         self._rows = self._high = 0
+        self._least, self._most = math.inf, 0.0
 
     def accepted(self) -> int:
         """The level was accepted. Returns the rollbacks that were for it."""
@@ -131,6 +142,12 @@ class NewLevel:
         soon = self._last is not None and attempt - self._last.attempt <= _SOON
         return soon and self._calm and 4 * self._high >= 3 * self._rows
 
+    def _never_left(self, attempt: int, step: int) -> bool:
+        """Whether every batch since the last rollback was high alike, so that none was applied: each counts
+        as another rollback to the same weights would."""
+        alike = self._least >= 1.0 and self._most < _ALIKE * self._least
+        return step == self._restored and self._rows >= self._in_place and alike and self._at_once(attempt)
+
     def _instead_of_skip(self, verdict: Verdict, attempt: int, step: int) -> Decision | None:
         last, self._jump = self._jump, _Alarm(attempt, step, verdict.signal, verdict.score)
         again = last is not None and attempt == last.attempt + 1 and last.like(verdict)
@@ -146,6 +163,7 @@ class NewLevel:
             "jump": None if self._jump is None else asdict(self._jump),
             "counts": [self._rollbacks, self._rows, self._high, self._jumps],
             "calm": self._calm,
+            "in_place": [self._restored, self._least if self._rows else None, self._most],
             "loaded": [self._loaded, self._loaded_skips],
         }
 
@@ -154,4 +172,6 @@ class NewLevel:
         self._jump = None if state["jump"] is None else _Alarm(**state["jump"])
         self._rollbacks, self._rows, self._high, self._jumps = map(int, state["counts"])
         self._calm = bool(state["calm"])
+        self._restored, least, self._most = state.get("in_place", (-1, None, 0.0))
+        self._least = math.inf if least is None else least
         self._loaded, self._loaded_skips = map(int, state["loaded"])

@@ -8,17 +8,20 @@ from typing import Any
 
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
+from guard.decide.outliers import Outliers
 from guard.decide.trace import TraceReader
 from guard.records import Verdict
 from guard.rows import strict
 
 ALARMS = frozenset({"spike", "nonfinite"})
 """The verdicts on which the guard rolls back, or skips in any case."""
+_ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 
 
 @dataclass(slots=True)
 class ReplayResult:
-    """The detector's verdicts. The lists hold ``step, verdict, signal, score, baseline``."""
+    """The detector's verdicts. The lists hold ``step, verdict, signal, score, baseline, would``, the last one
+    what the guard would have done with healthy weights: ``skip``, ``roll back`` or ``report``."""
 
     rows: int = 0
     columns: dict[str, str | None] = field(default_factory=dict)
@@ -32,7 +35,8 @@ class ReplayResult:
     alarm_factor: float | None = None
     """How many times its last level the loss must reach for an alarm; None where that is unknown."""
 
-    def add(self, step: float, verdict: Verdict) -> None:
+    def add(self, step: float, verdict: Verdict, *, outlier: bool = False) -> None:
+        """One row; ``outlier``: it would have been skipped first."""
         self.rows += 1
         self.suspects += verdict.kind == "suspect"
         if verdict.kind in ("ok", "suspect"):
@@ -43,6 +47,7 @@ class ReplayResult:
             "signal": verdict.signal,
             "score": verdict.score,
             "baseline": verdict.baseline,
+            "would": "skip" if outlier else _ACTIONS[verdict.kind],
         }
         (self.alarms if verdict.kind in ALARMS else self.trends).append(entry)
 
@@ -74,11 +79,16 @@ def replay(
         TraceError: a row is malformed, or there is no such column.
         OSError: the file cannot be opened.
     """
-    detector = SpikeDetector(config)
-    result = ReplayResult()
+    detector, result = SpikeDetector(config), ReplayResult()
+    outliers = Outliers(detector.config.sigmas)
     trace = TraceReader(path, step=step, loss=loss, grad_norm=grad_norm)
     for row in trace:
-        result.add(row.step, detector.observe(row.loss, row.grad_norm))
+        verdict = detector.observe(row.loss, row.grad_norm)
+        instead = None
+        if verdict.kind != "ok":
+            usual = row.loss is not None and detector.had_before(row.loss)
+            instead = outliers.instead(verdict, result.rows, usual=usual, moved_far=lambda: False)
+        result.add(row.step, verdict, outlier=instead is not None)
     result.columns = trace.columns
     result.alarm_factor = detector.alarm_factor()
     return result

@@ -90,6 +90,8 @@ class CheckpointManager:
         self._saved: int | None = None
         self.requested = False
         """Whether a user asked for a checkpoint that has not been saved yet."""
+        self.changed: list[str] = []
+        """Fields of the spec that differ from those of the checkpoint from which the run continued."""
         if self._ranks.rank == 0:
             self._storage.sweep()
 
@@ -158,7 +160,10 @@ class CheckpointManager:
             self._refuse_lost()
         self._later(self._lifecycle.remove_candidates)
         self.finish()
-        return None if loaded is None else loaded.step
+        if loaded is None:
+            return None
+        self.changed = loaded.changed
+        return loaded.step
 
     def load_good(
         self, before: int | None = None, *, keep: Collection[str] = KEPT_ON_ROLLBACK

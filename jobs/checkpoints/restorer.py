@@ -18,7 +18,7 @@ from jobs.checkpoints.load import Content, check_parts, of_rank, read
 from jobs.checkpoints.model_match import OtherModel, check_model
 from jobs.checkpoints.ranks import Ranks
 from jobs.checkpoints.shards import lay_out
-from jobs.checkpoints.spec_match import check_spec
+from jobs.checkpoints.spec_match import changed_fields, check_spec
 from jobs.errors import JobError
 from jobs.run_dir.storage import Storage, shown
 
@@ -34,12 +34,14 @@ class Loaded:
     Attributes:
         step: of the checkpoint.
         kept: saved state dicts of the parts that stayed as they were, by name.
+        changed: fields of the spec that differ from those of the checkpoint.
         damaged: newer checkpoints that could not be read, by folder name, and what is wrong with each.
         warning: that it was trained on other data, where that was accepted.
     """
 
     step: int
     kept: dict[str, Any]
+    changed: list[str]
     damaged: dict[str, str]
     warning: str | None = None
 
@@ -91,7 +93,8 @@ class Restorer:
                 # All-gather: where a part of any rank refuses its state, all go on to the one before.
                 problems = [p for p in self.ranks.gather(problem) if p is not None]
                 if not problems:
-                    return Loaded(step, kept, damaged, warning)
+                    changed = changed_fields(content.manifest.spec, self.spec)
+                    return Loaded(step, kept, changed + ["data"] * bool(warning), damaged, warning)
             damaged[checkpoint_folder(step)] = problems[0]
         if damaged and all(problem.startswith(_OTHER_MODEL) for problem in damaged.values()):
             raise JobError(

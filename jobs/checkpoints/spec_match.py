@@ -39,14 +39,28 @@ def check_spec(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) -> N
     Raises:
         SpecError: with every field that must match and differs: its value now, and the saved one.
     """
+    old, new = _compared(saved, now)
+    fields = [field for field in _differing(old, new) if _must_match(field)]
+    if fields:
+        raise SpecError([_problem(field, old.get(field), new.get(field), step) for field in fields])
+
+
+def changed_fields(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The fields that differ between the spec in a checkpoint and the one that continues it, sorted."""
+    return _differing(*_compared(saved, now))
+
+
+def _compared(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of both; nothing where one of them is empty."""
     if not saved or not now:
-        return
+        return {}, {}
     new = _leaves(now)
     defaults = {field: value for field, value in _leaves(_filled(saved)).items() if field in new}
-    old = {**defaults, **_leaves(saved)}
-    fields = [field for field in {**old, **new} if old.get(field) != new.get(field) and _must_match(field)]
-    if fields:
-        raise SpecError([_problem(field, old.get(field), new.get(field), step) for field in sorted(fields)])
+    return {**defaults, **_leaves(saved)}, new
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(field for field in {**old, **new} if old.get(field) != new.get(field))
 
 
 def _filled(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 ``loop``: the loop, from the first batch to the result
 ``setup``: builds what the loop uses, from the spec
 ``run``: the parts that the loop works on
+``announce``: changes on purpose that it announces to the guard
 ``stop``: whether this rank must stop
 ``stepper``: one step: micro-batches, precision, regularizers, guard, average
 ``evaluate``: metrics on held-out data

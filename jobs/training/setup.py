@@ -20,6 +20,7 @@ from jobs.observability.progress import Progress
 from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
 from jobs.spec.job_spec import JobSpec
+from jobs.training.announce import announce_changes
 from jobs.training.compile import compile_forward
 from jobs.training.data_agreement import identity, load_agreed
 from jobs.training.determinism import seed_everything, settle_ddp_buckets
@@ -207,6 +208,9 @@ def resume(run: Run) -> None:
     had_rows = run.progress.roll_back_files()
     if step is not None:
         run.progress.event("info", f"continuing from the checkpoint of step {step}")
+        announced = announce_changes(run.guard, run.model.schedule, run.checkpoints.changed)
+        if announced is not None:
+            run.progress.event("info", announced)
         return
     if had_rows:  # known to rank 0 alone, which has the files
         run.progress.event("warning", "continuing from step 0: there is no checkpoint yet")

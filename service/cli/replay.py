@@ -20,7 +20,6 @@ from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption
 from service.cli.plots import save_figure
 
-ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 SHOWN = 50
 
 
@@ -72,12 +71,13 @@ def _show(result: ReplayResult) -> None:
         for entry in entries[:SHOWN]:
             baseline = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
             cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", baseline)
-            table.add_row(*cells, ACTIONS[entry["verdict"]])
+            table.add_row(*cells, entry["would"])
         console.print(table)
     if len(entries) > SHOWN:
         console.print(f"... and {len(entries) - SHOWN} more: --json has all")
     console.print(
-        f"{result.rows} rows: {len(result.alarms)} alarms, {result.suspects} suspect rows (each a skip), "
+        f"{result.rows} rows: {len(result.alarms)} alarms, "
+        f"{result.suspects} suspect rows (each a skip or a clip), "
         f"{len(result.trends)} trends"
     )
     console.print(blindness(result.alarm_factor))

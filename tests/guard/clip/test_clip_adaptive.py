@@ -35,7 +35,7 @@ def detected(clipper: Clipper, values: list[float]) -> list[tuple[str, float | N
     seen = []
     for value in values:
         verdict = detector.observe(1.0, value)
-        typical = detector.typical("grad_norm")
+        typical = detector.clip_level(clipper.config.factor)
         plan = clipper.plan(norms(value), typical=typical, accepted=verdict.kind == "ok")
         seen.append((verdict.kind, plan.limit))
     return seen

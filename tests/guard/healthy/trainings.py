@@ -258,14 +258,16 @@ def codebook(seed: int, wrap: Wrap) -> float:
 
 
 TRAININGS: list[Callable[[int, Wrap], float]] = [
+    two_samples,
+    heavy_tails,
     diffusion,
+    gan,
     policy_gradient,
     curriculum,
     warm_restarts,
     falling_elbo,
     lstm,
     memorised,
+    triplet,
     codebook,
 ]
-ROUGH: list[Callable[[int, Wrap], float]] = [two_samples, heavy_tails, gan, triplet]
-"""The guard still acts in these: lone outliers are rolled back, and a median norm near zero clips."""

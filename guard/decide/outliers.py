@@ -1,0 +1,71 @@
+"""An outlier on healthy weights is the batch's: it is skipped, or clipped, and nothing is rolled back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from guard.records import Verdict
+from guard.types import Decision
+
+_MOST = 2
+"""Two bad batches in a row happen where bad batches do ..."""
+_WITHIN = 8
+"""... a third among eight is no chance: what makes them is still there."""
+_SWING = 16
+"""Attempts in which a norm that is high again swings: a batch alone would not come back so soon."""
+_LARGE = 2.0
+"""From twice its threshold on a norm is none that clipping makes harmless."""
+_OVERWHELMING = 3.0
+"""From three times the threshold on no batch explains a loss (see ``guard.decide.detector``), unless the run
+began with such a loss, or has no history yet."""
+
+
+class Outliers:
+    """Remembers the last anomalous attempts. Its state survives a rollback.
+
+    Args:
+        sigmas: the score of a value at its threshold.
+        replays: whether a rollback replays the data, so that it loses no batch, and a skip does.
+    """
+
+    def __init__(self, sigmas: float, *, replays: bool = False) -> None:
+        self._sigmas, self._replays = sigmas, replays
+        self._losses: deque[int] = deque(maxlen=_MOST)
+        """The last attempts whose loss was anomalous."""
+        self._norm = -_SWING
+        """The last attempt whose gradient norm alone was anomalous."""
+
+    def instead(
+        self, verdict: Verdict, attempt: int, *, usual: bool, moved_far: Callable[[], bool]
+    ) -> Decision | None:
+        """What is right instead of a rollback or a skip; None where it may be the weights. Call on each
+        verdict that is not ``ok``.
+
+        Args:
+            verdict: the detector's.
+            attempt: its number.
+            usual: whether the loss is one that the run began with.
+            moved_far: whether the weights have moved farther than steps explain; measures them.
+        """
+        ratio = verdict.score / self._sigmas
+        if verdict.signal == "grad_norm" and verdict.kind == "suspect":
+            last, self._norm = self._norm, attempt
+            if ratio < _LARGE and attempt - last < _SWING:
+                return Decision("clip", "grad_norm is suspect again, while the loss is not")
+        if self._replays or verdict.signal != "loss" or verdict.kind not in ("suspect", "spike"):
+            return None
+        recent = sum(attempt - other < _WITHIN for other in self._losses)
+        self._losses.append(attempt)
+        ordinary = ratio < _OVERWHELMING or usual or verdict.baseline is None
+        if ordinary and recent < _MOST and not moved_far():
+            return Decision("skip", f"loss {verdict.kind}: an outlier, the weights have not moved far")
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self._losses), "norm": self._norm}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses = deque(map(int, state["losses"]), maxlen=_MOST)
+        self._norm = int(state["norm"])

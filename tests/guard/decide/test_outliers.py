@@ -1,0 +1,107 @@
+"""An outlier on healthy weights is skipped or clipped; what stays is rolled back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from guard import GuardConfig, SpikeDetector
+from guard.decide.outliers import Outliers
+from guard.records import Verdict
+from guard.types import Decision
+
+SIGMAS = GuardConfig().detect.sigmas
+
+
+def spike(ratio: float = 1.5, baseline: float | None = 0.1) -> Verdict:
+    return Verdict("spike", "loss", ratio * SIGMAS, baseline)
+
+
+def norm(ratio: float) -> Verdict:
+    return Verdict("suspect", "grad_norm", ratio * SIGMAS, 0.1)
+
+
+def ask(
+    outliers: Outliers, verdict: Verdict, attempt: int, *, usual: bool = False, far: bool = False
+) -> Decision | None:
+    return outliers.instead(verdict, attempt, usual=usual, moved_far=lambda: far)
+
+
+def test_an_outlier_is_skipped_and_the_third_of_eight_is_not() -> None:
+    outliers = Outliers(SIGMAS)
+    found = [ask(outliers, spike(), attempt) for attempt in (10, 13, 17, 18, 40)]
+    assert [d is not None and d.rung == "skip" for d in found] == [True, True, False, False, True]
+
+
+def test_where_the_weights_moved_far_nothing_else_is_right_than_a_rollback() -> None:
+    assert ask(Outliers(SIGMAS), spike(), 10, far=True) is None
+
+
+def test_where_data_is_replayed_no_batch_is_lost_to_a_skip() -> None:
+    assert ask(Outliers(SIGMAS, replays=True), spike(), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "skipped"),
+    [({}, False), ({"usual": True}, True), ({"baseline": None}, True)],
+    ids=["far above", "as at the start", "no history"],
+)
+def test_an_overwhelming_loss_is_an_outlier_only_where_the_run_had_it(
+    options: dict[str, Any], skipped: bool
+) -> None:
+    verdict = spike(10.0, options.pop("baseline", 0.1))
+    assert (ask(Outliers(SIGMAS), verdict, 10, **options) is not None) == skipped
+
+
+def test_a_norm_that_is_high_alone_again_is_clipped_unless_it_is_very_high() -> None:
+    outliers = Outliers(SIGMAS)
+    found = [ask(outliers, norm(ratio), at) for at, ratio in ((10, 1.2), (12, 1.2), (13, 2.5), (40, 1.2))]
+    assert [d and d.rung for d in found] == [None, "clip", None, None]
+
+
+def test_a_round_trip_continues_identically() -> None:
+    outliers, other = Outliers(SIGMAS), Outliers(SIGMAS)
+    for attempt in (10, 12):
+        ask(outliers, spike(), attempt)
+    other.load_state_dict(json.loads(json.dumps(outliers.state_dict())))
+    assert ask(other, spike(), 14) is None
+    assert ask(Outliers(SIGMAS), spike(), 14) is not None
+
+
+def sparse(rows: int) -> list[float]:
+    """Norms of which two in three are zero."""
+    return [0.0 if row % 3 else 1.0 + 0.1 * (row % 7) for row in range(rows)]
+
+
+def test_norms_of_zero_show_no_level_and_clip_nothing() -> None:
+    detector, config = SpikeDetector(), GuardConfig()
+    for value in sparse(300):
+        assert detector.observe(1.0, value).kind == "ok"
+    level = detector.clip_level(config.clip.factor)
+    assert level is not None
+    assert 1.0 <= level <= 1.7
+
+
+def test_a_norm_that_stays_zero_has_vanished() -> None:
+    detector = SpikeDetector()
+    kinds = [detector.observe(1.0, 1.0 if row < 200 else 0.0).kind for row in range(600)]
+    assert "vanishing" in kinds
+
+
+def test_the_clip_level_is_that_of_the_batches_that_train() -> None:
+    """One norm in ten is fifty times the median: those are ordinary, and not clipped."""
+    detector = SpikeDetector()
+    for row in range(600):
+        detector.observe(1.0, (0.5 if row % 10 == 0 else 0.01) * (1 + 0.05 * (row % 4)))
+    level = detector.clip_level(3.0)
+    assert level is not None
+    assert 3.0 * level >= 0.5
+
+
+def test_the_clip_level_of_ordinary_noise_is_the_median() -> None:
+    detector = SpikeDetector()
+    for row in range(600):
+        detector.observe(1.0, 1.0 + 0.3 * (row % 5))
+    assert detector.clip_level(3.0) == detector.typical("grad_norm")
