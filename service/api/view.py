@@ -41,11 +41,16 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
         update={
             "spec": None if job.spec is None else strict(masked_spec(job.spec)),
             "env": shown_env(job),
-            "result": None if job.result is None else strict(job.result),
+            "result": None if job.result is None else strict(_shown_result(job.result)),
             "progress": None if files is None else files.progress(job.spec),
             "attempts": [AttemptInfo.model_validate(row, from_attributes=True) for row in attempts],
         }
     )
+
+
+def _shown_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Its texts may quote a command line with ``--set options.api_key=...``; its figures are no secrets."""
+    return {name: masked(value) if isinstance(value, str) else value for name, value in result.items()}
 
 
 def shown_env(job: JobRow) -> dict[str, str]:

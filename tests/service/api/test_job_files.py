@@ -16,6 +16,7 @@ from service.page.streams import JobLive, ListLive
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import log_path
 from service.reconcile.outcome import outcome_of
+from service.store import JobRow
 from tests.service.api.api_fixture import SPEC as DIGITS
 from tests.service.api.api_fixture import Api
 from tests.service.reconcile.test_reconcile import ended
@@ -129,3 +130,15 @@ def test_a_fifo_as_result_does_not_keep_a_job_from_ending(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / RESULT)
     outcome = outcome_of(ended(), JobFiles(tmp_path), before=None, stopping=False, log_end="")
     assert (outcome.kind, outcome.result) == ("failed", None)
+
+
+def test_a_command_line_in_the_result_is_shown_without_its_secrets(api: Api) -> None:
+    job, command = api.submitted(), "gradguard train x.yaml --set options.api_key=hunter2hunter2 --resume"
+
+    def end(row: JobRow) -> None:
+        row.result = {"status": "failed", "resume": command, "metrics": {"token_accuracy": 0.5}}
+
+    api.context.store.change(job, end)
+    shown = api.client("read").get(f"/v1/jobs/{job}").json()["result"]
+    assert shown["resume"] == command.replace("hunter2hunter2", "********")
+    assert shown["metrics"] == {"token_accuracy": 0.5}
