@@ -19,7 +19,7 @@ _LARGE = 2.0
 """From twice its threshold on a norm is none that clipping makes harmless."""
 _OVERWHELMING = 3.0
 """From three times the threshold on no batch explains a loss (see ``guard.decide.detector``), unless the run
-began with such a loss, or has no history yet."""
+began with such a loss."""
 
 
 class Outliers:
@@ -58,7 +58,7 @@ class Outliers:
             return None
         recent = sum(attempt - other < _WITHIN for other in self._losses)
         self._losses.append(attempt)
-        ordinary = ratio < _OVERWHELMING or usual or verdict.baseline is None
+        ordinary = ratio < _OVERWHELMING or usual
         if ordinary and recent < _MOST and not moved_far():
             return Decision("skip", f"loss {verdict.kind}: an outlier, the weights have not moved far")
         return None
