@@ -15,13 +15,11 @@ from guard.rows import strict
 
 ALARMS = frozenset({"spike", "nonfinite"})
 """The verdicts on which the guard rolls back, or skips in any case."""
-_ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 
 
 @dataclass(slots=True)
 class ReplayResult:
-    """The detector's verdicts. The lists hold ``step, verdict, signal, score, baseline, would``, the last one
-    what the guard would have done with healthy weights: ``skip``, ``roll back`` or ``report``."""
+    """The detector's verdicts. The lists hold ``step, verdict, signal, score, baseline``."""
 
     rows: int = 0
     columns: dict[str, str | None] = field(default_factory=dict)
@@ -31,7 +29,8 @@ class ReplayResult:
     """Spikes and non-finite values: each would have cost a rollback or a skip."""
     trends: list[dict[str, Any]] = field(default_factory=list)
     """Drift and vanishing gradients, which the guard reports; it applies the step."""
-
+    skipped_first: list[float] = field(default_factory=list)
+    """Steps of the spikes that the guard would have skipped, as long as the weights are healthy."""
     alarm_factor: float | None = None
     """How many times its last level the loss must reach for an alarm; None where that is unknown."""
 
@@ -41,14 +40,15 @@ class ReplayResult:
         self.suspects += verdict.kind == "suspect"
         if verdict.kind in ("ok", "suspect"):
             return
-        entry = {
+        entry: dict[str, Any] = {
             "step": int(step) if step.is_integer() else step,
             "verdict": verdict.kind,
             "signal": verdict.signal,
             "score": verdict.score,
             "baseline": verdict.baseline,
-            "would": "skip" if outlier else _ACTIONS[verdict.kind],
         }
+        if outlier:
+            self.skipped_first.append(entry["step"])
         (self.alarms if verdict.kind in ALARMS else self.trends).append(entry)
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption
 from service.cli.plots import save_figure
 
+ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 SHOWN = 50
 
 
@@ -71,7 +72,8 @@ def _show(result: ReplayResult) -> None:
         for entry in entries[:SHOWN]:
             baseline = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
             cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", baseline)
-            table.add_row(*cells, entry["would"])
+            skipped = entry["step"] in result.skipped_first
+            table.add_row(*cells, "skip" if skipped else ACTIONS[entry["verdict"]])
         console.print(table)
     if len(entries) > SHOWN:
         console.print(f"... and {len(entries) - SHOWN} more: --json has all")

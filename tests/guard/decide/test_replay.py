@@ -67,7 +67,8 @@ def test_the_result_is_strict_json(tmp_path: Path) -> None:
     found = json.loads(json.dumps(replay(path).to_dict(), allow_nan=False))
     assert (found["rows"], found["suspects"], len(found["alarms"]), found["trends"]) == (300, 1, 4, [])
     assert found["alarms"][0]["score"] == "inf"
-    assert set(found["alarms"][0]) == {"step", "verdict", "signal", "score", "baseline", "would"}
+    assert set(found["alarms"][0]) == {"step", "verdict", "signal", "score", "baseline"}
+    assert found["skipped_first"] == []
 
 
 def test_drift_is_a_trend_and_no_alarm(tmp_path: Path) -> None:
