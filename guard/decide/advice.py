@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from guard.decide.detector import blindness
 from guard.types import RateFinding
 
 log = logging.getLogger("guard")
@@ -33,3 +32,10 @@ class Advice:
         if kind in self._open:
             self._open.remove(kind)
             log.warning(message)
+
+
+def blindness(factor: float | None) -> str:
+    """One line: how far the loss must rise for an alarm."""
+    if factor is None:
+        return "loss: no alarm by a factor here, since its level is not positive or not yet known"
+    return f"loss: an alarm needs x {factor:.3g} its level here"

@@ -13,6 +13,7 @@ from typing import Any
 
 from guard.config import DetectConfig
 from guard.observe.robust_window import RobustWindow
+from guard.records import Kind, Signal, Verdict
 
 _NORMAL_MAD = 1.4826
 """Standard deviation over MAD of a Gaussian: 1 / 0.6745, its third quartile (Rousseeuw and Croux, 1993)."""
@@ -137,6 +138,11 @@ class RobustBaseline:
         """The value that one accepted in 32 exceeds, on the scale in use."""
         excesses = self._excesses
         return self.reference + excesses.highest(self._rank(self._PEAK_SHARE)) if excesses else self.reference
+
+    def verdict(self, kind: Kind, signal: Signal, ratio: float) -> Verdict:
+        """What a value of this ratio to the threshold means, with the median that it was compared with."""
+        baseline = self.unscale(self.reference) if self.ready else None
+        return Verdict(kind, signal, ratio * self.config.sigmas, baseline)
 
     def unscale(self, scaled: float) -> float:
         """From the scale in use to the signal's own unit."""

@@ -239,17 +239,17 @@ class SpikeDetector:
         if on_loss <= allowance and on_norm < 1.0:
             evidence = memory[0] + on_loss - allowance
             memory = (evidence if evidence > 0.0 else 0.0, on_norm, memory[1], memory[3] << 1 & 0b110)
-            verdict = _verdict("ok", "loss", on_loss, level)
+            verdict = level.verdict("ok", "loss", on_loss)
         else:
             verdict, memory = self._judge_high(row, memory, on_norm, allowance)
         if sample is not None and verdict.kind in ("ok", "suspect"):
             verdict = self._judge_updates(sample) or verdict
         expecting = self._expecting > 0 or self._jumps_by_design(buffers)
         if expecting and verdict.score < _OVERWHELMING * self.config.sigmas:
-            verdict = _verdict("ok", "loss", on_loss, level)
+            verdict = level.verdict("ok", "loss", on_loss)
         jumped = not expecting and buffers[0] >= 1.0 and buffers[1] - self._buffers.reference >= _BUFFER_JUMP
         if jumped and verdict.kind == "ok":
-            verdict = _verdict("suspect", "buffers", buffers[0], self._buffers)
+            verdict = self._buffers.verdict("suspect", "buffers", buffers[0])
         return verdict, memory
 
     def _jumps_by_design(self, buffers: Measured) -> bool:
@@ -271,12 +271,12 @@ class SpikeDetector:
         evidence = min(max(evidence, 0.0), _MOST)
         alone = on_loss >= _OVERWHELMING and (level.linear or value - level.reference >= _OVERWHELMING_LOSS)
         if on_loss > allowance and (evidence >= _ENOUGH or alone):
-            return _verdict("spike", "loss", on_loss, level), (evidence, on_norm, last, surges)
+            return level.verdict("spike", "loss", on_loss), (evidence, on_norm, last, surges)
         signal: Signal = "grad_norm" if grad[0] >= update[0] else "update_norm"
         kind, surges = self._judge_norm(grad if signal == "grad_norm" else update, signal, surges)
-        verdict = _verdict("suspect" if on_loss >= 1.0 else "ok", "loss", on_loss, level)
+        verdict = level.verdict("suspect" if on_loss >= 1.0 else "ok", "loss", on_loss)
         if kind == "spike" or (kind == "suspect" and on_loss < 1.0):
-            verdict = _verdict(kind, signal, on_norm, self._levels[signal])
+            verdict = self._levels[signal].verdict(kind, signal, on_norm)
         return verdict, (evidence, on_norm, last, surges)
 
     def _judge_norm(self, norm: Measured, signal: Signal, surges: int) -> tuple[Kind, int]:
@@ -389,25 +389,12 @@ class SpikeDetector:
         self._memory = (float(state["evidence"]), norm, norm_before, int(state["surges"]))
         self._rows = int(state["rows"])
         self._trend.load_state_dict(state["trend"])
-        if "wandering" in state:
-            self._runaway.load_state_dict(state["wandering"])
+        self._runaway.load_state_dict(state["wandering"])
         self._linear = bool(state["linear"])
         self._expecting = int(state.get("expecting", 0))
         self._first = state.get("first")
         self._zeros = int(state.get("zeros", 0))
 
 
-def blindness(factor: float | None) -> str:
-    """One line: how far the loss must rise for an alarm."""
-    if factor is None:
-        return "loss: no alarm by a factor here, since its level is not positive or not yet known"
-    return f"loss: an alarm needs x {factor:.3g} its level here"
-
-
 def _bad(value: float | None) -> bool:
     return value is not None and not isfinite(value)
-
-
-def _verdict(kind: Kind, signal: Signal, ratio: float, level: RobustBaseline) -> Verdict:
-    baseline = level.unscale(level.reference) if level.ready else None
-    return Verdict(kind, signal, ratio * level.config.sigmas, baseline)

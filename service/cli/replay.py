@@ -11,7 +11,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from guard import DetectConfig
-from guard.decide.detector import blindness
+from guard.decide.advice import blindness
 from guard.decide.replay import ReplayResult
 from guard.decide.replay import replay as replay_trace
 from guard.decide.trace import TraceReader
