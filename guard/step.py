@@ -303,7 +303,7 @@ class StepPipeline:
         if rate is not None and not rate.acts:
             self._advice.rate(rate, evidence.learning_rate)
         elif rate is not None and not rate.again:
-            self._state.cooldown.rate_factor *= rate.factor
+            self._state.cooldown.rate_factor = rate.factor
 
     def _accept_change(self, step: int, evidence: Evidence) -> None:
         """A change on purpose: the cooldown of its rollbacks ends; loaded weights are healthy."""

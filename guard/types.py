@@ -77,14 +77,16 @@ class RateFinding:
     """What the first steps say about the rate.
 
     Attributes:
-        factor: what the rate is to be multiplied by from now on.
+        factor: what the schedule's rate is to be multiplied by from now on.
         again: whether the run returns to its start for that.
-        reason: in words.
+        climb: what the loss did, in words.
+        reason: the same, and what follows.
         acts: whether that is done; else it is advice.
     """
 
     factor: float
     again: bool
+    climb: str
     reason: str
     acts: bool = True
 

@@ -283,10 +283,10 @@ class TrainingState:
         started = time.perf_counter()
         target = self._ring.oldest()
         self._clear_gradients()
-        self._ring.restore(target, keep=frozenset() if self._replay else frozenset({DATA}))
+        self._ring.restore(target, keep=frozenset() if self._replay else frozenset({DATA, GENERATORS}))
         target.returns = 0
         self._accept_state(target.step)
-        self.cooldown.rate_factor *= rate_factor
+        self.cooldown.rate_factor = rate_factor
         seconds = time.perf_counter() - started
         return StepOutcome("rolled_back", target.step, target.step, step - target.step, seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from guard.decide.start_rate import CUT
 from guard.types import RateFinding
 
 log = logging.getLogger("guard")
@@ -25,8 +26,10 @@ class Advice:
 
     def rate(self, finding: RateFinding, rate: float) -> None:
         """The learning rate is too high, and the guard may not change it."""
-        lower = f"try {rate * finding.factor:.2g} instead of {rate:.2g}, or set rate: act"
-        self._log("rate", f"{finding.reason}: {lower}")
+        probably = (
+            f"the learning rate {rate:.2g} is probably too high: try {rate / CUT:.2g}, or set rate: act"
+        )
+        self._log("rate", f"{finding.climb}: {probably}")
 
     def _log(self, kind: str, message: str) -> None:
         if kind in self._open:

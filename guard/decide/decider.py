@@ -131,7 +131,8 @@ class Decider:
             if decision.new_level:
                 verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
-            finding = self.start_rate.observe(agreed.loss, learning_rate)
+            alarm = decision.rung in ("rollback", "halt")
+            finding = self.start_rate.observe(agreed.loss, learning_rate, alarm=alarm)
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
         return Evidence(
@@ -163,6 +164,8 @@ class Decider:
         if self._config.rate != "act" or not able:
             self.start_rate.open = False
             return verdict, replace(decision, rate=replace(finding, acts=False))
+        if decision.rung == "rollback":
+            self.ladder.give_back(1)
         kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
         rung: Rung = "rollback" if finding.again else "apply"
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)

@@ -389,11 +389,11 @@ class SpikeDetector:
         self._memory = (float(state["evidence"]), norm, norm_before, int(state["surges"]))
         self._rows = int(state["rows"])
         self._trend.load_state_dict(state["trend"])
-        self._runaway.load_state_dict(state["wandering"])
+        if "wandering" in state:
+            self._runaway.load_state_dict(state["wandering"])
         self._linear = bool(state["linear"])
         self._expecting = int(state.get("expecting", 0))
-        self._first = state.get("first")
-        self._zeros = int(state.get("zeros", 0))
+        self._first, self._zeros = state.get("first"), int(state.get("zeros", 0))
 
 
 def _bad(value: float | None) -> bool:

@@ -35,7 +35,8 @@ _SAME = 0.8
 class StartRate:
     """Follows the losses of the first attempts, and finds a rate that is too high.
 
-    After a cut the run returns to its start. Where two cuts in a row do not make the climb smaller, the loss
+    The run returns to its start, the first time with the same rate, since a bad batch may have broken the
+    weights; then with a third of it each time. Where two cuts in a row do not make the climb slower, the loss
     climbs by design: all are taken back, and nothing is judged any more.
     """
 
@@ -51,22 +52,34 @@ class StartRate:
     _highest: float = 0.0
     _lowest: float = math.inf
 
-    def observe(self, loss: float, rate: float) -> RateFinding | None:
-        """One attempt: its agreed loss, and the rate that the schedule gives for its step."""
+    def observe(self, loss: float, rate: float, *, alarm: bool = False) -> RateFinding | None:
+        """One attempt.
+
+        Args:
+            loss: agreed.
+            rate: that the schedule gives for its step.
+            alarm: whether it would end in a rollback, which returns to the start too.
+        """
         if not self.open:
             return None
         if not self._losses:
             if not math.isfinite(loss):
                 return None  # a bad batch, at weights that are still those before any update
             self._before.append(loss)
+        loss = loss if math.isfinite(loss) else math.inf
+        self._losses.append(loss)
         self._observed += 1
-        self._losses.append(loss if math.isfinite(loss) else math.inf)
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest = max(self._highest, rate)
         start = fmean(self._before)
         if self._steps > _STEPS or start <= 0.0:
             self.open = False
             return None
+        return self._judge(start, loss, alarm=alarm)
+
+    def _judge(self, start: float, loss: float, *, alarm: bool) -> RateFinding | None:
+        if alarm and loss > (1 + _CLIMB) * start:
+            return self._too_high(start, loss)
         if len(self._losses) < _ENOUGH:
             return None
         level = median(self._losses)
@@ -84,17 +97,18 @@ class StartRate:
         self._climbs.append((level - lowest) / start / self._observed)
         climb = f"the loss climbed from {lowest:.4g} to {level:.4g} in the first steps"
         if self._other_cause():
-            factor, self.open, self.cuts = CUT**self.cuts, False, 0
-            reason = f"{climb}, at lower rates too: the rate is restored"
-            return RateFinding(factor, again=False, reason=reason)
-        self.cuts += 1
+            self.open, self.cuts = False, 0
+            return RateFinding(1.0, False, climb, f"{climb}, at lower rates too: the rate is restored")
         self._losses.clear()
         self._steps, self._observed, self._highest, self._lowest = 0, 0, 0.0, math.inf
-        return RateFinding(1 / CUT, again=True, reason=f"{climb}: the learning rate is too high")
+        if len(self._climbs) == 1:
+            return RateFinding(1.0, True, climb, f"{climb}: once more from the start")
+        self.cuts += 1
+        return RateFinding(CUT**-self.cuts, True, climb, f"{climb}: the learning rate is too high")
 
     def _other_cause(self) -> bool:
         """Whether the last two cuts changed nothing, or all did not help."""
-        last = [climb for climb in self._climbs[-3:] if math.isfinite(climb)]
+        last = [climb for climb in self._climbs[1:][-3:] if math.isfinite(climb)]
         unmoved = len(last) == 3 and last[2] > _SAME * last[1] > _SAME**2 * last[0]
         return unmoved or self.cuts >= _MOST_CUTS
 

@@ -112,7 +112,7 @@ def test_a_guard_that_may_not_act_names_the_rate_once_and_changes_nothing(
     with caplog.at_level(logging.WARNING, "guard"):
         Digits(10 * RIGHT).train(40)
     (line,) = [message for message in caplog.messages if "learning rate" in message]
-    assert "try 0.33 instead of 1, or set rate: act" in line
+    assert "the learning rate 1 is probably too high: try 0.33, or set rate: act" in line
     states = []
     for rate in ("warn", "off"):
         run = Digits(10 * RIGHT, config={"rate": rate}).train(40)
