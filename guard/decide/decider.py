@@ -131,7 +131,7 @@ class Decider:
             if decision.new_level:
                 verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
-            alarm = decision.rung in ("rollback", "halt")
+            alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
             finding = self.start_rate.observe(agreed.loss, learning_rate, alarm=alarm)
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
