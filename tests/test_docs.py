@@ -271,7 +271,7 @@ def test_the_document_of_the_jobs_runs_as_shown(tmp_path: Path, monkeypatch: pyt
             shutil.copytree(tmp_path / "runs" / "my-job", tmp_path / "runs" / "other-job")
         return done.stdout
 
-    assert Session(JOBS, shell).run(tmp_path, extra="metrics:\n  port: 0\n") == 11
+    assert Session(JOBS, shell).run(tmp_path, extra="metrics:\n  port: 0\n") == 12
     job = tmp_path / "runs" / "my-job"
     assert (tmp_path / "model.safetensors").stat().st_size > 0
     _check_files_and_rows(job)
