@@ -123,11 +123,13 @@ class Decider:
         typical = self.detector.clip_level(self._config.clip.factor)
         if self._config.mode != "off" and not overflow:
             update = None if moved is None else moved.per_lr
-            calm = self.new_level.waits and self.detector.calm
+            normal = self.new_level.waits and self.detector.normal
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
             self._rates.push(learning_rate)
             self.new_level.moved_far = moved_far
-            decision = self._decide(verdict, agreed, attempt, step, calm=calm, can_roll_back=can_roll_back)
+            decision = self._decide(
+                verdict, agreed, attempt, step, normal=normal, can_roll_back=can_roll_back
+            )
             if decision.new_level:
                 verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
@@ -183,13 +185,13 @@ class Decider:
             self.detector.expect_change(changed_at - step + steps)
 
     def _decide(
-        self, verdict: Verdict, agreed: Agreed, attempt: int, step: int, *, calm: bool, can_roll_back: bool
+        self, verdict: Verdict, agreed: Agreed, attempt: int, step: int, *, normal: bool, can_roll_back: bool
     ) -> Decision:
         """The rung, and whether a change on purpose explains the verdict."""
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
         loaded = agreed.changed and self.detector.had_before(agreed.loss)
-        self.new_level.observe(ratio, attempt, step, calm=calm, changed=loaded)
+        self.new_level.observe(ratio, attempt, step, normal=normal, changed=loaded)
         rose = verdict.kind != "ok" and self._rates.rose
         instead = None
         if verdict.kind != "ok":

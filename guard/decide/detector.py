@@ -167,7 +167,7 @@ class SpikeDetector:
         return self._first is not None and loss <= self._first
 
     @property
-    def calm(self) -> bool:
+    def normal(self) -> bool:
         """Whether the last rows of the loss were no evidence at all."""
         return self._memory[0] == 0.0 and max(self._memory[1:3]) < 1.0
 

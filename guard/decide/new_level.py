@@ -62,7 +62,7 @@ class NewLevel:
         self._rollbacks = self._rows = self._high = 0
         self._restored = -1
         self._least, self._most = math.inf, 0.0
-        self._calm = True
+        self._normal = True
         self._jumps = 0
         self._jump: _Alarm | None = None
         self._loaded = -_SOON
@@ -73,21 +73,21 @@ class NewLevel:
         """Whether the coming row is the first after a rollback."""
         return self._last is not None and not self._rows
 
-    def observe(self, ratio: float, attempt: int, step: int, *, calm: bool, changed: bool) -> None:
+    def observe(self, ratio: float, attempt: int, step: int, *, normal: bool, changed: bool) -> None:
         """One row.
 
         Args:
             ratio: the larger excess of loss and gradient norm; anomalous from 1 on.
             attempt: its number.
             step: steps before it.
-            calm: whether the restored detector saw nothing in the rows before.
+            normal: whether the restored detector saw nothing in the rows before.
             changed: whether weights were loaded between the steps, whose loss is one that the run had before.
         """
         if changed:
             self._loaded, self._loaded_skips = attempt, 0
         if self._last is not None and self._rows < _SOON:
             if not self._rows:
-                self._calm, self._restored = calm and ratio > _HIGH, step
+                self._normal, self._restored = normal and ratio > _HIGH, step
             self._rows += 1
             self._high += ratio > _HIGH
             self._least, self._most = min(self._least, ratio), max(self._most, ratio)
@@ -140,7 +140,7 @@ class NewLevel:
     def _at_once(self, attempt: int) -> bool:
         """Whether the rows since the last rollback were high from the first on."""
         soon = self._last is not None and attempt - self._last.attempt <= _SOON
-        return soon and self._calm and 4 * self._high >= 3 * self._rows
+        return soon and self._normal and 4 * self._high >= 3 * self._rows
 
     def _never_left(self, attempt: int, step: int) -> bool:
         """Whether every batch since the last rollback was high alike, so that none was applied: each counts
@@ -162,7 +162,7 @@ class NewLevel:
             "last": None if self._last is None else asdict(self._last),
             "jump": None if self._jump is None else asdict(self._jump),
             "counts": [self._rollbacks, self._rows, self._high, self._jumps],
-            "calm": self._calm,
+            "normal": self._normal,
             "in_place": [self._restored, self._least if self._rows else None, self._most],
             "loaded": [self._loaded, self._loaded_skips],
         }
@@ -171,7 +171,7 @@ class NewLevel:
         self._last = None if state["last"] is None else _Alarm(**state["last"])
         self._jump = None if state["jump"] is None else _Alarm(**state["jump"])
         self._rollbacks, self._rows, self._high, self._jumps = map(int, state["counts"])
-        self._calm = bool(state["calm"])
+        self._normal = bool(state["normal"])
         self._restored, least, self._most = state.get("in_place", (-1, None, 0.0))
         self._least = math.inf if least is None else least
         self._loaded, self._loaded_skips = map(int, state["loaded"])

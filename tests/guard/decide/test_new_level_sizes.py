@@ -114,6 +114,6 @@ def test_what_never_left_healthy_weights_is_the_data(rows: int, step: int, accep
     spike, level = Verdict("spike", "loss", 40.0, 0.1), NewLevel()
     level.rolled_back(spike, attempt=100, step=9, rate_rose=False)
     for row in range(rows):
-        level.observe(8.0, 101 + row, step if row == rows - 1 else 4, calm=True, changed=False)
+        level.observe(8.0, 101 + row, step if row == rows - 1 else 4, normal=True, changed=False)
     instead = level.instead(spike, attempt=100 + rows, step=step, rate_rose=False)
     assert (instead is not None and instead.new_level) == accepted
