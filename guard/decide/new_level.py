@@ -171,7 +171,7 @@ class NewLevel:
         self._last = None if state["last"] is None else _Alarm(**state["last"])
         self._jump = None if state["jump"] is None else _Alarm(**state["jump"])
         self._rollbacks, self._rows, self._high, self._jumps = map(int, state["counts"])
-        self._normal = bool(state["normal"])
+        self._normal = bool(state.get("normal", state.get("calm")))  # its name in older checkpoints
         self._restored, least, self._most = state.get("in_place", (-1, None, 0.0))
         self._least = math.inf if least is None else least
         self._loaded, self._loaded_skips = map(int, state["loaded"])

@@ -14,6 +14,7 @@ import pytest
 from jobs.data.cursor import DataCursor
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
+from tests.integration.harness import runner
 from tests.integration.harness.chaos import CONTINUES, final_weights, history, same_weights
 from tests.integration.harness.runner import GRADGUARD, NOISY, Sandbox, noisy
 
@@ -27,6 +28,11 @@ SPEC: dict[str, Any] = {
     "data": {"dataset": "digits", "batch_size": 48, "augment": "standard"},
     "train": {"max_steps": STEPS, "checkpoint_every_steps": 5},
 }
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(runner.__file__).parent)  # where the module of NOISY is
 
 
 @pytest.fixture(scope="module")
