@@ -273,7 +273,7 @@ class GradientGuard:
         self._parts.recorder.change(reason, step=self.steps, attempt=self.attempts, steps=steps)
 
     def adopt_state(self) -> None:
-        """Makes the present weights and buffers the healthy state: no rollback goes back to before it.
+        """Makes the present weights and buffers the healthy state: no rollback goes beyond it.
 
         Call it on every rank after changing them (best weights loaded, a codebook restarted).
 

@@ -163,7 +163,7 @@ class StepPipeline:
         self._parts.replayer.computed()
         agreed, seen, second, comparable = self._computed_again(again)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
-        if ranks and comparable:  # a hardware fault, if the batch gives this result once more
+        if ranks and comparable:  # a hardware fault, if the batch gives this result again
             agreed, seen, third, comparable = self._computed_again(again)
             comparable = comparable and not faulty_ranks(second, third, self._parts.device)
             second = third

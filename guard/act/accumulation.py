@@ -83,7 +83,7 @@ class GradAccumulation:
 
     @contextmanager
     def dropping(self) -> Iterator[None]:
-        """Around a backward whose gradients must add nothing; what forward did to the buffers is undone."""
+        """Around a backward whose gradients must add nothing; forward leaves no trace in the buffers."""
         handles = [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
         try:
             yield

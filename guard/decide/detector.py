@@ -373,7 +373,7 @@ class SpikeDetector:
             "surges": surges,
             "rows": self._rows,
             "trend": self._trend.state_dict(),
-            "wandering": self._runaway.state_dict(),
+            "runaway_updates": self._runaway.state_dict(),
             "linear": self._linear,
             "expecting": self._expecting,
             "first": self._first,
@@ -389,8 +389,8 @@ class SpikeDetector:
         self._memory = (float(state["evidence"]), norm, norm_before, int(state["surges"]))
         self._rows = int(state["rows"])
         self._trend.load_state_dict(state["trend"])
-        if "wandering" in state:
-            self._runaway.load_state_dict(state["wandering"])
+        if "runaway_updates" in state:
+            self._runaway.load_state_dict(state["runaway_updates"])
         self._linear = bool(state["linear"])
         self._expecting = int(state.get("expecting", 0))
         self._first, self._zeros = state.get("first"), int(state.get("zeros", 0))

@@ -4,7 +4,7 @@ Healthy hardware repeats a computation (to the bit on the CPU); a flipped bit in
 does not happen twice. The second result is then the good one, and the run continues with it.
 
 A different result is a hardware fault only if the computation repeats itself: it must have drawn the same
-random numbers as the first time, and give the second result once more when it is done a third time.
+random numbers as the first time, and give the second result again when it is done a third time.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class StartRate:
         self._losses.clear()
         self._steps, self._observed, self._highest, self._lowest = 0, 0, 0.0, math.inf
         if len(self._climbs) == 1:
-            return RateFinding(1.0, True, climb, f"{climb}: once more from the start")
+            return RateFinding(1.0, True, climb, f"{climb}: again from the start")
         self.cuts += 1
         return RateFinding(CUT**-self.cuts, True, climb, f"{climb}: the learning rate is too high")
 

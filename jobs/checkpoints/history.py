@@ -16,11 +16,11 @@ from jobs.run_dir.jsonl import iter_jsonl
 
 logger = logging.getLogger(__name__)
 
-Event = Literal["written", "good", "retired", "suspect", "undone", "unconfirmed", "failed"]
+Event = Literal["written", "good", "retired", "suspect", "rolled_back", "unconfirmed", "failed"]
 """Of those that go: ``retired``, newer good ones replaced it; ``suspect``, an anomaly followed it;
-``undone``, the run was rolled back to an earlier step; ``unconfirmed``, a candidate when the run was started
-again. ``failed``: it was never written."""
-_GONE = ("retired", "suspect", "undone", "unconfirmed")
+``rolled_back``, the run was rolled back to an earlier step; ``unconfirmed``, a candidate when the run was
+started again. ``failed``: it was never written."""
+_GONE = ("retired", "suspect", "rolled_back", "undone", "unconfirmed")  # undone: its name in older jobs
 
 
 def last_good(path: Path) -> int | None:

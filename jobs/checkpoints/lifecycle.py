@@ -68,7 +68,7 @@ class Lifecycle:
         """Deletes the checkpoints of later steps: the run was rolled back."""
         for name in self._storage.names():
             if name > checkpoint_folder(step):
-                self._remove(int(name.rpartition("-")[2]), "undone")
+                self._remove(int(name.rpartition("-")[2]), "rolled_back")
 
     def remove_candidates(self) -> None:
         """Deletes what an earlier run left unconfirmed."""

@@ -67,7 +67,7 @@ def cost(run: Run) -> Markup:
 
 
 def checkpoints(run: Run) -> Markup:
-    """Where the run could go back to: a row for good ones, for candidates, for those that were removed."""
+    """What the run could roll back to: a row for good ones, for candidates, for those that were removed."""
     panel = Panel("", 60, lambda axes: _checkpoints(axes, run.checkpoints))
     return inline_svg("checkpoints", lambda: _stack(run, [panel], left=100, incidents=True))
 
@@ -170,7 +170,7 @@ def _series(axes: Axes, run: Run, values: Floats, color: str) -> None:
 def _checkpoints(axes: Axes, saved: Sequence[Checkpoint]) -> None:
     """Filled where one is still there, pale where newer ones took its place."""
     kinds = (
-        (0, "danger", "x", 1.0, {"suspect", "undone", "unconfirmed", "failed"}),
+        (0, "danger", "x", 1.0, {"suspect", "rolled_back", "unconfirmed", "failed"}),
         (1, "warn", "D", 1.0, {"written"}),
         (2, "good", "D", 0.35, {"retired"}),
         (2, "good", "D", 1.0, {"good"}),

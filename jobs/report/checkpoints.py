@@ -20,7 +20,7 @@ FATES = {
     "written": "candidate",
     "retired": "good; newer ones took its place",
     "suspect": "removed: an anomaly followed it",
-    "undone": "removed: the run rolled back beyond it",
+    "rolled_back": "removed: the run rolled back beyond it",
     "unconfirmed": "removed: the run ended before it was good",
     "failed": "could not be written",
 }

@@ -71,7 +71,7 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
 
 
 def cut_back(path: str | Path, size: int) -> int:
-    """Cuts a file back to ``size`` bytes; the rest is kept in ``<stem>.undone<suffix>``.
+    """Cuts a file back to ``size`` bytes; the rest is kept in ``<stem>.rolled_back<suffix>``.
 
     Returns:
         The number of bytes cut; 0 where the file is missing or not longer.
@@ -82,10 +82,10 @@ def cut_back(path: str | Path, size: int) -> int:
     with path.open("rb+") as file:
         file.seek(size)
         rest = file.read()
-        with path.with_name(f"{path.stem}.undone{path.suffix}").open("ab") as undone:
-            undone.write(rest)
-            undone.flush()
-            os.fsync(undone.fileno())
+        with path.with_name(f"{path.stem}.rolled_back{path.suffix}").open("ab") as removed:
+            removed.write(rest)
+            removed.flush()
+            os.fsync(removed.fileno())
         file.truncate(size)
         os.fsync(file.fileno())
     return len(rest)

@@ -41,7 +41,7 @@ class ScaleSpec(Config):
     faulty worker, if the other nodes have room. ``null``: never."""
 
     start_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    """Seconds that an embedded Ray has to start; after that it is tried once more, with twice the time."""
+    """Seconds that an embedded Ray has to start; after that it is tried again, with twice the time."""
 
     timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Seconds after which a collective fails that a dead or stuck worker does not join."""

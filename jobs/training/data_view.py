@@ -18,7 +18,7 @@ _FEWEST = 8
 _VALUES = 5
 _CLASSES = 5
 _UNEVEN = 20
-"""The largest class has so many times as many samples as the smallest."""
+"""The largest class has N times as many samples as the smallest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def serve(
     ] = 10.0,
     keep_days: Annotated[
         float | None,
-        Option(min=0.0, help="Delete jobs and their files so many days after their end. Default: never."),
+        Option(min=0.0, help="Delete jobs and their files N days after their end. Default: never."),
     ] = None,
     num_cpus: Annotated[int | None, Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:

@@ -37,7 +37,7 @@ def remove_job(
 
 
 def remove_old(store: JobStore, ray: RayApi | None, root: Path, days: float) -> list[str]:
-    """Deletes the jobs that ended more than so many days ago, with their files; returns their ids."""
+    """Deletes the jobs that ended more than N days ago, with their files; returns their ids."""
     removed = []
     for job_id in store.ended_before(time.time() - days * 86_400):
         try:

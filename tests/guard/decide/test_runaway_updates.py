@@ -98,7 +98,7 @@ def test_its_memory_survives_a_restart(cut: int) -> None:
 def test_a_state_from_before_it_existed_is_taken() -> None:
     detector = SpikeDetector()
     old = detector.state_dict()
-    del old["wandering"]
+    del old["runaway_updates"]
     detector.load_state_dict(old)
     assert detector.observe(1.0).kind == "ok"
 

@@ -54,10 +54,10 @@ def test_an_anomaly_and_a_return_to_an_earlier_step_are_reasons(job: Path) -> No
     kept.finish()
     kept.discard_after(25)
     kept.finish()
-    assert recorded(job)[-1] == (30, "undone")
+    assert recorded(job)[-1] == (30, "rolled_back")
     assert (20, "suspect") in recorded(job)
     fates = {checkpoint.step: checkpoint.fate for checkpoint in read_checkpoints(RunReader(job))}
-    assert (fates[20], fates[30]) == ("suspect", "undone")
+    assert (fates[20], fates[30]) == ("suspect", "rolled_back")
 
 
 def test_a_candidate_of_a_killed_run_is_unconfirmed(job: Path) -> None:

@@ -194,7 +194,7 @@ def test_checkpoints_that_are_gone_stay_on_the_timeline_with_the_reason(job_with
             {"time": 4.0, "event": "written", "step": 150, "attempt": 151, "size": 9},
             {"time": 5.0, "event": "suspect", "step": 150},
             {"time": 6.0, "event": "written", "step": 240, "attempt": 200, "size": 9},
-            {"time": 7.0, "event": "undone", "step": 240},
+            {"time": 7.0, "event": "rolled_back", "step": 240},
             {"event": "unheard of", "step": 1},
             {"step": "text"},
         ],

@@ -100,7 +100,7 @@ def test_rows_that_come_again_are_kept_beside_the_file(tmp_path: Path) -> None:
     assert cut_back(path, 4) == 7
     assert cut_back(path, 4) == 0
     assert path.read_bytes() == b"one\n"
-    assert (tmp_path / "rows.undone.jsonl").read_bytes() == b"two\nthr"
+    assert (tmp_path / "rows.rolled_back.jsonl").read_bytes() == b"two\nthr"
 
 
 def test_a_file_that_was_cut_is_read_from_its_beginning(tmp_path: Path) -> None:
