@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SPEC ?= jobs/examples/fashion.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data tools train test soak lint format bench clean
+.PHONY: help setup data tools train test slow soak lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,8 +31,13 @@ tools: data  ## install the tools of some tests: Prometheus, Alertmanager, a bro
 train: setup data  ## train a guarded ResNet on real images, and inject faults that it survives
 	@$(BIN)/gradguard train $(SPEC) --overwrite
 
-test: setup tools  ## run the tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test: setup tools  ## run the tests, within 20 minutes on 2 cores
+	@$(PYTEST) -m "not slow and not soak" $(ARGS)
+
+slow: setup tools  ## run the longer tests: more Ray clusters, deaths, browsers, every command of the documents
+	@$(PYTEST) -m "slow and not soak" $(ARGS)
 
 soak: setup tools  ## run the tests that take minutes each: elastic jobs, other world sizes, out of memory
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)

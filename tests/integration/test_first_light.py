@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.harness.runner import GRADGUARD, SMALL, Sandbox
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timeout(400)
 
 FAULTS = [
     {"kind": "nan_loss", "step": 30, "rank": 1},
@@ -38,6 +38,7 @@ def test_the_guarded_run_survives_and_learns(guarded: tuple[Sandbox, str]) -> No
     )
 
 
+@pytest.mark.slow
 def test_the_same_run_without_the_guard_is_destroyed_by_the_first_fault(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     short = {"max_steps": 34, "eval_every_epochs": 9}

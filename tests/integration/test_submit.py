@@ -10,7 +10,7 @@ from jobs.errors import JobError
 from tests.integration.harness.cluster import RAY, Cluster
 from tests.integration.harness.runner import GRADGUARD, SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timeout(400)
 
 SHORT = {"train": {"max_steps": 12}, "scale": {"workers": 1}, "model": SMALL}
 

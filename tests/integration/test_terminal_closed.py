@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.harness.runner import GRADGUARD, Sandbox, alive, descendants, read_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sighup")]
 
 END_S = 180
 

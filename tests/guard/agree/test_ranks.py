@@ -15,8 +15,6 @@ from guard import GradientGuard, GuardConfig, GuardHalt, RankDivergence
 from tests.guard.loops import differences, guarded_run
 from tests.guard.ranks import on_ranks
 
-pytestmark = pytest.mark.slow
-
 BAD = {
     "nan loss": {"kind": "nan_loss"},
     "nan batch": {"kind": "poisoned_batch", "factor": math.nan},

@@ -12,6 +12,8 @@ import pytest
 from jobs.observability.driver_events import interrupts
 from jobs.observability.terminal import TerminalOutput
 
+pytestmark = pytest.mark.usefixtures("sighup")
+
 WRITER = """
 import sys
 from jobs.observability.terminal import TerminalOutput
