@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "guard",
     "faults",
     "metrics",
+    "tags",
     "secrets",
     "data.root",
     "data.download",

@@ -72,6 +72,8 @@ class AsyncJobClient:
     metrics = _awaited(JobClient.metrics)
     checkpoints = _awaited(JobClient.checkpoints)
     report = _awaited(JobClient.report)
+    download = _awaited(JobClient.download)
+    download_checkpoint = _awaited(JobClient.download_checkpoint)
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from jobs.client.models import CheckpointInfo, Event, JobInfo, JobList, Series
 from jobs.spec.job_spec import JobSpec
@@ -23,16 +23,24 @@ class SubmitRequest:
     key: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs of a list: of one of these statuses, whose id contains the name, with the tag; else all."""
+
+    statuses: Sequence[str] = ()
+    name: str | None = None
+    tag: str | None = None
+
+
 class Backend(Protocol):
     """A service, a Ray cluster, or a folder of jobs, as ``JobClient`` uses it. All raise ``ClientError``.
 
-    ``page``: some jobs, the newest first; ``events``: what ``JobClient.follow`` yields.
+    ``page``: some jobs, the newest first; ``events``: what ``JobClient.follow`` yields;
+    ``download_checkpoint``: adds the checkpoint's folder to a folder.
     """
 
     def submit(self, request: SubmitRequest) -> JobInfo: ...
-    def page(
-        self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int
-    ) -> JobList: ...
+    def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList: ...
     def get(self, job_id: str) -> JobInfo: ...
     def stop(self, job_id: str) -> None: ...
     def checkpoint(self, job_id: str) -> None: ...
@@ -45,4 +53,6 @@ class Backend(Protocol):
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series: ...
     def checkpoints(self, job_id: str) -> list[CheckpointInfo]: ...
     def report(self, job_id: str) -> str: ...
+    def download(self, job_id: str, name: str, to: BinaryIO) -> None: ...
+    def download_checkpoint(self, job_id: str, step: int, to: Path) -> None: ...
     def close(self) -> None: ...

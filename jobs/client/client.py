@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import builtins
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from guard.records import COLUMNS
-from jobs.client.backend import SubmitRequest
+from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.connect import connect
-from jobs.client.errors import JobTimeout
-from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, Progress, Series, Status
+from jobs.client.errors import Conflict, JobTimeout
+from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, Progress, Recorded, Series, Status
 from jobs.client.show import show_progress
 from jobs.spec.job_spec import JobSpec
 
@@ -88,15 +89,20 @@ class JobClient:
         return Job(self._backend.get(job_id), self)
 
     def list(
-        self, *, status: str | Sequence[str] = (), name: str | None = None, limit: int | None = None
+        self,
+        *,
+        status: str | Sequence[str] = (),
+        name: str | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
     ) -> list[Job]:
-        """Jobs, the newest first; all of them unless ``limit`` is given."""
-        statuses = [status] if isinstance(status, str) else list(status)
+        """Jobs, the newest first: whose id contains ``name``, with ``tag``; all unless ``limit`` is given."""
+        wanted = Wanted([status] if isinstance(status, str) else list(status), name, tag)
         found: builtins.list[Job] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:
             size = PAGE if limit is None else min(PAGE, limit - len(found))
-            page = self._backend.page(statuses=statuses, name=name, cursor=cursor, limit=size)
+            page = self._backend.page(wanted, cursor=cursor, limit=size)
             found += [Job(info, self) for info in page.jobs]
             cursor = page.next_cursor
             if cursor is None:
@@ -182,6 +188,34 @@ class JobClient:
         """The report as one HTML document."""
         return self._backend.report(job_id)
 
+    def download(self, job_id: str, name: Recorded, to: str | Path = ".") -> Path:
+        """Saves a file that the job recorded as ``<to>/<job_id>-<name>``, as it is now; returns its path.
+
+        Raises:
+            JobNotFound: there is no such job, or it has no such file yet.
+        """
+        path = Path(to) / f"{job_id}-{name}"
+        with tempfile.TemporaryDirectory(dir=to) as folder:
+            part = Path(folder, name)
+            with part.open("wb") as file:
+                self._backend.download(job_id, name, file)
+            return part.replace(path)
+
+    def download_checkpoint(self, job_id: str, step: int, to: str | Path = ".") -> Path:
+        """Saves the checkpoint of a step as a folder in ``to``; returns its path. It contains the job's spec
+        with its secrets, so a service wants a token with the scope ``submit``.
+
+        Raises:
+            JobNotFound: there is no such job or checkpoint.
+            Conflict: the folder exists already.
+        """
+        with tempfile.TemporaryDirectory(dir=to) as folder:
+            self._backend.download_checkpoint(job_id, step, Path(folder))
+            (part,) = Path(folder).iterdir()
+            if (path := Path(to) / part.name).exists():
+                raise Conflict(f"{path} exists already: choose another folder")
+            return part.rename(path)
+
     def close(self) -> None:
         """Closes the connections."""
         self._backend.close()
@@ -207,7 +241,8 @@ class Job:
     """A job as it was when it was fetched (``info``), and what can be done with it.
 
     ``logs``, ``follow``, ``stop``, ``checkpoint``, ``resume``, ``clone``, ``delete``, ``incidents``,
-    ``metrics``, ``checkpoints`` and ``report`` are those of ``JobClient``, without the id.
+    ``metrics``, ``checkpoints``, ``report``, ``download`` and ``download_checkpoint`` are those of
+    ``JobClient``, without the id.
     """
 
     def __init__(self, info: JobInfo, client: JobClient) -> None:
@@ -270,3 +305,5 @@ class Job:
     metrics = _of_job(JobClient.metrics)
     checkpoints = _of_job(JobClient.checkpoints)
     report = _of_job(JobClient.report)
+    download = _of_job(JobClient.download)
+    download_checkpoint = _of_job(JobClient.download_checkpoint)

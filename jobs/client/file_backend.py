@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from guard.records import Incident
-from jobs.client.backend import Backend
-from jobs.client.errors import Unsupported
+from jobs.client.backend import Backend, Wanted
+from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.job_files import JobFiles
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
 from jobs.report.words import event
+from jobs.run_dir.plain_file import open_plain
 
 POLL_S = 1.0
 
@@ -59,6 +62,20 @@ class FileBackend(Backend):
     def report(self, job_id: str) -> str:
         return self._readable(job_id).report()
 
+    def download(self, job_id: str, name: str, to: BinaryIO) -> None:
+        """See ``Backend``."""
+        files = self._readable(job_id)
+        try:
+            with open_plain(files.folder.path / name, files.below) as file:
+                shutil.copyfileobj(file, to)
+        except FileNotFoundError:
+            raise JobNotFound(f"{job_id} has no {name} yet") from None
+
+    def download_checkpoint(self, job_id: str, step: int, to: Path) -> None:
+        """See ``Backend``."""
+        folder = self._readable(job_id).checkpoint_of(step)
+        shutil.copytree(folder, to / folder.name)
+
     def close(self) -> None:
         """Nothing is held open."""
 
@@ -78,11 +95,14 @@ def incident_event(job_id: str, row: dict[str, object]) -> Event:
     return Event(seq=0, job=job_id, time=when, kind="incident", level=level, text=text, data=dict(row))
 
 
-def page_of(
-    jobs: list[JobInfo], *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int
-) -> JobList:
+def page_of(jobs: list[JobInfo], wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
     """A page of a list that is in memory as a whole; the cursor is the id of the last job before."""
-    fit = [j for j in jobs if (not statuses or j.status in statuses) and (not name or name in j.id)]
+    fit = [job for job in jobs if _fits(job, wanted)]
     start = next((i + 1 for i, job in enumerate(fit) if job.id == cursor), 0)
     part = fit[start : start + limit]
     return JobList(jobs=part, next_cursor=part[-1].id if start + limit < len(fit) else None)
+
+
+def _fits(job: JobInfo, wanted: Wanted) -> bool:
+    state = not wanted.statuses or job.status in wanted.statuses
+    return state and (wanted.name or "") in job.id and (wanted.tag is None or wanted.tag in job.tags)

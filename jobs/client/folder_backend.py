@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.client.backend import SubmitRequest
+from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.errors import JobNotFound, Unreachable, Unsupported
 from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.job_files import JobFiles
@@ -25,11 +25,11 @@ class FolderBackend(FileBackend):
         if not self._root.is_dir():
             raise Unreachable(f"{self._root} is no folder: give the storage folder of the jobs")
 
-    def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
+    def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
         folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         jobs = [self._info(JobFiles(path)) for path in folders]
-        return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
+        return page_of(jobs, wanted, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
         files = self._readable(job_id)
@@ -72,6 +72,7 @@ class FolderBackend(FileBackend):
 
     def _info(self, files: JobFiles) -> JobInfo:
         path, result, progress = files.folder.path, files.result() or {}, files.progress()
+        spec = files.spec()
         status, reason = _status(path, result)
         return JobInfo(
             id=path.name,
@@ -83,6 +84,7 @@ class FolderBackend(FileBackend):
             started=_changed(files.folder.spec),
             ended=_changed(files.folder.result) or (None if status == "running" else _changed(path)),
             folder=str(path),
+            tags=[] if spec is None else list(spec.tags),
             progress=progress,
         )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from guard.records import COLUMNS
 from guard.rows import strict
+from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.models import CheckpointInfo, Progress, Series
 from jobs.run_dir.reader import RunReader
+from jobs.run_dir.storage import MANIFEST
 
 
 class JobFiles(RunReader):
@@ -65,6 +68,23 @@ class JobFiles(RunReader):
             ),
             *(CheckpointInfo(name=name, health="damaged", problem=why) for name, why in damaged.items()),
         ]
+
+    def checkpoint_of(self, step: int) -> Path:
+        """The folder of the checkpoint of a step.
+
+        Raises:
+            JobNotFound: there is none.
+            Unsupported: the checkpoints are in a storage of their own.
+        """
+        from jobs.checkpoints.listing import checkpoint_folder
+
+        name = self.folder.path.name
+        if not isinstance(self.checkpoint_place(), Path):
+            raise Unsupported(f"the checkpoints of {name} are in a storage of their own: read them there")
+        folder = self.folder.checkpoints / checkpoint_folder(step)
+        if not (folder / MANIFEST).exists():
+            raise JobNotFound(f"{name} has no checkpoint of step {step}")
+        return folder
 
     def report(self, *, remote: bool = True) -> str:
         """The report as HTML, of the files as they are now; ``remote`` asks a storage elsewhere too."""

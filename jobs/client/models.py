@@ -15,6 +15,8 @@ Status = Literal[
     "queued", "waiting", "starting", "running", "stopping", "stopped", "succeeded", "failed", "halted"
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
+Recorded = Literal["metrics.jsonl", "incidents.jsonl", "checkpoints.jsonl", "result.json", "samples.txt"]
+"""Files of a job that can be downloaded."""
 Number = float | Literal["nan", "inf", "-inf"]
 
 
@@ -71,6 +73,7 @@ class JobInfo(Document):
     restarts: int = 0
     max_restarts: int = 0
     folder: str | None = None
+    tags: list[str] = []
     progress: Progress | None = None
     spec: dict[str, Any] | None = None
     env: dict[str, str] | None = None

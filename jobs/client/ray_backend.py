@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from jobs.client.backend import SubmitRequest
+from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.errors import ClientError, Conflict, JobNotFound, Refused, Unreachable, Unsupported
 from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.hub_command import deliver
@@ -78,15 +78,15 @@ class RayBackend(FileBackend):
         self._submit(
             entrypoint=entrypoint(),
             submission_id=job_id,
-            metadata={MARK: "job", "name": request.spec.name},
+            metadata={MARK: "job", "name": request.spec.name, "tags": " ".join(request.spec.tags)},
             runtime_env=runtime_env(named, working_dir=request.working_dir, env=request.env),
         )
         return self.get(job_id)
 
-    def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
+    def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
         ours = [d for d in self._ray.list_jobs() if (d.metadata or {}).get(MARK)]
         jobs = [_info(d) for d in sorted(ours, key=lambda d: d.start_time or 0, reverse=True)]
-        return page_of(jobs, statuses=statuses, name=name, cursor=cursor, limit=limit)
+        return page_of(jobs, wanted, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
         return _info(self._details(job_id), self._files(job_id))
@@ -197,6 +197,7 @@ def _info(details: JobDetails, files: JobFiles | None = None) -> JobInfo:
         started=_seconds(details.start_time),
         ended=_seconds(details.end_time),
         folder=None if files is None else str(files.folder.path),
+        tags=(details.metadata or {}).get("tags", "").split(),
         progress=None if files is None else files.progress(),
         result=None if files is None else files.result(),
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import codecs
 import secrets
+import tarfile
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import httpx
 
-from jobs.client.backend import SubmitRequest
+from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.errors import ClientError, Conflict, JobNotFound, NotAllowed, Refused, TryLater, Unreachable
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
 from jobs.client.working_dir import pack
@@ -60,8 +63,9 @@ class ServiceBackend:
         key = request.key or secrets.token_hex(16)
         return self._job("POST", "/jobs", json=body, headers={"Idempotency-Key": key})
 
-    def page(self, *, statuses: Sequence[str], name: str | None, cursor: str | None, limit: int) -> JobList:
-        query = {"status": list(statuses), "name": name, "cursor": cursor, "limit": limit}
+    def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
+        query: dict[str, Any] = {"status": list(wanted.statuses), "name": wanted.name, "tag": wanted.tag}
+        query |= {"cursor": cursor, "limit": limit}
         given = {key: value for key, value in query.items() if value}
         return JobList.model_validate(self._ask("GET", "/jobs", params=given).json())
 
@@ -107,6 +111,18 @@ class ServiceBackend:
     def report(self, job_id: str) -> str:
         return self._ask("GET", f"/jobs/{job_id}/report").text
 
+    def download(self, job_id: str, name: str, to: BinaryIO) -> None:
+        """See ``Backend``."""
+        self._receive(f"/jobs/{job_id}/files/{name}", to)
+
+    def download_checkpoint(self, job_id: str, step: int, to: Path) -> None:
+        """See ``Backend``."""
+        with tempfile.TemporaryFile(dir=to) as file:
+            self._receive(f"/jobs/{job_id}/checkpoints/{step}", file)
+            file.seek(0)
+            with tarfile.open(fileobj=file) as archive:
+                archive.extractall(to, filter="data")
+
     def close(self) -> None:
         self._http.close()
 
@@ -125,6 +141,17 @@ class ServiceBackend:
                 time.sleep(PAUSE_S * 2**attempt)
         _check(response)
         return response
+
+    def _receive(self, path: str, to: BinaryIO) -> None:
+        try:
+            with self._http.stream("GET", path, timeout=STREAM_TIMEOUT) as response:
+                if response.is_error:
+                    response.read()
+                _check(response)
+                for piece in response.iter_bytes():
+                    to.write(piece)
+        except httpx.TransportError as error:
+            raise Unreachable(f"the download from {self.address} broke off: {error}") from error
 
     def _stream(
         self, job_id: str, what: str, read: Reader[T], field: str, position: int, *, follow: bool

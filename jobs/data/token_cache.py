@@ -23,8 +23,9 @@ from jobs.run_dir.jsonl import sync
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = b"gradguard tokens 2"
-"""Part of the key; increase the number when ``Tokenizer.encode`` gives different ids."""
+_FORMAT = b"gradguard tokens 3"
+"""Part of the key; increase the number when ``Tokenizer.encode`` gives different ids or notes."""
+_DROPPED = "dropped.txt"
 
 
 def cache_folder() -> Path:
@@ -37,18 +38,29 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[bytes]) -> NDArray[Any]:
     """``tokenizer.encode(texts)``: mapped from a file if there is one, else computed and stored.
 
     Processes that start together tokenize once: the others wait. A truncated or damaged file is replaced; if
-    the folder cannot be written, the ids are computed at every start.
+    the folder cannot be written, the ids are computed at every start. Characters that the tokenizer drops are
+    a warning at every start.
     """
     if tokenizer.identity is None:
         return tokenizer.encode(texts)
-    path = cache_folder() / _key(tokenizer.identity, texts) / "ids.npy"
+    tokens, dropped = _kept_or_encoded(tokenizer, tokenizer.identity, texts)
+    if dropped:
+        _log.warning("data: data.tokenizer %s", dropped)
+    return tokens
+
+
+def _kept_or_encoded(
+    tokenizer: Tokenizer, identity: bytes, texts: Sequence[bytes]
+) -> tuple[NDArray[Any], str]:
+    """The ids, and what was dropped when they were made."""
+    path = cache_folder() / _key(identity, texts) / "ids.npy"
     with _locked(path.parent) as usable:
         found = _mapped(path) if usable else None
         if found is not None:
-            return found
+            return found, _note(path)
         tokens = tokenizer.encode(texts)
-        kept = _mapped(path) if usable and _keep(path, tokens) else None
-        return tokens if kept is None else kept
+        kept = _mapped(path) if usable and _keep(path, tokens, tokenizer.dropped) else None
+        return (tokens if kept is None else kept), tokenizer.dropped
 
 
 def _key(identity: bytes, texts: Sequence[bytes]) -> str:
@@ -91,10 +103,20 @@ def _mapped(path: Path) -> NDArray[Any] | None:
     return np.asarray(found) if found.ndim == 1 else None
 
 
-def _keep(path: Path, tokens: NDArray[Any]) -> bool:
+def _note(path: Path) -> str:
+    """What was dropped when these ids were made."""
+    try:
+        return path.with_name(_DROPPED).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _keep(path: Path, tokens: NDArray[Any], dropped: str) -> bool:
     """Writes the file atomically: one that another process has mapped keeps its content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if dropped:  # before the ids: whoever finds these finds the note
+            path.with_name(_DROPPED).write_text(dropped, encoding="utf-8")
         with temporary.open("wb") as file:
             np.save(file, tokens, allow_pickle=False)
             file.flush()

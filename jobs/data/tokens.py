@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor
 from jobs.data.errors import DataError
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
-_log = logging.getLogger(__name__)
 
 _AT_ONCE = 64
 _MOST_DROPPED = 0.01
@@ -34,6 +32,8 @@ class Bytes:
     """Ids are 0..size-1."""
     identity: bytes | None = None
     """Equal for two tokenizers that give the same ids; None where tokenizing costs nothing."""
+    dropped = ""
+    """Which characters the last ``encode`` dropped, in words; empty if none."""
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """The tokens of all texts in one row, uint8, with an end marker after each."""
@@ -75,11 +75,12 @@ class TokenizerFile:
         self.size: int = max(ids, default=-1) + 1  # more than there are tokens, where ids have gaps
         found = (self._tokenizer.token_to_id(end) for end in _ENDS)
         self._end = [token for token in found if token is not None][:1]
+        self.dropped = ""
         self.identity: bytes | None = tokenizers.__version__.encode() + hashlib.sha256(content).digest()
 
     def encode(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """As of ``Bytes``, but uint16 where the ids fit, else int32."""
-        self._check_dropped(texts)
+        self.dropped = self._dropped(texts)
         dtype = np.uint16 if self.size <= 1 << 16 else np.int32
         rows: list[NDArray[Any]] = []
         for first in range(0, len(texts), _AT_ONCE):
@@ -88,10 +89,10 @@ class TokenizerFile:
                 rows.append(np.array(encoded.ids + self._end, dtype=dtype))
         return np.concatenate(rows) if rows else np.empty(0, dtype)
 
-    def _check_dropped(self, texts: Sequence[bytes]) -> None:
+    def _dropped(self, texts: Sequence[bytes]) -> str:
         """Some tokenizers drop characters that are not in their vocabulary, without a word."""
         if not self._drops():
-            return
+            return ""
         alphabet = set("".join(self._tokenizer.get_vocab(with_added_tokens=True)))
         counts: Counter[str] = Counter()
         for text in texts:
@@ -99,15 +100,16 @@ class TokenizerFile:
             counts.update({c: content.count(c) for c in set(content) if not self._pieces(c) <= alphabet})
         total = sum(len(text.decode("utf-8")) for text in texts) if counts else 0
         if not counts:
-            return
+            return ""
         share, most = counts.total() / total, ", ".join(repr(c) for c, _ in counts.most_common(_NAMED))
         line = (
-            f"data.tokenizer: {self._path} drops {counts.total()} of {total} characters ({share:.2g}), since "
+            f"drops {counts.total()} of {total} characters ({share:.2g}), since "
             f"they are not in its vocabulary: {most}"
         )
         if share > _MOST_DROPPED:
-            raise DataError(f"{line}: take a tokenizer on bytes, or one with an unknown token")
-        _log.warning("data: %s", line)
+            advice = "take a tokenizer on bytes, or one with an unknown token"
+            raise DataError(f"data.tokenizer: {self._path} {line}: {advice}")
+        return line
 
     def _drops(self) -> bool:
         """Whether it is BPE without an unknown token and without bytes to fall back on."""

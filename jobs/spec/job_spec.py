@@ -95,6 +95,9 @@ class JobSpec(Config):
     metrics: MetricsSpec = Field(default_factory=MetricsSpec)
     """The Prometheus endpoint."""
 
+    tags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")], ...] = ()
+    """Words by which jobs are found: ``gradguard list --tag night``, ``gradguard stop --tag night``."""
+
     secrets: tuple[Annotated[str, Field(min_length=2, max_length=80)], ...] = ()
     """More names, with ``*``, of options and variables whose values are shown as stars. Those of names with
     ``key``, ``token``, ``secret``, ``password``, ``credential`` and the like always are."""

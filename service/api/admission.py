@@ -61,21 +61,10 @@ def row_of(service: Context, caller: Caller, asked: Submission) -> JobRow:
         cpus=required["CPU"],
         gpus=required["GPU"],
         workers=spec.scale.workers,
+        tags=list(spec.tags),
         spec=spec.model_dump(mode="json"),
         env=asked.env,
     )
-
-
-def check_quota(service: Context, caller: Caller, gpus: float) -> None:
-    """Raises Problem if the caller's token does not allow one more job with these GPUs."""
-    if caller.max_jobs is None and caller.max_gpus is None:
-        return
-    jobs, used = service.store.used_by(caller.name)
-    if caller.max_jobs is not None and jobs >= caller.max_jobs:
-        raise Problem(403, f"{caller.name} has {jobs} jobs that have not ended, the most its token allows")
-    if caller.max_gpus is not None and used + gpus > caller.max_gpus:
-        asked = f"{caller.name} would use {used + gpus:g} GPUs"
-        raise Problem(403, f"{asked}; its token allows {caller.max_gpus:g}: stop a job or ask for fewer")
 
 
 def _check_text(asked: Submission) -> None:

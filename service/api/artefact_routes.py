@@ -3,15 +3,16 @@
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter
 from fastapi import Path as PathParameter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from jobs.checkpoints.listing import checkpoint_folder
+from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.job_files import JobFiles
+from jobs.client.models import Recorded
 from jobs.run_dir.plain_file import open_plain
 from service.api.auth import Allowed, Reader, StillAllowed, Submitter
 from service.api.context import Context, Service
@@ -19,7 +20,6 @@ from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented
 from service.api.view import files_of
 
-Recorded = Literal["metrics.jsonl", "incidents.jsonl", "checkpoints.jsonl", "result.json", "samples.txt"]
 PIECE = 1 << 20
 BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 STREAM = {**documented(404, 409), 200: {"content": BINARY}}
@@ -47,13 +47,12 @@ def checkpoint(
 ) -> StreamingResponse:
     """The checkpoint of a step as a tar file: tensors in ``.safetensors``, the rest in JSON. It contains the
     spec with its secrets."""
-    files, name = _files(service, job_id), checkpoint_folder(step)
-    place = files.checkpoint_place()
-    if not isinstance(place, Path):
-        raise Problem(404, f"the checkpoints of {job_id} are in a storage of their own: read them there")
-    folder = files.folder.checkpoints / name
-    if not (folder / "manifest.json").exists():
-        raise Problem(404, f"{job_id} has no checkpoint of step {step}")
+    files = _files(service, job_id)
+    try:
+        folder = files.checkpoint_of(step)
+    except (JobNotFound, Unsupported) as error:
+        raise Problem(404, str(error)) from None
+    name = folder.name
     paths = sorted(path for path in folder.iterdir() if not path.is_dir())
     for path in paths:
         open_plain(path, files.below).close()  # a link elsewhere is refused before the answer begins

@@ -1,6 +1,7 @@
 """Routes for jobs: submit, list, show, stop, resume, clone, delete."""
 
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -14,7 +15,7 @@ from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.load import Document
 from jobs.spec.override import apply_overrides
-from service.api.admission import check_quota, idempotency_key, row_of
+from service.api.admission import idempotency_key, row_of
 from service.api.archives import check_archive
 from service.api.auth import Admin, Reader, Submitter
 from service.api.context import Context, Service
@@ -52,11 +53,12 @@ def list_jobs(
     _: Reader,
     status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
     name: Text = None,
+    tag: Text = None,
     cursor: Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_\-=]+$")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JobList:
     """List jobs, newest first, in pages."""
-    page = service.store.page(states=status, name=name, cursor=cursor, limit=limit)
+    page = service.store.page(states=status, name=name, tag=tag, cursor=cursor, limit=limit)
     return JobList(jobs=listed(service, page.jobs), next_cursor=page.next_cursor)
 
 
@@ -114,8 +116,8 @@ def resume(job_id: JobId, service: Service, caller: Submitter) -> JobInfo:
         job.reason = f"resumed by {caller.name}"
         return f"queued: {job.reason}"
 
-    check_quota(service, caller, service.store.get(job_id).gpus)
-    service.store.change(job_id, edit, audit=lambda: entry(caller, "resume", job_id))
+    audit = partial(entry, caller, "resume", job_id)
+    service.store.change(job_id, edit, audit=audit, quota=caller.quota)
     return _details(service, job_id)
 
 
@@ -168,8 +170,8 @@ def _add(
     earlier = service.store.created_by(request) if request else None
     if earlier is None:
         row = row_of(service, caller, asked)
-        check_quota(service, caller, row.gpus)
-        earlier, _ = service.store.add(row, request, entry(caller, "submit", row.id, f"name {row.name}"))
+        audit = entry(caller, "submit", row.id, f"name {row.name}")
+        earlier, _ = service.store.add(row, request, audit, caller.quota)
     response.headers["Location"] = f"/v1/jobs/{earlier.id}"
     return _details(service, earlier.id)
 

@@ -16,7 +16,7 @@ from jobs.errors import JobError
 from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.spec.errors import SpecError
 from service.reconcile import RayUnavailable
-from service.store import KeyReused, NoSuchJob, WrongState
+from service.store import KeyReused, NoSuchJob, QuotaExceeded, StoreError, WrongState
 
 MEDIA_TYPE = "application/problem+json"
 STREAM = "text/event-stream"
@@ -25,7 +25,9 @@ _STATUSES = {
     NoSuchJob: 404,
     KeyReused: 409,
     WrongState: 409,
+    QuotaExceeded: 403,
     RayUnavailable: 503,
+    StoreError: 503,
     OperationalError: 503,
     PoolTimeout: 503,
     JobError: 422,
@@ -105,7 +107,12 @@ def _problem_of(error: Exception) -> Problem:
         case HTTPException():
             return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     if status := next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), None):
-        unavailable = isinstance(error, SQLAlchemyError)
-        return Problem(status, "the database does not answer: try again" if unavailable else str(error))
+        return Problem(status, _of_database(error) if isinstance(error, SQLAlchemyError) else str(error))
     # the traceback goes to the log, never to the caller
     return Problem(500, "internal error; the service's log has the details")
+
+
+def _of_database(error: SQLAlchemyError) -> str:
+    if "is full" in str(error):
+        return "the disk of the service's database is full: nothing was stored"
+    return "the database does not answer: try again"

@@ -45,11 +45,12 @@ def submit(
             help="Environment variable of the job; without VALUE, the value in this shell.",
         ),
     ] = None,
+    tag: Annotated[list[str] | None, Option(help="Adds a tag, by which jobs are listed and stopped.")] = None,
     wait: WaitOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Submit a job; print its id."""
-    job_spec, variables = JobSpec.load(spec, overrides or []), _variables(env or [])
+    job_spec, variables = with_tags(JobSpec.load(spec, overrides or []), tag or []), _variables(env or [])
     logging.disable(logging.INFO)  # Ray reports how it packs the code; the output is the id alone
     job = client_at(address).submit(
         job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
@@ -59,19 +60,30 @@ def submit(
         _follow(job)
 
 
+def with_tags(spec: JobSpec, tags: list[str]) -> JobSpec:
+    """The spec with these tags after its own.
+
+    Raises:
+        SpecError: one is no tag.
+    """
+    together = list(dict.fromkeys([*spec.tags, *tags]))
+    return JobSpec.from_dict({**spec.model_dump(mode="json"), "tags": together}) if tags else spec
+
+
 def stop(
     job_id: OptionalJob = None,
     name: Annotated[
         str | None, Option(help="Instead of an id: all jobs that have not ended whose id contains this.")
     ] = None,
+    tag: Annotated[str | None, Option(help="Instead of an id: all jobs with this tag.")] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a job, or all of a name, to save their state and end."""
+    """Ask a job, or all of a name or tag, to save their state and end."""
     client = client_at(address)
-    _one_of(job_id, name, "JOB_ID or --name")
+    _one_of(job_id, name or tag, "JOB_ID, or --name or --tag")
     running = [s for s in STATUSES if s not in ENDED]
-    for each in [job_id] if job_id else [job.id for job in client.list(name=name, status=running)]:
+    for each in [job_id] if job_id else [job.id for job in client.list(name=name, tag=tag, status=running)]:
         _stop(client, each, as_json=as_json)
 
 
@@ -120,6 +132,7 @@ def delete(
         Option(metavar="AGE", help="Instead of an id: all that ended longer ago: 30d, 12h."),
     ] = None,
     name: Annotated[str | None, Option(help="With --older-than: only jobs whose id contains this.")] = None,
+    tag: Annotated[str | None, Option(help="With --older-than: only jobs with this tag.")] = None,
     address: AddressOption = None,
     files: Annotated[bool, Option("--files", help="Delete the folder too, checkpoints included.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Only print what would be deleted.")] = False,
@@ -127,19 +140,19 @@ def delete(
 ) -> None:
     """Delete an ended job, or all that ended long ago, from the list."""
     _one_of(job_id, older_than, "JOB_ID or --older-than")
-    if name is not None and older_than is None:
-        raise JobError("--name goes with --older-than: add an age, such as --older-than 30d")
+    if (name is not None or tag is not None) and older_than is None:
+        raise JobError("--name and --tag go with --older-than: add an age, such as --older-than 30d")
     client = client_at(address)
-    for each in [job_id] if job_id else _older(client, seconds_of(older_than or ""), name):
+    for each in [job_id] if job_id else _older(client, seconds_of(older_than or ""), name, tag):
         if not dry_run:
             client.delete(each, files=files)
         done = "would be deleted" if dry_run else "is deleted"
         typer.echo(json.dumps({"id": each, "deleted": not dry_run}) if as_json else f"{each} {done}")
 
 
-def _older(client: JobClient, age_s: float, name: str | None) -> list[str]:
+def _older(client: JobClient, age_s: float, name: str | None, tag: str | None) -> list[str]:
     """The jobs that ended longer ago, the oldest first."""
-    jobs = client.list(name=name, status=sorted(ENDED))
+    jobs = client.list(name=name, tag=tag, status=sorted(ENDED))
     ended = ((job.info.ended or job.info.created, job.id) for job in jobs)
     return [job_id for when, job_id in sorted((w, i) for w, i in ended if w) if when < time.time() - age_s]
 

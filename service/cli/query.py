@@ -37,6 +37,7 @@ def list_jobs(
     address: AddressOption = None,
     state: Annotated[list[str] | None, Option("--status", help="Only jobs of this status.")] = None,
     name: Annotated[str | None, Option(help="Only jobs whose id contains this.")] = None,
+    tag: Annotated[str | None, Option(help="Only jobs with this tag.")] = None,
     limit: Annotated[int, Option(min=1, help="How many at most.")] = 50,
     watch: WatchOption = False,
     as_json: JsonOption = False,
@@ -45,7 +46,7 @@ def list_jobs(
     client = client_at(address)
 
     def view() -> View:
-        jobs = client.list(status=state or (), name=name, limit=limit)
+        jobs = client.list(status=state or (), name=name, tag=tag, limit=limit)
         text = json.dumps([job.info.model_dump(exclude_none=True) for job in jobs]) if as_json else None
         return View(text or _table(jobs), over=not watch)
 

@@ -41,6 +41,7 @@ def complete_adopted(store: JobStore, packages: Packages, job: JobRow, root: Pat
             return None
         row.spec, row.folder, row.working_dir = spec.model_dump(mode="json"), str(note["folder"]), digest
         row.cpus, row.gpus, row.workers = required["CPU"], required["GPU"], spec.scale.workers
+        row.tags = list(spec.tags)
         row.max_restarts = 0 if "not_kept" in note else spec.scale.max_failures
         return f"its spec is known now: {note.get('not_kept') or 'it is restarted if its driver dies'}"
 
@@ -91,6 +92,7 @@ def _add(store: JobStore, submission_id: str, details: JobDetails, root: Path) -
         max_restarts=spec.scale.max_failures if spec and not ended_at_ray(details) else 0,
         folder=None if folder is None else str(folder),
         workers=spec.scale.workers if spec else 1,
+        tags=list(spec.tags) if spec else [],
         cpus=required["CPU"],
         gpus=required["GPU"],
         spec=None if spec is None else spec.model_dump(mode="json"),

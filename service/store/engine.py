@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from service.store.errors import StoreError
 from service.store.migrate import upgrade
+from service.store.same_file import watch_file
 
 BUSY_MS = 30_000
 PRIVATE = 0o600
@@ -43,6 +44,8 @@ def open_database(url: str) -> Engine:
         )
         if backend == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
+            if parsed.database:
+                watch_file(engine, Path(parsed.database))
         upgrade(engine)
     except (SQLAlchemyError, NoSuchModuleError, ImportError) as error:
         why = str(getattr(error, "orig", None) or error).partition("\n")[0]

@@ -15,5 +15,9 @@ class KeyReused(JobError):
     """An idempotency key was used before with another request."""
 
 
+class QuotaExceeded(JobError):
+    """The token of a request does not allow this much at a time."""
+
+
 class WrongState(JobError):
     """The request does not apply to a job in this state."""

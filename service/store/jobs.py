@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Select, delete, func, select, tuple_
+from sqlalchemy import Engine, Select, Text, cast, delete, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker, undefer
 from sqlalchemy.orm.exc import StaleDataError
@@ -16,6 +16,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from jobs.errors import ENDED, JobError
 from service.store.errors import KeyReused, NoSuchJob
 from service.store.models import AttemptRow, AuditRow, EventRow, IdempotencyRow, JobRow
+from service.store.quota import Quota
 
 KEYS_KEPT_S = 7 * 86_400.0
 TRIES = 20
@@ -46,12 +47,17 @@ class JobStore:
         self._session = sessionmaker(engine, expire_on_commit=False)
 
     def add(
-        self, job: JobRow, request: IdempotencyKey | None = None, audit: AuditRow | None = None
+        self,
+        job: JobRow,
+        request: IdempotencyKey | None = None,
+        audit: AuditRow | None = None,
+        quota: Quota | None = None,
     ) -> tuple[JobRow, bool]:
         """Adds a job; returns it and true, or the job that this request created before and false.
 
         Raises:
             KeyReused: the idempotency key was used before with another request.
+            QuotaExceeded: the quota does not allow one more.
         """
         try:
             with self._session.begin() as session:
@@ -62,6 +68,8 @@ class JobStore:
                     session.add(IdempotencyRow(**key, job_id=job.id, created=job.created))
                 session.add(_event(job, "state", "info", f"{job.state}: {job.reason or 'submitted'}"))
                 session.add_all([audit] if audit is not None else [])
+                if quota is not None:
+                    quota.check(session, job)
         except IntegrityError:
             earlier = self.created_by(request) if request is not None else None
             if earlier is None:
@@ -97,6 +105,7 @@ class JobStore:
         *,
         states: Sequence[str] = (),
         name: str | None = None,
+        tag: str | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
@@ -105,6 +114,7 @@ class JobStore:
         Args:
             states: only jobs in one of these states; all if empty.
             name: only jobs whose name or id contains this.
+            tag: only jobs with this tag.
             cursor: from the previous page.
             limit: most jobs on a page.
 
@@ -116,6 +126,8 @@ class JobStore:
             query = query.where(JobRow.state.in_(states))
         if name:
             query = query.where(JobRow.id.contains(name, autoescape=True))
+        if tag:
+            query = query.where(cast(JobRow.tags, Text).contains(f'"{tag}"', autoescape=True))
         if cursor:
             query = query.where(tuple_(JobRow.created, JobRow.id) < tuple_(*_position(cursor)))
         rows = self._all(query)
@@ -156,6 +168,7 @@ class JobStore:
         kind: str = "state",
         level: str = "info",
         audit: Callable[[], AuditRow] | None = None,
+        quota: Quota | None = None,
     ) -> JobRow:
         """Applies ``edit`` to the job as it is now, again if it was changed concurrently.
 
@@ -164,6 +177,7 @@ class JobStore:
 
         Raises:
             NoSuchJob: no job has this id.
+            QuotaExceeded: the quota does not allow the change.
         """
         for _ in range(TRIES):
             with suppress(StaleDataError), self._session.begin() as session:
@@ -171,6 +185,8 @@ class JobStore:
                 if (text := edit(job)) is not None:
                     session.add(_event(job, kind, level, text))
                     session.add_all([audit()] if audit is not None else [])
+                    if quota is not None:
+                        quota.check(session, job)
                 return job  # if the commit that follows comes too late, the next try begins
         raise JobError(f"{job_id} is being changed by other requests; try again")
 
@@ -189,14 +205,6 @@ class JobStore:
         """Records what changed no row of a job."""
         with self._session.begin() as session:
             session.add(audit)
-
-    def used_by(self, owner: str) -> tuple[int, float]:
-        """The jobs of an owner that have not ended, and the GPUs that they ask for."""
-        query = select(func.count(), func.coalesce(func.sum(JobRow.gpus), 0.0))
-        mine = (JobRow.submitted_by == owner, JobRow.state.notin_(ENDED))
-        with self._session() as session:
-            jobs, gpus = session.execute(query.where(*mine)).one()
-            return int(jobs), float(gpus)
 
     def ended_before(self, when: float) -> list[str]:
         """The ids of the jobs that ended before a time, oldest first."""

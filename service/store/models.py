@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from jobs.client.models import Status
@@ -51,7 +51,9 @@ class JobRow(Base):
     cpus: Mapped[float] = mapped_column(default=0.0)
     gpus: Mapped[float] = mapped_column(default=0.0)
     workers: Mapped[int] = mapped_column(default=1)
-    log_start: Mapped[int] = mapped_column(default=0)
+    tags: Mapped[list[str]] = mapped_column(JSON, default=list)
+    """As in its spec."""
+    log_start: Mapped[int] = mapped_column(BigInteger, default=0)
     """Offset in the job's log at which the current attempt starts, in bytes."""
     before: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     """The job's files as they were when the current attempt started: what changed since is of this attempt,
@@ -150,7 +152,7 @@ class PackageRow(Base):
     __tablename__ = "packages"
 
     sha256: Mapped[str] = mapped_column(primary_key=True)
-    size: Mapped[int]
+    size: Mapped[int] = mapped_column(BigInteger)
     created: Mapped[float]
     content: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import JobError
 from service.store.engine import impatient
 from service.store.models import AuditRow, TokenRow
+from service.store.quota import Quota
 
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -35,6 +36,11 @@ class Caller:
     address: str = ""
     max_jobs: int | None = None
     max_gpus: float | None = None
+
+    @property
+    def quota(self) -> Quota:
+        """What its token allows at a time."""
+        return Quota(self.name, self.max_jobs, self.max_gpus)
 
     def may(self, scope: Scope) -> bool:
         """Whether this caller has at least this scope."""

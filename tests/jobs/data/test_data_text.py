@@ -11,6 +11,7 @@ import pytest
 
 from jobs.data import DataError
 from jobs.data.text import load_text
+from jobs.data.token_cache import encoded
 from jobs.data.tokens import TokenizerFile
 from jobs.spec.job_spec import DataSpec
 
@@ -119,11 +120,18 @@ def byte_pairs(alphabet: str, **more: object) -> object:
     return made
 
 
-def test_characters_that_a_tokenizer_drops_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    tokenizer = saved(tmp_path, byte_pairs("ab"))
-    tokenizer.encode([b"ab " * 100 + "é".encode()])
-    assert "drops 1 of 301 characters" in caplog.text
-    assert "'é'" in caplog.text
+def test_characters_that_a_tokenizer_drops_are_counted_at_every_start_from_the_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for start in range(2):
+        caplog.clear()
+        tokens = encoded(saved(tmp_path, byte_pairs("ab")), [b"ab " * 100 + "é".encode()])
+        assert "data.tokenizer drops 1 of 301 characters" in caplog.text
+        assert "'é'" in caplog.text
+        assert isinstance(tokens.base, np.memmap), f"start {start} maps the file"
+    encoded(saved(tmp_path, byte_pairs("ab")), [b"ab " * 100])
+    assert caplog.text.count("drops") == 1, "a text of which nothing is dropped"
 
 
 def test_a_tokenizer_that_drops_much_of_the_text_is_refused(tmp_path: Path):
@@ -133,12 +141,11 @@ def test_a_tokenizer_that_drops_much_of_the_text_is_refused(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_spaces_and_what_has_an_unknown_token_are_not_dropped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_spaces_and_what_has_an_unknown_token_are_not_dropped(tmp_path: Path):
     lower = byte_pairs("ab")
     lower.normalizer = tokenizers.normalizers.Lowercase()
-    assert saved(tmp_path, lower).encode([b"AB  \n ab"]).tolist() == [0, 1, 0, 1]
+    lowering = saved(tmp_path, lower)
+    assert lowering.encode([b"AB  \n ab"]).tolist() == [0, 1, 0, 1]
     on_bytes = tokenizers.Tokenizer(
         tokenizers.models.BPE(
             {letter: at for at, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))},
@@ -146,6 +153,8 @@ def test_spaces_and_what_has_an_unknown_token_are_not_dropped(
         )
     )
     on_bytes.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    assert len(saved(tmp_path, on_bytes).encode(["aé\n".encode()])) == 4
-    assert len(saved(tmp_path, byte_pairs("ab?", unk_token="?")).encode([b"axyb"])) == 4
-    assert "drops" not in caplog.text
+    bytewise = saved(tmp_path, on_bytes)
+    assert len(bytewise.encode(["aé\n".encode()])) == 4
+    unknown = saved(tmp_path, byte_pairs("ab?", unk_token="?"))
+    assert len(unknown.encode([b"axyb"])) == 4
+    assert [tokenizer.dropped for tokenizer in (lowering, bytewise, unknown)] == [""] * 3

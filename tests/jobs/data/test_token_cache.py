@@ -24,7 +24,7 @@ TEXTS = [b"one two two three\n" * 50, "grün\n".encode() * 20]
 class Noted:
     """Bytes with an identity, that leaves a mark in a folder each time it encodes."""
 
-    size = 256
+    size, dropped = 256, ""
 
     def __init__(self, marks: Path, identity: bytes = b"noted") -> None:
         self._marks = marks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,27 +21,6 @@ from service.store import (
     open_database,
 )
 from service.store.jobs import IdempotencyKey
-from tests.service.store.postgres import running_postgres
-
-
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    with running_postgres() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    if request.param == "sqlite":
-        engine = open_database(f"sqlite:///{tmp_path}/service.db")
-    else:
-        engine = open_database(request.getfixturevalue("postgres_url"))
-        with engine.begin() as connection:
-            connection.execute(
-                text("TRUNCATE jobs, events, attempts, idempotency_keys, tokens, leases CASCADE")
-            )
-    yield engine
-    engine.dispose()
 
 
 def job(job_id: str, created: float = 1.0, **more: object) -> JobRow:

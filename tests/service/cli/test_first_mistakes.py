@@ -1,0 +1,112 @@
+"""A walk through the product by its first mistakes: what each prints is the line in the documents."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.cluster.session import PACKAGE_ROOT
+from service.cli.app import main
+
+SPEC = "data: {dataset: digits, batch_size: 16}\nmodel: {name: resnet18, stem: tiny}\nscale: {device: cpu}\n"
+OWN = """
+import torch
+from torch import nn
+
+class Mine:
+    n_train = 64
+    def __init__(self, spec): self.x = torch.zeros(64, 4)
+    def build_model(self): return nn.Linear(4, 2)
+    def train_batch(self, ids, epoch, device): return self.x[ids.copy()]
+    def loss(self, model, batch): return model(batch).sum().item()
+    def evaluate(self, model, rank, world_size, device): return {}
+    def metrics(self, sums): return {}
+"""
+NOBODY = "http://127.0.0.1:9"
+MISTAKES: dict[str, str] = {
+    "a file that does not exist": "gradguard train my-jbo.yaml",
+    "a misspelt field": "gradguard check misspelt.yaml",
+    "a number in words": "gradguard train my-job.yaml --set train.max_steps=many",
+    "an override without a value": "gradguard train my-job.yaml --set optimizer.lr",
+    "text where a number belongs": "gradguard check text.yaml",
+    "a tab in the file": "gradguard check tab.yaml",
+    "a model that does not exist": "gradguard check my-job.yaml --set model.name=resnet51",
+    "a data set that does not exist": "gradguard check my-job.yaml --set data.dataset=imagenet",
+    "a batch that the workers cannot share": "gradguard train my-job.yaml --set scale.workers=3",
+    "a warm-up longer than the run": (
+        "gradguard check my-job.yaml --set train.max_steps=10 --set schedule.warmup_steps=50"
+    ),
+    "a folder of images one level too high": (
+        "gradguard check my-job.yaml --set data.dataset=imagefolder --set data.root=pictures"
+    ),
+    "a folder that does not exist": (
+        "gradguard check my-job.yaml --set data.dataset=imagefolder --set data.root=picture"
+    ),
+    "a module that is not beside the spec": "gradguard check own.yaml --set workload=mime:Mine",
+    "a class that is not in the module": "gradguard check own.yaml --set workload=mine:Mime",
+    "a loss that is a number": "gradguard check own.yaml",
+    "a job that exists already": "gradguard train done.yaml",
+    "no service": f"gradguard status my-job-1a2b3c --address {NOBODY}",
+    "an id that does not exist": "gradguard status my-jbo --address runs",
+    "a folder that is no job": "gradguard report runs",
+    "a column that is not in the log": "gradguard replay log.csv --loss train_los",
+    "an age without a unit": "gradguard delete --older-than 30 --address runs",
+    "nothing to stop": "gradguard stop --address runs",
+}
+
+
+@pytest.fixture(scope="module")
+def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which somebody has begun."""
+    folder = tmp_path_factory.mktemp("beginner")
+    texts = {
+        "my-job.yaml": SPEC,
+        "misspelt.yaml": SPEC + "optimizer: {momentun: 0.9}\n",
+        "text.yaml": SPEC + "optimizer: {lr: fast}\n",
+        "tab.yaml": SPEC + "optimizer:\n\tlr: 0.1\n",
+        "own.yaml": "workload: mine:Mine\ndata: {batch_size: 16}\nscale: {device: cpu}\n",
+        "mine.py": OWN,
+        "done.yaml": SPEC,
+        "runs/done/spec.yaml": SPEC,
+        "runs/done/metrics.jsonl": '{"step": 1}\n',
+        "log.csv": "step,train_loss\n" + "".join(f"{i},{1 / (i + 1)}\n" for i in range(50)),
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    for kind in ("cat", "dog"):
+        (folder / "pictures" / "animals" / kind).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"pictures/animals/{kind}/{number}.png")
+    return folder
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """The rows of the table in the documents: a mistake, its command, and the line."""
+    text = (PACKAGE_ROOT / "service" / "README.md").read_text()
+    rows = re.findall(r"^\| ([a-z][^|]*) \| `(gradguard [^|]*)` \| `([^|]*)` \|$", text, re.MULTILINE)
+    return {mistake: (command, line) for mistake, command, line in rows}
+
+
+def test_the_documents_list_these_mistakes() -> None:
+    assert {mistake: command for mistake, (command, _) in documented().items()} == MISTAKES
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_first_mistake_prints_the_documented_line(
+    mistake: str, beginner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(beginner)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(sys, "argv", shlex.split(MISTAKES[mistake]))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    (line,) = printed.err.replace(str(beginner), "/home/me").splitlines()
+    assert line == documented()[mistake][1]
