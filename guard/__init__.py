@@ -26,6 +26,7 @@ for batch in loader:
 ``rows``: records as rows of strict JSON
 ``errors``: what the guard raises
 ``hooks``: a hook on the model that its copies leave behind
+``logs``: logs of a training, whoever wrote them
 ``lazy``: names that are imported on first use
 """
 

@@ -19,6 +19,7 @@ EXIT_CODES = {"succeeded": 0, "failed": 1, "halted": 3, "stopped": 1}
 ENDED: frozenset[str] = frozenset(EXIT_CODES)
 """The statuses in which a job stays."""
 
+FAILED = 1
 BAD_INPUT = 2
 BUSY = 4
 INTERRUPTED = 130

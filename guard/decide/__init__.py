@@ -15,5 +15,4 @@
 ``vanishing``: layers that the gradient no longer reaches
 ``advice``: what a user should know of a run that goes on
 ``replay``: the detector on a recorded log
-``trace``: reads such a log, whoever wrote it
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
 from guard.decide.outliers import Outliers
-from guard.decide.trace import TraceReader
+from guard.logs.log import Row
+from guard.logs.trace import TraceReader
 from guard.records import Verdict
 from guard.rows import strict
 
@@ -22,6 +24,8 @@ class ReplayResult:
     """The detector's verdicts. The lists hold ``step, verdict, signal, score, baseline``."""
 
     rows: int = 0
+    kind: str = ""
+    """What the log was recognized as: ``nanoGPT log``."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """The columns that were read as ``step``, ``loss`` and ``grad_norm``; None where there is none."""
     suspects: int = 0
@@ -64,31 +68,39 @@ def replay(
     step: str | None = None,
     loss: str | None = None,
     grad_norm: str | None = None,
+    regex: str | None = None,
 ) -> ReplayResult:
     """Shows every row of a log to a fresh detector.
 
     Args:
-        path: of the log, in any format of ``guard.decide.trace``.
+        path: of the log, in any format of ``guard.logs``; ``-``: standard input.
         config: the detector's thresholds.
         step: name of the column with the step; None for the usual names. Without such a column rows are
             counted from 0.
         loss: name of the column with the loss.
         grad_norm: name of the column with the gradient norm; without it the loss is judged alone.
+        regex: reads each line, with groups named ``step``, ``loss``, ``grad_norm``.
 
     Raises:
         TraceError: a row is malformed, or there is no such column.
         OSError: the file cannot be opened.
     """
+    trace = TraceReader(path, step=step, loss=loss, grad_norm=grad_norm, regex=regex)
+    result = replay_rows(trace, config)
+    result.kind, result.columns = trace.kind, trace.columns
+    return result
+
+
+def replay_rows(rows: Iterable[Row], config: DetectConfig | None = None) -> ReplayResult:
+    """Shows rows to a fresh detector; ``kind`` and ``columns`` of the result stay empty."""
     detector, result = SpikeDetector(config), ReplayResult()
     outliers = Outliers(detector.config.sigmas)
-    trace = TraceReader(path, step=step, loss=loss, grad_norm=grad_norm)
-    for row in trace:
+    for row in rows:
         verdict = detector.observe(row.loss, row.grad_norm)
         instead = None
         if verdict.kind != "ok":
             usual = row.loss is not None and detector.had_before(row.loss)
             instead = outliers.instead(verdict, result.rows, usual=usual, moved_far=lambda: False)
         result.add(row.step, verdict, outlier=instead is not None)
-    result.columns = trace.columns
     result.alarm_factor = detector.alarm_factor()
     return result

@@ -4,6 +4,7 @@
 ``options``: arguments that commands share
 ``check``: validate and pre-flight
 ``replay``: the detector on a log
+``detector_settings``: the detector's settings from the command line
 ``plots``: the plots of both
 ``jobs``: submit, stop, resume, clone, delete, logs
 ``query``: list, status, incidents, report

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from guard.decide.trace import TraceError
-from jobs.errors import INTERRUPTED, JobError, exit_code_of
+from guard.logs.log import TraceError
+from jobs.errors import FAILED, INTERRUPTED, JobError, exit_code_of
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.audit import audit
@@ -30,7 +30,7 @@ EXAMPLES = {
         "check": "gradguard check my-job.yaml --lr-range",
     },
     "Inspect": {
-        "replay": "gradguard replay metrics.csv --loss train_loss --plot alarms.svg",
+        "replay": "gradguard replay metrics.csv --set sigmas=8 --plot alarms.svg",
         "checkpoints": "gradguard checkpoints runs/my-job --verify",
         "compare": "gradguard compare runs/my-job runs/other-job",
         "report": "gradguard report runs/my-job",
@@ -53,8 +53,6 @@ EXAMPLES = {
     },
 }
 """The panels of ``gradguard --help``, and an example for each command."""
-
-FAILED = 1
 
 app = typer.Typer(
     name="gradguard",

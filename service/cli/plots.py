@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guard.decide.replay import ReplayResult
+from guard.logs.log import Row
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
@@ -60,3 +62,28 @@ def _images_of(batch: Any) -> tuple[list[Any], list[int]]:
         raise JobError("--picture draws images, [N, 1 or 3, H, W]: the batch of this workload has none")
     labels = next((t for t in tensors if t.ndim == 1 and not t.is_floating_point()), None)
     return list(images[:PICTURED].detach().float().cpu()), [] if labels is None else labels.tolist()
+
+
+def draw_alarms(rows: Sequence[Row], result: ReplayResult, title: str, path: Path) -> None:
+    """Draws the loss of a log, or its gradient norm where it has no loss, and the alarms.
+
+    Raises:
+        JobError: the format is unknown, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    signal = "grad_norm" if result.columns["loss"] is None else "loss"
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    values = [getattr(row, signal) for row in rows]
+    steps = [row.step for row in rows]
+    axes.plot(steps, [math.nan if v is None else v for v in values], linewidth=0.8, label=signal)
+    for kind, color in (("spike", "C3"), ("nonfinite", "C1")):
+        alarms = [alarm["step"] for alarm in result.alarms if alarm["verdict"] == kind]
+        for step in alarms:
+            axes.axvline(step, color=color, alpha=0.5, linewidth=1)
+        if alarms:
+            axes.plot([], [], color=color, label=f"{kind} ({len(alarms)})")
+    axes.set(xlabel=result.columns["step"] or "row", ylabel=result.columns[signal] or "", title=title)
+    axes.legend()
+    save_figure(figure, path)

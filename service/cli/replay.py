@@ -1,9 +1,10 @@
 """``gradguard replay``: runs the detector on a training log."""
 
 import json
-import math
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,23 +13,33 @@ from typer import Argument, Option
 
 from guard import DetectConfig
 from guard.decide.advice import blindness
-from guard.decide.replay import ReplayResult
-from guard.decide.replay import replay as replay_trace
-from guard.decide.trace import TraceReader
-from jobs.errors import JobError
+from guard.decide.replay import ReplayResult, replay_rows
+from guard.logs.trace import TraceReader
+from jobs.errors import FAILED, JobError
 from jobs.spec.job_spec import JobSpec
+from service.cli.detector_settings import detector_settings
 from service.cli.options import JsonOption
-from service.cli.plots import save_figure
+from service.cli.plots import draw_alarms
 
 ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 SHOWN = 50
+
+
+class FailOn(StrEnum):
+    """What makes the exit code 1; each includes those above it."""
+
+    nonfinite = "nonfinite"
+    spike = "spike"
+    trend = "trend"
+    suspect = "suspect"
 
 
 def replay(
     trace: Annotated[
         Path,
         Argument(
-            help="A training log: CSV, JSON lines, trainer_state.json, or printed lines; may be gzipped."
+            help="A training log, recognized by its content: CSV, TSV, JSON, JSON lines, printed lines, an "
+            "event file or folder of TensorBoard, a run of MLflow; may be gzipped; - is standard input."
         ),
     ],
     step: Annotated[str | None, Option(help="Column of the step; default: any usual name.")] = None,
@@ -36,36 +47,72 @@ def replay(
     grad_norm: Annotated[
         str | None, Option(help="Column of the gradient norm; default: any usual name.")
     ] = None,
+    regex: Annotated[
+        str | None,
+        Option(help="Read each line by this expression, with groups (?P<step>) (?P<loss>) (?P<grad_norm>)."),
+    ] = None,
     spec: Annotated[
         Path | None, Option(help="Use the detector settings of this job's spec (guard.detect).")
     ] = None,
+    overrides: Annotated[
+        list[str] | None, Option("--set", metavar="FIELD=VALUE", help="A setting of the detector: sigmas=8.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        Option(metavar="FIELD=VALUE", help="Also run with this setting changed, and show what differs."),
+    ] = None,
+    fail_on: Annotated[
+        FailOn | None,
+        Option(help="Exit with code 1 if there is one: nonfinite, spike (or nonfinite), trend, suspect."),
+    ] = None,
     plot: Annotated[
-        Path | None, Option(help="Plot the log and its alarms to this file: .svg, .png, .pdf.")
+        Path | None,
+        Option("--plot", "--picture", help="Draw the log and its alarms to this file: .svg, .png, .pdf."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the detector on a training log: list every alarm and what the guard would have done."""
-    config = JobSpec.load(spec).guard.detect if spec else DetectConfig()
-    columns = {"step": step, "loss": loss, "grad_norm": grad_norm}
+    config = detector_settings(JobSpec.load(spec).guard.detect if spec else DetectConfig(), overrides or [])
+    other = detector_settings(config, compare, option="--compare") if compare else None
+    reader = TraceReader(trace, step=step, loss=loss, grad_norm=grad_norm, regex=regex)
     try:
-        result = replay_trace(trace, config, **columns)
-        if plot:
-            _draw(trace, result, plot)
+        rows = list(reader)
     except OSError as error:
         raise JobError(f"{error.filename or trace}: {error.strerror}") from None
+    results = [replay_rows(rows, settings) for settings in (config, other) if settings is not None]
+    for result in results:
+        result.kind, result.columns = reader.kind, reader.columns
+    if plot:
+        draw_alarms(rows, results[0], reader.path.name, plot)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), allow_nan=False))
+        typer.echo(json.dumps(_document(results, compare), allow_nan=False))
     else:
-        _show(result)
+        _show(results, compare)
+    if fail_on and _found(results[0], fail_on):
+        raise typer.Exit(FAILED)
 
 
-def _show(result: ReplayResult) -> None:
-    console = Console(highlight=False)
-    read = [f"{signal} from {name}" for signal, name in result.columns.items() if name not in (None, signal)]
-    if result.columns["step"] is None:
-        read.append("no column of the step: rows are counted from 0")
-    if read:
-        console.print("; ".join(read), markup=False, soft_wrap=True)
+def _document(results: list[ReplayResult], compare: list[str] | None) -> dict[str, Any]:
+    document = results[0].to_dict()
+    for other in results[1:]:
+        document["compared"] = {"settings": compare, **other.to_dict()}
+    return document
+
+
+def _found(result: ReplayResult, what: FailOn) -> bool:
+    nonfinite = [alarm for alarm in result.alarms if alarm["verdict"] == "nonfinite"]
+    counts = {
+        FailOn.nonfinite: len(nonfinite),
+        FailOn.spike: len(result.alarms),
+        FailOn.trend: len(result.trends),
+        FailOn.suspect: result.suspects,
+    }
+    return any(counts[kind] for kind in list(FailOn)[: list(FailOn).index(what) + 1])
+
+
+def _show(results: list[ReplayResult], compare: list[str] | None) -> None:
+    console, result = Console(highlight=False), results[0]
+    console.print(taken_for(result), markup=False, soft_wrap=True)
     entries = sorted([*result.alarms, *result.trends], key=lambda entry: entry["step"])
     if entries:
         table = Table("step", "verdict", "signal", "score", "baseline", "the guard would", box=None)
@@ -77,28 +124,44 @@ def _show(result: ReplayResult) -> None:
         console.print(table)
     if len(entries) > SHOWN:
         console.print(f"... and {len(entries) - SHOWN} more: --json has all")
-    console.print(
+    console.print(_counts(result))
+    console.print(blindness(result.alarm_factor))
+    for other in results[1:]:
+        title = f"with {', '.join(compare or [])}: {_counts(other)}"
+        for line in (title, *_differences(result, other)):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def taken_for(result: ReplayResult) -> str:
+    """What the log was taken for: ``nanoGPT log, 2,000 steps, no gradient norm: loss alone``."""
+    columns: Mapping[str, str | None] = result.columns
+    parts = [result.kind, f"{result.rows:,} steps"]
+    parts += [f"{signal} from {name}" for signal, name in columns.items() if name not in (None, signal)]
+    if columns.get("step") is None:
+        parts.append("no column of the step: rows are counted from 0")
+    if columns.get("grad_norm") is None:
+        parts.append("no gradient norm: loss alone")
+    if columns.get("loss") is None:
+        parts.append("no loss: gradient norm alone")
+    return ", ".join(parts)
+
+
+def _counts(result: ReplayResult) -> str:
+    return (
         f"{result.rows} rows: {len(result.alarms)} alarms, "
         f"{result.suspects} suspect rows (each a skip or a clip), "
         f"{len(result.trends)} trends"
     )
-    console.print(blindness(result.alarm_factor))
 
 
-def _draw(trace: Path, result: ReplayResult, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    rows = list(TraceReader(trace, **result.columns))
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots()
-    losses = [math.nan if row.loss is None else float(row.loss) for row in rows]
-    axes.plot([row.step for row in rows], losses, linewidth=0.8, label="loss")
-    for kind, color in (("spike", "C3"), ("nonfinite", "C1")):
-        steps = [alarm["step"] for alarm in result.alarms if alarm["verdict"] == kind]
-        for step in steps:
-            axes.axvline(step, color=color, alpha=0.5, linewidth=1)
+def _differences(one: ReplayResult, other: ReplayResult) -> list[str]:
+    """The steps of the alarms that only one of two settings has."""
+    first, second = ({alarm["step"]: None for alarm in result.alarms} for result in (one, other))
+    sides = (("only as it is", first, second), ("only with the change", second, first))
+    lines = []
+    for side, here, there in sides:
+        steps = [str(step) for step in here if step not in there]
         if steps:
-            axes.plot([], [], color=color, label=f"{kind} ({len(steps)})")
-    axes.set(xlabel=result.columns["step"] or "row", ylabel=result.columns["loss"] or "", title=trace.name)
-    axes.legend()
-    save_figure(figure, path)
+            more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
+            lines.append(f"alarms {side}: {', '.join(steps[:SHOWN])}{more}")
+    return lines or ["the same alarms with both"]

@@ -29,7 +29,8 @@ from measure import publish
 from guard.config import DetectConfig
 from guard.decide.detector import SpikeDetector
 from guard.decide.replay import ALARMS
-from guard.decide.trace import Row, TraceReader
+from guard.logs.log import Row
+from guard.logs.trace import TraceReader
 from guard.observe.robust_window import RobustWindow
 
 Decider = Callable[[float | None, float | None], str]

@@ -12,7 +12,8 @@ import pytest
 
 from guard.config import DetectConfig
 from guard.decide.replay import replay
-from guard.decide.trace import TraceError, TraceReader
+from guard.logs.log import TraceError
+from guard.logs.trace import TraceReader
 from tests.guard.synthetic_runs import Step, run, verdicts_of
 
 

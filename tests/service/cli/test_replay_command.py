@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from guard.decide.trace import TraceError
+from guard.logs.log import TraceError
 from service.cli.app import app
 
 
@@ -56,3 +56,59 @@ def test_a_malformed_row_is_named_by_its_line(tmp_path: Path) -> None:
     log.write_text("step,loss\n0,1.0\n1,high\n")
     with pytest.raises(TraceError, match=r"log\.csv:3: loss is 'high', not a number"):
         raise run(log).exception or AssertionError("the command said nothing")
+
+
+def test_it_says_what_the_log_was_taken_for(tmp_path: Path) -> None:
+    log = tmp_path / "out.log"
+    log.write_text(
+        "".join(f"iter {i}: loss {2 + i % 7 / 100}, time 310.20ms, mfu 41.20%\n" for i in range(2000))
+    )
+    shown = run(log).stdout.splitlines()[0]
+    assert shown == "nanoGPT log, 2,000 steps, step from iter, no gradient norm: loss alone"
+
+
+def test_settings_of_the_detector_can_be_set_and_compared(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv")
+    deaf = ("min_excess=90", "guard.detect.sigmas=5000")
+    options = [word for setting in deaf for word in ("--set", setting)]
+    alarms = json.loads(run(log, *options, "--json").stdout)["alarms"]
+    assert [alarm["step"] for alarm in alarms] == [250]
+    compared = json.loads(run(log, "--compare", deaf[0], "--compare", deaf[1], "--json").stdout)
+    assert compared["compared"]["alarms"] == alarms
+    assert len(compared["alarms"]) > 1
+    shown = run(log, "--compare", deaf[0], "--compare", deaf[1]).stdout
+    assert "alarms only as it is: 20" in shown
+    assert "only with the change" not in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--set", "sigma=8", 'did you mean "sigmas"'),
+        ("--compare", "sigmas=-1", "--compare sigmas=-1: sigmas = -1: must be greater than 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path: Path, option: str, value: str, problem: str) -> None:
+    assert problem in str(run(write_log(tmp_path / "log.csv"), option, value).exception)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fail_on", "code"),
+    [
+        ("", "spike", 0),
+        ("spike", "spike", 1),
+        ("spike", "nonfinite", 0),
+        ("nan", "spike", 1),
+        ("nan", "nonfinite", 1),
+        ("spike", "suspect", 1),
+    ],
+)
+def test_the_exit_code_for_continuous_integration(tmp_path: Path, rows: str, fail_on: str, code: int) -> None:
+    losses = [str(2 + 0.01 * (i * 7 % 11)) for i in range(300)]
+    if rows == "spike":
+        losses[200:203] = ["40", "41", "42"]
+    elif rows == "nan":
+        losses[250] = "nan"
+    (tmp_path / "log.csv").write_text("\n".join(["loss", *losses]))
+    assert run(tmp_path / "log.csv").exit_code == 0
+    assert run(tmp_path / "log.csv", "--fail-on", fail_on).exit_code == code

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from guard.decide.replay import replay
-from guard.decide.trace import TraceError, TraceReader
+from guard.logs.log import TraceError
+from guard.logs.trace import TraceReader
 from tests.guard.synthetic_runs import Step, run
 
 Write = Callable[[list[Step]], str]
@@ -106,10 +107,13 @@ def test_a_name_that_was_given_must_be_there(tmp_path: Path, option: str) -> Non
         list(TraceReader(tmp_path / "a.csv", **{option: "typo"}))
 
 
-def test_event_files_and_other_documents_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"\x00\xff")
-    with pytest.raises(TraceError, match=r"TensorBoard event file: .*--loss Value"):
-        list(TraceReader(tmp_path / "events.out.tfevents.1.host"))
+def test_other_documents_are_refused_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{\n"loss": 1\n}')
     with pytest.raises(TraceError, match=r"has no list of records"):
         list(TraceReader(tmp_path / "a.json"))
+
+
+def test_a_misspelt_column_is_refused_with_the_one_that_was_probably_meant(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Step,loss,gnorm\n7,1.5,0.5\n")
+    with pytest.raises(TraceError, match=r"no column 'stpe': .*did you mean 'Step'"):
+        list(TraceReader(tmp_path / "a.csv", step="stpe"))

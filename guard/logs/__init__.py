@@ -1,0 +1,16 @@
+"""Logs of a training, whoever wrote them, as rows of step, loss and gradient norm. Imports no torch.
+
+``trace``: the rows of a log
+``kinds``: the list of readers, which recognizes a log by its content
+``log``: what a reader returns
+``source``: a file, a gzipped one, a folder or standard input
+``columns``: which column is the step, the loss, the gradient norm
+``table``: CSV and TSV: Lightning, W&B, TensorBoard, Keras, ultralytics
+``json_lines``: a record a line: W&B, detectron2, mm*, LLaMA-Factory
+``json_document``: trainer_state.json, arrays, TensorBoard's JSON
+``printed``: printed lines: nanoGPT, llm.c, Megatron, torchtitan, axolotl and others
+``blocks``: printed blocks of several lines: OLMo, Composer
+``event_files``: event files of TensorBoard
+``mlflow_files``: metric files of MLflow
+``pattern``: a regular expression of the user
+"""

@@ -1,0 +1,58 @@
+"""Which column is the step, the loss, the gradient norm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\S+", text))
+
+
+USUAL = {
+    "step": _words(
+        "step global_step _step trainer_global_step train_global_step iteration iter iterations steps n_iter "
+        "num_updates current_steps train_step training_step optimizer_step completed_step update batch "
+        "time_batch"
+    ),
+    "loss": _words(
+        "loss train_loss train_loss_step training_loss lm_loss loss_train total_loss loss_train_total "
+        "train_loss_train_total reduced_train_loss train_crossentropyloss train_ce_loss "
+        "train_cross_entropy_loss loss_metrics_global_avg_loss batch_loss"
+    ),
+    "grad_norm": _words(
+        "grad_norm gradient_norm gradnorm gnorm train_grad_norm total_grad_norm optim_total_grad_norm "
+        "train_gradient_norm grad_norm_total grad_2_0_norm_total l2_norm_grad_global global_grad_norm norm"
+    ),
+}
+"""How common tools call the columns, in order of preference."""
+
+_EVALUATION = frozenset(_words("val valid validation eval evaluation test dev holdout"))
+
+
+def plain(name: str) -> str:
+    """``train/Loss`` and ``train_loss`` are one name."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def find(header: Sequence[str], name: str, names: Iterable[str]) -> str | None:
+    """The column of exactly this name, else the first of the usual names."""
+    if name in header:
+        return name
+    found = {plain(column): column for column in reversed(header)}
+    return next((found[plain(usual)] for usual in names if plain(usual) in found), None)
+
+
+def find_loss(header: Sequence[str]) -> str | None:
+    """The loss of the training by a usual name, else the only column that is called a loss."""
+    usual = find(header, "loss", USUAL["loss"])
+    if usual is not None:
+        return usual
+    losses = [name for name in header if "loss" in name.lower() and not is_evaluation(name)]
+    return losses[0] if len(losses) == 1 and "scale" not in losses[0].lower() else None
+
+
+def is_evaluation(name: str) -> bool:
+    """``val_loss``, ``eval/loss``."""
+    return not _EVALUATION.isdisjoint(plain(name).split("_"))

@@ -1,0 +1,67 @@
+"""JSON lines: a record a line, evaluations between."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from guard.logs.log import Lines, Log, Record, TraceError, names_of
+from guard.logs.source import Source
+
+_STARTS = re.compile(r'\s*\{\s*("|$)')
+
+
+def read_json_lines(source: Source, _: str | None = None) -> Log | None:
+    """A log whose first line is a JSON object."""
+    head = source.head
+    if not head or not _STARTS.match(head[0]) or _object(head[0]) is None:
+        return None
+    if len(head) == 1 and any(
+        isinstance(value, list) and len(value) > 1 for value in (_object(head[0]) or {}).values()
+    ):
+        return None  # a document in one line
+    kind, unrolled = "JSON lines", False
+    names = names_of(_lines(source))
+    if {"iteration", "total_loss"} <= set(names):
+        kind = "detectron2 metrics.json"
+    elif {"mode", "iter", "epoch"} <= set(names):
+        kind, unrolled = "mm* JSON log", True
+    elif {"_step", "_timestamp"} <= set(names):
+        kind = "W&B history"
+    return Log(kind, names, lambda: _unrolled(_lines(source)) if unrolled else _lines(source))
+
+
+def _lines(source: Source) -> Lines:
+    for line, text in enumerate(source.lines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(source.path, line, f"not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise TraceError(source.path, line, "not a JSON object: write one object a line")
+        yield line, record
+
+
+def _unrolled(lines: Iterable[tuple[int, Record]]) -> Lines:
+    """``iter`` of mmcv starts again with each epoch: it is counted on."""
+    last: dict[str, Any] = {"epoch": None, "iter": 0}
+    before = 0
+    for line, record in lines:
+        if record.get("mode") != "train":
+            continue
+        if record["epoch"] != last["epoch"] and record["iter"] <= last["iter"]:
+            before += last["iter"]
+        last = dict(record)
+        yield line, {**record, "iter": before + record["iter"]}
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,102 @@
+"""CSV and TSV with a header."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+
+from guard.logs.columns import USUAL, find, find_loss
+from guard.logs.log import Lines, Log, TraceError
+from guard.logs.source import Source
+
+_DELIMITERS = ",\t;|"
+_PARTS = ("train/box_loss", "train/cls_loss", "train/dfl_loss", "train/obj_loss", "train/seg_loss")
+_SUM = " + "
+
+
+def read_table(source: Source, loss: str | None = None) -> Log | None:
+    """A first line of names, with as many numbers below it."""
+    lines = [line.strip("\r\n") for line in source.head if not line.startswith("#")]
+    first = lines[0] if lines else ""
+    delimiter = max(_DELIMITERS, key=first.count)
+    header = _cells(first, delimiter)
+    suffix = next((s.lower() for s in reversed(source.path.suffixes) if s != ".gz"), "")
+    if suffix not in (".csv", ".tsv") and not _is_header(header, lines[1:2], delimiter, loss):
+        return None
+    kind, columns = _kind(header, suffix == ".tsv" or delimiter == "\t")
+    parts = columns.get("loss", "").split(_SUM) if _SUM in columns.get("loss", "") else []
+
+    def records() -> Lines:
+        for line, cells in _rows(source, header, delimiter):
+            record = dict(zip(header, cells, strict=True))
+            if parts:
+                record[_SUM.join(parts)] = str(sum(float(record[part]) for part in parts))
+            yield line, record
+
+    return Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _is_header(header: list[str], below: list[str], delimiter: str, loss: str | None) -> bool:
+    if find(header, loss or "loss", (loss,) if loss else USUAL["loss"]) is not None:
+        return True
+    names = all(name and not name[0].isdigit() for name in header) and len(header) > 1
+    return names and bool(below) and all(_is_number(c) for c in _cells(below[0], delimiter))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return not cell or float(cell) is not None
+    except ValueError:
+        return False
+
+
+def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    lines = ("\n" if line.startswith("#") else line for line in source.lines())
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for cells in filter(None, reader):
+            if [cell.strip() for cell in cells] == header:
+                continue  # again where a run was resumed
+            if len(cells) != len(header):
+                problem = f"{len(cells)} cells under a header of {len(header)}: quote commas"
+                raise TraceError(source.path, reader.line_num, problem)
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise TraceError(source.path, reader.line_num, f"not CSV: {error}") from error
+
+
+def _kind(header: list[str], tabs: bool) -> tuple[str, dict[str, str]]:
+    """Whose table it is, and what that tool calls the columns."""
+    if header == ["Wall time", "Step", "Value"]:
+        return "TensorBoard CSV", {"step": "Step", "loss": "Value"}
+    if parts := [name for name in _PARTS if name in header]:
+        return "ultralytics results.csv", {"step": "epoch", "loss": _SUM.join(parts)}
+    if any(name.endswith("__MIN") for name in header):
+        return "W&B export", _of_one_run(header)
+    step = find(header, "step", USUAL["step"])
+    if step is None and "epoch" in header:
+        return "CSV with a row an epoch (Keras)", {"step": "epoch"}
+    if step is not None and "epoch" in header and any(n.endswith(("_step", "_epoch")) for n in header):
+        return "Lightning metrics.csv", {}
+    if "_step" in header and "_timestamp" in header:
+        return "W&B history", {"step": "_step"}
+    return "TSV" if tabs else "CSV", {}
+
+
+def _of_one_run(header: list[str]) -> dict[str, str]:
+    """The first run's columns of W&B, called ``run - name``."""
+    runs: dict[str, dict[str, str]] = {}
+    for name in header:
+        run, dash, metric = name.rpartition(" - ")
+        if dash and not metric.endswith(("__MIN", "__MAX")):
+            runs.setdefault(run, {})[metric] = name
+    for metrics in runs.values():
+        loss, norm = find_loss(list(metrics)), find(list(metrics), "grad_norm", USUAL["grad_norm"])
+        found = {"loss": loss, "grad_norm": norm}
+        if loss or norm:
+            return {signal: metrics[name] for signal, name in found.items() if name}
+    return {}
