@@ -26,8 +26,8 @@ from guard.types import Floats, StepReport
 
 CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
-KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength", "evaluation")
-"""Values with one number a rank, layer, kind or metric."""
+KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength", "evaluation", "attempt_seconds")
+"""Values with one number a rank, layer, kind, metric or part."""
 _SIGNAL_OF = {name: name for name in SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
 """The signal under which a value of a step that is not finite is counted, by the field of its record."""
 
@@ -150,6 +150,11 @@ class GuardMetrics:
             known = self._keyed["evaluation"]
             new = [name for name in metrics if name not in known][: MAX_EVALUATION - len(known)]
             _update_finite(known, {name: metrics[name] for name in metrics if name in known or name in new})
+
+    def timing(self, seconds: Mapping[str, float]) -> None:
+        """Mean seconds of the last attempts by part: ``all``, and ``data``, the wait for the batch."""
+        with self._lock:
+            _update_finite(self._keyed["attempt_seconds"], seconds)
 
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""

@@ -59,17 +59,19 @@ class Progress:
         self.evaluated_step: int | None = None
         """The step of the last evaluation in the history that stands."""
         self._failed_writes = 0
-        self._step_seconds = 0.0
+        self._step_seconds = self._data_seconds = 0.0
         self._train_seconds = 0.0
         self._clock = self._next_push = time.perf_counter()
 
-    def step(self, report: StepReport) -> None:
-        """Records one attempt: a row, a status, an event if the guard did something."""
+    def step(self, report: StepReport, *, data_seconds: float = 0.0) -> None:
+        """Records one attempt, which waited so long for its data: a row, a status, an event if the guard did
+        something."""
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._train_seconds += seconds
         decay = _RATE_DECAY if self._step_seconds else 0.0
         self._step_seconds = decay * self._step_seconds + (1 - decay) * seconds
+        self._data_seconds = decay * self._data_seconds + (1 - decay) * data_seconds
         self._last = report
         if report.rolled_back_to is not None and (self.evaluated_step or 0) > report.rolled_back_to:
             self.evaluated_step = None
@@ -143,6 +145,8 @@ class Progress:
             return
         self._next_push = now + STATUS_INTERVAL_S
         events, self._events = self._events, []
+        if self._step_seconds:
+            self._guard.metrics.timing({"all": self._step_seconds, "data": self._data_seconds})
         snapshot = self._carryover.carry(self._guard.metrics.snapshot())
         self._link.push(snapshot, self._status(), events)
 

@@ -7,6 +7,7 @@
 ``stop``: whether this rank must stop
 ``stepper``: one step: micro-batches, precision, regularizers, guard, average
 ``evaluate``: metrics on held-out data
+``stopwatch``: the time that a step waits for its data
 ``samples``: text that a language model writes at its end
 ``optim``: optimizers and schedules
 ``muon``: Muon

@@ -96,7 +96,7 @@ def pass_requests_on(run: Run) -> None:
 
 def record(run: Run, report: StepReport) -> None:
     """Records the outcome of an attempt, and what follows from it for checkpoints and nodes."""
-    run.progress.step(report)
+    run.progress.step(report, data_seconds=run.stepper.data_time.take())
     update_checkpoint_health(run.checkpoints, report)
     if report.checkpoint:
         run.checkpoints.request()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from guard import FaultInjector, GradientGuard, StepReport
 from guard.act import rng
 from jobs.training.regularize import Regularizer
+from jobs.training.stopwatch import Stopwatch
 from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Stepper:
         micro_batches: parts into which this rank's share of the batch is split.
         scaler: of the loss, for fp16.
         average: moving average of the weights.
+        data_time: runs while the host waits for batches.
     """
 
     workload: Workload
@@ -54,6 +56,7 @@ class Stepper:
     micro_batches: int = 1
     scaler: torch.amp.GradScaler | None = None
     average: AveragedModel | None = None
+    data_time: Stopwatch = field(default_factory=Stopwatch)
 
     def step(self, ids: NDArray[np.int64], epoch: int) -> StepReport:
         """Trains on this rank's share of a global batch; its gradient is that of the mean over the batch.
@@ -90,7 +93,9 @@ class Stepper:
         self.regularizer.noise_(step, self.scaler.get_scale() if self.scaler else 1.0)
 
     def _backward(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
-        batch = self.faults.batch(self.workload.train_batch(ids, epoch, self.device))
+        with self.data_time:
+            batch = self.workload.train_batch(ids, epoch, self.device)
+        batch = self.faults.batch(batch)
         with autocast(self.device, self.precision):
             loss = loss_of(self.workload, self.model, batch)
         penalty = self.regularizer.penalty(step)

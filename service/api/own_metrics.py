@@ -16,9 +16,11 @@ from jobs.client.models import STATUSES
 from service.api.auth import Reader
 from service.api.context import Context, Service
 from service.api.problems import Problem, documented, text_of
+from service.store import ACTIVE, PENDING, StoreError
 
 STALLED_S = 60.0
 ANSWER_S = 5.0
+MOST_JOBS = 200
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 router = APIRouter(responses=documented(429))
 _TEXT = text_of(CONTENT_TYPE_LATEST.partition(";")[0])
@@ -47,11 +49,28 @@ class ServiceMetrics(Collector):
         for status in STATUSES:
             jobs.add_metric([status], counts.get(status, 0))
         yield jobs
+        yield from self._active_jobs()
         supervisor = self._service.supervisor
         leading = float(supervisor is not None and supervisor.leading)
         yield GaugeMetricFamily("gradguard_service_leading", "1 for the service that supervises.", leading)
         answers = float(supervisor is not None and supervisor.ray_answers)
         yield GaugeMetricFamily("gradguard_service_ray_up", "1 while Ray answers.", answers)
+
+    def _active_jobs(self) -> Iterable[Metric]:
+        """Who owns what, what waits and why: of the first ``MOST_JOBS`` that have not ended."""
+        owned = GaugeMetricFamily(
+            "gradguard_service_job_info", "1 for a job that has not ended.", labels=["job", "owner", "status"]
+        )
+        waiting = GaugeMetricFamily(
+            "gradguard_service_job_waiting_seconds", "How long it waits.", labels=["job", "owner", "reason"]
+        )
+        for job in self._service.store.in_states((*PENDING, *ACTIVE))[:MOST_JOBS]:
+            owned.add_metric([job.id, job.submitted_by, job.state], 1.0)
+            if job.state in PENDING:
+                seconds = max(0.0, time.time() - job.created)
+                waiting.add_metric([job.id, job.submitted_by, job.reason], seconds)
+        yield owned
+        yield waiting
 
 
 class Counted:
@@ -89,7 +108,7 @@ async def readyz(service: Service) -> dict[str, str]:
         with anyio.fail_after(ANSWER_S):
             counts, own = service.store.counts, service.readiness_threads
             await anyio.to_thread.run_sync(counts, limiter=own, abandon_on_cancel=True)
-    except (SQLAlchemyError, TimeoutError):
+    except (SQLAlchemyError, StoreError, TimeoutError):
         raise Problem(503, "the database does not answer") from None
     supervisor = service.supervisor
     if supervisor is not None and not supervisor.ray_answers:

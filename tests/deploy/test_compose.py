@@ -81,8 +81,14 @@ def test_prometheus_finds_the_hub_and_grafana_finds_prometheus(compose: dict[str
 def test_the_service_is_scraped_with_a_token_that_it_makes(compose: dict[str, Any]) -> None:
     services = compose["services"]
     alone, with_service = load("prometheus/prometheus.yml"), load("prometheus/compose.yml")
-    scrape = with_service["scrape_configs"].pop()
-    assert with_service == alone
+    alone_hub, _ = alone.pop("scrape_configs")
+    hub, scrape, ray = with_service.pop("scrape_configs")
+    assert (with_service, hub) == (alone, alone_hub)
+    assert scrape["honor_labels"] is True, "the label job of what waits is the training job"
+    (nodes,), (head,) = ray["dns_sd_configs"], ray["static_configs"][0]["targets"]
+    assert nodes["names"] == ["worker"]
+    for name, port in (("head", head.rpartition(":")[2]), ("worker", nodes["port"])):
+        assert f"--metrics-export-port={port}" in services[name]["command"]
     folders = dict(volume.split(":")[1::-1] for volume in services["prometheus"]["volumes"])
     assert scrape["static_configs"] == [{"targets": ["service:8410"]}]
     token = Path(scrape["authorization"]["credentials_file"])

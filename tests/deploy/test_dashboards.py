@@ -11,6 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families as parse
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from guard.record.exposition import FAMILIES
 from jobs.observability.hub_server import HUB_FAMILIES
@@ -26,6 +28,8 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 UNITS = {"short", "ops", "percentunit", "s", "bytes"}
 """Of Grafana's list of units those in use; Grafana shows an unknown one as bare text."""
 
+OF_JOBS = [path for path in DASHBOARDS if path.stem != "gradguard-cluster"]
+
 per_dashboard = pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 
 
@@ -33,10 +37,10 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def panels() -> list[Any]:
+def panels(paths: list[Path] = DASHBOARDS) -> list[Any]:
     return [
         pytest.param(panel, id=f"{path.stem}-{panel['id']}-{panel['title']}")
-        for path in DASHBOARDS
+        for path in paths
         for panel in load(path)["panels"]
     ]
 
@@ -60,8 +64,9 @@ def exported() -> set[str]:
     return names
 
 
-def test_there_is_one_for_the_fleet_one_for_a_job_and_one_for_an_incident() -> None:
-    assert [path.stem for path in DASHBOARDS] == ["gradguard-fleet", "gradguard-incident", "gradguard-job"]
+def test_there_is_one_for_the_cluster_the_fleet_a_job_and_an_incident() -> None:
+    kinds = ("cluster", "fleet", "incident", "job")
+    assert [path.stem for path in DASHBOARDS] == [f"gradguard-{kind}" for kind in kinds]
     assert all(load(path)["uid"] == path.stem for path in DASHBOARDS)
 
 
@@ -115,7 +120,7 @@ def test_a_panel_has_a_unit_a_description_and_a_legend(panel: dict[str, Any]) ->
     assert all(target["legendFormat"] for target in panel["targets"])
 
 
-@pytest.mark.parametrize("panel", panels())
+@pytest.mark.parametrize("panel", panels(OF_JOBS))
 def test_a_panel_shows_the_chosen_job_from_the_chosen_data_source(panel: dict[str, Any]) -> None:
     assert panel["datasource"] == SOURCE
     for target in panel["targets"]:
@@ -145,7 +150,7 @@ def test_panels_have_their_own_number_title_and_place(path: Path) -> None:
     assert max(x for x, _ in cells) == 23
 
 
-@per_dashboard
+@pytest.mark.parametrize("path", OF_JOBS, ids=lambda path: path.stem)
 def test_a_dashboard_asks_for_the_job_and_where_it_matters_for_ranks(path: Path) -> None:
     variables = {variable["name"]: variable for variable in load(path)["templating"]["list"]}
     assert variables["datasource"]["query"] == "prometheus"
@@ -185,7 +190,7 @@ def labels() -> dict[str, set[str]]:
     return known | {name: set(name.partition(":")[0].split("_")) for name in names}
 
 
-@pytest.mark.parametrize("panel", panels())
+@pytest.mark.parametrize("panel", panels(OF_JOBS))
 def test_a_panel_asks_for_labels_that_its_metrics_have(panel: dict[str, Any]) -> None:
     known = labels()
     for target in panel["targets"]:
@@ -200,19 +205,71 @@ def test_a_panel_asks_for_labels_that_its_metrics_have(panel: dict[str, Any]) ->
 
 @per_dashboard
 def test_every_dashboard_is_one_click_from_the_others(path: Path) -> None:
-    (menu,) = load(path)["links"]
+    menu, *others = load(path)["links"]
     assert menu["type"] == "dashboards"
+    assert {link["type"] for link in others} <= {"link"}
     assert menu["includeVars"]
     assert menu["keepTime"]
     assert all(menu["tags"] == load(other)["tags"] for other in DASHBOARDS)
 
 
 def test_a_row_of_the_fleet_opens_the_dashboard_of_its_job() -> None:
-    fleet, job = (load(path) for path in (DASHBOARDS[0], DASHBOARDS[2]))
+    fleet, job = (load(path) for path in (DASHBOARDS[1], DASHBOARDS[3]))
     (table,) = [panel for panel in fleet["panels"] if panel["type"] == "table"]
     (link,) = table["fieldConfig"]["defaults"]["links"]
     assert link["url"] == f"/d/{job['uid']}?var-job=${{__data.fields.job}}&${{__url_time_range}}"
     assert "job" in [variable["name"] for variable in job["templating"]["list"]]
+
+
+@pytest.mark.parametrize("name", ["gradguard-job", "gradguard-incident"])
+def test_a_job_is_one_click_from_its_page_and_its_report(name: str, tmp_path: Path) -> None:
+    dashboard = load(DEPLOY / "grafana" / "dashboards" / f"{name}.json")
+    api = Api(tmp_path, auth=False)
+    job = api.submitted()
+    (service,) = [v for v in dashboard["templating"]["list"] if v["name"] == "service"]
+    assert service["query"] == "http://127.0.0.1:8410", "where the service listens by default"
+    folder = Path(api.context.store.get(job).folder or "")
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    for link in dashboard["links"][1:]:
+        path = link["url"].removeprefix("${service}").replace("${job}", job)
+        assert api.client(None).get(path).status_code == 200, link["title"]
+
+
+def test_what_waits_and_why_and_who_owns_it_is_in_the_services_metrics(tmp_path: Path) -> None:
+    api = Api(tmp_path)
+    waiting, running, ended = (api.submitted() for _ in range(3))
+    reason = "waiting for 8 GPUs, 2 free"
+    states = {waiting: ("waiting", reason), running: ("running", ""), ended: ("failed", "")}
+    for job, state in states.items():
+        api.context.store.change(job, lambda row, state=state: _set(row, *state))
+    families = {f.name: f.samples for f in parse(api.client("read").get("/metrics").text)}
+    of_job = {s.labels["job"]: s.labels for s in families["gradguard_service_job_info"]}
+    assert {job: (found["owner"], found["status"]) for job, found in of_job.items()} == {
+        waiting: ("admin", "waiting"),
+        running: ("admin", "running"),
+    }
+    (sample,) = families["gradguard_service_job_waiting_seconds"]
+    assert (sample.labels["job"], sample.labels["reason"]) == (waiting, reason)
+    assert sample.value >= 0
+
+
+def _set(row: Any, state: str, reason: str) -> str:
+    row.state, row.reason = state, reason
+    return state
+
+
+def test_the_panels_of_nodes_use_metrics_that_ray_exports_with_these_labels() -> None:
+    exported_by_ray = {
+        f"ray_{gauge.name}": {str(key) for key in gauge.view.columns} for gauge in METRICS_GAUGES.values()
+    }
+    expressions_of_nodes = [e for e in expressions(load(DASHBOARDS[0])) if "ray_node" in e]
+    assert len(expressions_of_nodes) == 4
+    for expression in expressions_of_nodes:
+        names = re.findall(r"ray_node_\w+", expression)
+        assert names
+        wanted = set(", ".join(re.findall(r"by \(([^)]*)\)", expression)).split(", "))
+        assert all(wanted <= exported_by_ray[name] for name in names), expression
 
 
 def test_every_metric_of_the_guard_is_shown_somewhere() -> None:

@@ -292,7 +292,7 @@ def test_only_the_cluster_the_service_the_operator_and_prometheus_reach_a_ray_no
     among, jobs, metrics = policy["ingress"]
     assert among["from"] == [{"podSelector": policy["podSelector"]}]
     assert jobs["ports"] == [{"protocol": "TCP", "port": 8265}]
-    assert metrics["ports"] == [{"protocol": "TCP", "port": DEFAULT_PORT}]
+    assert metrics["ports"] == [{"protocol": "TCP", "port": port} for port in (DEFAULT_PORT, 8080)]
     assert not [
         peer for rule in policy["ingress"] for peer in rule["from"] if peer.get("podSelector") in (None, {})
     ]
@@ -305,6 +305,9 @@ def test_the_monitors_select_ports_that_exist() -> None:
     (jobs,) = named("ServiceMonitor", "gradguard-jobs")["spec"]["endpoints"]
     assert jobs["port"] == "hub"
     assert jobs["honorLabels"] is True
+    ray = named("PodMonitor", "gradguard-ray")["spec"]
+    assert ray["selector"]["matchLabels"] == {"ray.io/cluster": named("RayCluster")["metadata"]["name"]}
+    assert ray["podMetricsEndpoints"][0]["port"] == "metrics", "the name that KubeRay gives the port"
     service = named("Service")
     monitor = named("ServiceMonitor", "gradguard-service")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from jobs.cluster.driver import metrics_host
 from jobs.observability.hub import DEFAULT_PORT, ENDED_KEPT_S
@@ -39,7 +40,7 @@ def run_promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_scrape_job_finds_the_hub_where_jobs_start_it_by_default() -> None:
-    (scrape,) = load(CONFIG)["scrape_configs"]
+    scrape, _ = load(CONFIG)["scrape_configs"]
     metrics = JobSpec.from_dict({"name": "any"}).metrics
     assert scrape["job_name"] == "gradguard"
     host = metrics_host(JobSpec.from_dict({"name": "any"}))
@@ -48,8 +49,14 @@ def test_the_scrape_job_finds_the_hub_where_jobs_start_it_by_default() -> None:
 
 
 def test_the_training_jobs_name_survives_the_scrape() -> None:
-    (scrape,) = load(CONFIG)["scrape_configs"]
+    scrape, _ = load(CONFIG)["scrape_configs"]
     assert scrape["honor_labels"] is True
+
+
+def test_rays_own_metrics_are_scraped_from_the_list_of_nodes_that_the_head_writes() -> None:
+    _, scrape = load(CONFIG)["scrape_configs"]
+    (source,) = scrape["file_sd_configs"]
+    assert source["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
 
 
 def test_the_rules_are_loaded_by_the_config() -> None:
