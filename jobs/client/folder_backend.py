@@ -14,6 +14,7 @@ from jobs.client.file_backend import FileBackend, page_of
 from jobs.client.job_files import JobFiles
 from jobs.client.models import STATUSES, JobInfo, JobList, Status
 from jobs.errors import EXIT_CODES
+from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.spec.masking import masked_spec
 
 
@@ -28,7 +29,7 @@ class FolderBackend(FileBackend):
     def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
         folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        jobs = [self._info(JobFiles(path)) for path in folders]
+        jobs = [self._info_or_why_not(JobFiles(path)) for path in folders]
         return page_of(jobs, wanted, cursor=cursor, limit=limit)
 
     def get(self, job_id: str) -> JobInfo:
@@ -69,6 +70,14 @@ class FolderBackend(FileBackend):
             if path.name == job_id and JobFiles(path).exists():
                 return JobFiles(path)
         raise JobNotFound(f"there is no job {job_id} in {self._root}")
+
+    def _info_or_why_not(self, files: JobFiles) -> JobInfo:
+        """One job whose files cannot be read does not hide the others."""
+        try:
+            return self._info(files)
+        except NotAPlainFile as error:
+            name = files.folder.path.name
+            return JobInfo(id=name, name=name, status="failed", reason=str(error))
 
     def _info(self, files: JobFiles) -> JobInfo:
         path, result, progress = files.folder.path, files.result() or {}, files.progress()

@@ -37,7 +37,12 @@ def open_plain(path: str | Path, below: Path | None = None, *, most: int = LARGE
     real = os.path.realpath(path)
     if below is not None and not is_inside(real, os.path.realpath(below)):
         raise NotAPlainFile(path, "leads out of the job's folder")
-    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotAPlainFile(path, "is a link in a circle") from None
+        raise
     try:
         _check(descriptor, path, real, None if below is None else most)
     except BaseException:
@@ -60,7 +65,7 @@ def is_inside(real: str, top: str) -> bool:
 def _check(descriptor: int, path: str | Path, real: str, most: int | None) -> None:
     found = os.fstat(descriptor)
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise NotAPlainFile(path, "is a folder")
     if not stat.S_ISREG(found.st_mode):
         raise NotAPlainFile(path, "is no regular file")
     if most is None:

@@ -151,3 +151,18 @@ def test_progress_is_one_line_for_each_change() -> None:
         "j  failed  step 4/9  rank 0: ValueError",
     ]
     assert describe(job) == "j  running  step 4/9"
+
+
+def test_a_job_whose_files_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    (job_folder(tmp_path, "whole") / "result.json").write_text('{"status": "succeeded"}')
+    (job_folder(tmp_path, "folder") / "result.json").mkdir()
+    circle = job_folder(tmp_path, "circle")
+    (circle / "result.json").symlink_to("result.json")
+    found = {job.id: (job.status, job.message) for job in JobClient(str(tmp_path)).list()}
+    assert found["whole"] == ("succeeded", "")
+    assert found["folder"] == ("failed", f"{tmp_path}/folder/result.json is a folder: it is not read")
+    assert found["circle"] == ("failed", f"{circle}/result.json is a link in a circle: it is not read")
+    (circle / "incidents.jsonl").unlink()
+    (circle / "incidents.jsonl").symlink_to("incidents.jsonl")
+    with pytest.raises(JobError, match="is a link in a circle: it is not read"):
+        JobClient(str(tmp_path)).incidents("circle")

@@ -47,8 +47,8 @@ def test_no_file_beyond_the_limit_is_opened_below_a_folder(tmp_path: Path) -> No
     assert read_plain(tmp_path / "large", tmp_path, most=5) == b"12345"
 
 
-def test_missing_files_and_folders_are_errors_of_the_system(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_of_the_system_and_a_folder_is_no_plain_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_plain(tmp_path / "none", tmp_path)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(NotAPlainFile, match="is a folder"):
         open_plain(tmp_path, tmp_path)
