@@ -1,0 +1,19 @@
+"""The first damages of the damage benchmark: each kind once."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_each_kind_of_damage_to_a_jobs_folder_is_taken_as_it_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("bench_damage")
+    found = benchmark.damage_run(len(benchmark.KINDS), tmp_path)
+    assert {damage.kind for damage in found} == set(benchmark.KINDS)
+    assert [damage for damage in found if damage.wrong] == []
