@@ -18,6 +18,7 @@ MAY_DIFFER = (
     "faults",
     "metrics",
     "tags",
+    "notify",
     "secrets",
     "data.root",
     "data.download",

@@ -86,6 +86,7 @@ class FolderBackend(FileBackend):
             folder=str(path),
             tags=[] if spec is None else list(spec.tags),
             progress=progress,
+            result=result or None,
         )
 
 

@@ -14,9 +14,10 @@ from guard.config import Config, GuardConfig
 from guard.faults.config import FaultConfig
 from jobs.spec import cross_checks, workload_checks
 from jobs.spec.data import DataSpec
-from jobs.spec.errors import SpecError, SpecProblem, problems_of, related, single
+from jobs.spec.errors import SpecError, SpecProblem, line_of, problems_of, related, single
 from jobs.spec.language import with_language_defaults
 from jobs.spec.load import Document, read_document
+from jobs.spec.notify import NotifySpec
 from jobs.spec.odd_characters import hidden_in
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.spec.override import apply_overrides
@@ -98,6 +99,10 @@ class JobSpec(Config):
     tags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")], ...] = ()
     """Words by which jobs are found: ``gradguard list --tag night``, ``gradguard stop --tag night``."""
 
+    notify: tuple[NotifySpec, ...] = ()
+    """Who is told when the job starts, is rolled back, halts, fails or ends. ``gradguard notify test SPEC``
+    sends each a notice."""
+
     secrets: tuple[Annotated[str, Field(min_length=2, max_length=80)], ...] = ()
     """More names, with ``*``, of options and variables whose values are shown as stars. Those of names with
     ``key``, ``token``, ``secret``, ``password``, ``credential`` and the like always are."""
@@ -139,7 +144,7 @@ class JobSpec(Config):
                 place = document.source_of(path)
                 problems.append(SpecProblem(path, value, "has a character that is not seen", found, place))
         if problems:
-            raise SpecError(problems)
+            raise SpecError(sorted(problems, key=line_of))
         return spec
 
     def to_yaml(self) -> str:

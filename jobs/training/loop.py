@@ -178,6 +178,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
     return {
         "status": status,
         "job": run.spec.name,
+        "dataset": getattr(run.data.workload, "dataset", None),
         "steps": run.guard.steps,
         "attempts": run.guard.attempts,
         "epochs": run.guard.steps / run.data.steps_per_epoch,

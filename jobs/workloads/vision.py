@@ -32,6 +32,7 @@ class VisionWorkload:
     Attributes:
         n_train: training samples.
         classes: their names, in the order of the outputs.
+        dataset: the name of the data set that was found.
         fingerprint: identifies the training data.
         model_sizes: arguments of ``build_model`` that follow from the data.
     """
@@ -43,6 +44,7 @@ class VisionWorkload:
         self._ahead: Prefetcher | None = None
         self._skipped = 0
         self.n_train, self.classes = len(train), train.classes
+        self.dataset = getattr(train, "name", spec.data.dataset)
         self.fingerprint = train.fingerprint()
         self.model_sizes = {
             "channels": train.channels,

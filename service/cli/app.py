@@ -18,6 +18,7 @@ from service.cli.check import check
 from service.cli.checkpoints import checkpoints
 from service.cli.compare import compare
 from service.cli.jobs import checkpoint, clone, delete, logs, resume, stop, submit
+from service.cli.notify import notify_app
 from service.cli.options import JsonOption, SetOption, SpecArgument
 from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
@@ -57,7 +58,6 @@ EXAMPLES = {
 app = typer.Typer(
     name="gradguard",
     help="Distributed PyTorch training that survives gradient explosions.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
@@ -72,13 +72,16 @@ def _print_versions(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     _: Annotated[
         bool, Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
     ] = False,
 ) -> None:
-    """Options of the command itself."""
+    """Options of the command itself; alone it prints the help."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def train(
@@ -113,6 +116,7 @@ for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
+app.add_typer(notify_app, name="notify", rich_help_panel="Inspect")
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
 
 
