@@ -15,6 +15,7 @@ from jobs.data import DataCursor, load_images
 from jobs.data.images import ImageData
 from jobs.data.prefetch import Prefetcher, plan_of
 from jobs.data.reader import ImageReader, ReadRequest, Samples
+from jobs.data.transforms import Pipeline
 from jobs.models.vision import build_model
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.losses import cross_entropy
@@ -51,6 +52,11 @@ class VisionWorkload:
             "classes": len(train.classes),
             "image_size": self._reader.pipeline.size,
         }
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What images go through before the model."""
+        return self._reader.pipeline
 
     @property
     def class_counts(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from service.cli.compare import compare
 from service.cli.jobs import checkpoint, clone, delete, logs, resume, stop, submit
 from service.cli.notify import notify_app
 from service.cli.options import JsonOption, SetOption, SpecArgument
+from service.cli.predict import predict
 from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
 from service.cli.serve import serve
@@ -36,6 +37,7 @@ EXAMPLES = {
         "compare": "gradguard compare runs/my-job runs/other-job",
         "report": "gradguard report runs/my-job",
         "incidents": "gradguard incidents runs/my-job",
+        "predict": "gradguard predict runs/my-job cat.png dog.png --top 3",
     },
     "Jobs of a service or a Ray cluster": {
         "submit": "gradguard submit my-job.yaml --env WANDB_API_KEY --wait",
@@ -112,7 +114,7 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve, audit):
+for command in (train, check, replay, checkpoints, compare, predict, *JOB_COMMANDS, serve, audit):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
