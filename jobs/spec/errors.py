@@ -43,9 +43,9 @@ class SpecProblem:
 
 
 def line_of(problem: SpecProblem) -> tuple[bool, int]:
-    """Orders problems by their lines in the file; those without a line, as of an override, come last."""
+    """Orders problems by their lines in the file; those without a line, as of an override, come first."""
     line = problem.where.rpartition(":")[2]
-    return not line.isdecimal(), int(line) if line.isdecimal() else 0
+    return line.isdecimal(), int(line) if line.isdecimal() else 0
 
 
 class SpecError(ValueError):

@@ -173,4 +173,4 @@ def test_errors_come_in_the_order_of_their_lines(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         JobSpec.load(written(tmp_path, text), ["data.batch_size=-1"])
     paths = [problem.path for problem in caught.value.problems]
-    assert paths == ["train.max_steps", "optimizer.lr", "seed", "scale.workers", "data.batch_size"]
+    assert paths == ["data.batch_size", "train.max_steps", "optimizer.lr", "seed", "scale.workers"]

@@ -44,7 +44,9 @@ def test_the_version_is_known_without_importing_torch_or_ray() -> None:
 
 
 def test_every_command_is_in_a_panel_and_has_an_example() -> None:
-    assert {*COMMAND.commands} - {"tokens"} <= {name for panel in EXAMPLES.values() for name in panel}
+    assert {*COMMAND.commands} - {"notify", "tokens"} <= {
+        name for panel in EXAMPLES.values() for name in panel
+    }
     for name, example in ((n, e) for panel in EXAMPLES.values() for n, e in panel.items()):
         assert example in CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
 
