@@ -20,6 +20,7 @@ for batch in loader:
 ``preflight``: checks before the first step
 ``faults``: fault injection
 ``integrations``: Lightning, Hugging Face
+``trackers``: TensorBoard, W&B, MLflow, trackio, CSV
 ``config``: the options
 ``types``: the facts of one step
 ``records``: what is stored of a run

@@ -11,6 +11,7 @@
 ``checkpoints``: save, verify, restore
 ``placement``: which nodes the workers use
 ``cluster``: Ray: session, driver, trainer
+``notify``: notices of a job: webhook, Slack, e-mail, ntfy
 ``observability``: progress, hub, console
 ``report``: the HTML report
 ``client``: ``JobClient``

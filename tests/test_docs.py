@@ -251,7 +251,7 @@ def test_the_document_of_the_guard_runs_as_shown(tmp_path: Path, monkeypatch: py
         "loss_fn": nn.CrossEntropyLoss(),
     }
     session = Session(GUARD, _in_process, names)
-    assert session.run(tmp_path) == 6
+    assert session.run(tmp_path) == 7
     last = json.loads((tmp_path / "drill.jsonl").read_text().splitlines()[-1])
     assert last["outcome"] == "recovered"
 

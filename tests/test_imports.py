@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("guard", "jobs", "service")
 FOLDERS = {*LAYERS, "deploy", "tests"}
 GUARD_MAY_IMPORT = {"torch", "numpy", "pydantic", "pydantic_core", "prometheus_client"}
+OPTIONAL = {"guard/logs/event_files.py": "tensorboard", "guard/trackers/mlflow_run.py": "mlflow"}
 LONGEST_FILE = 400
 
 
@@ -45,6 +46,7 @@ def test_the_guard_needs_no_more_than_torch_and_three_small_packages(path: Path)
     allowed = {*sys.stdlib_module_names, "guard", *GUARD_MAY_IMPORT}
     if path.parent.name == "integrations":
         allowed |= {path.stem}  # the optional package that it is made for
+    allowed |= {OPTIONAL[name] for name in OPTIONAL if name_of(path) == name}
     assert set(imported(path)) <= allowed
 
 

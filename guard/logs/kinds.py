@@ -25,6 +25,9 @@ READERS: tuple[Callable[[Source, str | None], Log | None], ...] = (
 )
 """Asked in this order; each returns None for what is not its own. Given: the log, the loss that was named."""
 
+IN_A_FOLDER = ("metrics.jsonl", "metrics.csv", "trainer_state.json", "results.csv", "metrics.json")
+"""Logs by which the folder of a job, of Lightning, Hugging Face, ultralytics or detectron2 may be given."""
+
 
 def recognize(source: Source, loss: str | None = None) -> Log:
     """The log, by the first reader that knows it.
@@ -33,6 +36,9 @@ def recognize(source: Source, loss: str | None = None) -> Log:
         TraceError: no reader does, or it is malformed.
         OSError: the file cannot be opened.
     """
+    if source.is_folder:
+        file = next((path for name in IN_A_FOLDER if (path := source.path / name).is_file()), None)
+        source = source if file is None else Source(file)
     for reader in READERS:
         log = reader(source, loss)
         if log is not None:

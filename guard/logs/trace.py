@@ -105,8 +105,12 @@ class TraceReader(Iterator[Row]):
         near = {plain(column): column for column in header}
         close = get_close_matches(plain(name), near, n=1)
         hint = f"; did you mean {near[close[0]]!r}?" if close else ""
-        found = f"name one of {', '.join(listed)} with {option}" if header else "no names and numbers"
-        return TraceError(self.path, 0, f"no column {name!r}: {found}; --regex reads any other line{hint}")
+        found = (
+            f"name one of {', '.join(listed)} with {option}"
+            if header
+            else "there are no names and numbers; --regex reads any line"
+        )
+        return TraceError(self.path, 0, f"no column {name!r}: {found}{hint}")
 
 
 def _beside(log: Log, loss: str | None) -> list[str]:

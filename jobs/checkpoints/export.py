@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -57,12 +58,16 @@ def export_model(content: Content, target: Path) -> int:
 
 def _metadata(manifest: Manifest) -> dict[str, str]:
     """``format`` is what other libraries look for; the rest is how to build the model again."""
-    model = manifest.spec.get("model") or {}
-    about = {
+    about = about_model(manifest)
+    name = {"model": str(about["model"]["name"])} if "name" in about["model"] else {}
+    return {"format": "pt", "step": str(manifest.step), **name, ABOUT: json.dumps(about)}
+
+
+def about_model(manifest: Manifest) -> dict[str, Any]:
+    """How to build the model of a checkpoint again."""
+    return {
         "workload": manifest.spec.get("workload"),
-        "model": model,
+        "model": manifest.spec.get("model") or {},
         "sizes": manifest.data.get("model"),
         "classes": manifest.data.get("classes"),
     }
-    name = {"model": str(model["name"])} if "name" in model else {}
-    return {"format": "pt", "step": str(manifest.step), **name, ABOUT: json.dumps(about)}

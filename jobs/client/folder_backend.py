@@ -95,6 +95,7 @@ class FolderBackend(FileBackend):
             folder=str(path),
             tags=[] if spec is None else list(spec.tags),
             progress=progress,
+            result=result or None,
         )
 
 

@@ -78,6 +78,7 @@ class JobInfo(Document):
     spec: dict[str, Any] | None = None
     env: dict[str, str] | None = None
     result: dict[str, Any] | None = None
+    """How it ended, with its figures."""
     attempts: list[AttemptInfo] | None = None
 
 

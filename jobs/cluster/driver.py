@@ -26,18 +26,21 @@ from jobs.cluster.fit import REFUSED, FitThread
 from jobs.cluster.head_watch import HeadDied, HeadWatch
 from jobs.cluster.session import ClusterInfo, check_resources, ray_session
 from jobs.errors import JobError
+from jobs.notify import Notice, Notifier
+from jobs.notify.notice import of_status
 from jobs.observability.console import LiveView
-from jobs.observability.driver_events import DriverEvents, interrupts, metrics_at
+from jobs.observability.driver_events import DriverEvents, Tell, interrupts, metrics_at
 from jobs.observability.hub import ensure_hub
 from jobs.placement.plan import worker_resources
 from jobs.ray_internals.core import ray_messages_to
 from jobs.report import write_report
-from jobs.report.summary import figures_of_rows
+from jobs.report.summary import Summary, figures_of_rows, headline
 from jobs.run_dir.jsonl import read_json, write_json_atomic
 from jobs.run_dir.open_storage import open_storage
-from jobs.run_dir.paths import RunDir
+from jobs.run_dir.paths import REPORT, RunDir
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.notify import NoticeKind
 from jobs.training.data_agreement import identity
 from jobs.workloads import Workload, load_workload
 
@@ -80,16 +83,40 @@ def run_job(
         workload = load_workload(spec)
         spec.total_steps(workload.n_train)  # what is wrong with the data shows before Ray starts
     started = time.monotonic()
-    with folder.locked():
+    with folder.locked(), Notifier(spec.notify) as notices:
         if workload is not None and not overwrite and (resume or spec.resume == "auto"):
             _refuse_other_data(spec, folder, workload)
         folder.prepare(spec, resume=resume, overwrite=overwrite)
-        outcome = _train(spec, folder, address, console, closed or threading.Event())
-        if outcome["status"] == REFUSED:
-            raise JobError(outcome["error"])
+        tell = partial(_tell, notices, spec, folder)
+        try:
+            outcome = _train(spec, folder, address, console, closed or threading.Event(), tell)
+            if outcome["status"] == REFUSED:
+                raise JobError(outcome["error"])
+        except Exception as error:
+            tell("failed", f"{spec.name} could not run: {error}")
+            raise
         result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
+        _tell_the_end(notices, tell, folder, result)
     return result
+
+
+def _tell(
+    notices: Notifier, spec: JobSpec, folder: RunDir, event: NoticeKind, sentence: str, step: int = 0
+) -> None:
+    notices.emit(Notice(spec.name, event, sentence, step, str(folder.path / REPORT)))
+
+
+def _tell_the_end(notices: Notifier, tell: Tell, folder: RunDir, result: dict[str, Any]) -> None:
+    """Tells how the job ended, and adds to its result how many notices were sent, failed and dropped."""
+    why = f" {result['error']}" if result.get("error") else ""
+    sentence = f"{result['job']}: {headline(Summary.from_row(result))}{why}"
+    tell(of_status(result["status"]), sentence, int(result["steps"]))
+    notices.close()
+    if any(notices.counts.values()):
+        result["notices"] = notices.counts
+        with suppress(OSError):
+            write_json_atomic(folder.result, result)
 
 
 def _refuse_other_data(spec: JobSpec, folder: RunDir, workload: Workload) -> None:
@@ -103,7 +130,12 @@ def _refuse_other_data(spec: JobSpec, folder: RunDir, workload: Workload) -> Non
 
 
 def _train(
-    spec: JobSpec, folder: RunDir, address: str | None, console: Console, closed: threading.Event
+    spec: JobSpec,
+    folder: RunDir,
+    address: str | None,
+    console: Console,
+    closed: threading.Event,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Trains on a cluster. An embedded one whose head dies is replaced, ``scale.max_failures`` times."""
     for deaths in itertools.count(1):
@@ -111,7 +143,7 @@ def _train(
         try:
             with ray_messages_to(partial(_append, folder.log)), _cluster(spec, address) as cluster:
                 embedded = cluster.embedded
-                return _follow(spec, folder, cluster, console, closed)
+                return _follow(spec, folder, cluster, console, closed, tell)
         except HeadDied as death:
             log_failure(folder.log, death)
             if not embedded or deaths > spec.scale.max_failures:
@@ -143,7 +175,12 @@ def metrics_host(spec: JobSpec) -> str:
 
 
 def _follow(
-    spec: JobSpec, folder: RunDir, cluster: ClusterInfo, console: Console, closed: threading.Event
+    spec: JobSpec,
+    folder: RunDir,
+    cluster: ClusterInfo,
+    console: Console,
+    closed: threading.Event,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Starts the training, shows it until it ends, and turns Ctrl-C into a request to stop."""
     use_gpu, fewest = _use_gpu(spec, cluster), spec.scale.fewest_workers
@@ -155,10 +192,11 @@ def _follow(
     shutil.rmtree(scratch, ignore_errors=True)
     thread = FitThread(spec, hub, use_gpu=use_gpu, embedded=cluster.embedded, scratch=scratch)
     with LiveView(console) as view, interrupts() as interrupted:
-        events = DriverEvents(hub, spec.name, view, grace_s=spec.scale.stop_grace_s)
+        events = DriverEvents(hub, spec.name, view, tell, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
         text = f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
         events.show("info", text)
+        tell("started", f"{spec.name}: {text}.")
         with thread.running():
             _wait(thread, events, HeadWatch(cluster), (interrupted, closed))
     outcome = thread.outcome() or {}

@@ -1,6 +1,7 @@
 """Initial weights.
 
 ``apply``: from a scheme, the seed and the names of the layers
+``weights``: those of another training
 ``lsuv``: layer-sequential unit variance, on real data
 ``residual``: the ends of residual branches
 ``matrices``: which tensors are weight matrices, which are biases

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jobs.init.lsuv import unit_variance_
 from jobs.init.matrices import Weights, layers_of
 from jobs.init.residual import residual_ends
+from jobs.init.weights import load_weights
 from jobs.spec.init import InitSpec, LayerInit
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.base import Workload
@@ -26,9 +27,10 @@ class InitError(WorkloadError):
 
 
 def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
-    """The workload's model on the CPU, initialized by ``model.init``; the same on every worker.
+    """The workload's model on the CPU, from ``model.weights`` or ``model.init``; the same on every worker.
 
     Raises:
+        DataError: the weights cannot be read, or do not fit.
         InitError: ``model.init`` asks for something that this model has not.
     """
     model = workload.build_model()
@@ -38,6 +40,8 @@ def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
         workload.loss(model, workload.train_batch(samples, 0, torch.device("cpu")))
 
     initialize(model, spec.model.initialization, seed=spec.seed, forward=forward)
+    if spec.model.weights is not None:
+        load_weights(model, spec.model.weights, strict=spec.model.weights_strict)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Builds a model again from the file that ``gradguard checkpoints --export`` wrote."""
+"""Builds a model again from a job's folder, or the file that ``gradguard checkpoints --export`` wrote."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from jobs.checkpoints.export import ABOUT
+from jobs.checkpoints.errors import DamagedCheckpoint
+from jobs.checkpoints.export import ABOUT, about_model
+from jobs.checkpoints.listing import checkpoint_folder, newest_step
+from jobs.checkpoints.load import read
 from jobs.errors import JobError
+from jobs.run_dir.open_storage import open_storage
+from jobs.run_dir.paths import CHECKPOINTS
 from jobs.spec.sections import ModelSpec
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """The trained model of a ``.safetensors`` file, on the CPU, in eval mode.
+    """The trained model of a job, on the CPU, in eval mode.
 
     Args:
-        path: written by ``gradguard checkpoints JOB --export STEP --to FILE``.
+        path: the job's folder, ``runs/x``, for its newest good checkpoint, or a ``.safetensors`` file that
+            ``gradguard checkpoints JOB --export STEP --to FILE`` wrote.
 
     Raises:
-        JobError: it is another file, or its model is that of a workload of the user's own: then build it with
-            its own code, and load the weights with ``safetensors.torch.load_file``.
+        JobError: it is another file or folder, or its model is that of a workload of the user's own: then
+            build it with its own code, and load the weights with ``safetensors.torch.load_file``.
     """
     about, weights = _read(Path(path))
     model = _build(about, path)
@@ -34,12 +40,28 @@ def load_model(path: str | Path) -> nn.Module:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if path.is_dir():
+        return _read_newest(path)
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise JobError(f"cannot read {path}: {error}") from None
+
+
+def _read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    storage = open_storage(folder / CHECKPOINTS)
+    try:
+        step = newest_step(storage) if (folder / CHECKPOINTS).is_dir() else None
+        if step is None:
+            raise JobError(f"{folder} has no good checkpoint: give a job's folder, or an exported file")
+        content = read(storage, checkpoint_folder(step))
+    except DamagedCheckpoint as error:
+        raise JobError(f"the checkpoint of step {step} in {folder} is damaged: {error}") from None
+    model = content.parts(0, content.manifest.world_size).get("model", {})
+    weights = {name: value for name, value in model.items() if isinstance(value, Tensor)}
+    return about_model(content.manifest), weights
 
 
 def _build(about: dict[str, Any], path: str | Path) -> nn.Module:

@@ -9,4 +9,5 @@
 ``console``: the live display in a terminal
 ``driver_events``: what the driver receives from the hub, and Ctrl-C
 ``terminal``: output whose reader may go away
+``early_stopping``: whether evaluations still improve
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,14 +13,17 @@ import ray
 
 from jobs.observability.console import LiveView
 
+Tell = Callable[..., None]
+"""Sends a notice: its event, the sentence, the step."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DriverEvents:
-    """Polls the hub for one job and feeds the view."""
+    """Polls the hub for one job, feeds the view, and tells of rollbacks."""
 
-    def __init__(self, hub: Any, job: str, view: LiveView, *, grace_s: float) -> None:
-        self._hub, self._job, self._view = hub, job, view
+    def __init__(self, hub: Any, job: str, view: LiveView, tell: Tell, *, grace_s: float) -> None:
+        self._hub, self._job, self._view, self._tell = hub, job, view, tell
+        self._rollbacks: int | None = None
         self._grace_s = grace_s
         self._deadline: float | None = None
         self._seq = self._step = 0
@@ -36,7 +39,17 @@ class DriverEvents:
             self._seq = max(self._seq, event["seq"])
         if answer["status"] is not None:
             self.phase, self._step = answer["status"]["phase"], answer["status"]["step"]
+            self._tell_of_rollbacks(answer["status"], answer["events"])
         self._view.update(answer["status"], answer["events"])
+
+    def _tell_of_rollbacks(self, status: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> None:
+        """A job that continues has had some before."""
+        count = status["counters"]["rollbacks"]
+        if self._rollbacks is not None and count > self._rollbacks:
+            why = next((event["text"] for event in reversed(events) if event["level"] != "info"), "")
+            sentence = f"{self._job} was rolled back at step {self._step}; {count} so far"
+            self._tell("rolled_back", f"{sentence}: {why}" if why else f"{sentence}.", self._step)
+        self._rollbacks = count
 
     def stop(self) -> None:
         """Asks the job to save its state and end. Call it repeatedly: a hub that is restarted has lost it."""

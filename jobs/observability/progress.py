@@ -12,7 +12,9 @@ from typing import Any
 from guard import GradientGuard, StepReport
 from guard.record.totals import Totals
 from guard.rows import JsonlWriter
+from guard.trackers import Trackers
 from jobs.observability.counter_carryover import CounterCarryover
+from jobs.observability.early_stopping import EarlyStopping
 from jobs.observability.hub import CHECKPOINT, STOP, HubLink
 from jobs.report.words import event as event_text
 from jobs.run_dir.jsonl import cut_back
@@ -41,8 +43,15 @@ class Progress:
         *,
         rank: int,
         places: Sequence[str] = (),
+        trackers: Trackers | None = None,
     ) -> None:
         self._spec = spec
+        self.trackers = trackers or Trackers(())
+        self.early_stopping = EarlyStopping(spec.train.early_stopping)
+        self._is_clock = rank == 0
+        self._out_of_time = False
+        self._started: float | None = None
+        self._saved: float | None = None
         self._places = places
         self._guard = guard
         self._total_steps = total_steps
@@ -79,6 +88,7 @@ class Progress:
         wants_layers = special or report.attempt % self._spec.train.log_layers_every == 0
         layers = self._guard.layer_norms if wants_layers else None
         self._write(replace(report, time=time.time(), step_seconds=seconds, layers=layers).to_row())
+        self.trackers.observe(report)
         if report.incident is not None:
             self.event(*event_text(report.incident, self._places))
         elif report.overflow:
@@ -88,8 +98,10 @@ class Progress:
     def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
         """Records an evaluation."""
         self.evaluation, self.evaluated_step = metrics, self._guard.steps
+        self.early_stopping.add(metrics)
         if self._guard.metrics is not None:
             self._guard.metrics.evaluation(metrics)
+        self.trackers.evaluation(self._guard.attempts, metrics)
         place = {"attempt": self._guard.attempts, "step": self._guard.steps}
         self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -117,6 +129,26 @@ class Progress:
         if self._link is None or CHECKPOINT not in self._link.commands():
             return False
         self._link.acknowledge(CHECKPOINT)
+        return True
+
+    def out_of_time(self) -> bool:
+        """Whether ``train.max_hours`` have passed; rank 0 alone looks, and all ranks agree one step later."""
+        hours, now = self._spec.train.max_hours, time.monotonic()
+        self._started = self._started or now
+        if hours is None or not self._is_clock or now - self._started < 3600 * hours:
+            return False
+        if not self._out_of_time:
+            self.event("warning", f"train.max_hours: {hours:g} hours are over, saving the state")
+        self._out_of_time = True
+        return True
+
+    def take_checkpoint_due(self) -> bool:
+        """Whether ``train.checkpoint_every_minutes`` have passed since the last time, on rank 0."""
+        minutes, now = self._spec.train.checkpoint_every_minutes, time.monotonic()
+        self._saved = self._saved or now
+        if minutes is None or not self._is_clock or now - self._saved < 60 * minutes:
+            return False
+        self._saved = now
         return True
 
     def totals(self) -> dict[str, Any]:
@@ -177,6 +209,7 @@ class Progress:
             "train_seconds": self._train_seconds,
             "evaluation": self.evaluation or None,
             "evaluated_step": self.evaluated_step,
+            "early_stopping": self.early_stopping.state_dict(),
             "files": {name: _size(path) for name, path in self._files.items()},
         }
 
@@ -184,6 +217,8 @@ class Progress:
         """Continues the totals of ``state_dict``."""
         self._train_seconds, self.evaluation = state["train_seconds"], state["evaluation"] or {}
         self.evaluated_step = state["evaluated_step"]
+        if "early_stopping" in state:  # not in a checkpoint of an earlier version
+            self.early_stopping.load_state_dict(state["early_stopping"])
         self._sizes = {str(name): int(size) for name, size in state["files"].items()}
 
     def roll_back_files(self) -> bool:

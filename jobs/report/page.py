@@ -77,7 +77,7 @@ def context(run: Run) -> dict[str, Any]:
         "summary": summary,
         "status": status_words(summary.status),
         "tone": TONES.get(summary.status, "warn"),
-        "setup": setup_words(run.spec),
+        "setup": setup_words(run.spec, run.result),
         "headline": headline(summary),
         "guard_words": guard_words(summary),
         "figures": figures(summary),
@@ -104,14 +104,14 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def setup_words(spec: Mapping[str, Any]) -> list[str]:
-    """The run in a line: model, data, optimizer, scale."""
+def setup_words(spec: Mapping[str, Any], result: Mapping[str, Any] | None = None) -> list[str]:
+    """The run in a line: model, the data that was found, optimizer, scale."""
     model, data, optimizer = (as_mapping(spec.get(part)) for part in ("model", "data", "optimizer"))
     train, scale = as_mapping(spec.get("train")), as_mapping(spec.get("scale"))
     rate = f", lr {optimizer['lr']}" if "lr" in optimizer else ""
     parts = [
         _text(model.get("name")),
-        _text(data.get("dataset")),
+        _text((result or {}).get("dataset") or data.get("dataset")),
         _text(optimizer.get("name")).upper() + rate if "name" in optimizer else "",
         f"batch {data['batch_size']}" if "batch_size" in data else "",
         _counted(train.get("epochs"), "epoch"),

@@ -42,6 +42,12 @@ class SpecProblem:
         return line if self.suggestion is None else f"{line}; {self.suggestion}"
 
 
+def line_of(problem: SpecProblem) -> tuple[bool, int]:
+    """Orders problems by their lines in the file; those without a line, as of an override, come first."""
+    line = problem.where.rpartition(":")[2]
+    return line.isdecimal(), int(line) if line.isdecimal() else 0
+
+
 class SpecError(ValueError):
     """A spec is invalid; ``problems`` has every error, ``str()`` is one line for each."""
 

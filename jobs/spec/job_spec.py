@@ -12,11 +12,13 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from guard.config import Config, GuardConfig
 from guard.faults.config import FaultConfig
+from guard.trackers.config import TrackConfig
 from jobs.spec import cross_checks, workload_checks
 from jobs.spec.data import DataSpec
-from jobs.spec.errors import SpecError, SpecProblem, problems_of, related, single
+from jobs.spec.errors import SpecError, SpecProblem, line_of, problems_of, related, single
 from jobs.spec.language import with_language_defaults
 from jobs.spec.load import Document, read_document
+from jobs.spec.notify import NotifySpec
 from jobs.spec.odd_characters import hidden_in
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.spec.override import apply_overrides
@@ -98,6 +100,13 @@ class JobSpec(Config):
     tags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")], ...] = ()
     """Words by which jobs are found: ``gradguard list --tag night``, ``gradguard stop --tag night``."""
 
+    track: tuple[TrackConfig, ...] = ()
+    """Trackers that get figures, incidents and files of the job: TensorBoard, W&B, MLflow, trackio, CSV."""
+
+    notify: tuple[NotifySpec, ...] = ()
+    """Who is told when the job starts, is rolled back, halts, fails or ends. ``gradguard notify test SPEC``
+    sends each a notice."""
+
     secrets: tuple[Annotated[str, Field(min_length=2, max_length=80)], ...] = ()
     """More names, with ``*``, of options and variables whose values are shown as stars. Those of names with
     ``key``, ``token``, ``secret``, ``password``, ``credential`` and the like always are."""
@@ -139,7 +148,7 @@ class JobSpec(Config):
                 place = document.source_of(path)
                 problems.append(SpecProblem(path, value, "has a character that is not seen", found, place))
         if problems:
-            raise SpecError(problems)
+            raise SpecError(sorted(problems, key=line_of))
         return spec
 
     def to_yaml(self) -> str:
@@ -165,7 +174,10 @@ class JobSpec(Config):
         named = {name: getattr(self.data, name) for name in ("root", "path", "tokenizer")}
         folders = {name: path and str(Path(path).expanduser().absolute()) for name, path in named.items()}
         storage = str(Path(self.storage).expanduser().absolute())
-        return self.model_copy(update={"storage": storage, "data": self.data.model_copy(update=folders)})
+        weights = self.model.weights and str(Path(self.model.weights).expanduser().absolute())
+        model = self.model.model_copy(update={"weights": weights})
+        data = self.data.model_copy(update=folders)
+        return self.model_copy(update={"storage": storage, "data": data, "model": model})
 
     def total_steps(self, n_train: int) -> int:
         """Optimizer steps of the whole run over a training set of ``n_train`` samples.

@@ -10,6 +10,9 @@ MASKED = "********"
 SHORTEST = 6
 """Shorter values are not searched for in logs: they would occur everywhere."""
 
+_SECRET_FIELDS = {("notify", "url")}
+"""Section and field: the URL of a webhook is its key."""
+
 Names = Sequence[str]
 """More names of secrets, with ``*`` and ``?``, in any case: the field ``secrets`` of a spec."""
 
@@ -40,8 +43,9 @@ def is_secret(name: str, more: Names = ()) -> bool:
 def masked(value: Any, name: str = "", more: Names = ()) -> Any:
     """A copy of a document with its secrets masked, whatever their type; what is below a secret name is."""
     if isinstance(value, Mapping):
-        secret = is_secret(name, more)
-        return {str(key): masked(item, name if secret else str(key), more) for key, item in value.items()}
+        return {
+            str(key): masked(item, _name_below(name, str(key), more), more) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [masked(item, name, more) for item in value]
     if value is None or isinstance(value, bool):
@@ -50,6 +54,13 @@ def masked(value: Any, name: str = "", more: Names = ()) -> Any:
         count = isinstance(value, int | float) and _COUNT.search(name)
         return value if count else MASKED
     return _masked_text(value, more) if isinstance(value, str) else value
+
+
+def _name_below(section: str, key: str, more: Names) -> str:
+    """What is below a secret name is secret too."""
+    if is_secret(section, more):
+        return section
+    return "webhook" if (section, key) in _SECRET_FIELDS else key
 
 
 def masked_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,9 +79,8 @@ def names_of(spec: Mapping[str, Any] | None) -> Names:
 def _secrets(value: Any, name: str, more: Names) -> Iterator[str]:
     """The values below secret names."""
     if isinstance(value, Mapping):
-        secret = is_secret(name, more)
         for key, item in value.items():
-            yield from _secrets(item, name if secret else str(key), more)
+            yield from _secrets(item, _name_below(name, str(key), more), more)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _secrets(item, name, more)

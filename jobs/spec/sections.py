@@ -95,6 +95,14 @@ class ModelSpec(GptFields):
     pretrained: bool = False
     """Start from torchvision's published weights, where their shapes fit this model."""
 
+    weights: str | None = Field(default=None, min_length=1)
+    """Start from these weights: a ``.safetensors`` file, the folder of a Hugging Face model, a job's folder
+    (its newest good checkpoint) or one of its checkpoints. Names and shapes must be those of the model."""
+
+    weights_strict: bool = True
+    """Whether every tensor of the model must be in ``weights``, and no other. ``false``: what fits is loaded,
+    and the rest, such as a head for other classes, is initialized."""
+
     init: InitChoice = "default"
     """Initial weights: the name of a scheme, or a section with more settings."""
 
@@ -119,6 +127,19 @@ class ModelSpec(GptFields):
         return self.init if isinstance(self.init, InitSpec) else InitSpec(scheme=self.init)
 
 
+class EarlyStoppingSpec(Config):
+    """When a training ends before its last step, because it no longer improves."""
+
+    metric: str = Field(default="min:test_loss", pattern=r"^(min|max):\w+$")
+    """A metric of the evaluations: ``min:test_loss`` or ``max:test_accuracy``."""
+
+    patience: PositiveInt = 3
+    """Evaluations in a row that are not better than the best one before them."""
+
+    min_delta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """By how much an evaluation must be better."""
+
+
 class TrainSpec(Config):
     """How long to train, how to evaluate, and when to save."""
 
@@ -141,8 +162,21 @@ class TrainSpec(Config):
     eval_every_epochs: PositiveInt = 1
     """Epochs between evaluations on the test set; there is always one at the end."""
 
+    eval_every_steps: PositiveInt | None = None
+    """Steps between evaluations, instead of epochs."""
+
+    early_stopping: EarlyStoppingSpec | None = None
+    """Ends the training where evaluations no longer improve."""
+
+    max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Hours, from the first step of this start, after which the job saves its state and ends as ``stopped``;
+    it can be resumed."""
+
     checkpoint_every_steps: PositiveInt = 200
     """Steps between checkpoints; there is always one at the end."""
+
+    checkpoint_every_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Also a checkpoint whenever this time has passed since the last one."""
 
     checkpoint_keep: PositiveInt = 3
     """Number of newest good checkpoints to keep."""

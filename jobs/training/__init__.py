@@ -21,4 +21,5 @@
 ``data_agreement``: checks that all workers see the same data
 ``unused``: names of parameters without a gradient
 ``watchdog``: a worker that hangs ends itself
+``predict``: what a trained model says of image files
 """

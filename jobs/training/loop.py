@@ -9,6 +9,7 @@ from guard import GuardHalt, StepReport
 from jobs.checkpoints import CheckpointManager
 from jobs.data.cursor import shard
 from jobs.placement.hardware_faults import FAULTY, PREEMPTED, display_names, fits_elsewhere, preempted_nodes
+from jobs.run_dir.paths import RunDir
 from jobs.run_dir.result import MOVING
 from jobs.spec.job_spec import JobSpec
 from jobs.training.evaluate import evaluate
@@ -35,13 +36,25 @@ def train(spec: JobSpec, hub: Any, watchdog: Watchdog) -> dict[str, Any]:
     except Exception as failure:
         name_parameters(failure, run.model.bare)
         run.guard.report_failure(failure)
+        run.progress.trackers.close("failed")
         raise
     finally:
         run.close()
     save(run, closing=True)
     samples = write_samples(run) if status == "succeeded" else None
     run.progress.enter("finished")
+    close_trackers(run, status)
     return {**result(run, status, error), "samples": samples}
+
+
+def close_trackers(run: Run, status: str) -> None:
+    """Gives them the files of the job. Only rank 0 has any."""
+    run.watchdog.pause()
+    folder = RunDir(run.spec.job_dir)
+    for path in (folder.spec, folder.incidents):
+        if path.is_file():
+            run.progress.trackers.artefact(path)
+    run.progress.trackers.close("stopped" if status == MOVING else status)
 
 
 def train_steps(run: Run) -> bool:
@@ -51,6 +64,8 @@ def train_steps(run: Run) -> bool:
         return False
     if due(run.guard.steps, run.eval_every) and not ensure_evaluated(run):
         return False  # the run before this one was stopped between a step and its evaluation
+    if run.progress.early_stopping.over:
+        return True
     for report in steps(run):
         record(run, report)
         if not report.stop:
@@ -60,6 +75,9 @@ def train_steps(run: Run) -> bool:
             return False
         if report.applied and due(report.step, run.eval_every) and not ensure_evaluated(run):
             return False
+        if run.progress.early_stopping.over:
+            run.progress.event("info", run.progress.early_stopping.line())
+            return True
         healthy = report.applied and report.verdict.kind == "ok"
         if healthy and (run.checkpoints.requested or due(report.step, run.spec.train.checkpoint_every_steps)):
             save(run)
@@ -88,9 +106,9 @@ def train_step(run: Run) -> StepReport:
 
 def pass_requests_on(run: Run) -> None:
     """Puts what this rank was asked for into its agreed row, so that all ranks act on it after one step."""
-    if run.progress.stop_requested() or run.stop.preempted:
+    if run.progress.stop_requested() or run.stop.preempted or run.progress.out_of_time():
         run.guard.request_stop()
-    if run.progress.take_checkpoint_request():
+    if run.progress.take_checkpoint_request() or run.progress.take_checkpoint_due():
         run.guard.request_checkpoint()
 
 
@@ -178,6 +196,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
     return {
         "status": status,
         "job": run.spec.name,
+        "dataset": getattr(run.data.workload, "dataset", None),
         "steps": run.guard.steps,
         "attempts": run.guard.attempts,
         "epochs": run.guard.steps / run.data.steps_per_epoch,
@@ -186,6 +205,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
         "checkpoint": run.checkpoints.latest(),
         "world_size": run.world.size,
         "error": error,
+        "tracker_failures": run.progress.trackers.failures,
         "avoid": run.hardware.nodes_to_leave,
         "why": run.hardware.reason,
     }

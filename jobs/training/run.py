@@ -90,7 +90,8 @@ class Run:
     @property
     def eval_every(self) -> int:
         """Steps between evaluations."""
-        return self.spec.train.eval_every_epochs * self.data.steps_per_epoch
+        train = self.spec.train
+        return train.eval_every_steps or train.eval_every_epochs * self.data.steps_per_epoch
 
     @property
     def moving(self) -> bool:

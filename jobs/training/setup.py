@@ -13,6 +13,7 @@ from ray.train.torch import get_device, prepare_model
 from guard import FaultInjector, GradientGuard, GuardMetrics
 from guard.act.snapshot import Stateful
 from guard.observe.watched import unwrap
+from guard.trackers import Trackers
 from jobs.checkpoints import CheckpointManager, Policy
 from jobs.data.cursor import DataCursor
 from jobs.init import build_initialized
@@ -20,6 +21,7 @@ from jobs.observability.progress import Progress
 from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.masking import masked_spec
 from jobs.training.announce import announce_changes
 from jobs.training.compile import compile_forward
 from jobs.training.data_agreement import identity, load_agreed
@@ -45,7 +47,14 @@ def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
     model = build_model(spec, data, world)
     stepper = build_stepper(spec, data, model, world)
     progress = Progress(
-        spec, RunDir(spec.job_dir), hub, stepper.guard, data.total_steps, rank=world.rank, places=world.places
+        spec,
+        RunDir(spec.job_dir),
+        hub,
+        stepper.guard,
+        data.total_steps,
+        rank=world.rank,
+        places=world.places,
+        trackers=open_trackers(spec, world),
     )
     hardware = HardwareFaults(world.nodes, spec.scale.max_hardware_faults)
     checkpoints = open_checkpoints(spec, data, model, stepper, progress, hardware)
@@ -59,6 +68,13 @@ def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
     resume(run)
     prepare_first_step(run)
     return run
+
+
+def open_trackers(spec: JobSpec, world: World) -> Trackers:
+    """Those of the spec, on rank 0; its secrets are masked."""
+    settings = masked_spec(spec.model_dump(mode="json"))
+    trackers = spec.track if world.rank == 0 else ()
+    return Trackers(trackers, name=spec.name, spec=settings, folder=spec.job_dir / "track")
 
 
 def build_world() -> World:

@@ -15,6 +15,7 @@ from jobs.data import DataCursor, load_images
 from jobs.data.images import ImageData
 from jobs.data.prefetch import Prefetcher, plan_of
 from jobs.data.reader import ImageReader, ReadRequest, Samples
+from jobs.data.transforms import Pipeline
 from jobs.models.vision import build_model
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.losses import cross_entropy
@@ -32,6 +33,7 @@ class VisionWorkload:
     Attributes:
         n_train: training samples.
         classes: their names, in the order of the outputs.
+        dataset: the name of the data set that was found.
         fingerprint: identifies the training data.
         model_sizes: arguments of ``build_model`` that follow from the data.
     """
@@ -43,12 +45,18 @@ class VisionWorkload:
         self._ahead: Prefetcher | None = None
         self._skipped = 0
         self.n_train, self.classes = len(train), train.classes
+        self.dataset = getattr(train, "name", spec.data.dataset)
         self.fingerprint = train.fingerprint()
         self.model_sizes = {
             "channels": train.channels,
             "classes": len(train.classes),
             "image_size": self._reader.pipeline.size,
         }
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What images go through before the model."""
+        return self._reader.pipeline
 
     @property
     def class_counts(self) -> dict[str, int]:

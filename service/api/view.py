@@ -23,12 +23,17 @@ def summary(job: JobRow) -> JobInfo:
 
 
 def listed(service: Context, jobs: Sequence[JobRow]) -> list[JobInfo]:
-    """The entries of a listing; jobs that train have their progress too."""
+    """The entries of a listing; jobs that train have their progress too, those that ended their result."""
     specs = service.store.specs([job.id for job in jobs if job.state in ACTIVE])
-    return [_listed(service, job, specs.get(job.id)) for job in jobs]
+    results = service.store.results([job.id for job in jobs if job.state not in ACTIVE])
+    return [_listed(service, job, specs.get(job.id), results.get(job.id)) for job in jobs]
 
 
-def _listed(service: Context, job: JobRow, spec: dict[str, Any] | None) -> JobInfo:
+def _listed(
+    service: Context, job: JobRow, spec: dict[str, Any] | None, result: dict[str, Any] | None
+) -> JobInfo:
+    if result is not None:
+        return summary(job).model_copy(update={"result": strict(_shown_result(result))})
     if job.state not in ACTIVE or (files := files_of(service, job)) is None:
         return summary(job)
     return summary(job).model_copy(update={"progress": files.progress(spec)})

@@ -9,6 +9,8 @@
 ``jobs``: submit, stop, resume, clone, delete, logs
 ``query``: list, status, incidents, report
 ``compare``: two jobs
+``predict``: images by a job's model
+``notify``: tries the notices of a spec
 ``checkpoints``: list, verify, export
 ``serve``: the service
 ``tokens``: who may use it

@@ -18,7 +18,9 @@ from service.cli.check import check
 from service.cli.checkpoints import checkpoints
 from service.cli.compare import compare
 from service.cli.jobs import checkpoint, clone, delete, logs, resume, stop, submit
+from service.cli.notify import notify_app
 from service.cli.options import JsonOption, SetOption, SpecArgument
+from service.cli.predict import predict
 from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
 from service.cli.serve import serve
@@ -35,6 +37,7 @@ EXAMPLES = {
         "compare": "gradguard compare runs/my-job runs/other-job",
         "report": "gradguard report runs/my-job",
         "incidents": "gradguard incidents runs/my-job",
+        "predict": "gradguard predict runs/my-job cat.png dog.png --top 3",
     },
     "Jobs of a service or a Ray cluster": {
         "submit": "gradguard submit my-job.yaml --env WANDB_API_KEY --wait",
@@ -57,7 +60,6 @@ EXAMPLES = {
 app = typer.Typer(
     name="gradguard",
     help="Distributed PyTorch training that survives gradient explosions.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
@@ -72,13 +74,16 @@ def _print_versions(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     _: Annotated[
         bool, Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
     ] = False,
 ) -> None:
-    """Options of the command itself."""
+    """Options of the command itself; alone it prints the help."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def train(
@@ -109,10 +114,11 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, *JOB_COMMANDS, serve, audit):
+for command in (train, check, replay, checkpoints, compare, predict, *JOB_COMMANDS, serve, audit):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
+app.add_typer(notify_app, name="notify", rich_help_panel="Inspect")
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
 
 

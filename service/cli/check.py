@@ -44,6 +44,9 @@ def check(
     picture: Annotated[
         Path | None, Option(help="Draw samples of the first batch to this file: .png, .svg, .pdf.")
     ] = None,
+    layers: Annotated[
+        bool, Option("--layers", help="Print a table of the layers, as for a network that is not fine.")
+    ] = False,
     plot: Annotated[Path | None, Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,7 +69,7 @@ def check(
     if as_json:
         typer.echo(json.dumps({"job": job.name, **_as_json(found)}, allow_nan=False))
     elif found:
-        _show(console, found)
+        _show(console, found, layers=layers)
     if found and (found.view.problems or not found.flight.fine):
         raise typer.Exit(BAD_VERDICT)
 
@@ -142,12 +145,21 @@ def _range(rates: LrRange) -> dict[str, Any]:
     return {"rates": rates.rates, "losses": losses, "suggested": rates.suggested, "largest": rates.largest}
 
 
-def _show(console: Console, found: Found) -> None:
+def _show(console: Console, found: Found, *, layers: bool) -> None:
     from jobs.training.preflight import verdict_line
 
     flight, view = found.flight, found.view
     for line in (*view.facts, *(tensor.line() for tensor in view.tensors)):
         console.print(f"data: {line}", markup=False, soft_wrap=True)
+    if layers or not flight.fine:
+        _show_layers(console, flight)
+    if found.rates:
+        console.print(_advice(found.rates))
+    color = "green" if flight.fine and not view.problems else "red"
+    console.print(verdict_line(flight, view), style=color, markup=False, soft_wrap=True)
+
+
+def _show_layers(console: Console, flight: PreflightReport) -> None:
     figures_of = ("mean", "std", "growth", "dead", "gradient", "per weight")
     names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never truncated
     table = Table(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
@@ -162,10 +174,6 @@ def _show(console: Console, found: Found) -> None:
         f"growth per layer: signal {flight.growth_forward:.3g}, gradient {flight.growth_backward:.3g}; "
         f"loss {flight.loss:.4g}, gradient norm {flight.grad_norm:.4g}"
     )
-    if found.rates:
-        console.print(_advice(found.rates))
-    color = "green" if flight.fine and not view.problems else "red"
-    console.print(verdict_line(flight, view), style=color, markup=False, soft_wrap=True)
 
 
 def _advice(rates: LrRange) -> str:

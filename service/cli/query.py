@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,7 @@ from service.cli.options import AddressOption, JsonOption
 
 if TYPE_CHECKING:
     from jobs.client import Job
+    from jobs.client.models import JobInfo
 
 REFRESH_S = 1.0
 STYLES = {"succeeded": "green", "running": "cyan", "stopped": "yellow", "waiting": "magenta"}
@@ -61,7 +62,7 @@ def status(
 
     def view() -> View:
         job = client.get(job_id)
-        line = f"{job.status}: {job.message}" if job.message else job.status
+        line = ": ".join(filter(None, (job.status, job.message, _figures(job.info))))
         text = job.info.model_dump_json() if as_json else _table([job]) if watch else line
         return View(text, over=job.ended or not watch)
 
@@ -169,15 +170,44 @@ def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
 
 
 def _table(jobs: list[Job]) -> Table:
-    table = Table("id", "status", "step", "loss", "since", "what", box=None)
+    table = Table("id", "status", "step", "loss", "accuracy", "duration", "since", "what", "folder", box=None)
     for job in jobs:
         info, status, step, loss = job.info, f"[{STYLES.get(job.status, 'default')}]{job.status}", "", ""
         if (progress := job.progress) is not None:
             total = "" if progress.total_steps is None else f"/{progress.total_steps}"
             step, loss = f"{progress.step}{total}", _number(progress.loss)
+        result = info.result or {}
+        if not step and result.get("steps") is not None:
+            step = str(result["steps"])
         since = _ago(info.ended or info.started or info.created)
-        table.add_row(job.id, status, step, loss, since, info.reason)
+        took = _duration(info)
+        table.add_row(job.id, status, step, loss, _accuracy(result), took, since, info.reason, info.folder)
     return table
+
+
+def _figures(info: JobInfo) -> str:
+    """How a job ended: steps, accuracy, duration, folder."""
+    if not info.result:
+        return ""
+    parts = [f"{info.result.get('steps')} steps", _duration(info)]
+    if accuracy := _accuracy(info.result):
+        parts.insert(1, f"accuracy {accuracy}")
+    return ", ".join([*filter(None, parts), *([f"in {info.folder}"] if info.folder else [])])
+
+
+def _accuracy(result: Mapping[str, Any]) -> str:
+    """The final evaluation's, as ``87.2 %``."""
+    value = (result.get("metrics") or {}).get("test_accuracy")
+    return f"{100 * value:.1f} %" if isinstance(value, int | float) else ""
+
+
+def _duration(info: JobInfo) -> str:
+    """What a job that ended took."""
+    seconds = (info.result or {}).get("seconds")
+    if not isinstance(seconds, int | float):
+        known = info.started is not None and info.ended is not None
+        seconds = info.ended - info.started if known else None  # type: ignore[operator]
+    return "" if seconds is None else _span(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +263,11 @@ def _text(value: object) -> str:
 def _ago(when: float | None) -> str:
     if when is None:
         return ""
-    seconds = max(0.0, time.time() - when)
+    return _span(time.time() - when)
+
+
+def _span(seconds: float) -> str:
+    seconds = max(0.0, seconds)
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -14,10 +14,12 @@ from typer import Option
 
 from jobs.errors import JobError
 from jobs.observability.hosts import is_loopback, url_host
+from jobs.spec.job_spec import JobSpec
 from service.reconcile.embedded_ray import embedded_ray, require_token
 from service.settings import DATABASE_VARIABLE, HOST, PORT, default_database, storage_folder
 
 if TYPE_CHECKING:
+    from jobs.notify import Notifier
     from service.api import Context, Limits
 
 logger = logging.getLogger("service")
@@ -54,9 +56,15 @@ def serve(
         float | None,
         Option(min=0.0, help="Delete jobs and their files N days after their end. Default: never."),
     ] = None,
+    notify: Annotated[
+        Path | None, Option(help="YAML file with a section notify, as in a spec: who is told of every job.")
+    ] = None,
     num_cpus: Annotated[int | None, Option(min=1, help="CPUs of the embedded cluster.")] = None,
 ) -> None:
     """Run the service: accept jobs over HTTP, queue them, follow them, restart them."""
+    from jobs.notify import Notifier
+
+    receivers = JobSpec.load(notify).notify if notify else ()
     if address is None:
         require_token()
     try:
@@ -76,7 +84,8 @@ def serve(
         context.checkpoint_urls = tuple(checkpoint_url or ())
         if address is None:
             address = stack.enter_context(embedded_ray(num_cpus=num_cpus))
-        _run(context, address, host, port, (tls_cert, tls_key), lease_s, keep_days)
+        notices = stack.enter_context(Notifier(receivers))
+        _run(context, address, host, port, (tls_cert, tls_key), lease_s, keep_days, notices)
 
 
 def _context(folder: Path, url: str, auth: bool, limits: Limits) -> Context:
@@ -102,6 +111,7 @@ def _run(
     tls: tuple[Path | None, Path | None],
     lease_s: float,
     keep_days: float | None,
+    notices: Notifier,
 ) -> None:
     import uvicorn
 
@@ -112,7 +122,13 @@ def _run(
     logging.getLogger("ray").setLevel(logging.WARNING)  # it reports every upload
     context.ray = ray = RayApi(address)
     context.supervisor = Supervisor(
-        context.store, context.packages, ray, context.root, lease_s=lease_s, keep_days=keep_days
+        context.store,
+        context.packages,
+        ray,
+        context.root,
+        lease_s=lease_s,
+        keep_days=keep_days,
+        notices=notices,
     )
     app = make_app(context, loopback=is_loopback(host))
     config = server_config(app, host.strip("[]"), port, tls)

@@ -11,9 +11,12 @@ from ray.job_submission import JobDetails, JobStatus
 from jobs.client.file_backend import incident_event
 from jobs.client.job_files import JobFiles
 from jobs.errors import ENDED
+from jobs.notify import Notice, Notifier
+from jobs.notify.notice import of_status
 from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import Mask
+from jobs.spec.notify import NoticeKind
 from service.reconcile.adopt import ended_at_ray, folder_for
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import LogTails, log_size, read_log
@@ -35,8 +38,11 @@ _Edit = Callable[[JobRow], str]
 class JobReconciler:
     """Takes the jobs that are at Ray through their states."""
 
-    def __init__(self, store: JobStore, ray: RayApi, tails: LogTails, root: Path) -> None:
+    def __init__(
+        self, store: JobStore, ray: RayApi, tails: LogTails, root: Path, notices: Notifier | None = None
+    ) -> None:
         self._store, self._ray, self._tails, self._root = store, ray, tails, root
+        self._notices = notices or Notifier(())
         self._ended: dict[str, float] = {}
         self._started: dict[str, float] = {}
         self._incidents: dict[str, tuple[float, int]] = {}
@@ -131,6 +137,9 @@ class JobReconciler:
 
         level = "error" if outcome.kind in ("failed", "halted") else "info"
         self._end_attempt(job, outcome, edit, level)
+        why = f": {outcome.reason}" if outcome.reason else ""
+        steps = int((outcome.result or {}).get("steps") or 0)
+        self._tell(job, of_status(outcome.kind), f"{job.id} {outcome.kind} after {steps} steps{why}", steps)
 
     def _end_attempt(self, job: JobRow, outcome: AttemptOutcome, edit: _Edit, level: str) -> None:
         """Records the end, changes the job unless it is in another attempt, and frees what is in memory."""
@@ -150,7 +159,11 @@ class JobReconciler:
                 row.folder = str(folder)
             return row.state
 
-        self._store.change(job.id, edit)
+        if self._store.change(job.id, edit).started != job.started:
+            self._tell(job, "started", f"{job.id} started with {job.workers} workers")
+
+    def _tell(self, job: JobRow, event: NoticeKind, sentence: str, step: int = 0) -> None:
+        self._notices.emit(Notice(job.id, event, sentence, step))
 
     def _record_incidents(self, job: JobRow) -> None:
         files = self._files(job)
@@ -173,6 +186,8 @@ class JobReconciler:
             key = f"incident-{row.get('id')}-{row.get('time')}"
             short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}  # without the evidence
             self._store.add_event(job.id, "incident", event.level, event.text, short, key=key)
+            if row.get("action") == "rolled_back":
+                self._tell(job, "rolled_back", f"{job.id}: {event.text}", int(row.get("step") or 0))
         self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> JobFiles | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails
 
+from jobs.notify import Notifier
 from jobs.spec.errors import SpecError
 from service.reconcile.adopt import adopt, complete_adopted, ended_at_ray, folder_for
 from service.reconcile.capacity import free, never_fits, resources_of, waits_for
@@ -45,12 +46,13 @@ class Supervisor(threading.Thread):
         *,
         lease_s: float = 10.0,
         keep_days: float | None = None,
+        notices: Notifier | None = None,
     ) -> None:
         super().__init__(name="supervisor", daemon=True)
         self._store, self._packages, self._ray, self._root = store, packages, ray, root
         self._lease = Lease(store.engine, LEASE, ttl_s=lease_s)
         self._tails = LogTails(ray.tail, root)
-        self._reconciler = JobReconciler(store, ray, self._tails, root)
+        self._reconciler = JobReconciler(store, ray, self._tails, root, notices)
         self._completed: set[str] = set()
         self._keep_days = keep_days
         self._closing = threading.Event()

@@ -142,6 +142,14 @@ class JobStore:
             rows = session.execute(select(JobRow.id, JobRow.spec).where(JobRow.id.in_(job_ids)))
             return {str(job_id): spec for job_id, spec in rows}
 
+    def results(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+        """The results of these jobs, by id."""
+        if not job_ids:
+            return {}
+        with self._session() as session:
+            rows = session.execute(select(JobRow.id, JobRow.result).where(JobRow.id.in_(job_ids)))
+            return {str(job_id): result for job_id, result in rows}
+
     def in_states(self, states: Sequence[str]) -> list[JobRow]:
         """All jobs in these states, by priority, then oldest first."""
         order = (JobRow.priority.desc(), JobRow.created, JobRow.id)

@@ -271,6 +271,14 @@ def test_without_the_library_of_tensorboard_a_line_says_what_to_install(
         list(TraceReader(tmp_path))
 
 
+def test_the_folder_of_a_run_may_be_given(tmp_path: Path, steps: list[tuple[int, Step]]) -> None:
+    (tmp_path / "trainer_state.json").write_text(LOGS["JSON array"][0](steps))
+    assert [alarm["step"] for alarm in replay(tmp_path).alarms] == [2000]
+    (tmp_path / "trainer_state.json").unlink()
+    with pytest.raises(TraceError, match="a folder without"):
+        replay(tmp_path)
+
+
 def test_a_header_is_repeated_where_a_run_was_resumed(tmp_path: Path) -> None:
     with (tmp_path / "log.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "loss"), (0, 1.0), ("step", "loss"), (1, 2.0)])

@@ -119,10 +119,14 @@ def test_an_exported_model_is_built_again_from_its_file(spec: dict[str, Any], tm
     proven(manager, 4)
     file = tmp_path / "model.safetensors"
     export_model(read(open_storage(tmp_path / "kept"), "step-00000004"), file)
-    again = load_model(file)
-    assert not again.training
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
-    assert again.state_dict().keys() == model.state_dict().keys()
+    (tmp_path / "job").mkdir()
+    (tmp_path / "kept").rename(tmp_path / "job" / "checkpoints")
+    for again in (load_model(file), load_model(tmp_path / "job")):
+        assert not again.training
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+        assert again.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(JobError, match="no good checkpoint"):
+        load_model(tmp_path)
 
 
 def test_a_model_of_the_users_own_code_says_how_to_load_it(folder: Path) -> None:

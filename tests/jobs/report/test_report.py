@@ -8,7 +8,7 @@ import pytest
 from guard import Incident
 from jobs.report import charts, write_page
 from jobs.report.data import read_run
-from jobs.report.page import render
+from jobs.report.page import render, setup_words
 from jobs.run_dir.jsonl import iter_jsonl, write_json_atomic
 from tests.jobs.report.report_fixture import (
     LAYERS,
@@ -344,3 +344,8 @@ def test_a_hundred_thousand_rows_stay_a_small_page_with_every_spike(tmp_path):
 def test_the_fixture_is_what_the_reader_expects(tmp_path):
     incidents = [*iter_jsonl(write_job(tmp_path / "job") / "incidents.jsonl")]
     assert [row["type"] for row in incidents] == ["incident", "incident", "outcome"]
+
+
+def test_the_data_that_was_found_is_named():
+    assert setup_words({"data": {"dataset": "auto"}}, {"dataset": "fashion-mnist"}) == ["fashion-mnist"]
+    assert setup_words({"data": {"dataset": "auto"}}, None) == ["auto"]

@@ -166,3 +166,11 @@ def test_a_tab_and_a_no_break_space_are_named_with_what_to_write(tmp_path: Path)
 )
 def test_no_yaml_makes_a_traceback(tmp_path: Path, text: str):
     assert failure(written(tmp_path, text)).startswith(f"{tmp_path / 'job.yaml'}")
+
+
+def test_errors_come_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    text = "train: {max_steps: no}\noptimizer:\n  lr: -1\nseed: x\nscale: {workers: 0}\n"
+    with pytest.raises(SpecError) as caught:
+        JobSpec.load(written(tmp_path, text), ["data.batch_size=-1"])
+    paths = [problem.path for problem in caught.value.problems]
+    assert paths == ["data.batch_size", "train.max_steps", "optimizer.lr", "seed", "scale.workers"]

@@ -27,6 +27,14 @@ def test_the_version_is_one_line_with_the_packages_that_matter() -> None:
     )
 
 
+def test_without_a_command_it_prints_the_help_and_succeeds() -> None:
+    alone, asked = CliRunner().invoke(app, []), CliRunner().invoke(app, ["--help"])
+    assert (alone.exit_code, alone.output) == (
+        0,
+        asked.output + "\n" * (len(alone.output) - len(asked.output)),
+    )
+
+
 def test_the_version_is_known_without_importing_torch_or_ray() -> None:
     program = (
         "import sys; from service.cli.app import app; app(['--version'], standalone_mode=False); "
@@ -36,7 +44,9 @@ def test_the_version_is_known_without_importing_torch_or_ray() -> None:
 
 
 def test_every_command_is_in_a_panel_and_has_an_example() -> None:
-    assert {*COMMAND.commands} - {"tokens"} <= {name for panel in EXAMPLES.values() for name in panel}
+    assert {*COMMAND.commands} - {"notify", "tokens"} <= {
+        name for panel in EXAMPLES.values() for name in panel
+    }
     for name, example in ((n, e) for panel in EXAMPLES.values() for n, e in panel.items()):
         assert example in CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
 

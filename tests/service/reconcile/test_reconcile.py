@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,21 @@ from jobs.client.submission import (
     runtime_env,
 )
 from jobs.cluster.session import JOB_CONFIG_VAR
-from jobs.errors import BAD_INPUT, BUSY
+from jobs.errors import BAD_INPUT, BUSY, ENDED
+from jobs.notify import Notifier
 from jobs.run_dir.jsonl import write_json_atomic
 from jobs.run_dir.result import CAUSES
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.notify import NotifySpec
 from service.reconcile.adopt import adopt, complete_adopted
 from service.reconcile.capacity import free, never_fits, resources_of, waits_for
-from service.reconcile.job_reconciler import LONGEST_BACKOFF_S, in_backoff, spec_for
+from service.reconcile.job_reconciler import LONGEST_BACKOFF_S, JobReconciler, in_backoff, spec_for
+from service.reconcile.log_spool import LogTails
 from service.reconcile.outcome import outcome_of
-from service.reconcile.ray_api import Capacity
+from service.reconcile.ray_api import Capacity, RayApi
 from service.store import JobRow, JobStore, Packages, open_database
+from tests.jobs.notify.receiver import receiving
+from tests.waiting import until
 
 SPEC = JobSpec.from_dict({"name": "j", "data": {"dataset": "digits"}})
 
@@ -255,3 +261,28 @@ def test_no_secret_and_nothing_unquoted_is_on_the_command_line() -> None:
     variables = runtime_env(SPEC, env={"API_KEY": "k"})["env_vars"]
     assert variables["API_KEY"] == "k"
     assert JobSpec.from_dict(yaml.safe_load(variables[SPEC_VARIABLE])) == SPEC
+
+
+def test_the_receivers_of_the_service_are_told_how_a_job_ended(tmp_path: Path) -> None:
+    store = JobStore(open_database(f"sqlite:///{tmp_path}/s.db"))
+    details = stranger("plain")
+    adopt(store, {"plain": details}, tmp_path)
+
+    async def no_log(_: str) -> AsyncIterator[str]:
+        return
+        yield
+
+    tails = LogTails(no_log, tmp_path)
+    with receiving() as receiver, Notifier([NotifySpec(url=receiver.url)]) as notices:
+        reconciler = JobReconciler(store, RayApi("http://127.0.0.1:1"), tails, tmp_path, notices)
+        over = details.model_copy(update={"status": JobStatus.FAILED, "driver_exit_code": 1})
+        until(
+            lambda: reconciler.reconcile(store.get("plain"), over, None) or store.get("plain").state in ENDED
+        )
+        notices.close()
+        (post,) = receiver.posts
+    tails.close()
+    store.engine.dispose()
+    notice = json.loads(post[2])
+    assert (notice["job"], notice["event"]) == ("plain", "failed")
+    assert notice["sentence"].startswith("plain failed after 0 steps")

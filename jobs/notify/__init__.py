@@ -1,0 +1,9 @@
+"""Notices of a job: one sentence and a link, to whom the spec names.
+
+``notice``: what is told
+``senders``: how each kind of receiver gets it
+``notifier``: sends in the background, so many an hour, and counts
+"""
+
+from jobs.notify.notice import Notice as Notice
+from jobs.notify.notifier import Notifier as Notifier

@@ -1,0 +1,40 @@
+"""``gradguard notify``: the notices of a spec."""
+
+from __future__ import annotations
+
+import typer
+from typer import Typer
+
+from jobs.errors import FAILED, JobError
+from jobs.spec.job_spec import JobSpec
+from service.cli.options import SetOption, SpecArgument
+
+notify_app = Typer(help="Notices of a job.", no_args_is_help=True)
+
+
+@notify_app.callback()
+def _options() -> None:
+    """One command today, a group of them by name."""
+
+
+@notify_app.command("test", epilog="Example: gradguard notify test my-job.yaml")
+def try_receivers(spec: SpecArgument, overrides: SetOption = None) -> None:
+    """Send a notice to each receiver of a spec (notify). Exit code 1 if one does not get it."""
+    from jobs.notify.notice import Notice
+    from jobs.notify.senders import NotSent, send
+
+    job = JobSpec.load(spec, overrides or [])
+    if not job.notify:
+        raise JobError(f"{spec} has no section notify: write notify: [{{kind: slack, url: $SLACK_URL}}]")
+    failed = False
+    for at, receiver in enumerate(job.notify):
+        notice = Notice(job.name, "started", f"This is a test of the notices of {job.name}.")
+        try:
+            send(receiver, notice.worded_for(receiver, 0))
+        except NotSent as error:
+            failed = True
+            typer.echo(f"notify[{at}]: {error}", err=True)
+        else:
+            typer.echo(f"notify[{at}]: the {receiver.kind} took it")
+    if failed:
+        raise typer.Exit(FAILED)

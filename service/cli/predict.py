@@ -1,0 +1,29 @@
+"""``gradguard predict``: what a trained model says of files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from service.cli.options import JsonOption
+from service.cli.query import job_folder
+
+
+def predict(
+    job: Annotated[Path, Argument(help="The folder of a job, such as runs/fashion.")],
+    files: Annotated[list[Path], Argument(help="Image files.")],
+    top: Annotated[int, Option(min=1, help="How many classes of each file.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images with the newest good checkpoint of a job."""
+    job_folder(job)
+    from jobs.training.predict import predict as predict_files
+
+    for found in predict_files(job, files, top=top):
+        words = (f"{name} {p:.1%}" for name, p in zip(found.classes, found.probabilities, strict=True))
+        line = json.dumps(found.to_dict()) if as_json else f"{found.file}: {', '.join(words)}"
+        typer.echo(line)

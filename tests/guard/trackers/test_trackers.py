@@ -1,0 +1,160 @@
+"""Trackers are read back with the reader of each tool; one that fails is counted, and stops nothing."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from guard import GradientGuard
+from guard.logs.trace import TraceReader
+from guard.trackers import TrackConfig, Trackers
+
+STEPS, BAD = 40, 30
+SPEC = {"optimizer": {"name": "sgd", "lr": 0.05}, "seed": 0}
+
+
+def train(trackers: Trackers, folder: Path) -> None:
+    """A small loop of one's own, whose loss is NaN at one step."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    guard = GradientGuard(model, optimizer)
+    x, y = torch.randn(64, 4), torch.randint(2, (64,))
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        guard.backward(loss * math.nan if step == BAD else loss)
+        trackers.observe(guard.step())
+    trackers.evaluation(STEPS, {"test_accuracy": 0.75})
+    (folder / "report.html").write_text("<html></html>")
+    trackers.artefact(folder / "report.html")
+    trackers.close("succeeded")
+
+
+def tracked(config: TrackConfig, folder: Path) -> Trackers:
+    trackers = Trackers([config], name="mine", spec=SPEC, folder=folder / "track")
+    train(trackers, folder)
+    assert trackers.failures == {}
+    return trackers
+
+
+def test_a_csv_file_has_the_points_the_incident_and_the_artefacts(tmp_path: Path) -> None:
+    tracked(TrackConfig(kind="csv", every=1), tmp_path)
+    with (tmp_path / "track" / "track.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [row for row in rows if row["loss"]]
+    assert [int(row["attempt"]) for row in losses] == list(range(1, STEPS + 1))
+    assert losses[BAD]["loss"] == "nan"
+    (event,) = [row["event"] for row in rows if row["event"]]
+    assert "nonfinite of loss" in event
+    assert [row["eval/test_accuracy"] for row in rows if row["eval/test_accuracy"]] == ["0.75"]
+    assert (tmp_path / "track" / "artefacts" / "report.html").read_text() == "<html></html>"
+    assert len(list(TraceReader(tmp_path / "track" / "track.csv"))) == STEPS
+
+
+def test_a_run_that_continues_appends_to_its_csv_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        tracked(TrackConfig(kind="csv", every=10), tmp_path)
+    lines = (tmp_path / "track" / "track.csv").read_text().splitlines()
+    assert sum(line.startswith("attempt") for line in lines) == 1
+    assert sum("0.75" in line for line in lines) == 2
+
+
+def test_tensorboard_reads_its_scalars_and_texts(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracked(TrackConfig(kind="tensorboard", every=1), tmp_path)
+    found = accumulator.EventAccumulator(str(tmp_path / "track" / "mine"))
+    found.Reload()
+    losses = found.Scalars("train/loss")
+    assert [event.step for event in losses] == list(range(1, STEPS + 1))
+    assert math.isnan(losses[BAD].value)
+    assert found.Scalars("eval/test_accuracy")[0].value == 0.75
+    texts = [tag for tag in found.Tags()["tensors"] if "incidents" in tag]
+    assert [event.step for event in found.Tensors(texts[0])] == [BAD + 1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_mlflow_reads_its_metrics_parameters_and_artefacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    url = (tmp_path / "mlruns").as_uri()
+    tracked(TrackConfig(kind="mlflow", project="p", url=url, every=10), tmp_path)
+    client = mlflow.MlflowClient(url)
+    (run,) = client.search_runs([client.get_experiment_by_name("p").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
+    assert run.data.params["optimizer.lr"] == "0.05"
+    assert run.data.metrics["eval/test_accuracy"] == 0.75
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in points) == [10, 20, 30, BAD + 1, 40]
+    assert any(tag.startswith("gradguard.") and f".{BAD + 1}" in tag for tag in run.data.tags)
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tracked(TrackConfig(kind="wandb", offline=True, every=10), tmp_path)
+    assert list(tmp_path.glob("track/wandb/offline-run-*/*.wandb"))
+
+
+class Broken:
+    """A tracker of one's own whose calls fail."""
+
+    def __init__(self, at: str) -> None:
+        self.at, self.calls = at, 0
+
+    def _call(self, name: str) -> None:
+        self.calls += 1
+        if name == self.at:
+            raise ConnectionError("the tracker does not answer")
+
+    def open(self, *_: Any) -> None:
+        self._call("open")
+
+    def values(self, *_: Any) -> None:
+        self._call("values")
+
+    def event(self, *_: Any) -> None:
+        self._call("event")
+
+    def artefact(self, *_: Any) -> None:
+        self._call("artefact")
+
+    def close(self, *_: Any) -> None:
+        self._call("close")
+
+
+@pytest.mark.parametrize(("at", "failures"), [("open", STEPS + 5), ("values", STEPS + 1), ("close", 1)])
+def test_a_tracker_that_fails_is_counted_and_the_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, at: str, failures: int
+) -> None:
+    broken = Broken(at)
+    trackers = Trackers([broken, TrackConfig(kind="csv", every=1)], folder=tmp_path / "track")
+    with caplog.at_level(logging.WARNING, logger="guard"):
+        train(trackers, tmp_path)
+    assert trackers.failures == {"Broken": failures}
+    assert caplog.text.count("the tracker does not answer") == 1
+    assert len(list(TraceReader(tmp_path / "track" / "track.csv"))) == STEPS
+
+
+def test_a_library_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    trackers = Trackers([TrackConfig(kind="trackio")], folder=tmp_path)
+    with caplog.at_level(logging.WARNING, logger="guard"):
+        trackers.close()
+    assert 'pip install "gradguard[trackio]"' in caplog.text
+    assert trackers.failures == {"trackio": 2}

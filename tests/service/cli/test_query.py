@@ -1,0 +1,36 @@
+"""``gradguard list`` and ``status`` of a folder of jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.spec.job_spec import JobSpec
+from service.cli.app import app
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder with a job that ended after 37 steps."""
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    spec = JobSpec.from_dict({"name": "mine", "storage": str(folder.parent), "train": {"max_steps": 37}})
+    (folder / "spec.yaml").write_text(spec.to_yaml())
+    result = {"status": "succeeded", "steps": 37, "seconds": 300.0, "metrics": {"test_accuracy": 0.8723}}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder.parent
+
+
+def test_a_job_that_ended_is_listed_with_its_figures_and_folder(runs: Path) -> None:
+    listed = CliRunner().invoke(app, ["list", "--address", str(runs)], env={"COLUMNS": "300"}).output
+    row = next(line for line in listed.splitlines() if line.strip().startswith("mine"))
+    assert row.split()[:7] == ["mine", "succeeded", "37", "87.2", "%", "5", "min"]
+    assert str(runs / "mine")[:40] in row
+
+
+def test_the_status_of_a_job_that_ended_is_one_line_with_its_figures(runs: Path) -> None:
+    shown = CliRunner().invoke(app, ["status", "mine", "--address", str(runs)]).output
+    assert shown == f"succeeded: 37 steps, accuracy 87.2 %, 5 min, in {runs / 'mine'}\n"
