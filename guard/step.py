@@ -288,8 +288,8 @@ class StepPipeline:
         if rung == "halt":
             return self._state.halt(self.step)
         self._accept_change(self.step, evidence)
-        fold = self._state.fused.fold
-        return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
+        clip = partial(self._decider.clipper.clip_, evidence.clip, self._state.fused.fold)
+        return self._state.apply(self.step, clip, outlier=rung == "clip")
 
     def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
         decision = evidence.decision
