@@ -276,7 +276,7 @@ class TrainingState:
             recover: starts the cooldown too, one level harder where one is running.
             rate: what is wrong with the rate: restores the oldest healthy snapshot, and cuts the rate.
         """
-        if rate is not None and rate.acts:
+        if rate is not None and rate.acts and rate.again:
             return self._restart(step, rate.factor)
         started = time.perf_counter()
         source: Source = "memory"
