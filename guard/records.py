@@ -94,6 +94,13 @@ class StepRecord(Row):
     """One a rank, before the all-reduce of the attempt before; NaN where not measured."""
     recovery: dict[str, float] = stored(dict, key="regularization")
     """The measures of a cooldown in force: ``lr_scale``, ``weight_decay_scale``, ``anchor_l2``, ``l1``."""
+    rate_factor: float = stored(
+        1.0,
+        sparse=True,
+        gauge=("rate_factor", "What the learning rate is multiplied by, as it was too high from the start."),
+    )
+    """What the learning rate is multiplied by for good, since it was too high from the start; 1 where it was
+    not."""
     excluded_ranks: list[int] = stored(list, sparse=True)
     """Ranks without whose part of the batch the step was applied, because their data stays bad."""
     faulty_ranks: list[int] = stored(list, sparse=True)
@@ -203,6 +210,9 @@ class CooldownInfo(Row):
     """What was changed after a rollback, and until when."""
 
     lr_scale: float | None = None
+    """Everything together: the cooldown and ``rate_factor``."""
+    rate_factor: float | None = None
+    """For good, since the rate was too high from the start."""
     weight_decay_scale: float | None = None
     anchor_l2: float | None = None
     l1: float | None = None

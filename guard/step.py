@@ -267,6 +267,7 @@ class StepPipeline:
             previous_rate=self._state.rate.last,
             can_roll_back=self._state.can_roll_back(),
             moved_far=partial(self._state.moved_far, self.step),
+            travelled=partial(self._state.travelled, self.step),
             overflow=overflow,
             fault=fault,
         )
@@ -288,8 +289,8 @@ class StepPipeline:
         if rung == "halt":
             return self._state.halt(self.step)
         self._accept_change(self.step, evidence)
-        fold = self._state.fused.fold
-        return self._state.apply(self.step, lambda: self._decider.clipper.clip_(evidence.clip, fold))
+        clip = partial(self._decider.clipper.clip_, evidence.clip, self._state.fused.fold)
+        return self._state.apply(self.step, clip, outlier=rung == "clip")
 
     def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
         decision = evidence.decision
@@ -298,7 +299,7 @@ class StepPipeline:
         return outcome
 
     def _follow_rate(self, evidence: Evidence) -> None:
-        """Logs that the rate is too high, or restores one that was cut in vain."""
+        """Logs that the rate is too high, or goes on with another one."""
         rate = evidence.decision.rate
         if rate is not None and not rate.acts:
             self._advice.rate(rate, evidence.learning_rate)
@@ -348,6 +349,7 @@ class StepPipeline:
             overflow=outcome.overflow,
             local_norms=None if self._parts.local is None else agreed.local_norms.tolist(),
             recovery=self._state.cooldown.strengths(),
+            rate_factor=self._state.cooldown.rate_factor,
             update_norm=evidence.update_norm,
             update_ratio=None if evidence.moved is None else evidence.moved.ratio,
             buffer_jump=agreed.buffer_jump,

@@ -81,6 +81,7 @@ class RateFinding:
         again: whether the run returns to its start for that.
         climb: what the loss did, in words.
         reason: the same, and what follows.
+        named: how many times too high the rate probably is, from this climb alone.
         acts: whether that is done; else it is advice.
     """
 
@@ -88,6 +89,7 @@ class RateFinding:
     again: bool
     climb: str
     reason: str
+    named: float = 1.0
     acts: bool = True
 
 

@@ -64,7 +64,8 @@ class Cooldown:
     def plan(self, step: int) -> dict[str, Any]:
         """The measures in force at ``step``, the step at which they end, and how the data continues."""
         until = step + self._remaining
-        return {**self.strengths(), "until_step": until, "data": self._config.data}
+        scales = {**self.strengths(), "rate_factor": self.rate_factor}
+        return {**scales, "until_step": until, "data": self._config.data}
 
     @contextmanager
     def applied_to(self, optimizer: Optimizer) -> Iterator[None]:

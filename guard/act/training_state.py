@@ -15,6 +15,7 @@ from guard.act.buffers import BufferShield
 from guard.act.cooldown import Cooldown
 from guard.act.fused import FusedStep
 from guard.act.loop_checks import LoopChecks, ScheduleCheck, check_closure
+from guard.act.moments import kept_moments
 from guard.act.rates import UsedRate
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
@@ -173,18 +174,29 @@ class TrainingState:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""
         return self._displacement is not None and self._displacement.moved_far(step)
 
-    def apply(self, step: int, clip: Callable[[], float | None]) -> StepOutcome:
+    def travelled(self, step: int) -> float | None:
+        """How far the weights are from where they were measured last; None where that is not watched."""
+        return None if self._displacement is None else self._displacement.travelled(step)
+
+    def apply(self, step: int, clip: Callable[[], float | None], *, outlier: bool = False) -> StepOutcome:
         """Clips the gradients, steps the optimizer, advances the schedule.
 
         Args:
             step: optimizer steps before this one.
             clip: changes the gradients; returns the norm after over the norm before, None if unchanged.
+            outlier: the moments of the optimizer do not learn from these gradients.
         """
         ratio = clip()
         self._ring.before_step()
         started = time.perf_counter()
         try:
-            with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read():
+            with (
+                self.fused.armed(),
+                self._subject.stepping(),
+                self.checks.stepping(),
+                self.rate.read(),
+                kept_moments(self._optimizer, keep=outlier),
+            ):
                 self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
         except Exception as error:
             check_closure(self._optimizer, error)
@@ -264,7 +276,7 @@ class TrainingState:
             recover: starts the cooldown too, one level harder where one is running.
             rate: what is wrong with the rate: restores the oldest healthy snapshot, and cuts the rate.
         """
-        if rate is not None and rate.acts:
+        if rate is not None and rate.acts and rate.again:
             return self._restart(step, rate.factor)
         started = time.perf_counter()
         source: Source = "memory"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from guard.decide.start_rate import CUT
 from guard.types import RateFinding
 
 log = logging.getLogger("guard")
@@ -27,7 +26,8 @@ class Advice:
     def rate(self, finding: RateFinding, rate: float) -> None:
         """The learning rate is too high, and the guard may not change it."""
         probably = (
-            f"the learning rate {rate:.2g} is probably too high: try {rate / CUT:.2g}, or set rate: act"
+            f"the learning rate {rate:.2g} is probably about {finding.named:.0f} times too high: "
+            f"try {rate / finding.named:.2g}, or set rate: act"
         )
         self._log("rate", f"{finding.climb}: {probably}")
 

@@ -112,12 +112,13 @@ class Decider:
         previous_rate: float | None = None,
         can_roll_back: bool,
         moved_far: Callable[[], bool],
+        travelled: Callable[[], float | None],
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
         """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged.
 
-        ``moved_far`` measures the weights: called only where that decides.
+        ``moved_far`` and ``travelled`` measure the weights: called only where that decides.
         """
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.clip_level(self._config.clip.factor)
@@ -134,7 +135,7 @@ class Decider:
                 verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
             alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
-            finding = self.start_rate.observe(agreed.loss, learning_rate, alarm=alarm)
+            finding = self.start_rate.observe(agreed.loss, learning_rate, travelled=travelled, alarm=alarm)
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
         return Evidence(
@@ -162,10 +163,12 @@ class Decider:
     def _change_rate(
         self, finding: RateFinding, verdict: Verdict, decision: Decision, *, able: bool
     ) -> tuple[Verdict, Decision]:
-        """The run returns to its start with a lower rate, or goes on with the one that was cut in vain."""
+        """The run returns to its start with a lower rate, or goes on with another one."""
         if self._config.rate != "act" or not able:
             self.start_rate.open = False
             return verdict, replace(decision, rate=replace(finding, acts=False))
+        if not finding.again and decision.rung != "apply":
+            return verdict, replace(decision, rate=finding)
         if decision.rung == "rollback":
             self.ladder.give_back(1)
         kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"

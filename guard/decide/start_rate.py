@@ -1,4 +1,5 @@
-"""A learning rate that is too high for the first steps: the loss climbs above its value before any update.
+"""A learning rate that is too high for the first steps: the loss climbs above its value before any update, or
+does not fall while the weights leave their initialization far behind.
 
 A run that is bad from its start has no healthy history to be compared with, but it has its first loss: at the
 initial weights, before the optimizer has changed anything.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -18,9 +20,16 @@ CUT = 3.0
 """A third of the rate each time: finer than the factor of 10 in which rates are usually guessed."""
 _CLIMB, _CLIMB_AGAIN = 0.5, 0.3
 """How far the loss climbs from its lowest, in units of the loss before the first update; less is evidence
-once a cut has shown that the rate was too high."""
+where it has climbed before."""
 _ABOVE_AGAIN = 1.1
-"""The same, after a cut, from the loss before the first update."""
+"""The same, where it has climbed before, from the loss before the first update."""
+_STALLED, _FAR = 0.95, 2.0
+"""A loss above this share of the first one, with weights that are farther than this from the first ones, in
+units of their norm: rates that train travel 0.1 to 1.3 in ten steps, those that do not 3 and more."""
+_MEASURED = (10, 20)
+"""At which attempts that is looked at: one pass over the weights, of a run that does not learn."""
+_MOST_NAMED = 27.0
+"""The first climb of a network without normalization exaggerates."""
 _RECENT, _ENOUGH = 5, 3
 """The median of the last five losses, from three on: one bad batch is no trend."""
 _STEPS = 40
@@ -29,6 +38,8 @@ _MOST_CUTS = 8
 """3^8 is beyond any rate that is chosen by mistake."""
 _SAME = 0.8
 """A climb per step of at least this share of the one before a cut has another cause than the rate."""
+_AS_EARLY = 2.0
+"""If it comes after as many attempts, up to this factor."""
 
 
 @dataclass(slots=True)
@@ -47,17 +58,24 @@ class StartRate:
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _climbs: list[float] = field(default_factory=list)
     """Per step, in units of the loss before the first update."""
+    _after: list[int] = field(default_factory=list)
+    """The attempts from the start to each climb."""
     _observed: int = 0
     _steps: int = 0
     _highest: float = 0.0
     _lowest: float = math.inf
+    _peak: float = 0.0
 
-    def observe(self, loss: float, rate: float, *, alarm: bool = False) -> RateFinding | None:
+    def observe(
+        self, loss: float, rate: float, *, travelled: Callable[[], float | None], alarm: bool = False
+    ) -> RateFinding | None:
         """One attempt.
 
         Args:
             loss: agreed.
-            rate: that the schedule gives for its step.
+            rate: of its update.
+            travelled: measures the distance of the weights from the first ones, in units of their norm;
+                called only where that decides.
             alarm: whether it would end in a rollback, which returns to the start too.
         """
         if not self.open:
@@ -70,46 +88,69 @@ class StartRate:
         self._losses.append(loss)
         self._observed += 1
         self._steps = 0 if rate > self._highest else self._steps + 1
-        self._highest = max(self._highest, rate)
+        self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
         if self._steps > _STEPS or start <= 0.0:
             self.open = False
             return None
-        return self._judge(start, loss, alarm=alarm)
+        return self._judge(start, loss, travelled, alarm=alarm)
 
-    def _judge(self, start: float, loss: float, *, alarm: bool) -> RateFinding | None:
+    def _judge(
+        self, start: float, loss: float, travelled: Callable[[], float | None], *, alarm: bool
+    ) -> RateFinding | None:
         if alarm and loss > (1 + _CLIMB) * start:
             return self._too_high(start, loss)
         if len(self._losses) < _ENOUGH:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
-        return self._too_high(start, level) if self._climbed(start, level) else None
+        found = self._climbed(start, level) or self._stalled(start, level, travelled)
+        return self._too_high(start, level) if found else None
 
     def _climbed(self, start: float, level: float) -> bool:
         climb = level - min(self._lowest, start)
-        if not self.cuts:
+        if not self._climbs:
             return climb > _CLIMB * start
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
+
+    def _stalled(self, start: float, level: float, travelled: Callable[[], float | None]) -> bool:
+        if self._observed not in _MEASURED or level <= _STALLED * start:
+            return False
+        distance = travelled()
+        return distance is not None and distance > _FAR
 
     def _too_high(self, start: float, level: float) -> RateFinding:
         lowest = min(self._lowest, start)
         self._climbs.append((level - lowest) / start / self._observed)
-        climb = f"the loss climbed from {lowest:.4g} to {level:.4g} in the first steps"
+        self._after.append(self._observed)
+        climb = f"the loss went from {lowest:.4g} to {level:.4g} in the first steps"
         if self._other_cause():
             self.open, self.cuts = False, 0
             return RateFinding(1.0, False, climb, f"{climb}, at lower rates too: the rate is restored")
+        factor, rate, named = CUT**self.cuts, self._highest, self._named(start)
         self._losses.clear()
-        self._steps, self._observed, self._highest, self._lowest = 0, 0, 0.0, math.inf
+        self._steps = self._observed = 0
+        self._highest, self._lowest, self._peak = 0.0, math.inf, 0.0
         if len(self._climbs) == 1:
-            return RateFinding(1.0, True, climb, f"{climb}: again from the start")
+            return RateFinding(1.0, True, climb, f"{climb}: again from the start", named)
         self.cuts += 1
-        return RateFinding(CUT**-self.cuts, True, climb, f"{climb}: the learning rate is too high")
+        times, now = _rounded(CUT**self.cuts), f"{rate / CUT:.2g} of {rate * factor:.2g}"
+        reason = f"{climb}: the learning rate is about {times} times too high; training goes on at {now}"
+        return RateFinding(CUT**-self.cuts, True, climb, reason, named)
+
+    def _named(self, start: float) -> float:
+        """How many times too high the rate probably is: the loss overshoots about as far."""
+        overshoot = min(_MOST_NAMED, max(CUT, self._peak / start))
+        return CUT ** round(math.log(overshoot, CUT))
 
     def _other_cause(self) -> bool:
-        """Whether the last two cuts changed nothing, or all did not help."""
+        """Whether the last two cuts changed nothing, or all did not help.
+
+        In a warm-up a lower rate becomes too high later, at the same speed.
+        """
         last = [climb for climb in self._climbs[1:][-3:] if math.isfinite(climb)]
-        unmoved = len(last) == 3 and last[2] > _SAME * last[1] > _SAME**2 * last[0]
+        as_early = max(self._after[-3:]) <= _AS_EARLY * min(self._after[-3:])
+        unmoved = len(last) == 3 and as_early and last[2] > _SAME * last[1] > _SAME**2 * last[0]
         return unmoved or self.cuts >= _MOST_CUTS
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,15 +160,24 @@ class StartRate:
             "before": list(self._before),
             "losses": list(self._losses),
             "climbs": list(self._climbs),
+            "after": list(self._after),
             "steps": self._steps,
             "observed": self._observed,
             "highest": self._highest,
             "lowest": self._lowest,
+            "peak": self._peak,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.open, self.cuts = bool(state["open"]), int(state["cuts"])
         self._before, self._climbs = [*map(float, state["before"])], [*map(float, state["climbs"])]
+        self._after = [*map(int, state.get("after", [1] * len(self._climbs)))]
         self._losses = deque(map(float, state["losses"]), maxlen=_RECENT)
         self._steps, self._highest = int(state["steps"]), float(state["highest"])
         self._observed, self._lowest = int(state["observed"]), float(state["lowest"])
+        self._peak = float(state.get("peak", 0.0))
+
+
+def _rounded(factor: float) -> str:
+    """To one digit: a third more or less is not known."""
+    return f"{float(f'{factor:.1g}'):.0f}"

@@ -37,6 +37,10 @@ GUARD_OFF = "The guard was off: nothing was observed, clipped or corrected."
 SHADOW = "The guard was in shadow mode: it reported what it found and changed nothing."
 
 
+RATE_TOO_HIGH = "times too high"
+"""In the reason of an incident: the guard has cut the rate."""
+
+
 def journal_missing(anomalies: int) -> str:
     """The metrics contain anomalies that the journal does not."""
     seen = plural(anomalies, "anomaly", "anomalies")
@@ -329,15 +333,19 @@ def _rollback(incident: Incident) -> str:
         clauses += _recovery(incident.recovery)
     failed = incident.verdict != "spike" and incident.reason
     before = f"Skipping did not help: {incident.reason}. " if failed else ""
+    if RATE_TOO_HIGH in incident.reason:
+        before = f"{incident.reason[0].upper()}{incident.reason[1:]}. "
     return f"{before}The guard {listing(clauses)}."
 
 
 def _recovery(recovery: CooldownInfo) -> list[str]:
     changes: list[str] = []
-    if recovery.lr_scale == 0.5:
+    kept = recovery.rate_factor if _finite(recovery.rate_factor) and recovery.rate_factor else 1.0
+    scale = recovery.lr_scale / kept if _finite(recovery.lr_scale) else 1.0
+    if scale == 0.5:
         changes.append("halved the learning rate")
-    elif _finite(recovery.lr_scale) and recovery.lr_scale != 1:
-        changes.append(f"cut the learning rate to {percent(recovery.lr_scale)}")
+    elif scale != 1:
+        changes.append(f"cut the learning rate to {percent(scale)}")
     if _finite(recovery.weight_decay_scale) and recovery.weight_decay_scale != 1:
         changes.append(f"raised the weight decay to {times(recovery.weight_decay_scale)} its value")
     if recovery.anchor_l2:
@@ -346,6 +354,8 @@ def _recovery(recovery: CooldownInfo) -> list[str]:
         changes.append(f"added an L1 penalty of {number(recovery.l1)}")
     if changes and recovery.until_step is not None:
         changes[-1] += f" until step {count(recovery.until_step)}"
+    if kept != 1:
+        changes.append(f"keeps the learning rate at {percent(kept)} of its schedule")
     data = {"advance": "moved on past the bad data", "replay": "replayed the same data"}.get(recovery.data)
     return [*changes, data] if data else changes
 

@@ -56,6 +56,7 @@ PARTS: dict[str, Part] = {
     "survival": Part("bench_survival.py", quick=("--quick",)),
     "explosion": Part("bench_explosion.py", quick=None),
     "prevention": Part("bench_prevention.py", quick=None),
+    "rates": Part("bench_rates.py", quick=("--quick",)),
     "chaos": Part("bench_chaos.py", quick=None),
 }
 NEEDS_LOGS = "detection"

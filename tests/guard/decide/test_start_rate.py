@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guard import GradientGuard, GuardConfig, StepReport
+from guard.decide.start_rate import StartRate
 from tests.guard.decide.test_new_level import DIGITS
 from tests.guard.loops import NEVER, adamw, differences, guarded_run, plain_run
 
@@ -94,9 +95,9 @@ def test_a_right_rate_is_never_touched() -> None:
 
 def test_the_incident_says_so_and_the_schedule_never_sees_the_cut(tmp_path: Path) -> None:
     journal = tmp_path / "incidents.jsonl"
-    run = Digits(100 * RIGHT, config={"rate": "act"}, journal=journal).train(60)
+    run = Digits(100 * RIGHT, config={"rate": "act"}, journal=journal).train(40)
     rows = map(json.loads, journal.read_text().splitlines())
-    cuts = [row for row in rows if "the learning rate is too high" in row.get("reason", "")]
+    cuts = [row for row in rows if "times too high" in row.get("reason", "")]
     assert cuts
     assert {row["action"] for row in cuts} == {"rolled_back"}
     assert {row["rolled_back_to"] for row in cuts} == {0}
@@ -104,15 +105,69 @@ def test_the_incident_says_so_and_the_schedule_never_sees_the_cut(tmp_path: Path
     assert run.guard.totals.rollbacks["memory"] >= len(cuts)
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(100 * RIGHT * cosine(run.guard.steps))
     assert run.reports[-1].recovery["lr_scale"] == pytest.approx(3.0 ** -len(cuts))
+    factors = [row["recovery"]["rate_factor"] for row in cuts]
+    assert factors == pytest.approx([3.0**-n for n in range(1, len(cuts) + 1)])
+    assert run.reports[-1].to_row()["rate_factor"] == min(factors)
+    assert "the learning rate is about 30 times too high; training goes on at 0.37 of 10" in cuts[2]["reason"]
 
 
+class Recurrent(nn.Module):
+    """A layer of LSTM that repeats its input one step later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.lstm = nn.Embedding(16, 16), nn.LSTM(16, 32, batch_first=True)
+        self.head = nn.Linear(32, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.lstm(self.tokens(tokens))[0])[:, 1:].flatten(0, 1)
+
+
+def recurrent_loss(rate: float, mode: str) -> float:
+    torch.manual_seed(0)
+    model = Recurrent()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
+    guard = GradientGuard(model, optimizer, {"rate": mode}, scheduler=schedule)
+    while guard.steps < STEPS:
+        tokens = torch.randint(16, (16, 24))
+        optimizer.zero_grad()
+        guard.backward(F.cross_entropy(model(tokens), tokens[:, :-1].flatten()))
+        last = guard.step().loss
+    return last
+
+
+def test_a_recurrent_network_that_the_clip_keeps_near_its_first_loss_is_seen() -> None:
+    best = min(recurrent_loss(rate, "off") for rate in (1.0, 3.0))
+    assert recurrent_loss(100.0, "act") < best + 0.3
+    assert recurrent_loss(100.0, "off") > best + 1.0
+
+
+@pytest.mark.parametrize(("distance", "found"), [(3.0, True), (1.3, False), (None, False)])
+def test_a_loss_that_does_not_fall_is_evidence_only_where_the_weights_have_left_their_scale(
+    distance: float | None, found: bool
+) -> None:
+    rule = StartRate()
+    findings = [rule.observe(2.3, 1.0, travelled=lambda: distance) for _ in range(10)]
+    assert [finding is not None for finding in findings] == [False] * 9 + [found]
+
+
+def test_the_weights_of_a_run_that_learns_are_not_measured() -> None:
+    rule = StartRate()
+    for step in range(40):
+        rule.observe(2.3 - 0.05 * step, 1.0, travelled=lambda: pytest.fail("measured"))
+
+
+@pytest.mark.parametrize(
+    ("times", "named"), [(10, "about 3 times too high: try 0.33"), (100, "about 27 times")]
+)
 def test_a_guard_that_may_not_act_names_the_rate_once_and_changes_nothing(
-    caplog: pytest.LogCaptureFixture,
+    times: float, named: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "guard"):
-        Digits(10 * RIGHT).train(40)
+        Digits(times * RIGHT).train(9)
     (line,) = [message for message in caplog.messages if "learning rate" in message]
-    assert "the learning rate 1 is probably too high: try 0.33, or set rate: act" in line
+    assert f"the learning rate {times * RIGHT:.2g} is probably {named}" in line
     states = []
     for rate in ("warn", "off"):
         run = Digits(10 * RIGHT, config={"rate": rate}).train(40)

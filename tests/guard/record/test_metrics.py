@@ -22,6 +22,7 @@ DESIGNED_NAMES = {
     *(f"gradguard_update_{part}" for part in ("norm", "ratio")),
     "gradguard_buffer_jump",
     "gradguard_loss_alarm_factor",
+    "gradguard_rate_factor",
     "gradguard_micro_batches_dropped_total",
     "gradguard_hardware_faults_total",
     "gradguard_rank_exclusions_total",

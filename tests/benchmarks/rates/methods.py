@@ -1,0 +1,123 @@
+"""One training with each method; packages that are absent are skipped, with a reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from survival.rivals import AdaGC, ClipNorm, Rival
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from guard import GradientGuard, GuardHalt
+from rates.tasks import RateTask
+
+GUARD = "GradGuard, rate: act"
+SCHEDULE_FREE, PRODIGY = "schedule-free", "Prodigy"
+RIVALS: dict[str, type[Rival]] = {"no guard": Rival, "clip 1.0": ClipNorm, "AdaGC": AdaGC}
+PACKAGES = {SCHEDULE_FREE: "schedulefree", PRODIGY: "prodigyopt"}
+METHODS = (*RIVALS, *PACKAGES, GUARD)
+CALIBRATION_BATCHES = 20
+PATIENCE = 3
+"""Attempts of the guard, in units of the steps that are to stand in the end."""
+
+Loss = Callable[[], Tensor]
+"""Forward on the next batch."""
+
+
+def lacking(method: str) -> str | None:
+    """Why a method cannot be run; None where it can."""
+    package = PACKAGES.get(method)
+    if package is None:
+        return None
+    try:
+        import_module(package)
+    except ImportError:
+        return f"{method} is skipped: pip install {package}"
+    return None
+
+
+def held_out(task: RateTask, method: str, times: float, seed: int, steps: int) -> float:
+    """The loss on held-out data after a training at ``times`` the best rate; infinite where it is lost."""
+    torch.manual_seed(seed)
+    model = task.task.build()
+    batches = torch.Generator().manual_seed(1000 + seed)
+
+    def loss() -> Tensor:
+        ids = torch.randint(task.task.samples, (task.task.batch_size,), generator=batches)
+        return task.task.loss(model, task.task.batch(ids))
+
+    _TRAIN.get(method, _by_rival(method))(task, model, loss, times * task.task.lr, steps)
+    found = task.task.score(model)
+    return found if math.isfinite(found) else math.inf
+
+
+def _cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(step, steps) / steps)) / 2)
+
+
+def _by_rival(method: str) -> Callable[..., None]:
+    def train(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+        optimizer = task.optimizer(model.parameters(), lr)
+        schedule, rival = _cosine(optimizer, steps), RIVALS[method](list(model.parameters()), optimizer)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            rival.update(float(value.detach()))
+            schedule.step()
+
+    return train
+
+
+def _guarded(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+    optimizer = task.optimizer(model.parameters(), lr)
+    guard = GradientGuard(model, optimizer, {"rate": "act"}, scheduler=_cosine(optimizer, steps))
+    try:
+        for _ in range(PATIENCE * steps):
+            optimizer.zero_grad()
+            guard.backward(loss())
+            guard.step()
+            if guard.steps == steps:
+                return
+    except GuardHalt:
+        return
+
+
+def _schedule_free(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+    """Defazio et al. (2024): without a schedule; BatchNorm is calibrated for the averaged weights."""
+    package = import_module("schedulefree")
+    sgd = isinstance(task.optimizer(model.parameters(), lr), SGD)
+    kind = package.SGDScheduleFree if sgd else package.AdamWScheduleFree
+    optimizer: Any = kind(model.parameters(), lr=lr)
+    optimizer.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    optimizer.eval()
+    with torch.no_grad():
+        for _ in range(CALIBRATION_BATCHES):
+            loss()
+
+
+def _prodigy(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+    """Mishchenko and Defazio (2023): it finds the rate itself, ``lr`` stays 1 as its authors advise."""
+    optimizer: Any = import_module("prodigyopt").Prodigy(model.parameters(), lr=1.0)
+    schedule = _cosine(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        schedule.step()
+
+
+_TRAIN: dict[str, Callable[..., None]] = {
+    GUARD: _guarded,
+    SCHEDULE_FREE: _schedule_free,
+    PRODIGY: _prodigy,
+}
