@@ -34,7 +34,7 @@ from jobs.placement.hardware_faults import PREEMPTED, display_names
 from jobs.placement.plan import plan, worker_resources
 from jobs.placement.scaling_policy import scaling_policy
 from jobs.ray_internals.core import remove_placement_groups
-from jobs.ray_internals.train import InterruptibleTrainer, TrainingAbandoned
+from jobs.ray_internals.train import GROUP_START_S, InterruptibleTrainer, TrainingAbandoned
 from jobs.run_dir.paths import RunDir
 from jobs.run_dir.result import MOVING
 from jobs.spec.errors import SpecError
@@ -158,6 +158,7 @@ class FitThread(threading.Thread):
             abandon=self._abandon,
             scaling_policy=scaling_policy(scaling, placement.avoid, embedded=self._embedded),
             can_retry=can_retry,
+            silent_s=GROUP_START_S + spec.scale.timeout_s + spec.scale.stall_timeout_s,
             train_loop_config={
                 "spec": spec.model_dump(mode="json"),
                 "hub": self._hub,

@@ -1,4 +1,8 @@
-"""Watches the head of the cluster: without it Ray waits for a minute and then aborts the process."""
+"""Watches the head of the cluster: without it Ray waits for a minute and then aborts the process.
+
+One that died is noticed within seconds, one that is frozen after ``SILENT_S``; a frozen raylet after about a
+minute, by Ray's own checks.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import socket
 import time
 
 from jobs.cluster.session import ClusterInfo
-from jobs.ray_internals.core import dead_head_processes
+from jobs.ray_internals.core import alive_at_head, dead_head_processes, kill_head
 
 CHECK_EVERY_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 FAILED_CHECKS = 3
 """Consecutive checks that must fail before the head of another machine counts as dead."""
+SILENT_S = 60.0
+"""After that a head counts as dead whose processes are there and do not answer."""
 VITAL = {"raylet", "gcs_server"}
 
 
@@ -20,12 +26,15 @@ class HeadDied(RuntimeError):
 
 
 class HeadWatch:
-    """Detects that the head has died: by its processes if this process started them, else by its address."""
+    """Detects that the head has died: by its processes if this process started them, else by its address; and
+    that it does not answer, because it is frozen.
+    """
 
     def __init__(self, cluster: ClusterInfo) -> None:
         self._embedded, self._address = cluster.embedded, cluster.address
         self._next = time.monotonic() + CHECK_EVERY_S
         self._failures = 0
+        self._answered = time.monotonic()
 
     def check(self) -> None:
         """Checks, without waiting long.
@@ -33,12 +42,23 @@ class HeadWatch:
         Raises:
             HeadDied: it is gone.
         """
-        if self._embedded:
-            if dead := VITAL.intersection(dead_head_processes()):
-                raise HeadDied(f"Ray's {' and '.join(sorted(dead))} died")
-        elif time.monotonic() >= self._next:
+        if self._embedded and (dead := VITAL.intersection(dead_head_processes())):
+            raise HeadDied(f"Ray's {' and '.join(sorted(dead))} died")
+        if time.monotonic() >= self._next:
             self._next = time.monotonic() + CHECK_EVERY_S
-            self._check_address()
+            if not self._embedded:
+                self._check_address()
+            self._check_answer()
+
+    def _check_answer(self) -> None:
+        alive = alive_at_head(CONNECT_TIMEOUT_S)
+        if alive:
+            self._answered = time.monotonic()
+        elif alive is False or time.monotonic() - self._answered > SILENT_S:
+            if self._embedded:
+                kill_head()  # frozen, it would hold up the end of the session for ever
+            silent = f"head has not answered for {SILENT_S:g} s"
+            raise HeadDied(f"Ray's {'raylet does not answer' if alive is False else silent}")
 
     def _check_address(self) -> None:
         host, _, port = self._address.rpartition(":")

@@ -107,6 +107,21 @@ def dead_head_processes() -> list[str]:
     return [] if node is None else sorted(kind for kind, _ in node.dead_processes())
 
 
+def alive_at_head(timeout_s: float) -> bool | None:
+    """Whether the head takes the node of this process for alive; None if it does not answer in time."""
+    node = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+    try:
+        return bool(*worker.global_worker.gcs_client.check_alive([node], timeout=timeout_s))
+    except (ray.exceptions.RayError, OSError):
+        return None
+
+
+def kill_head() -> None:
+    """Kills the processes of the head that this process started, frozen ones too."""
+    if worker._global_node is not None:
+        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
 def remove_placement_groups(job_id: str) -> None:
     """Frees what a job has reserved: a dead controller's workers are gone, but not their reservation."""
     from ray._raylet import PlacementGroupID

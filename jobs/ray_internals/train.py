@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,11 @@ from ray.train import FailureConfig, Result, ScalingConfig, TrainingFailedError,
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    DEFAULT_WORKER_GROUP_START_TIMEOUT_S,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -27,6 +32,9 @@ from jobs.ray_internals.core import on_this_node
 __all__ = ["FixedScalingPolicy", "ScalingPolicy"]
 
 POLL_S = 0.2
+HEARTBEAT_S = 5.0
+GROUP_START_S = DEFAULT_WORKER_GROUP_START_TIMEOUT_S
+"""For so long the controller answers nothing while it starts workers."""
 OMITTED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Each starts a process, which takes seconds, again with every worker group. We pass no data sets, and the
 driver frees what a dead controller had reserved."""
@@ -46,7 +54,8 @@ class InterruptibleTrainer(TorchTrainer):
 
     ``ray.shutdown`` while a thread is inside a call of Ray's core crashes the process, and
     ``TorchTrainer.fit`` is one call that lasts as long as the training. So this one waits in short turns, and
-    raises ``TrainingAbandoned`` soon after ``abandon`` is set.
+    raises ``TrainingAbandoned`` soon after ``abandon`` is set. A controller that answers nothing for
+    ``silent_s`` is frozen, and is killed.
     """
 
     def __init__(
@@ -55,10 +64,11 @@ class InterruptibleTrainer(TorchTrainer):
         abandon: threading.Event,
         scaling_policy: ScalingPolicy,
         can_retry: Callable[[BaseException], bool],
+        silent_s: float,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self._abandon, self._policy = abandon, scaling_policy
+        self._abandon, self._policy, self._silent_s = abandon, scaling_policy, silent_s
         self._failure_policy = RetryPolicy(self.run_config.failure_config, can_retry)
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -75,14 +85,34 @@ class InterruptibleTrainer(TorchTrainer):
             )
             .remote(**{**options, "scaling_policy": self._policy, "failure_policy": self._failure_policy})
         )
-        self._wait(controller.run.remote())
-        return self._wait(controller.get_result.remote())
+        alive = Heartbeat(controller, self._silent_s)
+        self._wait(controller.run.remote(), alive)
+        return self._wait(controller.get_result.remote(), alive)
 
-    def _wait(self, answer: Any) -> Any:
+    def _wait(self, answer: Any, alive: Heartbeat) -> Any:
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if self._abandon.is_set():
                 raise TrainingAbandoned
+            alive.check()
         return ray.get(answer)
+
+
+class Heartbeat:
+    """Kills an actor that answers nothing for ``silent_s``: its process is frozen, or hangs."""
+
+    def __init__(self, actor: Any, silent_s: float) -> None:
+        self._actor, self._silent_s = actor, silent_s
+        self._asked, self._answer = time.monotonic(), actor.__ray_ready__.remote()
+
+    def check(self) -> None:
+        """Call it often; it does not wait."""
+        now = time.monotonic()
+        if ray.wait([self._answer], timeout=0)[0]:
+            if now - self._asked > HEARTBEAT_S:
+                self._asked, self._answer = now, self._actor.__ray_ready__.remote()
+        elif now - self._asked > self._silent_s:
+            self._asked = now  # if that does not end it, once more after the same time
+            ray.kill(self._actor)
 
 
 class RetryPolicy(DefaultFailurePolicy):

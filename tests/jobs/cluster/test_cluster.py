@@ -26,8 +26,9 @@ EMBEDDED = """
 import json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import ray
+import psutil, ray
 from jobs.cluster.session import ResourcesError, check_resources, ray_session
+from jobs.ray_internals.core import alive_at_head
 
 def listening():
     '''Addresses on which this process and its descendants listen, as hexadecimal digits.'''
@@ -58,6 +59,12 @@ before = dict(os.environ), signal.getsignal(signal.SIGTERM)
 with ray_session(num_cpus=1.5) as info:
     seen = {"niceness": os.nice(0), "embedded": info.embedded, "cpus": info.cpus, "gpus": info.gpus}
     seen["worker"] = ray.get(worker.remote())
+    seen["alive"] = [alive_at_head(60.0)]
+    (gcs,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server"]
+    gcs.suspend()
+    seen["alive"].append(alive_at_head(1.0))
+    gcs.resume()
+    seen["alive"].append(alive_at_head(60.0))
     seen["listening"] = listening()
     try:
         check_resources({"CPU": 4}, workers=4)
@@ -174,6 +181,9 @@ class TestEmbedded:
         assert embedded["restored"]
         assert not embedded["connected_after"]
         assert processes_with(environment["MARK"]) == []
+
+    def test_a_head_that_is_frozen_gives_no_answer(self, embedded: dict[str, Any]) -> None:
+        assert embedded["alive"] == [True, None, True]
 
     def test_a_job_that_never_fits_is_refused(self, embedded: dict[str, Any]) -> None:
         assert embedded["refused"] == (
