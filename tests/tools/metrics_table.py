@@ -18,6 +18,7 @@ LABELS = {
     "layer": f"at most {MAX_LAYERS} parameters, or groups of them by module (`metrics.max_layers`)",
     "metric": f"the metrics of an evaluation, at most {MAX_EVALUATION}: those of the workload",
     "kind": "the regularizations of the recovery and of the spec",
+    "part": "`all`, and `data`, the wait for the batch",
     "action": ", ".join(f"`{name}`" for name in ACTIONS),
     "signal": ", ".join(f"`{name}`" for name in SIGNALS)
     + "; in `gradguard_nonfinite_total` also "
