@@ -77,8 +77,8 @@ BLOCKS: dict[str, Callable[[StepParts], str]] = {
     "survival": survival_summary,
     "witness": witness_summary,
     "detection": lambda parts: markdown([_detector(row) for row in _rows(parts, "detection")]),
-    "cost": lambda parts: markdown(_costs(parts)),
     "rates": lambda parts: markdown(_rows(parts, "rates")),
+    "cost": lambda parts: markdown(_costs(parts)),
     "chaos": lambda parts: markdown([_chaos(row) for row in parts["chaos"]["tables"]["sums"]]),
 }
 """What the README shows; the rest is in the text beside the results."""
