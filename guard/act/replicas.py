@@ -65,14 +65,16 @@ class Replicas:
         unequal = (sums != sums[0]).any(0)
         faults = []
         for i, name in enumerate(names):
-            value, checks = self._known.get(name, (int(sums[0, i]), 0 if unequal[i] else 1))
-            if not unequal[i]:
-                changed = value != sums[0, i]
-                self._known[name] = int(sums[0, i]), (_CONSTANT if changed else checks + 1) * bool(checks)
-            elif name.startswith("weight ") or checks >= _CONSTANT:
-                faults.append((name, odd_ranks(sums[:, i], value)))
-            else:
-                self._known[name] = value, 0
+            before, checks = self._known.get(name, (int(sums[0, i]), 1))
+            if name not in self._known and not unequal[i]:
+                self._known[name] = before, checks
+            elif not unequal[i] and checks:
+                changed = before != sums[0, i]
+                self._known[name] = int(sums[0, i]), _CONSTANT if changed else checks + 1
+            elif unequal[i] and (name.startswith("weight ") or checks >= _CONSTANT):
+                faults.append((name, odd_ranks(sums[:, i], before)))
+            elif unequal[i]:
+                self._known[name] = before, 0
         if faults:
             raise RankDivergence(_words(faults))
 

@@ -68,9 +68,9 @@ def test_replicas_with_deferred_steps_are_refused() -> None:
 
 
 def damaged(rank: int, world_size: int, kind: str | None) -> dict[str, Any]:
-    """Rank 1 flips one bit after step 5 of a run that compares every third step."""
+    """Rank 1 flips one bit after step 8 of a run that compares every third step."""
     make = lambda p: torch.optim.AdamW(p, lr=3e-3)  # noqa: E731
-    run = guarded_run({"replicas": 3}, make, ddp=True, rank=rank, world_size=world_size).train(5)
+    run = guarded_run({"replicas": 3}, make, ddp=True, rank=rank, world_size=world_size).train(8)
     error = ""
     if rank == 1 and kind is not None:
         weight = next(p for p in run.model.parameters() if p.ndim == 2)
@@ -78,7 +78,7 @@ def damaged(rank: int, world_size: int, kind: str | None) -> dict[str, Any]:
         target = {"weight": weight, "moment": state["exp_avg_sq"]}[kind]
         flip_bit_(target, 3, 1)
     try:
-        run.train(12)
+        run.train(14)
     except RankDivergence as divergence:
         error = str(divergence)
     assert isinstance(run.guard, GradientGuard)
@@ -93,11 +93,11 @@ def scenarios(rank: int, world_size: int, folder: Path) -> dict[str | None, dict
 def test_a_flipped_bit_stops_all_ranks_within_k_steps_and_is_named(tmp_path: Path) -> None:
     ranks = on_ranks(3, scenarios, tmp_path)
     for seen in ranks:
-        assert (seen[None]["error"], seen[None]["steps"]) == ("", 12)
+        assert (seen[None]["error"], seen[None]["steps"]) == ("", 14)
         assert "the weight 0.weight differs on rank 1" in seen["weight"]["error"]
         assert "0.weight exp_avg_sq differs on rank 1" in seen["moment"]["error"] or (
             "weight 0.weight differs on rank 1" in seen["moment"]["error"]
         )
-        assert seen["weight"]["steps"] == seen["moment"]["steps"] == 6
+        assert seen["weight"]["steps"] == seen["moment"]["steps"] == 9
     plain: list[Tensor] = ranks[0][None]["weights"]
     assert all(torch.equal(a, b) for a, b in zip(plain, ranks[2][None]["weights"], strict=True))
