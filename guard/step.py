@@ -212,14 +212,12 @@ class StepPipeline:
         return agreed, seen
 
     def _observe(self) -> tuple[Agreed, Observation]:
-        """The rows of all ranks and the norms of the gradients, the global one checked against the other
-        ranks: never applied if it differs there."""
+        """The rows of all ranks and the norms of the gradients; a global norm that differs there raises."""
         early = None if self._observer.misplaced() else self._observer.measure()
         if early is not None and self._observer.shards is None:
-            pieces, owners = early
-            square = pieces.sum() if self._agreement.world_size > 1 else 0.0
-            rows, squares = _to_host(self._gather_rows(square), pieces)
-            agreed, seen = self._read(rows, squares, owners)
+            square = early[0].sum() if self._agreement.world_size > 1 else 0.0
+            rows, squares = _to_host(self._gather_rows(square), early[0])
+            agreed, seen = self._read(rows, squares, early[1])
             return agreed, self._correct(agreed, seen)
         # Settings are compared before the collectives of the shards, for which they must be equal.
         agreed, _ = self._agreement.read(self._gather_rows(math.nan).cpu().numpy().copy(), dict)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guard.observe.gradients import elements
-from guard.observe.norms import ordered_squares, sum_pieces
+from guard.observe.norms import ordered_squares, square_norms, sum_pieces
 from guard.observe.own_rate import OwnRate, declared_rate, step_size
 from guard.observe.shards import Shards, local
 from guard.types import Floats, Movement
