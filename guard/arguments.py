@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from prometheus_client import CollectorRegistry
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -15,8 +18,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from guard.act.fused import FusedStep
 from guard.act.snapshot import Stateful
+from guard.act.stores import is_zero
 from guard.config import GuardConfig
 from guard.errors import GuardError
+from guard.observe.local_norms import find_ddp
+from guard.observe.observer import Observer
+from guard.observe.shards import Declared, is_distributed
 from guard.record.metrics import GuardMetrics
 
 _LIMITS = ("auto", "norm", "off")
@@ -26,12 +33,16 @@ _SHARPNESS_AWARE = re.compile(r"SAM|Sam(?![a-z])")
 """In the name of a class: SAM, GSAM, WSAM, LookSAM, SAMSGD (Foret et al. 2021 and its variants)."""
 
 
-def check_deferred(config: GuardConfig, fused: FusedStep) -> None:
+def check_deferred(config: GuardConfig, fused: FusedStep, device: torch.device) -> None:
     """Raises GuardError where a step cannot be decided on the device."""
+    if device.type not in ("cpu", "cuda"):
+        raise GuardError(
+            f"mode deferred needs a CUDA device, and the model is on {device}: set mode to exact"
+        )
     if not fused.able:
         raise GuardError(
-            "mode deferred needs torch's SGD, Adam, AdamW or Adagrad with fused=True in every group, and no "
-            "GradScaler (bfloat16 needs none): choose such an optimizer, or mode exact"
+            "mode deferred needs torch's SGD, Adam, AdamW or Adagrad with fused=True in every group, no "
+            "DTensors, and no GradScaler (bfloat16 needs none): choose such an optimizer, or mode exact"
         )
     if config.clip.kind not in _LIMITS or (config.clip.kind == "norm" and config.clip.norm_type != 2):
         raise GuardError(
@@ -65,6 +76,11 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             "the model has a lazy layer whose shape is not known yet: run one batch through the model, "
             "then create the optimizer and the guard"
         )
+    if any(parameter.is_meta for parameter in trained):
+        raise GuardError(
+            "the model is on the meta device and has no weights yet: call to_empty and initialize it, then "
+            "create the optimizer and the guard"
+        )
     if not any(parameter.requires_grad for parameter in own):
         raise GuardError("the model has no parameter that requires a gradient: nothing to guard")
     if not {id(p) for p in own} & {id(p) for p in trained}:
@@ -76,6 +92,37 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         raise GuardError("the optimizer has no parameter that requires a gradient: nothing to guard")
     _check_closure(optimizer)
     _check_inner(optimizer)
+
+
+def check_groups(shards: Declared | None, mode: str) -> None:
+    """Raises GuardError where ``shards`` names no process group of this rank, or the mode has no shards."""
+    if shards and mode == "deferred":
+        raise GuardError("mode deferred has no shards: the norm of all parts is known to the host alone")
+    for pattern, group in (shards or {}).items():
+        ranks = dist.get_process_group_ranks(group) if isinstance(group, dist.ProcessGroup) else []
+        if not ranks or dist.get_rank() not in ranks:
+            raise GuardError(
+                f"shards[{pattern!r}] is no process group with this rank: pass that whose ranks have parts"
+            )
+
+
+def check_shards(shards: Declared | None, model: nn.Module, observer: Observer) -> None:
+    """Raises GuardError where plain parameters cannot be parts of larger ones, as they are declared."""
+    named = dict(zip(observer.names, observer.parameters, strict=True))
+    ddp = find_ddp(model)
+    reduced = set(named) - set(getattr(ddp, "parameters_to_ignore", ())) if ddp is not None else set()
+    for pattern in shards or {}:
+        found = [name for name in named if fnmatchcase(name, pattern)]
+        where = f"shards[{pattern!r}]"
+        if not found:
+            raise GuardError(f"{where} matches no parameter: there are {', '.join(list(named)[:3])}, ...")
+        if divided := [name for name in found if is_distributed(named[name])]:
+            raise GuardError(f"{where} matches {divided[0]}, a DTensor, whose layout is known: leave it out")
+        if averaged := [name for name in found if name in reduced]:
+            raise GuardError(
+                f"{where} matches {averaged[0]}, whose gradient DDP averages over the ranks: exclude it with "
+                "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model"
+            )
 
 
 def _check_closure(optimizer: Optimizer) -> None:
@@ -96,6 +143,13 @@ def _check_closure(optimizer: Optimizer) -> None:
 def _check_inner(optimizer: Optimizer) -> None:
     """An optimizer around another one has its state in two places, of which a rollback would restore one."""
     kind = type(optimizer).__name__
+    if is_zero(optimizer):
+        if optimizer._overlap_with_ddp:
+            raise GuardError(
+                f"{kind} with overlap_with_ddp=True steps during backward, before the gradient is known: "
+                "set overlap_with_ddp=False"
+            )
+        return
     for name, value in vars(optimizer).items():
         several = isinstance(value, list | tuple)
         for inner in value if several else [value]:

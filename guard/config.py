@@ -324,6 +324,10 @@ class GuardConfig(Config):
     """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
     damage to weights, moments and learning rate; it needs one more copy of the weights."""
 
+    replicas: Literal["off"] | PositiveInt = "off"
+    """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them:
+    a flipped bit in one rank's memory, which no gradient shows, stops all ranks, and the rank is named."""
+
     watch_buffers: tuple[str, ...] = ("*",)
     """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,
     and one that begins with ``!`` excludes: ``["*", "!*.codes"]`` for codes that are drawn again by design.
@@ -331,6 +335,12 @@ class GuardConfig(Config):
 
     dead_steps: PositiveInt = 100
     """A layer whose gradient is exactly zero in this many steps in a row is reported as dead."""
+
+    @model_validator(mode="after")
+    def _replicas_are_compared_by_exact_steps(self) -> GuardConfig:
+        if self.replicas != "off" and self.mode == "deferred":
+            raise ValueError("replicas are read by the host: set mode to exact, or replicas to off")
+        return self
 
     @model_validator(mode="after")
     def _rate_is_cut_by_exact_steps(self) -> GuardConfig:

@@ -18,9 +18,10 @@ from guard.agree.agreement import DROPPED, JUMP, LOSS, SQUARE, same_norms
 from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
 from guard.errors import GuardError
+from guard.observe.displacement import Moving
 from guard.record.recorder import Traces
 from guard.step import Again, StepParts, StepPipeline
-from guard.types import Evidence, Floats, Movement, StepOutcome, StepReport
+from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 
 @dataclass(slots=True)
@@ -32,18 +33,20 @@ class Launched:
     shape: torch.Size
     host: Tensor
     arrived: torch.cuda.Event | None
-    moved: Movement | None
+    moving: Moving | None
     learning_rate: float
     previous_rate: float | None
     samples: list[int]
 
-    def read(self) -> tuple[Floats, Floats, bool]:
-        """Waits until it is done: rows of all ranks, squared norms of all pieces, whether it was skipped."""
+    def read(self) -> tuple[Floats, Floats, Floats, bool]:
+        """Waits until it is done: rows of all ranks, squared norms of all pieces of the gradients, those of
+        the movement, whether it was skipped."""
         if self.arrived is not None:
             self.arrived.synchronize()
         values = self.host.numpy()
-        rows = math.prod(self.shape)
-        return values[1 : rows + 1].reshape(self.shape), values[rows + 1 :], bool(values[0])
+        rows = 1 + math.prod(self.shape)
+        end = rows + len(self.owners)
+        return values[1:rows].reshape(self.shape), values[rows:end], values[end:], bool(values[0])
 
 
 class DeferredStepPipeline(StepPipeline):
@@ -114,7 +117,7 @@ class DeferredStepPipeline(StepPipeline):
 
     def _launch(self) -> Launched:
         limits = self._decider.limits()
-        moved = self._state.movement(self.step)
+        moving = self._state.start_movement(self.step)
         previous = self._state.rate.last
         pieces, owners = self._observer.measure()
         self._state.checks.gradients_seen(self._observer.has_gradients)
@@ -127,10 +130,10 @@ class DeferredStepPipeline(StepPipeline):
         if self._parts.local is not None:
             total = self._parts.local.total()
             self.last_local = math.nan if total is None else total
-        host, arrived = self._copy_to_host(skip, rows, pieces)
+        host, arrived = self._copy_to_host(skip, rows, pieces, moving)
         rate = self._state.learning_rate if self._state.rate.last is None else self._state.rate.last
         samples = self._sample_ids()
-        return Launched(limits, owners, rows.shape, host, arrived, moved, rate, previous, samples)
+        return Launched(limits, owners, rows.shape, host, arrived, moving, rate, previous, samples)
 
     @torch.no_grad()
     def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> Tensor:
@@ -153,16 +156,17 @@ class DeferredStepPipeline(StepPipeline):
 
     @torch.no_grad()
     def _copy_to_host(
-        self, skip: Tensor, rows: Tensor, pieces: Tensor
+        self, skip: Tensor, rows: Tensor, pieces: Tensor, moving: Moving | None
     ) -> tuple[Tensor, torch.cuda.Event | None]:
         """Starts the copy of what happened to the host, float64; the event fires when it has arrived."""
-        values = torch.cat([skip.double().view(1), rows.flatten(), pieces])
+        moved = [] if moving is None else [moving.pieces.to(self._device)]
+        values = torch.cat([skip.double().view(1), rows.flatten(), pieces, *moved])
         if self._device.type == "cpu":
             return values, None
         host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
         host.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(self._device))
         return host, arrived
 
     def _upload(self, numbers: list[float]) -> Tensor:
@@ -176,9 +180,10 @@ class DeferredStepPipeline(StepPipeline):
 
         All ranks gather local norms alike, since rows, norms and so the verdict are the same on each.
         """
-        rows, squares, skipped = late.read()
+        rows, squares, distances, skipped = late.read()
         agreed, seen = self._read(rows, squares, late.owners)
-        evidence = self._evidence(agreed, seen, late.moved)
+        moved = None if late.moving is None else self._state.read_movement(late.moving, distances)
+        evidence = self._evidence(agreed, seen, moved)
         evidence = replace(evidence, learning_rate=late.learning_rate, previous_rate=late.previous_rate)
         if skipped and evidence.decision.rung == "apply" and not evidence.decision.new_level:
             evidence = self._decider.as_skipped(evidence)
@@ -191,6 +196,8 @@ class DeferredStepPipeline(StepPipeline):
         incident = self._record(evidence, outcome, traces)
         self._unsettled = None
         if outcome.action != "rolled_back":
+            if not skipped:
+                self._state.complete_snapshot(self.step)
             self._state.update_snapshot_health(self.step, clean=evidence.clean and not skipped)
         return self._report(started, evidence, outcome, incident)
 

@@ -24,7 +24,9 @@ from guard.arguments import (
     as_config,
     as_metrics,
     check_deferred,
+    check_groups,
     check_optimizer,
+    check_shards,
     check_states,
 )
 from guard.backward import BackwardPass
@@ -37,6 +39,7 @@ from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
+from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
@@ -63,6 +66,8 @@ class GradientGuard:
         metrics: a ``GuardMetrics``, or a Prometheus registry to put a new one on.
         journal: a ``Journal`` or the path of one; written on rank 0.
         process_group: the ranks that train together; default: the default group, if there is one.
+        shards: plain parameters of which each rank of a group holds its own part, such as experts, by name
+            pattern: ``{"*.experts.*": group}``. Their names are the same on all ranks. DTensors need none.
         job: the name in incidents and metrics.
 
     Every rank must construct the guard and call ``backward`` and ``step`` alike.
@@ -82,6 +87,7 @@ class GradientGuard:
         metrics: GuardMetrics | CollectorRegistry | None = None,
         journal: Journal | str | Path | None = None,
         process_group: dist.ProcessGroup | None = None,
+        shards: Mapping[str, dist.ProcessGroup] | None = None,
         job: str = "",
     ) -> None:
         report_exit()
@@ -91,15 +97,20 @@ class GradientGuard:
         states = dict(state or {})
         check_optimizer(model, optimizer)
         check_states(optimizer, scheduler, states, data, ema)
-        observer = Observer(watched=Watched(model, optimizer))
+        check_groups(shards, self.config.mode)
+        observer = Observer(watched=Watched(model, optimizer), declared=shards)
+        check_shards(shards, model, observer)
         device = observer.parameters[0].device
         settings = RankSettings(
-            self.config, optimizer, lambda: dict(zip(observer.names, observer.parameters, strict=True))
+            self.config,
+            optimizer,
+            lambda: dict(zip(observer.names, observer.parameters, strict=True)),
+            divided=lambda name: bool(declared_groups(shards, name)),
         )
         self._agreement = Agreement(
             process_group, device, describe=self._deciding, deferred=self.config.mode == "deferred"
         )
-        decider = Decider(self.config, observer.names, observer.parameters, optimizer)
+        decider = Decider(self.config, observer.names, observer.parameters, optimizer, observer.shards)
         self._state = TrainingState(
             model,
             optimizer,
@@ -110,6 +121,7 @@ class GradientGuard:
             states={"guard.detector": decider.detector, "guard.clip": decider.clipper, **states},
             data=data,
             ema=ema,
+            process_group=process_group,
         )
         self.metrics = as_metrics(metrics, job)
         self._parts = StepParts(
@@ -347,7 +359,7 @@ class GradientGuard:
     def _make_pipeline(self) -> StepPipeline:
         if self.config.mode != "deferred":
             return StepPipeline(self._parts)
-        check_deferred(self.config, self._state.fused)
+        check_deferred(self.config, self._state.fused, self._parts.device)
         return DeferredStepPipeline(self._parts)
 
     def _before_first_backward(self, model: nn.Module) -> None:

@@ -100,7 +100,7 @@ class StepPipeline:
             return
         names, parameters = self._observer.names, self._observer.parameters
         self.layer_norms = remapped(self.layer_norms, origins)
-        self._decider.follow(names, parameters, origins)
+        self._decider.follow(names, parameters, origins, self._observer.shards)
         self._recorder.follow(names, origins)
         if self._parts.local is not None:
             self._parts.local.follow(parameters)
@@ -212,16 +212,16 @@ class StepPipeline:
         return agreed, seen
 
     def _observe(self) -> tuple[Agreed, Observation]:
-        """The rows of all ranks and the norms of the gradients, the global one checked against the other
-        ranks: never applied if it differs there."""
-        pieces, owners = self._observer.measure()
-        if self._observer.shards is None:
-            square = pieces.sum() if self._agreement.world_size > 1 else 0.0
-            rows, squares = _to_host(self._gather_rows(square), pieces)
-            agreed, seen = self._read(rows, squares, owners)
+        """The rows of all ranks and the norms of the gradients; a global norm that differs there raises."""
+        early = None if self._observer.misplaced() else self._observer.measure()
+        if early is not None and self._observer.shards is None:
+            square = early[0].sum() if self._agreement.world_size > 1 else 0.0
+            rows, squares = _to_host(self._gather_rows(square), early[0])
+            agreed, seen = self._read(rows, squares, early[1])
             return agreed, self._correct(agreed, seen)
-        # Settings are compared before the all-reduces of the shards, for which they must be equal.
+        # Settings are compared before the collectives of the shards, for which they must be equal.
         agreed, _ = self._agreement.read(self._gather_rows(math.nan).cpu().numpy().copy(), dict)
+        pieces, owners = early or self._observer.measure()
         seen = self._observer.read(pieces.cpu().numpy(), owners)
         norm = self._agreement.agree_norm(seen.grad_norm, partial(self._named_norms, seen))
         return agreed, self._correct(agreed, seen.with_norm(norm))
@@ -394,7 +394,7 @@ class StepPipeline:
 
 def _to_host(rows: Tensor, pieces: Tensor) -> tuple[Floats, Floats]:
     """Both on the host, the rows copied; from a device in one read."""
-    if not rows.is_cuda:
+    if rows.device.type == "cpu":
         return rows.numpy().copy(), pieces.cpu().numpy()
     both = torch.cat([rows.flatten(), pieces.to(rows.device)]).cpu().numpy()
     return both[: rows.numel()].reshape(rows.shape), both[rows.numel() :]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.act.pack import Pack
-from guard.observe.watched import unwrap
+from guard.observe.watched import clean_name, unwrap
 
 Slots = list[tuple[dict[str, Tensor | None], str]]
 ALWAYS_COPIED_ELEMENTS = 1 << 16
@@ -172,7 +172,7 @@ def _slots(model: nn.Module) -> Slots:
 
 def _names(model: nn.Module) -> list[str]:
     found = [f"{path}.{name}" for path, m in unwrap(model).named_modules() for name in m._buffers]
-    return [name.lstrip(".").replace("_orig_mod.", "") for name in found]
+    return [clean_name(name.lstrip(".")) for name in found]
 
 
 @cache

@@ -46,7 +46,8 @@ class FusedStep:
         """Makes the next step multiply its gradients by ``factor``; false where the caller must do it."""
         if not self.able:
             return False
-        self._scale = torch.tensor(1.0 / factor, device=self._optimizer.param_groups[0]["params"][0].device)
+        device = self._optimizer.param_groups[0]["params"][0].device
+        self._scale = torch.full((), 1.0 / factor, device=device)  # torch.tensor would wait for the device
         return True
 
     def on_device(self, scale: Tensor | None, skip: Tensor) -> None:

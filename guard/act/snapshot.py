@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from guard.act import rng
 from guard.act.buffers import Buffers
 from guard.act.frozen import FrozenWeights
-from guard.act.stores import BufferStore, OptimizerStore, Place, TensorStore, parameters_of
+from guard.act.stores import BufferStore, OptimizerStore, Place, TensorStore, parameters_of, state_of
 from guard.config import SnapshotConfig
 from guard.observe.shards import version
 
@@ -127,6 +127,13 @@ class Subject:
         if GENERATORS not in keep:
             snapshot.generators = rng.capture()
 
+    def save_advanced(self, snapshot: Snapshot) -> None:
+        """Copies what a step advances on the host into ``snapshot``: schedule, rates, detector, limits."""
+        snapshot.optimizer.save_groups(self._optimizer)
+        for name, stateful in self._states.items():
+            if name.startswith("guard."):
+                snapshot.states[name] = copy.deepcopy(stateful.state_dict())
+
     def restore_from(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
         """Restores ``snapshot``; the named states in ``keep`` stay as they are."""
         snapshot.parameters.restore(snapshot.held)
@@ -140,7 +147,7 @@ class Subject:
 
     def version(self) -> tuple[Any, ...]:
         """Changes whenever a parameter, a buffer, the optimizer's state or a hyperparameter was loaded."""
-        moments = [v for s in self._optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        moments = [v for s in state_of(self._optimizer).values() for v in s.values() if isinstance(v, Tensor)]
         buffers = [b for b in self._buffers.read() if b is not None]
         tensors = (*self._model.parameters(), *self._trained, *buffers, *moments)
         groups = [
@@ -178,6 +185,11 @@ class SnapshotRing:
         self._subject.save_to(snapshot)
         snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
         self._snapshots.append(snapshot)
+
+    def complete(self, step: int) -> None:
+        """The step to ``step`` stands: a snapshot that was taken while it was in flight is of after it."""
+        if self.is_fresh(step):
+            self._subject.save_advanced(self._snapshots[-1])
 
     def retake(self, *, keep: frozenset[str]) -> None:
         """Saves the present state over the newest snapshot, but for the named states in ``keep``."""

@@ -7,9 +7,10 @@ tensors and so leaves every cached list of them stale.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Sequence
 from operator import is_
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -139,6 +140,10 @@ class OptimizerStore:
         self._slots, tensors, self._values = _flatten(optimizer)
         self._tensors.save(tensors)
         self._layouts = [layout(tensor) for tensor in tensors]
+        self.save_groups(optimizer)
+
+    def save_groups(self, optimizer: Optimizer) -> None:
+        """Copies the hyperparameters alone."""
         self._groups = [
             (group["params"][0], {k: copy.deepcopy(v) for k, v in group.items() if k != "params"})
             for group in optimizer.param_groups
@@ -179,18 +184,18 @@ class OptimizerStore:
 
     def _rebuild(self, optimizer: Optimizer, present: list[Tensor]) -> None:
         for parameter in present:
-            optimizer.state.pop(parameter, None)
+            state_of(optimizer).pop(parameter, None)
         known = {id(parameter) for parameter in present}
         for (index, key), copied, laid in zip(self._slots, self._tensors.copies, self._layouts, strict=True):
             if id(self._parameters[index]) in known:
-                optimizer.state[self._parameters[index]][key] = laid_out(copied.clone(), laid)
+                state_of(optimizer)[self._parameters[index]][key] = laid_out(copied.clone(), laid)
         self._write_values(optimizer, present)
 
     def _write_values(self, optimizer: Optimizer, present: list[Tensor]) -> None:
         known = {id(parameter) for parameter in present}
         for index, values in self._values.items():
             if id(self._parameters[index]) in known:
-                optimizer.state[self._parameters[index]].update(copy.deepcopy(values))
+                state_of(optimizer)[self._parameters[index]].update(copy.deepcopy(values))
 
 
 def _assign(group: dict[str, Any], key: str, value: Any) -> None:
@@ -208,12 +213,23 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def state_of(optimizer: Optimizer) -> Any:
+    """Its moments by parameter; of ``ZeroRedundancyOptimizer`` those of this rank's shard."""
+    return optimizer.optim.state if is_zero(optimizer) else optimizer.state
+
+
+def is_zero(optimizer: Any) -> TypeGuard[Any]:
+    """Whether it is torch's ``ZeroRedundancyOptimizer``: each rank steps a shard and sends its weights."""
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    return module is not None and isinstance(optimizer, module.ZeroRedundancyOptimizer)
+
+
 def _flatten(optimizer: Optimizer) -> tuple[list[tuple[int, str]], list[Tensor], dict[int, dict[str, Any]]]:
     slots: list[tuple[int, str]] = []
     tensors: list[Tensor] = []
     values: dict[int, dict[str, Any]] = {}
     for index, parameter in enumerate(parameters_of(optimizer)):
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in state_of(optimizer).get(parameter, {}).items():
             if isinstance(value, Tensor):
                 slots.append((index, key))
                 tensors.append(value)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,10 +18,11 @@ from guard.act.fused import FusedStep
 from guard.act.loop_checks import LoopChecks, ScheduleCheck, check_closure
 from guard.act.moments import kept_moments
 from guard.act.rates import UsedRate
+from guard.act.replicas import Replicas
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
-from guard.observe.displacement import Displacement
+from guard.observe.displacement import Displacement, Moving
 from guard.observe.observer import Observer
 from guard.observe.own_rate import declared_rate
 from guard.observe.shards import version
@@ -56,6 +58,7 @@ class TrainingState:
         states: Mapping[str, Stateful],
         data: Stateful | None,
         ema: Stateful | None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._observer = observer
@@ -75,10 +78,13 @@ class TrainingState:
         watches = config.mode != "off"
         self.fused = FusedStep(optimizer, scaled=scaler is not None and scaler.is_enabled())
         self.shield = BufferShield(model, config.watch_buffers) if watches else None
+        self._replicas: Replicas | None = None
+        if config.replicas != "off" and watches:
+            self._replicas = Replicas(model, optimizer, observer, config.replicas, process_group)
         self._displacement: Displacement | None = None
         if watches and config.update_norm != "off":
             every = 1 if config.update_norm == "always" else config.update_norm
-            self._displacement = Displacement(observer.parameters, optimizer, every)
+            self._displacement = Displacement(observer.parameters, optimizer, every, observer.shards)
         named = {"guard.scheduler": scheduler, "guard.scaler": scaler, **states, DATA: data, EMA: ema}
         present = {k: s for k, s in named.items() if s is not None}
         self._subject = Subject(model, optimizer, present, observer.parameters)
@@ -127,7 +133,7 @@ class TrainingState:
         if self.shield is not None:
             self.shield.rescan()
         if self._displacement is not None:
-            self._displacement.follow(self._observer.parameters, step)
+            self._displacement.follow(self._observer.parameters, step, self._observer.shards)
 
     def refresh(self) -> None:
         """Before the first step: weights may have been loaded after ``start``; then the snapshot follows.
@@ -144,9 +150,18 @@ class TrainingState:
 
         Always right after a snapshot: what the snapshot holds is then judged before it can be called healthy.
         """
+        moving = self.start_movement(step)
+        return None if moving is None else self.read_movement(moving, moving.pieces.cpu().numpy())
+
+    def start_movement(self, step: int) -> Moving | None:
+        """The same, on the device, where ``read_movement`` will be called with it once it is on the host."""
         if self._displacement is None or not (self._displacement.due(step) or self._ring.is_fresh(step)):
             return None
-        return self._displacement.measure(step)
+        return self._displacement.launch(step)
+
+    def read_movement(self, moving: Moving, pieces: Floats) -> Movement | None:
+        """What ``start_movement`` measured."""
+        return None if self._displacement is None else self._displacement.read(moving, pieces)
 
     def distances(self, step: int) -> Floats | None:
         """How far each parameter has moved since the last measurement; None where that is not watched."""
@@ -222,7 +237,13 @@ class TrainingState:
             self._schedule.accept()
 
     def settle(self, step: int, *, clean: bool) -> None:
-        """After an applied step: count it toward the health of the snapshots, and take one when due."""
+        """After an applied step: count it toward the health of the snapshots, and take one when due.
+
+        Raises:
+            RankDivergence: what must be equal on all ranks is not, where this step compares it.
+        """
+        if self._replicas is not None:
+            self._replicas.check_when_due(step)
         self.update_snapshot_health(step, clean=clean)
         if clean:
             self.take_snapshot_when_due(step)
@@ -233,6 +254,11 @@ class TrainingState:
             self._ring.clean_step(step)
         elif self._active:
             self._ring.drop_candidates()
+
+    def complete_snapshot(self, step: int) -> None:
+        """A snapshot taken while the step to ``step`` was in flight gets the schedule of after it."""
+        if self._active:
+            self._ring.complete(step)
 
     def take_snapshot_when_due(self, step: int) -> None:
         """Takes a candidate of the present state where ``every_steps`` asks for one."""

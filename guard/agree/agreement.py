@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guard.agree.divergence import TOLERANCE, Describe, check_digests, check_norms
 from guard.errors import GuardError
+from guard.observe.norms import widest
 from guard.types import Agreed, Floats
 
 LOSS, REQUESTS, LOCAL_NORM, SQUARE, JUMP, DIGEST, MICRO_BATCHES, DROPPED = range(8)
@@ -119,7 +120,9 @@ class Agreement:
         self._losses, self._jump, self._requests = [], None, 0
 
     def gather(self, *, local_norm: Value, square: Value, digest: int) -> Tensor:
-        """The rows of all ranks, float64 [ranks, WIDTH], on the device; valid until the next call.
+        """The rows of all ranks, [ranks, WIDTH], on the device; valid until the next call.
+
+        float64, on MPS float32.
 
         Args:
             local_norm: of the attempt before.
@@ -224,8 +227,9 @@ class _Slot:
     """
 
     def __init__(self, width: int, world_size: int, device: torch.device) -> None:
-        self.row = torch.empty(width, device=device, dtype=torch.float64)
-        self.gathered = torch.empty(world_size * width, device=device, dtype=torch.float64)
+        dtype = widest(device)
+        self.row = torch.empty(width, device=device, dtype=dtype)
+        self.gathered = torch.empty(world_size * width, device=device, dtype=dtype)
         self.rows = self.gathered.view(world_size, width)
         if world_size == 1:
             self.row = self.rows[0]
@@ -233,7 +237,7 @@ class _Slot:
     def write(self, values: Sequence[Value]) -> None:
         """Fills this rank's row; the host does not wait for a device."""
         on_host = [0.0 if isinstance(value, Tensor) else value for value in values]
-        pinned = torch.tensor(on_host, pin_memory=self.row.is_cuda, dtype=torch.float64)
+        pinned = torch.tensor(on_host, pin_memory=self.row.is_cuda, dtype=self.row.dtype)
         self.row.copy_(pinned, non_blocking=True)
         for i, value in enumerate(values):
             if isinstance(value, Tensor):
@@ -244,6 +248,10 @@ def same_norms(rows: Tensor) -> Tensor:
     """Whether the norms in the rows of ``gather`` are the same but for rounding: 0-dim bool, not read."""
     squares = rows[:, SQUARE]
     return ((squares - squares[0]).abs() <= 2 * TOLERANCE * squares[0]).all()
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(widest(value.device))
 
 
 def _requests(bits: int) -> dict[str, bool]:
@@ -271,6 +279,6 @@ def _mean(losses: list[Value]) -> tuple[Value, Value]:
     if all(isinstance(loss, float) for loss in losses):
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / len(finite) if finite else math.nan, float(len(losses) - len(finite))
-    stacked = torch.stack([torch.as_tensor(loss).reshape(()).double() for loss in losses])
+    stacked = torch.stack([_wide(torch.as_tensor(loss)).reshape(()) for loss in losses])
     kept = torch.isfinite(stacked)
     return torch.where(kept, stacked, 0.0).sum() / kept.sum(), (~kept).sum()

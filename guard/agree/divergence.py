@@ -43,10 +43,11 @@ def check_digests(digests: Floats, describe: Describe, group: Any) -> None:
     common = first if counts[values == first][0] == counts.max() else values[counts.argmax()]
     odd = np.flatnonzero(digests != common).tolist()
     found = _differences(describe(), odd, digests == common, group, f"{common:.0f}-{digests[odd[0]]:.0f}")
+    stages = " (stages of a pipeline on different ranks are not supported)" if _ABSENT in found else ""
     raise RankDivergence(
         f"the decision state of {_ranks(odd)} differs from that of the other ranks"
-        f"{found and ': ' + found}: give all ranks the same configuration, model, optimizer and version, and "
-        "resume all of them from the same checkpoint"
+        f"{found and ': ' + found}: give all ranks the same configuration, model{stages}, optimizer and "
+        "version, and resume all of them from the same checkpoint"
     )
 
 
@@ -71,9 +72,9 @@ def check_norms(norms: Floats, layers: Describe, group: Any) -> None:
     raise RankDivergence(
         f"the gradients of {_ranks(odd)} differ from those of the other ranks after the all-reduce (global "
         f"norm {seen}, elsewhere {norms[alike.argmax()]:.6g}{found and '; ' + found}): wrap the model in "
-        "DistributedDataParallel and synchronize the last micro-batch; make parameters of which each rank "
-        "holds its own part, such as experts, DTensors; or pass process_group= with the ranks that hold the "
-        "same parameters"
+        "DistributedDataParallel and synchronize the last micro-batch; declare parameters of which each rank "
+        "holds its own part, such as experts: GradientGuard(shards={'*.experts.*': group}); or pass "
+        "process_group= with the ranks that hold the same parameters"
     )
 
 

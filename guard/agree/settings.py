@@ -18,8 +18,14 @@ Settings = Mapping[str, str]
 class RankSettings:
     """The settings of this rank, as text by name; read once, when the first step asks for them."""
 
-    def __init__(self, config: GuardConfig, optimizer: Optimizer, named: Callable[[], Mapping[str, Tensor]]):
-        self._config, self._optimizer, self._named = config, optimizer, named
+    def __init__(
+        self,
+        config: GuardConfig,
+        optimizer: Optimizer,
+        named: Callable[[], Mapping[str, Tensor]],
+        divided: Callable[[str], bool] = lambda _: False,
+    ):
+        self._config, self._optimizer, self._named, self._divided = config, optimizer, named, divided
         self._known: Settings | None = None
         self._digest = 0
 
@@ -29,7 +35,11 @@ class RankSettings:
                 "gradguard": _version(),
                 **_flat(self._config.model_dump()),
                 **_optimizer_settings(self._optimizer),
-                **{f"parameter {name}": _shape(p) for name, p in self._named().items() if p.requires_grad},
+                **{
+                    f"parameter {name}": "this rank's part" if self._divided(name) else _shape(p)
+                    for name, p in self._named().items()
+                    if p.requires_grad
+                },
             }
             self._digest = digest(sorted(self._known.items()))
         return self._known

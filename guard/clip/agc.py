@@ -11,9 +11,9 @@ from torch import Tensor
 
 from guard.clip.base import Clipper, ratio_of
 from guard.clip.fixed import to_floats
-from guard.config import ClipConfig
 from guard.errors import UnsupportedGradient
 from guard.observe.norms import square_norms
+from guard.observe.shards import Shards
 from guard.types import Observation
 
 
@@ -27,8 +27,8 @@ class AgcClipper(Clipper):
     linear layer; here all are clipped. A tensor whose gradient is below ``clip_factor * eps`` is not read.
     """
 
-    def __init__(self, config: ClipConfig, parameters: Sequence[Tensor]) -> None:
-        super().__init__(config, parameters)
+    def _take(self, parameters: Sequence[Tensor], shards: Shards | None = None) -> None:
+        super()._take(parameters, shards)
         if self._shards is not None:
             raise UnsupportedGradient(
                 "clip kind agc measures whole units, and the model is sharded, which may split a unit over "

@@ -46,14 +46,16 @@ class Clipper:
         self.config = config
         self._take(parameters)
 
-    def _take(self, parameters: Sequence[Tensor]) -> None:
+    def _take(self, parameters: Sequence[Tensor], shards: Shards | None = None) -> None:
         self._parameters = list(parameters)
-        self._shards = Shards.of(self._parameters)
+        self._shards = shards or Shards.of(self._parameters)
         self._special = self._shards is not None or any(p.is_complex() for p in self._parameters)
 
-    def follow(self, parameters: Sequence[Tensor], origins: Sequence[int]) -> None:
+    def follow(
+        self, parameters: Sequence[Tensor], origins: Sequence[int], shards: Shards | None = None
+    ) -> None:
         """Clips these from now on; ``origins``: the former index of each, -1 of a new one."""
-        self._take(parameters)
+        self._take(parameters, shards)
         self._remap(origins)
 
     def plan(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from guard.clip.base import Clipper, Step, coefficient, ratio_of, scale_
 from guard.config import ClipConfig
-from guard.observe.norms import square_norms
+from guard.observe.norms import square_norms, widest
 from guard.observe.shards import Shards
 from guard.types import Floats, Observation, Plan
 
@@ -160,7 +160,7 @@ def to_floats(scalars: Sequence[Tensor]) -> Floats:
     if not scalars:
         return np.zeros(0)
     device = scalars[0].device
-    return torch.stack([s.to(device, torch.float64) for s in scalars]).cpu().numpy()
+    return torch.stack([s.to(device, widest(device)) for s in scalars]).cpu().numpy()
 
 
 def _power_sum(gradient: Tensor, scale: float, p: float) -> Tensor:

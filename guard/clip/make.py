@@ -15,16 +15,21 @@ from guard.clip.base import Clipper
 from guard.clip.fixed import GroupClipper, NormClipper, ValueClipper
 from guard.config import ClipConfig
 from guard.errors import UnsupportedGradient
+from guard.observe.shards import Shards
 
 
 def make_clipper(
-    config: ClipConfig, parameters: Sequence[Tensor], optimizer: Optimizer | None = None
+    config: ClipConfig,
+    parameters: Sequence[Tensor],
+    optimizer: Optimizer | None = None,
+    shards: Shards | None = None,
 ) -> Clipper:
     """The clipper of ``config.kind``.
 
     Args:
         parameters: those whose gradients are clipped, in the order of ``Observation.layer_norms``.
         optimizer: whose groups the kind ``group`` clips one by one; without it all parameters are one group.
+        shards: how they are divided over the ranks, where that is not seen from the parameters.
 
     Raises:
         UnsupportedGradient: the kind cannot be right for sharded or complex parameters.
@@ -46,4 +51,7 @@ def make_clipper(
         "zclip": ZClipper,
         "adagc": AdaGcClipper,
     }
-    return makers[config.kind](config, parameters)
+    clipper = makers[config.kind](config, parameters)
+    if shards is not None:
+        clipper.follow(parameters, range(len(parameters)), shards)
+    return clipper

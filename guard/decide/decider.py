@@ -21,6 +21,7 @@ from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
 from guard.decide.start_rate import StartRate
 from guard.decide.vanishing import VANISHED, VanishingByDepth
+from guard.observe.shards import Shards
 from guard.observe.watched import remapped
 from guard.records import OK, Verdict
 from guard.types import (
@@ -53,14 +54,19 @@ class Decider:
     """Detector, ladder and clipping: a deterministic function of agreed numbers."""
 
     def __init__(
-        self, config: GuardConfig, names: list[str], parameters: Sequence[Tensor], optimizer: Optimizer
+        self,
+        config: GuardConfig,
+        names: list[str],
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        shards: Shards | None = None,
     ) -> None:
         self._config = config
         self._names = names
         self._parameters = parameters
         self.detector = SpikeDetector(config.detect)
         clip = config.clip if config.mode != "off" else ClipConfig(kind="off")
-        self.clipper = make_clipper(clip, parameters, optimizer)
+        self.clipper = make_clipper(clip, parameters, optimizer, shards)
         self.ladder = EscalationLadder(config.budget, config.on_suspect)
         self.rank_exclusion = RankExclusion(config.rank_exclusion)
         replays = config.recovery.data == "replay"
@@ -76,12 +82,18 @@ class Decider:
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
 
-    def follow(self, names: list[str], parameters: Sequence[Tensor], origins: Sequence[int]) -> None:
+    def follow(
+        self,
+        names: list[str],
+        parameters: Sequence[Tensor],
+        origins: Sequence[int],
+        shards: Shards | None = None,
+    ) -> None:
         """The optimizer steps these parameters from now on; ``origins``: the former index of each, or -1."""
         self._names, self._parameters = names, parameters
         self._idle = remapped(self._idle, origins)
         self._by_depth = VanishingByDepth(parameters, self._config.dead_steps)
-        self.clipper.follow(parameters, origins)
+        self.clipper.follow(parameters, origins, shards)
 
     def foresee(self, agreed: Agreed, seen: Observation, moved: Movement | None) -> Verdict:
         """The verdict that ``judge`` would reach; nothing is counted or learned."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guard.observe.gradients import elements
-from guard.observe.norms import square_norms
+from guard.observe.norms import ordered_squares, square_norms, sum_pieces
 from guard.observe.own_rate import OwnRate, declared_rate, step_size
 from guard.observe.shards import Shards, local
 from guard.types import Floats, Movement
@@ -40,11 +40,18 @@ class Displacement:
         parameters: the weights to watch; a copy of them (of sharded ones: of this rank's part) is kept.
         optimizer: whose learning rate the distance is divided by, where ``stepped`` was not called.
         every_steps: optimizer steps between two measurements.
+        shards: how they are divided over the ranks, where that is not seen from the parameters.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, every_steps: int) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        every_steps: int,
+        shards: Shards | None = None,
+    ) -> None:
         self._parameters = list(parameters)
-        self._shards = Shards.of(parameters)
+        self._shards = shards or Shards.of(parameters)
         self._optimizer = optimizer
         self._every = every_steps
         self._places: list[int] = []
@@ -71,9 +78,9 @@ class Displacement:
         for group in self._groups:
             group.save()
 
-    def follow(self, parameters: Sequence[Tensor], step: int) -> None:
+    def follow(self, parameters: Sequence[Tensor], step: int, shards: Shards | None = None) -> None:
         """Watches these weights from now on: distances start here."""
-        self._parameters, self._shards = list(parameters), Shards.of(parameters)
+        self._parameters, self._shards = list(parameters), shards or Shards.of(parameters)
         self._places = []
         self.start(step)
 
@@ -94,16 +101,29 @@ class Displacement:
 
         Where parameters are sharded, all ranks call it in the same step (see ``Shards``).
         """
+        moving = self.launch(step)
+        return self.read(moving, moving.pieces.cpu().numpy())
+
+    @torch.no_grad()
+    def launch(self, step: int) -> Moving:
+        """The part of ``measure`` for which the host waits for no device; ``read`` is the other one."""
         steps, self._measured_at = max(1, step - self._measured_at), step
         if self._places != self._present_places():
             self.start(step)
+            return Moving(steps, math.nan, torch.zeros(0))
+        pieces = self._pieces(follow=True)
+        self._own.check()
+        return Moving(steps, math.nan if self._own.hidden else self._mean_rate(), pieces)
+
+    def read(self, moving: Moving, pieces: Floats) -> Movement:
+        """The movement, once the pieces are on the host."""
+        if not len(pieces):
             return Movement(math.nan, None, None)
-        self._last, weights = self._squares(follow=True)
-        self._before, self._per_step = self._per_step, math.sqrt(self._last.sum()) / steps
+        self._last, weights = self._squares(pieces)
         with np.errstate(invalid="ignore", over="ignore"):
             distance, norm = math.sqrt(self._last.sum()), math.sqrt(weights.sum())
-        self._own.check()
-        rate = math.nan if self._own.hidden else self._mean_rate()
+        steps, rate = moving.steps, moving.rate
+        self._before, self._per_step = self._per_step, distance / steps
         return Movement(
             per_step=distance / steps,
             per_lr=distance / (rate * self._every) if rate > 0 else None,
@@ -127,7 +147,7 @@ class Displacement:
         """
         squares = self._last if step == self._measured_at else None
         if squares is None and self._places == self._present_places():
-            squares, _ = self._squares(follow=False)
+            squares, _ = self._squares(self._pieces(follow=False).cpu().numpy())
         with np.errstate(invalid="ignore"):
             return None if squares is None else np.sqrt(squares)
 
@@ -158,17 +178,28 @@ class Displacement:
         with np.errstate(invalid="ignore", over="ignore"):
             return bool(np.sqrt(np.square(distances).sum()) > _FAR * usual * (steps + _ONE_WAY))
 
-    def _squares(self, *, follow: bool) -> tuple[Floats, Floats]:
-        """Of each parameter the squared distance from its copy, which then follows if asked to, and the
-        squared norm."""
-        distances, weights = np.zeros(len(self._parameters)), np.zeros(len(self._parameters))
+    def _pieces(self, *, follow: bool) -> Tensor:
+        """The squared distance of each piece of weight from its copy, which then follows if asked to; then
+        the squared norms. Float64, one after the other, not read by the host."""
+        moved, norms = [], []
+        for group in self._groups:
+            distances, weights = group.squares()
+            moved.append(distances)
+            norms.append(weights)
+            if follow:
+                group.save()
+        parts = [*moved, *norms]
+        if len({part.device for part in parts}) > 1:  # a model on several devices
+            parts = [part.to(parts[0].device) for part in parts]
+        return torch.cat(parts)
+
+    def _squares(self, pieces: Floats) -> tuple[Floats, Floats]:
+        """The squared distance of each parameter, and its squared norm."""
+        owners = [owner for group in self._groups for owner in group.owners]
+        moved, norms = np.split(pieces, 2)
         with np.errstate(invalid="ignore", over="ignore"):
-            for group in self._groups:
-                moved, norms = np.split(group.squares(), 2)
-                np.add.at(distances, group.owners, moved)
-                np.add.at(weights, group.owners, norms)
-                if follow:
-                    group.save()
+            distances = sum_pieces(moved, owners, len(self._parameters))
+            weights = sum_pieces(norms, owners, len(self._parameters))
         if self._shards is None:
             return distances, weights
         return self._shards.sum(distances), self._shards.sum(weights)  # all-reduces; all ranks come here
@@ -183,11 +214,26 @@ class Displacement:
         room = 0
         for i, parameter in enumerate(self._parameters):
             for piece in _pieces(local(parameter.detach())):
-                if piece.numel() > room:
+                if not self._groups or piece.numel() > room:
                     self._groups.append(_Group([], [], []))
                     room = GROUP_ELEMENTS
                 self._groups[-1].add(i, piece)
                 room -= piece.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """What is known of a movement before the host reads it.
+
+    Attributes:
+        steps: since the last measurement.
+        rate: the mean learning rate of these steps; NaN where it is hidden.
+        pieces: squared distances, then squared norms, float64; empty where there is nothing to compare with.
+    """
+
+    steps: int
+    rate: float
+    pieces: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +249,12 @@ class _Group:
         self.weights.append(piece)
         self.copies.append(torch.empty_like(piece))
 
-    def squares(self) -> Floats:
-        """The squared distances of all pieces, then their squared norms."""
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """The squared distance of each piece, and its squared norm; not read by the host."""
         differences = torch._foreach_sub(self.weights, self.copies)
-        return square_norms([elements(piece) for piece in (*differences, *self.weights)])
+        squares = ordered_squares([elements(piece) for piece in (*differences, *self.weights)])
+        distances, weights = squares.chunk(2)
+        return distances, weights
 
     def save(self) -> None:
         torch._foreach_copy_(self.copies, self.weights)

@@ -32,6 +32,15 @@ def square_norms(gradients: Sequence[Tensor]) -> Floats:
     return sum_pieces(pieces.cpu().numpy(), owners, len(gradients))
 
 
+def ordered_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The squared L2 norm of each tensor, in order, where they are; the host waits for no device."""
+    squares, owners = square_pieces(tensors)
+    if owners == list(range(len(tensors))):
+        return squares
+    index = torch.tensor(owners).to(squares.device, non_blocking=True)
+    return torch.zeros(len(tensors), dtype=squares.dtype, device=squares.device).index_add_(0, index, squares)
+
+
 def square_pieces(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """The squared norms of all pieces of the gradients, where they are, not read by the host.
 
@@ -48,6 +57,11 @@ def sum_pieces(pieces: Floats, owners: Sequence[int] | Places, gradients: int) -
     if not len(owners):
         return np.zeros(gradients)
     return np.bincount(owners, weights=pieces, minlength=gradients).astype(np.float64, copy=False)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, and float32 where the device (Apple's MPS) has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def norm(gradient: Tensor) -> Tensor:
@@ -90,9 +104,18 @@ def _by_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         for piece in (gradient,) if whole else gradient.reshape(-1).split(SPLIT_ELEMENTS):
             owners.append(i)
             pieces.append(piece)
-    if all(piece.dtype is torch.float32 for piece in pieces):
-        norms = torch._foreach_norm(pieces)
-    else:
-        norms = tuple(norm(piece).double() for piece in pieces)
-    values = torch.stack(norms).double()
+    norms = _wide_norms(pieces)
+    if len({piece.device for piece in pieces}) > 1:  # a model on several devices
+        norms = [value.to(norms[0].device) for value in norms]
+    values = torch.stack(norms)
+    values = values.to(widest(values.device))
     return values * values, owners
+
+
+def _wide_norms(pieces: list[Tensor]) -> list[Tensor] | tuple[Tensor, ...]:
+    dtypes = {piece.dtype for piece in pieces}
+    if dtypes == {torch.float32}:
+        return torch._foreach_norm(pieces)
+    if torch.float64 in dtypes:
+        return [norm(piece).double() for piece in pieces]
+    return torch._foreach_norm(pieces, 2, torch.float32)  # of half precision: taken in float32

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guard.observe.gradients import coalesce_, elements
 from guard.observe.norms import Places, square_pieces, sum_pieces
-from guard.observe.shards import Shards
+from guard.observe.shards import Declared, Shards, laid_out_otherwise, local
 from guard.observe.watched import Watched
 from guard.types import Floats, Observation
 
@@ -24,10 +24,16 @@ class Observer:
     Args:
         named: those that require a gradient are measured.
         watched: instead of ``named``; ``follow`` takes the present ones.
+        declared: which plain parameters are parts of larger ones, as in ``Shards.of``.
     """
 
-    def __init__(self, named: dict[str, Tensor] | None = None, watched: Watched | None = None) -> None:
-        self._watched = watched
+    def __init__(
+        self,
+        named: dict[str, Tensor] | None = None,
+        watched: Watched | None = None,
+        declared: Declared | None = None,
+    ) -> None:
+        self._watched, self._declared = watched, declared
         self.parameters: list[Tensor] = []
         """The same list for good, also where its members change."""
         found = watched.named() if watched is not None else named or {}
@@ -37,7 +43,7 @@ class Observer:
         self.names = list(named)
         self.parameters[:] = named.values()
         self._complex = any(parameter.is_complex() for parameter in self.parameters)
-        self.shards = Shards.of(self.parameters, self.names)
+        self.shards = Shards.of(self.parameters, self.names, self._declared)
         self.has_gradients = False
         """Whether there was any gradient in the last measurement."""
         self._owners: list[int] = []
@@ -67,6 +73,10 @@ class Observer:
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
 
+    def misplaced(self) -> bool:
+        """Whether ``measure`` has gradients to redistribute."""
+        return self.shards is not None and laid_out_otherwise(self.parameters)
+
     @torch.no_grad()
     def clear_gradients(self) -> None:
         """Sets them to zero, in place: a CUDA graph, or the user, may write to the same memory again."""
@@ -78,16 +88,18 @@ class Observer:
         """Norms of the present gradients; non-finite ones give a non-finite norm, never an error.
 
         Where parameters are sharded it is collective: every rank calls it once a step.
-
-        Raises:
-            UnsupportedGradient: a gradient is sharded otherwise than its parameter.
         """
         pieces, owners = self.measure()
         return self.read(pieces.cpu().numpy(), owners)
 
     @torch.no_grad()
     def measure(self) -> tuple[Tensor, list[int]]:
-        """The squared norms of all pieces, where the gradients are; and the parameter each belongs to."""
+        """The squared norms of all pieces, where the gradients are; and the parameter each belongs to.
+
+        Collective where a gradient is laid out otherwise than its parameter (``misplaced``).
+        """
+        if self.shards is not None:
+            self.shards.redistribute(self.parameters)
         gradients = [p.grad for p in self.parameters]
         present = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.numel()]
         self.has_gradients = bool(present)
@@ -105,10 +117,10 @@ class Observer:
             return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
 
     def _elements(self, index: int, gradient: Tensor | None) -> Tensor:
-        if self.shards is not None:
-            gradient = self.shards.gradient(index, self.parameters[index])
         if gradient is None:
             raise RuntimeError(f"the gradient of {self.names[index]} was dropped while it was measured")
+        if self.shards is not None:
+            gradient = local(gradient)
         if gradient.is_sparse:
             return elements(coalesce_(self.parameters[index], gradient))
         return elements(gradient) if self._complex else gradient

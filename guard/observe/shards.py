@@ -1,4 +1,4 @@
-"""Parameters of which each rank holds a shard, as FSDP2 (``fully_shard``) lays them out.
+"""Parameters of which each rank holds a part: DTensors (FSDP2, tensor parallel), and plain ones so declared.
 
 A sharded tensor is a ``DTensor``. What is done element by element (copying, scaling, clamping) is done on
 the local shard; what is measured on a whole tensor is measured on the shards and put together by one small
@@ -8,7 +8,8 @@ collective over the ranks that share it, never over the replicas of an HSDP mesh
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from guard.errors import UnsupportedGradient
 from guard.types import Floats
 
+Declared = Mapping[str, dist.ProcessGroup]
+"""By name pattern, the ranks over which plain parameters are divided."""
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -77,28 +80,42 @@ class Shards:
     Use ``Shards.of``. Every method is collective: all ranks call it in the same order.
     """
 
-    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, names: Sequence[str], parameters: Sequence[Tensor], declared: Declared | None = None
+    ) -> None:
         self._groups: list[tuple[dist.ProcessGroup, torch.device, list[int]]] = []
-        self._names = list(names)
         known: dict[tuple[int, ...], list[int]] = {}
         for i, parameter in enumerate(parameters):
-            for group in _sharing(parameter, self._names[i]):
+            for group in declared_groups(declared, names[i]) or _sharing(parameter, names[i]):
                 ranks = tuple(sorted(dist.get_process_group_ranks(group)))
                 if ranks not in known:
                     known[ranks] = []
                     self._groups.append((group, _device(parameter), known[ranks]))
                 known[ranks].append(i)
 
+    @property
+    def divided(self) -> set[int]:
+        """The indices of the parameters of which no rank holds the whole."""
+        return {i for _, _, members in self._groups for i in members}
+
     @classmethod
-    def of(cls, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> Shards | None:
-        """None where no parameter is a ``DTensor``: then nothing of this costs anything.
+    def of(
+        cls,
+        parameters: Sequence[Tensor],
+        names: Sequence[str] | None = None,
+        declared: Declared | None = None,
+    ) -> Shards | None:
+        """None where every parameter is whole on each rank: then nothing of this costs anything.
+
+        Args:
+            declared: name patterns of plain parameters of which each rank of the group holds its own part.
 
         Raises:
             UnsupportedGradient: a parameter holds partial sums.
         """
-        if not any(is_distributed(parameter) for parameter in parameters):
+        if not declared and not any(is_distributed(parameter) for parameter in parameters):
             return None
-        return cls(names or [f"parameter {i}" for i in range(len(parameters))], parameters)
+        return cls(names or [f"parameter {i}" for i in range(len(parameters))], parameters, declared)
 
     def sum(self, values: Floats) -> Floats:
         """The sums over the shards of one value a parameter, float64 [parameters], equal on their ranks."""
@@ -113,22 +130,14 @@ class Shards:
         with np.errstate(invalid="ignore"):
             return scales * self.sum((norms / scales) ** p) ** (1 / p)
 
-    def gradient(self, index: int, parameter: Tensor) -> Tensor | None:
-        """This rank's part of the gradient of ``parameter``, which has the place ``index``.
+    @staticmethod
+    def redistribute(parameters: Sequence[Tensor]) -> None:
+        """Lays each gradient out as its parameter is; partial sums, as of sequence-parallel norms, are added.
 
-        Raises:
-            UnsupportedGradient: the gradient is laid out otherwise than its parameter.
+        Collective over the ranks of such a gradient's mesh, which all have it laid out alike.
         """
-        gradient = parameter.grad
-        if gradient is None or not is_distributed(gradient):
-            return gradient
-        here, there = gradient.placements, parameter.placements  # type: ignore[attr-defined]
-        if here != there:
-            raise UnsupportedGradient(
-                f"{self._names[index]} is laid out as {_words(there)}, its gradient as {_words(here)}: "
-                "redistribute the gradient to the parameter's placements before guard.step"
-            )
-        return local(gradient)
+        for parameter in filter(_laid_out_otherwise, parameters):
+            _redistribute(parameter)
 
     def _reduce(self, values: Floats, op: Any) -> Floats:
         whole = values.copy()
@@ -154,11 +163,32 @@ def _sharing(parameter: Any, name: str) -> list[dist.ProcessGroup]:
 
 def _device(parameter: Any) -> torch.device:
     """Where the collectives of the parameter's mesh run, wherever the parameter itself is offloaded to."""
+    if not is_distributed(parameter):
+        return parameter.device
     kind = parameter.device_mesh.device_type
     if kind == "cpu":
         return torch.device("cpu")
     return torch.device(kind, torch.accelerator.current_device_index())
 
 
-def _words(placements: Any) -> str:
-    return ", ".join(map(str, placements))
+def laid_out_otherwise(parameters: Sequence[Tensor]) -> bool:
+    """Whether a gradient has other placements than its parameter."""
+    return any(map(_laid_out_otherwise, parameters))
+
+
+def _redistribute(parameter: Any) -> None:
+    # Reduce-scatter or all-reduce of one gradient. Every rank of the mesh reaches it: settings, and so the
+    # placements, were compared before.
+    parameter.grad = parameter.grad.redistribute(parameter.device_mesh, parameter.placements)
+
+
+def _laid_out_otherwise(parameter: Any) -> bool:
+    gradient = parameter.grad
+    if gradient is None or type(gradient) is Tensor or not is_distributed(gradient):
+        return False
+    return is_distributed(parameter) and bool(gradient.placements != parameter.placements)
+
+
+def declared_groups(declared: Declared | None, name: str) -> list[dist.ProcessGroup]:
+    """The group over whose ranks the plain parameter of this name is divided; of several, the first."""
+    return [group for pattern, group in (declared or {}).items() if fnmatchcase(name, pattern)][:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from operator import is_
 from typing import TypeVar
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+_WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 Number = TypeVar("Number", np.float64, np.int64)
 
 
@@ -77,4 +79,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     """Parameters by the name they have in the user's model, whatever it is wrapped in."""
     named = unwrap(model).named_parameters()
-    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
+    return {clean_name(name): parameter for name, parameter in named}
+
+
+def clean_name(name: str) -> str:
+    """Without what ``torch.compile``, activation checkpointing and FSDP insert for a wrapped submodule."""
+    return _WRAPPERS.sub("", name)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guard.observe.norms import widest
 from guard.preflight.report import LayerReport
 
 _RECTIFIERS = ("ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Hardsigmoid", "Threshold")
@@ -111,7 +112,7 @@ def _by_unit(values: Tensor) -> Tensor:
 
 
 def _rms(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) / math.sqrt(values.numel())
+    return float(torch.linalg.vector_norm(values, dtype=widest(values.device))) / math.sqrt(values.numel())
 
 
 def _dead(entry: Seen) -> float:
@@ -153,4 +154,4 @@ def layer_report(entry: Seen) -> LayerReport:
 
 def norm_of(tensors: list[Tensor]) -> float:
     """The L2 norm of all of them together."""
-    return math.sqrt(sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors))
+    return math.sqrt(sum(float(torch.linalg.vector_norm(t, dtype=widest(t.device))) ** 2 for t in tensors))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guard import GradientGuard, GuardConfig, GuardError, GuardHalt, StepReport
@@ -130,6 +131,51 @@ def test_a_deferred_step_reads_nothing_from_the_device() -> None:
     assert host.reads == []
     with pytest.raises(GuardError, match="in flight"):
         run.guard.state_dict()  # and it was left to the device
+
+
+class Reads(TorchFunctionMode):
+    """Counts the calls that bring a tensor's elements to the host."""
+
+    names = ("cpu", "item", "tolist", "numpy", "__float__", "__bool__", "__int__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") in self.names
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_the_one_read_of_a_step_does_not_grow_with_the_model_or_the_measurement(layers: int) -> None:
+    """The read is that of the step before, which is on the host by then. Every 25th step measures weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(520, 520) for _ in range(layers)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    config = GuardConfig.model_validate({"mode": "deferred", "snapshot": {"every_steps": 1000}})
+    guard, counts, measured = GradientGuard(model, optimizer, config), [], 0
+    for _ in range(54):
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 520)).square().mean()
+        with Reads() as reads:
+            guard.backward(loss)
+            measured += guard.step().update_norm is not None
+        counts.append(reads.count)
+    assert measured >= 2
+    assert set(counts[20:]) == {1}
+
+
+def test_after_a_rollback_the_schedule_is_where_the_steps_are() -> None:
+    """A snapshot is taken while its step is in flight: it has the schedule of after that step."""
+    config = {**AUTO, "mode": "deferred", "recovery": {"cooldown_steps": 0}}
+    faults = [{"kind": "nan_loss", "step": 45, "times": 3}]
+    run = guarded_run(config, OPTIMIZERS["adamw"], faults=faults).train(60)
+    assert run.guard is not None
+    run.guard.flush()
+    assert "rolled_back" in [report.action for report in run.reports]
+    assert run.scheduler.last_epoch == run.guard.steps
+    assert run.optimizer.param_groups[0]["lr"] == run.scheduler.get_last_lr()[0]
 
 
 def test_saving_with_a_step_under_way_is_refused() -> None:
