@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from survival.cases import cases
 from survival.rivals import RIVALS, AdaGC, AutoClip, SkipStep, ZClip
 from survival.tasks import tasks
-from torch import nn
 
 
 def fed(
