@@ -23,6 +23,9 @@ _CLIMB, _CLIMB_AGAIN = 0.5, 0.3
 where it has climbed before."""
 _ABOVE_AGAIN = 1.1
 """The same, where it has climbed before, from the loss before the first update."""
+_FAST = 0.07
+"""The first climb is evidence where the weights moved farther than this a step, in units of their norm: 0.15
+and more at rates that are too high, 0.034 at most in healthy runs, where the first loss was a lucky one."""
 _STALLED, _FAR = 0.95, 2.0
 """A loss above this share of the first one, with weights that are farther than this from the first ones, in
 units of their norm: rates that train travel 0.1 to 1.3 in ten steps, those that do not 3 and more."""
@@ -67,15 +70,15 @@ class StartRate:
     _peak: float = 0.0
 
     def observe(
-        self, loss: float, rate: float, *, travelled: Callable[[], float | None], alarm: bool = False
+        self, loss: float, rate: float, *, pace: Callable[[], float | None], alarm: bool = False
     ) -> RateFinding | None:
         """One attempt.
 
         Args:
             loss: agreed.
             rate: of its update.
-            travelled: measures the distance of the weights from the first ones, in units of their norm;
-                called only where that decides.
+            pace: measures how far the weights move a step, in units of their norm; None where that is not
+                watched. Called only where that decides.
             alarm: whether it would end in a rollback, which returns to the start too.
         """
         if not self.open:
@@ -93,10 +96,10 @@ class StartRate:
         if self._steps > _STEPS or start <= 0.0:
             self.open = False
             return None
-        return self._judge(start, loss, travelled, alarm=alarm)
+        return self._judge(start, loss, pace, alarm=alarm)
 
     def _judge(
-        self, start: float, loss: float, travelled: Callable[[], float | None], *, alarm: bool
+        self, start: float, loss: float, pace: Callable[[], float | None], *, alarm: bool
     ) -> RateFinding | None:
         if alarm and loss > (1 + _CLIMB) * start:
             return self._too_high(start, loss)
@@ -104,20 +107,19 @@ class StartRate:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
-        found = self._climbed(start, level) or self._stalled(start, level, travelled)
+        found = self._climbed(start, level, pace) or self._stalled(start, level, pace)
         return self._too_high(start, level) if found else None
 
-    def _climbed(self, start: float, level: float) -> bool:
+    def _climbed(self, start: float, level: float, pace: Callable[[], float | None]) -> bool:
         climb = level - min(self._lowest, start)
         if not self._climbs:
-            return climb > _CLIMB * start
+            return climb > _CLIMB * start and _exceeds(pace(), _FAST)
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
-    def _stalled(self, start: float, level: float, travelled: Callable[[], float | None]) -> bool:
+    def _stalled(self, start: float, level: float, pace: Callable[[], float | None]) -> bool:
         if self._observed not in _MEASURED or level <= _STALLED * start:
             return False
-        distance = travelled()
-        return distance is not None and distance > _FAR
+        return _exceeds(pace(), _FAR / self._observed)
 
     def _too_high(self, start: float, level: float) -> RateFinding:
         lowest = min(self._lowest, start)
@@ -176,6 +178,11 @@ class StartRate:
         self._steps, self._highest = int(state["steps"]), float(state["highest"])
         self._observed, self._lowest = int(state["observed"]), float(state["lowest"])
         self._peak = float(state.get("peak", 0.0))
+
+
+def _exceeds(pace: float | None, limit: float) -> bool:
+    """Of weights that are not finite too; not where it is not measured."""
+    return pace is not None and not pace <= limit
 
 
 def _rounded(factor: float) -> str:

@@ -151,18 +151,22 @@ class Displacement:
         with np.errstate(invalid="ignore"):
             return None if squares is None else np.sqrt(squares)
 
-    def travelled(self, step: int) -> float | None:
-        """The distance since the last measurement, in units of the norm of the weights then; None where that
-        is zero, or nothing was measured. Collective where parameters are sharded."""
-        distances = None if step == self._measured_at else self.distances(step)
+    def pace(self, step: int) -> float | None:
+        """The distance a step since the last measurement, in units of the norm of the weights then.
+
+        None where that is zero, or nothing was measured. Collective where parameters are sharded."""
+        distances = self.distances(step)
         if distances is None:
             return None
+        per_step = self._per_step
+        if step != self._measured_at:
+            with np.errstate(over="ignore"):
+                per_step = math.sqrt(np.square(distances).sum()) / (step - self._measured_at)
         norms = np.zeros(len(self._parameters))
         for group in self._groups:
             np.add.at(norms, group.owners, square_norms([elements(copy) for copy in group.copies]))
         norm = math.sqrt((norms if self._shards is None else self._shards.sum(norms)).sum())
-        with np.errstate(invalid="ignore", over="ignore"):
-            return math.sqrt(np.square(distances).sum()) / norm if norm > 0 else None
+        return per_step / norm if norm > 0 else None
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain: one of them was wild.

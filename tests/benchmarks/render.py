@@ -16,7 +16,7 @@ from typing import Any
 
 from markdown_tables import markdown
 from pictures import detection_picture, speed_picture, survival_picture
-from survival_tables import by_task, survival, survival_summary, witness_summary
+from survival_tables import by_task, survival, survival_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -75,7 +75,6 @@ BLOCKS: dict[str, Callable[[StepParts], str]] = {
     "worth": lambda parts: markdown([_worth(row) for row in parts["explosion"]["tables"][EXPLOSION]]),
     "machine": lambda parts: _machine(parts["hot path"]["machine"]) + "\n",
     "survival": survival_summary,
-    "witness": witness_summary,
     "detection": lambda parts: markdown([_detector(row) for row in _rows(parts, "detection")]),
     "rates": lambda parts: markdown(_rows(parts, "rates")),
     "cost": lambda parts: markdown(_costs(parts)),

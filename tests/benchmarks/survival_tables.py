@@ -37,7 +37,10 @@ def survival(parts: StepParts) -> str:
         )
         text += markdown(_by_case(table)) + "\n"
     text += _missed(rows)
-    return text + f"\nWhat {GUARD} reported\n\n{markdown(tables[DETAIL])}" if DETAIL in tables else text
+    if DETAIL not in tables:
+        return text
+    summary, detail = witness_summary(tables[DETAIL]), markdown(tables[DETAIL])
+    return text + f"\nHow often the first incident was right\n\n{summary}\nWhat {GUARD} reported\n\n{detail}"
 
 
 def survival_summary(parts: StepParts) -> str:
@@ -47,9 +50,8 @@ def survival_summary(parts: StepParts) -> str:
     return markdown(methods) + "\n" + _weak(rows)
 
 
-def witness_summary(parts: StepParts) -> str:
+def witness_summary(rows: list[dict[str, Any]]) -> str:
     """How often the first incident was right, and what a rollback cost at most, in one row."""
-    rows = parts["survival"]["tables"][DETAIL]
     clean = [row for row in rows if row["case"] == "clean"]
     runs = sum(row["seeds"] for row in clean)
     alarms = sum(row["incidents"] * row["seeds"] for row in clean)

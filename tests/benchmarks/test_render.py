@@ -67,7 +67,7 @@ def test_the_diagnosis_counts_only_what_has_a_right_answer() -> None:
     named = {"step named": "1/2", "kind named": "2/2", "rank named": "2/2", "layer named": ""}
     found = parts()
     found["survival"]["tables"][DETAIL] = [{**asked, **clean, **nothing}, {**asked, **fault, **named}]
-    header, _, answers = witness_summary(found).splitlines()
+    header, _, answers = witness_summary(found["survival"]["tables"][DETAIL]).splitlines()
     shown = dict(zip(header.split(" | "), answers.split(" | "), strict=True))
     assert shown["| step"] == "| 1 of 2"
     assert shown["layer"] == "0 of 0"

@@ -195,6 +195,7 @@ def test_the_incident_names_the_measures_and_their_end() -> None:
     assert (first.recovery.lr_scale, first.recovery.anchor_l2, first.recovery.until_step) == (1.0, 0.0, 10)
     assert incident.recovery.to_row() == {
         "lr_scale": 0.5,
+        "rate_factor": 1.0,
         "weight_decay_scale": 2.0,
         "anchor_l2": 0.01,
         "l1": 0.001,

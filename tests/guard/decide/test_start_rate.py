@@ -148,14 +148,24 @@ def test_a_loss_that_does_not_fall_is_evidence_only_where_the_weights_have_left_
     distance: float | None, found: bool
 ) -> None:
     rule = StartRate()
-    findings = [rule.observe(2.3, 1.0, travelled=lambda: distance) for _ in range(10)]
+    pace = None if distance is None else distance / 10
+    findings = [rule.observe(2.3, 1.0, pace=lambda: pace) for _ in range(10)]
     assert [finding is not None for finding in findings] == [False] * 9 + [found]
+
+
+@pytest.mark.parametrize(("pace", "found"), [(0.2, True), (math.nan, True), (0.03, False), (None, False)])
+def test_a_first_loss_that_was_lucky_is_no_evidence_while_the_weights_move_as_in_training(
+    pace: float | None, found: bool
+) -> None:
+    rule = StartRate()
+    losses = (0.003, 0.06, 0.05, 0.08, 0.02)
+    assert any(rule.observe(loss, 1.0, pace=lambda: pace) for loss in losses) == found
 
 
 def test_the_weights_of_a_run_that_learns_are_not_measured() -> None:
     rule = StartRate()
     for step in range(40):
-        rule.observe(2.3 - 0.05 * step, 1.0, travelled=lambda: pytest.fail("measured"))
+        rule.observe(2.3 - 0.05 * step, 1.0, pace=lambda: pytest.fail("measured"))
 
 
 @pytest.mark.parametrize(
