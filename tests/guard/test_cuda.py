@@ -14,6 +14,8 @@ from guard.act.stores import TensorStore
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    # Torch warns that set_sync_debug_mode is a prototype, and warnings are errors.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
 
