@@ -8,6 +8,7 @@ for batch in loader:
 
 ``guard``: ``GradientGuard``
 ``backward``: the guard's part of a backward
+``auto_mode``: chooses between exact and deferred
 ``arguments``: checks what it is given
 ``step``: one step through the five verbs
 ``deferred_step``: the same, decided on the device

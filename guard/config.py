@@ -281,10 +281,11 @@ class RecoveryConfig(Config):
 class GuardConfig(Config):
     """What the guard watches and what it may do; the defaults suit a run nobody has tuned yet."""
 
-    mode: Literal["exact", "deferred", "shadow", "off"] = "exact"
+    mode: Literal["exact", "deferred", "auto", "shadow", "off"] = "exact"
     """``exact`` decides before each optimizer step. ``deferred`` leaves clipping and skipping to a fused
-    optimizer and reads what happened one step later, so that the host never waits for the device. ``shadow``
-    watches and reports what it would have done; ``off`` is a bare loop."""
+    optimizer and reads what happened one step later, so that the host never waits for the device. ``auto``
+    is ``deferred`` on CUDA where nothing needs ``exact``, and ``exact`` elsewhere; the log says which and
+    why. ``shadow`` watches and reports what it would have done; ``off`` is a bare loop."""
 
     clip: ClipConfig = Field(default_factory=ClipConfig)
     """Clipping."""
@@ -351,4 +352,4 @@ class GuardConfig(Config):
     @property
     def acts(self) -> bool:
         """Whether the guard may change anything."""
-        return self.mode in ("exact", "deferred")
+        return self.mode in ("exact", "deferred", "auto")

@@ -29,6 +29,7 @@ from guard.arguments import (
     check_shards,
     check_states,
 )
+from guard.auto_mode import check_closure, resolved
 from guard.backward import BackwardPass
 from guard.config import GuardConfig
 from guard.decide.decider import Decider
@@ -91,11 +92,13 @@ class GradientGuard:
         job: str = "",
     ) -> None:
         report_exit()
-        self.config = as_config(config)
+        self._asked = as_config(config)
         self._wrapped = WrappedOptimizer(optimizer)
         optimizer = self._wrapped.inner
         states = dict(state or {})
         check_optimizer(model, optimizer)
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        self.config = resolved(self._asked, optimizer, scaler=scaler, shards=shards, ema=ema, rank=rank)
         check_states(optimizer, scheduler, states, data, ema)
         check_groups(shards, self.config.mode)
         observer = Observer(watched=Watched(model, optimizer), declared=shards)
@@ -255,6 +258,7 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         self._wrapped.check_step()
+        check_closure(self.config, self._asked, closure)
         again = None if closure is None else partial(self._backward.again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is

@@ -272,7 +272,7 @@ class StepPipeline:
             fault=fault,
         )
         self._decisions = digest(self._decisions, evidence.verdict.kind, evidence.decision.rung)
-        self.noise.complete(agreed.local_norms.tolist())  # of the attempt before
+        self.noise.complete(agreed.local_norms)  # of the attempt before
         whole = fault is None and not overflow
         self.noise.begin(seen.grad_norm, accepted=evidence.verdict.kind == "ok" and whole)
         return evidence

@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from guard.types import Floats
+
 DECAY = 0.98
 """A mean over about 1 / (1 - 0.98) = 50 steps: one step's estimate is far noisier than the scale itself."""
 LEAST_STEPS = 10
@@ -43,12 +47,13 @@ class NoiseScale:
         """The global norm of this attempt; the local norms of it come with the next one's row."""
         self._norm = grad_norm if accepted else math.nan
 
-    def complete(self, local_norms: Sequence[float]) -> None:
+    def complete(self, local_norms: Sequence[float] | Floats) -> None:
         """The local norm of each rank in the attempt before; NaN, or a single rank, gives no estimate."""
         ranks, large, self._norm = len(local_norms), self._norm**2, math.nan
         if ranks < 2:
             return
-        small = sum(float(norm) ** 2 for norm in local_norms) / ranks
+        with np.errstate(over="ignore"):
+            small = float(np.square(local_norms).sum()) / ranks
         if not (math.isfinite(small) and math.isfinite(large)):
             return
         self._steps += 1

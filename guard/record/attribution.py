@@ -105,7 +105,7 @@ def rank_ranks(losses: Floats, local_norms: Floats) -> list[RankEvidence]:
         bad = ~np.isfinite(losses) | (~np.isfinite(local_norms) if taken else False)
         finite = np.where(np.isfinite(weight), weight, 0.0)
     total = float(finite.sum()) or 1.0
-    order = sorted(range(len(losses)), key=lambda r: (not bad[r], -finite[r]))
+    order = np.lexsort((-finite, ~bad))[:TOP_RANKS].tolist()  # stable: of equal ranks the first
     return [
         RankEvidence(
             rank=r,
@@ -114,7 +114,7 @@ def rank_ranks(losses: Floats, local_norms: Floats) -> list[RankEvidence]:
             nonfinite=bool(bad[r]),
             share=None if bad[r] else float(finite[r]) / total,
         )
-        for r in order[:TOP_RANKS]
+        for r in order
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 
 def group_names(names: Sequence[str], limit: int) -> dict[str, str]:
@@ -49,9 +50,11 @@ def outliers(norms: Mapping[str, float], limit: int) -> dict[str, float]:
     """
     if len(norms) <= limit:
         return dict(norms)
-    middle = _log(sorted(norms.values())[len(norms) // 2])
-    kept = set(heapq.nlargest(limit, norms, key=lambda rank: abs(_log(norms[rank]) - middle)))
-    return {rank: norm for rank, norm in norms.items() if rank in kept}
+    logs = np.log(np.maximum(np.fromiter(norms.values(), float, len(norms)), 1e-300))
+    distances = np.abs(logs - np.sort(logs)[len(logs) // 2])
+    kept = np.sort(np.argsort(-distances, kind="stable")[:limit])
+    names = list(norms)
+    return {names[i]: norms[names[i]] for i in kept.tolist()}
 
 
 def _chunked(groups: Sequence[str], limit: int) -> list[str]:
@@ -64,7 +67,3 @@ def _chunked(groups: Sequence[str], limit: int) -> list[str]:
         called = members[0] if len(members) == 1 else f"{members[0]}..{members[-1]}"
         chunks.update(dict.fromkeys(members, called))
     return [chunks[group] for group in groups]
-
-
-def _log(norm: float) -> float:
-    return math.log(max(norm, 1e-300))

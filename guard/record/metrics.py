@@ -87,6 +87,7 @@ class GuardMetrics:
         self._per_step = {"samples": samples_per_step, "tokens": tokens_per_step}
         self._max_layers, self._max_ranks = max_layers, max_ranks
         self._groups: dict[str, str] = {}
+        self._rank_names: list[str] = []
         self._lock = threading.Lock()
         self._created = time.time()
         self._values: dict[str, float] = {}
@@ -200,7 +201,7 @@ class GuardMetrics:
         with self._lock:
             self.totals.load_state_dict(state["totals"])
             totals = larger(self._own_totals(), state["totals"])
-            self._latest_layers = None
+            self._latest_layers, self._rank_names = None, []
             self._created = min(self._created, float(state["created"]))
             values = dict(state["values"])
             self._keyed = {name: dict(values.pop(name, {})) for name in self._keyed}
@@ -261,9 +262,11 @@ class GuardMetrics:
             self._latest_layers = None
 
     def _ranks(self, local_norms: Sequence[float]) -> None:
-        self._signals("grad_norm_local", {str(rank): norm for rank, norm in enumerate(local_norms)})
-        for rank in self._keyed["grad_norm_local"].keys() - map(str, range(len(local_norms))):
-            del self._keyed["grad_norm_local"][rank]
+        if len(self._rank_names) != len(local_norms):
+            self._rank_names = [str(rank) for rank in range(len(local_norms))]
+            known = self._keyed["grad_norm_local"]
+            self._keyed["grad_norm_local"] = {name: known[name] for name in self._rank_names if name in known}
+        self._signals("grad_norm_local", dict(zip(self._rank_names, local_norms, strict=True)))
 
     def _own_totals(self) -> dict[str, Any]:
         return {

@@ -14,6 +14,8 @@ from guard.config import GuardConfig
 from guard.faults.config import FaultConfig
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import related
+from jobs.spec.optim import OptimizerSpec
+from jobs.spec.regularize import RegularizeSpec
 from jobs.spec.sections import TrainSpec
 
 
@@ -55,6 +57,17 @@ def deferred(value: GuardConfig, info: ValidationInfo) -> GuardConfig:
     train, regularize, optimizer = (info.data.get(name) for name in ("train", "regularize", "optimizer"))
     if value.mode != "deferred" or train is None or regularize is None:
         return value
+    found = needs_exact(value, train, regularize, optimizer)
+    if found:
+        message = f"does not work with {' and '.join(found)}"
+        raise related(message, field="mode", value=value.mode, suggestion="write exact")
+    return value
+
+
+def needs_exact(
+    value: GuardConfig, train: TrainSpec, regularize: RegularizeSpec, optimizer: OptimizerSpec | None
+) -> list[str]:
+    """The settings of a job with which its guard cannot be deferred."""
     reasons = {
         "train.ema_decay": train.ema_decay is not None,
         "train.precision fp16": train.precision == "fp16",
@@ -64,11 +77,7 @@ def deferred(value: GuardConfig, info: ValidationInfo) -> GuardConfig:
         "guard.on_suspect clip": value.on_suspect == "clip",
         "optimizer.name muon": optimizer is not None and optimizer.name == "muon",
     }
-    found = [name for name, is_set in reasons.items() if is_set]
-    if found:
-        message = f"does not work with {' and '.join(found)}"
-        raise related(message, field="mode", value=value.mode, suggestion="write exact")
-    return value
+    return [name for name, is_set in reasons.items() if is_set]
 
 
 def fault(value: FaultConfig, info: ValidationInfo) -> FaultConfig:

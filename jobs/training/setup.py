@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ray
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 
-from guard import FaultInjector, GradientGuard, GuardMetrics
+from guard import FaultInjector, GradientGuard, GuardConfig, GuardMetrics
 from guard.act.snapshot import Stateful
 from guard.observe.watched import unwrap
 from guard.trackers import Trackers
@@ -20,6 +21,7 @@ from jobs.init import build_initialized
 from jobs.observability.progress import Progress
 from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
+from jobs.spec.cross_checks import needs_exact
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import masked_spec
 from jobs.training.announce import announce_changes
@@ -35,6 +37,8 @@ from jobs.training.stepper import Stepper, make_average, make_scaler
 from jobs.training.stop import StopWatcher
 from jobs.training.watchdog import Watchdog
 from jobs.workloads.base import ReadsAhead
+
+log = logging.getLogger(__name__)
 
 DDP_OPTIONS = {"gradient_as_bucket_view": True}
 
@@ -130,6 +134,15 @@ def build_model(spec: JobSpec, data: Data, world: World) -> Model:
     )
 
 
+def guard_config(spec: JobSpec) -> GuardConfig:
+    """The guard's section; ``auto`` is ``exact`` where a setting of the job needs that."""
+    needs = needs_exact(spec.guard, spec.train, spec.regularize, spec.optimizer)
+    if spec.guard.mode != "auto" or not needs:
+        return spec.guard
+    log.info("guard.mode auto is exact: deferred does not work with %s", " and ".join(needs))
+    return spec.guard.model_copy(update={"mode": "exact"})
+
+
 def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> GradientGuard:
     """The guard over model, optimizer, schedule, loss scale, data cursor and moving average."""
     tokens_per_sample: int | None = getattr(data.workload, "tokens_per_sample", None)
@@ -149,7 +162,7 @@ def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> Gradie
     return GradientGuard(
         model.wrapped,
         model.optimizer,
-        spec.guard,
+        guard_config(spec),
         scheduler=model.schedule,
         scaler=model.scaler,
         data=data.cursor,

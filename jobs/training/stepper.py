@@ -75,7 +75,8 @@ class Stepper:
             self.faults.repeat()
             self._gradients(ids, epoch, step)
 
-        report = self.guard.step(again, settle=False)
+        deferred = self.guard.config.mode == "deferred"  # it computes no batch again
+        report = self.guard.step(None if deferred else again, settle=False)
         if report.applied:
             self.regularizer.after_step_(step, report.learning_rate)
             if self.average is not None:

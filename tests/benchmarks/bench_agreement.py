@@ -12,6 +12,8 @@ since 2.23) makes ceil(log2 n) hops. At 10,000 ranks the bytes are 640 kB, 64 us
 that the hops decide: with an ASSUMED 5 us a hop a tree takes 0.1 ms and a ring 50 ms, with an ASSUMED 30 us
 (TCP) 0.4 ms and 300 ms. Every rank waits for the gather, since what it compares is known only after backward:
 for thousands of ranks the guard needs a backend that gathers by a tree.
+
+Apart from the network: what a step, an incident and a scrape cost one process among simulated ranks.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measure import publish
+from many_ranks.simulated import many_ranks
+from measure import median_ms, publish, timed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guard.agree.agreement import WIDTH, Agreement
 
 SEED = 0
+SIMULATED = (8, 1000, 8000)
+WARM_STEPS = 15
 BYTES_A_RANK = 8 * WIDTH
 BYTES_PER_US = 10_000.0
 HOPS_US = {"5 us a hop": 5.0, "30 us a hop": 30.0}
@@ -92,6 +97,22 @@ def modelled(world_size: int) -> dict[str, Any]:
     return row
 
 
+def among_many(ranks: int, rounds: int) -> dict[str, Any]:
+    """What ``guard.step`` takes among simulated ranks: reads, judges, records; once with an incident."""
+    with tempfile.TemporaryDirectory() as folder, many_ranks(ranks, Path(folder) / "incidents.jsonl") as many:
+        seconds: list[float] = []
+        for _ in range(WARM_STEPS + rounds):
+            many.backward()
+            seconds.append(timed(many.guard.step))
+        many.backward(math.nan)
+        return {
+            "ranks": ranks,
+            "guard.step ms": median_ms(seconds[WARM_STEPS:]),
+            "with an incident ms": 1e3 * timed(many.guard.step),
+            "scrape ms": median_ms([timed(many.metrics.snapshot) for _ in range(5)]),
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
@@ -100,6 +121,7 @@ def main() -> None:
     tables = {
         "agreement, measured": [measured(ranks, options.rounds) for ranks in (2, 4, 8)],
         "agreement, modelled": [modelled(ranks) for ranks in MODELLED],
+        "a step among simulated ranks": [among_many(ranks, options.rounds) for ranks in SIMULATED],
     }
     publish("agreement", tables, options.json, seeds=[SEED])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_counts import launches, waits
+from gpu.cuda_counts import launches, waits
 from measure import interleaved, median_ms, show, timed
 from torch import nn
 

@@ -1,6 +1,7 @@
 """The results of the benchmarks as text and pictures, for a file of their own and for the README.
 
-    python tests/benchmarks/render.py            rewrites the README's figures from results/bench.json
+    python tests/benchmarks/render.py            rewrites the README's figures from results/bench.json, and
+                                                 from results/gpu.json where gpu_session.py has measured
 
 The README holds each block between ``<!-- bench: NAME -->`` and ``<!-- end of bench -->``.
 """
@@ -21,6 +22,10 @@ from survival_tables import by_task, survival, survival_summary
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results" / "bench.json"
+GPU_RESULTS = RESULTS.with_name("gpu.json")
+GPU_COMMAND = "python tests/benchmarks/gpu_session.py"
+WHOLE_STEPS = "whole steps"
+"""The part of a session that ``bench_gpu.py`` measures."""
 EXPLOSION = "the same training with faults"
 _BLOCK = re.compile(r"(<!-- bench: ([a-z ]+) -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 
@@ -38,6 +43,23 @@ def render(found: dict[str, Any], out: Path) -> str:
         if known:
             draw(known, out.with_name(f"{out.stem}-{name}.svg"))
     return text
+
+
+def kept_results() -> dict[str, Any]:
+    """What has been measured; a rehearsal on the CPU counts for nothing."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text())
+    if GPU_RESULTS.exists():
+        found["parts"] |= gpu_parts(json.loads(GPU_RESULTS.read_text()))
+    return found
+
+
+def gpu_parts(session: dict[str, Any]) -> StepParts:
+    """The parts of a session on a GPU, as those of the suite."""
+    if session["rehearsal"]:
+        return {}
+    common = {"command": GPU_COMMAND, "quick": False, "machine": session["machine"], "seeds": [0]}
+    parts = {f"gpu, {name}": {**common, **part} for name, part in session["parts"].items()}
+    return {"gpu": parts.pop(f"gpu, {WHOLE_STEPS}"), **parts} if f"gpu, {WHOLE_STEPS}" in parts else parts
 
 
 def _section(name: str, part: dict[str, Any]) -> str:
@@ -79,6 +101,7 @@ BLOCKS: dict[str, Callable[[StepParts], str]] = {
     "rates": lambda parts: markdown(_rows(parts, "rates")),
     "cost": lambda parts: markdown(_costs(parts)),
     "chaos": lambda parts: markdown([_chaos(row) for row in parts["chaos"]["tables"]["sums"]]),
+    "gpu": lambda parts: _on_a_gpu(parts["gpu"]),
 }
 """What the README shows; the rest is in the text beside the results."""
 
@@ -142,6 +165,17 @@ def _chaos(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _on_a_gpu(part: dict[str, Any]) -> str:
+    """The table of whole steps, or that there is none."""
+    rows = [row for table in part["tables"].values() for row in table if "to no guard" in row]
+    if not rows or part["machine"]["torch"].endswith("+cpu"):
+        script = "gpu_session.py"
+        return f"- Nothing has been measured on a GPU yet: [`{script}`](tests/benchmarks/{script}) does it.\n"
+    wanted = ("model", "method", "to no guard", "host waits a step", "launches a step")
+    table = markdown([{name: row[name] for name in wanted} for row in rows])
+    return f"- On {part['machine']['device']}, a bfloat16 training step:\n\n{table}"
+
+
 def rendered_readme(text: str, parts: StepParts) -> str:
     """The README with every block drawn from the results."""
     return _BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]](parts) + found[3], text)
@@ -149,7 +183,7 @@ def rendered_readme(text: str, parts: StepParts) -> str:
 
 def main() -> None:
     """Rewrites the README and the text and pictures beside the results."""
-    found = json.loads(RESULTS.read_text())
+    found = kept_results()
     render(found, RESULTS)
     README.write_text(rendered_readme(README.read_text(), found["parts"]))
 

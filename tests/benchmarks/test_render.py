@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from pictures import explosion_picture
-from render import BLOCKS, PICTURES, README, RESULTS, render, rendered_readme
+from render import BLOCKS, PICTURES, README, RESULTS, gpu_parts, kept_results, render, rendered_readme
 from rich.console import Console
 from suite import followed
 from survival_tables import DETAIL, survival_summary, witness_summary
@@ -120,15 +120,31 @@ def test_each_block_of_the_readme_is_drawn_from_the_results() -> None:
 
 
 def test_every_picture_is_drawn_from_the_kept_results(tmp_path: Path) -> None:
-    kept = json.loads(RESULTS.read_text())
+    kept = kept_results()
     text = render(kept, tmp_path / "bench.json")
     assert text == RESULTS.with_suffix(".md").read_text()
     assert {path.name for path in tmp_path.glob("*.svg")} == {f"bench-{name}.svg" for name in PICTURES}
 
 
+def test_the_readme_shows_a_gpu_by_its_name_once_there_is_a_result_and_never_a_rehearsal() -> None:
+    row = {"model": "resnet50", "method": "exact", "step ms": 10.0, "to no guard": 1.01}
+    row |= {"host waits a step": 1.0, "launches a step": 900.0}
+    session = {"machine": {**MACHINE, "device": "Some GPU", "torch": "2.13.0+cu130"}, "rehearsal": False}
+    session["parts"] = {"counts": {"tables": {}}, "whole steps": {"tables": {"steps": [row]}}}
+    before = "<!-- bench: gpu -->\nold\n<!-- end of bench -->\n"
+    parts = gpu_parts(session)
+    assert list(parts) == ["gpu", "gpu, counts"]
+    text = rendered_readme(before, parts)
+    assert "On Some GPU" in text
+    assert "| resnet50 | exact | 1.01 |" in text
+    assert gpu_parts({**session, "rehearsal": True}) == {}
+    nothing = {"gpu": {"machine": MACHINE, "tables": {"steps": [{"model": "x", "step ms": "not measured"}]}}}
+    assert "Nothing has been measured on a GPU yet" in rendered_readme(before, nothing)
+
+
 def test_the_readme_shows_the_kept_results() -> None:
     text = README.read_text()
-    assert rendered_readme(text, json.loads(RESULTS.read_text())["parts"]) == text
+    assert rendered_readme(text, kept_results()["parts"]) == text
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from guard.act.stores import TensorStore
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    # Torch warns that set_sync_debug_mode is a prototype, and warnings are errors.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
 
@@ -85,3 +87,10 @@ def test_a_rollback_from_host_memory_is_one_from_the_device(mode: str) -> None:
         assert "rolled_back" in actions
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_mode_auto_is_deferred_for_a_fused_optimizer_and_exact_for_another() -> None:
+    for fused, mode in ((True, "deferred"), (False, "exact")):
+        model = nn.Linear(4, 4).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+        assert GradientGuard(model, optimizer, GuardConfig(mode="auto")).config.mode == mode

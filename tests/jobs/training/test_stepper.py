@@ -20,10 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig
 from jobs.data.cursor import shard
+from jobs.spec.job_spec import JobSpec
 from jobs.spec.optim import OptimizerSpec
 from jobs.spec.regularize import RegularizeSpec
 from jobs.training.optim import build_optimizer
 from jobs.training.regularize import Regularizer
+from jobs.training.setup import guard_config
 from jobs.training.stepper import Stepper, make_average, make_scaler
 from jobs.workloads.errors import WorkloadError
 from jobs.workloads.losses import cross_entropy
@@ -249,3 +251,19 @@ def test_the_strengths_of_the_regularizers_are_among_the_metrics():
     }
     assert shown["l1"] == pytest.approx(0.2 * (1 - 3 / STEPS))
     assert (shown["z_loss"], shown["recovery_l1"]) == (1e-4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "mode"),
+    [
+        ({}, "auto"),  # left to the guard, which knows the device
+        ({"regularize": {"l1": 0.1}}, "exact"),
+        ({"train": {"ema_decay": 0.99}}, "exact"),
+        ({"guard": {"on_suspect": "clip"}}, "exact"),
+    ],
+)
+def test_mode_auto_of_a_job_is_exact_where_something_follows_each_step_at_once(
+    other: dict[str, Any], mode: str
+) -> None:
+    spec = JobSpec.from_dict({"name": "job", **other, "guard": {**other.get("guard", {}), "mode": "auto"}})
+    assert guard_config(spec).mode == mode
