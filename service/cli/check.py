@@ -119,6 +119,7 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     from jobs.init import build_initialized
     from jobs.training.data_view import look_at
     from jobs.training.lr_range import find_learning_rates
+    from jobs.training.optim import check_by_path
     from jobs.training.preflight import first_batch, preflight
     from jobs.workloads import load_workload
     from jobs.workloads.load import find_modules_in
@@ -128,7 +129,7 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
         workload = load_workload(job)
     except DataError as error:
         raise DataError(f"{error}; check --no-preflight checks the spec alone") from None
-    job.total_steps(workload.n_train)
+    check_by_path(job, job.total_steps(workload.n_train))
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     model = build_initialized(job, workload).to(device)
