@@ -4,7 +4,8 @@
 ``notify`` and ``language`` define its fields; ``workload_checks`` and ``cross_checks`` what they require of
 each other; ``odd_characters`` those that look like others;
 ``workload_names`` the built-in workloads; ``imported`` modules of the user's; ``load``, ``yaml_text``,
-``override``, ``schema`` and ``errors`` how a file is read and its errors reported; ``masking`` hides secrets where a spec is shown.
+``override``, ``schema`` and ``errors`` how a file is read and its errors reported; ``masking`` hides
+secrets where a spec is shown.
 """
 
 from __future__ import annotations
