@@ -43,6 +43,10 @@ class ColumnsSpec(Config):
     label: str = Field(default="label", min_length=1)
     """The class: a text, or a whole number."""
 
+    text: str | None = Field(default=None, min_length=1)
+    """Workload language: ``data.path`` is a table like those of ``data.root``, and this column its text; rows
+    are joined by an empty line."""
+
 
 class DataSpec(TextFields):
     """The data set, the batch, and how samples are read."""
@@ -60,7 +64,7 @@ class DataSpec(TextFields):
     ``save_to_disk`` of Hugging Face ``datasets`` wrote."""
 
     columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
-    """``table``: the names of its columns."""
+    """The names of the columns of a table."""
 
     batch_size: PositiveInt = 128
     """Samples in a global batch, over all workers; a multiple of ``scale.workers``."""
@@ -132,7 +136,7 @@ class DataSpec(TextFields):
     @classmethod
     def _only_tables(cls, value: ColumnsSpec, info: ValidationInfo) -> ColumnsSpec:
         dataset = info.data.get("dataset", "table")
-        if value != ColumnsSpec() and dataset != "table":
+        if value != ColumnsSpec(text=value.text) and dataset != "table":
             raise ValueError(f"is for table, and data.dataset is {dataset}: remove it, or write table")
         return value
 
