@@ -42,6 +42,7 @@ from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.notify import NoticeKind
 from jobs.training.data_agreement import identity
+from jobs.training.optim import check_by_path
 from jobs.workloads import Workload, load_workload
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ def run_job(
     folder, workload = RunDir(spec.job_dir), None
     if address is None and "RAY_ADDRESS" not in os.environ:
         workload = load_workload(spec)
-        spec.total_steps(workload.n_train)  # what is wrong with the data shows before Ray starts
+        # What is wrong with the data, the optimizer or the schedule shows before Ray starts.
+        check_by_path(spec, spec.total_steps(workload.n_train))
     started = time.monotonic()
     with folder.locked(), Notifier(spec.notify) as notices:
         if workload is not None and not overwrite and (resume or spec.resume == "auto"):

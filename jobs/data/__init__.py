@@ -5,6 +5,8 @@
 ``named``: torchvision's data sets
 ``idx``: MNIST's file format
 ``imagefolder``: a folder of images, one sub-folder for each class
+``labelled``: images and labels from a table
+``tables``: CSV, Parquet, JSON lines, Arrow
 ``files``: the files below a folder
 ``images``: labelled images in memory or files
 ``decode``: one image file as red, green and blue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +20,27 @@ _LONGEST = 16
 """Of a strip with sides of more than 1:16 the middle is kept: resizing its short side would make it huge."""
 
 
-def decode(path: Path) -> Tensor:
+def decode(source: Path | BinaryIO, name: str | None = None) -> Tensor:
     """The image, uint8 [3, H, W].
 
     16-bit grey is scaled to 8 bits, float pixels from 0..1. Transparency is dropped; but where the alpha
     channel alone holds the picture, it is laid on a background that shows it.
 
+    Args:
+        source: a file, or its content.
+        name: for messages; the path if None.
+
     Raises:
         SampleError: the file is broken, gone, or has pixels without a known range; it is named.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return functional.pil_to_tensor(_middle(_rgb(image)))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything, and one broken file must not end a training
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SampleError(f"{path}: is not a readable image: {reason}") from error
+        raise SampleError(f"{name or source}: is not a readable image: {reason}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

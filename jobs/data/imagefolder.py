@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from jobs.data.errors import DataError
 from jobs.data.files import files_below, hidden
-from jobs.data.images import ImageFiles
+from jobs.data.images import ImageFiles, hold_out
 from jobs.spec.data import DataSpec
 from jobs.torchvision_compat import import_torchvision
 
@@ -50,7 +49,7 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
     train, test = _find_splits(root)
     classes = _class_names(train)
     if test is None:
-        return _split(_files(train, classes), config)
+        return hold_out(_files(train, classes), config.val_share, config.split_seed, str(train))
     strange = sorted(set(_class_names(test)) - set(classes))
     if strange:
         raise DataError(f"{test / strange[0]}: this class is not in {train}")
@@ -133,16 +132,3 @@ def _report(folder: Path, files: Sequence[Path], classes: int) -> None:
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(_KINDS_NAMED))
         _log.warning("data: %d of %d files in %s are left out: %s", others.total(), len(files), folder, kinds)
-
-
-def _split(files: ImageFiles, config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
-    """Holds out a share of each class, at least one image of each that has two."""
-    held_out = torch.zeros(len(files), dtype=torch.bool)
-    for label in range(len(files.classes)):
-        rows = (files.labels == label).nonzero().flatten()
-        count = min(len(rows) - 1, max(1, round(len(rows) * config.val_share)))
-        order = np.random.default_rng([config.split_seed, label]).permutation(len(rows))
-        held_out[rows[torch.from_numpy(order[:count])]] = True
-    if not held_out.any():
-        raise DataError(f"{files.folder}: has one image of each class: there is none to evaluate on")
-    return files.chosen((~held_out).nonzero().flatten()), files.chosen(held_out.nonzero().flatten())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class ImageData:
 
     def fingerprint(self) -> str:
         """Identifies the samples and their order, by all labels and the pixels of some images."""
-        rows = _some(len(self))
+        rows = spread_rows(len(self))
         digest = zlib.crc32(
             self.images[rows].contiguous().numpy().data, zlib.crc32(self.labels.contiguous().numpy().data)
         )
@@ -62,7 +63,7 @@ class ImageData:
         """One image, uint8 [C, H, W]."""
         return self.images[row]
 
-    def chosen(self, rows: Tensor) -> ImageData:
+    def chosen(self, rows: Tensor) -> Self:
         """Only these samples."""
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
@@ -113,7 +114,7 @@ class ImageFiles:
         digest = zlib.crc32(self.labels.contiguous().numpy().data)
         for path in self.paths:
             digest = zlib.crc32(path.encode(errors="surrogateescape"), digest)
-        for row in _some(len(self)).tolist():
+        for row in spread_rows(len(self)).tolist():
             digest = zlib.crc32(str(_size(self.folder / self.paths[row])).encode(), digest)
         return f"{len(self)} images, {digest:08x}"
 
@@ -127,16 +128,70 @@ class ImageFiles:
 
         return decode(self.folder / self.paths[row])
 
-    def chosen(self, rows: Tensor) -> ImageFiles:
+    def chosen(self, rows: Tensor) -> Self:
         """Only these samples."""
         return replace(self, paths=tuple(self.paths[row] for row in rows.tolist()), labels=self.labels[rows])
 
 
-Images = ImageData | ImageFiles
-"""One split of a data set."""
+class Images(Protocol):
+    """One split of a data set."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, shape [N], each an index into ``classes``."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The data set, for messages."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order."""
+        ...
+
+    def pixels(self, row: int) -> Tensor:
+        """One image, uint8 [C, H, W]; raises ``SampleError`` where it cannot be read."""
+        ...
+
+    def chosen(self, rows: Tensor) -> Self:
+        """Only these samples."""
+        ...
 
 
-def first(images: Images, limit: int | None) -> Images:
+Split = TypeVar("Split", bound=Images)
+
+
+def hold_out(images: Split, share: float, seed: int, where: str) -> tuple[Split, Split]:
+    """Holds out a share of each class, at least one image of each that has two.
+
+    Raises:
+        DataError: there is one image of each class.
+    """
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    for label in range(len(images.classes)):
+        rows = (images.labels == label).nonzero().flatten()
+        count = max(0, min(len(rows) - 1, max(1, round(len(rows) * share))))
+        order = np.random.default_rng([seed, label]).permutation(len(rows))
+        held_out[rows[torch.from_numpy(order[:count])]] = True
+    if not held_out.any():
+        raise DataError(f"{where}: has one image of each class: there is none to evaluate on")
+    return images.chosen((~held_out).nonzero().flatten()), images.chosen(held_out.nonzero().flatten())
+
+
+def first(images: Split, limit: int | None) -> Split:
     """The first ``limit`` samples of a fixed shuffling, so that a small subset has every class.
 
     None, or a limit beyond the end, keeps all samples in their stored order.
@@ -147,7 +202,7 @@ def first(images: Images, limit: int | None) -> Images:
     return images.chosen(torch.from_numpy(rows))
 
 
-def _some(count: int) -> Tensor:
+def spread_rows(count: int) -> Tensor:
     """Rows that are spread over all: to read every image would take as long as an epoch."""
     return torch.linspace(0, count - 1, min(count, _SEEN)).long()
 

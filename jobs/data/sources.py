@@ -44,6 +44,10 @@ def _find(config: DataSpec) -> tuple[Images, Images]:
         from jobs.data.imagefolder import load_image_folder  # imports torchvision, which takes a second
 
         return load_image_folder(config)
+    if config.dataset == "table":
+        from jobs.data.labelled import load_table  # imports pyarrow
+
+        return load_table(config)
     if config.dataset not in ("auto", "fashion-mnist"):
         from jobs.data.named import load_named
 

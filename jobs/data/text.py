@@ -11,10 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
 from jobs.data.files import IGNORED, files_below
 from jobs.spec.data import DataSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +49,31 @@ def load_text(config: DataSpec) -> Corpus:
     Raises:
         DataError: there is no such file or folder, or no text in it.
     """
+    if config.path is not None and config.columns.text is not None:
+        return _from_table(Path(config.path).expanduser(), config.columns.text, config.holdout)
     if config.path is not None:
         return _given(Path(config.path).expanduser(), config.holdout)
     texts, source = _system(config.corpus)
     return _cut(texts, config.holdout, source)
+
+
+def _from_table(path: Path, column: str, holdout: float) -> Corpus:
+    """A column of a table; its empty rows are left out."""
+    from jobs.data.tables import read_splits  # imports pyarrow
+
+    train, test = (_joined(table, column, path) for table in read_splits(path, "data.path", [column]))
+    return Corpus(train, test, str(path)) if test else _cut(train, holdout, str(path))
+
+
+def _joined(table: pa.Table | None, column: str, path: Path) -> list[bytes]:
+    if table is None:
+        return []
+    values = [value for value in table.column(column).to_pylist() if value is not None and value != ""]
+    wrong = next((value for value in values if not isinstance(value, str)), None)
+    if wrong is not None or not values:
+        found = "is empty" if wrong is None else f"has {type(wrong).__name__} {str(wrong)[:40]!r}, not text"
+        raise DataError(f"{path}: column {column!r} {found}: set data.columns.text to one with text")
+    return ["\n\n".join(values).encode()]
 
 
 def _given(path: Path, holdout: float) -> Corpus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ class Progress:
         rank: int,
         places: Sequence[str] = (),
         trackers: Trackers | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
         self.trackers = trackers or Trackers(())
         self.early_stopping = EarlyStopping(spec.train.early_stopping)
+        self._clock_s = clock
         self._is_clock = rank == 0
         self._out_of_time = False
         self._started: float | None = None
@@ -65,6 +67,8 @@ class Progress:
         self._last: StepReport | None = None
         self.evaluation: dict[str, float] = {}
         """The metrics of the last evaluation."""
+        self.confusion: list[list[int]] | None = None
+        """The confusion matrix of the last evaluation, where the workload has one."""
         self.evaluated_step: int | None = None
         """The step of the last evaluation in the history that stands."""
         self._failed_writes = 0
@@ -95,8 +99,11 @@ class Progress:
             self.event("info", f"step {report.step}: the loss scaler had an overflow and lowers its scale")
         self._push(force=special)
 
-    def evaluated(self, metrics: dict[str, float], epoch: float) -> None:
+    def evaluated(
+        self, metrics: dict[str, float], epoch: float, confusion: list[list[int]] | None = None
+    ) -> None:
         """Records an evaluation."""
+        self.confusion = confusion
         self.evaluation, self.evaluated_step = metrics, self._guard.steps
         self.early_stopping.add(metrics)
         if self._guard.metrics is not None:
@@ -133,7 +140,7 @@ class Progress:
 
     def out_of_time(self) -> bool:
         """Whether ``train.max_hours`` have passed; rank 0 alone looks, and all ranks agree one step later."""
-        hours, now = self._spec.train.max_hours, time.monotonic()
+        hours, now = self._spec.train.max_hours, self._clock_s()
         self._started = self._started or now
         if hours is None or not self._is_clock or now - self._started < 3600 * hours:
             return False
@@ -144,7 +151,7 @@ class Progress:
 
     def take_checkpoint_due(self) -> bool:
         """Whether ``train.checkpoint_every_minutes`` have passed since the last time, on rank 0."""
-        minutes, now = self._spec.train.checkpoint_every_minutes, time.monotonic()
+        minutes, now = self._spec.train.checkpoint_every_minutes, self._clock_s()
         self._saved = self._saved or now
         if minutes is None or not self._is_clock or now - self._saved < 60 * minutes:
             return False
@@ -209,6 +216,7 @@ class Progress:
             "train_seconds": self._train_seconds,
             "evaluation": self.evaluation or None,
             "evaluated_step": self.evaluated_step,
+            "confusion": self.confusion,
             "early_stopping": self.early_stopping.state_dict(),
             "files": {name: _size(path) for name, path in self._files.items()},
         }
@@ -217,6 +225,7 @@ class Progress:
         """Continues the totals of ``state_dict``."""
         self._train_seconds, self.evaluation = state["train_seconds"], state["evaluation"] or {}
         self.evaluated_step = state["evaluated_step"]
+        self.confusion = state.get("confusion")  # not in a checkpoint of an earlier version
         if "early_stopping" in state:  # not in a checkpoint of an earlier version
             self.early_stopping.load_state_dict(state["early_stopping"])
         self._sizes = {str(name): int(size) for name, size in state["files"].items()}

@@ -99,6 +99,7 @@ def context(run: Run) -> dict[str, Any]:
         "checkpoint_words": checkpoint_words(run),
         "checkpoint_rows": checkpoint_rows(run),
         "evaluations": evaluation_table(run.evaluations),
+        "confusion": confusion_table(run.result),
         "samples": printable(run.samples[:MOST_SAMPLE_CHARACTERS]),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
     }
@@ -203,6 +204,22 @@ def evaluation_table(evaluations: tuple[Evaluation, ...]) -> dict[str, Any] | No
     ]
     heads = ["Step", *map(heading, names)]
     return {"heads": heads, "rows": rows, "earlier": max(0, len(evaluations) - MOST_EVALUATIONS)}
+
+
+def confusion_table(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Names of the classes and rows of the confusion matrix, each cell with its share of the row."""
+    found = as_mapping((result or {}).get("confusion"))
+    names, rows = found.get("classes"), found.get("rows")
+    if not isinstance(names, list) or not isinstance(rows, list) or not _is_square(rows, len(names)):
+        return None
+    shares = [[(n, n / max(1, sum(row))) for n in row] for row in rows]
+    return {"names": names, "rows": list(zip(names, shares, strict=True))}
+
+
+def _is_square(rows: list[Any], size: int) -> bool:
+    """Whether it is a matrix of counts; a file may hold anything."""
+    shaped = len(rows) == size and all(isinstance(row, list) and len(row) == size for row in rows)
+    return shaped and all(isinstance(n, int) and n >= 0 for row in rows for n in row)
 
 
 def checkpoint_words(run: Run) -> str:

@@ -3,8 +3,9 @@
 ``job_spec`` is the whole. ``sections``, ``data``, ``augment``, ``init``, ``optim``, ``regularize``,
 ``notify`` and ``language`` define its fields; ``workload_checks`` and ``cross_checks`` what they require of
 each other; ``odd_characters`` those that look like others;
-``workload_names`` the built-in workloads; ``load``, ``yaml_text``, ``override``, ``schema`` and ``errors``
-how a file is read and its errors reported; ``masking`` hides secrets where a spec is shown.
+``workload_names`` the built-in workloads; ``imported`` modules of the user's; ``load``, ``yaml_text``,
+``override``, ``schema`` and ``errors`` how a file is read and its errors reported; ``masking`` hides
+secrets where a spec is shown.
 """
 
 from __future__ import annotations

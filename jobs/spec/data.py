@@ -13,6 +13,7 @@ from jobs.spec.init import NameOrSection, Positive
 from jobs.spec.language import TextFields
 
 _Torchvision = Literal["mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "usps"]
+_OWN = ("imagefolder", "table")
 _FILE_SIZE = 224
 _MARGIN = 256 / 224
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,17 +33,38 @@ NormalizeChoice = NameOrSection[Literal["auto", "dataset", "imagenet", "none"], 
 """A name, or the numbers."""
 
 
+class ColumnsSpec(Config):
+    """The columns of a table."""
+
+    image: str = Field(default="image", min_length=1)
+    """Paths of image files, relative to the table's folder, or image files as bytes, as Hugging Face
+    ``datasets`` stores them."""
+
+    label: str = Field(default="label", min_length=1)
+    """The class: a text, or a whole number."""
+
+    text: str | None = Field(default=None, min_length=1)
+    """Workload language: ``data.path`` is a table like those of ``data.root``, and this column its text; rows
+    are joined by an empty line."""
+
+
 class DataSpec(TextFields):
     """The data set, the batch, and how samples are read."""
 
-    dataset: Literal["auto", "fashion-mnist", "digits", _Torchvision, "imagefolder"] = "auto"
+    dataset: Literal["auto", "fashion-mnist", "digits", _Torchvision, "imagefolder", "table"] = "auto"
     """``auto``: Fashion-MNIST if it is found, else the digits of scikit-learn. ``imagefolder``: your own
-    images, one folder per class. The others are torchvision's."""
+    images, one folder per class. ``table``: your own images, named or contained in a table. The others are
+    torchvision's."""
 
     root: str | None = None
     """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout. If it is set, no
     other place is searched. ``imagefolder``: ``train/<class>/*.jpg`` and ``val/`` or ``test/`` likewise, or
-    ``<class>/*.jpg`` alone, of which a part is held out."""
+    ``<class>/*.jpg`` alone, of which a part is held out. ``table``: a file (.csv, .tsv, .parquet, .jsonl,
+    .json, .arrow; text also gzipped), a folder with ``train.*`` and ``val.*`` or ``test.*``, or one that
+    ``save_to_disk`` of Hugging Face ``datasets`` wrote."""
+
+    columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
+    """The names of the columns of a table."""
 
     batch_size: PositiveInt = 128
     """Samples in a global batch, over all workers; a multiple of ``scale.workers``."""
@@ -54,30 +76,30 @@ class DataSpec(TextFields):
     """Evaluate on this many samples only, a fixed random choice."""
 
     image_size: PositiveInt | None = None
-    """Height and width, in pixels, of the images that the model gets. Default: 224 for ``imagefolder``, else
-    as stored."""
+    """Height and width, in pixels, of the images that the model gets. Default: 224 for ``imagefolder`` and
+    ``table``, else as stored."""
 
     resize: PositiveInt | None = None
     """The shorter side is scaled to this before the center crop of ``image_size``. Default for
-    ``imagefolder``: 256 for 224, and in proportion; else ``image_size``."""
+    ``imagefolder`` and ``table``: 256 for 224, and in proportion; else ``image_size``."""
 
     normalize: NormalizeChoice = "auto"
     """``dataset``: by mean and deviation of the training images. ``imagenet``: by those of ImageNet, as
-    published weights need it. ``none``: pixels from 0 to 1. ``auto``: ``imagenet`` for ``imagefolder``, else
-    ``dataset``. Or a section with ``mean`` and ``std``."""
+    published weights need it. ``none``: pixels from 0 to 1. ``auto``: ``imagenet`` for ``imagefolder`` and
+    ``table``, else ``dataset``. Or a section with ``mean`` and ``std``."""
 
     augment: AugmentChoice = "none"
     """``standard``: random crop and, unless it changes the meaning, random flip. Or a section with more."""
 
     workers: NonNegativeInt | None = None
     """Processes per worker that prefetch and augment; the samples do not depend on their number. 0: none.
-    Default: 4 for ``imagefolder`` on a GPU, else 0."""
+    Default: 4 for ``imagefolder`` and ``table`` on a GPU, else 0."""
 
     val_share: float = Field(default=0.1, gt=0, lt=1)
-    """``imagefolder`` without ``val/`` and ``test/``: share of each class that is held out for evaluation."""
+    """Your own images without ``val/`` and ``test/``: share of each class that is held out for evaluation."""
 
     split_seed: NonNegativeInt = 0
-    """``imagefolder`` without ``val/`` and ``test/``: seed of the choice of those images."""
+    """Your own images without ``val/`` and ``test/``: seed of the choice of those images."""
 
     on_broken: Literal["error", "skip"] = "error"
     """An image file that cannot be read. ``error``: end the job and name the file. ``skip``: train on the
@@ -93,7 +115,7 @@ class DataSpec(TextFields):
     @field_validator("resize")
     @classmethod
     def _covers(cls, value: int | None, info: ValidationInfo) -> int | None:
-        files = info.data.get("dataset") == "imagefolder"
+        files = info.data.get("dataset") in _OWN
         size = info.data.get("image_size") or (_FILE_SIZE if files else None)
         if value is not None and size is None:
             raise ValueError("needs an image size: set data.image_size too, or remove it")
@@ -106,23 +128,33 @@ class DataSpec(TextFields):
     def _only_files(cls, value: float | int | str, info: ValidationInfo) -> float | int | str:
         default = cls.model_fields[info.field_name or ""].default
         dataset = info.data.get("dataset", "imagefolder")
-        if value != default and dataset != "imagefolder":
+        if value != default and dataset not in _OWN:
             raise ValueError(f"is for imagefolder, and data.dataset is {dataset}: remove it")
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _only_tables(cls, value: ColumnsSpec, info: ValidationInfo) -> ColumnsSpec:
+        dataset = info.data.get("dataset", "table")
+        if value != ColumnsSpec(text=value.text) and dataset != "table":
+            raise ValueError(f"is for table, and data.dataset is {dataset}: remove it, or write table")
         return value
 
     @field_validator("download")
     @classmethod
     def _somewhere(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("dataset") in ("digits", "imagefolder"):
+        if value and info.data.get("dataset") in ("digits", *_OWN):
             raise ValueError(f"there is nothing to download for {info.data['dataset']}: remove it")
         return value
 
     @model_validator(mode="after")
     def _has_its_folder(self) -> Self:
         name = self.dataset
-        if self.root is None and name in ("imagefolder", *get_args(_Torchvision)):
+        if self.root is None and name in (*_OWN, *get_args(_Torchvision)):
             what = "train/<class>/" if name == "imagefolder" else "it, or where to download it"
             message = f"is required for {name}: the folder that contains {what}"
+            if name == "table":
+                message = "is required for table: its file, or a folder with train.* and val.*"
             raise related(message, field="root", value=None)
         return self
 
@@ -136,7 +168,7 @@ class DataSpec(TextFields):
     @property
     def size(self) -> int | None:
         """Height and width of the images that the model gets; None: as stored."""
-        if self.image_size is None and self.dataset == "imagefolder":
+        if self.image_size is None and self.dataset in _OWN:
             return _FILE_SIZE
         return self.image_size
 
@@ -145,7 +177,7 @@ class DataSpec(TextFields):
         """The shorter side before the center crop; None: as stored."""
         if self.resize is not None or self.size is None:
             return self.resize
-        return round(self.size * _MARGIN) if self.dataset == "imagefolder" else self.size
+        return round(self.size * _MARGIN) if self.dataset in _OWN else self.size
 
     @property
     def normalization(self) -> NormalizeSpec | None:
@@ -154,6 +186,6 @@ class DataSpec(TextFields):
             return self.normalize
         if self.normalize == "none":
             return NormalizeSpec(mean=(0.0,), std=(1.0,))
-        automatic = "imagenet" if self.dataset == "imagefolder" else "dataset"
+        automatic = "imagenet" if self.dataset in _OWN else "dataset"
         name = automatic if self.normalize == "auto" else self.normalize
         return NormalizeSpec() if name == "imagenet" else None

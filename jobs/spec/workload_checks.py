@@ -50,6 +50,9 @@ def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
         _check_text(value)
     if info.data.get("workload") == VISION:
         _check_unused(value, TextFields)
+        if value.columns.text is not None:
+            message = "is for workload language, this one is vision: remove it"
+            raise related(message, field="columns.text", value=value.columns.text)
     return value
 
 
@@ -100,12 +103,14 @@ def _check_heads(model: ModelSpec) -> None:
 
 def _check_text(data: DataSpec) -> None:
     """No field for images is set."""
-    ours = {*TextFields.model_fields, "batch_size", "train_limit", "test_limit"}
+    ours = {*TextFields.model_fields, "batch_size", "train_limit", "test_limit", "columns"}
     for name, field in type(data).model_fields.items():
         value = getattr(data, name)
         if name not in ours and name in data.model_fields_set and value != field.get_default():
             advice = "remove it" if name != "root" else "write data.path"
             raise related(f"is for vision, and the workload is language: {advice}", field=name, value=value)
+    if data.columns.text is not None and data.path is None:
+        raise related("is a column of data.path: set that too", field="columns.text", value=data.columns.text)
     if data.path is not None and data.corpus != "auto":
         message = "is for text without data.path: remove one of the two"
         raise related(message, field="corpus", value=data.corpus)

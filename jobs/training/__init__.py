@@ -10,6 +10,7 @@
 ``stopwatch``: the time that a step waits for its data
 ``samples``: text that a language model writes at its end
 ``optim``: optimizers and schedules
+``by_path``: those that a spec names by import path
 ``muon``: Muon
 ``regularize``: penalties, noise
 ``dropout``: sets its rates

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from guard import GradientGuard
 
@@ -21,7 +21,7 @@ _RATE_STEP = 1.25
 """A longer or shorter run moves its schedule; a rate that changes by less than a quarter shows in no loss."""
 
 
-def announce_changes(guard: GradientGuard, schedule: LambdaLR, changed: Collection[str]) -> str | None:
+def announce_changes(guard: GradientGuard, schedule: LRScheduler, changed: Collection[str]) -> str | None:
     """Announces what differs from the run that wrote the checkpoint; call it once that has been loaded.
 
     Args:
@@ -43,6 +43,8 @@ def announce_changes(guard: GradientGuard, schedule: LambdaLR, changed: Collecti
     return reason
 
 
-def _planned(schedule: LambdaLR) -> float:
-    """The rate that the schedule has at its present step."""
+def _planned(schedule: LRScheduler) -> float:
+    """The rate that the schedule has at its present step; one by import path continues its saved one."""
+    if not isinstance(schedule, LambdaLR):
+        return float(schedule.get_last_lr()[0])
     return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](schedule.last_epoch))

@@ -160,7 +160,8 @@ def ensure_evaluated(run: Run) -> bool:
     sums = evaluate(run)
     if sums is not None:
         metrics = {name: float(value) for name, value in run.data.workload.metrics(sums).items()}
-        run.progress.evaluated(metrics, run.guard.steps / run.data.steps_per_epoch)
+        confusion = getattr(run.data.workload, "confusion", lambda _: None)(sums)
+        run.progress.evaluated(metrics, run.guard.steps / run.data.steps_per_epoch, confusion)
     run.progress.enter("training")
     return sums is not None
 
@@ -201,6 +202,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
         "attempts": run.guard.attempts,
         "epochs": run.guard.steps / run.data.steps_per_epoch,
         "metrics": run.progress.evaluation,
+        **confusion_of(run),
         **run.progress.totals(),
         "checkpoint": run.checkpoints.latest(),
         "world_size": run.world.size,
@@ -209,3 +211,11 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
         "avoid": run.hardware.nodes_to_leave,
         "why": run.hardware.reason,
     }
+
+
+def confusion_of(run: Run) -> dict[str, Any]:
+    """The confusion matrix of the last evaluation, with the names of its rows and columns."""
+    if run.progress.confusion is None:
+        return {}
+    names = getattr(run.data.workload, "classes", None) or range(len(run.progress.confusion))
+    return {"confusion": {"classes": [str(name) for name in names], "rows": run.progress.confusion}}

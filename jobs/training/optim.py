@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from jobs.spec.job_spec import JobSpec
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
+from jobs.training.by_path import optimizer_by_path, schedule_by_path
 from jobs.training.muon import MuonWithAdamW
 
 DecayOn = Literal["auto", "all", "weights"]
@@ -36,6 +39,8 @@ def build_optimizer(
     if spec.name == "muon":
         return _muon(spec, trained, decay_on, {id(p) for p in tables})
     groups = _groups(trained, spec, decay_on)
+    if ":" in spec.name:
+        return optimizer_by_path(spec, groups)
     lr, decay = spec.lr, spec.weight_decay
     if spec.name == "sgd":
         momentum, nesterov = spec.momentum, spec.nesterov
@@ -74,9 +79,22 @@ def _groups(trained: list[Tensor], spec: OptimizerSpec, decay_on: DecayOn) -> li
     return [*([{"params": weights}] if weights else []), {"params": spared, "weight_decay": 0.0}]
 
 
-def build_schedule(spec: ScheduleSpec, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """The schedule of the spec: a function of the step alone, so that it resumes and rolls back exactly."""
+def build_schedule(spec: ScheduleSpec, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The schedule of the spec; those by name are functions of the step alone, and resume exactly."""
+    if ":" in spec.name:
+        return schedule_by_path(spec, optimizer, total_steps)
     return LambdaLR(optimizer, schedule_factor(spec, total_steps))
+
+
+def check_by_path(spec: JobSpec, total_steps: int) -> None:
+    """Makes what the spec names by import path for one small matrix: what is wrong shows before a start.
+
+    Raises:
+        SpecError: optimizer or schedule is not there, does not take its arguments, or cannot be stepped.
+    """
+    if ":" in spec.optimizer.name or ":" in spec.schedule.name:
+        optimizer = build_optimizer(spec.optimizer, [nn.Parameter(torch.zeros(2, 2))])
+        build_schedule(spec.schedule, optimizer, total_steps)
 
 
 def schedule_factor(spec: ScheduleSpec, total_steps: int) -> Callable[[int], float]:

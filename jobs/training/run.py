@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from guard import GradientGuard
@@ -54,7 +54,7 @@ class Model:
 
     wrapped: nn.Module
     optimizer: Optimizer
-    schedule: LambdaLR
+    schedule: LRScheduler
     scaler: torch.amp.GradScaler | None
     average: AveragedModel | None
     unused: tuple[str, ...] = ()

@@ -4,6 +4,7 @@
 ``vision``: image classification
 ``language``: a GPT that predicts the next token
 ``losses``: the cross-entropy of both
+``class_scores``: macro F1, top-5 accuracy and confusion matrix
 ``load``: finds the class that a spec names
 ``errors``: what finding and loading a workload raises
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 import os
 import sys
@@ -13,6 +12,7 @@ from jobs.data.errors import DataError, SampleError
 from jobs.errors import JobError
 from jobs.failures import explain_error
 from jobs.spec.errors import SpecError, did_you_mean
+from jobs.spec.imported import ImportFailed, import_module
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
 from jobs.workloads.base import Workload
@@ -69,7 +69,10 @@ def _class_at(path: str) -> type[Workload]:
             f"workload {path}: write package.module:Class, or a built-in name ({', '.join(BUILTIN)})"
         )
     module_name, _, name = path.partition(":")
-    module = _import(module_name, path)
+    try:
+        module = import_module(module_name)
+    except ImportFailed as error:
+        raise WorkloadError(f"workload {path}: {error}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
@@ -80,38 +83,3 @@ def _class_at(path: str) -> type[Workload]:
     if missing:
         raise WorkloadError(f"workload {path}: the class lacks {', '.join(f'{m}()' for m in missing)}")
     return found
-
-
-def _import(module: str, path: str) -> object:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        raise WorkloadError(f"workload {path}: {_why(error, module)}") from error
-
-
-def _why(error: Exception, module: str) -> str:
-    """Why the user's module cannot be imported, and what to do."""
-    name = error.name or "" if isinstance(error, ImportError) else ""
-    namesake = _namesake(name)
-    if namesake is not None:
-        return f"{namesake} has the name of GradGuard's package {namesake.stem}: rename it"
-    if not isinstance(error, ModuleNotFoundError):
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return f"importing {module} failed: {reason}"
-    if name and f"{module}.".startswith(f"{name}."):
-        return f"there is no module {name} (looked beside the spec and in {Path.cwd()} too)"
-    return f"its module needs {name}, which is not installed"
-
-
-def _namesake(name: str) -> Path | None:
-    """The user's file or folder that GradGuard's package of the same name hides."""
-    package = name.partition(".")[0]
-    if package not in ("guard", "jobs", "service"):
-        return None
-    here, ours = Path.cwd(), Path(__file__).resolve().parents[2]
-    candidates = (here / f"{package}.py", here / package)
-    return next((path for path in candidates if path.exists() and path.resolve() != ours / path.name), None)

@@ -18,6 +18,7 @@ from jobs.data.reader import ImageReader, ReadRequest, Samples
 from jobs.data.transforms import Pipeline
 from jobs.models.vision import build_model
 from jobs.spec.job_spec import JobSpec
+from jobs.workloads.class_scores import ClassScores, class_metrics, confusion_matrix
 from jobs.workloads.losses import cross_entropy
 
 _log = logging.getLogger(__name__)
@@ -110,10 +111,11 @@ class VisionWorkload:
     def evaluate(
         self, model: nn.Module, rank: int, world_size: int, device: torch.device | str
     ) -> dict[str, float]:
-        """Correct answers, loss and number of the test samples ``rank, rank + world_size, ...``."""
+        """Correct answers, loss, number and classes of the test samples ``rank, rank + world_size, ...``."""
         was_training = model.training
         model.eval()
         sums = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}
+        scores = ClassScores(len(self.classes), device)
         skipped = 0
         for samples in self._test_samples(rank, world_size):
             skipped += self._log_broken(samples)
@@ -124,20 +126,27 @@ class VisionWorkload:
             sums["correct"] += (outputs.argmax(1) == labels).sum().item()
             sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
             sums["count"] += len(labels)
+            scores.add(outputs, labels)
         model.train(was_training)
+        sums |= scores.sums()
         if self._spec.data.on_broken == "skip":
             sums |= {"train_skipped": float(self._skipped), "test_skipped": float(skipped)}
         return sums
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Accuracy and mean loss over the test set.
+        """Accuracy, mean loss, top-5 accuracy and macro F1 over the test set.
 
         Where broken images are skipped, ``test_skipped`` counts those of the test set, ``train_skipped`` how
         often one was replaced since the workers started.
         """
         count = max(sums["count"], 1.0)
         skipped = {key: sums[key] for key in ("train_skipped", "test_skipped") if key in sums}
-        return {"test_accuracy": sums["correct"] / count, "test_loss": sums["loss_sum"] / count, **skipped}
+        found = {"test_accuracy": sums["correct"] / count, "test_loss": sums["loss_sum"] / count}
+        return {**found, **class_metrics(sums, len(self.classes)), **skipped}
+
+    def confusion(self, sums: Mapping[str, float]) -> list[list[int]] | None:
+        """The confusion matrix, a row for each true class; None with more than 32 classes."""
+        return confusion_matrix(sums, len(self.classes))
 
     def _test_samples(self, rank: int, world_size: int) -> Iterator[Samples]:
         own = np.arange(rank, len(self._reader.test), world_size)

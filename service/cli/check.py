@@ -42,15 +42,19 @@ def check(
         bool, Option("--lr-range", help="Also search for a good learning rate, over some batches.")
     ] = False,
     picture: Annotated[
-        Path | None, Option(help="Draw samples of the first batch to this file: .png, .svg, .pdf.")
+        Path | None,
+        Option(help="Draw samples of the first batch to this file, .png, .svg or .pdf; implies --details."),
     ] = None,
+    details: Annotated[
+        bool, Option("--details", help="Print what the data look like, as where something is wrong.")
+    ] = False,
     layers: Annotated[
-        bool, Option("--layers", help="Print a table of the layers, as for a network that is not fine.")
+        bool, Option("--layers", help="Also print a table of the layers, as for a network that is not fine.")
     ] = False,
     plot: Annotated[Path | None, Option(help="Plot the layers to this file: .svg, .png, .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a spec and check its network with one batch. Exit code 1 if the check fails."""
+    """Validate a spec and check its network with one batch: one line where all is well, else exit code 1."""
     job = JobSpec.load(spec, overrides or [])
     console = Console(highlight=False)
     if show:
@@ -58,18 +62,18 @@ def check(
             dump_yaml(masked_spec(job.model_dump(mode="json"))), end="", markup=False, soft_wrap=True
         )
         return
-    if not as_json:
-        line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
-        console.print(line, markup=False, soft_wrap=True)
-    found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
+    details = details or layers or picture is not None
+    with _data_log(logging.INFO if details else logging.WARNING):
+        found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
     if found and plot:
         _draw(found.flight, found.rates, plot)
     if found and picture:
         draw_samples(found.batch, found.classes, picture)
     if as_json:
         typer.echo(json.dumps({"job": job.name, **_as_json(found)}, allow_nan=False))
-    elif found:
-        _show(console, found, layers=layers)
+    else:
+        line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
+        _show(console, line, found, details=details, layers=layers)
     if found and (found.view.problems or not found.flight.fine):
         raise typer.Exit(BAD_VERDICT)
 
@@ -96,14 +100,14 @@ def _as_json(found: Found | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _data_log() -> Iterator[None]:
-    """In this block what was found in the data, and what was left out, is printed to stderr."""
+def _data_log(level: int) -> Iterator[None]:
+    """In this block what was left out of the data is printed to stderr; at level INFO also what was found."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(name) for name in ("jobs.data", "jobs.workloads")]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
     try:
         yield
     finally:
@@ -111,7 +115,6 @@ def _data_log() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
-@_data_log()
 def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     import torch  # takes a second, and validation alone does not need it
 
@@ -119,6 +122,7 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     from jobs.init import build_initialized
     from jobs.training.data_view import look_at
     from jobs.training.lr_range import find_learning_rates
+    from jobs.training.optim import check_by_path
     from jobs.training.preflight import first_batch, preflight
     from jobs.workloads import load_workload
     from jobs.workloads.load import find_modules_in
@@ -128,7 +132,7 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
         workload = load_workload(job)
     except DataError as error:
         raise DataError(f"{error}; check --no-preflight checks the spec alone") from None
-    job.total_steps(workload.n_train)
+    check_by_path(job, job.total_steps(workload.n_train))
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     model = build_initialized(job, workload).to(device)
@@ -145,18 +149,34 @@ def _range(rates: LrRange) -> dict[str, Any]:
     return {"rates": rates.rates, "losses": losses, "suggested": rates.suggested, "largest": rates.largest}
 
 
-def _show(console: Console, found: Found, *, layers: bool) -> None:
+def _show(console: Console, valid: str, found: Found | None, *, details: bool, layers: bool) -> None:
+    """One line where all is well; else, or with ``details``, the data line by line, and the verdict last."""
     from jobs.training.preflight import verdict_line
 
-    flight, view = found.flight, found.view
-    for line in (*view.facts, *(tensor.line() for tensor in view.tensors)):
-        console.print(f"data: {line}", markup=False, soft_wrap=True)
-    if layers or not flight.fine:
-        _show_layers(console, flight)
-    if found.rates:
+    lines, verdict, color = [valid], "", None
+    if found:
+        flight, view = found.flight, found.view
+        fine, verdict = flight.fine and not view.problems, verdict_line(flight, view)
+        color = "green" if fine else "red"
+        if fine and not details:
+            lines, verdict = ["; ".join([valid, *map(_brief, view.facts[:1]), verdict])], ""
+        else:
+            lines += [f"data: {line}" for line in (*view.facts, *(tensor.line() for tensor in view.tensors))]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if found and (layers or not found.flight.fine):
+        _show_layers(console, found.flight)
+    if found and found.rates:
         console.print(_advice(found.rates))
-    color = "green" if flight.fine and not view.problems else "red"
-    console.print(verdict_line(flight, view), style=color, markup=False, soft_wrap=True)
+    if verdict:
+        console.print(verdict, style=color, markup=False, soft_wrap=True)
+
+
+def _brief(fact: str) -> str:
+    """A fact on the data without its list, but with what follows from it."""
+    head, _, rest = fact.partition(": ")
+    note = rest.partition("; ")[2]
+    return f"{head}; {note}" if note else head
 
 
 def _show_layers(console: Console, flight: PreflightReport) -> None:

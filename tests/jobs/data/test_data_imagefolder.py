@@ -230,5 +230,5 @@ def test_nothing_is_counted_where_nothing_is_skipped(tmp_path: Path, caplog: pyt
     caplog.set_level(logging.WARNING)
     job = workload(write_images(tmp_path, 3))
     metrics = job.metrics(job.evaluate(job.build_model(), 0, 1, CPU))
-    assert set(metrics) == {"test_accuracy", "test_loss"}
+    assert set(metrics) == {"test_accuracy", "test_loss", "test_macro_f1"}
     assert not caplog.records

@@ -53,6 +53,8 @@ def test_a_healthy_network_is_fine_layer_by_layer_and_nothing_is_written(spec: P
     output = check(spec).output
     assert "checked.yaml is valid: job checked" in output
     assert "pre-flight: fine" in output
+    assert len(output.splitlines()) == 1, "all is well"
+    assert "; 10 classes, 1437 samples; " in output
     assert "layer4.1.conv2" not in output, "the table is for a network that is not fine, or on request"
     assert "layer4.1.conv2" in check(spec, "--layers").output
     assert [path.name for path in spec.parent.iterdir()] == [spec.name]
@@ -167,6 +169,22 @@ def test_the_data_are_described_and_drawn(spec: Path) -> None:
     data = json.loads(check(spec, "--json").output)["data"]
     assert [tensor["shape"] for tensor in data["tensors"]] == [[16, 1, 8, 8], [16]]
     assert data["problems"] == []
+
+
+def test_details_are_printed_on_request_and_a_strong_imbalance_always(spec: Path) -> None:
+    lines = check(spec, "--details").output.splitlines()
+    assert lines[0].endswith("checked.yaml is valid: job checked, files in runs/checked")
+    assert lines[1].startswith("data: 10 classes, 1437 samples: ")
+    assert lines[-1].startswith("pre-flight: fine")
+    for name, count in (("cat", 90), ("dog", 5)):
+        folder = spec.parent / "data" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.effect_noise((32, 32), 50).convert("RGB").save(folder / f"{number}.png")
+    data = {"dataset": "imagefolder", "root": str(spec.parent / "data"), "batch_size": 64, "image_size": 32}
+    spec.write_text(yaml.safe_dump({**SPEC, "data": data}))
+    (line,) = check(spec).output.splitlines()
+    assert "; 2 classes, 85 samples; a model that always answers cat is right in " in line
 
 
 def test_images_of_one_colour_are_not_called_fine(spec: Path) -> None:
