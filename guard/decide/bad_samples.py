@@ -207,11 +207,11 @@ class SampleSearch:
         if describe is None:
             return sample
         try:
-            text = str(describe(sample.sample))[:_CONTENT]
+            words = " ".join(str(describe(sample.sample)).split())[:_CONTENT]
         except Exception as error:  # noqa: BLE001 - the data set's own code
             log.warning("sample %d has no description: %s", sample.sample, error)
             return sample
-        return replace(sample, content=text)
+        return replace(sample, content="".join(c if c.isprintable() else "?" for c in words))
 
 
 class _Sum:

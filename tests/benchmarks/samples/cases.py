@@ -61,8 +61,7 @@ class Texts:
     def __init__(self, kind: Kind) -> None:
         generator = torch.Generator().manual_seed(1)
         starts = torch.randint(VOCABULARY, (_TEXTS, 1), generator=generator)
-        steps = torch.randint(1, 4, (_TEXTS, 1), generator=generator)
-        self._texts = (starts + steps * torch.arange(LENGTH + 1)) % VOCABULARY
+        self._texts = (starts + (1 + starts % 3) * torch.arange(LENGTH + 1)) % VOCABULARY
         self._generator, self._kind, self.count = generator, kind, _TEXTS
         self._noise = torch.randint(VOCABULARY, (LENGTH * TIMES + 1,), generator=generator)
 
