@@ -16,7 +16,8 @@ from guard.agree.agreement import Agreement
 from guard.decide.recompute import Closure
 from guard.errors import GuardError
 from guard.observe.local_norms import refuse_join
-from guard.step import StepParts, StepPipeline
+from guard.parts import StepParts
+from guard.step import StepPipeline
 
 
 class BackwardPass:
@@ -43,6 +44,9 @@ class BackwardPass:
 
     def run(self, loss: Tensor, weight: float) -> None:
         """Backward of one micro-batch; arguments as of ``GradientGuard.backward``."""
+        if self._parts.search.running:
+            self._parts.search.add(checked_loss(loss), weight)
+            return
         self._pipeline().before_backward()
         self._state.checks.before_backward(checked_loss(loss))
         accumulation = self._parts.accumulation

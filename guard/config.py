@@ -313,6 +313,10 @@ class GuardConfig(Config):
     rank_exclusion: ExclusionConfig = Field(default_factory=ExclusionConfig)
     """When a rank whose data stays bad is excluded."""
 
+    exclude_samples: bool = False
+    """A sample that alone makes a batch bad is excluded, and the step applied with the others, as if the
+    batch never had it. Needs mode ``exact``, and ``guard.step(closure, samples=ids)``; jobs pass both."""
+
     local_norm: Literal["off", "always"] | PositiveInt = "always"
     """Each rank's gradient norm before the all-reduce: never, always, or every k steps. It shows which rank a
     bad gradient comes from."""
@@ -341,6 +345,12 @@ class GuardConfig(Config):
     def _replicas_are_compared_by_exact_steps(self) -> GuardConfig:
         if self.replicas != "off" and self.mode == "deferred":
             raise ValueError("replicas are read by the host: set mode to exact, or replicas to off")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_are_excluded_by_exact_steps(self) -> GuardConfig:
+        if self.exclude_samples and self.mode == "deferred":
+            raise ValueError("exclude_samples computes a batch again: it needs mode: exact, not deferred")
         return self
 
     @model_validator(mode="after")

@@ -19,8 +19,9 @@ from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
 from guard.errors import GuardError
 from guard.observe.displacement import Moving
+from guard.parts import StepParts
 from guard.record.recorder import Traces
-from guard.step import Again, StepParts, StepPipeline
+from guard.step import Again, StepPipeline
 from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 
@@ -191,7 +192,7 @@ class DeferredStepPipeline(StepPipeline):
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
             local_norms = self._gather(float(self.last_local))
         samples = [] if evidence.verdict.kind == "ok" else late.samples
-        traces = Traces(local_norms, samples, self._distances(evidence))
+        traces = Traces(local_norms, samples, self._distances(evidence), [])
         outcome = self._act_late(evidence, late, skipped=skipped)
         incident = self._record(evidence, outcome, traces)
         self._unsettled = None

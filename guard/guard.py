@@ -32,8 +32,9 @@ from guard.arguments import (
 from guard.auto_mode import check_closure, resolved
 from guard.backward import BackwardPass
 from guard.config import GuardConfig
+from guard.decide.bad_samples import SampleClosure, Samples, SampleSearch
 from guard.decide.decider import Decider
-from guard.decide.recompute import BatchReplayer, Closure
+from guard.decide.recompute import BatchReplayer
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
 from guard.hooks import ForwardHook
@@ -42,11 +43,12 @@ from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
 from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
+from guard.parts import StepParts
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
 from guard.record.totals import Totals
-from guard.step import StepParts, StepPipeline
+from guard.step import StepPipeline
 from guard.types import StepReport
 
 
@@ -61,7 +63,7 @@ class GradientGuard:
         scaler: a ``GradScaler``, if the loss is scaled.
         state: what else a rollback restores, by name.
         data: the data cursor: rolled back only when ``recovery.data`` is ``replay``; its ``last_ids``, if
-            there are any, name the samples of an incident.
+            there are any, name the samples of an incident, and its ``describe(id)`` says what a sample is.
         ema: averaged weights: restored by a rollback, and kept from learning twice from the same weights
             when a step is skipped. In mode ``deferred`` update it only after a report with ``applied``.
         metrics: a ``GuardMetrics``, or a Prometheus registry to put a new one on.
@@ -127,6 +129,7 @@ class GradientGuard:
             process_group=process_group,
         )
         self.metrics = as_metrics(metrics, job)
+        replayer = BatchReplayer(model)
         self._parts = StepParts(
             config=self.config,
             observer=observer,
@@ -135,11 +138,12 @@ class GradientGuard:
             state=self._state,
             recorder=Recorder(job, observer.names, self.metrics, self._journal(journal), self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
-            replayer=BatchReplayer(model),
+            replayer=replayer,
             local=self._local_norms(observer, model),
             data=data,
             device=device,
             settings=settings,
+            search=SampleSearch(model, observer, self._agreement, replayer, self._state.shield, data),
         )
         self._pipeline = self._make_pipeline()
         self._ddp = find_ddp(model)
@@ -240,13 +244,18 @@ class GradientGuard:
         return {**self._parts.settings.known(), **now}
 
     @raises_rank_lost
-    def step(self, closure: Closure | None = None, *, settle: bool = True) -> StepReport:
+    def step(
+        self, closure: SampleClosure | None = None, *, samples: Samples | None = None, settle: bool = True
+    ) -> StepReport:
         """Observes the gradients, agrees with the other ranks, decides, acts and records.
 
         Args:
             closure: computes the same batch again: returns its loss, or calls ``backward`` for each of
                 several micro-batches and returns None. Used where a step looks bad, to distinguish a hardware
                 fault from bad data. Give it on every rank or on none; only ``mode="exact"`` uses it.
+            samples: the ids of this rank's samples, integers. At an incident that is the batch's, the bad
+                ones are found and named: ``closure(ids)`` then computes these samples alone, as it computes
+                the whole batch without an argument; it runs no ``loss.backward()`` of its own.
             settle: False where the loop advances the schedule itself: then call ``settle`` after that.
 
         Returns:
@@ -262,6 +271,7 @@ class GradientGuard:
         again = None if closure is None else partial(self._backward.again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is
+        self._parts.search.begin(closure, samples, self._backward.again)
         try:
             report = self._pipeline.run(again, settle=settle)
         finally:

@@ -103,6 +103,8 @@ class StepRecord(Row):
     not."""
     excluded_ranks: list[int] = stored(list, sparse=True)
     """Ranks without whose part of the batch the step was applied, because their data stays bad."""
+    excluded_samples: list[int] = stored(list, sparse=True)
+    """Bad samples without which the step was applied."""
     faulty_ranks: list[int] = stored(list, sparse=True)
     """Ranks whose result differed when the batch was computed again; -1 is unknown."""
     dropped_micro_batches: int = stored(0, sparse=True)
@@ -113,7 +115,8 @@ class StepRecord(Row):
     @property
     def anomalous(self) -> bool:
         """Whether anything was wrong with the attempt, corrected or not."""
-        corrected = self.excluded_ranks or self.faulty_ranks or self.dropped_micro_batches
+        excluded = self.excluded_ranks or self.excluded_samples
+        corrected = excluded or self.faulty_ranks or self.dropped_micro_batches
         return self.verdict.kind != "ok" or bool(corrected)
 
 
@@ -193,6 +196,25 @@ class RankEvidence(Row):
     nonfinite: bool = False
     share: float | None = None
     """Of the squared local norms, or of the losses where those were not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEvidence(Row):
+    """One sample that made a batch bad."""
+
+    sample: int
+    """Its id."""
+    rank: int
+    loss: float | None = None
+    """Of this sample alone."""
+    grad_norm: float | None = None
+    """The norm of its gradient, where the loss did not decide."""
+    nonfinite: bool = False
+    """It is not finite, or what was not finite is finite without it."""
+    share: float | None = None
+    """The part of the excess over the baseline that goes when the batch is computed without it."""
+    content: str = ""
+    """What it is, where the data cursor knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +316,10 @@ class Incident(Row):
     """The worst first; of many ranks only those."""
     samples: list[int] = field(default_factory=list)
     """Ids of the global batch, where the data cursor has them."""
+    bad_samples: list[SampleEvidence] = field(default_factory=list)
+    """Those that made the batch bad, the worst first; found where ``guard.step`` got ``samples``."""
+    excluded_samples: list[int] = field(default_factory=list)
+    """Those without which the step was applied."""
     anchor: str = stored("", unstored=True)
     """Unique in its journal, where ids may repeat; set by the reader, as the two below."""
     outcome: IncidentOutcome | None = stored(None, unstored=True)

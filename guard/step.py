@@ -5,57 +5,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from guard.act.accumulation import GradAccumulation, correction
-from guard.act.training_state import TrainingState
-from guard.agree.agreement import Agreement, Value
-from guard.agree.settings import RankSettings, digest
+from guard.act.accumulation import correction
+from guard.agree.agreement import Value, to_host
+from guard.agree.settings import digest
 from guard.clip.base import scale_
-from guard.config import GuardConfig
 from guard.decide.advice import Advice
-from guard.decide.decider import Decider
 from guard.decide.rank_exclusion import without
-from guard.decide.recompute import BatchReplayer, Result, faulty_ranks
+from guard.decide.recompute import WORTH_RECOMPUTING, Result, faulty_ranks
 from guard.errors import GuardHalt
-from guard.observe.local_norms import LocalNorms
 from guard.observe.noise_scale import NoiseScale
-from guard.observe.observer import Observer
 from guard.observe.watched import remapped
-from guard.record.recorder import Recorder, Traces
-from guard.records import Incident, Verdict
+from guard.parts import StepParts
+from guard.record.recorder import Traces
+from guard.records import Incident, SampleEvidence, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
 
 _ALARM_FACTOR_EVERY = 25
 
 Again = Callable[[], None]
 """Computes the batch's forward and backward again."""
-_WORTH_RECOMPUTING = ("suspect", "spike", "nonfinite")
-"""Drift and vanishing are not of one batch: computing it again shows nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepParts:
-    """The parts that carry out the five verbs; ``last_ids`` of the cursor ``data`` name the samples."""
-
-    config: GuardConfig
-    observer: Observer
-    agreement: Agreement
-    decider: Decider
-    state: TrainingState
-    recorder: Recorder
-    accumulation: GradAccumulation
-    replayer: BatchReplayer
-    local: LocalNorms | None
-    data: Any
-    device: torch.device
-    settings: RankSettings
 
 
 class StepPipeline:
@@ -133,19 +107,27 @@ class StepPipeline:
         self._state.checks.gradients_seen(self._observer.has_gradients)
         moved = self._state.movement(self.step)
         fault: Correction | None = None
-        if again is not None and not overflow and self._parts.config.acts:
+        bad: list[SampleEvidence] = []
+        if again is not None and not overflow and self._parts.config.mode != "off":
             expected = self._decider.foresee(agreed, seen, moved)
-            if self._parts.replayer.ready and expected.kind in _WORTH_RECOMPUTING:
+            acts = self._parts.config.acts
+            if acts and self._parts.replayer.ready and expected.kind in WORTH_RECOMPUTING:
                 agreed, seen, fault = self._recheck(again, agreed, seen, expected, moved)
-            self._parts.replayer.arm()
+            hardware, far = fault is not None and fault.hardware, partial(self._state.moved_far, self.step)
+            dropped = agreed.dropped_micro_batches
+            bad = self._parts.search.find(expected, dropped, hardware=hardware, moved_far=far)
+            if bad and acts and fault is None:
+                agreed, seen, fault = self._without_samples(again, bad, agreed, seen, expected, moved)
+            if acts:
+                self._parts.replayer.arm()
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
         evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
         fine = evidence.verdict.kind == "ok"
         # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
         local_norms = self._no_norms() if fine else self._collect()
-        samples = [] if fine and not evidence.excluded_ranks else self._sample_ids()
-        traces = Traces(local_norms, samples, self._distances(evidence))
+        samples = [] if evidence.anomaly is None else self._sample_ids()
+        traces = Traces(local_norms, samples, self._distances(evidence), bad)
         outcome = self._state.overflow(self.step) if handled else self._act(evidence)
         self._parts.accumulation.close()
         incident = self._record(evidence, outcome, traces)
@@ -211,12 +193,32 @@ class StepPipeline:
         self._decider.rank_exclusion.count()
         return agreed, seen
 
+    def _without_samples(
+        self,
+        again: Again,
+        bad: list[SampleEvidence],
+        agreed: Agreed,
+        seen: Observation,
+        expected: Verdict,
+        moved: Movement | None,
+    ) -> tuple[Agreed, Observation, Correction | None]:
+        """The batch without its bad samples, if that is asked for, possible, and then normal."""
+        left_out = self._parts.search.excluded(bad) if self._parts.config.exclude_samples else []
+        if (without_them := self._parts.search.without(left_out)) is None:
+            return agreed, seen, None
+        better = self._recompute(without_them)
+        if self._decider.foresee(*better, moved).kind != "ok" or better[0].dropped_micro_batches:
+            return *self._recompute(again), None
+        value = agreed.loss if expected.signal == "loss" else seen.grad_norm
+        samples = tuple(sample.sample for sample in left_out)
+        return *better, Correction((), expected, value, seen.layer_norms, hardware=False, samples=samples)
+
     def _observe(self) -> tuple[Agreed, Observation]:
         """The rows of all ranks and the norms of the gradients; a global norm that differs there raises."""
         early = None if self._observer.misplaced() else self._observer.measure()
         if early is not None and self._observer.shards is None:
             square = early[0].sum() if self._agreement.world_size > 1 else 0.0
-            rows, squares = _to_host(self._gather_rows(square), early[0])
+            rows, squares = to_host(self._gather_rows(square), early[0])
             agreed, seen = self._read(rows, squares, early[1])
             return agreed, self._correct(agreed, seen)
         # Settings are compared before the collectives of the shards, for which they must be equal.
@@ -355,6 +357,7 @@ class StepPipeline:
             buffer_jump=agreed.buffer_jump,
             alarm_factor=self._alarm_factor(),
             excluded_ranks=evidence.excluded_ranks,
+            excluded_samples=evidence.excluded_samples,
             faulty_ranks=evidence.faulty_ranks,
             dropped_micro_batches=agreed.dropped_micro_batches,
             anomaly=evidence.anomaly,
@@ -390,11 +393,3 @@ class StepPipeline:
 
     def _sample_ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]
-
-
-def _to_host(rows: Tensor, pieces: Tensor) -> tuple[Floats, Floats]:
-    """Both on the host, the rows copied; from a device in one read."""
-    if rows.device.type == "cpu":
-        return rows.numpy().copy(), pieces.cpu().numpy()
-    both = torch.cat([rows.flatten(), pieces.to(rows.device)]).cpu().numpy()
-    return both[: rows.numel()].reshape(rows.shape), both[rows.numel() :]

@@ -137,6 +137,8 @@ class Correction:
     value: float
     layer_norms: Floats
     hardware: bool = True
+    samples: tuple[int, ...] = ()
+    """Those without which the batch was computed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,11 @@ class Evidence:
     def excluded_ranks(self) -> list[int]:
         """Ranks without whose part of the batch the step is applied."""
         return list(self.fault.ranks) if self.fault is not None and not self.fault.hardware else []
+
+    @property
+    def excluded_samples(self) -> list[int]:
+        """Samples without which the step is applied."""
+        return [] if self.fault is None else list(self.fault.samples)
 
     @property
     def anomaly(self) -> Verdict | None:

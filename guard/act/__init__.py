@@ -16,4 +16,5 @@
 ``replicas``: weights, moments and buffers are compared between ranks
 ``rates``: the learning rate that an update used
 ``rng``: the random number generators that a step draws from
+``untouched``: computes beside the step, and leaves no trace
 """

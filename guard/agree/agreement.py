@@ -66,6 +66,7 @@ class Agreement:
         self._rows, self._evidence, self._norms = (
             _Slot(width, self.world_size, device) for width in (WIDTH, WIDTH, 1)
         )
+        self._samples: _Slot | None = None
         self.forgotten = 0
         """Micro-batches that were sent and do not count, since their gradients were discarded."""
 
@@ -190,6 +191,13 @@ class Agreement:
         check_digests(rows[:, DIGEST], self._describe, self._group)
         return rows[:, LOCAL_NORM], bool(rows[:, REQUESTS].any())
 
+    def exchange(self, values: Sequence[float]) -> Floats:
+        """The row of each rank, [ranks, columns]. Collective: every rank calls it on the same verdict."""
+        slot = self._samples = self._samples or _Slot(len(values), self.world_size, self._device)
+        slot.write(values)
+        self._all_gather(slot)
+        return slot.rows.cpu().numpy().copy()
+
     def _check_norms(self, squares: Floats, layers: Describe) -> float | None:
         with np.errstate(invalid="ignore"):
             norms = np.sqrt(squares)
@@ -242,6 +250,14 @@ class _Slot:
         for i, value in enumerate(values):
             if isinstance(value, Tensor):
                 self.row[i] = value
+
+
+def to_host(rows: Tensor, pieces: Tensor) -> tuple[Floats, Floats]:
+    """Both on the host, the rows copied; from a device in one read."""
+    if rows.device.type == "cpu":
+        return rows.numpy().copy(), pieces.cpu().numpy()
+    both = torch.cat([rows.flatten(), pieces.to(rows.device)]).cpu().numpy()
+    return both[: rows.numel()].reshape(rows.shape), both[rows.numel() :]
 
 
 def same_norms(rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@
 ``start_rate``: whether the learning rate is too high for the first steps
 ``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
 ``rank_exclusion``: the same batch without a rank whose data stays bad
+``bad_samples``: which samples made a batch bad, and the batch without them
 ``runaway_updates``: weights that move ever farther without progress
 ``drift``: a loss that creeps up, a gradient that fades
 ``vanishing``: layers that the gradient no longer reaches

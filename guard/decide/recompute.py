@@ -23,6 +23,8 @@ from guard.hooks import ForwardHook
 from guard.types import Agreed, Floats
 
 Closure = Callable[[], Tensor | None]
+WORTH_RECOMPUTING = ("suspect", "spike", "nonfinite")
+"""Drift and vanishing are not of one batch: computing it again shows nothing."""
 _DEVICE_TOLERANCE = 1e-3
 """Relative: kernels on a GPU may add in another order, and a fault that changes less does no harm."""
 

@@ -15,7 +15,7 @@ from guard.record.journal import Journal
 from guard.record.lasting import LastingCondition
 from guard.record.metrics import GuardMetrics, Layers
 from guard.record.totals import Totals
-from guard.records import OK, CooldownInfo, Incident, LayerEvidence, Verdict, WindowRow
+from guard.records import OK, CooldownInfo, Incident, LayerEvidence, SampleEvidence, Verdict, WindowRow
 from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 WINDOW_ATTEMPTS = 16
@@ -29,6 +29,7 @@ class Traces(NamedTuple):
     samples: list[int]
     moved: Floats | None
     """How far each parameter has moved; None where that is not watched."""
+    bad_samples: list[SampleEvidence]
 
 
 class Recorder:
@@ -127,6 +128,8 @@ class Recorder:
             moved=[] if traces.moved is None else rank_moved(self._names, traces.moved),
             ranks=rank_ranks(evidence.agreed.losses, traces.local_norms),
             samples=traces.samples[:MAX_SAMPLES],
+            bad_samples=traces.bad_samples,
+            excluded_samples=evidence.excluded_samples,
         )
         if self._journal is not None:
             self._journal.incident(incident)
@@ -207,6 +210,9 @@ class Recorder:
 def _reason(evidence: Evidence) -> str:
     """Why, as the incident words it: also what was corrected before it was applied."""
     agreed, fault = evidence.agreed, evidence.fault
+    if fault is not None and fault.samples:
+        named = ", ".join(map(str, fault.samples))
+        return f"the step is applied without sample{'s' * (len(fault.samples) > 1)} {named}"
     if fault is not None and not fault.ranks:
         return "computed again with other random numbers, the batch is normal: that shows no hardware fault"
     if fault is not None:

@@ -77,6 +77,8 @@ class Totals:
         self.dropped_micro_batches = 0
         self.excluded_ranks = 0
         """Parts of ranks whose data stays bad, each without which a batch was applied."""
+        self.excluded_samples = 0
+        """Bad samples, each without which its batch was applied."""
         self.guard_seconds = Histogram(GUARD_BUCKETS)
         self.rollback_seconds = Histogram(ROLLBACK_BUCKETS)
         self._lock = threading.Lock()
@@ -102,6 +104,7 @@ class Totals:
             self.guard_seconds.observe(report.guard_seconds)
             self.dropped_micro_batches += report.dropped_micro_batches
             self.excluded_ranks += len(report.excluded_ranks)
+            self.excluded_samples += len(report.excluded_samples)
             for rank in report.faulty_ranks:
                 name = str(rank) if rank >= 0 else "unknown"
                 self.hardware_faults[name] = self.hardware_faults.get(name, 0) + 1
@@ -128,6 +131,7 @@ class Totals:
             self.incidents, self.changes = totals["incidents"], totals["changes"]
             self.dropped_micro_batches = totals["micro_batches_dropped"]
             self.excluded_ranks = totals["rank_exclusions"]
+            self.excluded_samples = totals["sample_exclusions"]
             self.guard_seconds.load(totals["guard_seconds"])
             self.rollback_seconds.load(totals["rollback_seconds"])
 
@@ -143,6 +147,7 @@ class Totals:
             "hardware_faults": dict(self.hardware_faults),
             "micro_batches_dropped": self.dropped_micro_batches,
             "rank_exclusions": self.excluded_ranks,
+            "sample_exclusions": self.excluded_samples,
             "guard_seconds": self.guard_seconds.dump(),
             "rollback_seconds": self.rollback_seconds.dump(),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,8 @@ class DataCursor:
         """Index, within its epoch, of the batch that comes next."""
         self.last_ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """Sample ids of the last batch; an incident names them."""
+        self.describe: Callable[[int], str] | None = None
+        """Says what a sample is, where the data set knows; an incident shows it."""
         self._last: Batch | None = None
         self._permutation: tuple[int, NDArray[np.int64]] | None = None
 

@@ -10,6 +10,7 @@
 ``causes``: which layer left its baseline first
 ``words``: sentences
 ``cards``: incidents as cards
+``bad_samples``: which samples made batches bad, how often
 ``formats``: numbers as text
 ``charts``: line charts
 ``heat``: heat maps

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from jobs.report import cards, charts, colors, cost, heat, words
+from jobs.report.bad_samples import offenders
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Run, read_run
 from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural, size_text
@@ -72,6 +73,7 @@ def context(run: Run) -> dict[str, Any]:
     summary = summarize(run)
     shown, lines, unlisted = cards.arrange(run.incidents)
     cost_parts = cost.shares(run, summary)
+    worst, more_offenders = offenders(run.incidents)
     return {
         "run": run,
         "summary": summary,
@@ -90,6 +92,8 @@ def context(run: Run) -> dict[str, Any]:
         "cards": shown,
         "lines": lines,
         "unlisted": unlisted,
+        "offenders": worst,
+        "more_offenders": more_offenders,
         "layers": heat.layers(run.layers, charts.span(run)) if len(run.layers.names) else None,
         "ranks": heat.ranks(run.ranks, charts.span(run)) if len(run.ranks.names) > 1 else None,
         "cost": charts.cost(run) if cost_parts else None,

@@ -80,6 +80,8 @@ def badge(incident: Incident) -> str:
         return "Hardware fault"
     if incident.excluded_ranks:
         return "Rank excluded"
+    if incident.excluded_samples:
+        return "Sample excluded"
     if incident.dropped_micro_batches and incident.action == "applied":
         return "Micro-batch dropped"
     actions = {
@@ -124,11 +126,13 @@ def _event(incident: Incident, places: Sequence[str]) -> tuple[str, str]:
     if incident.excluded_ranks:
         excluded = named_ranks(incident.excluded_ranks, places)
         return "warning", f"{excluded} excluded, because the data stays bad"
+    if incident.excluded_samples:
+        return "warning", incident.reason
     if incident.action == "rolled_back":
         back = f"rolled back {incident.steps_lost} steps to step {incident.rolled_back_to}"
-        return "error", f"{_bad_rank(incident)}{back}"
+        return "error", f"{_bad_rank(incident)}{back}{_bad_sample(incident)}"
     if incident.action == "skipped":
-        return "warning", f"{_bad_rank(incident)}step skipped"
+        return "warning", f"{_bad_rank(incident)}step skipped{_bad_sample(incident)}"
     if incident.action == "halted":
         return "error", f"halted, {incident.reason}"
     if incident.dropped_micro_batches or incident.verdict == "vanishing":
@@ -139,6 +143,10 @@ def _event(incident: Incident, places: Sequence[str]) -> tuple[str, str]:
 def _bad_rank(incident: Incident) -> str:
     bad = len(incident.ranks) > 1 and incident.ranks[0].nonfinite
     return f"from rank {incident.ranks[0].rank}: " if bad else ""
+
+
+def _bad_sample(incident: Incident) -> str:
+    return f", bad sample {incident.bad_samples[0].sample}" if incident.bad_samples else ""
 
 
 def seen(incident: Incident) -> str:
@@ -178,6 +186,10 @@ def corrected(incident: Incident) -> str:
     if incident.excluded_ranks:
         who = listing([*map(str, incident.excluded_ranks)])
         return f"The data of rank {who} stayed bad: computed again without it, the batch was fine."
+    if incident.excluded_samples:
+        which = listing([*map(str, incident.excluded_samples)])
+        noun = "sample" if len(incident.excluded_samples) == 1 else "samples"
+        return f"Computed again without {noun} {which}, the batch was fine."
     if incident.dropped_micro_batches:
         dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")
         return f"{dropped} not finite: dropped."
@@ -212,12 +224,24 @@ def ranks(incident: Incident) -> str:
 def samples(incident: Incident) -> str:
     """Which samples the batch held; a scattered batch by its first ones."""
     named = runs(incident.samples)
+    if incident.bad_samples:
+        return _bad_samples(incident)
     if not named:
         return ""
     if len(named) <= FEW_SAMPLES:
         return f"The batch held {'sample' if len(incident.samples) == 1 else 'samples'} {listing(named)}."
     rest = plural(len(incident.samples) - FEW_SAMPLES, "more", "more")
     return f"The batch held samples {', '.join(map(str, incident.samples[:FEW_SAMPLES]))} and {rest}."
+
+
+def _bad_samples(incident: Incident) -> str:
+    worst = incident.bad_samples[0]
+    name = f"sample {worst.sample}" + (f" ({worst.content})" if worst.content else "")
+    if worst.nonfinite:
+        others = len(incident.bad_samples) - 1
+        more = f", and {plural(others, 'more', 'more')} in the batch," if others else ""
+        return f"{name[0].upper()}{name[1:]}{more} {'are' if others else 'is'} not finite."
+    return f"Without {name} {percent(worst.share)} of the excess is gone."
 
 
 def action(incident: Incident) -> str:
@@ -239,7 +263,7 @@ def action(incident: Incident) -> str:
 def _applied(incident: Incident) -> str:
     if incident.excluded_ranks:
         return "The guard applied the step without it and excluded it from then on."
-    if incident.faulty_ranks or incident.dropped_micro_batches:
+    if incident.faulty_ranks or incident.excluded_samples or incident.dropped_micro_batches:
         return "The guard applied the step with what was good."
     return "The guard watched and applied the step."
 

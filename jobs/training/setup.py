@@ -102,6 +102,7 @@ def build_data(spec: JobSpec, world: World) -> Data:
     """
     workload = load_agreed(spec, world)
     cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
+    cursor.describe = getattr(workload, "describe_sample", None)
     return Data(workload, cursor, spec.total_steps(workload.n_train))
 
 

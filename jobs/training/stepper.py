@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -70,13 +71,15 @@ class Stepper:
         generators = rng.capture()
         self._gradients(ids, epoch, step)
 
-        def again() -> None:
+        def again(samples: Sequence[int] | NDArray[np.int64] = ids) -> None:
             rng.restore(generators)  # random numbers that the workload draws are part of the batch
             self.faults.repeat()
-            self._gradients(ids, epoch, step)
+            self._gradients(np.asarray(samples, dtype=np.int64), epoch, step)
 
-        deferred = self.guard.config.mode == "deferred"  # it computes no batch again
-        report = self.guard.step(None if deferred else again, settle=False)
+        if self.guard.config.mode == "deferred":  # it computes no batch again
+            report = self.guard.step(settle=False)
+        else:
+            report = self.guard.step(again, samples=ids, settle=False)
         if report.applied:
             self.regularizer.after_step_(step, report.learning_rate)
             if self.average is not None:
@@ -87,13 +90,13 @@ class Stepper:
         return report
 
     def _gradients(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
-        parts = np.split(ids, self.micro_batches)
+        parts = np.array_split(ids, min(self.micro_batches, len(ids)))
         for number, part in enumerate(parts, start=1):
             with self._synchronized(number == len(parts)):
-                self._backward(part, epoch, step)
+                self._backward(part, epoch, step, weight=len(part) / len(ids))
         self.regularizer.noise_(step, self.scaler.get_scale() if self.scaler else 1.0)
 
-    def _backward(self, ids: NDArray[np.int64], epoch: int, step: int) -> None:
+    def _backward(self, ids: NDArray[np.int64], epoch: int, step: int, weight: float) -> None:
         with self.data_time:
             batch = self.workload.train_batch(ids, epoch, self.device)
         batch = self.faults.batch(batch)
@@ -101,7 +104,7 @@ class Stepper:
             loss = loss_of(self.workload, self.model, batch)
         penalty = self.regularizer.penalty(step)
         loss = self.faults.loss(loss if penalty is None else loss + penalty)
-        self.guard.backward(loss, weight=1.0 / self.micro_batches)
+        self.guard.backward(loss, weight=weight)
 
     def _synchronized(self, last: bool) -> AbstractContextManager[None]:
         """DDP's all-reduce (mean) runs in a step's last backward; all ranks have as many micro-batches."""

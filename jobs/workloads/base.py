@@ -23,9 +23,10 @@ class Workload(Protocol):
     Optional members: ``fingerprint``, a str that identifies the data: it must be the same on every worker,
     and a resume on other data is refused; ``classes``, their names in the order of the outputs, compared in
     the same way; ``class_counts``, samples by class, and ``describe(batch) -> list[str]``, for ``gradguard
-    check``; ``confusion(sums) -> list[list[int]] | None``, a row for each true class, for ``result.json`` and
-    the report; ``samples(model, device) -> list[tuple[str, str]]``, prompts and the trained model's answers,
-    for ``samples.txt`` and the report.
+    check``; ``describe_sample(id) -> str``, what a bad sample is, for its incident; ``confusion(sums) ->
+    list[list[int]] | None``, a row for each true class, for ``result.json`` and the report; ``samples(model,
+    device) -> list[tuple[str, str]]``, prompts and the trained model's answers, for ``samples.txt`` and the
+    report.
     """
 
     n_train: int

@@ -27,7 +27,7 @@ _EVAL_LOGITS = 1 << 24
 _SAMPLES, _PROMPT_TOKENS, _SAMPLE_TOKENS = 3, 32, 128
 _TEMPERATURE, _LIKELIEST = 0.8, 50
 _LARGEST_EXPONENT = 700.0
-_SHOWN_TOKENS = 16
+_SHOWN_TOKENS, _EXCERPT_TOKENS = 16, 40
 
 
 class LanguageWorkload:
@@ -67,6 +67,11 @@ class LanguageWorkload:
     def train_batch(self, ids: NDArray[np.int64], epoch: int, device: torch.device | str) -> Tensor:  # noqa: ARG002
         """Tokens, int64 [N, context + 1]; the same in every ``epoch``, since there is no augmentation."""
         return self._train.batch(ids).to(device, non_blocking=True)
+
+    def describe_sample(self, sample: int) -> str:
+        """The beginning of its text."""
+        tokens = self._train.batch(np.array([sample]))[0, :_EXCERPT_TOKENS].tolist()
+        return repr(self._tokenizer.decode(tokens))
 
     def describe(self, batch: Tensor) -> list[str]:
         """The first tokens of a batch and their text; how many tokens there are."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.data import DataCursor, load_images
-from jobs.data.images import ImageData
+from jobs.data.images import ImageData, ImageFiles
 from jobs.data.prefetch import Prefetcher, plan_of
 from jobs.data.reader import ImageReader, ReadRequest, Samples
 from jobs.data.transforms import Pipeline
@@ -64,6 +64,12 @@ class VisionWorkload:
         """Training samples by class."""
         counts = torch.bincount(self._reader.train.labels, minlength=len(self.classes)).tolist()
         return dict(zip(map(str, self.classes), counts, strict=True))
+
+    def describe_sample(self, sample: int) -> str:
+        """Its file, or else its class."""
+        images = self._reader.train
+        kind = f"{images.classes[int(images.labels[sample])]}, {images.name}"
+        return images.paths[sample] if isinstance(images, ImageFiles) else kind
 
     def build_model(self) -> nn.Module:
         """The spec's model for these images and classes."""

@@ -55,7 +55,7 @@ function cost({ steps_lost: lost, seconds }) {
   return plural(lost ?? 0, "step") + (seconds ? `, ${number(1000 * seconds)} ms` : "");
 }
 
-function proofs({ layers, ranks, samples, moved }) {
+function proofs({ layers, ranks, samples, moved, bad_samples: culprits }) {
   const bad = (norm) => (typeof norm === "string" ? "bad" : null);
   const parts = [
     ...proof("Layers", "the worst first", ["Layer", "Norm", "Share", "Growth"], layers, ({ name, norm, share, growth }) => (
@@ -64,6 +64,8 @@ function proofs({ layers, ranks, samples, moved }) {
       { class: bad(distance), cells: [name, number(distance), percent(share)] })),
     ...proof("Ranks", "the worst first", ["Rank", "Loss", "Local norm", "Share"], ranks, ({ rank, loss, local_norm: norm, share, nonfinite }) => (
       { class: nonfinite ? "bad" : null, cells: [String(rank), number(loss), number(norm), percent(share)] })),
+    ...proof("Bad samples", "the worst first", ["Sample", "Rank", "Loss", "Share", "Content"], culprits, ({ sample, rank, loss, share, nonfinite, content }) => (
+      { class: nonfinite ? "bad" : null, cells: [String(sample), String(rank), number(loss), percent(share), content || "–"] })),
   ];
   if (samples?.length) parts.push(h("h4", null, "Samples"), h("p", { class: "muted wrap" }, sampleWords(samples)));
   return parts.length ? parts : [h("p", { class: "muted" }, "None was kept.")];

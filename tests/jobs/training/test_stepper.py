@@ -267,3 +267,28 @@ def test_mode_auto_of_a_job_is_exact_where_something_follows_each_step_at_once(
 ) -> None:
     spec = JobSpec.from_dict({"name": "job", **other, "guard": {**other.get("guard", {}), "mode": "auto"}})
     assert guard_config(spec).mode == mode
+
+
+class Poisoned(Blobs):
+    """Sample 30 has a NaN."""
+
+    def train_batch(self, ids: np.ndarray, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        inputs, labels = super().train_batch(ids, epoch, device)
+        inputs[torch.from_numpy(ids) == 30, 2] = float("nan")
+        return inputs, labels
+
+
+def test_a_job_names_the_bad_sample_and_can_train_without_it():
+    for config in ({}, {"exclude_samples": True}):
+        model = (workload := Poisoned()).build_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        guard = GradientGuard(model, optimizer, GuardConfig(**config))
+        regularizer = Regularizer(RegularizeSpec(), model, total_steps=STEPS, seed=0)
+        faults = FaultInjector([], model=model, optimizer=optimizer)
+        stepper = Stepper(workload, model, optimizer, guard, regularizer, faults, CPU, micro_batches=2)
+        reports = [stepper.step(np.arange(BATCH * n, BATCH * (n + 1)), 0) for n in range(2)]
+        incident = reports[1].incident
+        assert [sample.sample for sample in incident.bad_samples] == [30]
+        assert incident.excluded_samples == ([30] if config else [])
+        assert incident.dropped_micro_batches == (0 if config else 1)
+        assert reports[1].applied

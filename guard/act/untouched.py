@@ -1,0 +1,80 @@
+"""Computes with a model beside the step: gradients, buffers and random numbers are then as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+
+from guard.act import rng
+from guard.act.buffers import Buffers
+from guard.observe.local_norms import find_ddp
+
+
+@contextmanager
+def untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """What runs inside leaves no trace, and exchanges nothing with other ranks.
+
+    The parameters have no gradients meanwhile. Memory: a copy of the buffers.
+    """
+    gradients, generators = [p.grad for p in parameters], rng.capture()
+    buffers = Buffers(model)
+    before = buffers.read()
+    kept = [None if buffer is None else buffer.detach().clone() for buffer in before]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        with _alone(model), fixed_statistics(model, SyncBatchNorm):
+            yield
+    finally:
+        _restore(buffers, before, kept)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        rng.restore(generators)
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module, kind: type[nn.Module] = _BatchNorm) -> Iterator[None]:
+    """BatchNorm uses its running statistics: those of one sample are none."""
+    layers = [m for m in model.modules() if isinstance(m, kind) and m.training and m.running_mean is not None]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = True
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """DDP's forward is that of the module in it: no buffers are sent, no all-reduce is prepared."""
+    ddp: Any = find_ddp(model)
+    if ddp is None:
+        yield
+        return
+    with ddp.no_sync():
+        ddp.forward = ddp.module.__call__
+        try:
+            yield
+        finally:
+            del ddp.forward
+
+
+@torch.no_grad()
+def _restore(buffers: Buffers, before: list[Tensor | None], kept: list[Tensor | None]) -> None:
+    """Writes only what has changed: a buffer's version shows whether it was written to."""
+    for (slots, name), now, old in zip(buffers.slots, buffers.read(), before, strict=True):
+        if now is not old:
+            slots[name] = old
+    changed = [
+        i
+        for i, (old, copy) in enumerate(zip(before, kept, strict=True))
+        if old is not None and copy is not None and not torch.equal(old, copy)
+    ]
+    if changed:
+        buffers.write(kept, changed)
