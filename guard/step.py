@@ -269,7 +269,7 @@ class StepPipeline:
             previous_rate=self._state.rate.last,
             can_roll_back=self._state.can_roll_back(),
             moved_far=partial(self._state.moved_far, self.step),
-            pace=partial(self._state.pace, self.step),
+            travelled=partial(self._state.travelled, self.step),
             overflow=overflow,
             fault=fault,
         )

@@ -48,6 +48,14 @@ class Movement(NamedTuple):
     """``per_step`` over the norm of the weights; None while that is zero."""
 
 
+class Travelled(NamedTuple):
+    """How far the weights are from where they were."""
+
+    distance: float
+    """In units of the norm that they had there."""
+    steps: int
+
+
 @dataclass(frozen=True, slots=True)
 class Agreed:
     """What all ranks know of one step; arrays have one entry a rank.

@@ -27,7 +27,7 @@ from guard.observe.observer import Observer
 from guard.observe.own_rate import declared_rate
 from guard.observe.shards import version
 from guard.records import Source
-from guard.types import Floats, Movement, RateFinding, StepOutcome
+from guard.types import Floats, Movement, RateFinding, StepOutcome, Travelled
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""
@@ -189,9 +189,9 @@ class TrainingState:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""
         return self._displacement is not None and self._displacement.moved_far(step)
 
-    def pace(self, step: int) -> float | None:
-        """How far the weights move a step, in units of their norm; None where that is not watched."""
-        return None if self._displacement is None else self._displacement.pace(step)
+    def travelled(self, step: int) -> Travelled | None:
+        """How far the weights are from where they were measured last; None where that is not watched."""
+        return None if self._displacement is None else self._displacement.travelled(step)
 
     def apply(self, step: int, clip: Callable[[], float | None], *, outlier: bool = False) -> StepOutcome:
         """Clips the gradients, steps the optimizer, advances the schedule.

@@ -34,6 +34,7 @@ from guard.types import (
     Observation,
     RateFinding,
     Rung,
+    Travelled,
 )
 
 _RELEARN_STEPS = 50
@@ -124,13 +125,13 @@ class Decider:
         previous_rate: float | None = None,
         can_roll_back: bool,
         moved_far: Callable[[], bool],
-        pace: Callable[[], float | None],
+        travelled: Callable[[], Travelled | None],
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
         """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged.
 
-        ``moved_far`` and ``pace`` measure the weights: called only where that decides.
+        ``moved_far`` and ``travelled`` measure the weights: called only where that decides.
         """
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.clip_level(self._config.clip.factor)
@@ -147,7 +148,7 @@ class Decider:
                 verdict = self._accept_change(verdict, agreed, step)
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
             alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
-            finding = self.start_rate.observe(agreed.loss, learning_rate, pace=pace, alarm=alarm)
+            finding = self.start_rate.observe(agreed.loss, learning_rate, travelled=travelled, alarm=alarm)
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
         return Evidence(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from guard.types import RateFinding
+from guard.types import RateFinding, Travelled
 
 CUT = 3.0
 """A third of the rate each time: finer than the factor of 10 in which rates are usually guessed."""
@@ -70,15 +70,15 @@ class StartRate:
     _peak: float = 0.0
 
     def observe(
-        self, loss: float, rate: float, *, pace: Callable[[], float | None], alarm: bool = False
+        self, loss: float, rate: float, *, travelled: Callable[[], Travelled | None], alarm: bool = False
     ) -> RateFinding | None:
         """One attempt.
 
         Args:
             loss: agreed.
             rate: of its update.
-            pace: measures how far the weights move a step, in units of their norm; None where that is not
-                watched. Called only where that decides.
+            travelled: measures how far the weights are from the first ones; None where that is not watched.
+                Called only where that decides.
             alarm: whether it would end in a rollback, which returns to the start too.
         """
         if not self.open:
@@ -96,30 +96,31 @@ class StartRate:
         if self._steps > _STEPS or start <= 0.0:
             self.open = False
             return None
-        return self._judge(start, loss, pace, alarm=alarm)
+        return self._judge(start, loss, travelled, alarm=alarm)
 
     def _judge(
-        self, start: float, loss: float, pace: Callable[[], float | None], *, alarm: bool
+        self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
     ) -> RateFinding | None:
-        if alarm and loss > (1 + _CLIMB) * start:
+        if alarm and loss > (1 + _CLIMB) * start and (self._climbs or _fast(travelled())):
             return self._too_high(start, loss)
         if len(self._losses) < _ENOUGH:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
-        found = self._climbed(start, level, pace) or self._stalled(start, level, pace)
+        found = self._climbed(start, level, travelled) or self._stalled(start, level, travelled)
         return self._too_high(start, level) if found else None
 
-    def _climbed(self, start: float, level: float, pace: Callable[[], float | None]) -> bool:
+    def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
         climb = level - min(self._lowest, start)
         if not self._climbs:
-            return climb > _CLIMB * start and _exceeds(pace(), _FAST)
+            return climb > _CLIMB * start and _fast(travelled())
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
-    def _stalled(self, start: float, level: float, pace: Callable[[], float | None]) -> bool:
+    def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
         if self._observed not in _MEASURED or level <= _STALLED * start:
             return False
-        return _exceeds(pace(), _FAR / self._observed)
+        moved = travelled()
+        return moved is not None and not moved.distance <= _FAR
 
     def _too_high(self, start: float, level: float) -> RateFinding:
         lowest = min(self._lowest, start)
@@ -180,9 +181,9 @@ class StartRate:
         self._peak = float(state.get("peak", 0.0))
 
 
-def _exceeds(pace: float | None, limit: float) -> bool:
-    """Of weights that are not finite too; not where it is not measured."""
-    return pace is not None and not pace <= limit
+def _fast(moved: Travelled | None) -> bool:
+    """Weights that are not finite are; those that are not measured are not."""
+    return moved is not None and not moved.distance <= _FAST * moved.steps
 
 
 def _rounded(factor: float) -> str:

@@ -21,7 +21,7 @@ from guard.observe.gradients import elements
 from guard.observe.norms import ordered_squares, square_norms, sum_pieces
 from guard.observe.own_rate import OwnRate, declared_rate, step_size
 from guard.observe.shards import Shards, local
-from guard.types import Floats, Movement
+from guard.types import Floats, Movement, Travelled
 
 GROUP_ELEMENTS = 1 << 18
 """Weights that are compared and copied at a time: 1 MB of float32, which stays in the processor's cache."""
@@ -151,22 +151,21 @@ class Displacement:
         with np.errstate(invalid="ignore"):
             return None if squares is None else np.sqrt(squares)
 
-    def pace(self, step: int) -> float | None:
-        """The distance a step since the last measurement, in units of the norm of the weights then.
+    def travelled(self, step: int) -> Travelled | None:
+        """The distance since the last measurement or, right after one, before it.
 
-        None where that is zero, or nothing was measured. Collective where parameters are sharded."""
+        None where nothing was measured, or all weights were zero. Collective where parameters are sharded.
+        """
         distances = self.distances(step)
         if distances is None:
             return None
-        per_step = self._per_step
-        if step != self._measured_at:
-            with np.errstate(over="ignore"):
-                per_step = math.sqrt(np.square(distances).sum()) / (step - self._measured_at)
         norms = np.zeros(len(self._parameters))
         for group in self._groups:
             np.add.at(norms, group.owners, square_norms([elements(copy) for copy in group.copies]))
         norm = math.sqrt((norms if self._shards is None else self._shards.sum(norms)).sum())
-        return per_step / norm if norm > 0 else None
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = math.sqrt(np.square(distances).sum())
+        return Travelled(distance / norm, step - self._measured_at or self._every) if norm > 0 else None
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain: one of them was wild.

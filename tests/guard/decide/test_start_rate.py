@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from guard import GradientGuard, GuardConfig, StepReport
 from guard.decide.start_rate import StartRate
+from guard.types import Travelled
 from tests.guard.decide.test_new_level import DIGITS
 from tests.guard.loops import NEVER, adamw, differences, guarded_run, plain_run
 
@@ -148,8 +149,8 @@ def test_a_loss_that_does_not_fall_is_evidence_only_where_the_weights_have_left_
     distance: float | None, found: bool
 ) -> None:
     rule = StartRate()
-    pace = None if distance is None else distance / 10
-    findings = [rule.observe(2.3, 1.0, pace=lambda: pace) for _ in range(10)]
+    moved = None if distance is None else Travelled(distance, 9)
+    findings = [rule.observe(2.3, 1.0, travelled=lambda: moved) for _ in range(10)]
     assert [finding is not None for finding in findings] == [False] * 9 + [found]
 
 
@@ -159,13 +160,14 @@ def test_a_first_loss_that_was_lucky_is_no_evidence_while_the_weights_move_as_in
 ) -> None:
     rule = StartRate()
     losses = (0.003, 0.06, 0.05, 0.08, 0.02)
-    assert any(rule.observe(loss, 1.0, pace=lambda: pace) for loss in losses) == found
+    moved = None if pace is None else Travelled(2 * pace, 2)
+    assert any(rule.observe(loss, 1.0, travelled=lambda: moved) for loss in losses) == found
 
 
 def test_the_weights_of_a_run_that_learns_are_not_measured() -> None:
     rule = StartRate()
     for step in range(40):
-        rule.observe(2.3 - 0.05 * step, 1.0, pace=lambda: pytest.fail("measured"))
+        rule.observe(2.3 - 0.05 * step, 1.0, travelled=lambda: pytest.fail("measured"))
 
 
 @pytest.mark.parametrize(
