@@ -11,6 +11,7 @@ for batch in loader:
 ``auto_mode``: chooses between exact and deferred
 ``arguments``: checks what it is given
 ``step``: one step through the five verbs
+``parts``: what carries them out
 ``deferred_step``: the same, decided on the device
 ``observe``: norms, finite check, movement of weights and buffers
 ``agree``: all ranks hold the same numbers

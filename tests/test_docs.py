@@ -202,9 +202,9 @@ def test_the_table_of_settings_has_all_of_them_with_their_defaults() -> None:
         for part in path.split("."):
             default = getattr(default, part)
         shown = f"{default:g}" if isinstance(default, float | int) else default
-        assert value == (json.dumps(default) if default is None or isinstance(default, tuple) else shown), (
-            path
-        )
+        assert value == (
+            json.dumps(default) if default is None or isinstance(default, bool | tuple) else shown
+        ), path
 
 
 def test_the_table_of_clips_has_every_kind_with_all_its_settings() -> None:

@@ -60,6 +60,8 @@ class LastingCondition:
             return ["shadow"]
         if evidence.excluded_ranks:
             return ["excluded", *evidence.excluded_ranks]
+        if evidence.excluded_samples:
+            return ["excluded samples", *evidence.excluded_samples]
         applied = action in ("applied", "clipped")
         return [verdict.kind, verdict.signal, "applied" if applied else action]
 

@@ -25,9 +25,16 @@ from jobs.spec.masking import masked, masked_spec
 from jobs.spec.yaml_text import dump_yaml, load_yaml
 
 NO_COOLDOWN = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
-_NESTED = ("local_norms", "layers", "regularization", "excluded_ranks", "faulty_ranks")
+_NESTED = (
+    "local_norms",
+    "layers",
+    "regularization",
+    "excluded_ranks",
+    "excluded_samples",
+    "faulty_ranks",
+)
 _TEXTS = ("action", "verdict")
-_ANOMALY = ("verdict", "excluded_ranks", "faulty_ranks", "dropped_micro_batches")
+_ANOMALY = ("verdict", "excluded_ranks", "excluded_samples", "faulty_ranks", "dropped_micro_batches")
 
 
 class Steps:
@@ -136,8 +143,8 @@ def _nonfinite(values: Sequence[float | None], column: Floats) -> Flags:
     return np.asarray(known & ~np.isfinite(column), dtype=np.bool_)
 
 
-def _is_anomalous(verdict: Any, excluded: Any, faulty: Any, dropped: Any) -> bool:
-    return verdict not in ("ok", None) or bool(excluded or faulty or dropped)
+def _is_anomalous(verdict: Any, *corrected: Any) -> bool:
+    return verdict not in ("ok", None) or any(corrected)
 
 
 def _is_recovering(recovery: Any) -> bool:

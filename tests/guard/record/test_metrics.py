@@ -24,7 +24,7 @@ DESIGNED_NAMES = {
     *(f"gradguard_{part}_factor" for part in ("loss_alarm", "rate")),
     "gradguard_micro_batches_dropped_total",
     "gradguard_hardware_faults_total",
-    "gradguard_rank_exclusions_total",
+    *(f"gradguard_{what}_exclusions_total" for what in ("rank", "sample")),
     "gradguard_loss",
     "gradguard_clip_threshold",
     "gradguard_clip_coefficient",
