@@ -60,6 +60,7 @@ def why_exact(
         "ema= is updated right after each step": ema is not None,
         "replicas are compared by the host": config.replicas != "off",
         "rate act returns to the start of the run": config.rate == "act",
+        "exclude_samples computes batches again": config.exclude_samples,
     }
     found = next((reason for reason, holds in reasons.items() if holds), None)
     return found or _refused(config, fused, next(iter(devices)))
