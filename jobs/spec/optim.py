@@ -12,20 +12,20 @@ from jobs.spec.errors import did_you_mean, related
 from jobs.spec.odd_characters import advice
 from jobs.spec.workload_names import IMPORT_PATH
 
-_BY_OPTIMIZER: dict[str, dict[str, float]] = {
+DEFAULTS_BY_OPTIMIZER: dict[str, dict[str, float]] = {
     "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
     "adam": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
     "adamw": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.01},
     "muon": {"lr": 1e-3, "momentum": 0.95, "weight_decay": 0.1},
 }
 _BY_PATH = {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0}
-_SCHEDULES = ("constant", "cosine", "linear", "wsd")
+SCHEDULES = ("constant", "cosine", "linear", "wsd")
 _ADAM_BETAS = (0.9, 0.999)
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _by_name(field: str) -> Callable[[dict[str, Any]], float]:
-    return lambda optimizer: _BY_OPTIMIZER.get(optimizer["name"], _BY_PATH)[field]
+    return lambda optimizer: DEFAULTS_BY_OPTIMIZER.get(optimizer["name"], _BY_PATH)[field]
 
 
 def _named(*known: str) -> AfterValidator:
@@ -55,7 +55,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_options)]
 class OptimizerSpec(Config):
     """The optimizer. The defaults of learning rate, momentum and weight decay depend on its name."""
 
-    name: Annotated[str, _named(*_BY_OPTIMIZER)] = "sgd"
+    name: Annotated[str, _named(*DEFAULTS_BY_OPTIMIZER)] = "sgd"
     """The algorithm: ``sgd``, ``adam``, ``adamw``, ``muon``, or the import path of any other, as
     ``torch.optim:RAdam`` or ``bitsandbytes.optim:AdamW8bit``. Default in the workload language: adamw.
     ``muon`` is Muon for the matrices inside the model and adamw for everything else: embeddings, the last
@@ -123,7 +123,7 @@ class OptimizerSpec(Config):
 class ScheduleSpec(Config):
     """The learning rate over the steps: a linear warm-up, then constant or falling."""
 
-    name: Annotated[str, _named(*_SCHEDULES)] = "cosine"
+    name: Annotated[str, _named(*SCHEDULES)] = "cosine"
     """``constant``: stay at the peak. ``cosine``, ``linear``: fall along a half cosine or a line until the
     end. ``wsd`` (warm-up, stable, decay): stay at the peak, then fall along a line over the last
     ``decay_steps``. Or the import path of a class or function of a schedule that is stepped at each step, as
