@@ -274,6 +274,9 @@ class Decider:
 
     def _dead(self, seen: Observation) -> list[int]:
         """Layers with a gradient of exactly zero in ``dead_steps`` steps in a row, as of this step."""
+        if seen.layer_norms.all():  # what is not finite counts as a gradient
+            self._idle.fill(0)
+            return []
         self._idle = np.where(seen.layer_norms == 0.0, self._idle + 1, 0)
         due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
         return [i for i in due if self._parameters[i].grad is not None]

@@ -19,8 +19,8 @@ from guard.types import Floats
 Places = NDArray[np.intp]
 SPLIT_ELEMENTS = 1 << 20
 """A float32 sum of that many squares is off by about 1e-4; see above."""
-SMALL_ELEMENTS = 1 << 12
-"""Below this a call of its own costs more than reading the elements."""
+SMALL_ELEMENTS = 1 << 15
+"""Up to this a call of its own costs more than the slower kernel."""
 
 
 def square_norms(gradients: Sequence[Tensor]) -> Floats:
@@ -74,26 +74,24 @@ def norm(gradient: Tensor) -> Tensor:
 
 def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]] | None:
     """None where a gradient cannot be viewed as a float32 vector on the CPU."""
-    small: list[Tensor] = []
-    owners: list[int] = []
+    if not all(gradient.dtype is torch.float32 and gradient.is_cpu for gradient in gradients):
+        return None
+    large = [i for i, gradient in enumerate(gradients) if gradient.numel() > SMALL_ELEMENTS]
+    if not large:
+        return torch.stack(torch._foreach_norm(gradients)).double().square_(), list(range(len(gradients)))
+    if not all(gradients[i].is_contiguous() for i in large):
+        return None
+    apart = set(large)
+    owners = [i for i in range(len(gradients)) if i not in apart]
+    norms = torch._foreach_norm([gradients[i] for i in owners]) if owners else ()
     products: list[Tensor] = []
-    owners_of_products: list[int] = []
-    for i, gradient in enumerate(gradients):
-        if not (gradient.dtype is torch.float32 and gradient.is_cpu and gradient.is_contiguous()):
-            return None
-        elements = gradient.numel()
-        if elements <= SMALL_ELEMENTS:
-            small.append(gradient)
-            owners.append(i)
-            continue
-        flat = gradient.view(-1)
-        for piece in (flat,) if elements <= SPLIT_ELEMENTS else flat.split(SPLIT_ELEMENTS):
-            products.append(torch.dot(piece, piece))
-            owners_of_products.append(i)
-    norms = torch._foreach_norm(small) if small else ()
+    for i in large:
+        pieces = gradients[i].view(-1).split(SPLIT_ELEMENTS)
+        products += [torch.dot(piece, piece) for piece in pieces]
+        owners += [i] * len(pieces)
     squares = torch.stack([*norms, *products]).double()
-    squares[: len(small)].square_()
-    return squares, owners + owners_of_products
+    squares[: len(norms)].square_()
+    return squares, owners
 
 
 def _by_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
