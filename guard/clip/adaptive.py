@@ -34,6 +34,9 @@ class AutoClipper(Clipper):
         super().__init__(config, parameters)
         self._first: float | None = None
 
+    def expect_change(self) -> None:
+        self._first = None
+
     def _plan(self, step: Step) -> Plan:
         if step.typical is None:
             return Plan(step.seen)

@@ -195,13 +195,19 @@ class RobustBaseline:
         self._accept(value)
         return False
 
-    def relearn(self, rows: int) -> None:
-        """The next ``rows`` values (at least ``min_history``) make a new level; the noise stays known."""
+    def relearn(self, rows: int, first: float | None = None) -> None:
+        """The next ``rows`` values (at least ``min_history``) make a new level; the noise stays known.
+
+        Args:
+            first: the first of these values, which is known already.
+        """
         self._level.clear()
         self._quarantine.clear()
         self._flags, self._isolated = 0, None
         self._to_learn = max(rows, self.config.min_history)
         self.ready, self.reference, self.threshold = False, 0.0, math.inf
+        if first is not None and math.isfinite(first):
+            self._learn_first(self.measure(first)[1])
 
     def raise_floor(self, value: float) -> None:
         """Values up to this one are normal from now on."""

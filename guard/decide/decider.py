@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from guard.decide.new_level import NewLevel
 from guard.decide.outliers import Outliers
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
-from guard.decide.start_rate import StartRate
+from guard.decide.start_rate import StartRate, fast
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.shards import Shards
 from guard.observe.watched import remapped
@@ -140,12 +141,14 @@ class Decider:
             normal = self.new_level.waits and self.detector.normal
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
             self._rates.push(learning_rate)
-            self.new_level.moved_far = moved_far
+            self.new_level.moved_far = (
+                partial(_far, moved_far, travelled) if self.detector.first is None else moved_far
+            )
             decision = self._decide(
                 verdict, agreed, attempt, step, normal=normal, can_roll_back=can_roll_back
             )
             if decision.new_level:
-                verdict = self._accept_change(verdict, agreed, step)
+                verdict, typical = self._accept_change(verdict, agreed, step, seen.grad_norm), None
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
             alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
             finding = self.start_rate.observe(agreed.loss, learning_rate, travelled=travelled, alarm=alarm)
@@ -188,11 +191,21 @@ class Decider:
         rung: Rung = "rollback" if finding.again else "apply"
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
 
-    def expect_change(self, step: int, steps: int) -> None:
-        """A change on purpose after ``step``: levels are relearned in the next ``steps`` attempts."""
+    def expect_change(
+        self, step: int, steps: int, loss: float | None = None, grad_norm: float | None = None
+    ) -> None:
+        """A change on purpose after ``step``: levels are relearned in the next ``steps`` attempts.
+
+        Args:
+            step: steps before it.
+            steps: attempts after it.
+            loss: of the attempt that showed it, if one has.
+            grad_norm: likewise.
+        """
         self.changes += 1
         self._changed = (step, steps)
-        self.detector.expect_change(steps)
+        self.detector.expect_change(steps, loss, grad_norm)
+        self.clipper.expect_change()
 
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
@@ -207,7 +220,9 @@ class Decider:
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
         loaded = agreed.changed and self.detector.had_before(agreed.loss)
-        self.new_level.observe(ratio, attempt, step, normal=normal, changed=loaded)
+        persists = self.new_level.observe(ratio, agreed.loss, attempt, step, normal=normal, changed=loaded)
+        if persists:
+            self.ladder.give_back(self.new_level.accepted())
         rose = verdict.kind != "ok" and self._rates.rose
         instead = None
         if verdict.kind != "ok":
@@ -216,7 +231,7 @@ class Decider:
             verdict, attempt=attempt, can_roll_back=can_roll_back, rate_rose=rose, instead=instead
         )
         if decision.rung == "rollback" and self._config.acts:
-            self.new_level.rolled_back(verdict, attempt=attempt, step=step, rate_rose=rose)
+            self.new_level.rolled_back(verdict, agreed.loss, attempt=attempt, step=step, rate_rose=rose)
             self._rates.forget_recent()
         return decision
 
@@ -225,18 +240,19 @@ class Decider:
         finds no new level."""
         far = (lambda: True) if rose else self.new_level.moved_far
         usual = self.detector.had_before(loss)
-        outlier = self.outliers.instead(verdict, attempt, usual=usual, moved_far=far)
+        unknown = self._config.acts and self.detector.first is None
+        outlier = self.outliers.instead(verdict, attempt, usual=usual, moved_far=far, unknown=unknown)
         if not self._config.acts:
             return outlier
         return self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose) or outlier
 
-    def _accept_change(self, verdict: Verdict, agreed: Agreed, step: int) -> Verdict:
+    def _accept_change(self, verdict: Verdict, agreed: Agreed, step: int, grad_norm: float) -> Verdict:
         """The present level is the new one, reported once as a drift."""
         self.ladder.give_back(self.new_level.accepted())
         if verdict.signal == "buffers":
             self.detector.accept_jump(agreed.buffer_jump or 0.0)
         else:
-            self.expect_change(step, _RELEARN_STEPS)
+            self.expect_change(step, _RELEARN_STEPS, agreed.loss, grad_norm)
         return replace(verdict, kind="drift")
 
     def limits(self) -> StepLimits:
@@ -314,3 +330,8 @@ class Decider:
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))
+
+
+def _far(moved_far: Callable[[], bool], travelled: Callable[[], Travelled | None]) -> bool:
+    """Whether the weights have moved far, where there may be no usual step to compare with."""
+    return moved_far() or fast(travelled())

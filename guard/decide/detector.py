@@ -87,9 +87,9 @@ class SpikeDetector:
         self._rows = 0
         self._trend = SlowTrend()
         self._runaway = RunawayUpdates()
-        self._linear = False
-        self._expecting = 0
-        self._first: float | None = None
+        self._linear, self._expecting = False, 0
+        self.first: float | None = None
+        """The first level of the loss; None until there is enough history."""
         self._zeros = 0
         """Norms of exactly zero in a row: they show no level, but that the gradient has vanished."""
 
@@ -119,8 +119,8 @@ class SpikeDetector:
         row = self._measure(loss, grad_norm, update_norm, buffer_jump)
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
-        if self._first is None and self._loss.ready:
-            self._first = self.typical("loss")
+        if self.first is None and self._loss.ready:
+            self.first = self.typical("loss")
         self._rows = rows = self._rows + 1
         if self._jumps_by_design(row[4]):
             self._expecting = max(self._expecting, _SETTLES)
@@ -143,13 +143,13 @@ class SpikeDetector:
             return self._nonfinite(loss, grad_norm, update_norm)
         return self._judge(self._measure(*values), self._memory)[0]
 
-    def expect_change(self, steps: int) -> None:
-        """The levels change on purpose: they are relearned from the next ``steps`` rows.
+    def expect_change(self, steps: int, loss: float | None = None, grad_norm: float | None = None) -> None:
+        """The levels change on purpose: they are relearned from the next ``steps`` rows, and these values.
 
         Meanwhile only the non-finite and the overwhelming (20 times all that was seen since) count.
         """
-        self._loss.relearn(steps)
-        self._grad.relearn(steps)
+        self._loss.relearn(steps, loss)
+        self._grad.relearn(steps, grad_norm)
         self._update.relearn(0)
         self._memory = (0.0, 0.0, 0.0, 0)
         self._trend.clear()
@@ -164,7 +164,7 @@ class SpikeDetector:
 
     def had_before(self, loss: float) -> bool:
         """Whether the loss is none that the run has not had: at most its first level."""
-        return self._first is not None and loss <= self._first
+        return self.first is not None and loss <= self.first
 
     @property
     def normal(self) -> bool:
@@ -222,7 +222,7 @@ class SpikeDetector:
         update, sample = _ABSENT, None
         if update_norm is not None:
             update = self._update.measure(update_norm)
-            if update_norm > 0.0 and level.ready and self._grad.ready:
+            if update_norm > 0.0 and level.ready and self._grad.ready and not self._zeros:
                 present = self._grad.level if grad_norm is None else max(self._grad.level, grad[1])
                 sample = UpdateSample(update[1], level.level, present)
         on_loss = _ABSENT if loss is None else level.measure(loss)
@@ -315,7 +315,7 @@ class SpikeDetector:
             self._zeros = self._zeros + 1 if grad[1] == LOG_ZERO else 0
             if not self._zeros:
                 self._grad.learn(grad, spike == "grad_norm")
-        if update is not _ABSENT:
+        if update is not _ABSENT and not self._zeros:  # without a gradient it shows no level either
             self._update.learn(update, spike == "update_norm")
         if buffers is not _ABSENT:
             self._buffers.learn(buffers, verdict.kind != "ok")
@@ -376,7 +376,7 @@ class SpikeDetector:
             "runaway_updates": self._runaway.state_dict(),
             "linear": self._linear,
             "expecting": self._expecting,
-            "first": self._first,
+            "first": self.first,
             "zeros": self._zeros,
         }
 
@@ -393,7 +393,7 @@ class SpikeDetector:
             self._runaway.load_state_dict(state["runaway_updates"])
         self._linear = bool(state["linear"])
         self._expecting = int(state.get("expecting", 0))
-        self._first, self._zeros = state.get("first"), int(state.get("zeros", 0))
+        self.first, self._zeros = state.get("first"), int(state.get("zeros", 0))
 
 
 def _bad(value: float | None) -> bool:

@@ -36,6 +36,8 @@ class _Alarm:
     step: int
     signal: str
     score: float
+    middle: float = math.nan
+    """Between the level of the loss and the loss; NaN where either is unknown."""
 
     def like(self, verdict: Verdict) -> bool:
         """Whether the verdict is about the same signal, and about as far from its level."""
@@ -59,7 +61,7 @@ class NewLevel:
         self._same_step_returns = _RETURNS_REPLAYED if replays else _RETURNS
         self.moved_far = lambda: False
         self._last: _Alarm | None = None
-        self._rollbacks = self._rows = self._high = 0
+        self._rollbacks = self._rows = self._high = self._same = 0
         self._restored = -1
         self._least, self._most = math.inf, 0.0
         self._normal = True
@@ -73,11 +75,15 @@ class NewLevel:
         """Whether the coming row is the first after a rollback."""
         return self._last is not None and not self._rows
 
-    def observe(self, ratio: float, attempt: int, step: int, *, normal: bool, changed: bool) -> None:
-        """One row.
+    def observe(
+        self, ratio: float, loss: float, attempt: int, step: int, *, normal: bool, changed: bool
+    ) -> bool:
+        """One row. Returns whether the last rollback was for a level that is the data's: the loss is still as
+        high on healthy weights, and the run has passed the step of the rollback.
 
         Args:
             ratio: the larger excess of loss and gradient norm; anomalous from 1 on.
+            loss: agreed.
             attempt: its number.
             step: steps before it.
             normal: whether the restored detector saw nothing in the rows before.
@@ -85,12 +91,16 @@ class NewLevel:
         """
         if changed:
             self._loaded, self._loaded_skips = attempt, 0
-        if self._last is not None and self._rows < _SOON:
+        if self._last is None:
+            return False
+        if self._rows < _SOON:
             if not self._rows:
                 self._normal, self._restored = normal and ratio > _HIGH, step
             self._rows += 1
             self._high += ratio > _HIGH
+            self._same += loss >= self._last.middle
             self._least, self._most = min(self._least, ratio), max(self._most, ratio)
+        return self._rows == _SOON and 4 * self._same >= 3 * _SOON and step > self._last.step
 
     def instead(self, verdict: Verdict, *, attempt: int, step: int, rate_rose: bool) -> Decision | None:
         """What is right instead of a rollback; None where the weights may well be the cause."""
@@ -114,12 +124,14 @@ class NewLevel:
             return Decision("apply", reason, new_level=True)
         return None
 
-    def rolled_back(self, verdict: Verdict, *, attempt: int, step: int, rate_rose: bool) -> None:
+    def rolled_back(self, verdict: Verdict, loss: float, *, attempt: int, step: int, rate_rose: bool) -> None:
         """A rollback was decided because of this verdict."""
         again = self._comes_back(verdict, attempt, step, rate_rose)
         self._rollbacks = self._rollbacks + 1 if again else 1
-        self._last = _Alarm(attempt, step, verdict.signal, verdict.score)
-        self._rows = self._high = 0
+        level = verdict.baseline if verdict.signal == "loss" else None
+        middle = math.nan if level is None else (level + loss) / 2
+        self._last = _Alarm(attempt, step, verdict.signal, verdict.score, middle)
+        self._rows = self._high = self._same = 0
         self._least, self._most = math.inf, 0.0
 
     def accepted(self) -> int:
@@ -130,9 +142,9 @@ class NewLevel:
 
     def _comes_back(self, verdict: Verdict, attempt: int, step: int, rate_rose: bool) -> bool:
         last = self._last
-        if last is None or verdict.baseline is None or verdict.signal not in ("loss", "grad_norm"):
+        if last is None or verdict.signal not in ("loss", "grad_norm"):
             return False
-        if self._at_once(attempt):
+        if verdict.baseline is not None and self._at_once(attempt):
             return True
         same_step = abs(step - last.step) <= _SAME_STEP and last.like(verdict) and not rate_rose
         return same_step and not self.moved_far()
@@ -161,7 +173,7 @@ class NewLevel:
         return {
             "last": None if self._last is None else asdict(self._last),
             "jump": None if self._jump is None else asdict(self._jump),
-            "counts": [self._rollbacks, self._rows, self._high, self._jumps],
+            "counts": [self._rollbacks, self._rows, self._high, self._jumps, self._same],
             "normal": self._normal,
             "in_place": [self._restored, self._least if self._rows else None, self._most],
             "loaded": [self._loaded, self._loaded_skips],
@@ -170,7 +182,8 @@ class NewLevel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._last = None if state["last"] is None else _Alarm(**state["last"])
         self._jump = None if state["jump"] is None else _Alarm(**state["jump"])
-        self._rollbacks, self._rows, self._high, self._jumps = map(int, state["counts"])
+        self._rollbacks, self._rows, self._high, self._jumps, *same = map(int, state["counts"])
+        self._same = sum(same)  # absent in older checkpoints
         self._normal = bool(state.get("normal", state.get("calm")))  # its name in older checkpoints
         self._restored, least, self._most = state.get("in_place", (-1, None, 0.0))
         self._least = math.inf if least is None else least

@@ -38,7 +38,13 @@ class Outliers:
         """The last attempt whose gradient norm alone was anomalous."""
 
     def instead(
-        self, verdict: Verdict, attempt: int, *, usual: bool, moved_far: Callable[[], bool]
+        self,
+        verdict: Verdict,
+        attempt: int,
+        *,
+        usual: bool,
+        moved_far: Callable[[], bool],
+        unknown: bool = False,
     ) -> Decision | None:
         """What is right instead of a rollback or a skip; None where it may be the weights. Call on each
         verdict that is not ``ok``.
@@ -48,6 +54,7 @@ class Outliers:
             attempt: its number.
             usual: whether the loss is one that the run began with.
             moved_far: whether the weights have moved farther than steps explain; measures them.
+            unknown: whether the run has no level yet: high losses between normal ones then belong to it.
         """
         ratio = verdict.score / self._sigmas
         if verdict.signal == "grad_norm" and verdict.kind == "suspect":
@@ -57,10 +64,13 @@ class Outliers:
         if self._replays or verdict.signal != "loss" or verdict.kind not in ("suspect", "spike"):
             return None
         recent = sum(attempt - other < _WITHIN for other in self._losses)
+        swings = unknown and attempt - 1 not in self._losses
         self._losses.append(attempt)
-        ordinary = ratio < _OVERWHELMING or usual
+        ordinary = ratio < _OVERWHELMING or usual or unknown
         if ordinary and recent < _MOST and not moved_far():
             return Decision("skip", f"loss {verdict.kind}: an outlier, the weights have not moved far")
+        if swings and not moved_far():
+            return Decision("apply", "the loss swings from the first steps on", new_level=True)
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class StartRate:
     def _judge(
         self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
     ) -> RateFinding | None:
-        if alarm and loss > (1 + _CLIMB) * start and (self._climbs or _fast(travelled())):
+        if alarm and loss > (1 + _CLIMB) * start and (self._climbs or fast(travelled())):
             return self._too_high(start, loss)
         if len(self._losses) < _ENOUGH:
             return None
@@ -113,7 +113,7 @@ class StartRate:
     def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
         climb = level - min(self._lowest, start)
         if not self._climbs:
-            return climb > _CLIMB * start and _fast(travelled())
+            return climb > _CLIMB * start and fast(travelled())
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
     def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
@@ -181,7 +181,7 @@ class StartRate:
         self._peak = float(state.get("peak", 0.0))
 
 
-def _fast(moved: Travelled | None) -> bool:
+def fast(moved: Travelled | None) -> bool:
     """Weights that are not finite are; those that are not measured are not."""
     return moved is not None and not moved.distance <= _FAST * moved.steps
 

@@ -78,19 +78,20 @@ def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]] | 
         return None
     large = [i for i, gradient in enumerate(gradients) if gradient.numel() > SMALL_ELEMENTS]
     if not large:
-        return torch.stack(torch._foreach_norm(gradients)).double().square_(), list(range(len(gradients)))
+        norms = torch.stack(torch._foreach_norm(list(gradients)))
+        return norms.double().square_(), list(range(len(gradients)))
     if not all(gradients[i].is_contiguous() for i in large):
         return None
     apart = set(large)
     owners = [i for i in range(len(gradients)) if i not in apart]
-    norms = torch._foreach_norm([gradients[i] for i in owners]) if owners else ()
+    small = torch._foreach_norm([gradients[i] for i in owners]) if owners else ()
     products: list[Tensor] = []
     for i in large:
         pieces = gradients[i].view(-1).split(SPLIT_ELEMENTS)
         products += [torch.dot(piece, piece) for piece in pieces]
         owners += [i] * len(pieces)
-    squares = torch.stack([*norms, *products]).double()
-    squares[: len(norms)].square_()
+    squares = torch.stack([*small, *products]).double()
+    squares[: len(small)].square_()
     return squares, owners
 
 

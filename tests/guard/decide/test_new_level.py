@@ -142,16 +142,16 @@ def test_what_comes_back_on_calm_weights_at_once_is_the_data() -> None:
         for attempt in (100, 104, 108):
             instead = level.instead(spike, attempt=attempt, step=90 + attempt % 7, rate_rose=True)
             if instead is None:
-                level.rolled_back(spike, attempt=attempt, step=90 + attempt % 7, rate_rose=True)
+                level.rolled_back(spike, 1.0, attempt=attempt, step=90 + attempt % 7, rate_rose=True)
             for row, ratio in enumerate((first, 1.5, 1.5)):
-                level.observe(ratio, attempt + row, 90, normal=True, changed=False)
+                level.observe(ratio, 1.0, attempt + row, 90, normal=True, changed=False)
         assert (instead is not None and instead.new_level) == accepted
 
 
 def test_a_round_trip_continues_identically() -> None:
     level = NewLevel()
-    level.rolled_back(Verdict("spike", "loss", 8.0, 0.1), attempt=5, step=4, rate_rose=False)
-    level.observe(1.5, 6, 4, normal=True, changed=False)
+    level.rolled_back(Verdict("spike", "loss", 8.0, 0.1), 2.0, attempt=5, step=4, rate_rose=False)
+    level.observe(1.5, 2.0, 6, 4, normal=True, changed=False)
     other = NewLevel()
     other.load_state_dict(json.loads(json.dumps(level.state_dict())))
     assert other.state_dict() == level.state_dict()

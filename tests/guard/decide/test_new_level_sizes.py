@@ -112,8 +112,8 @@ def test_a_few_bad_batches_are_no_new_level(count: int) -> None:
 def test_what_never_left_healthy_weights_is_the_data(rows: int, step: int, accepted: bool) -> None:
     """Eight batches since the rollback, all high, and no step applied between them."""
     spike, level = Verdict("spike", "loss", 40.0, 0.1), NewLevel()
-    level.rolled_back(spike, attempt=100, step=9, rate_rose=False)
+    level.rolled_back(spike, 2.0, attempt=100, step=9, rate_rose=False)
     for row in range(rows):
-        level.observe(8.0, 101 + row, step if row == rows - 1 else 4, normal=True, changed=False)
+        level.observe(8.0, 2.0, 101 + row, step if row == rows - 1 else 4, normal=True, changed=False)
     instead = level.instead(spike, attempt=100 + rows, step=step, rate_rose=False)
     assert (instead is not None and instead.new_level) == accepted

@@ -1,0 +1,63 @@
+"""Losses that swing by design: tasks by turns, stages that return, gradients that are zero for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guard import GradientGuard, StepReport
+
+Scale = Callable[[int], float]
+
+
+def train(scale: Scale, attempts: int, reduction: Callable[[int], str] = lambda i: "mean") -> list[StepReport]:
+    """A small classifier; the loss of attempt i counts ``scale(i)`` times. A halt raises."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    guard, teacher = GradientGuard(model, optimizer), torch.randn(20, 5)
+    reports = []
+    for i in range(attempts):
+        x = torch.randn(64, 20)
+        optimizer.zero_grad()
+        loss: Tensor = F.cross_entropy(model(x), (x @ teacher).argmax(1), reduction=reduction(i)) * scale(i)
+        guard.backward(loss)
+        reports.append(guard.step())
+    return reports
+
+
+def count(reports: list[StepReport], action: str) -> int:
+    return sum(report.action == action for report in reports)
+
+
+def test_two_losses_by_turns_are_learned_from_the_first_steps() -> None:
+    reports = train(lambda i: 50.0 if i % 2 else 1.0, 200)
+    assert count(reports, "rolled_back") == 0
+    assert count(reports, "skipped") <= 3
+
+
+def test_one_tiny_loss_at_first_rolls_nothing_back() -> None:
+    reports = train(lambda i: 1.0 if i else 1e-2, 60)
+    assert count(reports, "rolled_back") == 0
+    assert count(reports, "skipped") <= 3
+
+
+def test_stages_that_return_never_spend_the_budget() -> None:
+    """The third return of the stage would be beyond the budget if each counted."""
+    reports = train(lambda i: 20.0 if (i // 50) % 2 else 1.0, 800)
+    assert count(reports, "applied") + count(reports, "clipped") >= 0.9 * len(reports)
+
+
+def test_gradients_that_are_zero_for_a_while_show_no_level_of_the_update() -> None:
+    reports = train(lambda i: 0.0 if i < 200 else 1e-3 * min(1.0, (i - 199) / 50), 500)
+    assert count(reports, "rolled_back") <= 1
+    assert all(report.applied for report in reports[300:])
+
+
+def test_after_an_accepted_change_the_clip_follows_the_new_level() -> None:
+    reports = train(lambda i: 1.0, 400, lambda i: "mean" if i < 150 else "sum")
+    accepted = next(i for i, report in enumerate(reports) if report.verdict.kind == "drift")
+    assert count(reports[accepted:], "clipped") <= 0.05 * len(reports[accepted:])
