@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from guard import GradientGuard, StepReport
@@ -13,7 +13,7 @@ from guard import GradientGuard, StepReport
 Scale = Callable[[int], float]
 
 
-def train(scale: Scale, attempts: int, reduction: Callable[[int], str] = lambda i: "mean") -> list[StepReport]:
+def train(scale: Scale, attempts: int, *, summed_from: int | None = None) -> list[StepReport]:
     """A small classifier; the loss of attempt i counts ``scale(i)`` times. A halt raises."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
@@ -23,8 +23,8 @@ def train(scale: Scale, attempts: int, reduction: Callable[[int], str] = lambda 
     for i in range(attempts):
         x = torch.randn(64, 20)
         optimizer.zero_grad()
-        loss: Tensor = F.cross_entropy(model(x), (x @ teacher).argmax(1), reduction=reduction(i)) * scale(i)
-        guard.backward(loss)
+        reduction = "mean" if summed_from is None or i < summed_from else "sum"
+        guard.backward(F.cross_entropy(model(x), (x @ teacher).argmax(1), reduction=reduction) * scale(i))
         reports.append(guard.step())
     return reports
 
@@ -58,6 +58,6 @@ def test_gradients_that_are_zero_for_a_while_show_no_level_of_the_update() -> No
 
 
 def test_after_an_accepted_change_the_clip_follows_the_new_level() -> None:
-    reports = train(lambda i: 1.0, 400, lambda i: "mean" if i < 150 else "sum")
+    reports = train(lambda _: 1.0, 400, summed_from=150)
     accepted = next(i for i, report in enumerate(reports) if report.verdict.kind == "drift")
     assert count(reports[accepted:], "clipped") <= 0.05 * len(reports[accepted:])
