@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "integration" / "harness")]
 
 from measure import progress, publish
 
 from tests.integration.harness.chaos import (
+    MOMENTS,
     SPEC,
     STEPS_PER_KILL,
     ChaosRun,
@@ -26,10 +27,12 @@ from tests.integration.harness.chaos import (
     random_kills,
     same_weights,
 )
-from tests.integration.harness.runner import GRADGUARD, Sandbox
+from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
 AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""
+LONG = "300"
+"""Times that the test set is gone through, so that a kill can fall into an evaluation."""
 LAST_WORDS = 40
 """Lines of the job's output that are shown if it did not end well."""
 
@@ -41,10 +44,11 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         What followed on each kill, and the sums: resumed, steps repeated, median seconds to the first new
         step, orphans, and whether the final weights are equal to the bit.
     """
-    sandbox = Sandbox(folder)
-    sandbox.environment["PYTHONPATH"] = str(ROOT)
-    train = {"max_steps": STEPS_PER_KILL * len(kills) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
-    spec = {**SPEC, "train": train}
+    sandbox = noisy(folder)
+    sandbox.environment["NOISY_EVALUATIONS"] = LONG if any(kill.moment for kill in kills) else "1"
+    last = max([STEPS_PER_KILL * len(kills), *(kill.step or 0 for kill in kills)])
+    train = {"max_steps": last + AFTER_THE_LAST, "checkpoint_every_steps": 10}
+    spec = {**SPEC, "workload": NOISY, "model": SMALL, "train": train}
     progress("the job without kills")
     healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
     if healthy.returncode:
@@ -73,19 +77,23 @@ def main() -> None:
     """Prints a table of the kills and their sums. Fails if anything was lost."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        rows, total = chaos(random_kills(options.kills, options.seed), Path(folder))
+        kills = random_kills(options.kills, options.seed)
+        if options.moments:
+            kills = [kill for moment in options.moments for kill in MOMENTS[moment]]
+        rows, total = chaos(kills, Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
     publish(
         "chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json, seeds=[options.seed]
     )
-    sys.exit(not (total["bit_identical"] and total["resumed"] == total["kills"] == options.kills))
+    sys.exit(not (total["bit_identical"] and total["resumed"] == total["kills"] == len(kills)))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--moments", nargs="*", choices=list(MOMENTS), help="instead of random kills")
     parser.add_argument("--json", type=Path, help="a file for the kills and the sums")
     return parser.parse_args()
 

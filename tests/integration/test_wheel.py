@@ -10,15 +10,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.cluster.session import PACKAGE_ROOT as ROOT
 from tests.integration.harness.runner import BIN, SMALL, Sandbox
+from tests.integration.test_full_disk import ISOLATED, can_mount
 
 pytestmark = pytest.mark.slow
 
@@ -122,3 +125,45 @@ def test_the_installed_command_trains_reports_and_makes_its_database(installed: 
     assert "<svg" in (installed.path / "runs" / "tiny" / "report.html").read_text()
     made = installed.run("gradguard", "tokens", "create", "anna", "--json")
     assert json.loads(made.stdout)["name"] == "anna"
+
+
+AS_IN_THE_POD = """
+cd {home} && mount --bind runs runs && mount --bind {temporary} {temporary} &&
+mount -o remount,ro,bind / && cd specs &&
+exec unshare --user --map-user={user} --map-group={group} -- env -i {variables} {entrypoint}
+"""
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A temporary folder whose name leaves room for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="gg", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount a file system")
+def test_the_entrypoint_of_the_rayjob_trains_as_the_user_of_the_manifests_on_a_read_only_root(
+    installed: Sandbox, tmp_path: Path, short: Path
+) -> None:
+    """Only the volume and the temporary folder can be written, and no variable is set."""
+    config, job = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "rayjob.yaml").read_text())
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["securityContext"]
+    spec = yaml.safe_load(config["data"]["fashion.yaml"].replace("/home/gradguard", str(tmp_path)))
+    for name in ("specs", "runs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "specs" / "fashion.yaml").write_text(yaml.safe_dump({**spec, "train": {"max_steps": 3}}))
+    path = installed.environment["PATH"]
+    command = AS_IN_THE_POD.format(
+        home=tmp_path,
+        temporary=short,
+        user=pod["runAsUser"],
+        group=pod["runAsGroup"],
+        variables=f"PATH={path} HOME={tmp_path} TMPDIR={short} MPLCONFIGDIR={short}/matplotlib",
+        entrypoint=job["spec"]["entrypoint"].replace("/home/gradguard", str(tmp_path)),
+    )
+    run = subprocess.run([*ISOLATED, command], capture_output=True, text=True, timeout=400, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "runs" / spec["name"] / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("succeeded", 3)
+    assert "Traceback" not in run.stdout + run.stderr

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -52,13 +52,34 @@ SPEC: dict[str, Any] = {
 class Kill:
     """One blow: to whom, after which step has been taken and how long after that, and by which signal.
 
-    Without a step it falls ``delay_s`` after the one before, while the job is still starting again.
+    Without a step it falls ``delay_s`` after the one before, while the job is still starting again; with a
+    moment, when that comes after the step:
+
+    ``rollback``: one is in the journal
+    ``evaluation``: one runs
+    ``stop``: the driver got Ctrl-C and saves the state
+    ``replacement``: the victim was killed and Ray starts again; the driver gets Ctrl-C then
     """
 
     victim: str
     step: int | None
     delay_s: float = 0.0
     signal: signal.Signals = signal.SIGKILL
+    moment: Literal["", "rollback", "evaluation", "stop", "replacement"] = ""
+
+
+MOMENTS: dict[str, list[Kill]] = {
+    "set-up": [Kill("worker", 0)],
+    "rollback": [Kill("rank 0", 20, moment="rollback")],
+    "evaluation": [Kill("worker", 40, moment="evaluation")],
+    "twice": [Kill("worker", 52), Kill("controller", None, 0.5)],
+    "stop": [Kill("worker", 62, moment="stop")],
+    "replacement": [Kill("gcs_server", 74, moment="replacement")],
+    "frozen-controller": [Kill("controller", 84, signal=signal.SIGSTOP)],
+    "frozen-gcs": [Kill("gcs_server", 96, signal=signal.SIGSTOP)],
+    "frozen-raylet": [Kill("raylet", 108, signal=signal.SIGSTOP)],
+}
+"""Blows where the random ones seldom fall."""
 
 
 def random_kills(number: int, seed: int, *, after: int = 5) -> list[Kill]:
@@ -121,6 +142,8 @@ class ChaosRun:
         if kill.step is not None and not wait_until(lambda: self._step() >= kill.step, self._process):
             return None
         time.sleep(kill.delay_s)  # the instant is what varies; nothing waits for it
+        if kill.moment and not self._until_moment(kill.moment):
+            return None
         found: list[psutil.Process] = []
 
         def seen() -> bool:
@@ -134,10 +157,25 @@ class ChaosRun:
         row = {"victim": kill.victim, "signal": kill.signal.name, "step": self._step(), "at": time.time()}
         row["continued_before"] = len(CONTINUES.findall(self.output))
         found[0].send_signal(kill.signal)
-        if kill.victim == "driver":
+        if kill.moment == "replacement":
+            if not wait_until(lambda: "starting Ray again" in self.output, self._process):
+                return None
+            self._process.send_signal(signal.SIGINT)
+        if kill.victim == "driver" or kill.moment in ("stop", "replacement"):
             self._process.wait(timeout=120)
             self._process = self._start()
         return row
+
+    def _until_moment(self, moment: str) -> bool:
+        if moment == "rollback":
+            journal = self.sandbox.path / "runs" / self.job / "incidents.jsonl"
+            return wait_until(lambda: '"rolled_back"' in journal.read_text(), self._process, 0.001)
+        if moment == "evaluation":
+            return wait_until(lambda: "phase=evaluating" in self.output, self._process)
+        if moment == "stop":
+            self._process.send_signal(signal.SIGINT)
+            return wait_until(lambda: "stopping: " in self.output, self._process, 0.01)
+        return True
 
     def _awaited(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds what followed; a hub may die without anybody continuing anything."""

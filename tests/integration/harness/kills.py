@@ -55,7 +55,7 @@ def steps(sandbox: Sandbox, job: str) -> list[dict]:
     return [row for row in sandbox.rows(job, "metrics.jsonl") if "action" in row]
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], every_s: float = 0.1) -> bool:
     """Polls until the condition holds; false if the process ended first."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
@@ -63,5 +63,5 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
             return True
         if process.poll() is not None:
             return False
-        time.sleep(0.1)
+        time.sleep(every_s)
     raise AssertionError("nothing happened in time")
