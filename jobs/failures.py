@@ -39,7 +39,8 @@ class Failure(NamedTuple):
 
 _KNOWN: tuple[tuple[str, Failure], ...] = (
     (
-        r"(CUDA|HIP|XPU|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError",
+        r"(CUDA|HIP|XPU|MPS)\b.*out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY"
+        r"|cudaErrorMemoryAllocation|torch\.OutOfMemoryError",
         Failure("out_of_memory", f"the GPU's memory is full: {_LESS}, or set train.precision: bf16"),
     ),
     (

@@ -29,9 +29,9 @@ from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_cod
 from jobs.observability.console import print_summary
 from jobs.observability.terminal import TerminalOutput
 from jobs.spec.errors import SpecError
+from jobs.spec.imported import find_modules_in
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.errors import WorkloadError
-from jobs.workloads.load import find_modules_in
 
 USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, WorkloadError)
 

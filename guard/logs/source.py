@@ -19,11 +19,14 @@ _HEAD_LINES = 400
 
 
 class Source:
-    """A file, gzipped or not, a folder, or ``-``: standard input, which is kept, to be read several times."""
+    """A file, gzipped or not, a folder, or ``-``: standard input. What comes through a pipe, as from
+    ``<(zcat log)`` too, is kept, to be read several times.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self._piped = str(path) == "-"
-        self.path = Path("standard input" if self._piped else path)
+        self._stdin = str(path) == "-"
+        self.path = Path("standard input" if self._stdin else path)
+        self._piped = self._stdin or self.path.is_fifo()
 
     @property
     def is_folder(self) -> bool:
@@ -68,4 +71,4 @@ class Source:
 
     @cached_property
     def _input(self) -> bytes:
-        return sys.stdin.buffer.read()
+        return sys.stdin.buffer.read() if self._stdin else self.path.read_bytes()

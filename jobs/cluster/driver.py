@@ -199,8 +199,14 @@ def _follow(
         text = f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
         events.show("info", text)
         tell("started", f"{spec.name}: {text}.")
-        with thread.running():
-            _wait(thread, events, HeadWatch(cluster), (interrupted, closed))
+        try:
+            with thread.running():
+                _wait(thread, events, HeadWatch(cluster), (interrupted, closed))
+        except HeadDied as death:
+            if not (interrupted.is_set() or closed.is_set()):
+                raise
+            log_failure(folder.log, death)  # the job was stopping: it does not start again
+            return _last_kept(spec, folder)
     outcome = thread.outcome() or {}
     if "steps" not in outcome:  # it did not end normally
         outcome = {**_last_kept(spec, folder), **outcome}

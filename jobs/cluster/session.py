@@ -30,6 +30,7 @@ from jobs.ray_internals.core import (
     start_head,
 )
 from jobs.ray_internals.messages import is_slow_start
+from jobs.spec.imported import MODULES, searched
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +98,10 @@ def ray_session(
         address = _usable_address(address or os.environ.get("RAY_ADDRESS"))
         stack.enter_context(_sigterm_handler_kept())
         if address is None:
-            # Where the workers import from: our packages first, the user's modules in this folder last.
-            folders = filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"), str(Path.cwd())])
-            python_path = {"PYTHONPATH": os.pathsep.join(folders)}
-            stack.enter_context(_environment(_embedded_defaults(), replaced=python_path))
+            # Where the workers import from: our packages first, the user's modules after all others.
+            folders = filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")])
+            paths = {"PYTHONPATH": os.pathsep.join(folders), MODULES: os.pathsep.join(searched())}
+            stack.enter_context(_environment(_embedded_defaults(), replaced=paths))
         stack.callback(ray.shutdown)
         if address is None:
             with _hangup_ignored():
@@ -240,15 +241,15 @@ def worker_runtime_env(job_config: str | None) -> dict[str, Any]:
     """Our packages and settings for the workers, without those that the submitted job's environment already
     sets (Ray refuses to merge two values of one field).
 
-    ``PYTHONPATH`` has the working directory, for a workload of the user's: Ray puts our packages before it.
+    ``GRADGUARD_MODULES`` has the folders for a workload of the user's.
     """
     submitted = (json.loads(job_config).get("runtime_env") or {}) if job_config else {}
     taken = submitted.get("env_vars") or {}
     settings = {name: os.environ.get(name, value) for name, value in WORKER_DEFAULTS.items()}
     if "working_dir" not in submitted:
-        settings["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())])
-        )
+        settings[MODULES] = os.pathsep.join(searched())
+        if "PYTHONPATH" in os.environ:
+            settings["PYTHONPATH"] = os.environ["PYTHONPATH"]
     own: dict[str, Any] = {"env_vars": {name: settings[name] for name in settings.keys() - taken.keys()}}
     if not submitted.keys() & {"working_dir", "py_modules"}:
         own["py_modules"] = CODE_PACKAGES

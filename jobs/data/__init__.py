@@ -8,6 +8,7 @@
 ``labelled``: images and labels from a table
 ``tables``: CSV, Parquet, JSON lines, Arrow
 ``files``: the files below a folder
+``splits``: names of training and held-out parts
 ``images``: labelled images in memory or files
 ``decode``: one image file as red, green and blue
 ``transforms``: size, augmentation, normalisation

@@ -16,6 +16,7 @@ from jobs.torchvision_compat import import_torchvision
 import_torchvision()
 from torchvision.transforms.v2 import functional  # noqa: E402
 
+_BITS_PER_SAMPLE = 258
 _LONGEST = 16
 """Of a strip with sides of more than 1:16 the middle is kept: resizing its short side would make it huge."""
 
@@ -65,7 +66,7 @@ def _largest(image: Image.Image, pixels: NDArray[np.float64]) -> float:
     if image.mode == "F" and low >= 0.0 and high <= 1.0:
         return 1.0
     if image.mode != "F" and low >= 0.0 and high <= 65535.0 and _is_16_bit(image):
-        return 65535.0
+        return float(2 ** _stored_bits(image) - 1)
     raise ValueError(
         f"its pixels (mode {image.mode}, {low:g} to {high:g}) have no known range: convert it to 8 or 16 bits"
     )
@@ -74,6 +75,12 @@ def _largest(image: Image.Image, pixels: NDArray[np.float64]) -> float:
 def _is_16_bit(image: Image.Image) -> bool:
     """Pillow opens some 16-bit PNG and PGM files as 32-bit ones."""
     return image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+
+
+def _stored_bits(image: Image.Image) -> int:
+    """TIFF has pixels of 10, 12 and 14 bits too."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    return int(bits) if 8 < bits < 16 else 16
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

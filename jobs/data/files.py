@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-IGNORED = ("__MACOSX", "__pycache__")
-"""What archivers and Python leave in folders; everything that begins with a dot is ignored too."""
+IGNORED = (
+    *("__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found"),
+    *("$RECYCLE.BIN", "System Volume Information"),
+)
+"""What archivers, Python and disks leave in folders; everything that begins with a dot is ignored too."""
 
 
 def files_below(folder: Path, *, ignored: Sequence[str] = IGNORED, within: Path | None = None) -> list[Path]:
-    """All files that are not hidden, in an order that no file system changes.
+    """All files that are not hidden, in an order that no file system changes; links that lead nowhere too,
+    so that whoever reads them names them.
 
     Args:
         folder: where to look.
@@ -21,7 +25,14 @@ def files_below(folder: Path, *, ignored: Sequence[str] = IGNORED, within: Path 
     """
     home = (within or folder).resolve()
     found = [Path(parent, name) for parent, names in _walk(folder, home, ignored) for name in names]
-    return sorted((file for file in found if file.is_file()), key=lambda file: file.parts)
+    return sorted(
+        (file for file in found if file.is_file() or leads_nowhere(file)), key=lambda file: file.parts
+    )
+
+
+def leads_nowhere(path: Path) -> bool:
+    """Whether it is a link whose target is not there."""
+    return path.is_symlink() and not path.exists()
 
 
 def hidden(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from jobs.data.errors import DataError
-from jobs.data.files import files_below, hidden
+from jobs.data.files import files_below, hidden, leads_nowhere
 from jobs.data.images import ImageFiles, hold_out
+from jobs.data.splits import HELD_OUT, TRAIN, partners, split_name
 from jobs.spec.data import DataSpec
 from jobs.torchvision_compat import import_torchvision
 
@@ -22,10 +23,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS  # noqa: E402
 _log = logging.getLogger(__name__)
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2")
-_TRAIN = ("train", "training")
-_HELD_OUT = ("val", "validation", "valid", "dev", "eval", "evaluation", "test", "testing")
-_SPLIT = re.compile(rf"({'|'.join((*_TRAIN, *_HELD_OUT))})(?:[ _-]?(?:set|data|images|split))?[ _-]?\d*")
-"""A folder that is named after a split: ``Train``, ``test_set``, ``val2017``."""
 _KINDS_NAMED = 4
 
 
@@ -58,14 +55,18 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
 
 def _find_splits(root: Path) -> tuple[Path, Path | None]:
     """The folder with the training classes, and the held-out one; ``root`` itself where it has no splits."""
-    splits = {folder: _split_of(folder) for folder in _folders(root)}
-    train = [folder for folder, split in splits.items() if split in _TRAIN]
-    held_out = [folder for name in _HELD_OUT for folder, split in splits.items() if split == name]
+    folders = _folders(root)
+    splits = {folder: _split_of(folder) for folder in folders}
+    if not any(splits.values()):
+        paired = partners(folder.name for folder in folders if not _holds_images(folder))
+        splits = {folder: paired.get(folder.name, "") for folder in folders}
+    train = [folder for folder, split in splits.items() if split in TRAIN]
+    held_out = [folder for name in HELD_OUT for folder, split in splits.items() if split == name]
     others = [folder.name for folder, split in splits.items() if not split]
     if not train and not held_out:
         return root, None
     if len(train) == 1 and (held_out or not others):
-        return train[0], held_out[0] if held_out else None
+        return train[0], _held_out(root, train[0], [*held_out, *(root / name for name in others)])
     names = ", ".join(folder.name for folder in (*train, *held_out))
     reason = f"beside {', '.join(others[:3])}" if others else "without one folder to train on"
     raise DataError(
@@ -74,16 +75,37 @@ def _find_splits(root: Path) -> tuple[Path, Path | None]:
     )
 
 
+def _held_out(root: Path, train: Path, others: list[Path]) -> Path | None:
+    """The first of the folders beside the training one; the rest is left out."""
+    if not others:
+        return None
+    if len(others) > 1:
+        names = ", ".join(folder.name for folder in others[1 : 1 + _KINDS_NAMED])
+        _log.warning("data: %s is held out; left out in %s: %s", others[0].name, root, names)
+    if others[0].resolve() == train.resolve():
+        raise DataError(f"{others[0]} is a link to {train.name}: nothing would be held out; remove it")
+    return others[0]
+
+
 def _split_of(folder: Path) -> str:
     """The split that a folder is named after; empty if it is none, or holds images itself."""
-    match = _SPLIT.fullmatch(folder.name.lower())
-    if match is None or any(path.is_file() and _is_image(path) for path in folder.iterdir()):
-        return ""
-    return match[1]
+    name = split_name(folder.name)
+    return "" if name.others or _holds_images(folder) else name.split
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(path.is_file() and _is_image(path) for path in folder.iterdir())
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
+    with os.scandir(folder) as entries:
+        found = [Path(entry) for entry in entries if not hidden(entry.name) and _is_folder(entry)]
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Without a system call for each of a million files; links in a circle are none."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry).is_dir())
 
 
 def _is_image(path: Path) -> bool:
@@ -91,13 +113,38 @@ def _is_image(path: Path) -> bool:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = [path.name for path in _folders(folder)]
+    folders = _folders(folder)
+    again = [
+        path.name for path in folders if path.is_symlink() and _overlap(path.resolve(), folder.resolve())
+    ]
+    if again:
+        _log.warning("data: links into %s itself are left out: %s", folder, ", ".join(again[:_KINDS_NAMED]))
+    names = [path.name for path in folders if path.name not in again]
     if not names:
         raise DataError(
             f"{folder}: holds no folders: images of each class belong into {folder.name}/<class>/, "
             "and data.root names the folder above train/"
         )
+    inner = [tuple(path.name for path in _folders(folder / name)) for name in names]
+    _check_level(folder, names, inner)
     return tuple(names)
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _check_level(folder: Path, names: Sequence[str], inner: Sequence[tuple[str, ...]]) -> None:
+    """Whether the folders look like data sets or splits, not classes."""
+    splits = partners(inner[0])
+    if len(names) > 1 and splits and all(partners(below) == splits for below in inner):
+        raise DataError(
+            f"{folder}: {', '.join(names[:_KINDS_NAMED])} hold {' and '.join(splits)} each: data.root names "
+            f"the folder above those, perhaps {folder / names[0]}"
+        )
+    if len(names) > 1 and len(inner[0]) > 1 and len(set(inner)) == 1:
+        these, same = (", ".join(some[:_KINDS_NAMED]) for some in (names, inner[0]))
+        _log.warning("data: %s all hold %s: if they are splits, call them train and val", these, same)
 
 
 def _files(folder: Path, classes: tuple[str, ...], *, all_classes: bool = True) -> ImageFiles:
@@ -126,6 +173,11 @@ def _deeper(folder: Path) -> str:
 
 def _report(folder: Path, files: Sequence[Path], classes: int) -> None:
     """Logs what was found, and warns of files that are left out because of their kind."""
+    loose = sum(path.is_file() and _is_image(path) for path in folder.iterdir())
+    if gone := [path.name for path in folder.iterdir() if leads_nowhere(path)]:
+        _log.warning("data: links in %s that lead nowhere: %s", folder, ", ".join(gone[:_KINDS_NAMED]))
+    if loose:
+        _log.warning("data: images in %s beside the class folders are left out: %d", folder, loose)
     others = Counter(file.suffix.lower() or file.name for file in files if not _is_image(file))
     images = len(files) - others.total()
     _log.info("data: %d images in %d classes in %s", images, classes, folder)

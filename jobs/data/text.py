@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import logging
-import re
 import sysconfig
 import zlib
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-from jobs.data.files import IGNORED, files_below
+from jobs.data.files import IGNORED, files_below, hidden
+from jobs.data.splits import HELD_OUT, TRAIN, partners
 from jobs.spec.data import DataSpec
 
 if TYPE_CHECKING:
@@ -28,9 +29,12 @@ _DOCUMENT_SUFFIXES = (".txt", ".md", ".rst")
 _ENOUGH_BYTES = 1 << 20
 _MOST_BYTES = 8 << 20
 _IGNORED = ("site-packages", "dist-packages", *IGNORED)
-_HELD_OUT = ("test", "val", "valid", "validation")
+_HELD_OUT = sorted(HELD_OUT, key=lambda name: not name.startswith("test"))
+"""Where there are several, the test set is held out."""
 _SLACK = 0.1
 """A text is cut at a line, else at a space, if there is one within this part of what is held out."""
+_SHORTEST = 8
+"""Bytes of a text that are held out, at least."""
 _NAMED = 3
 
 
@@ -82,10 +86,9 @@ def _given(path: Path, holdout: float) -> Corpus:
             f"data.path: there is no file or folder {path}: name one that every worker sees, "
             "or leave it out and train on the text of this machine"
         )
-    for split in (_split_by_folders, _split_by_names):
-        if path.is_dir() and (found := split(path)):
-            train, test = found
-            return Corpus(_texts_of(train, path), _texts_of(test, path), str(path))
+    if path.is_dir() and (found := _split(path)):
+        train, test = (_texts_of(files, path) for files in found)
+        return Corpus(train, test, str(path))
     return _cut(_texts_of(_files(path), path), holdout, str(path))
 
 
@@ -93,27 +96,22 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else files_below(path, ignored=_IGNORED)
 
 
-def _split_by_folders(path: Path) -> tuple[list[Path], list[Path]] | None:
-    """``train/`` and one of the held-out names."""
-    apart = [path / name for name in _HELD_OUT if (path / name).is_dir()]
-    return (_files(path / "train"), _files(apart[0])) if (path / "train").is_dir() and apart else None
-
-
-def _split_by_names(path: Path) -> tuple[list[Path], list[Path]] | None:
-    """Files that say their split, as WikiText's ``wiki.train.tokens`` and ``wiki.test.tokens`` do."""
-    splits: dict[str, list[Path]] = {}
-    for file in _files(path):
-        splits.setdefault(_split_of(file), []).append(file)
-    held_out = [name for name in _HELD_OUT if name in splits]
-    if "train" not in splits or not held_out or "" in splits:
-        return None
-    return splits["train"], splits[held_out[0]]
-
-
-def _split_of(file: Path) -> str:
-    """The split in a file's name; empty if it names none, or more than one."""
-    named = {word for word in re.split(r"[^a-z]+", file.name.lower()) if word in ("train", *_HELD_OUT)}
-    return named.pop() if len(named) == 1 else ""
+def _split(path: Path) -> tuple[list[Path], list[Path]] | None:
+    """Folders or files that name their split, as ``wiki.train.tokens`` and ``wiki.test.tokens`` do."""
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not hidden(p.name))
+    for found in (folders, _files(path)):
+        splits = partners(item.name for item in found)
+        if splits:
+            held_out = next(name for name in _HELD_OUT if name in splits.values())
+            others = [item.name for item in found if item.name not in splits]
+            if others:
+                named = ", ".join(others[:_NAMED]) + (" and more" if len(others) > _NAMED else "")
+                _log.warning("data: left out, since they name no split as others do: %s in %s", named, path)
+            return (
+                [file for item in found if splits.get(item.name) in TRAIN for file in _files(item)],
+                [file for item in found if splits.get(item.name) == held_out for file in _files(item)],
+            )
+    return _split(folders[0]) if len(folders) == 1 and not folders[0].is_symlink() else None
 
 
 def _texts_of(files: list[Path], source: Path) -> list[bytes]:
@@ -175,7 +173,10 @@ class _NoText(ValueError):
 
 def _text(file: Path) -> bytes:
     content = file.read_bytes()
-    text = gzip.decompress(content) if file.suffix == ".gz" else content
+    zipped = file.suffix.lower() == ".gz"
+    if zipped and not content:
+        raise EOFError("it is empty, which no gzip file is")
+    text = gzip.decompress(content) if zipped else content
     if b"\0" in text:
         raise _NoText("it has zero bytes, as UTF-16 and binary files do")
     try:
@@ -184,7 +185,7 @@ def _text(file: Path) -> bytes:
         line = text.count(b"\n", 0, error.start) + 1
         byte = text[error.start]
         raise _NoText(f"byte {error.start} (0x{byte:02x}, in line {line}) is not UTF-8") from None
-    return text
+    return text.removeprefix(codecs.BOM_UTF8)
 
 
 def _read(file: Path) -> bytes:
@@ -196,9 +197,18 @@ def _read(file: Path) -> bytes:
 
 
 def _cut(texts: list[bytes], holdout: float, source: str) -> Corpus:
-    """Holds out the end of every text."""
-    halves = [_halves(text, holdout) for text in texts]
-    return Corpus([train for train, _ in halves if train], [test for _, test in halves if test], source)
+    """Holds out the end of every text; of texts that are too short for that, whole ones, as evenly."""
+    train, test, owed = [], [], 0.0
+    for text in texts:
+        if len(text) * holdout >= _SHORTEST:
+            first, last = _halves(text, holdout)
+        else:
+            owed += len(text) * holdout
+            first, last = (b"", text) if owed >= len(text) else (text, b"")
+            owed -= len(last)
+        train.append(first)
+        test.append(last)
+    return Corpus([text for text in train if text], [text for text in test if text], source)
 
 
 def _halves(text: bytes, holdout: float) -> tuple[bytes, bytes]:

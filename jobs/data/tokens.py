@@ -23,6 +23,8 @@ _MOST_DROPPED = 0.01
 """Share of a text's characters; a few rare signs are no reason to refuse a tokenizer."""
 _NAMED = 5
 _LIMIT_SEED = 0
+_LARGEST = 1 << 24
+"""Ids; the largest published vocabularies have less than a million."""
 
 
 class Bytes:
@@ -73,6 +75,11 @@ class TokenizerFile:
         self._path = path
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         self.size: int = max(ids, default=-1) + 1  # more than there are tokens, where ids have gaps
+        if self.size > _LARGEST:
+            raise DataError(
+                f"data.tokenizer: {path} has {len(ids)} tokens and the largest id is {self.size - 1}: a "
+                f"model has a row for each id up to it, {_LARGEST} at most"
+            )
         found = (self._tokenizer.token_to_id(end) for end in _ENDS)
         self._end = [token for token in found if token is not None][:1]
         self.dropped = ""
@@ -114,7 +121,8 @@ class TokenizerFile:
     def _drops(self) -> bool:
         """Whether it is BPE without an unknown token and without bytes to fall back on."""
         model = json.loads(self._tokenizer.to_str())["model"]
-        return model["type"] == "BPE" and not (model.get("unk_token") or model.get("byte_fallback"))
+        bytes_known = model.get("byte_fallback") and "<0x00>" in model["vocab"]
+        return model["type"] == "BPE" and not (model.get("unk_token") or bytes_known)
 
     def _pieces(self, character: str) -> set[str]:
         """What becomes of one character before the vocabulary is asked."""

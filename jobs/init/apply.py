@@ -32,8 +32,14 @@ def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
     Raises:
         DataError: the weights cannot be read, or do not fit.
         InitError: ``model.init`` asks for something that this model has not.
+        WorkloadError: it is no model.
     """
     model = workload.build_model()
+    if not isinstance(model, nn.Module):
+        name = f"{type(workload).__module__}:{type(workload).__qualname__}"
+        raise WorkloadError(
+            f"workload {name}: build_model() must return a torch.nn.Module, not {model!r:.80}"
+        )
     samples = np.random.default_rng(spec.seed).permutation(workload.n_train)[:_LSUV_SAMPLES]
 
     def forward() -> None:

@@ -94,12 +94,12 @@ def step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def _may_exist(path: Path) -> bool:
-    """False only where it is certain; else reading it says what is wrong."""
+def _exists(path: Path, *, unsure: bool) -> bool:
+    """``unsure`` where its folder cannot be read: whoever reads it finds what is wrong."""
     try:
         return path.exists()
     except OSError:
-        return True
+        return unsure
 
 
 class LocalStorage:
@@ -142,12 +142,13 @@ class LocalStorage:
             if not target.exists():  # killed between the two renames: keep the older one
                 replaced.rename(target)
         named = (path for path in self._root.glob("step-*") if is_name(path.name))
-        half_removed = [p for p in named if not ((p / MANIFEST).exists() or (p / DAMAGED).exists())]
+        half_removed = [p for p in named if not any(_exists(p / f, unsure=True) for f in (MANIFEST, DAMAGED))]
         for leftover in (*self._root.glob(".step-*.tmp"), *self._root.glob(".step-*.old"), *half_removed):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():  # rmtree would wait for the writer of a FIFO
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def names(self) -> list[str]:
-        found = (path.name for path in self._root.glob("step-*") if _may_exist(path / MANIFEST))
+        found = (path.name for path in self._root.glob("step-*") if _exists(path / MANIFEST, unsure=True))
         return sorted(filter(is_name, found), key=step_of)
 
     def files(self, name: str) -> dict[str, int]:
@@ -175,7 +176,8 @@ class LocalStorage:
             (folder / MANIFEST).replace(folder / DAMAGED)
 
     def aside(self) -> list[str]:
-        found = (path.name for path in self._root.glob("step-*") if (path / DAMAGED).exists())
+        folders = self._root.glob("step-*")
+        found = (path.name for path in folders if _exists(path / DAMAGED, unsure=False))
         return sorted(filter(is_name, found), key=step_of)
 
     def remove(self, name: str) -> None:

@@ -121,9 +121,11 @@ def _problem(
     elif detail["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
         message = f"must be one of {', '.join(options)}"
-        suggestion = advice(str(value)) or did_you_mean(str(value), options)
+        suggestion = did_you_mean(str(value), options) if advice(str(value)) is None else None
     else:
         message, suggestion = _plain(detail["msg"]), _what_to_write(detail)
+    if isinstance(value, str) and (odd := advice(value)) and suggestion != odd:
+        suggestion = f"{odd}, or {suggestion}" if suggestion else odd
     quoted = None if detail["type"] == "missing" or isinstance(value, dict) else value
     return SpecProblem(dotted(parts), quoted, message, suggestion, _source(parts, where))
 

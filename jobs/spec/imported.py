@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from jobs.spec.errors import did_you_mean, single
+
+MODULES = "GRADGUARD_MODULES"
+"""The environment variable with the folders of the user's modules. They are not in PYTHONPATH, where a
+``random.py`` of the user's would hide Python's own from the workers."""
 
 
 class ImportFailed(ImportError):
@@ -37,15 +42,39 @@ def imported(field: str, path: str) -> Callable[..., Any]:
     return found
 
 
+def find_modules_in(folder: Path) -> None:
+    """Modules that a spec names are found in this folder too, by this process and those that it starts."""
+    taken = _folders()
+    if (path := str(folder.absolute())) not in taken:
+        os.environ[MODULES] = os.pathsep.join([*taken, path])
+
+
+def namesake_of(module: ModuleType) -> str:
+    """What to add to an error where a file of the user's has the name of the module that was found."""
+    file = f"{module.__name__.partition('.')[0]}.py"
+    own = next((path for folder in searched() if (path := Path(folder, file)).exists()), None)
+    found = getattr(module, "__file__", None)
+    if own is None or (found is not None and Path(found).resolve() == own.resolve()):
+        return ""
+    return f" ({own} has the name of a module of Python or of a library: rename it)"
+
+
+def searched() -> list[str]:
+    """Where modules of the user's are looked for, after all others: their names hide nothing."""
+    return list(dict.fromkeys([*_folders(), str(Path.cwd())]))
+
+
+def _folders() -> list[str]:
+    return list(filter(None, os.environ.get(MODULES, "").split(os.pathsep)))
+
+
 def import_module(module: str) -> ModuleType:
     """The module; the working directory is searched too.
 
     Raises:
         ImportFailed: why not, in one line.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    sys.path += [folder for folder in searched() if folder not in sys.path]
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from jobs.spec.errors import SpecError, single
-from jobs.spec.odd_characters import place_of_first
+from jobs.spec.odd_characters import BREAKS, place_of_first
 from jobs.spec.schema import dotted
 from jobs.spec.yaml_text import lines_of, load_yaml
 
@@ -48,6 +48,8 @@ def parse_document(text: str, label: str = "spec", *, is_json: bool = False) -> 
         raise single("is not a text file (it contains NUL bytes)", where=label)
     if not text.strip():
         raise single("is empty", where=label)
+    if any(letter in text for letter in BREAKS):
+        raise _with_cause(single("has a line break that editors do not show", where=label), text, label)
     try:
         document = _parse_json(text, label) if is_json else _parse_yaml(text, label)
     except RecursionError:

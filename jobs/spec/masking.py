@@ -17,9 +17,10 @@ Names = Sequence[str]
 """More names of secrets, with ``*`` and ``?``, in any case: the field ``secrets`` of a spec."""
 
 _SECRET_NAME = re.compile(
-    r"(^|[_\-.])(tokens?|pwd|auth|keys?|dsn|cookies?|bearer|jwt|otp|webhooks?|authorization"
-    r"|connection_?strings?)[0-9]*([_\-.]|$)"
-    r"|secret|passw(or)?d|passphrase|credential|(api|access|private|auth)_?(key|token)",
+    r"(^|_)(tokens?|pwd|auth|oauth|keys?|dsn|cookies?|bearer|jwt|otp|sig|webhooks?|authorization"
+    r"|connection_?strings?)[0-9]*(_|$)|(^|_)(pass|pin|pat|sas)[0-9]*$"
+    r"|secret|passw(or)?[dt]|passphrase|passcode|passkey|credential"
+    r"|(api|access|private|auth|bearer|refresh|session|master|ssh|license|encryption|signing)_?(key|token)",
     re.IGNORECASE,
 )
 _COUNT = re.compile(
@@ -27,33 +28,55 @@ _COUNT = re.compile(
 )
 """Numbers of such a name are counts: ``max_tokens``, ``pad_token_id``, ``key_dim``."""
 
-_ASSIGNED = re.compile(r"(?<![\w.\-])([\w.\-]+)(\s*[=:]\s*)(?!//)([^\s;&,]+)")
-_SECRET_VALUE = re.compile(
-    r"\b(Bearer|Basic)\s+[\w+/=.\-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.DOTALL
+_ASSIGNED = re.compile(
+    r"(?<![\w.\-])(?:([\w.\-]+)([\"']?\s*[=:]\s*)(?!//)|--([\w.\-]+)(\s+))(\"[^\"]*\"|'[^']*'|[^\s;&,]+)"
 )
+_SECRET_VALUE = re.compile(
+    r"\b(Bearer|Basic)\s+[\w+/=.\-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY-----.*"
+    r"|\b(gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abps]-|AKIA|AIza)[A-Za-z0-9\-]{16,}\w*"
+    r"|\beyJ[\w\-]{10,}\.[\w.\-]+"
+    r"|(?<=//hooks\.slack\.com/services/)\S+|(?<=//discord\.com/api/webhooks/)\S+",
+    re.DOTALL,
+)
+"""Headers, private keys, and what GitHub, GitLab, Hugging Face, OpenAI, Slack, AWS and Google hand out."""
+
+_URL = re.compile(r"[\w+.\-]+://[^\s\"'<>]+")
 
 
 def is_secret(name: str, more: Names = ()) -> bool:
     """Whether the name of a variable or field suggests a secret."""
     lower = name.lower()
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+", "_", name)
     return bool(_SECRET_NAME.search(words)) or any(fnmatchcase(lower, pattern.lower()) for pattern in more)
 
 
 def masked(value: Any, name: str = "", more: Names = ()) -> Any:
     """A copy of a document with its secrets masked, whatever their type; what is below a secret name is."""
     if isinstance(value, Mapping):
-        return {
-            str(key): masked(item, _name_below(name, str(key), more), more) for key, item in value.items()
-        }
+        return {key: masked(item, below, more) for key, item, below in _items(value, name, more)}
     if isinstance(value, list | tuple):
-        return [masked(item, name, more) for item in value]
+        return [masked(item, below, more) for item, below in _elements(value, name, more)]
     if value is None or isinstance(value, bool):
         return value
     if is_secret(name, more):
         count = isinstance(value, int | float) and _COUNT.search(name)
         return value if count else MASKED
     return _masked_text(value, more) if isinstance(value, str) else value
+
+
+def _items(section: Mapping[Any, Any], name: str, more: Names) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and the name that decides. ``{name: API_KEY, value: ...}`` is a pair too."""
+    label = next((section[key] for key in ("name", "key") if isinstance(section.get(key), str)), "")
+    for key, item in section.items():
+        pair = key == "value" and is_secret(label, more)
+        yield str(key), item, label if pair else _name_below(name, str(key), more)
+
+
+def _elements(values: Sequence[Any], name: str, more: Names) -> Iterator[tuple[Any, str]]:
+    """Value and the name that decides: that of an option, as in ``[--api-key, ...]``, or of the list."""
+    for before, item in zip(("", *values), values, strict=False):
+        option = isinstance(before, str) and before.startswith("-") and "=" not in before
+        yield item, before.lstrip("-") if option and is_secret(before.lstrip("-"), more) else name
 
 
 def _name_below(section: str, key: str, more: Names) -> str:
@@ -79,23 +102,24 @@ def names_of(spec: Mapping[str, Any] | None) -> Names:
 def _secrets(value: Any, name: str, more: Names) -> Iterator[str]:
     """The values below secret names."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _secrets(item, _name_below(name, str(key), more), more)
+        for _, item, below in _items(value, name, more):
+            yield from _secrets(item, below, more)
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _secrets(item, name, more)
+        for item, below in _elements(value, name, more):
+            yield from _secrets(item, below, more)
     elif masked(value, name, more) == MASKED:
         yield str(value)
 
 
 def _masked_text(text: str, more: Names) -> str:
     """User and options of a URL, ``NAME=VALUE`` pairs, and what looks like a credential."""
-    text = _without_credentials(text, more) if "://" in text else text
+    text = _URL.sub(lambda url: _without_credentials(url[0], more), text)
     return _ASSIGNED.sub(lambda pair: _pair(pair, more), _SECRET_VALUE.sub(MASKED, text))
 
 
 def _pair(pair: re.Match[str], more: Names) -> str:
-    return f"{pair[1]}{pair[2]}{MASKED}" if is_secret(pair[1], more) else pair[0]
+    name = pair[1] or pair[3]
+    return f"{pair[0][: pair.start(5) - pair.start()]}{MASKED}" if is_secret(name, more) else pair[0]
 
 
 def _without_credentials(url: str, more: Names) -> str:

@@ -11,6 +11,10 @@ from jobs.spec.schema import Part, dotted
 
 _MEANT = dict(zip("“”„«»‘’‚：，；＝－–—−｛｝［］＃．", '"""""\'\'\':,;=----{}[]#.', strict=True))
 _JOINERS = "\u200c\u200d"  # part of words in some scripts
+_BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and signs that look like spaces."""
+BREAKS = "\x85\u2028\u2029"
+"""YAML takes them for the end of a line, editors do not."""
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -22,13 +26,15 @@ def advice(text: str) -> str | None:
     name = f"{unicodedata.name(odd, 'character').lower()} (U+{ord(odd):04X})"
     if odd in _MEANT:
         return f"it contains a {name}: write {_MEANT[odd]}"
-    space = unicodedata.category(odd) == "Zs"
+    if odd.isdecimal():
+        return f"it contains a {name}: write {unicodedata.decimal(odd)}"
+    space = unicodedata.category(odd) == "Zs" or odd in _BLANKS
     return f"it contains an invisible {name}: {'write an ordinary space' if space else 'delete it'}"
 
 
 def place_of_first(text: str) -> tuple[int, int, str] | None:
     """Line, column and ``advice`` of the first one in a file, comments aside."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         code = _COMMENT.sub("", line)
         if found := advice(code):
             return number, next(at for at, letter in enumerate(code, start=1) if _is_odd(letter)), found
@@ -55,6 +61,8 @@ def hidden_in(data: Any, parts: tuple[Part, ...] = ()) -> Iterator[tuple[str, st
 
 
 def _is_odd(letter: str) -> bool:
-    if letter in _MEANT:
+    if letter in _MEANT or letter in _BLANKS or letter in BREAKS:
         return True
+    if letter.isdecimal():
+        return not letter.isascii()
     return letter != " " and unicodedata.category(letter) in ("Zs", "Cf") and letter not in _JOINERS

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import operator
-import os
-import sys
 from contextlib import suppress
-from pathlib import Path
 
 from jobs.data.errors import DataError, SampleError
 from jobs.errors import JobError
 from jobs.failures import explain_error
 from jobs.spec.errors import SpecError, did_you_mean
-from jobs.spec.imported import ImportFailed, import_module
+from jobs.spec.imported import ImportFailed, import_module, namesake_of
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
 from jobs.workloads.base import Workload
@@ -53,16 +50,6 @@ def _check_size(workload: Workload, path: str) -> None:
             workload.n_train = size
 
 
-def find_modules_in(folder: Path) -> None:
-    """Modules of workloads are found in this folder too, by this process and those that it starts."""
-    path = str(folder.absolute())
-    if path not in sys.path:
-        sys.path.append(path)
-    taken = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if path not in taken:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*taken, path]))
-
-
 def _class_at(path: str) -> type[Workload]:
     if not IMPORT_PATH.fullmatch(path):
         raise WorkloadError(
@@ -77,7 +64,7 @@ def _class_at(path: str) -> type[Workload]:
     if not isinstance(found, type):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         question = did_you_mean(name, classes)
-        message = f"workload {path}: the module {module_name} has no class {name}"
+        message = f"workload {path}: the module {module_name} has no class {name}{namesake_of(module)}"
         raise WorkloadError(f"{message}; {question}" if question else message)
     missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
     if missing:

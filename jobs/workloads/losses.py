@@ -19,7 +19,8 @@ def loss_of(workload: Workload, model: nn.Module, batch: Any) -> Tensor:
         WorkloadError: it is something else.
     """
     loss = workload.loss(model, batch)
-    if isinstance(loss, Tensor) and loss.numel() == 1 and (loss.requires_grad or not torch.is_grad_enabled()):
+    number = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+    if number and (loss.requires_grad or not torch.is_grad_enabled()):
         return loss if loss.ndim == 0 else loss.reshape(())
     name = f"{type(workload).__module__}:{type(workload).__qualname__}"
     raise WorkloadError(

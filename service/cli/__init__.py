@@ -9,6 +9,7 @@
 ``jobs``: submit, stop, resume, clone, delete, logs
 ``query``: list, status, incidents, report
 ``compare``: two jobs
+``download``: files, checkpoints and weights of a job
 ``predict``: images by a job's model
 ``notify``: tries the notices of a spec
 ``checkpoints``: list, verify, export

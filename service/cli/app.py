@@ -17,6 +17,7 @@ from service.cli.audit import audit
 from service.cli.check import check
 from service.cli.checkpoints import checkpoints
 from service.cli.compare import compare
+from service.cli.download import download
 from service.cli.jobs import checkpoint, clone, delete, logs, resume, stop, submit
 from service.cli.notify import notify_app
 from service.cli.options import JsonOption, SetOption, SpecArgument
@@ -47,6 +48,7 @@ EXAMPLES = {
         "stop": "gradguard stop my-job-1a2b3c",
         "checkpoint": "gradguard checkpoint my-job-1a2b3c",
         "resume": "gradguard resume my-job-1a2b3c --wait",
+        "download": "gradguard download my-job-1a2b3c --weights model.safetensors",
         "clone": "gradguard clone my-job-1a2b3c --set optimizer.lr=0.02",
         "delete": "gradguard delete my-job-1a2b3c --files",
     },
@@ -57,8 +59,11 @@ EXAMPLES = {
 }
 """The panels of ``gradguard --help``, and an example for each command."""
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="gradguard",
+    context_settings=HELP,
     help="Distributed PyTorch training that survives gradient explosions.",
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -78,7 +83,7 @@ def _print_versions(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     _: Annotated[
-        bool, Option("--version", help="Print the versions.", callback=_print_versions, is_eager=True)
+        bool, Option("-V", "--version", help="Print the versions.", callback=_print_versions, is_eager=True)
     ] = False,
 ) -> None:
     """Options of the command itself; alone it prints the help."""
@@ -100,8 +105,8 @@ def train(
 ) -> None:
     """Train a job on this machine or a Ray cluster, with live progress, a summary and a report."""
     job = JobSpec.load(spec, overrides or [])
+    from jobs.spec.imported import find_modules_in
     from jobs.train import continue_command, train_and_summarize
-    from jobs.workloads.load import find_modules_in
 
     find_modules_in(spec.parent)
 
@@ -114,10 +119,10 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, predict, *JOB_COMMANDS, serve, audit):
+for command in (train, check, replay, checkpoints, compare, predict, *JOB_COMMANDS, download, serve, audit):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
-    app.command(name, rich_help_panel=PANELS[name], epilog=example)(command)
+    app.command(name, rich_help_panel=PANELS[name], epilog=example, context_settings=HELP)(command)
 app.add_typer(notify_app, name="notify", rich_help_panel="Inspect")
 app.add_typer(tokens_app, name="tokens", rich_help_panel="Service")
 

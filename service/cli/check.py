@@ -120,12 +120,12 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
 
     from jobs.data.errors import DataError
     from jobs.init import build_initialized
+    from jobs.spec.imported import find_modules_in
     from jobs.training.data_view import look_at
     from jobs.training.lr_range import find_learning_rates
     from jobs.training.optim import check_by_path
     from jobs.training.preflight import first_batch, preflight
     from jobs.workloads import load_workload
-    from jobs.workloads.load import find_modules_in
 
     find_modules_in(spec.parent)
     try:

@@ -24,6 +24,7 @@ from tests.integration.harness.chaos import (
     ChaosRun,
     Kill,
     final_weights,
+    of_moments,
     random_kills,
     same_weights,
 )
@@ -79,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         kills = random_kills(options.kills, options.seed)
         if options.moments:
-            kills = [kill for moment in options.moments for kill in MOMENTS[moment]]
+            kills = of_moments(options.moments)
         rows, total = chaos(kills, Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]

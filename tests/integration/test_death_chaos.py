@@ -11,14 +11,15 @@ from tests.integration.harness.chaos import (
     SPEC,
     ChaosRun,
     final_weights,
+    of_moments,
     random_kills,
     same_weights,
 )
 from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
+AFTER_THE_LAST = 100
 EVALUATIONS = "300"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""
-STEPS = 208
 
 
 def test_the_kills_follow_from_the_seed() -> None:
@@ -34,11 +35,11 @@ def test_the_weights_are_those_of_the_uninterrupted_run_whenever_death_comes(
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "harness"))
     sandbox = noisy(tmp_path)
     sandbox.environment["NOISY_EVALUATIONS"] = EVALUATIONS
-    train = {"max_steps": STEPS, "checkpoint_every_steps": 10}
+    kills = of_moments(list(MOMENTS))
+    train = {"max_steps": (kills[-1].step or 0) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
     spec = {**SPEC, "workload": NOISY, "model": SMALL, "train": train}
     healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
     assert healthy.returncode == 0, healthy.stdout
-    kills = [kill for moment in MOMENTS.values() for kill in moment]
     chaos = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
     rows = chaos.run(kills)
     assert chaos.finish() == 0, chaos.output

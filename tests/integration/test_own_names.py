@@ -56,6 +56,8 @@ def with_namesakes(sandbox: Sandbox) -> None:
     (sandbox.path / "mine.py").write_text(WORKLOAD)
     (sandbox.path / "jobs.py").write_text("x = 1\n")
     (sandbox.path / "guard.py").write_text("x = 1\n")
+    (sandbox.path / "random.py").write_text("x = 1\n")
+    (sandbox.path / "torch.py").write_text("x = 1\n")
     (sandbox.path / "service").mkdir()
     (sandbox.path / "service" / "__init__.py").write_text("")
 

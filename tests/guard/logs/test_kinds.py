@@ -6,9 +6,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,6 +208,14 @@ def test_standard_input_may_be_gzipped(
     packed = gzip.compress(LOGS["TSV"][0](steps).encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
     assert [alarm["step"] for alarm in replay("-").alarms] == [2000]
+
+
+def test_a_log_may_come_through_a_pipe(tmp_path: Path, steps: list[tuple[int, Step]]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(LOGS["TSV"][0](steps),))
+    writer.start()
+    assert [alarm["step"] for alarm in replay(tmp_path / "pipe").alarms] == [2000]
+    writer.join()
 
 
 def test_a_regular_expression_reads_any_line(tmp_path: Path, steps: list[tuple[int, Step]]) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ class Kill:
     Without a step it falls ``delay_s`` after the one before, while the job is still starting again; with a
     moment, when that comes after the step:
 
+    ``start``: the driver starts workers
     ``rollback``: one is in the journal
     ``evaluation``: one runs
     ``stop``: the driver got Ctrl-C and saves the state
@@ -65,21 +66,35 @@ class Kill:
     step: int | None
     delay_s: float = 0.0
     signal: signal.Signals = signal.SIGKILL
-    moment: Literal["", "rollback", "evaluation", "stop", "replacement"] = ""
+    moment: Literal["", "start", "rollback", "evaluation", "stop", "replacement"] = ""
 
 
 MOMENTS: dict[str, list[Kill]] = {
     "set-up": [Kill("worker", 0)],
+    "set-up-head": [Kill("raylet", 0, moment="start")],
     "rollback": [Kill("rank 0", 20, moment="rollback")],
-    "evaluation": [Kill("worker", 40, moment="evaluation")],
-    "twice": [Kill("worker", 52), Kill("controller", None, 0.5)],
-    "stop": [Kill("worker", 62, moment="stop")],
-    "replacement": [Kill("gcs_server", 74, moment="replacement")],
-    "frozen-controller": [Kill("controller", 84, signal=signal.SIGSTOP)],
-    "frozen-gcs": [Kill("gcs_server", 96, signal=signal.SIGSTOP)],
-    "frozen-raylet": [Kill("raylet", 108, signal=signal.SIGSTOP)],
+    "evaluation": [Kill("worker", 12, moment="evaluation")],
+    "twice": [Kill("worker", 12), Kill("controller", None, 0.5)],
+    "stop": [Kill("worker", 12, moment="stop")],
+    "stop-head": [Kill("gcs_server", 12, moment="stop")],
+    "replacement": [Kill("gcs_server", 12, moment="replacement")],
+    "frozen-controller": [Kill("controller", 12, signal=signal.SIGSTOP)],
+    "frozen-gcs": [Kill("gcs_server", 12, signal=signal.SIGSTOP)],
+    "frozen-raylet": [Kill("raylet", 12, signal=signal.SIGSTOP)],
 }
-"""Blows where the random ones seldom fall."""
+"""Blows where the random ones seldom fall, each from the step on at which its moment can come."""
+
+
+def of_moments(names: Sequence[str]) -> list[Kill]:
+    """The blows of these moments, so far apart that each is followed by a checkpoint."""
+    kills: list[Kill] = []
+    last = 0
+    for kill in (kill for name in names for kill in MOMENTS[name]):
+        if kill.step is not None:
+            kill = replace(kill, step=kill.step if not kills else max(kill.step, last + STEPS_PER_KILL))
+            last = kill.step or 0
+        kills.append(kill)
+    return kills
 
 
 def random_kills(number: int, seed: int, *, after: int = 5) -> list[Kill]:
@@ -156,9 +171,10 @@ class ChaosRun:
         self._family.update(descendants(self._process))
         row = {"victim": kill.victim, "signal": kill.signal.name, "step": self._step(), "at": time.time()}
         row["continued_before"] = len(CONTINUES.findall(self.output))
+        since = len(self.output)
         found[0].send_signal(kill.signal)
         if kill.moment == "replacement":
-            if not wait_until(lambda: "starting Ray again" in self.output, self._process):
+            if not self._printed("starting Ray again", since):
                 return None
             self._process.send_signal(signal.SIGINT)
         if kill.victim == "driver" or kill.moment in ("stop", "replacement"):
@@ -167,15 +183,22 @@ class ChaosRun:
         return row
 
     def _until_moment(self, moment: str) -> bool:
+        since = len(self.output)
+        if moment == "start":
+            return self._printed("workers on an embedded Ray", 0)
         if moment == "rollback":
             journal = self.sandbox.path / "runs" / self.job / "incidents.jsonl"
             return wait_until(lambda: '"rolled_back"' in journal.read_text(), self._process, 0.001)
         if moment == "evaluation":
-            return wait_until(lambda: "phase=evaluating" in self.output, self._process)
+            return self._printed("phase=evaluating", since)
         if moment == "stop":
             self._process.send_signal(signal.SIGINT)
-            return wait_until(lambda: "stopping: " in self.output, self._process, 0.01)
+            return self._printed("stopping: ", since)
         return True
+
+    def _printed(self, text: str, since: int) -> bool:
+        """Waits until it is in the output after a place; false if the job ended first."""
+        return wait_until(lambda: text in self.output[since:], self._process, 0.01)
 
     def _awaited(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds what followed; a hub may die without anybody continuing anything."""
@@ -186,16 +209,18 @@ class ChaosRun:
 
         def continued() -> bool:
             nonlocal reached
+            from_nothing = reached == 0 and self._step() > 0
             reached = max(reached, self._step())
-            return len(CONTINUES.findall(self.output)) > before
+            return from_nothing or len(CONTINUES.findall(self.output)) > before
 
         if not wait_until(continued, self._process):
             return {**row, "resumed": self._process.returncode == 0, "steps_repeated": 0, "seconds": 0.0}
-        start = int(CONTINUES.findall(self.output)[-1])
+        found = CONTINUES.findall(self.output)
+        start = int(found[-1]) if len(found) > before else 0
         wait_until(lambda: self._step() > start, self._process)
         later = [r for r in steps(self.sandbox, self.job) if r["step"] > start and r["time"] > row["at"]]
         seconds = later[0]["time"] - row["at"] if later else 0.0  # none if the last step had been taken
-        return {**row, "resumed": True, "steps_repeated": reached - start, "seconds": seconds}
+        return {**row, "resumed": True, "steps_repeated": max(0, reached - start), "seconds": seconds}
 
     def _step(self) -> int:
         rows = steps(self.sandbox, self.job)

@@ -118,6 +118,11 @@ def a_fifo(folder: Path) -> None:
     os.mkfifo(folder / "step-00000020" / MANIFEST)
 
 
+def a_fifo_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder / "step-00000020")
+    os.mkfifo(folder / "step-00000020")
+
+
 def a_folder(folder: Path) -> None:
     (folder / "step-00000020" / MANIFEST).unlink()
     (folder / "step-00000020" / MANIFEST).mkdir()
@@ -153,6 +158,7 @@ def parts_that_were_left_out(folder: Path) -> None:
     "harm",
     [
         a_fifo,
+        a_fifo_in_its_place,
         a_folder,
         a_link_to_nothing,
         a_link_to_itself,

@@ -21,6 +21,7 @@ from jobs.cluster.session import (
     shortage,
     worker_runtime_env,
 )
+from jobs.spec.imported import MODULES
 
 EMBEDDED = """
 import json, os, signal, sys
@@ -295,16 +296,21 @@ def test_settings_that_follow_the_advice_fit() -> None:
 
 
 class TestRuntimeEnv:
+    @pytest.fixture(autouse=True)
+    def without_folders(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("PYTHONPATH", MODULES):
+            monkeypatch.delenv(name, raising=False)
+
     def test_outside_a_ray_job_it_ships_our_packages_and_settings(self) -> None:
         env = worker_runtime_env(None)
         assert env["py_modules"] == [str(PACKAGE_ROOT / "guard"), str(PACKAGE_ROOT / "jobs")]
         assert env["env_vars"] == {
             "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-            "PYTHONPATH": str(Path.cwd()),
+            MODULES: str(Path.cwd()),
         }
 
     @pytest.mark.parametrize(
-        ("field", "path"), [("working_dir", {}), ("py_modules", {"PYTHONPATH": str(Path.cwd())})]
+        ("field", "path"), [("working_dir", {}), ("py_modules", {MODULES: str(Path.cwd())})]
     )
     def test_what_a_submitted_job_sets_itself_is_not_set_again(
         self, field: str, path: dict[str, str]
@@ -318,6 +324,10 @@ class TestRuntimeEnv:
     def test_a_value_from_the_users_shell_is_passed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "7")
         assert worker_runtime_env(None)["env_vars"]["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] == "7"
+
+    def test_the_users_own_search_path_is_passed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONPATH", "/shared/libraries")
+        assert worker_runtime_env(None)["env_vars"]["PYTHONPATH"] == "/shared/libraries"
 
     def test_the_variable_is_the_one_that_ray_reads(self) -> None:
         from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR

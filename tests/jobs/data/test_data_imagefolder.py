@@ -41,7 +41,15 @@ def test_train_and_held_out_folders_are_taken_as_they_are(tmp_path: Path, held_o
 
 @pytest.mark.parametrize(
     ("train", "held_out"),
-    [("Train", "Val"), ("training", "testing"), ("train_set", "dev"), ("train2017", "val2017")],
+    [
+        *(("Train", "Val"), ("training", "testing"), ("train_set", "dev"), ("train2017", "val2017")),
+        *(
+            ("TrainImages", "TestData"),
+            ("seg_train", "seg_test"),
+            ("my-trn", "my-tst"),
+            ("train", "held out"),
+        ),
+    ],
 )
 def test_splits_may_be_spelled_in_any_usual_way(tmp_path: Path, train: str, held_out: str):
     write_images(tmp_path / train, 4)
@@ -56,6 +64,52 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path: Path):
     (tmp_path / "red").rename(tmp_path / "train")
     (tmp_path / "green").rename(tmp_path / "test")
     assert load_images(config(tmp_path))[0].classes == ("blue", "test", "train")
+
+
+def test_a_class_with_the_word_of_a_split_in_its_name_stays_a_class(tmp_path: Path):
+    write_images(tmp_path, 4)
+    (tmp_path / "red").rename(tmp_path / "bullet_train")
+    (tmp_path / "green").rename(tmp_path / "crash_test")
+    assert load_images(config(tmp_path))[0].classes == ("blue", "bullet_train", "crash_test")
+
+
+def test_data_sets_beside_each_other_are_no_classes(tmp_path: Path):
+    for name in ("one", "two"):
+        write_images(tmp_path / name / "train", 1)
+        write_images(tmp_path / name / "val", 1)
+    with pytest.raises(DataError, match=f"one, two hold train and val each: .* perhaps {tmp_path / 'one'}"):
+        load_images(config(tmp_path))
+
+
+def test_what_looks_like_splits_under_other_names_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for name in ("gallery", "query"):
+        write_images(tmp_path / name, 2)
+    assert load_images(config(tmp_path))[0].classes == ("gallery", "query")
+    assert "gallery, query all hold blue, green, red: if they are splits" in caplog.text
+
+
+def test_a_linked_class_counts_once_and_links_and_images_that_are_left_out_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write_images(tmp_path, 4)
+    (tmp_path / "all").symlink_to(tmp_path)
+    (tmp_path / "scarlet").symlink_to(tmp_path / "red")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loose.png").write_bytes((tmp_path / "red" / "000.png").read_bytes())
+    train, test = load_images(config(tmp_path))
+    assert (train.classes, len(train) + len(test)) == (("blue", "green", "red"), 12)
+    assert f"links into {tmp_path} itself are left out: all, scarlet" in caplog.text
+    assert f"links in {tmp_path} that lead nowhere: gone" in caplog.text
+    assert f"images in {tmp_path} beside the class folders are left out: 1" in caplog.text
+
+
+def test_a_held_out_folder_that_is_a_link_to_the_training_one_is_refused(tmp_path: Path):
+    write_images(tmp_path / "train", 2)
+    (tmp_path / "val").symlink_to("train")
+    with pytest.raises(DataError, match="val is a link to train: nothing would be held out"):
+        load_images(config(tmp_path))
 
 
 def test_where_a_folder_may_be_a_split_or_a_class_the_user_decides(tmp_path: Path):

@@ -35,13 +35,44 @@ def test_the_held_out_share_is_as_asked_whatever_the_lines(tmp_path: Path, long_
         text.decode("utf-8")
 
 
-def test_files_that_name_their_split_are_split_so(tmp_path: Path):
+def test_files_that_name_their_split_are_split_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for name in ("train", "valid", "test"):
         (tmp_path / f"wiki.{name}.tokens").write_text(f"{name}\n")
     corpus = load_text(spec(tmp_path))
     assert (corpus.train, corpus.test) == ([b"train\n"], [b"test\n"])
     (tmp_path / "notes.txt").write_text("names no split\n" * 50)
-    assert len(load_text(spec(tmp_path)).train) == 4
+    with caplog.at_level(logging.WARNING, "jobs.data"):
+        assert load_text(spec(tmp_path)).train == [b"train\n"]
+    assert "since they name no split as others do: notes.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train/a", "Test/b"), ("train_set/a", "dev/a"), ("TRAIN.TXT", "TEST.TXT")]
+)
+def test_splits_may_be_spelled_in_any_usual_way(tmp_path: Path, train: str, test: str):
+    for name in (train, test):
+        (tmp_path / "wiki" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "wiki" / name).write_text(name)
+    corpus = load_text(spec(tmp_path))
+    assert (corpus.train, corpus.test) == ([train.encode()], [test.encode()])
+
+
+def test_words_of_splits_in_unlike_names_are_no_splits(tmp_path: Path):
+    for name in ("how-to-train-a-dog.txt", "the-test.txt"):
+        (tmp_path / name).write_text(LINE * 40)
+    assert len(load_text(spec(tmp_path)).train) == 2
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_text(LINE * 40, encoding="utf-8-sig")
+    assert load_text(spec(tmp_path)).train[0].startswith(b"The")
+
+
+def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "a.txt").write_text(LINE * 40)
+    (tmp_path / "part1").symlink_to("/mnt/gone")
+    with pytest.raises(DataError, match=r"part1 cannot be read: .*No such file"):
+        load_text(spec(tmp_path))
 
 
 def test_linked_folders_are_read_once(tmp_path: Path):

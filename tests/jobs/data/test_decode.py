@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,19 @@ def test_16_bit_grey_keeps_its_levels(tmp_path: Path, name: str):
     Image.fromarray((RAMP * 65535).astype(np.uint16)).save(tmp_path / name)
     found = decode(tmp_path / name)
     assert found.shape == (3, 64, 64)
+    assert found[0].double().sub(torch.from_numpy(RAMP * 255)).abs().max() <= 1
+
+
+def test_12_bit_grey_of_a_tiff_keeps_its_levels(tmp_path: Path):
+    """Two pixels in three bytes."""
+    pixels = (RAMP * 4095).astype(np.uint32).reshape(-1, 2)
+    pairs = (pixels[:, 0] << 12 | pixels[:, 1]).astype(">u4")
+    strip = pairs.view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
+    tags = {256: 64, 257: 64, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 64, 279: len(strip)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "grey.tif").write_bytes(head + strip)
+    found = decode(tmp_path / "grey.tif")
     assert found[0].double().sub(torch.from_numpy(RAMP * 255)).abs().max() <= 1
 
 

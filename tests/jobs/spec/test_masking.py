@@ -33,6 +33,17 @@ SECRET = "hunter2hunter2"
         {"url": f"https://host/x?access_token={SECRET}"},
         {"slack_webhook": f"https://hooks.example.com/{SECRET}"},
         {"password2": SECRET},
+        {"env": [{"name": "API_KEY", "value": SECRET}]},
+        {"args": ["--api-key", SECRET]},
+        {"command": f"run --api-key {SECRET} --lr 0.1"},
+        {"body": f'{{"password": "{SECRET}"}}'},
+        {"HFToken": SECRET},
+        {"api key": SECRET},
+        {"pass": SECRET},
+        {"url": f"https://host/x?sig={SECRET}"},
+        {"urls": f"https://a:{SECRET}@host and https://b:{SECRET}@host"},
+        {"notices": f"https://hooks.slack.com/services/T0/B0/{SECRET}"},
+        {"login": f"ghp_{SECRET}{SECRET}"},
         {"pem": f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n"},
     ],
     ids=str,
@@ -78,6 +89,10 @@ def test_settings_stay_readable() -> None:
         "author": "me",
         "note": "lr=0.1; momentum: 0.9",
         "url": "https://host/x?page=1",
+        "pin_memory": 1,
+        "root": "/data/hf_datasets_of_mine_that_are_long/x",
+        "variables": [{"name": "LR", "value": "0.1"}],
+        "args": ["--lr", "0.1"],
     }
     assert masked(settings) == settings
     assert not any(map(is_secret, ("tokenizer", "keyboard", "monkey", "author")))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads import WorkloadError, load_workload
 from jobs.workloads.losses import loss_of
@@ -39,6 +40,9 @@ class Property(Base):
 
 class Float(Base):
     n_train = 6.0
+
+class NoModel(Base):
+    def build_model(self): pass
 
 class Broken(Base):
     def __init__(self, spec):
@@ -67,6 +71,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("loss", "says"),
     [
+        (lambda out: out.mean() * 1j, "not one of torch.complex64"),
         (lambda out: out.mean().item(), "not a float: return the tensor itself, without .item()"),
         (lambda out: out.mean().detach().numpy(), "not a ndarray: return the tensor itself"),
         (lambda out: (out.mean(), {"accuracy": 1.0}), "not a tuple: return the loss alone"),
@@ -112,6 +117,12 @@ def test_a_plain_int_is_made_of_it_where_it_can_be_set(module: str) -> None:
 def test_what_cannot_be_used_is_one_line(name: str, says: str, module: str) -> None:
     with pytest.raises(WorkloadError, match=says):
         load_workload(JobSpec.from_dict({"workload": f"{module}:{name}"}))
+
+
+def test_a_model_that_is_none_is_refused(module: str) -> None:
+    spec = JobSpec.from_dict({"workload": f"{module}:NoModel"})
+    with pytest.raises(WorkloadError, match=r"must return a torch.nn.Module, not a NoneType"):
+        build_initialized(spec, load_workload(spec))
 
 
 def test_a_module_beside_the_spec_is_found_from_any_folder(tmp_path: Path) -> None:

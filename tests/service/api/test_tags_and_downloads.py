@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from jobs import JobClient, JobSpec
+from jobs.checkpoints import CheckpointManager
 from jobs.client import Conflict, JobNotFound, NotAllowed
 from jobs.client.models import Submission
 from service.cli.app import app
@@ -105,3 +109,30 @@ def test_a_reader_downloads_no_checkpoint(api: Api, url: str, job: str, tmp_path
     with JobClient(url, token=api.tokens["read"]) as client, pytest.raises(NotAllowed, match="scope"):
         client.download_checkpoint(job, 10, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_saves_files_checkpoints_and_weights(
+    api: Api, url: str, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(api.context.store.get(job).folder or "")
+    trained = checkpoint_of(tmp_path / "trained")
+    shutil.copytree(trained, folder / "checkpoints" / trained.name)
+    assert gradguard(api, url, "download", job).stdout == f"{job}-metrics.jsonl\n"
+    assert gradguard(api, url, "download", job, "--checkpoint=10").stdout == f"{STEP}\n"
+    saved = gradguard(api, url, "download", job, "--weights=model.safetensors", "--json")
+    assert json.loads(saved.stdout) == ["model.safetensors"]
+    assert load_file("model.safetensors").keys() == {"weight", "bias"}
+    assert "is none of metrics.jsonl" in str(gradguard(api, url, "download", job, "spec.yaml").exception)
+    assert "there is no such folder" in str(gradguard(api, url, "download", job, "--to=no").exception)
+    assert "no job" in str(gradguard(api, url, "download", "nobody-1").exception)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """A good checkpoint of a small model."""
+    manager = CheckpointManager(folder, {"model": torch.nn.Linear(2, 2)}, spec={"name": "own"})
+    manager.save(20)
+    for _ in range(2):
+        manager.clean_step()
+    manager.finish()
+    return folder / "step-00000020"
