@@ -27,6 +27,7 @@ from jobs.ray_internals.core import (
     OwnCodePath,
     bootstrap_address,
     loopback_only,
+    shutdown,
     start_head,
 )
 from jobs.ray_internals.messages import is_slow_start
@@ -52,6 +53,7 @@ CODE_PACKAGES = [str(PACKAGE_ROOT / package) for package in ("guard", "jobs")]
 LONGEST_TEMP_DIR = 37
 CONNECT_TIMEOUT_S = 10.0
 START_TIMEOUT_S, START_TRIES = 60.0, 2
+END_TIMEOUT_S = 30.0
 
 
 class ClusterError(RuntimeError):
@@ -102,7 +104,7 @@ def ray_session(
             folders = filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")])
             paths = {"PYTHONPATH": os.pathsep.join(folders), MODULES: os.pathsep.join(searched())}
             stack.enter_context(_environment(_embedded_defaults(), replaced=paths))
-        stack.callback(ray.shutdown)
+        stack.callback(lambda: shutdown(END_TIMEOUT_S))
         if address is None:
             with _hangup_ignored():
                 _start(num_cpus, start_timeout_s)
@@ -197,7 +199,7 @@ def _start(num_cpus: float | None, timeout_s: float) -> None:
                 )
             return
         except Exception as error:
-            ray.shutdown()  # what has started of it
+            shutdown(END_TIMEOUT_S)  # what has started of it
             slow, why = is_slow_start(str(error)), str(error).strip().partition("\n")[0].rstrip(".")
             if slow and number < START_TRIES:
                 logger.warning("Ray did not start in time (%s): trying again with more time", why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,20 @@ def kill_head() -> None:
     """Kills the processes of the head that this process started, frozen ones too."""
     if worker._global_node is not None:
         worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def shutdown(timeout_s: float) -> None:
+    """``ray.shutdown``, which waits for ever where the raylet is frozen.
+
+    After ``timeout_s`` the processes of the head are killed, if this process started it.
+    """
+    timer = threading.Timer(timeout_s, kill_head)
+    timer.daemon = True
+    timer.start()
+    try:
+        ray.shutdown()
+    finally:
+        timer.cancel()
 
 
 def remove_placement_groups(job_id: str) -> None:

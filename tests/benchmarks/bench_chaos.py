@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
 AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""
+UNTIL_GIVEN_UP = 400
+"""The same, until a frozen one is given up."""
 LONG = "300"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""
 LAST_WORDS = 40
@@ -48,7 +51,8 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     sandbox = noisy(folder)
     sandbox.environment["NOISY_EVALUATIONS"] = LONG if any(kill.moment for kill in kills) else "1"
     last = max([STEPS_PER_KILL * len(kills), *(kill.step or 0 for kill in kills)])
-    train = {"max_steps": last + AFTER_THE_LAST, "checkpoint_every_steps": 10}
+    after = UNTIL_GIVEN_UP if any(kill.signal == signal.SIGSTOP for kill in kills) else AFTER_THE_LAST
+    train = {"max_steps": last + after, "checkpoint_every_steps": 10}
     spec = {**SPEC, "workload": NOISY, "model": SMALL, "train": train}
     progress("the job without kills")
     healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))

@@ -105,6 +105,19 @@ with ray_session(sys.argv[2] or None) as info:
     print(json.dumps({"embedded": info.embedded, "address": info.address, "file": file, "timeout": timeout}))
 """
 
+FROZEN_AT_THE_END = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import psutil
+from jobs.cluster import session
+
+session.END_TIMEOUT_S = 1.0
+with session.ray_session(num_cpus=1):
+    (raylet,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet"]
+    raylet.suspend()
+print(json.dumps(raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE))
+"""
+
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
@@ -223,6 +236,11 @@ def test_a_foreign_cluster_gets_our_code_and_outlives_us(environment: dict[str, 
     for visit in (by_argument, by_variable):
         assert (visit["embedded"], visit["address"], visit["timeout"]) == (False, address, "5")
         assert Path(visit["file"]) != PACKAGE_ROOT / "jobs" / "cluster" / "session.py"
+
+
+@pytest.mark.slow
+def test_a_session_ends_though_its_raylet_is_frozen(environment: dict[str, str]) -> None:
+    assert run(FROZEN_AT_THE_END, environment) is False
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
