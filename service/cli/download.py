@@ -93,9 +93,9 @@ def _weights(client: JobClient, job_id: str, step: int | None, target: Path) -> 
 
     if step is None:
         good = [found.step for found in client.checkpoints(job_id) if found.health == "good"]
-        if not good:
-            raise JobError(f"{job_id} has no good checkpoint yet")
-        step = good[-1]
+        step = good[-1] if good else None
+    if step is None:
+        raise JobError(f"{job_id} has no good checkpoint yet")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         saved = client.download_checkpoint(job_id, step, folder)
         export_model(read(open_storage(Path(folder)), saved.name), target)

@@ -35,7 +35,7 @@ AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""
 UNTIL_GIVEN_UP = 400
 """The same, until a frozen one is given up."""
-LONG = "300"
+LONG = "20"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""
 LAST_WORDS = 40
 """Lines of the job's output that are shown if it did not end well."""
@@ -49,7 +49,9 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         step, orphans, and whether the final weights are equal to the bit.
     """
     sandbox = noisy(folder)
-    sandbox.environment["NOISY_EVALUATIONS"] = LONG if any(kill.moment for kill in kills) else "1"
+    sandbox.environment["NOISY_EVALUATIONS"] = (
+        LONG if any(kill.moment == "evaluation" for kill in kills) else "1"
+    )
     last = max([STEPS_PER_KILL * len(kills), *(kill.step or 0 for kill in kills)])
     after = UNTIL_GIVEN_UP if any(kill.signal == signal.SIGSTOP for kill in kills) else AFTER_THE_LAST
     train = {"max_steps": last + after, "checkpoint_every_steps": 10}
