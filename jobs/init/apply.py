@@ -36,10 +36,8 @@ def build_initialized(spec: JobSpec, workload: Workload) -> nn.Module:
     """
     model = workload.build_model()
     if not isinstance(model, nn.Module):
-        name = f"{type(workload).__module__}:{type(workload).__qualname__}"
-        raise WorkloadError(
-            f"workload {name}: build_model() must return a torch.nn.Module, not {model!r:.80}"
-        )
+        name, found = f"{type(workload).__module__}:{type(workload).__qualname__}", type(model).__name__
+        raise WorkloadError(f"workload {name}: build_model() must return a torch.nn.Module, not a {found}")
     samples = np.random.default_rng(spec.seed).permutation(workload.n_train)[:_LSUV_SAMPLES]
 
     def forward() -> None:

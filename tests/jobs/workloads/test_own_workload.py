@@ -111,7 +111,7 @@ def test_a_plain_int_is_made_of_it_where_it_can_be_set(module: str) -> None:
     ("name", "says"),
     [
         ("Float", "n_train must be the size of the training set, not 6.0"),
-        ("Broken", r"cannot be made: KeyError: 'size' \(__init__, line 26 of own_.*\.py\)"),
+        ("Broken", r"cannot be made: KeyError: 'size' \(__init__, line 29 of own_.*\.py\)"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(name: str, says: str, module: str) -> None:
