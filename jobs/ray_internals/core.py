@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants, services, worker
 from ray.job_config import JobConfig
@@ -106,6 +107,17 @@ def dead_head_processes() -> list[str]:
     """Which processes of the head that this process started have died, such as ``raylet``."""
     node = worker._global_node
     return [] if node is None else sorted(kind for kind, _ in node.dead_processes())
+
+
+def stopped_head_processes() -> set[str]:
+    """Which processes of the head that this process started are stopped, as by SIGSTOP."""
+    node, stopped = worker._global_node, set()
+    for kind, processes in ({} if node is None else node.all_processes).items():
+        for one in processes:
+            with suppress(psutil.NoSuchProcess):
+                if psutil.Process(one.process.pid).status() == psutil.STATUS_STOPPED:
+                    stopped.add(kind)
+    return stopped
 
 
 def alive_at_head(timeout_s: float) -> bool | None:

@@ -33,7 +33,7 @@ from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
 AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""
-UNTIL_GIVEN_UP = 400
+UNTIL_GIVEN_UP = 250
 """The same, until a frozen one is given up."""
 LONG = "20"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""

@@ -17,7 +17,7 @@ from tests.integration.harness.chaos import (
 )
 from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
-AFTER_THE_LAST = 400
+AFTER_THE_LAST = 250
 EVALUATIONS = "20"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""
 

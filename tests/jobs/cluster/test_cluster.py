@@ -29,7 +29,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import psutil, ray
 from jobs.cluster.session import ResourcesError, check_resources, ray_session
-from jobs.ray_internals.core import alive_at_head
+from jobs.ray_internals.core import alive_at_head, stopped_head_processes
 
 def listening():
     '''Addresses on which this process and its descendants listen, as hexadecimal digits.'''
@@ -64,8 +64,10 @@ with ray_session(num_cpus=1.5) as info:
     (gcs,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server"]
     gcs.suspend()
     seen["alive"].append(alive_at_head(1.0))
+    seen["stopped"] = [sorted(stopped_head_processes())]
     gcs.resume()
     seen["alive"].append(alive_at_head(60.0))
+    seen["stopped"].append(sorted(stopped_head_processes()))
     seen["listening"] = listening()
     try:
         check_resources({"CPU": 4}, workers=4)
@@ -198,6 +200,7 @@ class TestEmbedded:
 
     def test_a_head_that_is_frozen_gives_no_answer(self, embedded: dict[str, Any]) -> None:
         assert embedded["alive"] == [True, None, True]
+        assert embedded["stopped"] == [["gcs_server"], []]
 
     def test_a_job_that_never_fits_is_refused(self, embedded: dict[str, Any]) -> None:
         assert embedded["refused"] == (
