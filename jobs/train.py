@@ -28,6 +28,7 @@ from jobs.data.errors import DataError, SampleError
 from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_code_of
 from jobs.observability.console import print_summary
 from jobs.observability.terminal import TerminalOutput
+from jobs.ray_internals.core import leave_if_killed
 from jobs.spec.errors import SpecError
 from jobs.spec.imported import find_modules_in
 from jobs.spec.job_spec import JobSpec
@@ -137,4 +138,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    leave_if_killed(exit_code)
+    sys.exit(exit_code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ LOOPBACK_SETTING = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment of a head that binds to the loopback interface."""
 
 NODE_POLL_S = 0.2
+_KILLED = threading.Event()
+"""Set once a head was killed: threads of Ray's core that it leaves behind can crash Python's own end."""
 
 
 def draining_nodes() -> set[str]:
@@ -132,7 +136,16 @@ def alive_at_head(timeout_s: float) -> bool | None:
 def kill_head() -> None:
     """Kills the processes of the head that this process started, frozen ones too."""
     if worker._global_node is not None:
+        _KILLED.set()
         worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def leave_if_killed(code: int) -> None:
+    """Ends the process at once with this exit code if it has killed a head; all is written by then."""
+    if _KILLED.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def shutdown(timeout_s: float) -> None:

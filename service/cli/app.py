@@ -105,6 +105,7 @@ def train(
 ) -> None:
     """Train a job on this machine or a Ray cluster, with live progress, a summary and a report."""
     job = JobSpec.load(spec, overrides or [])
+    from jobs.ray_internals.core import leave_if_killed
     from jobs.spec.imported import find_modules_in
     from jobs.train import continue_command, train_and_summarize
 
@@ -114,6 +115,7 @@ def train(
     code = train_and_summarize(
         job, command=again, address=address, resume=resume, overwrite=overwrite, as_json=as_json
     )
+    leave_if_killed(code)
     raise typer.Exit(code)
 
 
