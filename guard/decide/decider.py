@@ -201,7 +201,7 @@ class Decider:
         """Warns where the loss climbs under a rate that rises; the rate is then held, if the guard may."""
         rising = self._rising
         planned = rate / rising.hold
-        climb = rising.observe(loss, planned)
+        climb = rising.observe(loss, rate)
         if climb is None and rising.hold == 1.0:
             return verdict, decision
         acts = self._config.rate == "act" and self._config.mode == "exact"

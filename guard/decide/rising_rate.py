@@ -41,7 +41,7 @@ class Climb:
         score: how far, in standard deviations of the difference of two levels.
         lowest: the level from which.
         level: to which.
-        rate: the highest that the run had when the loss was lowest.
+        rate: the highest with which the loss reached a new low.
     """
 
     score: float
@@ -58,7 +58,7 @@ class RisingRate:
         """What the rate is multiplied by at present, so that it stays where the loss was still falling."""
         self._losses: deque[float] = deque(maxlen=_LEVEL)
         self._first = self._lowest = math.inf
-        self._highest = self._rate = 0.0
+        self._rate = 0.0
         self._since = _QUIET
         """Attempts since the loss was last found to climb."""
 
@@ -67,20 +67,20 @@ class RisingRate:
 
         Args:
             loss: agreed.
-            rate: of its update, without ``hold``.
+            rate: of its update.
 
         Returns:
             The climb, on the attempt with which a warning begins.
         """
         losses = self._losses
         losses.append(loss)
-        if rate > self._highest:
-            self._highest = rate
         if len(losses) < _LEVEL:
+            if self._lowest == math.inf:
+                self._rate = max(self._rate, rate)
             return None
         level = fmean(losses)
         if level < self._lowest:
-            self._lowest, self._rate = level, self._highest
+            self._lowest, self._rate = level, max(self._rate, rate)
             if self._first == math.inf:
                 self._first = abs(level)
         self._since += 1
@@ -119,7 +119,6 @@ class RisingRate:
             "losses": list(self._losses),
             "first": self._first,
             "lowest": self._lowest,
-            "highest": self._highest,
             "rate": self._rate,
             "since": self._since,
         }
@@ -128,7 +127,7 @@ class RisingRate:
         self._losses = deque(map(float, state["losses"]), maxlen=_LEVEL)
         self.hold, self._since = float(state["hold"]), int(state["since"])
         self._first, self._lowest = float(state["first"]), float(state["lowest"])
-        self._highest, self._rate = float(state["highest"]), float(state["rate"])
+        self._rate = float(state["rate"])
 
 
 def _roughness(values: deque[float]) -> float:

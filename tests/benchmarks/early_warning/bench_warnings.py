@@ -14,7 +14,6 @@ import argparse
 import re
 import statistics
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +83,7 @@ def judge(log: Log) -> Judged:
     healthy = log.name.startswith("zoo_") or "-x1-" in log.name
     found = re.search(r"-s(\d+)", log.name)
     development = found is not None and int(found[1]) in DEVELOPMENT
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scores = candidates(log)
-    return Judged(log, scores, healthy, development, None if healthy else crossing(log))
+    return Judged(log, candidates(log), healthy, development, None if healthy else crossing(log))
 
 
 def crossing(log: Log) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,12 @@ OURS = "loss climbs while the rate rises"
 
 def candidates(log: Log) -> dict[str, Floats]:
     """The score of each candidate, by name; higher is nearer to an explosion."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is not known yet is NaN
+        return _candidates(log)
+
+
+def _candidates(log: Log) -> dict[str, Floats]:
     of = dict(zip(COLUMNS, np.moveaxis(log.cols, 2, 0), strict=True))
     grad, weight, moved = (np.sqrt(of[name].sum(1)) for name in ("grad", "weight", "moved"))
     found = {

@@ -71,7 +71,7 @@ def test_no_warning_where_the_rate_is_not_the_cause(loss: Any, rate: Any, seed: 
 def test_a_rate_that_is_unknown_or_was_zero_at_first_gives_no_warning() -> None:
     losses = [*noisy(map(valley, range(300)))]
     assert not warned(iter(losses), (math.nan for _ in losses))
-    assert not warned(iter(losses), (0.0 if at <= LOW else 0.01 for at in range(300)))
+    assert not warned(iter(losses), (0.0 if at <= LOW + 30 else 0.01 for at in range(300)))
 
 
 def test_it_continues_from_its_state_as_if_it_had_not_stopped() -> None:
@@ -84,19 +84,24 @@ def test_it_continues_from_its_state_as_if_it_had_not_stopped() -> None:
     assert found == expected
 
 
-STEPS, RISE = 260, 1.02
-CLIP = {"kind": "off"}
+STEPS, RISE = 290, 1.02
+ALONE = {
+    "clip": {"kind": "off"},
+    "detect": {"sigmas": 100, "min_excess": 100, "min_excess_norm": 100},
+    "update_norm": "off",
+}
+"""Nothing else acts."""
 
 
 class Regression:
     """Least squares with noise in the targets: the loss climbs with the rate long before it explodes."""
 
     def __init__(self, config: dict[str, Any] | None, *, journal: Path | None = None) -> None:
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         self.model = nn.Linear(16, 1)
         nn.init.constant_(self.model.weight, 0.5)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=2e-3)
-        self.data = torch.Generator().manual_seed(0)
+        self.data = torch.Generator().manual_seed(1)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, RISE)
         self.guard = None
         if config is not None:
@@ -136,13 +141,15 @@ class Regression:
 
 def test_a_warning_is_journaled_and_counted_and_changes_nothing(tmp_path: Path) -> None:
     journal = tmp_path / "incidents.jsonl"
-    run = Regression({"clip": CLIP}, journal=journal)
-    while not run.warnings:
+    run = Regression(ALONE, journal=journal)
+    for _ in range(STEPS):
+        if run.warnings:
+            break
         run.train(1)
     report = run.warnings[0]
     assert report.action == "applied"
     assert report.to_row()["verdict"] == "warning"
-    incident = json.loads(journal.read_text().splitlines()[0])
+    (incident,) = map(json.loads, journal.read_text().splitlines())
     assert (incident["verdict"], incident["signal"], incident["action"]) == ("warning", "loss", "applied")
     assert "since the learning rate passed" in incident["reason"]
     assert run.guard is not None
@@ -152,7 +159,7 @@ def test_a_warning_is_journaled_and_counted_and_changes_nothing(tmp_path: Path) 
 
 
 def test_the_rate_is_held_where_the_loss_still_fell_and_the_schedule_never_sees_it() -> None:
-    held = Regression({"clip": CLIP, "rate": "act"}).train(STEPS)
+    held = Regression({**ALONE, "rate": "act"}).train(STEPS)
     plain = Regression(None).train(STEPS)
     assert not plain.end() < 2 * held.end(), "the rate spoils the plain run"
     assert held.warnings
@@ -166,7 +173,7 @@ def test_the_rate_is_held_where_the_loss_still_fell_and_the_schedule_never_sees_
 
 
 def test_the_rate_is_let_go_once_the_schedule_is_below_it() -> None:
-    run = Regression({"clip": CLIP, "rate": "act"}).train(STEPS)
+    run = Regression({**ALONE, "rate": "act"}).train(STEPS)
     assert run.reports[-1].rate_factor < 1.0
     for group in run.optimizer.param_groups:
         group["lr"] = 1e-3
