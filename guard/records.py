@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_origin, get_type_hints
 
 from guard.rows import Row, stored
 
-Kind = Literal["ok", "suspect", "spike", "nonfinite", "drift", "vanishing"]
+Kind = Literal["ok", "suspect", "spike", "nonfinite", "drift", "vanishing", "warning"]
 Signal = Literal["loss", "grad_norm", "update_norm", "buffers"]
 Action = Literal["applied", "clipped", "skipped", "rolled_back"]
 Source = Literal["memory", "disk"]
@@ -27,6 +27,11 @@ class Verdict:
     """The excess over the baseline; ``sigmas`` is the threshold."""
     baseline: float | None = stored(None, unit="that of the signal", unstored=True)
     """What the score is relative to; None while there is too little history."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong with the step: a warning is of steps to come."""
+        return self.kind in ("ok", "warning")
 
 
 OK = Verdict("ok", "loss", 0.0, None)
@@ -97,10 +102,10 @@ class StepRecord(Row):
     rate_factor: float = stored(
         1.0,
         sparse=True,
-        gauge=("rate_factor", "What the learning rate is multiplied by, as it was too high from the start."),
+        gauge=("rate_factor", "What the learning rate is multiplied by, as it was or became too high."),
     )
-    """What the learning rate is multiplied by for good, since it was too high from the start; 1 where it was
-    not."""
+    """What the learning rate is multiplied by, since it was too high from the start, or as it has become too
+    high; 1 where it is not."""
     excluded_ranks: list[int] = stored(list, sparse=True)
     """Ranks without whose part of the batch the step was applied, because their data stays bad."""
     excluded_samples: list[int] = stored(list, sparse=True)

@@ -203,8 +203,8 @@ class Evidence:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was wrong with the step that is applied."""
-        return self.verdict.kind == "ok"
+        """Whether nothing was wrong with the step that is applied; a warning is of steps to come."""
+        return self.verdict.healthy
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from guard.decide.new_level import NewLevel
 from guard.decide.outliers import Outliers
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
-from guard.decide.start_rate import StartRate, fast
+from guard.decide.rising_rate import Climb, RisingRate
+from guard.decide.start_rate import CUT, StartRate, fast
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.shards import Shards
 from guard.observe.watched import remapped
@@ -80,6 +81,7 @@ class Decider:
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
         self.start_rate = StartRate(open=config.rate != "off" and config.mode != "off")
+        self._rising = RisingRate()
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
@@ -154,6 +156,8 @@ class Decider:
             finding = self.start_rate.observe(agreed.loss, learning_rate, travelled=travelled, alarm=alarm)
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
+            elif verdict.kind == "ok" and decision.rung == "apply" and self._config.rate != "off":
+                verdict, decision = self._check_climb(agreed.loss, learning_rate, verdict, decision)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -191,6 +195,35 @@ class Decider:
         rung: Rung = "rollback" if finding.again else "apply"
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
 
+    def _check_climb(
+        self, loss: float, rate: float, verdict: Verdict, decision: Decision
+    ) -> tuple[Verdict, Decision]:
+        """Warns where the loss climbs under a rate that rises; the rate is then held, if the guard may."""
+        rising = self._rising
+        planned = rate / rising.hold
+        climb = rising.observe(loss, rate)
+        if climb is None and rising.hold == 1.0:
+            return verdict, decision
+        acts = self._config.rate == "act" and self._config.mode == "exact"
+        if acts:
+            rising.hold = rising.held(planned)
+        finding = self._held_rate(planned, climb, acts=acts)
+        if climb is None:
+            return verdict, replace(decision, rate=finding)
+        warning = Verdict("warning", "loss", climb.score, climb.lowest)
+        return warning, Decision("apply", finding.reason, rate=finding)
+
+    def _held_rate(self, planned: float, climb: Climb | None, *, acts: bool) -> RateFinding:
+        factor = CUT**-self.start_rate.cuts * self._rising.hold
+        if climb is None:
+            return RateFinding(factor, False, "", "")
+        seen = (
+            f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} "
+            f"since the learning rate passed {climb.rate:.2g}"
+        )
+        held = f": it is held there, instead of {planned:.2g}" if acts else f": it is {planned:.2g} now"
+        return RateFinding(factor, False, seen, seen + held, planned / climb.rate, acts)
+
     def expect_change(
         self, step: int, steps: int, loss: float | None = None, grad_norm: float | None = None
     ) -> None:
@@ -204,11 +237,13 @@ class Decider:
         """
         self.changes += 1
         self._changed = (step, steps)
+        self._rising.relearn()
         self.detector.expect_change(steps, loss, grad_norm)
         self.clipper.expect_change()
 
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
+        self._rising.rolled_back()
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
             self.detector.expect_change(changed_at - step + steps)
@@ -308,6 +343,7 @@ class Decider:
             "changes": [self.changes, *self._changed],
             "rates": self._rates.state_dict(),
             "start_rate": self.start_rate.state_dict(),
+            "rising_rate": self._rising.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._by_depth.rows,
         }
@@ -327,6 +363,8 @@ class Decider:
             self._rates.load_state_dict(state["rates"])
         if "start_rate" in state:
             self.start_rate.load_state_dict(state["start_rate"])
+        if "rising_rate" in state:
+            self._rising.load_state_dict(state["rising_rate"])
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

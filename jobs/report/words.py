@@ -63,8 +63,13 @@ def signal_name(signal: str) -> str:
 def title(incident: Incident) -> str:
     """A headline: `Loss spike at step 1,204`."""
     signal = signal_name(incident.signal)
-    kinds = {"nonfinite": "non-finite", "suspect": "suspicious", "vanishing": "vanishing"}
-    kind = kinds.get(incident.verdict)
+    kinds = {
+        "nonfinite": "non-finite",
+        "suspect": "suspicious",
+        "vanishing": "vanishing",
+        "warning": "climbing",
+    }
+    kind = "vanishing" if incident.verdict == "vanishing" else kinds.get(incident.verdict)
     what = f"{kind} {signal}" if kind else f"{signal} {incident.verdict}".strip()
     at = f" at step {count(incident.step)}" if incident.step is not None else ""
     return f"{what[0].upper()}{what[1:]}{at}"
@@ -135,7 +140,7 @@ def _event(incident: Incident, places: Sequence[str]) -> tuple[str, str]:
         return "warning", f"{_bad_rank(incident)}step skipped{_bad_sample(incident)}"
     if incident.action == "halted":
         return "error", f"halted, {incident.reason}"
-    if incident.dropped_micro_batches or incident.verdict == "vanishing":
+    if incident.dropped_micro_batches or incident.verdict in ("vanishing", "warning"):
         return "warning", incident.reason
     return "warning", incident.action if incident.would is None else f"would {incident.would}"
 
@@ -163,6 +168,8 @@ def seen(incident: Incident) -> str:
         return f"{part} part of the network had lost its gradient."
     if incident.verdict == "vanishing":
         return f"{where} all but vanished: {number(incident.value)}{_against(incident.baseline)}{score}."
+    if incident.verdict == "warning":
+        return f"{where} was climbing{score}."
     verbs = {"spike": "rose to", "suspect": "looked suspicious at", "drift": "had drifted to"}
     verb = verbs.get(incident.verdict, f"was reported as “{incident.verdict}” at")
     return f"{where} {verb} {number(incident.value)}{_compared(incident)}{score}."
@@ -193,7 +200,7 @@ def corrected(incident: Incident) -> str:
     if incident.dropped_micro_batches:
         dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")
         return f"{dropped} not finite: dropped."
-    if incident.reason.startswith(("no gradient", "the gradient")):
+    if incident.verdict == "warning" or incident.reason.startswith(("no gradient", "the gradient")):
         return f"{incident.reason[0].upper()}{incident.reason[1:]}."
     return ""
 

@@ -78,7 +78,7 @@ def train_steps(run: Run) -> bool:
         if run.progress.early_stopping.over:
             run.progress.event("info", run.progress.early_stopping.line())
             return True
-        healthy = report.applied and report.verdict.kind == "ok"
+        healthy = report.applied and report.verdict.healthy
         if healthy and (run.checkpoints.requested or due(report.step, run.spec.train.checkpoint_every_steps)):
             save(run)
     return True
@@ -170,7 +170,7 @@ def update_checkpoint_health(checkpoints: CheckpointManager, report: StepReport)
     """What this step means for the checkpoints before it: confirmed, suspect, or rolled back."""
     if report.rolled_back_to is not None:
         checkpoints.discard_after(report.rolled_back_to)
-    elif report.verdict.kind != "ok":
+    elif not report.verdict.healthy:
         checkpoints.mark_suspect()
     elif report.applied:
         checkpoints.clean_step()

@@ -57,6 +57,7 @@ PARTS: dict[str, Part] = {
     "explosion": Part("bench_explosion.py", quick=None),
     "prevention": Part("bench_prevention.py", quick=None),
     "rates": Part("bench_rates.py", quick=("--quick",)),
+    "early warning": Part("early_warning/bench_warnings.py", quick=("--quick",)),
     "chaos": Part("bench_chaos.py", quick=None),
 }
 NEEDS_LOGS = "detection"
@@ -127,7 +128,9 @@ def _wanted(name: str, part: Part, options: argparse.Namespace, console: Console
 def _run(part: Part, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The tables of a part and its duration, or its last output."""
     arguments = part.quick if options.quick and part.quick is not None else part.options
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]  # parts in folders import from here
     environment = {**os.environ, "GRADGUARD_TRACES": options.traces or ""}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"

@@ -55,6 +55,7 @@ def test_nan_names_the_rank_and_states_that_nothing_was_changed():
             {"verdict": "vanishing", "signal": "grad_norm", "value": 1e-9, "baseline": 0.9},
             "At step 151 the gradient norm all but vanished: 1e-9, against its baseline of 0.9 (score 33).",
         ),
+        ({"verdict": "warning"}, "At step 151 the loss was climbing (score 33)."),
         ({"verdict": "nonfinite", "value": math.inf}, "At step 151 the loss was infinite."),
         ({"verdict": "nonfinite", "value": None}, "At step 151 the loss was not finite."),
         (
@@ -101,6 +102,13 @@ def test_every_verdict_has_its_sentence(changes, sentence):
 )
 def test_every_action_has_its_sentence(changes, sentence):
     assert words.action(Incident.from_row({**rollback_incident(1), **changes})) == sentence
+
+
+def test_a_warning_names_what_the_loss_did_since_the_rate_rose():
+    reason = "the loss has climbed from 0.41 to 0.5 since the learning rate passed 0.1: it is 0.16 now"
+    warning = Incident.from_row({**rollback_incident(1), "verdict": "warning", "reason": reason})
+    assert words.title(warning) == "Climbing loss at step 151"
+    assert words.corrected(warning) == f"T{reason[1:]}."
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,7 @@
+"""What announces an explosion that nobody injected, how long before, and how often it is wrong?
+
+``trainings``: runs whose rate becomes too high, healthy runs of the same models, and the healthy trainings
+``log``: writes every signal of a run, so that all candidates are judged on the same runs
+``candidates``: the signals that could announce it, from a log
+``bench_warnings``: lead, runs warned and false warnings of each
+"""

@@ -1,0 +1,161 @@
+"""Which signal announces an explosion before the loss shows it, and how often is it wrong?
+
+    PYTHONPATH=tests/benchmarks python tests/benchmarks/early_warning/bench_warnings.py [--quick]
+        [--keep FOLDER] [--json FILE]
+
+Every run is logged once with all signals. A candidate warns above a threshold that gives at most one warning
+in 10,000 steps of the healthy runs of the development seeds; the guard's own has its constants. What is shown
+for other seeds and models had no part in any choice. With ``--keep`` logs stay, and are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import progress, publish
+
+from early_warning.candidates import OURS, candidates
+from early_warning.log import Floats, Log
+from early_warning.trainings import DEVELOPMENT, HELD_OUT, runs, train, zoo
+
+FACTOR, FACTOR_TEXT = 1.5, 1.25
+"""From this multiple of its level on the loss has exploded. A GPT's never reaches 1.5 times: it ends at the
+frequencies of the letters."""
+QUIET = 50
+"""Steps after which the next warning is another one."""
+MOST = 1 / 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A log with the score of each candidate; ``crossed``: from where on the loss is far above its level."""
+
+    log: Log
+    scores: dict[str, Floats]
+    healthy: bool
+    development: bool
+    crossed: int | None
+
+
+def main() -> None:
+    """Trains what is not kept, and publishes the table."""
+    options = _options()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        keep = options.keep or Path(folder)
+        keep.mkdir(parents=True, exist_ok=True)
+        logs = gather(keep, quick=options.quick)
+    rows = table(list(map(judge, logs)))
+    publish("early warning", {"explosions announced": rows}, options.json, seeds=[*DEVELOPMENT, *HELD_OUT])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one explosion and one healthy run")
+    parser.add_argument("--keep", type=Path, help="folder of logs that were made; new ones are added")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def gather(keep: Path, *, quick: bool) -> list[Log]:
+    """The logs of all runs."""
+    wanted = runs(quick=quick)
+    for number, run in enumerate(wanted, start=1):
+        if not (path := keep / f"{run.name}.npz").exists():
+            train(run).save(path)
+            progress(f"{number} of {len(wanted)} runs")
+    if not quick:
+        zoo(DEVELOPMENT, keep)
+    healthy = [] if quick else sorted(keep.glob("zoo_*.npz"))
+    return list(map(Log.read, [*(keep / f"{run.name}.npz" for run in wanted), *healthy]))
+
+
+def judge(log: Log) -> Judged:
+    """What each candidate says of a run."""
+    healthy = log.name.startswith("zoo_") or "-x1-" in log.name
+    found = re.search(r"-s(\d+)", log.name)
+    development = found is not None and int(found[1]) in DEVELOPMENT
+    return Judged(log, candidates(log), healthy, development, None if healthy else crossing(log))
+
+
+def crossing(log: Log) -> int | None:
+    """The step from which on the loss stays above a multiple of its level: the median of the 50 steps before,
+    of text the lowest so far, and at least a tenth of the first loss."""
+    text = log.name.startswith("gpt")
+    losses = np.where(np.isfinite(log.loss), log.loss, 1e9)
+    least, lowest = 0.1 * float(np.median(losses[:5])), np.inf
+    for step in range(QUIET if text else 20, len(losses) - 8):
+        level = float(np.median(losses[max(0, step - 50) : step]))
+        lowest = min(lowest, level)
+        limit = (FACTOR_TEXT * lowest) if text else FACTOR * max(level, least)
+        after = (losses[step], np.median(losses[step : step + 5]), np.median(losses[step + 5 : step + 25]))
+        if min(after) > limit:
+            return step
+    return len(losses) if losses[-1] > 1e6 else None
+
+
+def table(judged: list[Judged]) -> list[dict[str, Any]]:
+    """A row a candidate; the best first."""
+    names = sorted({name for run in judged for name in run.scores})
+    rows = [_row(name, judged) for name in names]
+    return sorted(rows, key=lambda row: (-row["20 steps before"], -row["warned"]))
+
+
+def _row(name: str, judged: list[Judged]) -> dict[str, Any]:
+    known = [run for run in judged if run.healthy and run.development]
+    threshold = 0.0 if name == OURS else _threshold(name, known)
+    row: dict[str, Any] = {"signal": name}
+    for part, chosen in (("", True), (", held out", False)):
+        exploding = [run for run in judged if run.crossed is not None and run.development == chosen]
+        healthy = [run for run in judged if run.healthy and run.development == chosen]
+        leads = [lead for run in exploding if (lead := _lead(name, run, threshold)) is not None]
+        steps = sum(len(run.log.loss) for run in healthy)
+        false = sum(len(_warnings(run.scores[name], threshold)) for run in healthy)
+        count = max(1, len(exploding))
+        row |= {
+            f"runs{part}": len(exploding),
+            f"warned{part}": len(leads) / count,
+            f"median lead{part}": statistics.median(leads) if leads else 0,
+            f"20 steps before{part}": sum(lead >= 20 for lead in leads) / count,
+            f"false per 10,000{part}": 1e4 * false / max(1, steps),
+        }
+    return row
+
+
+def _threshold(name: str, healthy: list[Judged]) -> float:
+    """The lowest with at most ``MOST`` warnings a step."""
+    scores = [run.scores[name] for run in healthy]
+    values = np.concatenate([score[np.isfinite(score)] for score in scores]) if scores else np.zeros(0)
+    if not len(values):
+        return np.inf
+    allowed = max(1, int(MOST * sum(map(len, scores))))
+    for threshold in np.quantile(values, 1 - np.append(np.logspace(-1.2, -5, 60), 0.0)).tolist():
+        if sum(len(_warnings(score, threshold)) for score in scores) <= allowed:
+            return float(threshold)
+    return float(values.max())
+
+
+def _warnings(score: Floats, threshold: float) -> list[int]:
+    found, last = [], -QUIET - 1
+    for step in np.flatnonzero(score > threshold).tolist():
+        if step - last > QUIET:
+            found.append(step)
+        last = step
+    return found
+
+
+def _lead(name: str, run: Judged, threshold: float) -> int | None:
+    before = _warnings(run.scores[name][: run.crossed], threshold)
+    return None if not before or run.crossed is None else run.crossed - before[0]
+
+
+if __name__ == "__main__":
+    main()
