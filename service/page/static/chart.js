@@ -89,7 +89,7 @@ export class Chart {
   }
 
   #series(axis) {
-    const row = (i) => this.plotted.at(i ?? -1);
+    const row = (i) => this.plotted[i ?? -1] ?? this.plotted.at(-1); // the pointer may be beyond newer, shorter data
     const average = this.lines.filter((line) => this.#averaged(line));
     return [
       { label: axis, value: (u, value, line, i) => this.view.say(row(i)) },
