@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
@@ -12,7 +13,9 @@ from service.api.context import Context
 from service.api.limits import Gate
 from service.api.own_metrics import Counted, ServiceMetrics
 from service.api.problems import ProblemDocument, add_handlers
-from service.page import specs, static_files, stream_routes
+from service.page import cluster_routes, replay_routes, specs, static_files, stream_routes
+from service.page.cluster_routes import Capacities
+from service.page.replay_routes import AT_ONCE
 
 
 def make_app(service: Context, *, loopback: bool = False) -> FastAPI:
@@ -34,8 +37,10 @@ def make_app(service: Context, *, loopback: bool = False) -> FastAPI:
     wrong_tokens = service.limits.wrong_tokens_per_minute
     app.state.wrong_tokens = Buckets(wrong_tokens / 60, wrong_tokens)
     app.state.metrics = ServiceMetrics(service)
+    app.state.capacities = Capacities()
+    app.state.replays = CapacityLimiter(AT_ONCE)
     api = (job_routes, file_routes, artefact_routes, audit_routes, own_metrics)
-    page = (static_files, stream_routes, specs)
+    page = (static_files, stream_routes, specs, cluster_routes, replay_routes)
     for room in (*api, *page):
         app.include_router(room.router)
     add_handlers(app)

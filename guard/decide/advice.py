@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
 
-from guard.types import RateFinding
+if TYPE_CHECKING:
+    from guard.decide.replay import ReplayResult
+    from guard.types import RateFinding
 
 log = logging.getLogger("guard")
 
 _BLIND = 10.0
 """From this factor on an explosion shows in the norms at best: worth a warning."""
+_WOULD = {"spike": "roll back", "nonfinite": "skip"}
 
 
 class Advice:
@@ -42,3 +46,22 @@ def blindness(factor: float | None) -> str:
     if factor is None:
         return "loss: no alarm by a factor here, since its level is not positive or not yet known"
     return f"loss: an alarm needs x {factor:.3g} its level here"
+
+
+def taken_for(result: ReplayResult) -> str:
+    """What a log was taken for: ``nanoGPT log, 2,000 steps, no gradient norm: loss alone``."""
+    columns = result.columns
+    parts = [result.kind, f"{result.rows:,} steps"]
+    parts += [f"{signal} from {name}" for signal, name in columns.items() if name not in (None, signal)]
+    if columns.get("step") is None:
+        parts.append("no column of the step: rows are counted from 0")
+    if columns.get("grad_norm") is None:
+        parts.append("no gradient norm: loss alone")
+    if columns.get("loss") is None:
+        parts.append("no loss: gradient norm alone")
+    return ", ".join(parts)
+
+
+def would(result: ReplayResult, entry: dict[str, Any]) -> str:
+    """What the guard would have done at an alarm or a trend of a log."""
+    return "skip" if entry["step"] in result.skipped_first else _WOULD.get(entry["verdict"], "report")

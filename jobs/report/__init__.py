@@ -9,8 +9,11 @@
 ``cost``: where the time went
 ``causes``: which layer left its baseline first
 ``words``: sentences
+``advice``: what to do after an incident
 ``cards``: incidents as cards
 ``bad_samples``: which samples made batches bad, how often
+``spec_parts``: what differs from the defaults, and the whole spec
+``hover``: values under the pointer
 ``formats``: numbers as text
 ``charts``: line charts
 ``heat``: heat maps

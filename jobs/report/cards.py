@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from guard.records import Incident
 from jobs.report import charts, words
+from jobs.report.advice import advice
 from jobs.report.formats import UNKNOWN, count, number, runs
 
 MOST_CARDS = 24
@@ -33,6 +34,7 @@ class Card(Line):
     window: Markup | None
     window_words: str
     samples: str
+    advice: str
 
 
 def arrange(incidents: Sequence[Incident]) -> tuple[list[Card], list[Line], int]:
@@ -58,6 +60,7 @@ def card(incident: Incident) -> Card:
         window=charts.window(incident, f"window-{incident.anchor}") if len(incident.window) > 1 else None,
         window_words=f"Loss in the {len(incident.window)} attempts up to the incident: {losses}.",
         samples=", ".join(runs(incident.samples)),
+        advice=advice(incident),
     )
 
 

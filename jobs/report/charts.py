@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BADGE_UNITS, DIGIT_UNITS = 9 * style.TEXT_ON_PHONE, 5 * style.TEXT_ON_PHONE
+BADGE_HEAD = 16
+"""Units above the training chart for the badges of incidents."""
 MOST_INCIDENT_LINES = 300
 CROWD = 30
 
@@ -51,7 +53,7 @@ def training(run: Run) -> Markup:
 def training_figure(run: Run, room: float = 0) -> Figure:
     """The training chart, with `room` units free at its top; to be called inside `svg.drawing`."""
     marks = incident_marks(run.incidents, span(run))
-    figure = _stack(run, _panels(run), head=room + (16 if marks else 0), incidents=True)
+    figure = _stack(run, _panels(run), head=room + (BADGE_HEAD if marks else 0), incidents=True)
     _badges(figure.axes[0], marks)
     return figure
 

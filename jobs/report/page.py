@@ -14,11 +14,14 @@ from jobs.report.bad_samples import offenders
 from jobs.report.checkpoints import FATES
 from jobs.report.data import Run, read_run
 from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural, size_text
+from jobs.report.hover import training_values
 from jobs.report.plot_style import TEXT_ON_PHONE
+from jobs.report.spec_parts import spec_parts
 from jobs.report.summary import Summary, guard_words, heading, headline, metric_text, status_words, summarize
 from jobs.run_dir.jsonl import write_text_atomic
 from jobs.run_dir.reader import RunReader
 from jobs.run_dir.steps import Evaluation
+from jobs.run_dir.storage import without_keys
 
 MOST_EVALUATIONS = 60
 MOST_CHECKPOINTS = 40
@@ -85,6 +88,7 @@ def context(run: Run) -> dict[str, Any]:
         "figures": figures(summary),
         "training": charts.training(run) if len(run.steps) else None,
         "training_words": training_words(run),
+        "hover": training_values(run) if len(run.steps) else None,
         "legend": legend(run),
         "guard_mode": guard_mode(run.spec),
         "no_incidents": no_incidents(run),
@@ -106,6 +110,7 @@ def context(run: Run) -> dict[str, Any]:
         "confusion": confusion_table(run.result),
         "samples": printable(run.samples[:MOST_SAMPLE_CHARACTERS]),
         "spec": run.spec_text[:MOST_SPEC_CHARACTERS],
+        "spec_changed": changed_spec(run),
     }
 
 
@@ -148,6 +153,14 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
         named = list(summary.metrics.items())[:2]
         items[:0] = [(heading(name), metric_text(name, value), "") for name, value in named]
     return [item if item[1] != "unknown" else (item[0], "–", "") for item in items]
+
+
+def changed_spec(run: Run) -> str:
+    """What the spec sets to other values than the defaults; empty where that is all of it."""
+    if not run.spec:
+        return ""
+    parts = spec_parts(run.spec)
+    return without_keys(parts.changed)[:MOST_SPEC_CHARACTERS] if parts.folded else ""
 
 
 def printable(text: str) -> str:

@@ -15,13 +15,15 @@ from guard.rows import as_int, as_text_or_none
 from jobs.run_dir.jsonl import GrowingRows, iter_jsonl, last_rows, parse_row, read_bytes, read_json
 from jobs.run_dir.paths import SPEC, RunDir
 from jobs.run_dir.plain_file import NotAPlainFile, read_plain
-from jobs.run_dir.steps import RolledBack, StepTable
+from jobs.run_dir.steps import Evaluation, RolledBack, StepTable
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.load import parse_document
 
 LARGEST_TEXT = 1 << 20
 MOST_NEW_ROWS = 4500
 """After this many new rows a live view gets a thinned history again."""
+
+MOST_EVALUATIONS = 2000
 
 
 class RunReader:
@@ -158,12 +160,14 @@ def join_outcomes(rows: Iterable[Mapping[str, Any]]) -> list[Incident]:
 class StepsUpdate:
     """What is new in a live view: rows after those it has, or with `restarted` a history in their place.
 
-    `numbers` are the columns that hold numbers; `rolled_back` is the whole list of spans of attempts.
+    `numbers` are the columns that hold numbers; `rolled_back` is the whole list of spans of attempts;
+    `evaluations` are those since the last update.
     """
 
     restarted: bool
     columns: dict[str, list[Any]]
     rolled_back: list[tuple[float, float]]
+    evaluations: list[Evaluation]
     numbers: tuple[str, ...] = NUMBERS
 
 
@@ -181,20 +185,25 @@ class LiveSteps:
         if self._rows.restarted():
             return self._history()
         table = StepTable().extend(self._rows.rows())
-        if not len(table):
+        if not len(table) and not table.evaluations:
             return None
         self._new += len(table)
-        if table.restarts or table.columns["attempt"][0] <= self._last or self._new > MOST_NEW_ROWS:
+        if table.restarts or self._again(table) or self._new > MOST_NEW_ROWS:
             return self._history()
         self._take(table)
-        return StepsUpdate(False, table.thinned(len(table)), self._rolled_back.spans)
+        return StepsUpdate(False, table.thinned(len(table)), self._rolled_back.spans, table.evaluations)
+
+    def _again(self, table: StepTable) -> bool:
+        """Whether attempts come that were there before: the job was restarted from a checkpoint."""
+        return bool(len(table)) and table.columns["attempt"][0] <= self._last
 
     def _history(self) -> StepsUpdate:
         table = self._files.steps(end=self._rows.place)
-        self._rolled_back, self._new = RolledBack(), 0
+        self._rolled_back, self._new, self._last = RolledBack(), 0, -1
         self._take(table)
-        return StepsUpdate(True, table.thinned(self._points), self._rolled_back.spans)
+        evaluations = table.evaluations[-MOST_EVALUATIONS:]
+        return StepsUpdate(True, table.thinned(self._points), self._rolled_back.spans, evaluations)
 
     def _take(self, table: StepTable) -> None:
         self._rolled_back.add(table.columns)
-        self._last = table.columns["attempt"][-1] if len(table) else -1
+        self._last = table.columns["attempt"][-1] if len(table) else self._last

@@ -12,7 +12,7 @@ from service.api.callers import Callers
 from service.api.context import Limits
 from service.api.problems import Problem, answer
 
-UPLOADS = "/v1/packages"
+UPLOADS = ("/v1/packages", "/v1/replay")
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 PAGE_FILES = "/page/"
 """The files of the web page: small, and the same for every caller."""
@@ -54,7 +54,7 @@ class Gate:
         return None
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        most = self._limits.upload_bytes if scope["path"] == UPLOADS else self._limits.body_bytes
+        most = self._limits.upload_bytes if scope["path"] in UPLOADS else self._limits.body_bytes
         too_large = Problem(413, f"the request is larger than the limit of {most} bytes")
         if _declared(scope) > most:
             await answer(too_large)(scope, receive, send)

@@ -1,7 +1,6 @@
 """``gradguard replay``: runs the detector on a training log."""
 
 import json
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from guard import DetectConfig
-from guard.decide.advice import blindness
+from guard.decide.advice import blindness, taken_for, would
 from guard.decide.replay import ReplayResult, replay_rows
 from guard.logs.trace import TraceReader
 from jobs.errors import FAILED, JobError
@@ -21,7 +20,6 @@ from service.cli.detector_settings import detector_settings
 from service.cli.options import JsonOption
 from service.cli.plots import draw_alarms
 
-ACTIONS = {"spike": "roll back", "nonfinite": "skip", "drift": "report", "vanishing": "report"}
 SHOWN = 50
 
 
@@ -119,8 +117,7 @@ def _show(results: list[ReplayResult], compare: list[str] | None) -> None:
         for entry in entries[:SHOWN]:
             baseline = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
             cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", baseline)
-            skipped = entry["step"] in result.skipped_first
-            table.add_row(*cells, "skip" if skipped else ACTIONS[entry["verdict"]])
+            table.add_row(*cells, would(result, entry))
         console.print(table)
     if len(entries) > SHOWN:
         console.print(f"... and {len(entries) - SHOWN} more: --json has all")
@@ -130,20 +127,6 @@ def _show(results: list[ReplayResult], compare: list[str] | None) -> None:
         title = f"with {', '.join(compare or [])}: {_counts(other)}"
         for line in (title, *_differences(result, other)):
             console.print(line, markup=False, soft_wrap=True)
-
-
-def taken_for(result: ReplayResult) -> str:
-    """What the log was taken for: ``nanoGPT log, 2,000 steps, no gradient norm: loss alone``."""
-    columns: Mapping[str, str | None] = result.columns
-    parts = [result.kind, f"{result.rows:,} steps"]
-    parts += [f"{signal} from {name}" for signal, name in columns.items() if name not in (None, signal)]
-    if columns.get("step") is None:
-        parts.append("no column of the step: rows are counted from 0")
-    if columns.get("grad_norm") is None:
-        parts.append("no gradient norm: loss alone")
-    if columns.get("loss") is None:
-        parts.append("no loss: gradient norm alone")
-    return ", ".join(parts)
 
 
 def _counts(result: ReplayResult) -> str:

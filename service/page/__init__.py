@@ -3,7 +3,10 @@
 ``static``: HTML, CSS and ES modules, served as they are; uPlot (``static/vendor``) draws the charts
 ``static_files``: serves them, and answers who is asking
 ``stream_routes``: server-sent events for the charts
-``streams``: what is new in the store and in growing files
+``streams``: what is new in the store and in the growing files of a job
+``list_stream``: what is new in the list of jobs
+``cluster_routes``: how full the cluster is, and who waits
+``replay_routes``: the detector on a dropped log; ``replay_process`` reads it
 ``specs``: checks the form's spec as the user types, and offers examples
 
 The page is a client of the HTTP API. A token is typed into it, kept in the browser's ``sessionStorage`` and

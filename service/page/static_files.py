@@ -42,6 +42,8 @@ class Me(BaseModel):
 
 @router.get("/", include_in_schema=False)
 @router.get("/submit", include_in_schema=False)
+@router.get("/compare", include_in_schema=False)
+@router.get("/replay", include_in_schema=False)
 @router.get("/jobs/{job_id}", include_in_schema=False)
 def page(service: Service) -> Response:
     """One document for all views; the browser decides which is shown."""

@@ -15,7 +15,8 @@ from service.api.auth import Allowed, Reader, StillAllowed
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId, Text
 from service.api.problems import STREAM, documented, text_of
-from service.page.streams import JobLive, ListLive, Message
+from service.page.list_stream import ListLive
+from service.page.streams import JobLive, Message
 from service.store import NoSuchJob
 
 JOB_POLL_S, LIST_POLL_S = 0.5, 1.0
@@ -33,7 +34,7 @@ async def list_live(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> StreamingResponse:
     """The newest jobs as server-sent events: ``jobs`` has their order, and those that changed, each with
-    its progress and the last stretch of its loss and gradient norm."""
+    its progress, accuracy and incidents, and the last stretch of its loss and gradient norm."""
     return _stream(ListLive(service, [*status], name, limit).poll, LIST_POLL_S, service, allowed)
 
 
@@ -41,8 +42,8 @@ async def list_live(
     "/jobs/{job_id}/live", response_class=StreamingResponse, responses=text_of(STREAM) | documented(404)
 )
 async def job_live(job_id: JobId, service: Service, _: Reader, allowed: StillAllowed) -> StreamingResponse:
-    """One job as server-sent events: ``job`` (all that is known of it), ``history`` and ``steps`` (a list for
-    each column of the metrics, which of them are numbers, and the attempts that were rolled back),
+    """One job as server-sent events: ``job`` (all that is known), ``history`` and ``steps`` (a list for each
+    column of the metrics, which of them are numbers, the attempts that were rolled back, evaluations),
     ``incidents``, ``checkpoints``, ``log`` (text), and ``gone`` where it was deleted. The stream continues
     after the job has ended, since that may be resumed."""
     await run_in_threadpool(service.store.get, job_id)

@@ -54,6 +54,12 @@ export async function call(method, path, body, more = {}) {
   return response.status === 204 ? null : response.json();
 }
 
+/** Sends a file; a JSON answer. */
+export async function upload(path, content, type) {
+  const response = await request("POST", path, { headers: headers({ "Content-Type": type }), body: content });
+  return response.json();
+}
+
 /** Saves a file of a job. */
 export async function download(path, name) {
   const response = await request("GET", path, { headers: headers() });

@@ -1,10 +1,12 @@
 // The page: which view is shown, and the signed-in caller.
 
 import { call, onRefused, token } from "/page/api.js";
+import { showCompare } from "/page/compare.js";
 import { h, setText } from "/page/dom.js";
 import { showJob } from "/page/job.js";
 import { showList } from "/page/list.js";
 import { showLogin } from "/page/login.js";
+import { showReplay } from "/page/replay.js";
 import { showSubmit } from "/page/submit.js";
 
 const RANKS = ["read", "submit", "admin"];
@@ -36,8 +38,8 @@ function go(url) {
 
 function place() {
   const path = location.pathname;
-  if (path === "/submit") return showSubmit;
-  return path.startsWith("/jobs/") ? showJob : showList;
+  const fixed = { "/submit": showSubmit, "/compare": showCompare, "/replay": showReplay }[path];
+  return fixed ?? (path.startsWith("/jobs/") ? showJob : showList);
 }
 
 /** Shows the view of the address. After a click on a link the focus goes to its heading. */
@@ -59,12 +61,17 @@ function show(moved) {
   }
 }
 
+/** The views that the scope of the token allows. */
+function offer() {
+  for (const name of ["nav-submit", "nav-replay"]) document.getElementById(name).hidden = !app.may("submit");
+}
+
 function entered(who, moved = true) {
   me = who;
   const box = document.getElementById("who");
   const out = h("button", { class: "plain small", onclick: forget }, "Sign out");
   box.replaceChildren(...(who.tokens ? [h("span", null, `${who.name} (${who.scope})`), out] : []));
-  document.getElementById("nav-submit").hidden = !app.may("submit");
+  offer();
   show(moved);
 }
 
@@ -72,7 +79,7 @@ function forget(reason) {
   token.clear();
   me = null;
   document.getElementById("who").replaceChildren();
-  document.getElementById("nav-submit").hidden = true;
+  offer();
   show(true);
   if (typeof reason === "string") main.querySelector("#login-problem").textContent = reason;
 }
@@ -84,7 +91,7 @@ document.addEventListener("click", (event) => {
   const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
   if (!link || !plain || link.target || link.hasAttribute("download")) return;
   const href = link.getAttribute("href");
-  if (typeof href !== "string" || !/^\/($|submit|jobs\/)/.test(href)) return;
+  if (typeof href !== "string" || !/^\/($|submit|compare|replay|jobs\/)/.test(href)) return;
   event.preventDefault();
   go(href);
 });

@@ -33,12 +33,12 @@ export function facts(entries, className = "facts") {
   return h("dl", { class: className }, known.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
 }
 
-/** A table that scrolls sideways where it is too wide. The first cell of a row is its header. */
-export function table(caption, head, rows) {
+/** A table that scrolls sideways where it is too wide, or wraps its cells. The first cell of a row is its header. */
+export function table(caption, head, rows, { wraps = false } = {}) {
   const body = rows.map((row) =>
     h("tr", { class: row.class }, row.cells.map((cell, i) => (i ? h("td", null, cell) : h("th", { scope: "row" }, cell)))));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    h("table", null,
+    h("table", { class: wraps ? "wraps" : null },
       h("caption", { class: "hidden" }, caption),
       h("thead", null, h("tr", null, head.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", null, body)));

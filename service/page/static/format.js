@@ -51,6 +51,14 @@ export function duration(seconds) {
   return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} days`;
 }
 
+/** Seconds since the start, as on an axis: 45 s, 12 min, 1.5 h. */
+export function stretch(seconds) {
+  const known = Math.max(0, seconds ?? 0);
+  if (known < 60) return `${Number(known.toFixed(1))} s`;
+  if (known < 3600) return `${Number((known / 60).toFixed(1))} min`;
+  return known < 172800 ? `${Number((known / 3600).toFixed(1))} h` : `${Number((known / 86400).toFixed(1))} d`;
+}
+
 /** A sentence begins with a capital. */
 export function sentence(text) {
   return text ? text[0].toUpperCase() + text.slice(1) : "";
@@ -75,4 +83,10 @@ export function steps(progress) {
   if (!progress) return "";
   const total = progress.total_steps ? ` of ${count(progress.total_steps)}` : "";
   return `step ${count(progress.step)}${total}`;
+}
+
+/** "step 120 of 600 · 4.8 steps a second · 100 s left"; without a rate the step alone. */
+export function progress(found, rate) {
+  const left = rate && found.total_steps ? duration((found.total_steps - found.step) / rate) : null;
+  return [steps(found), rate && `${number(rate)} steps a second`, left && `${left} left`].filter(Boolean).join(" · ");
 }

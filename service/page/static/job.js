@@ -1,9 +1,11 @@
-// One job as it runs: its state, charts, incidents, checkpoints and log.
+// One job as it runs: its state, charts, incidents, checkpoints, spec and log.
 
 import { ApiError, call, download, follow } from "/page/api.js";
 import { Chart } from "/page/chart.js";
+import { Controls } from "/page/controls.js";
 import { confirmed, facts, h, setText, table } from "/page/dom.js";
-import { bytes, count, duration, moment, number, sentence, state, steps as far, tone } from "/page/format.js";
+import { Evaluations } from "/page/evaluations.js";
+import { bytes, count, duration, moment, number, progress, sentence, state, tone } from "/page/format.js";
 import { Incidents, marks } from "/page/incidents.js";
 import { Log } from "/page/log.js";
 import { Steps } from "/page/series.js";
@@ -19,27 +21,35 @@ export function showJob(app, id) {
   return () => { stop(); view.close(); };
 }
 
+/** The charts of the steps; those of a job, and those that a comparison overlays. */
+export const CURVES = [
+  { title: "Loss", height: 200, lines: [{ column: "loss", label: "loss", color: "loss", smooth: true }] },
+  { title: "Gradient norm", height: 200, lines: [
+    { column: "grad_norm", label: "norm", color: "norm", smooth: true },
+    { column: "clip_threshold", label: "clip threshold", color: "clip", dash: [5, 4] },
+  ] },
+  { title: "Learning rate", height: 130, lines: [{ column: "lr", label: "learning rate", color: "rate" }] },
+  { title: "Update norm / weight norm", height: 130, lines: [{ column: "update_ratio", label: "ratio", color: "rate", sparse: true, smooth: true }] },
+];
+
 class JobView {
   constructor(app, id) {
     Object.assign(this, { app, id, job: null, steps: new Steps(), incidents: { total: 0, shown: [] } });
-    this.charts = [
-      new Chart("Loss", [{ column: "loss", label: "loss", color: "loss" }], 200),
-      new Chart("Gradient norm", [
-        { column: "grad_norm", label: "norm", color: "norm" },
-        { column: "clip_threshold", label: "clip threshold", color: "clip", dash: [5, 4] },
-      ], 200),
-      new Chart("Learning rate", [{ column: "lr", label: "learning rate", color: "rate" }], 130),
-      new Chart("Update norm / weight norm", [{ column: "update_ratio", label: "ratio", color: "rate", sparse: true }], 130),
-    ];
+    this.charts = CURVES.map(({ title, lines, height }) => new Chart(title, lines, height));
+    this.controls = new Controls(["attempt", "step", "time"], () => this.#draw());
+    this.evaluations = new Evaluations();
     this.badge = h("span", { class: "badge" });
     this.state = h("p", { id: "state", role: "status", class: "lead" }, "Loading the job");
     this.far = h("p", { class: "muted" });
+    this.bar = h("progress", { class: "part", max: "1", value: "0", hidden: true, "aria-label": "Steps" });
     this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "Actions" });
     this.problem = h("p", { class: "problem", role: "alert" });
     this.facts = h("div");
+    this.rate = h("p", { class: "note", hidden: true });
     this.cards = new Incidents();
     this.checkpoints = h("div", { class: "panel" }, h("p", { class: "muted" }, "None yet."));
-    this.log = new Log();
+    this.spec = h("div", { class: "panel" }, h("p", { class: "muted" }, "Not known here."));
+    this.log = new Log(() => this.#try(() => download(`/v1/jobs/${encodeURIComponent(id)}/logs`, `${id}.log`)));
     this.values = h("div");
     this.details = h("details", { class: "panel", ontoggle: () => this.#table() }, h("summary", null, "The steps as a table"), this.values);
     this.elements = this.#elements();
@@ -58,18 +68,22 @@ class JobView {
 
   close() {
     for (const chart of this.charts) chart.close();
+    this.evaluations.close();
   }
 
   #elements() {
     const part = (name, title, ...children) => h("section", { "aria-labelledby": name }, h("h2", { id: name }, title), ...children);
     return [
       h("div", { class: "title" }, h("h1", { tabindex: "-1" }, this.id), this.badge),
-      this.state, this.far, this.buttons, this.problem, this.facts,
+      this.state, this.bar, this.far, this.buttons, this.problem, this.facts, this.rate,
       part("training", "Training",
-        h("p", { class: "muted" }, "Over the attempts. Shaded: rolled back. Numbers lead to the incidents. Drag to zoom, double-click to reset."),
-        ...this.charts.map((chart) => chart.element), this.details),
+        h("p", { class: "muted" }, "Shaded: rolled back. Numbers lead to the incidents. Drag to zoom, double-click to reset."),
+        this.controls.element,
+        h("div", { class: "grid" }, this.charts.map((chart) => chart.element)), this.details),
+      part("evaluation", "Evaluation", this.evaluations.element),
       part("incidents", "Incidents", this.cards.element),
       part("checkpoints", "Checkpoints", this.checkpoints),
+      part("spec", "Spec", this.spec),
       part("log", "Log", this.log.element),
     ];
   }
@@ -81,6 +95,7 @@ class JobView {
     setText(this.state, state(job));
     this.#progress();
     this.#offer();
+    this.#spec(job.spec_parts);
     const running = job.started && !job.ended ? Date.now() / 1000 : job.ended;
     this.facts.replaceChildren(facts([
       ["Submitted", [moment(job.created), job.submitted_by && `by ${job.submitted_by}`].filter(Boolean).join(" ")],
@@ -95,10 +110,27 @@ class JobView {
     ]));
   }
 
+  /** Step, speed, and the time that is left; and the factor on the learning rate where the guard cut it. */
   #progress() {
-    const last = this.steps.last;
+    const { last, rate } = this.steps;
     const total = this.job?.progress?.total_steps ?? this.job?.spec?.train?.max_steps ?? null;
-    setText(this.far, last ? far({ step: last.step, total_steps: total }) : "");
+    const runs = this.job && !ENDED.includes(this.job.status);
+    setText(this.far, last ? progress({ step: last.step, total_steps: total }, runs ? rate : null) : "");
+    this.bar.hidden = !(last && total);
+    if (last && total) this.bar.value = Math.min(1, last.step / total);
+    const factor = last?.rate_factor;
+    const cut = Number.isFinite(factor) && factor !== 1;
+    this.rate.hidden = !cut;
+    if (cut) setText(this.rate, `The learning rate was too high from the start: the guard multiplies it by ${number(factor)} for good.`);
+  }
+
+  #spec(parts) {
+    const key = JSON.stringify(parts);
+    if (!parts || key === this.shownSpec) return;
+    this.shownSpec = key;
+    const text = (yaml) => h("pre", { class: "yaml" }, yaml);
+    const whole = parts.changed === parts.whole ? null : h("details", null, h("summary", null, "All of it, with the defaults"), text(parts.whole));
+    this.spec.replaceChildren(h("p", { class: "muted" }, "What differs from the defaults."), text(parts.changed), ...(whole ? [whole] : []));
   }
 
   /** The buttons that apply now and that the scope of the token allows. The focus stays where it was. */
@@ -130,7 +162,7 @@ class JobView {
 
   async #ask(what, detail) {
     if (!(await confirmed(`${sentence(what)} ${this.id}?`, detail, `${sentence(what)} the job`))) return;
-    await this.#try(async () => this.#job(await call("POST", `/v1/jobs/${encodeURIComponent(this.id)}/${what}`)));
+    await this.#try(async () => this.#job({ spec_parts: this.job.spec_parts, ...(await call("POST", `/v1/jobs/${encodeURIComponent(this.id)}/${what}`)) }));
   }
 
   async #try(action) {
@@ -144,7 +176,10 @@ class JobView {
 
   #draw() {
     const found = marks(this.incidents.shown);
-    for (const chart of this.charts) chart.show(this.steps.rows, this.steps.rolledBack, found);
+    const { axis, weight } = this.controls;
+    const view = this.steps.over(axis);
+    for (const chart of this.charts) chart.show(view, found, weight);
+    this.evaluations.show([{ steps: this.steps, view }]);
     this.#progress();
     this.#table();
   }

@@ -1,8 +1,9 @@
 // The form to submit a job; its spec is checked while typing.
 
-import { call, requestKey } from "/page/api.js";
+import { call, requestKey, upload } from "/page/api.js";
 import { h, setText } from "/page/dom.js";
-import { plural, sentence } from "/page/format.js";
+import { bytes, plural, sentence } from "/page/format.js";
+import { pack } from "/page/zip.js";
 
 const TYPING_MS = 300;
 
@@ -29,11 +30,16 @@ class SubmitForm {
     this.priority = h("input", { id: "priority", type: "number", min: "-1000", max: "1000", step: "1", value: "0", required: true });
     this.restarts = h("input", { id: "restarts", type: "number", min: "0", max: "100", step: "1", value: "3", required: true });
     this.env = h("textarea", { id: "env", rows: "3", spellcheck: "false", autocapitalize: "off", autocomplete: "off", "aria-describedby": "env-help" });
+    this.folder = h("input", { id: "folder", type: "file", webkitdirectory: true, multiple: true, "aria-describedby": "folder-help" });
+    this.archive = h("input", { id: "archive", type: "file", accept: ".zip,application/zip", "aria-describedby": "folder-help" });
+    this.packed = h("p", { class: "muted", role: "status" });
     this.note = h("p", { class: "muted" });
     this.problem = h("p", { class: "problem", role: "alert" });
     this.button = h("button", { class: "main" }, "Submit the job");
     this.element = this.#element();
     this.text.addEventListener("input", () => this.#typed());
+    this.folder.addEventListener("change", () => this.#upload(this.folder, this.archive, () => pack(this.folder.files)));
+    this.archive.addEventListener("change", () => this.#upload(this.archive, this.folder, async () => this.archive.files[0]));
     this.text.addEventListener("scroll", () => { this.gutter.scrollTop = this.text.scrollTop; });
   }
 
@@ -47,6 +53,8 @@ class SubmitForm {
         this.verdict, this.faults),
       h("div", { class: "panel fields" },
         field("Priority", this.priority), field("Maximum restarts", this.restarts),
+        field("Working directory, a folder", this.folder), field("or a .zip file", this.archive),
+        h("div", { class: "wide" }, h("p", { id: "folder-help", class: "muted" }, "For a workload of your own: the folder of its Python files."), this.packed),
         h("div", { class: "wide" }, h("label", { for: "env" }, "Environment, NAME=value on each line"), this.env,
           h("p", { id: "env-help", class: "muted" }, "Put secrets here: their values are never shown again."), this.note)),
       this.problem, h("div", { class: "buttons" }, this.button));
@@ -150,6 +158,29 @@ class SubmitForm {
     const total = this.text.value.split("\n").length;
     this.gutter.replaceChildren(...Array.from({ length: total }, (_, i) => h("div", { class: this.faulty.has(i + 1) ? "bad" : null }, String(i + 1))));
     this.gutter.scrollTop = this.text.scrollTop;
+  }
+
+  /** Sends the working directory as soon as it is chosen; the other field is emptied. */
+  async #upload(field, other, content) {
+    this.key = requestKey();
+    this.workingDir = null;
+    this.problem.textContent = "";
+    other.value = "";
+    if (!field.files.length) return setText(this.packed, "");
+    setText(this.packed, "Uploading");
+    this.button.disabled = true;
+    try {
+      const sent = await upload("/v1/packages", await content(), "application/zip");
+      this.workingDir = sent.id;
+      setText(this.packed, `Uploaded ${plural(sent.files, "file")}, ${bytes(sent.size)}.`);
+    } catch (error) {
+      field.value = "";
+      setText(this.packed, "");
+      this.problem.textContent = `Working directory: ${error.message}`;
+    } finally {
+      this.button.disabled = false;
+    }
+    return undefined;
   }
 
   async #submit() {

@@ -20,8 +20,9 @@ from schemathesis.specs.openapi.checks import (
 from tests.service.api.api_fixture import Api
 
 pytestmark = pytest.mark.slow
-schemathesis.openapi.media_type("application/zip", st.binary(max_size=200))
-schemathesis.serializer("application/zip")(lambda _, value: value)
+for kind in ("application/zip", "application/octet-stream"):
+    schemathesis.openapi.media_type(kind, st.binary(max_size=200))
+    schemathesis.serializer(kind)(lambda _, value: value)
 EXAMPLES = 12
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 

@@ -78,7 +78,7 @@ def test_a_job_is_submitted_watched_stopped_and_resumed(page: Any) -> None:
     keep(page, "page-real-running")
 
     page.get_by_role("link", name="Jobs", exact=True).click()
-    page.locator("li.job svg.spark path.norm").wait_for()
+    page.locator("tr.job svg.spark path.norm").wait_for()
     keep(page, "page-real-list")
     page.get_by_role("link", name="watched").click()
 

@@ -12,9 +12,12 @@ import pytest
 
 from guard.rows import JsonlWriter
 from service.api import Limits
+from service.page.cluster_routes import occupancy
+from service.page.list_stream import ListLive
 from service.page.static_files import STATIC
-from service.page.streams import JobLive, ListLive
+from service.page.streams import JobLive
 from service.reconcile.log_spool import log_path
+from service.reconcile.ray_api import Capacity
 from service.store import NoSuchJob
 from tests.jobs.report.report_fixture import rows, write_job
 from tests.service.api.api_fixture import SPEC, Api, problem
@@ -67,7 +70,7 @@ def test_the_vendored_library_comes_with_its_version_and_its_licence() -> None:
     assert not re.search(r"innerHTML|insertRule|cssText|eval\(|new Function", script), "the policy forbids it"
 
 
-@pytest.mark.parametrize("path", ["/", "/submit", "/jobs/some-job"])
+@pytest.mark.parametrize("path", ["/", "/submit", "/compare", "/replay", "/jobs/some-job"])
 def test_each_place_is_the_same_document_under_a_strict_policy(api: Api, path: str) -> None:
     answer = api.client(None).get(path)
     assert answer.status_code == 200
@@ -189,6 +192,65 @@ def test_an_incident_comes_with_its_story_and_its_evidence(api: Api) -> None:
     assert (second["anchor"], second["badge"]) == ("incident-2", "Recovered")
     assert second["evidence"]["layers"][0]["name"] == "layer4.1.conv2.weight"
     assert any("rolled back 26 steps" in line for line in second["story"])
+    assert second["advice"].startswith("Nothing to do: the run recovered")
+    assert len(second["evidence"]["window"]) > 1
+
+
+def test_samples_that_come_back_are_sent_with_their_content(api: Api) -> None:
+    play(api, "dirty", "running")
+    folder = api.root / "runs" / "dirty"
+    folder.mkdir(parents=True)
+    bad = {"sample": 7, "rank": 0, "loss": 9.0, "share": 0.9, "content": "cat.png, label 3"}
+    row = {"type": "incident", "job": "dirty", "verdict": "spike", "signal": "loss", "action": "skipped"}
+    with JsonlWriter(folder / "incidents.jsonl") as writer:
+        for id_, samples in ((1, [bad]), (2, [{**bad, "sample": 8}]), (3, [bad])):
+            writer.write({**row, "id": id_, "attempt": id_, "step": id_, "bad_samples": samples})
+    sent = dict(JobLive(api.context, "dirty").poll())["incidents"]
+    worst = sent["offenders"][0]
+    assert (worst["sample"], worst["times"], worst["steps"]) == (7, 2, "1, 3")
+    assert worst["content"] == "cat.png, label 3"
+    assert sent["more_offenders"] == 0
+
+
+def test_evaluations_come_with_the_steps_and_alone(api: Api) -> None:
+    play(api, "measured", "running")
+    poll, folder = JobLive(api.context, "measured").poll, api.root / "runs" / "measured"
+    history = [*rows(60)]
+    with JsonlWriter(folder / "metrics.jsonl") as writer:
+        for row in history:
+            writer.write(row)
+        found = dict(poll())["history"]["evaluations"]
+        assert [e["metrics"]["test_accuracy"] for e in found] == [0.842, 0.881]
+        writer.write({"attempt": history[-1]["attempt"], "step": 60, "eval": {"test_accuracy": 0.9}})
+    update = dict(poll())["steps"]
+    assert update["columns"]["attempt"] == []
+    assert update["evaluations"][0]["metrics"] == {"test_accuracy": 0.9}
+
+
+def test_the_spec_is_sent_with_what_differs_from_the_defaults(api: Api) -> None:
+    job = api.submitted(spec={**SPEC, "optimizer": {"name": "sgd", "lr": 0.07}})
+    parts = dict(JobLive(api.context, job).poll())["job"]["spec_parts"]
+    assert "lr: 0.07" in parts["changed"]
+    assert "max_steps: 10" in parts["changed"]
+    assert "cpus_per_worker" not in parts["changed"]
+    assert "cpus_per_worker" in parts["whole"]
+
+
+def test_the_queue_and_what_the_cluster_has_in_use(api: Api) -> None:
+    play(api, "trains", "running", cpus=3.0, gpus=1.0)
+    play(api, "late", "waiting", reason="waiting for 2 GPUs, 1 free", priority=1)
+    play(api, "urgent", "queued", priority=5)
+    found = api.client("read").get("/v1/cluster").json()
+    assert (found["training"], found["waiting"]) == (1, 2)
+    assert [job["id"] for job in found["queue"]] == ["urgent", "late"]
+    assert found["resources"] == []
+    assert found["problem"] == "this service has no cluster"
+    capacity = Capacity([{"CPU": 4.0, "GPU": 2.0}, {"CPU": 4.0}], {"CPU": 1.0, "GPU": 2.0})
+    used = {
+        each.name: (each.used, each.total) for each in occupancy(capacity, [api.context.store.get("trains")])
+    }
+    assert used == {"GPU": (2.0, 2.0), "CPU": (3.0, 8.0)}
+    assert api.client(None).get("/v1/cluster").status_code == 401
 
 
 def test_a_damaged_checkpoint_is_shown_too(api: Api) -> None:
@@ -213,6 +275,7 @@ def test_the_list_sends_what_changed(api: Api) -> None:
     assert [job["id"] for job in sent["changed"]] == ["first"]
     assert sent["changed"][0]["progress"]["step"] == 240
     assert len(sent["changed"][0]["spark"]["loss"]) > 20
+    assert (sent["changed"][0]["accuracy"], sent["changed"][0]["incidents"]) == (0.881, 2)
     waiting = ListLive(api.context, ["waiting"], "sec", 50).poll()
     assert waiting[0][1]["order"] == ["second"]
 
