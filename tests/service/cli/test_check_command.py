@@ -144,6 +144,15 @@ def test_an_example_for_gpus_is_valid_without_them(name: str) -> None:
     assert "is valid: job " in check(EXAMPLES / name, "--no-preflight").output
 
 
+def test_the_memory_of_a_job_on_gpus_is_estimated_and_compared_with_those_that_are_here() -> None:
+    lines = check(EXAMPLES / "gpt-7b-8gpu.yaml", "--no-preflight").output.splitlines()
+    assert lines[1].startswith("memory of each worker: ")
+    assert all(part in lines[1] for part in ("weights", "gradients", "moments", "activations", "GPU"))
+    memory = json.loads(check(EXAMPLES / "gpt-7b-8gpu.yaml", "--no-preflight", "--json").output)["memory"]
+    assert memory["total"] > memory["weights"] + memory["moments"]
+    assert len(check(EXAMPLES / "gpt-cpu.yaml", "--no-preflight").output.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
