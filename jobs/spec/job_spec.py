@@ -98,7 +98,13 @@ class JobSpec(Config):
     """The gradient guard."""
 
     faults: tuple[
-        Annotated[FaultConfig, AfterValidator(cross_checks.fault), AfterValidator(workload_checks.fault)], ...
+        Annotated[
+            FaultConfig,
+            AfterValidator(cross_checks.fault),
+            AfterValidator(workload_checks.fault),
+            AfterValidator(parallel_checks.fault),
+        ],
+        ...,
     ] = ()
     """Faults to inject, for drills and tests of the guard."""
 

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pydantic import ValidationInfo
 
 from guard.config import ExclusionConfig, GuardConfig
+from guard.faults.config import FaultConfig
 from jobs.spec.errors import related
 from jobs.spec.language import LANGUAGE
 from jobs.spec.parallel import ParallelSpec
 from jobs.spec.sections import ModelSpec, ScaleSpec
+
+_ON_PARAMETERS = ("bitflip_weight", "bitflip_moment", "bitflip_gradient", "scaled_gradient")
 
 
 def layout(value: ParallelSpec, info: ValidationInfo) -> ParallelSpec:
@@ -51,6 +54,15 @@ def guard(value: GuardConfig, info: ValidationInfo) -> GuardConfig:
         message = f"does not work with {name}: all ranks compute each batch together; remove it"
         raise related(message, field="exclude_samples", value=True)
     return value
+
+
+def fault(value: FaultConfig, info: ValidationInfo) -> FaultConfig:
+    """It does not act on a whole parameter, or on its gradient."""
+    parallel = info.data.get("parallel")
+    if parallel is None or not parallel.sharded or value.kind not in _ON_PARAMETERS:
+        return value
+    message = "acts on a whole parameter, of which a divided model has parts"
+    raise related(message, field="kind", value=value.kind, suggestion="write nan_loss or lr_spike")
 
 
 def _check_unused(value: ParallelSpec) -> None:

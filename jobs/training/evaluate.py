@@ -101,9 +101,11 @@ def _until_stopped(run: Run, model: nn.Module) -> Iterator[None]:
         from jobs.layout.build import free_gathered
         from jobs.layout.lockstep import Lockstep
 
-        with Lockstep(model, run.world.device, stop, partial(_spare, run)).joined(EvaluationStopped):
-            yield
-        free_gathered(model)
+        try:
+            with Lockstep(model, run.world.device, stop, partial(_spare, run)).joined(EvaluationStopped):
+                yield
+        finally:
+            free_gathered(model)
         return
 
     def raise_if_stopped(*_: Any) -> None:

@@ -62,6 +62,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"parallel": {"kind": "fsdp2"}, "scale": {"workers": 2}, "guard": {"mode": "deferred"}},
         "guard.mode",
     ),
+    "fault of a parameter": (
+        {
+            "parallel": {"kind": "fsdp2"},
+            "scale": {"workers": 2},
+            "faults": [{"kind": "scaled_gradient", "step": 3}],
+        },
+        "a divided model has parts",
+    ),
     "unknown kind": ({"parallel": {"kind": "fsdp"}}, "fsdp2"),
 }
 
