@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.observe.shards import is_distributed, laid_out, layout, local
+from guard.observe.shards import is_distributed, local
 
 
 def lay_out(state: Any, part: Any) -> Any:
@@ -42,7 +42,20 @@ def _cut(value: Any, like: Any) -> Any:
     if is_distributed(value) or not is_distributed(like) or value.shape != like.shape:
         return value
     part = own_part(value, like).to(local(like).device, copy=True)
-    return laid_out(part, layout(like))
+    return like_sharded(part, like)
+
+
+def like_sharded(part: Tensor, like: Tensor) -> Tensor:
+    """The tensor laid out as ``like`` of which ``part`` is this rank's part, on whatever device that is.
+
+    ``DTensor.from_local`` would move it to the mesh's: the copies of a checkpoint back onto the GPU.
+    """
+    if not is_distributed(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    return DTensor(part, like._spec, requires_grad=False)
 
 
 def own_part(whole: Tensor, like: Any) -> Tensor:

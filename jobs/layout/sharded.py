@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
@@ -49,11 +49,18 @@ def shard_model(
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     inner = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
     outer = MixedPrecisionPolicy(half, torch.float32 if half else None, torch.float32 if half else None)
+    for module in (*blocks, model):
+        module.register_forward_hook(_without_views)
     for block in blocks:
         fully_shard(block, mp_policy=inner, **options)
     fully_shard(model, mp_policy=outer, **options)
     _share_buffers(model)
     return model
+
+
+def _without_views(_: nn.Module, __: Any, output: Any) -> Any:
+    """A copy of an output that is a view: an in-place operation on it would drop FSDP2's hook on it."""
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def _share_buffers(model: nn.Module) -> None:

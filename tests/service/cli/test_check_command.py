@@ -117,7 +117,8 @@ def test_a_bad_spec_is_named_before_anything_is_built(spec: Path) -> None:
 
 EXAMPLES = PACKAGE_ROOT / "jobs" / "examples"
 ON_A_CPU = ("fashion.yaml", "gpt-cpu.yaml", "resnet50-imagefolder-cpu.yaml", "own_workload/spec.yaml")
-ON_GPUS = ("resnet50-imagefolder-8gpu.yaml", "gpt-124m-8gpu.yaml")
+LARGE = ("gpt-1.5b-8gpu.yaml", "gpt-1.5b-64gpu.yaml", "gpt-7b-8gpu.yaml", "gpt-7b-64gpu.yaml")
+ON_GPUS = ("resnet50-imagefolder-8gpu.yaml", "gpt-124m-8gpu.yaml", *LARGE)
 
 
 def test_every_example_is_checked_here() -> None:
