@@ -7,6 +7,7 @@
 ``models``: networks
 ``init``: first weights
 ``workloads``: the task that joins them
+``layout``: FSDP2, HSDP and tensor parallel: how a model is divided over the workers
 ``training``: the loop of one rank
 ``checkpoints``: save, verify, restore
 ``placement``: which nodes the workers use

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.observe.shards import is_distributed
+from guard.observe.shards import is_distributed, local
 
 
 def lay_out(state: Any, part: Any) -> Any:
@@ -40,12 +39,28 @@ def _cut(value: Any, like: Any) -> Any:
     """This rank's shard of a whole tensor, if ``like`` is a sharded tensor of its shape; no communication."""
     if not isinstance(value, Tensor) or not isinstance(like, Tensor):
         return value
-    if not is_distributed(like) or value.shape != like.shape:
+    if is_distributed(value) or not is_distributed(like) or value.shape != like.shape:
         return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    part = own_part(value, like).to(local(like).device, copy=True)
+    return like_sharded(part, like)
+
+
+def like_sharded(part: Tensor, like: Tensor) -> Tensor:
+    """The tensor laid out as ``like`` of which ``part`` is this rank's part, on whatever device that is.
+
+    ``DTensor.from_local`` would move it to the mesh's: the copies of a checkpoint back onto the GPU.
+    """
+    if not is_distributed(like):
+        return part
+    from torch.distributed.tensor import DTensor
 
     assert isinstance(like, DTensor)
-    with torch.no_grad():
-        return distribute_tensor(
-            value.to(like.to_local().device), like.device_mesh, like.placements, src_data_rank=None
-        )
+    return DTensor(part, like._spec, requires_grad=False)
+
+
+def own_part(whole: Tensor, like: Any) -> Tensor:
+    """The part of a whole tensor that this rank has of one laid out as ``like``, a ``DTensor``; a view."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]

@@ -14,6 +14,7 @@ MAY_DIFFER = (
     "storage",
     "scale",
     "train",
+    "parallel",
     "guard",
     "faults",
     "metrics",

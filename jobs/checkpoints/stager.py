@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from guard.act import rng
 from guard.act.snapshot import Stateful
-from guard.observe.shards import is_distributed, laid_out, layout, local
+from guard.observe.shards import is_distributed, local
+from jobs.checkpoints.shards import like_sharded
 from jobs.checkpoints.state import Tensors, take_apart
 
 
@@ -79,7 +80,7 @@ class CheckpointStager:
             self._memory[name].copy_(tensor, non_blocking=tensor.is_cuda)
         if any(tensor.is_cuda for tensor in mine.values()):
             torch.cuda.synchronize()
-        return {name: laid_out(self._memory[name], layout(tensor)) for name, tensor in tensors.items()}
+        return {name: like_sharded(self._memory[name], tensor) for name, tensor in tensors.items()}
 
     def _slot(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._memory.get(name)

@@ -165,7 +165,7 @@ class FitThread(threading.Thread):
                 "scratch": str(self._scratch),
             },
             torch_config=TorchConfig(
-                backend="nccl" if use_gpu else "gloo", timeout_s=max(1, round(spec.scale.timeout_s))
+                backend=backend(spec, use_gpu=use_gpu), timeout_s=max(1, round(spec.scale.timeout_s))
             ),
             scaling_config=scaling,
             run_config=RunConfig(
@@ -177,6 +177,13 @@ class FitThread(threading.Thread):
                 callbacks=[FailureReporter(spec, self._hub, self._scratch)],
             ),
         )
+
+
+def backend(spec: JobSpec, *, use_gpu: bool) -> str:
+    """What runs the collectives; weights that are kept in main memory need both."""
+    if not use_gpu:
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if spec.parallel.cpu_offload else "nccl"
 
 
 class FailureReporter(UserCallback):

@@ -90,14 +90,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
         self.out = nn.Linear(shape.width, shape.width, bias=False)
         self.dropout = nn.Dropout(0.0)
-        width = shape.width // shape.heads
+        self.head_width = shape.width // shape.heads
         self.query_norm, self.key_norm = (
-            nn.RMSNorm(width) if shape.qk_norm else nn.Identity() for _ in range(2)
+            nn.RMSNorm(self.head_width) if shape.qk_norm else nn.Identity() for _ in range(2)
         )
 
     def forward(self, stream: Tensor, turns: Tensor) -> Tensor:
-        samples, length, width = stream.shape
-        split = self.qkv(stream).view(samples, length, 3, self.heads, width // self.heads)
+        split = self.qkv(stream).unflatten(-1, (3, -1, self.head_width))  # tensor parallel: its own heads
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [samples, heads, length, width / heads]
         mixed = functional.scaled_dot_product_attention(
             rotated(self.query_norm(query), turns),
@@ -106,7 +105,7 @@ class Attention(nn.Module):
             is_causal=True,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        return self.out(mixed.transpose(1, 2).reshape(samples, length, width))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

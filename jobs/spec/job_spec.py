@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 from guard.config import Config, GuardConfig
 from guard.faults.config import FaultConfig
 from guard.trackers.config import TrackConfig
-from jobs.spec import cross_checks, workload_checks
+from jobs.spec import cross_checks, parallel_checks, workload_checks
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import SpecError, SpecProblem, line_of, problems_of, related, single
 from jobs.spec.language import with_language_defaults
@@ -22,6 +22,7 @@ from jobs.spec.notify import NotifySpec
 from jobs.spec.odd_characters import hidden_in
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.spec.override import apply_overrides
+from jobs.spec.parallel import ParallelSpec
 from jobs.spec.regularize import RegularizeSpec
 from jobs.spec.schema import without_empty_sections
 from jobs.spec.sections import MetricsSpec, ModelSpec, ScaleSpec, TrainSpec
@@ -82,15 +83,28 @@ class JobSpec(Config):
     ] = Field(default_factory=TrainSpec)
     """Length of the training, evaluation, checkpoints."""
 
+    parallel: Annotated[ParallelSpec, AfterValidator(parallel_checks.layout)] = Field(
+        default_factory=ParallelSpec
+    )
+    """How the model is divided over the workers."""
+
     preflight: Literal["warn", "strict", "off"] = "warn"
     """One batch goes through the model before the first step. ``warn``: report a network that explodes,
     vanishes, is dead or overflows. ``strict``: refuse to train it. ``off``: no preflight."""
 
-    guard: Annotated[GuardConfig, AfterValidator(cross_checks.deferred)] = Field(default_factory=GuardConfig)
+    guard: Annotated[
+        GuardConfig, AfterValidator(cross_checks.deferred), AfterValidator(parallel_checks.guard)
+    ] = Field(default_factory=GuardConfig)
     """The gradient guard."""
 
     faults: tuple[
-        Annotated[FaultConfig, AfterValidator(cross_checks.fault), AfterValidator(workload_checks.fault)], ...
+        Annotated[
+            FaultConfig,
+            AfterValidator(cross_checks.fault),
+            AfterValidator(workload_checks.fault),
+            AfterValidator(parallel_checks.fault),
+        ],
+        ...,
     ] = ()
     """Faults to inject, for drills and tests of the guard."""
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from guard.act import rng
 from jobs.workloads.errors import WorkloadError
+from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from jobs.training.run import Run
 
 
@@ -38,7 +44,7 @@ def evaluate(run: Run) -> dict[str, float] | None:
     if keys is None or sums is None:
         return None
     # Sum; every rank gets here with the same keys, since the lines before returned on all ranks or on none.
-    return dict(zip(keys, _summed(run, [float(sums[key]) for key in keys]), strict=True))
+    return dict(zip(keys, _summed(run, _counted_once(run, [float(sums[key]) for key in keys])), strict=True))
 
 
 def _agreed_keys(run: Run, own: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -66,24 +72,61 @@ def _names(keys: tuple[str, ...] | None) -> str:
     return ", ".join(map(str, keys or ())) or "none"
 
 
+def _counted_once(run: Run, values: list[float]) -> list[float]:
+    """Zeros on all but the first of the ranks that evaluated the same samples."""
+    return values if run.world.rank % run.world.tensor == 0 else [0.0] * len(values)
+
+
 def _own_sums(run: Run) -> dict[str, float] | None:
     model, world = run.model.evaluated, run.world
-
-    def stop_when_requested(*_: Any) -> None:
-        run.watchdog.beat()
-        if run.stop.requested():
-            raise EvaluationStopped
-
-    handle = model.register_forward_pre_hook(stop_when_requested)
     try:
-        sums = run.data.workload.evaluate(model, world.rank, world.size, world.device)
+        with _until_stopped(run, model):
+            sums = run.data.workload.evaluate(model, world.data_rank, world.data_size, world.device)
     except EvaluationStopped:
         return None
-    finally:
-        handle.remove()
     if not isinstance(sums, Mapping):
         raise WorkloadError(f"evaluate() must return a dict of sums by name, not a {type(sums).__name__}")
     return dict(sums)
+
+
+@contextmanager
+def _until_stopped(run: Run, model: nn.Module) -> Iterator[None]:
+    """Each forward pass checks whether the evaluation must stop; those of a divided model run together."""
+
+    def stop() -> bool:
+        run.watchdog.beat()
+        return run.stop.requested()
+
+    if run.model.divided:
+        from jobs.layout.build import free_gathered
+        from jobs.layout.lockstep import Lockstep
+
+        try:
+            with Lockstep(model, run.world.device, stop, partial(_spare, run)).joined(EvaluationStopped):
+                yield
+        finally:
+            free_gathered(model)
+        return
+
+    def raise_if_stopped(*_: Any) -> None:
+        if stop():
+            raise EvaluationStopped
+
+    handle = model.register_forward_pre_hook(raise_if_stopped)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _spare(run: Run) -> None:
+    """A forward pass of one sample, whose result nobody needs."""
+    model, workload = run.model.evaluated, run.data.workload
+    was_training = model.training
+    model.eval()
+    loss_of(workload, model, workload.train_batch(np.arange(1), 0, run.world.device))
+    model.train(was_training)
 
 
 def _summed(run: Run, values: list[float]) -> list[float]:

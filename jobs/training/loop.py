@@ -100,7 +100,7 @@ def train_step(run: Run) -> StepReport:
     batch = run.data.cursor.next_batch()
     run.stepper.faults.begin(run.guard.steps)
     pass_requests_on(run)
-    ids = shard(batch.ids, run.world.rank, run.world.size)
+    ids = shard(batch.ids, run.world.data_rank, run.world.data_size)
     return run.stepper.step(ids, batch.epoch)
 
 

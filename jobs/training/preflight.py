@@ -36,11 +36,13 @@ def before_first_step(
     progress: Progress,
     *,
     needed: bool = True,
+    device: torch.device | None = None,
 ) -> None:
     """Runs the pre-flight on rank 0, reports the verdict, and writes it to ``preflight.json``. Collective.
 
     Args:
         needed: whether rank 0 runs it; what the other ranks pass has no effect.
+        device: of the collectives; default: of the model.
 
     Raises:
         JobError: on all ranks, when the verdict is bad and the spec has ``preflight: strict``.
@@ -48,7 +50,7 @@ def before_first_step(
     if spec.preflight == "off":
         return
     distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     stop = torch.zeros(1, device=device)
     line = "the pre-flight of rank 0 found the network unfit"
     if needed and (not distributed or dist.get_rank() == 0):

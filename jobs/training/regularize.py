@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from guard.act.regularize import elastic_net_, gradient_noise_, orthogonal_penalty
+from guard.observe.shards import locals_of
 from jobs.workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Regularizer:
             lr: the rate of that one.
         """
         factor = lr * self.strength(step)
-        elastic_net_(self._selected, l1=factor * self._spec.l1, l2=factor * self._spec.l2)
+        elastic_net_(locals_of(self._selected), l1=factor * self._spec.l1, l2=factor * self._spec.l2)
 
 
 def _selected(spec: RegularizeSpec, model: nn.Module) -> list[Tensor]:

@@ -25,13 +25,25 @@ from jobs.workloads.base import ReadsAhead, Workload
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This rank among the others: ``nodes`` has the node id of each rank, ``places`` its display name."""
+    """This rank among the others: ``nodes`` has the node id of each rank, ``places`` its display name;
+    ``tensor`` neighbours compute the same samples."""
 
     rank: int
     size: int
     device: torch.device
     nodes: list[str]
     places: list[str]
+    tensor: int = 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of each batch this rank computes."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """Shares of each batch."""
+        return self.size // self.tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is trained: ``wrapped`` is the module in DDP, where there is more than one rank."""
+    """What is trained: ``wrapped`` is the module in DDP, where there are several ranks that each have it."""
 
     wrapped: nn.Module
     optimizer: Optimizer
@@ -59,6 +71,8 @@ class Model:
     average: AveragedModel | None
     unused: tuple[str, ...] = ()
     """Parameters that the loss does not use, by name, where DDP must know."""
+    divided: bool = False
+    """Whether each rank has a part of it, so that a forward pass needs all ranks."""
 
     @property
     def bare(self) -> nn.Module:

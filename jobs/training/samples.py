@@ -15,18 +15,22 @@ logger = logging.getLogger(__name__)
 
 
 def write_samples(run: Run) -> str | None:
-    """Generates samples on rank 0, if the workload has ``samples``, and writes them beside the result.
+    """Generates samples, if the workload has ``samples``; rank 0 writes them beside the result.
 
-    Call it after the last collective: the other ranks do not wait. A failure does not fail the training.
+    Call it after the last collective: the other ranks do not wait, unless the model is divided over them,
+    when all of them generate the same. A failure does not fail the training.
 
     Returns:
         The name of the file; None without samples.
     """
     make = getattr(run.data.workload, "samples", None)
-    if make is None or run.world.rank != 0:
+    first = run.world.rank == 0
+    if make is None or not (first or run.model.divided):
         return None
     try:
         text = as_text(make(run.model.evaluated, run.world.device))
+        if not first:
+            return None
         write_text_atomic(RunDir(run.spec.job_dir).path / SAMPLES, text)
     except Exception as error:  # as above
         run.progress.event("warning", f"no samples: {type(error).__name__}: {error}")

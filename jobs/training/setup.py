@@ -10,6 +10,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
+from torch import nn
 
 from guard import FaultInjector, GradientGuard, GuardConfig, GuardMetrics
 from guard.act.snapshot import Stateful
@@ -45,7 +46,7 @@ DDP_OPTIONS = {"gradient_as_bucket_view": True}
 
 def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
     """Builds all parts and loads the job's newest good checkpoint, if there is one. Collective."""
-    world = build_world()
+    world = build_world(spec)
     seed_everything(spec.seed, world.rank)
     data = build_data(spec, world)
     model = build_model(spec, data, world)
@@ -81,7 +82,7 @@ def open_trackers(spec: JobSpec, world: World) -> Trackers:
     return Trackers(trackers, name=spec.name, spec=settings, folder=spec.job_dir / "track")
 
 
-def build_world() -> World:
+def build_world(spec: JobSpec) -> World:
     """This rank, its device, and the nodes of all ranks. Collective."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
@@ -91,7 +92,8 @@ def build_world() -> World:
     if size > 1:
         # All-gather, once at the start of a run; every rank calls this first, and waits for the slowest.
         dist.all_gather_object(all_ranks, own)
-    return World(rank, size, device, [node for node, _ in all_ranks], [place for _, place in all_ranks])
+    nodes, places = [node for node, _ in all_ranks], [place for _, place in all_ranks]
+    return World(rank, size, device, nodes, places, spec.parallel.tensor)
 
 
 def build_data(spec: JobSpec, world: World) -> Data:
@@ -107,8 +109,46 @@ def build_data(spec: JobSpec, world: World) -> Data:
 
 
 def build_model(spec: JobSpec, data: Data, world: World) -> Model:
-    """The initialized model, in DDP where there are several ranks, and what updates it. Collective."""
+    """The initialized model, divided or in DDP where there are several ranks, and what updates it.
+
+    Collective.
+    """
+    unused: list[str] = []
+    if is_divided(spec, world):
+        from jobs.layout.build import build_sharded  # two seconds, which other jobs need not wait
+
+        wrapped = build_sharded(spec, data.workload, world.device)
+        set_randomness(wrapped, spec.regularize)
+    else:
+        wrapped, unused = build_replicated(spec, data, world)
+    bare = unwrap(wrapped)
+    optimizer = build_optimizer(
+        spec.optimizer, wrapped.parameters(), decay_on=spec.regularize.weight_decay_on, tables=tables_of(bare)
+    )
+    return Model(
+        wrapped,
+        optimizer,
+        build_schedule(spec.schedule, optimizer, data.total_steps),
+        make_scaler(world.device, spec.train.precision),
+        make_average(bare, spec.train.ema_decay),
+        tuple(unused),
+        divided=is_divided(spec, world),
+    )
+
+
+def is_divided(spec: JobSpec, world: World) -> bool:
+    """Whether each rank has a part of the model; an elastic job with one worker left has all of it."""
+    return spec.parallel.sharded and world.size > 1
+
+
+def build_replicated(spec: JobSpec, data: Data, world: World) -> tuple[nn.Module, list[str]]:
+    """The whole model on each rank, in DDP where there are several; and what gets no gradient."""
     initialized = build_initialized(spec, data.workload)
+    if spec.parallel.activation_checkpointing != "none":
+        from jobs.layout.activations import checkpoint_activations
+        from jobs.layout.blocks import blocks_of
+
+        checkpoint_activations(blocks_of(initialized), spec.parallel.activation_checkpointing)
     if spec.train.channels_last:
         initialized = initialized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # DDP broadcasts rank 0's parameters and buffers; every rank wraps its model, and waits for the slowest.
@@ -122,26 +162,25 @@ def build_model(spec: JobSpec, data: Data, world: World) -> Model:
         # As above: every rank found the same parameters.
         options = {**DDP_OPTIONS, "find_unused_parameters": True}
         wrapped = prepare_model(bare, parallel_strategy_kwargs=options)
-    optimizer = build_optimizer(
-        spec.optimizer, wrapped.parameters(), decay_on=spec.regularize.weight_decay_on, tables=tables_of(bare)
-    )
-    return Model(
-        wrapped,
-        optimizer,
-        build_schedule(spec.schedule, optimizer, data.total_steps),
-        make_scaler(world.device, spec.train.precision),
-        make_average(bare, spec.train.ema_decay),
-        tuple(unused),
-    )
+    return wrapped, unused
 
 
-def guard_config(spec: JobSpec) -> GuardConfig:
-    """The guard's section; ``auto`` is ``exact`` where a setting of the job needs that."""
-    needs = needs_exact(spec.guard, spec.train, spec.regularize, spec.optimizer)
-    if spec.guard.mode != "auto" or not needs:
-        return spec.guard
+def guard_config(spec: JobSpec, *, divided: bool = False) -> GuardConfig:
+    """The guard's section; ``auto`` is ``exact`` where a setting of the job needs that.
+
+    Args:
+        divided: whether the model is; then no rank has a gradient of its own that could be excluded.
+    """
+    config = spec.guard
+    if divided:
+        without = config.rank_exclusion.model_copy(update={"after": None})
+        config = config.model_copy(update={"rank_exclusion": without})
+    needs = needs_exact(config, spec.train, spec.regularize, spec.optimizer)
+    needs += ["a divided model"] * divided
+    if config.mode != "auto" or not needs:
+        return config
     log.info("guard.mode auto is exact: deferred does not work with %s", " and ".join(needs))
-    return spec.guard.model_copy(update={"mode": "exact"})
+    return config.model_copy(update={"mode": "exact"})
 
 
 def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> GradientGuard:
@@ -163,7 +202,7 @@ def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> Gradie
     return GradientGuard(
         model.wrapped,
         model.optimizer,
-        guard_config(spec),
+        guard_config(spec, divided=model.divided),
         scheduler=model.schedule,
         scaler=model.scaler,
         data=data.cursor,
@@ -185,7 +224,7 @@ def build_stepper(spec: JobSpec, data: Data, model: Model, world: World) -> Step
         regularizer=Regularizer(spec.regularize, model.bare, total_steps=data.total_steps, seed=spec.seed),
         faults=faults,
         device=world.device,
-        precision=spec.train.precision,
+        precision="fp32" if model.divided else spec.train.precision,  # FSDP2 has its own
         micro_batches=spec.train.micro_batches,
         scaler=model.scaler,
         average=model.average,
@@ -244,8 +283,29 @@ def resume(run: Run) -> None:
         return
     if had_rows:  # known to rank 0 alone, which has the files
         run.progress.event("warning", "continuing from step 0: there is no checkpoint yet")
-    folder, bare = RunDir(run.spec.job_dir), run.model.bare
-    before_first_step(run.spec, run.data.workload, bare, folder, run.progress, needed=not had_rows)
+    run_preflight_once(run, needed=not had_rows)
+
+
+def run_preflight_once(run: Run, *, needed: bool) -> None:
+    """The pre-flight of rank 0, on a whole model. Collective."""
+    model = run.model.bare
+    if run.model.divided and needed and run.world.rank == 0 and run.spec.preflight != "off":
+        from jobs.layout.build import whole_for_preflight
+
+        whole = whole_for_preflight(run.spec, run.data.workload, model)
+        if whole is None:
+            run.progress.event("info", "no pre-flight: the model is too large for one worker")
+        needed = whole is not None
+        model = model if whole is None else whole.to(run.world.device)
+    before_first_step(
+        run.spec,
+        run.data.workload,
+        model,
+        RunDir(run.spec.job_dir),
+        run.progress,
+        needed=needed,
+        device=run.world.device,
+    )
 
 
 def prepare_first_step(run: Run) -> None:

@@ -33,7 +33,7 @@ class Stepper:
 
     Attributes:
         workload: makes batches and losses.
-        model: the module, or its DDP wrapper.
+        model: the module, or its DDP wrapper; with FSDP2 the module itself.
         optimizer: stepped by the guard.
         guard: made with ``scaler``.
         regularizer: acts on the loss, the gradients and the weights.
@@ -107,7 +107,10 @@ class Stepper:
         self.guard.backward(loss, weight=weight)
 
     def _synchronized(self, last: bool) -> AbstractContextManager[None]:
-        """DDP's all-reduce (mean) runs in a step's last backward; all ranks have as many micro-batches."""
+        """Gradients are reduced (mean) in a step's last backward; all ranks have as many micro-batches."""
+        set_sync = getattr(self.model, "set_requires_gradient_sync", None)  # FSDP2's
+        if set_sync is not None:
+            set_sync(last)
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()

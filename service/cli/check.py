@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -65,17 +66,35 @@ def check(
     details = details or layers or picture is not None
     with _data_log(logging.INFO if details else logging.WARNING):
         found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
+    memory = _memory(job)
     if found and plot:
         _draw(found.flight, found.rates, plot)
     if found and picture:
         draw_samples(found.batch, found.classes, picture)
     if as_json:
-        typer.echo(json.dumps({"job": job.name, **_as_json(found)}, allow_nan=False))
+        typer.echo(
+            json.dumps({"job": job.name, **_as_json(found), "memory": memory and memory[0]}, allow_nan=False)
+        )
     else:
         line = f"{spec} is valid: job {job.name}, files in {job.job_dir}"
         _show(console, line, found, details=details, layers=layers)
+        if memory:
+            console.print(memory[1], markup=False, soft_wrap=True)
     if found and (found.view.problems or not found.flight.fine):
         raise typer.Exit(BAD_VERDICT)
+
+
+def _memory(job: JobSpec) -> tuple[dict[str, Any], str] | None:
+    """What each worker of a job on GPUs needs, and a line that compares it with the GPUs that are here."""
+    from jobs.layout.memory import gpus_here, of_spec
+
+    if job.scale.device != "gpu" and not job.parallel.sharded:
+        return None
+    found = of_spec(job)
+    if found is None:
+        return None
+    gpus = gpus_here()
+    return {**asdict(found), "total": found.total, "gpus": gpus, "fits": found.fits(gpus)}, found.line(gpus)
 
 
 class Found(NamedTuple):
@@ -115,11 +134,12 @@ def _data_log(level: int) -> Iterator[None]:
             logger.removeHandler(handler)
 
 
-def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
+def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found | None:
     import torch  # takes a second, and validation alone does not need it
 
     from jobs.data.errors import DataError
     from jobs.init import build_initialized
+    from jobs.layout.memory import too_large
     from jobs.spec.imported import find_modules_in
     from jobs.training.data_view import look_at
     from jobs.training.lr_range import find_learning_rates
@@ -135,6 +155,9 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found:
     check_by_path(job, job.total_steps(workload.n_train))
     on_gpu = torch.cuda.is_available() and job.scale.device != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
+    if too_large(job):
+        typer.echo("no pre-flight: the model is too large for one worker", err=True)
+        return None
     model = build_initialized(job, workload).to(device)
     batch = first_batch(job, workload, device)
     flight, view = preflight(job, workload, model, batch), look_at(workload, batch)

@@ -109,7 +109,7 @@ def evaluated(workload: Any, rank: int, world_size: int) -> str:
     run: Any = SimpleNamespace(
         world=World(rank, world_size, CPU, ["a", "b"], ["node a", "node b"]),
         data=SimpleNamespace(workload=workload),
-        model=SimpleNamespace(evaluated=nn.Linear(2, 1)),
+        model=SimpleNamespace(evaluated=nn.Linear(2, 1), divided=False),
         stop=SimpleNamespace(requested=lambda: False),
         watchdog=Watchdog(60),
     )

@@ -117,7 +117,8 @@ def test_a_bad_spec_is_named_before_anything_is_built(spec: Path) -> None:
 
 EXAMPLES = PACKAGE_ROOT / "jobs" / "examples"
 ON_A_CPU = ("fashion.yaml", "gpt-cpu.yaml", "resnet50-imagefolder-cpu.yaml", "own_workload/spec.yaml")
-ON_GPUS = ("resnet50-imagefolder-8gpu.yaml", "gpt-124m-8gpu.yaml")
+LARGE = ("gpt-1.5b-8gpu.yaml", "gpt-1.5b-64gpu.yaml", "gpt-7b-8gpu.yaml", "gpt-7b-64gpu.yaml")
+ON_GPUS = ("resnet50-imagefolder-8gpu.yaml", "gpt-124m-8gpu.yaml", *LARGE)
 
 
 def test_every_example_is_checked_here() -> None:
@@ -142,6 +143,15 @@ def test_an_example_for_a_cpu_begins_in_good_health(
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_an_example_for_gpus_is_valid_without_them(name: str) -> None:
     assert "is valid: job " in check(EXAMPLES / name, "--no-preflight").output
+
+
+def test_the_memory_of_a_job_on_gpus_is_estimated_and_compared_with_those_that_are_here() -> None:
+    lines = check(EXAMPLES / "gpt-7b-8gpu.yaml", "--no-preflight").output.splitlines()
+    assert lines[1].startswith("memory of each worker: ")
+    assert all(part in lines[1] for part in ("weights", "gradients", "moments", "activations", "GPU"))
+    memory = json.loads(check(EXAMPLES / "gpt-7b-8gpu.yaml", "--no-preflight", "--json").output)["memory"]
+    assert memory["total"] > memory["weights"] + memory["moments"]
+    assert len(check(EXAMPLES / "gpt-cpu.yaml", "--no-preflight").output.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
