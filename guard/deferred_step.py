@@ -19,6 +19,7 @@ from guard.clip.base import EPSILON, coefficient
 from guard.decide.decider import StepLimits
 from guard.errors import GuardError
 from guard.observe.displacement import Moving
+from guard.observe.host_copy import HostCopy
 from guard.parts import StepParts
 from guard.record.recorder import Traces
 from guard.step import Again, StepPipeline
@@ -32,22 +33,19 @@ class Launched:
     limits: StepLimits
     owners: list[int]
     shape: torch.Size
-    host: Tensor
-    arrived: torch.cuda.Event | None
+    host: HostCopy
     moving: Moving | None
     learning_rate: float
+    """NaN where it is on the device."""
     previous_rate: float | None
     samples: list[int]
 
-    def read(self) -> tuple[Floats, Floats, Floats, bool]:
+    def read(self) -> tuple[Floats, Floats, Floats, float, bool]:
         """Waits until it is done: rows of all ranks, squared norms of all pieces of the gradients, those of
-        the movement, whether it was skipped."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        values = self.host.numpy()
-        rows = 1 + math.prod(self.shape)
-        end = rows + len(self.owners)
-        return values[1:rows].reshape(self.shape), values[rows:end], values[end:], bool(values[0])
+        the movement, the learning rate, whether it was skipped."""
+        skipped, rows, squares, distances, rate = self.host.read()
+        known = float(rate[0]) if len(rate) else self.learning_rate
+        return rows.reshape(self.shape), squares, distances, known, bool(skipped[0])
 
 
 class DeferredStepPipeline(StepPipeline):
@@ -131,10 +129,11 @@ class DeferredStepPipeline(StepPipeline):
         if self._parts.local is not None:
             total = self._parts.local.total()
             self.last_local = math.nan if total is None else total
-        host, arrived = self._copy_to_host(skip, rows, pieces, moving)
-        rate = self._state.learning_rate if self._state.rate.last is None else self._state.rate.last
-        samples = self._sample_ids()
-        return Launched(limits, owners, rows.shape, host, arrived, moving, rate, previous, samples)
+        used, empty = self._state.rate.used, pieces[:0]
+        host = HostCopy([skip, rows, pieces, empty if moving is None else moving.pieces, *(used or [empty])])
+        last = math.nan if used else self._state.rate.last
+        rate = self._state.learning_rate if last is None else last
+        return Launched(limits, owners, rows.shape, host, moving, rate, previous, self._sample_ids())
 
     @torch.no_grad()
     def _decide_on_device(self, rows: Tensor, limits: StepLimits) -> Tensor:
@@ -150,25 +149,10 @@ class DeferredStepPipeline(StepPipeline):
         bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
         norm, loss, dropped = rows[0, SQUARE].sqrt(), rows[:, LOSS].mean(), rows[:, DROPPED].sum()
         finite = torch.isfinite(norm + loss + rows[:, JUMP].sum()) & (dropped == 0) & same_norms(rows)
-        skip = (~((loss <= bounds[0]) & (norm <= bounds[1]) & finite)).float()
+        skip = ((loss <= bounds[0]) & (norm <= bounds[1]) & finite).logical_not().float()
         scale = ((norm + EPSILON) / bounds[2]).clamp(min=1.0).float()
         self._state.fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
         return skip
-
-    @torch.no_grad()
-    def _copy_to_host(
-        self, skip: Tensor, rows: Tensor, pieces: Tensor, moving: Moving | None
-    ) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Starts the copy of what happened to the host, float64; the event fires when it has arrived."""
-        moved = [] if moving is None else [moving.pieces.to(self._device)]
-        values = torch.cat([skip.double().view(1), rows.flatten(), pieces, *moved])
-        if self._device.type == "cpu":
-            return values, None
-        host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(self._device))
-        return host, arrived
 
     def _upload(self, numbers: list[float]) -> Tensor:
         if self._device.type == "cpu":
@@ -181,11 +165,12 @@ class DeferredStepPipeline(StepPipeline):
 
         All ranks gather local norms alike, since rows, norms and so the verdict are the same on each.
         """
-        rows, squares, distances, skipped = late.read()
+        rows, squares, distances, rate, skipped = late.read()
+        self._state.rate.last = rate
         agreed, seen = self._read(rows, squares, late.owners)
         moved = None if late.moving is None else self._state.read_movement(late.moving, distances)
-        evidence = self._evidence(agreed, seen, moved)
-        evidence = replace(evidence, learning_rate=late.learning_rate, previous_rate=late.previous_rate)
+        evidence = self._evidence(agreed, seen, moved, rate=rate)
+        evidence = replace(evidence, previous_rate=late.previous_rate)
         if skipped and evidence.decision.rung == "apply" and not evidence.decision.new_level:
             evidence = self._decider.as_skipped(evidence)
         local_norms = self._no_norms()
@@ -211,6 +196,6 @@ class DeferredStepPipeline(StepPipeline):
         self._accept_change(step, evidence)
         if skipped:
             return StepOutcome("skipped", step)
-        self._state.advance()
+        self._state.advance(evidence.learning_rate)
         factor = coefficient(evidence.grad_norm, late.limits.clip)
         return StepOutcome("clipped" if factor < 1.0 else "applied", step, clip_coef=factor)

@@ -23,7 +23,6 @@ from guard.arguments import (
     WrappedOptimizer,
     as_config,
     as_metrics,
-    check_deferred,
     check_groups,
     check_optimizer,
     check_shards,
@@ -44,11 +43,11 @@ from guard.observe.observer import Observer
 from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
 from guard.parts import StepParts
+from guard.pipelines import make_pipeline
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
 from guard.record.totals import Totals
-from guard.step import StepPipeline
 from guard.types import StepReport
 
 
@@ -145,7 +144,7 @@ class GradientGuard:
             settings=settings,
             search=SampleSearch(model, observer, self._agreement, replayer, self._state.shield, data),
         )
-        self._pipeline = self._make_pipeline()
+        self._pipeline = make_pipeline(self._parts)
         self._ddp = find_ddp(model)
         self._backward = BackwardPass(self._parts, lambda: self._pipeline, self._ddp)
         self._state.start(0)
@@ -276,7 +275,7 @@ class GradientGuard:
             report = self._pipeline.run(again, settle=settle)
         finally:
             self._state.checks.after_step()
-        self._state.watch_weights()
+        self._state.outside.watch()
         if report.action != "rolled_back":  # a deferred guard may have dropped the row with the batch
             self._backward.checkpoint = False
         return report
@@ -310,7 +309,7 @@ class GradientGuard:
             raise GuardError("a step is in flight on the device: call guard.flush() before adopt_state()")
         self.expect_change("state adopted")
         self._state.start(self._pipeline.step)
-        self._state.watch_weights()
+        self._state.outside.watch()
 
     def settle(self) -> None:
         """Ends an applied step: updates the health of the snapshots, and takes one when due.
@@ -357,7 +356,7 @@ class GradientGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes. Load all else before, random number generators too: that becomes the first snapshot."""
-        pipeline, parts = self._make_pipeline(), self._parts
+        pipeline, parts = make_pipeline(self._parts), self._parts
         pipeline.step, pipeline.attempt = int(state["step"]), int(state["attempt"])
         pipeline.last_local = float(state["last_local"])
         pipeline.noise.load_state_dict(state["noise_scale"])
@@ -369,12 +368,6 @@ class GradientGuard:
         elif state["metrics"] is not None:
             self.totals.load_state_dict(state["metrics"]["totals"])
         self._state.load_state_dict(state["actor"], pipeline.step)
-
-    def _make_pipeline(self) -> StepPipeline:
-        if self.config.mode != "deferred":
-            return StepPipeline(self._parts)
-        check_deferred(self.config, self._state.fused, self._parts.device)
-        return DeferredStepPipeline(self._parts)
 
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""

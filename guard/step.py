@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from guard.act.accumulation import correction
-from guard.agree.agreement import Value, to_host
+from guard.agree.agreement import Value
 from guard.agree.settings import digest
 from guard.clip.base import scale_
 from guard.decide.advice import Advice
@@ -20,16 +20,14 @@ from guard.decide.rank_exclusion import without
 from guard.decide.recompute import WORTH_RECOMPUTING, Result, faulty_ranks
 from guard.errors import GuardHalt
 from guard.observe.noise_scale import NoiseScale
+from guard.observe.norms import to_host
 from guard.observe.watched import remapped
 from guard.parts import StepParts
 from guard.record.recorder import Traces
 from guard.records import Incident, SampleEvidence, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
 
-_ALARM_FACTOR_EVERY = 25
-
-Again = Callable[[], None]
-"""Computes the batch's forward and backward again."""
+Again = Callable[[], None]  # the batch's forward and backward
 
 
 class StepPipeline:
@@ -123,9 +121,8 @@ class StepPipeline:
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
         evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
-        fine = evidence.verdict.kind == "ok"
         # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
-        local_norms = self._no_norms() if fine else self._collect()
+        local_norms = self._no_norms() if evidence.verdict.kind == "ok" else self._collect()
         samples = [] if evidence.anomaly is None else self._sample_ids()
         traces = Traces(local_norms, samples, self._distances(evidence), bad)
         outcome = self._state.overflow(self.step) if handled else self._act(evidence)
@@ -218,9 +215,12 @@ class StepPipeline:
         early = None if self._observer.misplaced() else self._observer.measure()
         if early is not None and self._observer.shards is None:
             square = early[0].sum() if self._agreement.world_size > 1 else 0.0
-            rows, squares = to_host(self._gather_rows(square), early[0])
-            agreed, seen = self._read(rows, squares, early[1])
+            gathered, rate = self._gather_rows(square), self._state.rate
+            flat, squares, *rates = to_host(gathered, early[0], *rate.on_device())
+            rate.learn(rates)
+            agreed, seen = self._read(flat.reshape(gathered.shape), squares, early[1])
             return agreed, self._correct(agreed, seen)
+        self._state.rate.learn([])
         # Settings are compared before the collectives of the shards, for which they must be equal.
         agreed, _ = self._agreement.read(self._gather_rows(math.nan).cpu().numpy().copy(), dict)
         pieces, owners = early or self._observer.measure()
@@ -257,6 +257,7 @@ class StepPipeline:
         *,
         overflow: bool = False,
         fault: Correction | None = None,
+        rate: float | None = None,
     ) -> Evidence:
         self.layer_norms = seen.layer_norms
         evidence = self._decider.judge(
@@ -265,7 +266,7 @@ class StepPipeline:
             moved,
             attempt=self.attempt,
             step=self.step,
-            learning_rate=self._state.learning_rate,
+            learning_rate=self._state.learning_rate if rate is None else rate,
             previous_rate=self._state.rate.last,
             can_roll_back=self._state.can_roll_back(),
             moved_far=partial(self._state.moved_far, self.step),
@@ -332,7 +333,7 @@ class StepPipeline:
     ) -> StepReport:
         seconds = self.seconds + time.perf_counter() - started - outcome.optimizer_seconds
         self.seconds = 0.0
-        agreed = evidence.agreed
+        agreed, off = evidence.agreed, self._parts.config.mode == "off"
         report = StepReport(
             step=outcome.step,
             attempt=evidence.attempt,
@@ -355,7 +356,7 @@ class StepPipeline:
             update_norm=evidence.update_norm,
             update_ratio=None if evidence.moved is None else evidence.moved.ratio,
             buffer_jump=agreed.buffer_jump,
-            alarm_factor=self._alarm_factor(),
+            alarm_factor=None if off else self._advice.alarm_factor(self.attempt, self._decider.detector),
             excluded_ranks=evidence.excluded_ranks,
             excluded_samples=evidence.excluded_samples,
             faulty_ranks=evidence.faulty_ranks,
@@ -367,14 +368,6 @@ class StepPipeline:
         if evidence.decision.rung == "halt" and incident is not None and self._parts.config.acts:
             raise GuardHalt(f"step {evidence.step}: {evidence.decision.reason}", incident)
         return report
-
-    def _alarm_factor(self) -> float | None:
-        """Every 25 attempts."""
-        if self.attempt % _ALARM_FACTOR_EVERY or self._parts.config.mode == "off":
-            return None
-        factor = self._decider.detector.alarm_factor()
-        self._advice.blind(factor)
-        return factor
 
     def _collect(self) -> Floats:
         local = self._parts.local

@@ -13,6 +13,7 @@
 ``cooldown``: lower learning rate and more regularization after a rollback
 ``regularize``: decoupled L1, L2 and anchor penalties
 ``moments``: a clipped outlier leaves nothing in the optimizer
+``outside``: weights that the loop changes between two steps
 ``replicas``: weights, moments and buffers are compared between ranks
 ``rates``: the learning rate that an update used
 ``rng``: the random number generators that a step draws from

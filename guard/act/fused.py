@@ -33,13 +33,14 @@ class FusedStep:
 
     @property
     def able(self) -> bool:
-        """Whether the optimizer is one of torch's own, fused in all its groups, on plain tensors."""
+        """Whether the optimizer is one of torch's own, fused in all its groups, on tensors that
+        have no others inside, as DTensors do."""
         groups = self._optimizer.param_groups
         return (
             not self._scaled
             and type(self._optimizer) in FUSED
             and all(group.get("fused") for group in groups)
-            and all(type(p) in (Tensor, torch.nn.Parameter) for group in groups for p in group["params"])
+            and all(not hasattr(type(p), "__tensor_flatten__") for group in groups for p in group["params"])
         )
 
     def fold(self, factor: float) -> bool:

@@ -2,27 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
+
+from guard.observe.own_rate import declared_rate
+from guard.observe.shards import version
+from guard.types import Floats
 
 
 class UsedRate:
-    """Reads the rate of the first parameter group after everything that changes it for one step."""
+    """Reads the rate of the first parameter group after everything that changes it for one step.
+
+    A rate in a tensor on a device is read there only where nobody wrote what it is to ``learn``.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
+        self._known: tuple[Tensor, int, float] | None = None
+        """A tensor, its version, and what was in it."""
         self.last: float | None = None
         """Of the last update; None before the first."""
+        self.used: list[Tensor] = []
+        """What it was on the device, where the last update was not to wait for that."""
+
+    @property
+    def declared(self) -> float:
+        """``lr`` of the first group; NaN where it has none, as Adafactor with a relative step."""
+        return declared_rate(self._optimizer, self._number)
+
+    def on_device(self) -> list[Tensor]:
+        """The rate, where it is a tensor on a device: to be read with others and passed to ``learn``."""
+        rate = self._optimizer.param_groups[0].get("lr")
+        return [rate.detach()] if isinstance(rate, Tensor) and not rate.is_cpu else []
+
+    def learn(self, values: Sequence[Floats]) -> None:
+        """What ``on_device`` held, now on the host; nothing is known any more where it was not read."""
+        rate: Any = self._optimizer.param_groups[0].get("lr")
+        self._known = (rate, version(rate), float(values[0][0])) if len(values) else None
+
+    def _number(self, rate: Any) -> float:
+        if not isinstance(rate, Tensor) or rate.is_cpu:
+            return float(rate)
+        if self._known is None or self._known[0] is not rate or self._known[1] != version(rate):
+            self._known = rate, version(rate), float(rate)
+        return self._known[2]
 
     @contextmanager
-    def read(self) -> Iterator[None]:
-        """Around one ``optimizer.step()``: registered last, the hook runs after all others."""
+    def read(self, *, later: bool = False) -> Iterator[None]:
+        """Around one ``optimizer.step()``: registered last, the hook runs after all others.
+
+        Args:
+            later: where the rate is a tensor on a device, ``used`` is a copy of it, and ``last`` is not set.
+        """
+        self.used = []
 
         def note(optimizer: Optimizer, *_: Any) -> None:
-            self.last = float(optimizer.param_groups[0]["lr"])
+            if later and self.on_device():
+                self.used = [self.on_device()[0].clone()]
+            else:
+                self.last = self._number(optimizer.param_groups[0]["lr"])
 
         handle = self._optimizer.register_step_pre_hook(note)
         try:

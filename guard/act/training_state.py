@@ -17,6 +17,7 @@ from guard.act.cooldown import Cooldown
 from guard.act.fused import FusedStep
 from guard.act.loop_checks import LoopChecks, ScheduleCheck, check_closure
 from guard.act.moments import kept_moments
+from guard.act.outside import OutsideChanges
 from guard.act.rates import UsedRate
 from guard.act.replicas import Replicas
 from guard.act.scaler import ScalerAdapter
@@ -24,17 +25,11 @@ from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Sub
 from guard.config import GuardConfig
 from guard.observe.displacement import Displacement, Moving
 from guard.observe.observer import Observer
-from guard.observe.own_rate import declared_rate
-from guard.observe.shards import version
 from guard.records import Source
 from guard.types import Floats, Movement, RateFinding, StepOutcome, Travelled
 
 DATA, EMA = "data", "ema"
 """What the data cursor and the averaged weights are called in a snapshot."""
-
-_PROBES = 16
-_QUIET_ATTEMPTS = 16
-"""A loop that changes weights more often does so by design (a clamp, a projection)."""
 
 Restore = Callable[[int], int | None]
 
@@ -90,14 +85,12 @@ class TrainingState:
         self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self._start_version = self._subject.version()
-        self._versions: list[int] | None = None
-        self._quiet = 0
-        """Attempts since the weights were changed between two steps."""
+        self.outside = OutsideChanges(observer.parameters)
 
     @property
     def learning_rate(self) -> float:
         """The rate of the first parameter group that the next step would use."""
-        return declared_rate(self._optimizer) * self.cooldown.strengths()["lr_scale"]
+        return self.rate.declared * self.cooldown.strengths()["lr_scale"]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -167,24 +160,6 @@ class TrainingState:
         """How far each parameter has moved since the last measurement; None where that is not watched."""
         return None if self._displacement is None else self._displacement.distances(step)
 
-    def watch_weights(self) -> None:
-        """Ends an attempt: what changes the weights before the next one is not the guard."""
-        self._versions = self._probe()
-
-    def changed_outside(self) -> bool:
-        """Whether all weights were changed since ``watch_weights``, in a loop that seldom does so."""
-        now = self._probe()
-        if self._versions is None or self._versions == now:
-            self._quiet += 1
-            return False
-        lone, self._quiet = self._quiet >= _QUIET_ATTEMPTS, 0
-        return lone and not any(a == b for a, b in zip(self._versions, now, strict=False))
-
-    def _probe(self) -> list[int]:
-        """The versions of a few parameters: loading a model writes them all."""
-        parameters = self._observer.parameters
-        return list(map(version, parameters[:: 1 + len(parameters) // _PROBES]))
-
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""
         return self._displacement is not None and self._displacement.moved_far(step)
@@ -227,10 +202,10 @@ class TrainingState:
             learning_rate=self.rate.last,
         )
 
-    def advance(self) -> None:
-        """Advances the learning rate schedule: once for each applied step."""
+    def advance(self, rate: float | None = None) -> None:
+        """Advances the learning rate schedule: once for each applied step, of this rate where it is known."""
         if self._displacement is not None:
-            self._displacement.stepped(self.learning_rate)
+            self._displacement.stepped(self.learning_rate if rate is None else rate)
         self._schedule.check()
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]
@@ -338,7 +313,7 @@ class TrainingState:
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
-        with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read():
+        with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read(later=True):
             self._optimizer.step()
         if self.shield is not None:
             self.shield.accept(unless=skip)

@@ -256,14 +256,6 @@ class _Slot:
                 self.row[i] = value
 
 
-def to_host(rows: Tensor, pieces: Tensor) -> tuple[Floats, Floats]:
-    """Both on the host, the rows copied; from a device in one read."""
-    if rows.device.type == "cpu":
-        return rows.numpy().copy(), pieces.cpu().numpy()
-    both = torch.cat([rows.flatten(), pieces.to(rows.device)]).cpu().numpy()
-    return both[: rows.numel()].reshape(rows.shape), both[rows.numel() :]
-
-
 def same_norms(rows: Tensor) -> Tensor:
     """Whether the norms in the rows of ``gather`` are the same but for rounding: 0-dim bool, not read."""
     squares = rows[:, SQUARE]

@@ -6,11 +6,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guard.decide.detector import SpikeDetector
     from guard.decide.replay import ReplayResult
     from guard.types import RateFinding
 
 log = logging.getLogger("guard")
 
+_ALARM_FACTOR_EVERY = 25
 _BLIND = 10.0
 """From this factor on an explosion shows in the norms at best: worth a warning."""
 _WOULD = {"spike": "roll back", "nonfinite": "skip"}
@@ -22,10 +24,12 @@ class Advice:
     def __init__(self, *, rank: int) -> None:
         self._open = {"blind", "rate"} if rank == 0 else set()
 
-    def blind(self, factor: float | None) -> None:
-        """The loss must rise by this factor for an alarm; None while that is not known."""
+    def alarm_factor(self, attempt: int, detector: SpikeDetector) -> float | None:
+        """How many times its level the loss must reach for an alarm, every 25 attempts; logs a large one."""
+        factor = None if attempt % _ALARM_FACTOR_EVERY else detector.alarm_factor()
         if factor is not None and factor > _BLIND:
             self._log("blind", blindness(factor) + "; see detect.sigmas and detect.loss_floor")
+        return factor
 
     def rate(self, finding: RateFinding, rate: float) -> None:
         """The learning rate is too high, and the guard may not change it."""

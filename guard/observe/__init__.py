@@ -3,6 +3,7 @@
 ``observer``: one pass over the gradients: global norm, norm of each parameter, finite check
 ``watched``: which parameters: those that the optimizer steps, at every step
 ``norms``: squared L2 norms of many gradients at once
+``host_copy``: what the host reads of a device one step later
 ``gradients``: a gradient of any kind as a dense real tensor
 ``local_norms``: gradient norm of each rank before the all-reduce, by hooks or DDP's communication hook
 ``displacement``: how far the weights moved since they were measured before

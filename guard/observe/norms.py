@@ -59,6 +59,15 @@ def sum_pieces(pieces: Floats, owners: Sequence[int] | Places, gradients: int) -
     return np.bincount(owners, weights=pieces, minlength=gradients).astype(np.float64, copy=False)
 
 
+def to_host(*tensors: Tensor) -> list[Floats]:
+    """Copies of them, flat, where the host reads them; from the device of the first in a single read."""
+    device, dtype = tensors[0].device, tensors[0].dtype
+    if device.type == "cpu":
+        return [tensor.cpu().numpy().ravel().copy() for tensor in tensors]
+    read = torch.cat([tensor.to(device, dtype).flatten() for tensor in tensors]).cpu().numpy()
+    return np.split(read, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+
+
 def widest(device: torch.device) -> torch.dtype:
     """float64, and float32 where the device (Apple's MPS) has no other."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -6,6 +6,7 @@ They keep what they found in their groups, beside ``lr``: distances per unit of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -18,10 +19,10 @@ _OF_MOMENTUM = frozenset({"momentum", "max_momentum", "base_momentum"})
 """What schedules write into a group."""
 
 
-def declared_rate(optimizer: Optimizer) -> float:
-    """``lr`` of the first group; NaN where it has none, as Adafactor with a relative step."""
+def declared_rate(optimizer: Optimizer, number: Callable[[Any], float] = float) -> float:
+    """``lr`` of the first group as a ``number``; NaN where it has none, as Adafactor with a relative step."""
     rate = optimizer.param_groups[0].get("lr")
-    return math.nan if rate is None else float(rate)
+    return math.nan if rate is None else number(rate)
 
 
 def step_size(optimizer: Optimizer) -> float:
