@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from jobs.cluster.session import PACKAGE_ROOT as ROOT
+from tests.integration.deaths.test_full_disk import ISOLATED, can_mount
 from tests.integration.harness.runner import BIN, SMALL, Sandbox
-from tests.integration.test_full_disk import ISOLATED, can_mount
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cluster.session import PACKAGE_ROOT
 from service.store import JobStore, StoreError, open_database
-from tests.integration.test_full_disk import ISOLATED, can_mount
+from tests.integration.deaths.test_full_disk import ISOLATED, can_mount
 from tests.service.api.api_fixture import SPEC, Api, problem
 from tests.service.store.test_store import job
 

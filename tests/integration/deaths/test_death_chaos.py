@@ -32,7 +32,7 @@ def test_the_kills_follow_from_the_seed() -> None:
 def test_the_weights_are_those_of_the_uninterrupted_run_whenever_death_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "harness"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "harness"))
     sandbox = noisy(tmp_path)
     sandbox.environment["NOISY_EVALUATIONS"] = EVALUATIONS
     kills = of_moments(list(MOMENTS))

@@ -59,7 +59,7 @@ def test_the_job_survives_every_death(killed: tuple) -> None:
 def test_the_weights_are_those_of_the_uninterrupted_run(
     killed: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "harness"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "harness"))
     sandbox = killed[0]
     assert same_weights(final_weights(sandbox, "healthy"), final_weights(sandbox, "chaos"))
 
