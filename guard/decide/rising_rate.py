@@ -3,7 +3,7 @@
 A rate that is too high seldom explodes at once. In a long warm-up, or under a rate that creeps up, the loss
 first stops falling, then climbs slowly, while the rate is above any with which it still reached a new low.
 Where the rate does not rise, nothing is found. Measured against other signals in
-``tests/benchmarks/warnings``.
+``tests/benchmarks/early_warning``.
 """
 
 from __future__ import annotations
