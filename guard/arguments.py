@@ -170,14 +170,14 @@ def _check_inner(optimizer: Optimizer) -> None:
 
 
 def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
-    kind = type(scheduler).__name__
+    kind = "class" if isinstance(scheduler, type) else type(scheduler).__name__
     own = 'step it yourself and pass it as state={"scheduler": scheduler} instead of scheduler='
     if isinstance(scheduler, ReduceLROnPlateau):
         raise GuardError(
             f"ReduceLROnPlateau needs a metric at each step, which the guard does not have: {own}"
         )
     for method in ("step", "state_dict", "load_state_dict"):
-        if not callable(getattr(scheduler, method, None)):
+        if isinstance(scheduler, type) or not callable(getattr(scheduler, method, None)):
             raise GuardError(
                 f"scheduler is a {kind}, which has no {method}: pass a scheduler as torch has them"
             )

@@ -135,6 +135,8 @@ def test_a_scheduler_is_refused_that_the_guard_cannot_step() -> None:
         GradientGuard(model, sgd(model), scheduler=StepLR(sgd(nn.Linear(2, 2)), 1))
     with pytest.raises(GuardError, match="scheduler is a int, which has no step"):
         GradientGuard(model, sgd(model), scheduler=3)
+    with pytest.raises(GuardError, match="scheduler is a class, which has no step"):
+        GradientGuard(model, sgd(model), scheduler=StepLR)
 
 
 def test_a_lazy_layer_is_refused_until_its_shape_is_known() -> None:
