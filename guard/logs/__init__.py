@@ -5,6 +5,7 @@
 ``log``: what a reader returns
 ``source``: a file, a gzipped one, a folder or standard input
 ``columns``: which column is the step, the loss, the gradient norm
+``figures``: numbers as tools spell them
 ``table``: CSV and TSV: Lightning, W&B, TensorBoard, Keras, ultralytics
 ``json_lines``: a record a line: W&B, detectron2, mm*, LLaMA-Factory
 ``json_document``: trainer_state.json, arrays, TensorBoard's JSON

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+from guard.logs.figures import NUMBER
 from guard.logs.log import Lines, Log, names_of
 from guard.logs.printed import COLOUR
 from guard.logs.source import Source
 
 _START = re.compile(r"\[(?:step|batch)=(\d+)[^\]]*\]")
-_ENTRY = re.compile(r"^\s+(?:Train )?([A-Za-z][\w/ ().-]*?)\s*[=:]\s*([-+\d.,eE]+|nan|inf|-inf)\s*$")
+_ENTRY = re.compile(rf"^\s+(?:Train )?([A-Za-z][\w/ ().-]*?)\s*[=:]\s*({NUMBER})\s*$")
 
 
 def read_blocks(source: Source, _: str | None = None) -> Log | None:
@@ -30,6 +31,6 @@ def _records(source: Source) -> Lines:
                 yield first, record
             first, record = line, {"step": start[1]}
         elif record and (entry := _ENTRY.match(text)):
-            record[entry[1]] = entry[2].replace(",", "")
+            record[entry[1]] = entry[2]
     if record:
         yield first, record

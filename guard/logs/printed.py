@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from guard.logs.figures import NUMBER
 from guard.logs.log import Lines, Log, names_of
 from guard.logs.source import Source
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PRINTED = re.compile(
     r"([A-Za-z][A-Za-z_/]*(?: [A-Za-z_/]+)*)['\"]?(?:\s*[:=]\s*|\s+)['\"]?"
-    r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))(?![\w.])",
+    rf"({NUMBER})(?![\w.])",
 )
 """A name and its number."""
 _RANK = re.compile(r"\[(?:default|rank)(\d+)\]:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import sys
@@ -46,13 +47,14 @@ class Source:
         return list(islice((line for line in self.lines() if line.strip()), _HEAD_LINES))
 
     def lines(self) -> Iterator[str]:
-        """The lines of the text, each with its end; CRLF is kept.
+        """The lines of the text, each with its end; CRLF is kept. UTF-16 is what PowerShell writes.
 
         Raises:
             TraceError: it is not text, or a damaged archive.
             OSError: the file cannot be opened.
         """
-        with io.TextIOWrapper(self.open(), encoding="utf-8-sig", newline="") as text:
+        wide = any(self.starts_with(mark) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        with io.TextIOWrapper(self.open(), encoding="utf-16" if wide else "utf-8-sig", newline="") as text:
             try:
                 yield from text
             except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:

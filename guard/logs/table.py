@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from guard.logs.columns import USUAL, find, find_loss
+from guard.logs.figures import is_empty, number, with_point
 from guard.logs.log import Lines, Log, TraceError
 from guard.logs.source import Source
 
 _DELIMITERS = ",\t;|"
+_SPACES = " "
 _PARTS = ("train/box_loss", "train/cls_loss", "train/dfl_loss", "train/obj_loss", "train/seg_loss")
 _SUM = " + "
 
@@ -19,6 +21,8 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
     lines = [line.strip("\r\n") for line in source.head if not line.startswith("#")]
     first = lines[0] if lines else ""
     delimiter = max(_DELIMITERS, key=first.count)
+    if delimiter not in first and _is_spaced(lines):
+        delimiter, first = _SPACES, _SPACES.join(first.split())
     header = _cells(first, delimiter)
     suffix = next((s.lower() for s in reversed(source.path.suffixes) if s != ".gz"), "")
     if suffix not in (".csv", ".tsv") and not _is_header(header, lines[1:2], delimiter, loss):
@@ -28,9 +32,10 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
 
     def records() -> Lines:
         for line, cells in _rows(source, header, delimiter):
-            record = dict(zip(header, cells, strict=True))
+            found = cells if delimiter == "," else map(with_point, cells)
+            record = dict(zip(header, found, strict=True))
             if parts:
-                record[_SUM.join(parts)] = str(sum(float(record[part]) for part in parts))
+                record[_SUM.join(parts)] = str(sum(number(record[part]) for part in parts))
             yield line, record
 
     return Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
@@ -38,6 +43,14 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
 
 def _cells(line: str, delimiter: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _is_spaced(lines: list[str]) -> bool:
+    """Names above numbers, separated by spaces."""
+    names, numbers = (line.split() for line in (*lines[:2], "", "")[:2])
+    return (
+        len(names) == len(numbers) > 1 and not any(map(_is_number, names)) and all(map(_is_number, numbers))
+    )
 
 
 def _is_header(header: list[str], below: list[str], delimiter: str, loss: str | None) -> bool:
@@ -49,13 +62,15 @@ def _is_header(header: list[str], below: list[str], delimiter: str, loss: str | 
 
 def _is_number(cell: str) -> bool:
     try:
-        return not cell or float(cell) is not None
+        return is_empty(cell) or number(with_point(cell)) is not None
     except ValueError:
         return False
 
 
 def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    lines = ("\n" if line.startswith("#") else line for line in source.lines())
+    lines: Iterable[str] = ("\n" if line.startswith("#") else line for line in source.lines())
+    if delimiter == _SPACES:
+        lines = (_SPACES.join(line.split()) + "\n" for line in lines)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in filter(None, reader):
@@ -84,7 +99,7 @@ def _kind(header: list[str], tabs: bool) -> tuple[str, dict[str, str]]:
         return "Lightning metrics.csv", {}
     if "_step" in header and "_timestamp" in header:
         return "W&B history", {"step": "_step"}
-    return "TSV" if tabs else "CSV", {}
+    return ("TSV" if tabs else "CSV"), {}
 
 
 def _of_one_run(header: list[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from guard.logs.columns import USUAL, find, find_loss, is_evaluation, plain
+from guard.logs.figures import is_empty, number
 from guard.logs.kinds import recognize
 from guard.logs.log import Log, Record, Row, TraceError
 from guard.logs.pattern import read_pattern
@@ -70,7 +71,7 @@ class TraceReader(Iterator[Row]):
         count = 0
         for line, record in log.records():
             cells = [None if name is None else record.get(name) for name in (loss, norm)]
-            if all(_is_empty(cell) for cell in cells) or _is_of_evaluation(record):
+            if all(is_empty(cell) for cell in cells) or _is_of_evaluation(record):
                 continue
             cell = None if step is None else record.get(step)
             yield Row(
@@ -119,13 +120,9 @@ def _beside(log: Log, loss: str | None) -> list[str]:
         return log.names
     found: dict[str, None] = {}
     for _, record in log.records():
-        if not _is_empty(record.get(loss)):
+        if not is_empty(record.get(loss)):
             found.update(dict.fromkeys(record))
     return list(found) or log.names
-
-
-def _is_empty(cell: object) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def _is_of_evaluation(record: Record) -> bool:
@@ -133,12 +130,10 @@ def _is_of_evaluation(record: Record) -> bool:
 
 
 def _number(path: Path, line: int, column: str | None, cell: object) -> float | None:
-    if _is_empty(cell):
+    if is_empty(cell):
         return None
     try:
-        if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
-            raise TypeError
-        return float(cell)
+        return number(cell)
     except (TypeError, ValueError, OverflowError):
         raise TraceError(
             path, line, f"{column} is {cell!r}, not a number: write a number, nan or inf, or leave it empty"
@@ -146,7 +141,7 @@ def _number(path: Path, line: int, column: str | None, cell: object) -> float | 
 
 
 def _step(path: Path, line: int, cell: object) -> float:
-    number = _number(path, line, "step", cell)
-    if number is None or not math.isfinite(number):
+    found = _number(path, line, "step", cell)
+    if found is None or not math.isfinite(found):
         raise TraceError(path, line, f"step is {cell!r}, not a number: number every row")
-    return number
+    return found
