@@ -30,16 +30,17 @@ _KINDS = (
     ("Hugging Face or axolotl log", r"\{'loss': "),
     ("log of a progress bar", r"Epoch: ?\[\d+\]\["),
 )
-_OWN = {"llm.c log": {"s": "step", "trl": "loss"}}
-"""Names that mean something in one tool's log alone."""
+_OWN = {"llm.c log": {"s": "step", "trl": "loss"}, "Megatron log": {"lm loss": "loss"}}
+"""Names that mean something in one tool's log alone; Megatron also prints ``mtp_1 loss``."""
 
 
 def read_printed(source: Source, _: str | None = None) -> Log | None:
     """Any text with names and numbers."""
     kind = next((kind for kind, pattern in _KINDS if _shows(source, pattern)), "printed lines")
-    own = {signal: name for name, signal in _OWN.get(kind, {}).items()}
     names = names_of(_lines(source))
-    own = {signal: name for signal, name in own.items() if name in names} if "trl" in names else {}
+    own = {signal: name for name, signal in _OWN.get(kind, {}).items() if name in names}
+    if kind == "llm.c log" and "loss" not in own:
+        own = {}  # its console, not its main.log
     return Log(kind, names, lambda: _lines(source), own) if names else None
 
 

@@ -77,3 +77,9 @@ def test_files_of_windows_are_read(text: str, encoding: str, tmp_path: Path) -> 
     marks = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
     found = rows(tmp_path, marks.get(encoding, b"") + text.encode(encoding))
     assert [row.step for row in found] == list(range(30))
+
+
+def test_the_loss_of_megatron_is_that_of_the_language_model(tmp_path: Path) -> None:
+    text = " iteration {:8d}/ 500 | lm loss: {:.6E} | mtp_1 loss: 9.0E+00 | grad norm: 0.500 |"
+    found = rows(tmp_path, "\n".join(text.format(at, loss) for at, loss in enumerate(LOSSES)))
+    assert found[5] == Row(5, pytest.approx(1.95), 0.5)
