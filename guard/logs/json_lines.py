@@ -40,10 +40,23 @@ def _lines(source: Source) -> Lines:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
+            if line > 1 and not text.endswith(("\n", "\r")):
+                return  # the last line of a run that was killed
             raise TraceError(source.path, line, f"not JSON: {error}") from error
         if not isinstance(record, dict):
             raise TraceError(source.path, line, "not a JSON object: write one object a line")
-        yield line, record
+        yield line, _flat(record)
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """``{"train": {"loss": 1.0}}`` as ``train/loss``."""
+    if not any(isinstance(value, dict) for value in record.values()):
+        return record
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        found |= {f"{key}/{name}": one for name, one in inner} or {key: value}
+    return found
 
 
 def _unrolled(lines: Iterable[tuple[int, Record]]) -> Lines:

@@ -68,7 +68,15 @@ def _is_number(cell: str) -> bool:
 
 
 def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    lines: Iterable[str] = ("\n" if line.startswith("#") else line for line in source.lines())
+    ended = True
+
+    def noted() -> Iterator[str]:
+        nonlocal ended
+        for line in source.lines():
+            ended = line.endswith(("\n", "\r"))
+            yield "\n" if line.startswith("#") else line
+
+    lines: Iterable[str] = noted()
     if delimiter == _SPACES:
         lines = (_SPACES.join(line.split()) + "\n" for line in lines)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -76,6 +84,8 @@ def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[i
         for cells in filter(None, reader):
             if [cell.strip() for cell in cells] == header:
                 continue  # again where a run was resumed
+            if len(cells) < len(header) and not ended:
+                return  # the last line of a run that was killed
             if len(cells) != len(header):
                 problem = f"{len(cells)} cells under a header of {len(header)}: quote commas"
                 raise TraceError(source.path, reader.line_num, problem)

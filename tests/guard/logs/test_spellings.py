@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.logs.log import Row
+from guard.logs.log import Row, TraceError
 from guard.logs.trace import TraceReader
 
 LOSSES = [2.0 - 0.01 * at for at in range(30)]
@@ -83,3 +83,17 @@ def test_the_loss_of_megatron_is_that_of_the_language_model(tmp_path: Path) -> N
     text = " iteration {:8d}/ 500 | lm loss: {:.6E} | mtp_1 loss: 9.0E+00 | grad norm: 0.500 |"
     found = rows(tmp_path, "\n".join(text.format(at, loss) for at, loss in enumerate(LOSSES)))
     assert found[5] == Row(5, pytest.approx(1.95), 0.5)
+
+
+@pytest.mark.parametrize("cut", ['\n{"step": 30, "lo', '\n{"step": 30'])
+def test_the_last_line_of_a_run_that_was_killed_is_left_out(cut: str, tmp_path: Path) -> None:
+    lines = [f'{{"step": {at}, "loss": {loss}}}' for at, loss in enumerate(LOSSES)]
+    assert len(rows(tmp_path, "\n".join(lines) + cut)) == 30
+    assert len(rows(tmp_path, table("nan") + "30")) == 30
+    with pytest.raises(TraceError, match="not JSON"):
+        rows(tmp_path, "\n".join(lines) + cut + "\n")
+
+
+def test_sections_of_json_lines_are_part_of_the_name(tmp_path: Path) -> None:
+    lines = (f'{{"step": {at}, "train": {{"loss": {loss}}}}}' for at, loss in enumerate(LOSSES))
+    assert rows(tmp_path, "\n".join(lines))[1] == Row(1, 1.99, None)
