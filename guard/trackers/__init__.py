@@ -12,6 +12,7 @@ trackers.close("succeeded")
 ``base``: what a tracker has to do
 ``csv_file``: a CSV file
 ``tensorboard_files``: event files of TensorBoard
+``run_id``: the id of a run, so that a restarted job continues it
 ``mlflow_run``: a run of MLflow
 ``wandb_run``: a run of W&B, or of trackio, which has the same calls
 """

@@ -32,4 +32,4 @@ class TrackConfig(Config):
     """Attempts between two points; an anomalous attempt is always one."""
 
     artefacts: bool = True
-    """Whether the spec, the report and the last checkpoint are uploaded at the end."""
+    """Whether the spec, the incidents and the newest good checkpoint are uploaded at the end."""

@@ -35,6 +35,7 @@ class Trackers:
         name: of the run.
         spec: its settings; nested sections become dotted names.
         folder: for files of trackers that name none.
+        resume: continue the runs of MLflow, W&B and trackio whose ids are in the folder.
 
     Attributes:
         failures: how many calls failed, by kind of tracker; ``queue``: calls that found the queue full.
@@ -47,9 +48,10 @@ class Trackers:
         name: str = "run",
         spec: Mapping[str, Any] | None = None,
         folder: str | Path = "track",
+        resume: bool = False,
     ) -> None:
         self.failures: dict[str, int] = {}
-        self._trackers = [_Tracked(tracker) for tracker in trackers]
+        self._trackers = [_Tracked(tracker, resume=resume) for tracker in trackers]
         self._queue: queue.Queue[tuple[_Tracked, str, tuple[Any, ...]] | None] = queue.Queue(LONGEST_QUEUE)
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         if self._trackers:
@@ -131,22 +133,22 @@ class Trackers:
 class _Tracked:
     """A tracker, its configuration if it has one, and whether it could be opened."""
 
-    def __init__(self, tracker: TrackConfig | Tracker) -> None:
+    def __init__(self, tracker: TrackConfig | Tracker, *, resume: bool) -> None:
         self.config = tracker if isinstance(tracker, TrackConfig) else None
-        self.tracker: Tracker = make(tracker) if isinstance(tracker, TrackConfig) else tracker
+        self.tracker: Tracker = make(tracker, resume=resume) if isinstance(tracker, TrackConfig) else tracker
         self.kind: str = self.config.kind if self.config else type(tracker).__name__
         self.broken = False
 
 
-def make(config: TrackConfig) -> Tracker:
+def make(config: TrackConfig, *, resume: bool = False) -> Tracker:
     """The tracker of a configuration; its library is imported when the run is opened."""
     if config.kind == "csv":
         return CsvFile()
     if config.kind == "tensorboard":
         return TensorBoardFiles()
     if config.kind == "mlflow":
-        return MlflowRun(config.project, config.url)
-    return WandbRun(config.kind, config.project, offline=config.offline)
+        return MlflowRun(config.project, config.url, resume=resume)
+    return WandbRun(config.kind, config.project, offline=config.offline, resume=resume)
 
 
 def values_of(report: StepReport) -> dict[str, float]:

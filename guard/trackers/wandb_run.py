@@ -6,15 +6,20 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from guard.trackers.base import Values
+from guard.trackers.run_id import RunId
 
 
 class WandbRun:
-    """Metrics over attempts, the spec as config, incidents as alerts, files as artefacts."""
+    """Metrics over attempts, the spec as config, incidents as alerts, files as artefacts.
 
-    def __init__(self, module: str, project: str, *, offline: bool) -> None:
-        self._name, self._project, self._offline = module, project, offline
+    With ``resume`` the run whose id is in the folder is continued.
+    """
+
+    def __init__(self, module: str, project: str, *, offline: bool, resume: bool = False) -> None:
+        self._name, self._project, self._offline, self._resume = module, project, offline, resume
 
     def open(self, name: str, spec: Mapping[str, Any], folder: Path) -> None:
         self._module = importlib.import_module(self._name)
@@ -23,6 +28,11 @@ class WandbRun:
             folder.mkdir(parents=True, exist_ok=True)
             mode = "offline" if self._offline else None
             own = {"dir": str(folder), "mode": mode, "reinit": "create_new"}
+        known = RunId(folder, self._name, self._project)
+        if self._resume:
+            run = known.read() or uuid4().hex[:8]
+            own |= {"resume": "allow", **({"id": run} if self._name == "wandb" else {})}
+            known.write(run)
         self._run = self._module.init(project=self._project, name=name, config=dict(spec), **own)
 
     def values(self, at: int, values: Values) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from guard.act.snapshot import Stateful
 
 _NAMED = 3
 
@@ -14,7 +16,7 @@ class OtherModel(Exception):
     """The code of the model has changed since the checkpoint; the text says how."""
 
 
-def check_model(saved: Mapping[str, Any], model: nn.Module) -> None:
+def check_model(saved: Mapping[str, Any], model: Stateful) -> None:
     """Compares names and shapes.
 
     Raises:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from guard.act import rng
 from guard.act.snapshot import Stateful
 from jobs.checkpoints.data_match import INSIST, other_data
@@ -143,7 +141,7 @@ class Restorer:
                 rng.restore(generators)  # before the guard, whose first snapshot contains them
             for name, part in self.parts.items():
                 if name not in keep and name in states:
-                    if isinstance(part, nn.Module) and name == "model":
+                    if name == "model":
                         check_model(states[name], part)
                     part.load_state_dict(lay_out(states[name], part))
         except OtherModel as error:

@@ -22,6 +22,7 @@ MAY_DIFFER = (
     "notify",
     "track",
     "secrets",
+    "model.download",
     "model.weights",
     "model.weights_strict",
     "data.root",

@@ -16,6 +16,8 @@
 ``reader``: reads and augments samples
 ``prefetch``: reads them in other processes before they are needed
 ``text``: text sources
+``documents``: texts and chats, one by one
+``samples``: documents packed into windows, or padded
 ``tokens``: text as token samples
 ``token_cache``: token ids kept on disk
 ``to_folder``: ``python -m jobs.data.to_folder``, a data set as image files

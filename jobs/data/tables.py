@@ -45,6 +45,17 @@ def read_splits(root: Path, field: str, columns: Sequence[str]) -> tuple[pa.Tabl
     return found, _read(test, columns, root) if test else None
 
 
+def column_names(root: Path) -> list[str] | None:
+    """The columns of the training table; None where there is no table, as in a folder of text files."""
+    if root.is_file() and _kind(root) not in _READERS:
+        return None
+    try:
+        train, _ = _parts(root, "")
+    except DataError:
+        return None
+    return list(_whole(train[0]).column_names)
+
+
 def _parts(root: Path, field: str) -> tuple[list[Path], list[Path]]:
     """The files, or folders of Arrow files, of the two splits."""
     if root.is_file() or _is_saved(root):
@@ -89,14 +100,18 @@ def _read(parts: Sequence[Path], columns: Sequence[str], root: Path) -> pa.Table
         raise DataError(f"{root}: its files have other columns or types: {_line(error)}") from error
 
 
-def _one(path: Path, columns: Sequence[str]) -> pa.Table:
+def _whole(path: Path) -> pa.Table:
     read = _saved if path.is_dir() else _READERS.get(_kind(path))
     if read is None:
         raise DataError(f"{path}: is none of {', '.join(_READERS)}")
     try:
-        table = read(path)
+        return read(path)
     except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read: {_line(error)}") from error
+
+
+def _one(path: Path, columns: Sequence[str]) -> pa.Table:
+    table = _whole(path)
     for name in columns:
         if name not in table.column_names:
             question = did_you_mean(name, table.column_names)

@@ -41,7 +41,8 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = True) -> 
     """
     found, own = read_weights(Path(path).expanduser()), model.state_dict()
     fits = {name: t for name, t in found.items() if name in own and own[name].shape == t.shape}
-    missing = [name for name in own if name not in fits]
+    frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    missing = [name for name in own if name not in fits and name not in frozen]
     extra = [name for name in found if name not in fits]
     if not fits or (strict and (missing or extra)):
         advice = "set model.weights_strict: false to load what fits" if fits else "no tensor of it fits"

@@ -2,5 +2,6 @@
 
 ``vision``: torchvision's classifiers, for images of any size
 ``gpt``: a decoder-only transformer
+``huggingface``: models of transformers, adapters of PEFT, and folders for ``from_pretrained``
 ``exported``: a model from an exported file
 """

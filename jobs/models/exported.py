@@ -12,11 +12,39 @@ from torch import Tensor, nn
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.export import ABOUT, about_model
 from jobs.checkpoints.listing import checkpoint_folder, newest_step
-from jobs.checkpoints.load import read
+from jobs.checkpoints.load import Content, read
 from jobs.errors import JobError
+from jobs.models import huggingface
+from jobs.models.huggingface import TrainedWeights, is_adapted
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS
 from jobs.spec.sections import ModelSpec
+
+
+def save_pretrained(content: Content, folder: Path) -> None:
+    """Writes the model of a checkpoint as a folder that ``from_pretrained`` of transformers reads.
+
+    An adapter is merged into its model. ``gradguard.json`` says how it was made.
+
+    Raises:
+        JobError: its workload is not huggingface, the folder is not empty, or cannot be written.
+    """
+    about = about_model(content.manifest)
+    if about["workload"] != "huggingface":
+        raise JobError(
+            f"cannot export to the folder {folder}: that is for workload huggingface, and this one is "
+            f"{about['workload']}: write a file that ends in .safetensors"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise JobError(f"{folder} exists already: write the name of a new folder")
+    source = ModelSpec.model_validate_json(json.dumps(about["model"]))
+    model = _filled(about, _weights_of(content), folder)
+    task = huggingface.IMAGES if about["classes"] else huggingface.CAUSAL_LM
+    try:
+        huggingface.save(model, source, task, folder)
+        (folder / "gradguard.json").write_text(json.dumps({**about, "step": content.manifest.step}, indent=2))
+    except OSError as error:
+        raise JobError(f"cannot write {folder}: {error.strerror or error}") from None
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -30,10 +58,14 @@ def load_model(path: str | Path) -> nn.Module:
         JobError: it is another file or folder, or its model is that of a workload of the user's own: then
             build it with its own code, and load the weights with ``safetensors.torch.load_file``.
     """
-    about, weights = _read(Path(path))
+    return _filled(*_read(Path(path)), path)
+
+
+def _filled(about: dict[str, Any], weights: dict[str, Any], path: str | Path) -> nn.Module:
     model = _build(about, path)
     try:
-        model.load_state_dict(weights)
+        target = TrainedWeights(model) if is_adapted(model) else model
+        target.load_state_dict(weights)
     except RuntimeError as error:
         raise JobError(f"{path}: the weights do not fit the model: {' '.join(str(error).split())}") from None
     return model.eval()
@@ -59,9 +91,12 @@ def _read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         content = read(storage, checkpoint_folder(step))
     except DamagedCheckpoint as error:
         raise JobError(f"the checkpoint of step {step} in {folder} is damaged: {error}") from None
+    return about_model(content.manifest), _weights_of(content)
+
+
+def _weights_of(content: Content) -> dict[str, Any]:
     model = content.parts(0, content.manifest.world_size).get("model", {})
-    weights = {name: value for name, value in model.items() if isinstance(value, Tensor)}
-    return about_model(content.manifest), weights
+    return {name: value for name, value in model.items() if isinstance(value, Tensor)}
 
 
 def _build(about: dict[str, Any], path: str | Path) -> nn.Module:
@@ -72,6 +107,9 @@ def _build(about: dict[str, Any], path: str | Path) -> nn.Module:
             "and load the weights with safetensors.torch.load_file"
         )
     config = ModelSpec.model_validate_json(json.dumps({**about["model"], "pretrained": False}))
+    if workload == "huggingface":
+        task = huggingface.IMAGES if about.get("classes") else huggingface.CAUSAL_LM
+        return huggingface.build(config, task, seed=0, classes=about.get("classes") or ())
     if workload == "language":
         from jobs.models.gpt import GPT
 

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 from guard.config import Config
 from jobs.spec.augment import AugmentChoice, AugmentSpec, Probability
 from jobs.spec.errors import related
+from jobs.spec.huggingface import DocumentFields
 from jobs.spec.init import NameOrSection, Positive
 from jobs.spec.language import TextFields
 
@@ -45,10 +46,11 @@ class ColumnsSpec(Config):
 
     text: str | None = Field(default=None, min_length=1)
     """Workload language: ``data.path`` is a table like those of ``data.root``, and this column its text; rows
-    are joined by an empty line."""
+    are joined by an empty line. Huggingface: the column with a text, or a chat as a list of messages. Default
+    there: ``messages``, ``conversations`` or ``text``."""
 
 
-class DataSpec(TextFields):
+class DataSpec(TextFields, DocumentFields):
     """The data set, the batch, and how samples are read."""
 
     dataset: Literal["auto", "fashion-mnist", "digits", _Torchvision, "imagefolder", "table"] = "auto"

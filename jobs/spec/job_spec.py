@@ -16,6 +16,7 @@ from guard.trackers.config import TrackConfig
 from jobs.spec import cross_checks, parallel_checks, workload_checks
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import SpecError, SpecProblem, line_of, problems_of, related, single
+from jobs.spec.huggingface import HUGGINGFACE, with_huggingface_defaults
 from jobs.spec.language import with_language_defaults
 from jobs.spec.load import Document, read_document
 from jobs.spec.notify import NotifySpec
@@ -41,9 +42,9 @@ class JobSpec(Config):
     """Determines the initial weights, the order of the data and the augmentation."""
 
     workload: Annotated[str, AfterValidator(workload_checks.workload)] = "vision"
-    """What is trained: ``vision``, ``language``, or ``package.module:Class`` for your own: a class that
-    implements ``jobs.workloads.base.Workload``, in a module beside the spec or in an installed package.
-    ``jobs/examples/own_workload`` is an example."""
+    """What is trained: ``vision``, ``language``, ``huggingface``, or ``package.module:Class`` for your own: a
+    class that implements ``jobs.workloads.base.Workload``, in a module beside the spec or in an installed
+    package. ``jobs/examples/own_workload`` is an example."""
 
     options: Annotated[dict[str, Any], AfterValidator(workload_checks.options)] = Field(default_factory=dict)
     """Free fields for your own workload, which reads them from ``spec.options``; the built-in workloads have
@@ -151,7 +152,7 @@ class JobSpec(Config):
     def _validated(cls, document: Document, problems: list[SpecProblem]) -> Self:
         # As JSON: strict mode then refuses true as a number, but takes a list for a tuple.
         data = without_empty_sections(json.loads(json.dumps(document.data, default=_plain)), cls)
-        data = with_language_defaults(data)
+        data = with_huggingface_defaults(with_language_defaults(data))
         try:
             spec = cls.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
@@ -189,9 +190,14 @@ class JobSpec(Config):
         folders = {name: path and str(Path(path).expanduser().absolute()) for name, path in named.items()}
         storage = str(Path(self.storage).expanduser().absolute())
         weights = self.model.weights and str(Path(self.model.weights).expanduser().absolute())
-        model = self.model.model_copy(update={"weights": weights})
+        model = self.model.model_copy(update={"weights": weights, "name": self._model_name()})
         data = self.data.model_copy(update=folders)
         return self.model_copy(update={"storage": storage, "data": data, "model": model})
+
+    def _model_name(self) -> str:
+        """A model's folder as an absolute path."""
+        folder = Path(self.model.name).expanduser()
+        return str(folder.absolute()) if self.workload == HUGGINGFACE and folder.exists() else self.model.name
 
     def total_steps(self, n_train: int) -> int:
         """Optimizer steps of the whole run over a training set of ``n_train`` samples.

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 
 from guard.config import Config
 from guard.record.metrics import MAX_LAYERS, MAX_RANKS
+from jobs.spec.huggingface import HuggingFaceFields
 from jobs.spec.init import InitChoice, InitSpec
 from jobs.spec.language import SHAPE, SIZES, GptFields, GptShape
 from jobs.spec.optim import Share
@@ -79,13 +80,14 @@ class ScaleSpec(Config):
         return value
 
 
-class ModelSpec(GptFields):
+class ModelSpec(GptFields, HuggingFaceFields):
     """The network."""
 
     name: str = "resnet18"
     """Vision: any torchvision classification model, by its torchvision name. Language: ``gpt-tiny``,
     ``gpt-mini``, ``gpt-small`` (as GPT-2, 124 M with its vocabulary), ``gpt-medium``, ``gpt-large``,
-    ``gpt-xl``, or ``gpt`` with your own size."""
+    ``gpt-xl``, or ``gpt`` with your own size. Huggingface: the folder of a model, as ``save_pretrained``
+    writes it, or its name on the hub; a configuration without weights is initialized from the seed."""
 
     stem: Literal["auto", "imagenet", "small", "tiny"] = "auto"
     """First layers of a ResNet. ``imagenet``: as published (7x7 stride 2, max-pool). ``small``: 3x3 stride 1,

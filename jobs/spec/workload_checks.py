@@ -14,6 +14,7 @@ from guard.config import Config
 from guard.faults.config import FaultConfig
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import did_you_mean, related
+from jobs.spec.huggingface import HUGGINGFACE, DocumentFields, HuggingFaceFields
 from jobs.spec.language import GPT, LANGUAGE, SHAPE, GptFields, TextFields
 from jobs.spec.sections import ModelSpec
 from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
@@ -37,19 +38,27 @@ def options(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
 
 
 def model(value: ModelSpec, info: ValidationInfo) -> ModelSpec:
-    if info.data.get("workload") == LANGUAGE:
+    own = info.data.get("workload")
+    if own == LANGUAGE:
+        _check_unused(value, HuggingFaceFields, HUGGINGFACE, LANGUAGE)
         _check_gpt(value)
-    if info.data.get("workload") == VISION:
-        _check_unused(value, GptFields)
+    if own == VISION:
+        _check_unused(value, GptFields, LANGUAGE, VISION)
+        _check_unused(value, HuggingFaceFields, HUGGINGFACE, VISION)
         _check_vision_model(value)
+    if own == HUGGINGFACE:
+        _check_huggingface(value)
     return value
 
 
 def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
-    if info.data.get("workload") == LANGUAGE:
+    own = info.data.get("workload")
+    if own in (LANGUAGE, VISION):
+        _check_unused(value, DocumentFields, HUGGINGFACE, own)
+    if own == LANGUAGE:
         _check_text(value)
-    if info.data.get("workload") == VISION:
-        _check_unused(value, TextFields)
+    if own == VISION:
+        _check_unused(value, TextFields, LANGUAGE, VISION)
         if value.columns.text is not None:
             message = "is for workload language, this one is vision: remove it"
             raise related(message, field="columns.text", value=value.columns.text)
@@ -116,10 +125,22 @@ def _check_text(data: DataSpec) -> None:
         raise related(message, field="corpus", value=data.corpus)
 
 
-def _check_unused(section: Config, fields: type[Config]) -> None:
-    """No field of the language workload is set."""
+def _check_huggingface(model: ModelSpec) -> None:
+    if not model.name:
+        message = "is required for huggingface: the folder of a model, or its name on the Hugging Face hub"
+        raise related(message, field="name", value=None)
+    for name, field in GptFields.model_fields.items():
+        if name != "context" and getattr(model, name) != field.default:
+            raise related("is for workload language: remove it", field=name, value=getattr(model, name))
+    for name, default in (("stem", "auto"), ("pretrained", False)):
+        if getattr(model, name) != default:
+            raise related("is for vision: remove it", field=name, value=getattr(model, name))
+
+
+def _check_unused(section: Config, fields: type[Config], theirs: str, own: str) -> None:
+    """No field of another workload is set."""
     for name, field in fields.model_fields.items():
         value = getattr(section, name)
         if value != field.default:
-            message = "is for workload language, this one is vision: remove it"
+            message = f"is for workload {theirs}, this one is {own}: remove it"
             raise related(message, field=name, value=value)

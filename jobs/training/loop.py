@@ -51,8 +51,9 @@ def close_trackers(run: Run, status: str) -> None:
     """Gives them the files of the job. Only rank 0 has any."""
     run.watchdog.pause()
     folder = RunDir(run.spec.job_dir)
-    for path in (folder.spec, folder.incidents):
-        if path.is_file():
+    newest = run.checkpoints.latest() if run.spec.track and run.world.rank == 0 else None
+    for path in (folder.spec, folder.incidents, *([folder.path / newest] if newest else ())):
+        if path.exists():  # checkpoints may be at a URL
             run.progress.trackers.artefact(path)
     run.progress.trackers.close("stopped" if status == MOVING else status)
 

@@ -1,4 +1,4 @@
-"""What a trained model says of image files."""
+"""What a trained model says of files: the classes of images, the continuation of texts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from jobs.data.decode import decode
+from jobs.data.errors import DataError
 from jobs.data.transforms import Pipeline
 from jobs.errors import JobError
 from jobs.init.weights import load_weights
@@ -17,6 +19,7 @@ from jobs.run_dir.paths import RunDir
 from jobs.spec.job_spec import JobSpec
 from jobs.torchvision_compat import import_torchvision
 from jobs.workloads import load_workload
+from jobs.workloads.huggingface import CausalLanguageModel
 from jobs.workloads.vision import VisionWorkload
 
 import_torchvision()
@@ -33,32 +36,83 @@ class Prediction(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         return {**self._asdict(), "file": str(self.file)}
 
+    def line(self) -> str:
+        """The classes of the file."""
+        words = (f"{name} {p:.1%}" for name, p in zip(self.classes, self.probabilities, strict=True))
+        return f"{self.file}: {', '.join(words)}"
 
-def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Prediction]:
-    """Classifies images with the newest good checkpoint of a job, as its evaluation would.
+
+class Continuation(NamedTuple):
+    """A text, how well a language model predicts it, and what it writes after it.
+
+    Attributes:
+        file: the text; its last tokens, as many as the model sees, are read.
+        perplexity: of these tokens, each after those before it.
+        text: the continuation.
+    """
+
+    file: Path
+    perplexity: float
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self._asdict(), "file": str(self.file)}
+
+    def line(self) -> str:
+        """Both figures of the file."""
+        return f"{self.file}: perplexity {self.perplexity:.4g}, continued with {self.text!r}"
+
+
+def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Prediction | Continuation]:
+    """Classifies images, or continues texts, with the newest good checkpoint of a job.
 
     Args:
         folder: of the job; its data are read for the size and the normalization of images.
-        files: images.
+        files: images; texts for a causal language model of Hugging Face.
         top: how many classes.
 
     Raises:
-        JobError: the job does not classify images.
+        JobError: the job does neither.
         DataError: it has no good checkpoint, or its data or a file cannot be read.
     """
     spec = JobSpec.load(RunDir(folder).spec)
     workload = load_workload(spec)
-    if not isinstance(workload, VisionWorkload):
-        raise JobError(f"{folder}: predict classifies images, and its workload is {spec.workload}")
+    if not isinstance(workload, VisionWorkload | CausalLanguageModel):
+        raise JobError(
+            f"{folder}: predict classifies images, or continues texts with workload huggingface, and its "
+            f"workload is {spec.workload}"
+        )
     model = workload.build_model()
     load_weights(model, folder)
     model.eval()
     for file in files:
-        image = _sized(decode(file), workload.pipeline, channels=int(workload.model_sizes["channels"]))
-        with torch.inference_mode():
-            found = model(workload.pipeline.normalize(image).unsqueeze(0))[0].softmax(0)
-        best = found.topk(min(top, len(found)))
-        yield Prediction(file, [workload.classes[at] for at in best.indices], best.values.tolist())
+        if isinstance(workload, VisionWorkload):
+            yield _classified(workload, model, file, top)
+        else:
+            yield _continued(workload, model, file)
+
+
+def _classified(workload: VisionWorkload, model: nn.Module, file: Path, top: int) -> Prediction:
+    image = _sized(decode(file), workload.pipeline, channels=int(workload.model_sizes["channels"]))
+    with torch.inference_mode():
+        found = workload.scores(model, workload.pipeline.normalize(image).unsqueeze(0))[0].softmax(0)
+    best = found.topk(min(top, len(found)))
+    return Prediction(file, [workload.classes[at] for at in best.indices], best.values.tolist())
+
+
+def _continued(workload: CausalLanguageModel, model: nn.Module, file: Path) -> Continuation:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    ids = torch.tensor(workload.tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    ids = ids[-workload.tokens_per_sample :]
+    if len(ids) < 2:
+        raise DataError(f"{file}: a text of two or more tokens is needed")
+    with torch.inference_mode():
+        logits = workload.scores(model, ids[None])[0, :-1].float()
+    loss = functional.cross_entropy(logits, ids[1:]).item()
+    return Continuation(file, workload.perplexity(loss), workload.write(model, ids))
 
 
 def _sized(pixels: Tensor, pipeline: Pipeline, *, channels: int) -> Tensor:

@@ -19,6 +19,7 @@ from guard.trackers import Trackers
 from jobs.checkpoints import CheckpointManager, Policy
 from jobs.data.cursor import DataCursor
 from jobs.init import build_initialized
+from jobs.models.huggingface import TrainedWeights, is_adapted
 from jobs.observability.progress import Progress
 from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
@@ -79,7 +80,7 @@ def open_trackers(spec: JobSpec, world: World) -> Trackers:
     """Those of the spec, on rank 0; its secrets are masked."""
     settings = masked_spec(spec.model_dump(mode="json"))
     trackers = spec.track if world.rank == 0 else ()
-    return Trackers(trackers, name=spec.name, spec=settings, folder=spec.job_dir / "track")
+    return Trackers(trackers, name=spec.name, spec=settings, folder=spec.job_dir / "track", resume=True)
 
 
 def build_world(spec: JobSpec) -> World:
@@ -237,7 +238,7 @@ def open_checkpoints(
     """The job's checkpoints, with all that a resumed run needs; they are loaded in this order."""
     guard = stepper.guard
     parts: dict[str, Stateful] = {
-        "model": model.bare,
+        "model": TrainedWeights(model.bare) if is_adapted(model.bare) else model.bare,
         "optimizer": model.optimizer,
         "schedule": model.schedule,
         **({} if model.scaler is None else {"scaler": model.scaler}),

@@ -9,9 +9,10 @@ from jobs.data.errors import DataError, SampleError
 from jobs.errors import JobError
 from jobs.failures import explain_error
 from jobs.spec.errors import SpecError, did_you_mean
+from jobs.spec.huggingface import HUGGINGFACE
 from jobs.spec.imported import ImportFailed, import_module, namesake_of
 from jobs.spec.job_spec import JobSpec
-from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
+from jobs.spec.workload_names import BUILTIN, HUGGINGFACE_IMAGES, IMPORT_PATH
 from jobs.workloads.base import Workload
 from jobs.workloads.errors import WorkloadError
 
@@ -24,7 +25,7 @@ def load_workload(spec: JobSpec) -> Workload:
     Raises:
         WorkloadError: there is no such module or class, or the class is no workload.
     """
-    path = BUILTIN.get(spec.workload, spec.workload)
+    path = _path(spec)
     found = _class_at(path)
     try:
         workload = found(spec)
@@ -34,6 +35,15 @@ def load_workload(spec: JobSpec) -> Workload:
         raise WorkloadError(f"workload {path}: cannot be made: {explain_error(error).line}") from error
     _check_size(workload, path)
     return workload
+
+
+def _path(spec: JobSpec) -> str:
+    """The import path of the class; which one of huggingface depends on the model."""
+    if spec.workload == HUGGINGFACE:
+        from jobs.models.huggingface import IMAGES, task_of
+
+        return HUGGINGFACE_IMAGES if task_of(spec.model) == IMAGES else BUILTIN[HUGGINGFACE]
+    return BUILTIN.get(spec.workload, spec.workload)
 
 
 def _check_size(workload: Workload, path: str) -> None:

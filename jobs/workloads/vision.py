@@ -111,7 +111,14 @@ class VisionWorkload:
         """Mean cross-entropy in nats, with the label smoothing and the z-loss of the spec."""
         images, labels = batch
         own = self._spec.regularize
-        return cross_entropy(model(images), labels, label_smoothing=own.label_smoothing, z_loss=own.z_loss)
+        return cross_entropy(
+            self.scores(model, images), labels, label_smoothing=own.label_smoothing, z_loss=own.z_loss
+        )
+
+    def scores(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The outputs of the model for normalised images, [N, classes]."""
+        found: Tensor = model(images)
+        return found
 
     @torch.no_grad()
     def evaluate(
@@ -128,7 +135,7 @@ class VisionWorkload:
             if len(samples.labels) == 0:
                 continue  # all of them broken
             labels = samples.labels.to(device)
-            outputs = model(self._images(samples.images, device)).float()
+            outputs = self.scores(model, self._images(samples.images, device)).float()
             sums["correct"] += (outputs.argmax(1) == labels).sum().item()
             sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
             sums["count"] += len(labels)

@@ -47,7 +47,8 @@ def checkpoints(
         int | None, Option(metavar="STEP", help="Write the model of this step to the file of --to.")
     ] = None,
     to: Annotated[
-        Path | None, Option(help="File of --export: .safetensors, or .pt for a state dict.")
+        Path | None,
+        Option(help="Of --export: .safetensors, .pt for a state dict, or a folder for from_pretrained."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -168,8 +169,14 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
 def _export(storage: Storage, step: int, target: Path) -> None:
     from jobs.checkpoints.export import export_model
 
-    count = export_model(_content(storage, step), target)
-    Console(highlight=False).print(f"{target}: {count} tensors of step {step}", soft_wrap=True)
+    console, content = Console(highlight=False), _content(storage, step)
+    if target.suffix:
+        console.print(f"{target}: {export_model(content, target)} tensors of step {step}", soft_wrap=True)
+        return
+    from jobs.models.exported import save_pretrained
+
+    save_pretrained(content, target)
+    console.print(f"{target}: the model of step {step}, for from_pretrained", soft_wrap=True)
 
 
 def _content(storage: Storage, step: int) -> Content:

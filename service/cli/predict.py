@@ -15,15 +15,13 @@ from service.cli.query import job_folder
 
 def predict(
     job: Annotated[Path, Argument(help="The folder of a job, such as runs/fashion.")],
-    files: Annotated[list[Path], Argument(help="Image files.")],
+    files: Annotated[list[Path], Argument(help="Images; texts for a language model of Hugging Face.")],
     top: Annotated[int, Option(min=1, help="How many classes of each file.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images with the newest good checkpoint of a job."""
+    """Classify images, or continue texts, with the newest good checkpoint of a job."""
     job_folder(job)
     from jobs.training.predict import predict as predict_files
 
     for found in predict_files(job, files, top=top):
-        words = (f"{name} {p:.1%}" for name, p in zip(found.classes, found.probabilities, strict=True))
-        line = json.dumps(found.to_dict()) if as_json else f"{found.file}: {', '.join(words)}"
-        typer.echo(line)
+        typer.echo(json.dumps(found.to_dict()) if as_json else found.line())

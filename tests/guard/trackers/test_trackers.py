@@ -100,6 +100,26 @@ def test_mlflow_reads_its_metrics_parameters_and_artefacts(
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_restarted_job_continues_its_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra: pip install gradguard[mlflow]")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = (tmp_path / "store").as_uri()
+    for attempt, spec in ((1, {"steps": 10}), (2, {"steps": 20})):
+        trackers = Trackers(
+            [TrackConfig(kind="mlflow", url=uri)], spec=spec, folder=tmp_path / "track", resume=True
+        )
+        trackers.evaluation(attempt, {"loss": 1.0 / attempt})
+        trackers.close("stopped" if attempt == 1 else "succeeded")
+        assert trackers.failures == {}
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("gradguard").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"steps": "10"}
+    points = client.get_metric_history(run.info.run_id, "eval/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5)]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
