@@ -39,8 +39,8 @@ def load_documents(config: DataSpec) -> Documents:
     names = _column_names(path)
     if path is None or names is None:
         corpus = load_text(config.model_copy(update={"columns": type(config.columns)()}))
-        train, test = ([text.decode() for text in texts] for texts in (corpus.train, corpus.test))
-        return Documents([*train], [*test], corpus.source)
+        own, held_out = (tuple(map(bytes.decode, texts)) for texts in (corpus.train, corpus.test))
+        return Documents([*own], [*held_out], corpus.source)
     from jobs.data.tables import read_splits  # imports pyarrow
 
     column = config.columns.text or next((name for name in _COLUMNS if name in names), None)

@@ -131,7 +131,7 @@ def _base(model: ModelSpec, task: str, labels: Mapping[str, Any]) -> nn.Module:
         made: nn.Module = _one_line(model, lambda: maker.from_config(config, dtype=torch.float32))
         return made
     options = {**labels, "use_safetensors": True, "ignore_mismatched_sizes": bool(labels)}
-    return read(kind, model, dtype=torch.float32, **options, **_quantized(model.lora))  # type: ignore[no-any-return]
+    return read(kind, model, dtype=torch.float32, **options, **_quantized(model.lora))
 
 
 def _quantized(lora: LoraSpec | None) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _adapted(base: nn.Module, lora: LoraSpec, *, head: bool) -> nn.Module:
         task_type=None if head else "CAUSAL_LM",
     )
     try:
-        return peft.get_peft_model(base, config)  # type: ignore[no-any-return]
+        return peft.get_peft_model(base, config)
     except ValueError as error:
         raise DataError(f"model.lora: {' '.join(str(error).split())[:300]}") from None
 

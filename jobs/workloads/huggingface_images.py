@@ -42,7 +42,7 @@ class ImageClassifier(VisionWorkload):
 
 def _as_processed(spec: JobSpec, config: Any) -> DataSpec:
     """``data`` with the size and the normalization of the model's processor, where the spec names none."""
-    data, changes = spec.data, {}
+    data, changes = spec.data, dict[str, Any]()
     try:
         processor = huggingface.read("AutoImageProcessor", spec.model)
     except DataError:
