@@ -13,6 +13,7 @@ for batch in loader:
 ``step``: one step through the five verbs
 ``parts``: what carries them out
 ``deferred_step``: the same, decided on the device
+``pipelines``: the pipeline of each mode
 ``observe``: norms, finite check, movement of weights and buffers
 ``agree``: all ranks hold the same numbers
 ``decide``: verdict and rung

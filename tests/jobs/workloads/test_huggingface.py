@@ -72,6 +72,15 @@ def test_documents_end_and_are_evaluated_on_rows_that_are_held_out(folder: Path,
     assert metrics["test_perplexity"] == pytest.approx(math.exp(metrics["test_loss"]))
 
 
+def test_held_out_texts_that_fill_no_window_are_evaluated_in_a_shorter_one(folder: Path, rows: Path) -> None:
+    workload = load_workload(text_spec(folder, rows, model={"context": 64}))
+    tokenizer, (tokens, targets) = AutoTokenizer.from_pretrained(folder), workload._test.batch(np.array([0]))
+    assert len(tokens[0]) < workload.tokens_per_sample
+    seen = tokenizer.decode(torch.cat((tokens[0], targets[0, -1:])))
+    assert seen == "".join(f"{text}<|end|>" for text in sentences(60)[-3:])
+    assert workload.evaluate(workload.build_model(), 0, 1, CPU)["tokens"] == len(tokens[0])
+
+
 def test_only_the_answers_of_a_chat_are_learned_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
     path, tokenizer = chats(tmp_path / "chat.jsonl"), AutoTokenizer.from_pretrained(folder)
     data = {"path": str(path), "packing": False, "loss_on": "assistant"}
