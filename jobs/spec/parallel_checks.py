@@ -12,6 +12,7 @@ from pydantic import ValidationInfo
 from guard.config import ExclusionConfig, GuardConfig
 from guard.faults.config import FaultConfig
 from jobs.spec.errors import related
+from jobs.spec.huggingface import HUGGINGFACE
 from jobs.spec.language import LANGUAGE
 from jobs.spec.parallel import ParallelSpec
 from jobs.spec.sections import ModelSpec, ScaleSpec
@@ -115,6 +116,8 @@ def _check_tensor(value: ParallelSpec, model: ModelSpec | None, info: Validation
 def _refused(value: ParallelSpec, info: ValidationInfo) -> Iterator[str]:
     """The settings of other sections that need the whole model on each rank."""
     train, regularize, optimizer = (info.data.get(name) for name in ("train", "regularize", "optimizer"))
+    if info.data.get("workload") == HUGGINGFACE:
+        yield "workload huggingface"  # ranks evaluate shares of their own
     if optimizer is not None and optimizer.name == "muon":
         yield "optimizer.name muon"
     if train is not None:

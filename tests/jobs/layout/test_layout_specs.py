@@ -38,6 +38,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "offload of ddp": ({"parallel": {"cpu_offload": True}}, "parallel.cpu_offload"),
     "muon": ({"parallel": {"kind": "fsdp2"}, "scale": {"workers": 2}, "optimizer": {"name": "muon"}}, "muon"),
+    "hugging face": (
+        {
+            "workload": "huggingface",
+            "model": {"name": "./x"},
+            "parallel": {"kind": "fsdp2"},
+            "scale": {"workers": 2},
+        },
+        "workload huggingface",
+    ),
     "average": (
         {"parallel": {"kind": "fsdp2"}, "scale": {"workers": 2}, "train": {"ema_decay": 0.9}},
         "train.ema_decay",
