@@ -58,7 +58,7 @@ def why_exact(
         "the model is on several devices": len(devices) > 1,
         "shards= are summed by the host": bool(shards),
         "ema= is updated right after each step": ema is not None,
-        "replicas are compared by the host": config.replicas != "off",
+        "replicas are compared by the host": isinstance(config.replicas, int),
         "rate act returns to the start of the run": config.rate == "act",
         "exclude_samples computes batches again": config.exclude_samples,
     }

@@ -331,9 +331,11 @@ class GuardConfig(Config):
     """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
     damage to weights, moments and learning rate; it needs one more copy of the weights."""
 
-    replicas: Literal["off"] | PositiveInt = "off"
-    """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them:
-    a flipped bit in one rank's memory, which no gradient shows, stops all ranks, and the rank is named."""
+    replicas: Literal["auto", "off"] | PositiveInt = "auto"
+    """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
+    A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
+    rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.
+    ``auto``: every 50 steps in mode ``exact``."""
 
     watch_buffers: tuple[str, ...] = ("*",)
     """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,
@@ -345,8 +347,8 @@ class GuardConfig(Config):
 
     @model_validator(mode="after")
     def _replicas_are_compared_by_exact_steps(self) -> GuardConfig:
-        if self.replicas != "off" and self.mode == "deferred":
-            raise ValueError("replicas are read by the host: set mode to exact, or replicas to off")
+        if isinstance(self.replicas, int) and self.mode == "deferred":
+            raise ValueError("replicas are read by the host: set mode to exact, or replicas to auto or off")
         return self
 
     @model_validator(mode="after")

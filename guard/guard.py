@@ -48,6 +48,7 @@ from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 from guard.record.recorder import Recorder
 from guard.record.totals import Totals
+from guard.repairs import Repairs
 from guard.types import StepReport
 
 
@@ -125,9 +126,12 @@ class GradientGuard:
             states={"guard.detector": decider.detector, "guard.clip": decider.clipper, **states},
             data=data,
             ema=ema,
-            process_group=process_group,
         )
         self.metrics = as_metrics(metrics, job)
+        replays = data is not None or self.config.recovery.data == "replay"
+        repairs = Repairs(
+            model, optimizer, observer, self._state, self.config, process_group, replays=replays
+        )
         replayer = BatchReplayer(model)
         self._parts = StepParts(
             config=self.config,
@@ -143,6 +147,7 @@ class GradientGuard:
             device=device,
             settings=settings,
             search=SampleSearch(model, observer, self._agreement, replayer, self._state.shield, data),
+            repairs=repairs,
         )
         self._pipeline = make_pipeline(self._parts)
         self._ddp = find_ddp(model)
@@ -368,6 +373,7 @@ class GradientGuard:
         elif state["metrics"] is not None:
             self.totals.load_state_dict(state["metrics"]["totals"])
         self._state.load_state_dict(state["actor"], pipeline.step)
+        parts.repairs.returned(pipeline.step)
 
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""

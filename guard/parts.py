@@ -18,6 +18,7 @@ from guard.decide.recompute import BatchReplayer
 from guard.observe.local_norms import LocalNorms
 from guard.observe.observer import Observer
 from guard.record.recorder import Recorder
+from guard.repairs import Repairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,4 @@ class StepParts:
     device: torch.device
     settings: RankSettings
     search: SampleSearch
+    repairs: Repairs

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_origin, get_type_hints
 from guard.rows import Row, stored
 
 Kind = Literal["ok", "suspect", "spike", "nonfinite", "drift", "vanishing", "warning"]
-Signal = Literal["loss", "grad_norm", "update_norm", "buffers"]
+Signal = Literal["loss", "grad_norm", "update_norm", "buffers", "replicas"]
 Action = Literal["applied", "clipped", "skipped", "rolled_back"]
 Source = Literal["memory", "disk"]
 

@@ -24,7 +24,7 @@ from guard.observe.norms import to_host
 from guard.observe.watched import remapped
 from guard.parts import StepParts
 from guard.record.recorder import Traces
-from guard.records import Incident, SampleEvidence, Verdict
+from guard.records import OK, Incident, SampleEvidence, Verdict
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
 
 Again = Callable[[], None]  # the batch's forward and backward
@@ -100,14 +100,18 @@ class StepPipeline:
         return every != "off" and (self.attempt + 1) % (1 if every == "always" else every) == 0
 
     def _run_exact(self, started: float, again: Again | None, *, settle: bool) -> StepReport:
+        repairs, number = self._parts.repairs, self.attempt + 1
+        repairs.begin(self.step, number)
         overflow = self._state.scaler.unscale()
         agreed, seen = self._observe()
         self._state.checks.gradients_seen(self._observer.has_gradients)
         moved = self._state.movement(self.step)
         fault: Correction | None = None
         bad: list[SampleEvidence] = []
-        if again is not None and not overflow and self._parts.config.mode != "off":
-            expected = self._decider.foresee(agreed, seen, moved)
+        watched = (again is not None or repairs.on) and not overflow and self._parts.config.mode != "off"
+        expected = self._decider.foresee(agreed, seen, moved) if watched else OK
+        repairs.look(self.step, number, bad=overflow or expected.kind != "ok")
+        if again is not None and watched and not repairs.stops:
             acts = self._parts.config.acts
             if acts and self._parts.replayer.ready and expected.kind in WORTH_RECOMPUTING:
                 agreed, seen, fault = self._recheck(again, agreed, seen, expected, moved)
@@ -120,7 +124,10 @@ class StepPipeline:
                 self._parts.replayer.arm()
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
-        evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
+        fault, rate = fault or repairs.correction(seen, self.step), self._state.learning_rate
+        evidence = repairs.evidence(agreed, seen, attempt=number, step=self.step, rate=rate)
+        if evidence is None:
+            evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
         # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
         local_norms = self._no_norms() if evidence.verdict.kind == "ok" else self._collect()
         samples = [] if evidence.anomaly is None else self._sample_ids()
@@ -218,7 +225,8 @@ class StepPipeline:
             gathered, rate = self._gather_rows(square), self._state.rate
             flat, squares, *rates = to_host(gathered, early[0], *rate.on_device())
             rate.learn(rates)
-            agreed, seen = self._read(flat.reshape(gathered.shape), squares, early[1])
+            read = flat.reshape(gathered.shape), squares, early[1]
+            agreed, seen = self._read(*self._parts.repairs.corrected(*read, self.step, self.attempt + 1))
             return agreed, self._correct(agreed, seen)
         self._state.rate.learn([])
         # Settings are compared before the collectives of the shards, for which they must be equal.
@@ -297,8 +305,11 @@ class StepPipeline:
 
     def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
         decision = evidence.decision
-        outcome = self._state.roll_back(step, recover=decision.recover, rate=decision.rate)
+        outcome = self._state.roll_back(
+            step, recover=decision.recover, rate=decision.rate, verified=decision.verified
+        )
         self._decider.rolled_back(outcome.step)
+        self._parts.repairs.returned(outcome.step)
         return outcome
 
     def _follow_rate(self, evidence: Evidence) -> None:

@@ -115,6 +115,8 @@ class Decision:
     """The present weights are the new healthy state."""
     rate: RateFinding | None = None
     """The learning rate is too high for the start of the run, or was not after all."""
+    verified: int | None = None
+    """A rollback to a snapshot of this step at most, whose batches then come again: memory was damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,17 @@ class Plan:
     factors: Floats | None = None
 
 
+class Damage(NamedTuple):
+    """A tensor that differs between ranks on which it must be equal."""
+
+    tensor: str
+    """Its kind and name: ``weight 0.bias``."""
+    ranks: tuple[int, ...]
+    """Whose memory was damaged; empty where that is not known."""
+    source: int
+    """A rank that has it right, where ``ranks`` is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Correction:
     """A batch that was corrected before it was applied: on which ranks, and its values before.
@@ -147,6 +160,8 @@ class Correction:
     hardware: bool = True
     samples: tuple[int, ...] = ()
     """Those without which the batch was computed again."""
+    reason: str = ""
+    """In words, where it is another than that of a batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,14 @@ class SnapshotRing:
             healthy.pop()
         return healthy[-1] if healthy else None
 
+    def newest(self, step: int) -> Snapshot | None:
+        """The newest healthy snapshot of ``step`` or before; None where there is none."""
+        return next((s for s in reversed(self._snapshots) if s.healthy and s.step <= step), None)
+
+    def drop_after(self, step: int) -> None:
+        """Drops the snapshots that were taken after ``step``."""
+        self._drop([s for s in self._snapshots if s.step > step])
+
     def oldest(self) -> Snapshot:
         """The oldest healthy snapshot."""
         return next(s for s in self._snapshots if s.healthy)

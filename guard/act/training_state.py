@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,7 +18,6 @@ from guard.act.loop_checks import LoopChecks, ScheduleCheck, check_closure
 from guard.act.moments import kept_moments
 from guard.act.outside import OutsideChanges
 from guard.act.rates import UsedRate
-from guard.act.replicas import Replicas
 from guard.act.scaler import ScalerAdapter
 from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
@@ -53,7 +51,6 @@ class TrainingState:
         states: Mapping[str, Stateful],
         data: Stateful | None,
         ema: Stateful | None,
-        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._observer = observer
@@ -73,9 +70,6 @@ class TrainingState:
         watches = config.mode != "off"
         self.fused = FusedStep(optimizer, scaled=scaler is not None and scaler.is_enabled())
         self.shield = BufferShield(model, config.watch_buffers) if watches else None
-        self._replicas: Replicas | None = None
-        if config.replicas != "off" and watches:
-            self._replicas = Replicas(model, optimizer, observer, config.replicas, process_group)
         self._displacement: Displacement | None = None
         if watches and config.update_norm != "off":
             every = 1 if config.update_norm == "always" else config.update_norm
@@ -212,13 +206,7 @@ class TrainingState:
             self._schedule.accept()
 
     def settle(self, step: int, *, clean: bool) -> None:
-        """After an applied step: count it toward the health of the snapshots, and take one when due.
-
-        Raises:
-            RankDivergence: what must be equal on all ranks is not, where this step compares it.
-        """
-        if self._replicas is not None:
-            self._replicas.check_when_due(step)
+        """After an applied step: count it toward the health of the snapshots, and take one when due."""
         self.update_snapshot_health(step, clean=clean)
         if clean:
             self.take_snapshot_when_due(step)
@@ -269,14 +257,34 @@ class TrainingState:
         self.revert_buffers()
         return StepOutcome("skipped", step, overflow=True)
 
-    def roll_back(self, step: int, *, recover: bool = True, rate: RateFinding | None = None) -> StepOutcome:
+    def snapshot_of(self, step: int | None) -> int | None:
+        """The step of the newest healthy snapshot of ``step`` or before; None where there is none."""
+        found = None if step is None else self._ring.newest(step)
+        return None if found is None else found.step
+
+    def drop_snapshots_after(self, step: int) -> None:
+        """What was saved after ``step`` may be damaged on a rank."""
+        self._ring.drop_after(step)
+
+    def roll_back(
+        self,
+        step: int,
+        *,
+        recover: bool = True,
+        rate: RateFinding | None = None,
+        verified: int | None = None,
+    ) -> StepOutcome:
         """Restores the newest healthy snapshot, or a checkpoint if that did not help.
 
         Args:
             step: optimizer steps before this rollback.
             recover: starts the cooldown too, one level harder where one is running.
             rate: what is wrong with the rate: restores the oldest healthy snapshot, and cuts the rate.
+            verified: memory was damaged: restores the newest snapshot of this step at most, with its data.
         """
+        intact = None if verified is None else self._ring.newest(verified)
+        if intact is not None:
+            return self._return_to(intact, step, keep=frozenset())
         if rate is not None and rate.acts and rate.again:
             return self._restart(step, rate.factor)
         started = time.perf_counter()
@@ -293,13 +301,20 @@ class TrainingState:
         return StepOutcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
 
     def _restart(self, step: int, rate_factor: float) -> StepOutcome:
-        started = time.perf_counter()
         target = self._ring.oldest()
-        self._clear_gradients()
-        self._ring.restore(target, keep=frozenset() if self._replay else frozenset({DATA, GENERATORS}))
-        target.returns = 0
-        self._accept_state(target.step)
+        outcome = self._return_to(
+            target, step, keep=frozenset() if self._replay else frozenset({DATA, GENERATORS})
+        )
         self.cooldown.rate_factor = rate_factor
+        return outcome
+
+    def _return_to(self, target: Snapshot, step: int, *, keep: frozenset[str]) -> StepOutcome:
+        """Restores a snapshot that is not at fault, but for the named states in ``keep``."""
+        started, returns = time.perf_counter(), target.returns
+        self._clear_gradients()
+        self._ring.restore(target, keep=keep)
+        target.returns = returns
+        self._accept_state(target.step)
         seconds = time.perf_counter() - started
         return StepOutcome("rolled_back", target.step, target.step, step - target.step, seconds)
 

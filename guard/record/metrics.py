@@ -28,7 +28,9 @@ CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
 KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength", "evaluation", "attempt_seconds")
 """Values with one number a rank, layer, kind, metric or part."""
-_SIGNAL_OF = {name: name for name in SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
+_SIGNAL_OF = {name: name for name in SIGNALS if name not in ("buffers", "replicas")} | {
+    "buffer_jump": "buffers"
+}
 """The signal under which a value of a step that is not finite is counted, by the field of its record."""
 
 MAX_LAYERS = 64

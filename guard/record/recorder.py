@@ -210,6 +210,8 @@ class Recorder:
 def _reason(evidence: Evidence) -> str:
     """Why, as the incident words it: also what was corrected before it was applied."""
     agreed, fault = evidence.agreed, evidence.fault
+    if fault is not None and fault.reason:
+        return fault.reason
     if fault is not None and fault.samples:
         named = ", ".join(map(str, fault.samples))
         return f"the step is applied without sample{'s' * (len(fault.samples) > 1)} {named}"

@@ -8,6 +8,7 @@ from guard.records import CooldownInfo, Incident, LayerEvidence, RankEvidence
 from jobs.report.formats import count, listing, number, percent, plural, runs, times
 
 SIGNALS = {"grad_norm": "gradient norm", "update_norm": "update norm", "buffers": "jump of the buffers"}
+SIGNALS |= {"replicas": "difference between ranks"}
 """Those that are not displayed under their own names."""
 
 STATUSES = {
@@ -126,6 +127,8 @@ def named_ranks(ranks: Sequence[int], places: Sequence[str] = ()) -> str:
 
 def _event(incident: Incident, places: Sequence[str]) -> tuple[str, str]:
     """Level, and what was done."""
+    if incident.signal == "replicas":
+        return "error", incident.reason
     if incident.faulty_ranks:
         return "error", f"hardware fault on {named_ranks(incident.faulty_ranks, places)}; computed again"
     if incident.excluded_ranks:
@@ -185,6 +188,8 @@ def first(incident: Incident) -> str:
 
 def corrected(incident: Incident) -> str:
     """What was found and corrected before it could do harm."""
+    if incident.signal == "replicas":
+        return f"{incident.reason[0].upper()}{incident.reason[1:]}."
     if incident.faulty_ranks:
         where = "on an unidentified rank"
         if min(incident.faulty_ranks) >= 0:

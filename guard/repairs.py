@@ -1,0 +1,230 @@
+"""Damaged memory: a tensor that is not equal on all ranks is copied from a healthy one, or the steps since
+all ranks were equal are taken again."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guard.act.replicas import Replicas, replicated, whole_gradients
+from guard.act.training_state import TrainingState
+from guard.agree.agreement import SQUARE
+from guard.config import GuardConfig
+from guard.errors import RankDivergence
+from guard.observe.observer import Observer
+from guard.records import Verdict
+from guard.types import Agreed, Correction, Damage, Decision, Evidence, Floats, Observation, Plan
+
+AUTO_STEPS = 50
+"""A pass over weights and moments in so many steps costs less than half a percent of them."""
+_DIFFER = Verdict("suspect", "replicas", 0.0)
+
+
+class Repairs:
+    """Finds and corrects, in exact steps, what differs between ranks that hold the same.
+
+    Args:
+        replays: whether a rollback restores the position in the data, so that its batches can come again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        observer: Observer,
+        state: TrainingState,
+        config: GuardConfig,
+        group: dist.ProcessGroup | None,
+        *,
+        replays: bool,
+    ) -> None:
+        every = AUTO_STEPS if config.replicas == "auto" else config.replicas
+        self.on = every != "off" and config.mode in ("exact", "shadow") and _ranks(group) > 1
+        self._observer, self._state, self._acts, self._replays = observer, state, config.acts, replays
+        self._read = replicated(model, optimizer, observer)
+        self._replicas = Replicas(
+            self._read, AUTO_STEPS if every == "off" else every, group, observer.parameters[0].device
+        )
+        self._budget = config.budget
+        self._found: list[Damage] = []
+        self._back: int | None = None
+        self._skips = self._begun = self._looked = False
+        self._differ = False
+        """Reduced gradients differ by rounding, or were never reduced."""
+        self._repaired: deque[int] = deque()
+        self._suspects: tuple[int, dict[str, Tensor]] | None = None
+        """Step and tensors of a finding that no majority decides."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether this batch is not applied."""
+        return self._back is not None or self._skips
+
+    def begin(self, step: int, attempt: int) -> None:
+        """Before the gradients of the attempt are read: compares the state after ``step`` steps when due.
+
+        Collective: all ranks call it after the same steps. Not in the first attempt, in which they find out
+        whether they train the same model.
+
+        Raises:
+            RankDivergence: on all ranks: what is damaged cannot be corrected, or too often.
+        """
+        self._found, self._back, self._skips = [], None, False
+        self._looked = not self.on or not self._begun
+        if self.on and self._begun and self._replicas.due(step):
+            self._check(step, attempt)
+        self._begun = True
+
+    def look(self, step: int, attempt: int, *, bad: bool) -> None:
+        """The same out of turn, where the gradients are ``bad``: that is agreed, so all ranks come here."""
+        if bad and not self._looked and not self._found:
+            self._check(step, attempt)
+
+    def corrected(
+        self, rows: Floats, squares: Floats, owners: list[int], step: int, attempt: int
+    ) -> tuple[Floats, Floats, list[int]]:
+        """Rows, squared norms of the pieces and their owners; measured again where a bit had flipped in a
+        reduced gradient, which is then the same on all ranks."""
+        if not self._corrects_gradient(rows[:, SQUARE], step, attempt):
+            return rows, squares, owners
+        pieces, owners = self._observer.measure()
+        squares = pieces.cpu().numpy()
+        rows[:, SQUARE] = squares.sum()
+        return rows, squares, owners
+
+    def _corrects_gradient(self, squares: Floats, step: int, attempt: int) -> bool:
+        """``squares``: of the norm on each rank. Where they are equal, nothing is looked at."""
+        if not self.on or not self._acts or self._differ or self._state.scaler.active:
+            return False
+        if np.array_equal(squares, np.full_like(squares, squares[0]), equal_nan=True):
+            return False
+        gradients = whole_gradients(self._observer)
+        found = self._replicas.flipped_gradient(gradients)
+        if not found:
+            self._differ = True
+            return False
+        self._count(attempt)
+        self._found += found
+        if not found[0].ranks:
+            self._back = self._state.snapshot_of(self._replicas.verified)
+            self._skips = self._back is None
+            self._suspect(step, {found[0].tensor: gradients[found[0].tensor]})
+        self._replicas.copy_gradient(gradients[found[0].tensor], found[0].source)
+        return True
+
+    def correction(self, seen: Observation, step: int) -> Correction | None:
+        """What was found in this attempt; and, where steps were taken again, which rank it was."""
+        if self._found:
+            return self._as_correction(seen, self._words())
+        if self._suspects is None or self._suspects[0] != step:
+            return None
+        kept, self._suspects = self._suspects[1], None
+        ranks = self._replicas.farther(kept, {**self._read(), **whole_gradients(self._observer)})
+        if not ranks:
+            return None
+        self._found = [Damage(name, tuple(ranks), 0) for name in kept]
+        where = f"the {next(iter(kept))}: it was the memory of rank {ranks[0]} that was damaged"
+        return self._as_correction(seen, f"the steps up to this one, taken again, decide on {where}")
+
+    def evidence(
+        self, agreed: Agreed, seen: Observation, *, attempt: int, step: int, rate: float
+    ) -> Evidence | None:
+        """Of a batch that is not applied; None of one that is judged as usual."""
+        if not self.stops:
+            return None
+        rung = "skip" if self._back is None else "rollback"
+        return Evidence(
+            attempt=attempt,
+            step=step,
+            agreed=agreed,
+            grad_norm=seen.grad_norm,
+            layer_norms=seen.layer_norms,
+            verdict=_DIFFER,
+            decision=Decision(rung, self._words(), verified=self._back),  # type: ignore[arg-type]
+            clip=Plan(seen),
+            learning_rate=rate,
+            fault=self._as_correction(seen, self._words()),
+        )
+
+    def returned(self, step: int) -> None:
+        """After a rollback to ``step``; if it was to where all ranks were equal, they must be."""
+        back, self._back = self._back, None
+        self._replicas.returned(step, verified=back is not None)
+        if back is None:
+            return
+        found = self._replicas.check(step)
+        if any(not damage.ranks for damage in found):
+            raise RankDivergence(f"{_where(found)}, also in the snapshot of step {step}: {_REPLACE}")
+        self._replicas.heal(found)
+
+    def _check(self, step: int, attempt: int) -> None:
+        self._looked = True
+        self._found = self._replicas.check(step)
+        if self._found and self._acts:
+            self._count(attempt)
+            self._correct(step)
+
+    def _correct(self, step: int) -> None:
+        found, known = self._found, [damage for damage in self._found if damage.ranks]
+        verified = self._state.snapshot_of(self._replicas.verified)
+        unknown = len(known) < len(found)
+        if unknown and verified is None:
+            raise RankDivergence(f"{_where(found)}: {_REPLACE}")
+        if unknown:
+            named = self._read()
+            self._suspect(step, {d.tensor: named[d.tensor] for d in found if not d.ranks})
+        self._replicas.heal(known)
+        if unknown or (self._replays and verified is not None):
+            self._back = verified
+            return
+        if verified is not None:
+            self._state.drop_snapshots_after(verified)
+        self._replicas.verified = step
+
+    def _suspect(self, step: int, tensors: dict[str, Tensor]) -> None:
+        self._suspects = step, {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    def _count(self, attempt: int) -> None:
+        while self._repaired and self._repaired[0] <= attempt - self._budget.window_steps:
+            self._repaired.popleft()
+        self._repaired.append(attempt)
+        if len(self._repaired) > max(1, self._budget.rollbacks):
+            raise RankDivergence(
+                f"{_where(self._found)}, after {len(self._repaired) - 1} repairs within "
+                f"{self._budget.window_steps} attempts: {_REPLACE}"
+            )
+
+    def _as_correction(self, seen: Observation, reason: str) -> Correction:
+        ranks = {rank for damage in self._found for rank in damage.ranks}
+        number = float(len(self._found))
+        return Correction(tuple(sorted(ranks)) or (-1,), _DIFFER, number, seen.layer_norms, reason=reason)
+
+    def _words(self) -> str:
+        where = _where(self._found)
+        if self._back is not None:
+            return f"{where}: back to step {self._back}, where all ranks were equal; its batches come again"
+        if self._skips:
+            return f"{where}: the batch is left out"
+        return f"{where}: copied from rank {self._found[0].source}" if self._acts else where
+
+
+def _ranks(group: dist.ProcessGroup | None) -> int:
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+_REPLACE = "replace the device, and resume from the last good checkpoint"
+
+
+def _where(found: list[Damage]) -> str:
+    """``memory was damaged: the weight 0.bias differs on rank 1, and 2 more tensors``."""
+    if not found:
+        return "memory was damaged"
+    named = next((damage for damage in found if damage.ranks), found[0])
+    ranks = ", ".join(map(str, named.ranks))
+    where = f"on rank {ranks}" if ranks else "between the ranks, none of which has most"
+    more = f", and {len(found) - 1} more tensors" if len(found) > 1 else ""
+    return f"memory was damaged: the {named.tensor} differs {where}{more}"
