@@ -124,6 +124,8 @@ class Replicas:
 
         Ranks whose gradients were never the same have many that differ, and not by a single bit.
         """
+        if not self._same_names(list(gradients)):
+            return []
         names, sums = list(gradients), fingerprints(list(gradients.values()))
         unequal = np.flatnonzero(self._unequal(sums))
         if len(unequal) != 1:
@@ -161,11 +163,11 @@ class Replicas:
     def _is_damage(
         self, name: str, sums: Sums, before: int | None, checks: int, tensor: Tensor | None
     ) -> bool:
-        odd = odd_ranks(sums, before)
-        changed = checks > _CONSTANT
-        if checks < _CONSTANT or not (len(odd) == 1 or (changed and (len(sums) == 2 or name[0] != "b"))):
+        buffer = name.startswith("buffer ")
+        undecided = checks > _CONSTANT and (len(sums) == 2 or not buffer)
+        if checks < _CONSTANT or not (undecided or len(odd_ranks(sums, before)) == 1):
             return False
-        if not name.startswith("buffer ") or tensor is None:
+        if not buffer or tensor is None:
             return True
         if tensor.numel() > 1:
             return self._lone_element(tensor)

@@ -305,6 +305,7 @@ class TrainingState:
         outcome = self._return_to(
             target, step, keep=frozenset() if self._replay else frozenset({DATA, GENERATORS})
         )
+        target.returns = 0
         self.cooldown.rate_factor = rate_factor
         return outcome
 

@@ -65,7 +65,12 @@ FAMILIES = (
     Family("counter", "nonfinite", "NaN or infinite values seen in a signal.", ("signal",)),
     Family("counter", "rollbacks", "Rollbacks, by where the state came from.", ("source",)),
     Family("counter", "steps_lost", "Optimizer steps discarded by rollbacks."),
-    Family("counter", "hardware_faults", "Batches that gave another result when computed again.", ("rank",)),
+    Family(
+        "counter",
+        "hardware_faults",
+        "Batches that gave another result when computed again; tensors found damaged in memory.",
+        ("rank",),
+    ),
     Family("counter", "micro_batches_dropped", "Micro-batches dropped from their accumulation window."),
     Family("counter", "rank_exclusions", "Ranks excluded from a batch because their data stays bad."),
     Family("counter", "sample_exclusions", "Bad samples without which a batch was applied."),

@@ -73,7 +73,7 @@ class Totals:
         self.steps_lost = 0
         """Optimizer steps that rollbacks discarded."""
         self.hardware_faults = {"unknown": 0}
-        """Batches that gave another result when computed again, by rank."""
+        """Batches that gave another result when computed again, and findings of damaged memory, by rank."""
         self.dropped_micro_batches = 0
         self.excluded_ranks = 0
         """Parts of ranks whose data stays bad, each without which a batch was applied."""
