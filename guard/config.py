@@ -331,7 +331,7 @@ class GuardConfig(Config):
     """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
     damage to weights, moments and learning rate; it needs one more copy of the weights."""
 
-    replicas: Literal["auto", "off"] | PositiveInt = "auto"
+    replicas: Literal["auto", "off"] | PositiveInt = "off"
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
     rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.

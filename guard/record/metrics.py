@@ -25,12 +25,12 @@ from guard.records import GAUGES
 from guard.types import Floats, StepReport
 
 CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
-NONFINITE_SIGNALS = (*SIGNALS, "grad_norm_local", "layer_grad_norm")
+VALUED_SIGNALS = tuple(signal for signal in SIGNALS if signal != "replicas")
+"""Signals with a number at every step: that ranks differ is found, or not."""
+NONFINITE_SIGNALS = (*VALUED_SIGNALS, "grad_norm_local", "layer_grad_norm")
 KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength", "evaluation", "attempt_seconds")
 """Values with one number a rank, layer, kind, metric or part."""
-_SIGNAL_OF = {name: name for name in SIGNALS if name not in ("buffers", "replicas")} | {
-    "buffer_jump": "buffers"
-}
+_SIGNAL_OF = {name: name for name in VALUED_SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
 """The signal under which a value of a step that is not finite is counted, by the field of its record."""
 
 MAX_LAYERS = 64

@@ -132,8 +132,8 @@ def test_norms_and_factors_are_those_of_torch_in_one_process(ranks: list[dict[st
     for seen in ranks:
         actions, norms, factors = zip(*seen[name][0], strict=True)
         assert set(actions) == {"clipped"}
-        assert norms == pytest.approx([norm for norm, _ in expected], rel=1e-6)
-        assert factors == pytest.approx([factor for _, factor in expected], rel=1e-6)
+        assert norms == pytest.approx([norm for norm, _ in expected], rel=2e-6)
+        assert factors == pytest.approx([factor for _, factor in expected], rel=2e-6)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

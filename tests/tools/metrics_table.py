@@ -22,7 +22,9 @@ LABELS = {
     "action": ", ".join(f"`{name}`" for name in ACTIONS),
     "signal": ", ".join(f"`{name}`" for name in SIGNALS)
     + "; in `gradguard_nonfinite_total` also "
-    + ", ".join(f"`{name}`" for name in NONFINITE_SIGNALS if name not in SIGNALS),
+    + ", ".join(f"`{name}`" for name in NONFINITE_SIGNALS if name not in SIGNALS)
+    + ", and not "
+    + ", ".join(f"`{name}`" for name in SIGNALS if name not in NONFINITE_SIGNALS),
     "verdict": ", ".join(f"`{name}`" for name in VERDICTS),
     "source": ", ".join(f"`{name}`" for name in SOURCES),
     "outcome": ", ".join(f"`{name}`" for name in CHECKPOINT_OUTCOMES),

@@ -103,12 +103,13 @@ def test_a_flipped_bit_is_found_named_and_leaves_no_trace(tmp_path: Path, world_
     for i, flip in enumerate(draw(12, world_size, seed=3), start=1):
         seen = judged(flip, [results[i] for results in ranks], plain)
         assert not seen["differ"], seen
-        if seen["found"]:  # rounding can remove the lowest bit of a gradient in the same step
+        if seen["found"]:  # rounding can remove the lowest bits of a gradient or an average before a check
             assert seen["named"], seen
             assert seen["after"] <= EVERY, seen
             assert ranks[0][i]["faults"][str(flip.rank)] == 1, seen
         else:
-            assert (flip.kind, flip.bit < 4) == ("gradient", True), seen
+            assert flip.kind in ("gradient", "buffer"), seen
+            assert flip.bit < 4, seen
 
 
 def again_and_again(rank: int, world_size: int, folder: Path) -> str:
@@ -117,8 +118,8 @@ def again_and_again(rank: int, world_size: int, folder: Path) -> str:
     )
     weight = next(p for p in guarded.model.parameters() if p.ndim == 2)
     try:
-        for _ in range(12):
-            if rank == 1:
+        for attempt in range(12):
+            if rank == 1 and attempt >= 5:  # once the weights are known to be equal
                 flip_bit_(weight, 0, 5)
             guarded.attempt()
     except RankDivergence as error:
