@@ -117,9 +117,11 @@ def judged(flip: Flip, ranks: list[dict[str, Any]], plain: list[dict[str, Any]])
 
 def _flip(model: Network, optimizer: torch.optim.Optimizer, flip: Flip) -> None:
     parameters = list(model.parameters())
+    # With a negative step AdamW itself raises, on that rank alone and before any comparison.
+    moments = ("exp_avg", "exp_avg_sq", "step")[: 2 if flip.bit == 31 else 3]
     targets: dict[str, list[Any]] = {
         "weight": parameters,
-        "moment": [optimizer.state[p][key] for p in parameters for key in ("exp_avg", "exp_avg_sq", "step")],
+        "moment": [optimizer.state[p][key] for p in parameters for key in moments],
         "buffer": [model.mask, model.follows],
         "gradient": [p.grad for p in parameters],
     }
