@@ -288,7 +288,7 @@ class _Examination:
         return [(i, single[i]) for i in dict.fromkeys([last, *some]) if i in single]
 
     def _drop(self, whole: Measured, alone: Measured, ids: list[int], sample: int) -> float:
-        """By how much the measure falls without the sample; infinite where the sample is what is not finite."""
+        """By how much the measure falls without the sample; infinite where the sample is not finite."""
         value = whole.of(self._signal)
         if not (whole.finite or alone.finite):
             return math.inf  # it is bad whatever the others are: no pass to show that
