@@ -339,7 +339,7 @@ def test_the_document_of_the_service_runs_as_shown(
             waiting = sandbox.run(GRADGUARD, "submit", spec).stdout.strip()
         changes = line.startswith(("gradguard stop", "gradguard resume", "gradguard clone"))
         line = line.replace("JOB_ID", waiting if changes else finished).replace("http://127.0.0.1:8410", url)
-        line = line.replace("checkpoints/1000", "checkpoints/6")
+        line = re.sub(r"(checkpoints/|--checkpoint )1000", r"\g<1>6", line)
         answer = shell(line)
         said[line.split()[1] if line.startswith("gradguard") else line.rpartition(url)[2]] = answer
         if line.startswith("gradguard submit"):

@@ -256,7 +256,7 @@ class _Examination:
         whole = self._measure(ids)
         group, last = self._narrowed(ids)
         single = {i: self._measure([i]) for i in group}
-        values = [(i, m, self._drop(whole, ids, i)) for i, m in self._worst(single, last)]
+        values = [(i, m, self._drop(whole, m, ids, i)) for i, m in self._worst(single, last)]
         values.sort(key=lambda value: (value[1].finite, -value[2]))
         bad = 0 if whole.finite else sum(not m.finite for m in single.values())
         row: list[float] = [len(ids), len(single), bad, whole.of(self._signal)]
@@ -287,9 +287,12 @@ class _Examination:
         some = by_measure[:TOP_SAMPLES] if self._signal == "loss" else by_measure[:5] + by_loss[:3]
         return [(i, single[i]) for i in dict.fromkeys([last, *some]) if i in single]
 
-    def _drop(self, whole: Measured, ids: list[int], sample: int) -> float:
-        """By how much the measure falls without the sample; infinite where only then it is finite."""
-        value, rest = whole.of(self._signal), self._without(ids, [sample])
+    def _drop(self, whole: Measured, alone: Measured, ids: list[int], sample: int) -> float:
+        """By how much the measure falls without the sample; infinite where the sample is not finite."""
+        value = whole.of(self._signal)
+        if not (whole.finite or alone.finite):
+            return math.inf  # it is bad whatever the others are: no pass to show that
+        rest = self._without(ids, [sample])
         if math.isfinite(value):
             return value - rest if math.isfinite(rest) else -math.inf
         return math.inf if math.isfinite(rest) else 0.0

@@ -29,7 +29,8 @@ _COUNT = re.compile(
 """Numbers of such a name are counts: ``max_tokens``, ``pad_token_id``, ``key_dim``."""
 
 _ASSIGNED = re.compile(
-    r"(?<![\w.\-])(?:([\w.\-]+)([\"']?\s*[=:]\s*)(?!//)|--([\w.\-]+)(\s+))(\"[^\"]*\"|'[^']*'|[^\s;&,]+)"
+    r"(?<![\w.\-])(?:([\w.\-]+)([\"']?\s*[=:]\s*)(?!//)|--([\w.\-]+)(\s+)(?![\w.\-]+[=:]))"
+    r"(\"[^\"]*\"|'[^']*'|[^\s;&,]+)"
 )
 _SECRET_VALUE = re.compile(
     r"\b(Bearer|Basic)\s+[\w+/=.\-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY-----.*"

@@ -69,7 +69,8 @@ def test_the_commands_start_among_files_with_the_names_of_our_packages(tmp_path:
     assert run.returncode == 2
     assert "optimizer.lr" in run.stdout
     assert "Traceback" not in run.stdout
-    (tmp_path / "jobs.py").unlink()
+    for name in ("jobs.py", "random.py", "torch.py"):  # with -m Python itself looks in this folder first
+        (tmp_path / name).unlink()
     run = sandbox.run(sys.executable, "-m", "jobs.train", "own.yaml", "--set", "optimizer.lr=-1")
     assert run.returncode == 2
     assert "optimizer.lr" in run.stdout
@@ -79,7 +80,8 @@ def test_the_commands_start_among_files_with_the_names_of_our_packages(tmp_path:
 def test_a_guard_that_was_imported_before_is_named_in_one_line(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     with_namesakes(sandbox)
-    (tmp_path / "jobs.py").unlink()
+    for name in ("jobs.py", "random.py", "torch.py"):
+        (tmp_path / name).unlink()
     program = "import guard; import sys; sys.argv[0] = '-m'; import jobs"
     run = sandbox.run(sys.executable, "-c", program)
     assert run.returncode == 2

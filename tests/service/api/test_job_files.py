@@ -12,7 +12,8 @@ import pytest
 from jobs.client.job_files import JobFiles
 from jobs.run_dir.paths import HISTORY, INCIDENTS, METRICS, RESULT, SAMPLES, SPEC
 from jobs.spec.job_spec import JobSpec
-from service.page.streams import JobLive, ListLive
+from service.page.list_stream import ListLive
+from service.page.streams import JobLive
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import log_path
 from service.reconcile.outcome import outcome_of
