@@ -161,8 +161,7 @@ def test_every_counter_exists_at_zero_before_the_first_step(metrics: GuardMetric
         assert value(metrics, "gradguard_steps_total", action=action) == 0
     for source in SOURCES:
         assert value(metrics, "gradguard_rollbacks_total", source=source) == 0
-    for signal in NONFINITE_SIGNALS:
-        assert value(metrics, "gradguard_nonfinite_total", signal=signal) == 0
+    assert all(value(metrics, "gradguard_nonfinite_total", signal=one) == 0 for one in NONFINITE_SIGNALS)
     for signal in SIGNALS:
         for verdict in VERDICTS:
             assert value(metrics, "gradguard_anomalies_total", signal=signal, verdict=verdict) == 0
