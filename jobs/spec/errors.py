@@ -74,7 +74,8 @@ def unknown_field(model: type[BaseModel], parts: Sequence[Part]) -> tuple[str, s
     suggestion = did_you_mean(name, allowed)
     elsewhere = [path for path in leaf_paths(model) if path.rpartition(".")[2] == name]
     if elsewhere:
-        suggestion = f'did you mean "{elsewhere[0]}"?'
+        nearest = min(elsewhere, key=lambda path: path.count("."))
+        suggestion = f'did you mean "{nearest}"?'
     suggestion = advice(name) or suggestion
     return f"unknown field (allowed: {', '.join(allowed)})", suggestion
 

@@ -53,7 +53,7 @@ class JobTable {
     this.which = h("select", { id: "show" }, Object.entries(GROUPS).map(([key, [label]]) => h("option", { value: key, selected: key === group }, label)));
     this.name = h("input", { id: "name", type: "search", value: asked.get("name") ?? "", autocomplete: "off", spellcheck: "false", pattern: "[A-Za-z0-9_.\\-]*" });
     this.status = h("p", { role: "status", class: "muted" }, "Loading jobs");
-    this.compare = h("button", { class: "plain", disabled: true, onclick: () => this.#compare() }, "Compare");
+    this.compare = h("button", { type: "button", class: "plain", disabled: true, onclick: () => this.#compare() }, "Compare");
     this.more = h("button", { class: "plain", hidden: true, onclick: () => { this.limit = Math.min(MOST, this.limit + AT_ONCE); this.begin(); } }, "Show more");
     this.cluster = new ClusterPanel();
     this.heads = COLUMNS.map(([name], i) => h("th", { scope: "col", class: NUMBERS.includes(name) ? "number" : null }, h("button", { class: "sort", onclick: () => this.#sortBy(i) }, name)));

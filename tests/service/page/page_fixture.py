@@ -53,7 +53,8 @@ def visitor(
         context.add_init_script(f"sessionStorage.setItem('gradguard.token', '{token}')")
     yield page
     context.close()
-    assert [said for said in wrong if expected is None or expected not in said] == []
+    complaints = [said for said in wrong if expected is None or expected not in said]
+    assert not complaints, complaints
 
 
 def _abroad(asked: str, url: str) -> list[str]:

@@ -84,7 +84,7 @@ def test_dragging_zooms_all_charts_and_a_double_click_shows_all_again(page: Any,
     point_at(page, charts[1], 0.75)
     page.mouse.up()
     until(
-        lambda: "; attempts 135 to 201 are shown" in charts[0].locator(".chart").get_attribute("aria-label")
+        lambda: "; attempts 135 to 200 are shown" in charts[0].locator(".chart").get_attribute("aria-label")
     )
     until(lambda: all(picture(chart) != before for chart, before in zip(charts, pictures, strict=True)))
     first, second = (charts[0].locator(".mark").nth(i) for i in range(2))
