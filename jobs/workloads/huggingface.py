@@ -120,10 +120,8 @@ class CausalLanguageModel:
         """Mean cross-entropy in nats a learned token, with the label smoothing and the z-loss of the spec."""
         tokens, targets = batch
         logits, own = self.scores(model, tokens).flatten(0, 1), self._spec.regularize
-        loss = cross_entropy(
-            logits, targets.flatten(), label_smoothing=own.label_smoothing
-        )  # without IGNORED
-        if own.z_loss:
+        loss = cross_entropy(logits, targets.flatten(), label_smoothing=own.label_smoothing)
+        if own.z_loss:  # of the learned tokens alone, as the cross-entropy is
             learned = (targets.flatten() != IGNORED).float()
             squared = torch.logsumexp(logits.float(), dim=-1).square()
             loss = loss + own.z_loss * (squared * learned).sum() / learned.sum()
