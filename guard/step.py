@@ -127,7 +127,7 @@ class StepPipeline:
         fault, rate = fault or repairs.correction(seen, self.step), self._state.learning_rate
         evidence = repairs.evidence(agreed, seen, attempt=number, step=self.step, rate=rate)
         if evidence is None:
-            evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault)
+            evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault, rate=rate)
         # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
         local_norms = self._no_norms() if evidence.verdict.kind == "ok" else self._collect()
         samples = [] if evidence.anomaly is None else self._sample_ids()

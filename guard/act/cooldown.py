@@ -7,7 +7,7 @@ rate from the last one, never sees the scaled value.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -51,11 +51,18 @@ class Cooldown:
         """From 1 right after a rollback to 0 at the end of the cooldown."""
         return self._remaining / self._config.cooldown_steps if self.active else 0.0
 
+    @property
+    def lr_scale(self) -> float:
+        """What the learning rate is multiplied by."""
+        if not self.active:
+            return self.rate_factor
+        return self.rate_factor * self._config.lr_backoff ** (self._level * self.fading)
+
     def strengths(self) -> dict[str, float]:
         """The measures in force: the two scales are 1 and the two penalties 0 when nothing is."""
         config, fading = self._config, self.fading
         return {
-            "lr_scale": self.rate_factor * config.lr_backoff ** (self._level * fading),
+            "lr_scale": self.lr_scale,
             "weight_decay_scale": config.weight_decay_factor**fading,
             "anchor_l2": config.anchor_l2 * fading,
             "l1": config.l1 * fading,
@@ -67,12 +74,13 @@ class Cooldown:
         scales = {**self.strengths(), "rate_factor": self.rate_factor}
         return {**scales, "until_step": until, "data": self._config.data}
 
-    @contextmanager
-    def applied_to(self, optimizer: Optimizer) -> Iterator[None]:
+    def applied_to(self, optimizer: Optimizer) -> AbstractContextManager[None]:
         """Around one ``optimizer.step()``: scaled rate and decay inside, penalties after it."""
-        if not self.active and self.rate_factor == 1.0:
-            yield
-            return
+        idle = not self.active and self.rate_factor == 1.0
+        return nullcontext() if idle else self._applied_to(optimizer)
+
+    @contextmanager
+    def _applied_to(self, optimizer: Optimizer) -> Iterator[None]:
         strengths = self.strengths()
         saved = [(group["lr"], group.get("weight_decay")) for group in optimizer.param_groups]
         for group in optimizer.param_groups:

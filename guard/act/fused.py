@@ -7,7 +7,7 @@ A fused kernel divides the gradient by ``grad_scale`` while it reads it, and ret
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,12 +55,13 @@ class FusedStep:
         """The next step divides its gradients by ``scale`` unless ``skip`` is 1; both 0-dim float32."""
         self._scale, self._skip = scale, skip
 
-    @contextmanager
-    def armed(self) -> Iterator[None]:
+    def armed(self) -> AbstractContextManager[None]:
         """Sets the attributes for the optimizer's step and removes them after it."""
-        if self._scale is None and self._skip is None:
-            yield
-            return
+        idle = self._scale is None and self._skip is None
+        return nullcontext() if idle else self._armed()
+
+    @contextmanager
+    def _armed(self) -> Iterator[None]:
         self._optimizer.grad_scale, self._optimizer.found_inf = self._scale, self._skip
         try:
             yield

@@ -7,7 +7,7 @@ others, and makes its updates small for dozens of steps (Huang et al. 2025, "SPA
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -19,10 +19,14 @@ _MOMENTS = frozenset(
 """Of torch's optimizers; anything else in a state may be weights or counters, and stays."""
 
 
-@contextmanager
-def kept_moments(optimizer: Optimizer, *, keep: bool = True) -> Iterator[None]:
+def kept_moments(optimizer: Optimizer, *, keep: bool = True) -> AbstractContextManager[None]:
     """Around one ``optimizer.step()``: it makes its update, and its moments are as before it."""
-    found = _moments(optimizer) if keep else []
+    return _kept_moments(optimizer) if keep else nullcontext()
+
+
+@contextmanager
+def _kept_moments(optimizer: Optimizer) -> Iterator[None]:
+    found = _moments(optimizer)
     saved = [moment.clone() for moment in found]
     yield
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from guard.observe.shards import version
 
-_PROBES = 16
+_PROBES = 8
 _QUIET_ATTEMPTS = 16
 """A loop that changes weights more often does so by design (a clamp, a projection)."""
 

@@ -84,7 +84,7 @@ class TrainingState:
     @property
     def learning_rate(self) -> float:
         """The rate of the first parameter group that the next step would use."""
-        return self.rate.declared * self.cooldown.strengths()["lr_scale"]
+        return self.rate.declared * self.cooldown.lr_scale
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -279,7 +279,8 @@ class Decider:
         outlier = self.outliers.instead(verdict, attempt, usual=usual, moved_far=far, unknown=unknown)
         if not self._config.acts:
             return outlier
-        return self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose) or outlier
+        known = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)
+        return known or outlier or self.new_level.habit(verdict, attempt, rate_rose=rose)
 
     def _accept_change(self, verdict: Verdict, agreed: Agreed, step: int, grad_norm: float) -> Verdict:
         """The present level is the new one, reported once as a drift."""

@@ -7,6 +7,7 @@ from the first on, or if the same jump comes back at the same step, the weights 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,8 @@ _ALIKE = 2.0
 """Two jumps of the same size differ by less than this factor."""
 _RETURNS = 2
 """Rollbacks of the same level before it is accepted, and skips of the same jump of the buffers ..."""
+_HABIT = 2000
+"""Attempts in which that many rollbacks that did not help at once show a habit of the data."""
 _RETURNS_REPLAYED = 4
 """... but where data is replayed, the same batch comes again at the same step, and may be the cause."""
 
@@ -58,6 +61,7 @@ class NewLevel:
 
     def __init__(self, *, patience: int = 16, replays: bool = False) -> None:
         self._in_place = patience // 2
+        self._replays = replays
         self._same_step_returns = _RETURNS_REPLAYED if replays else _RETURNS
         self.moved_far = lambda: False
         self._last: _Alarm | None = None
@@ -69,6 +73,8 @@ class NewLevel:
         self._jump: _Alarm | None = None
         self._loaded = -_SOON
         self._loaded_skips = 0
+        self._unexplained: deque[int] = deque(maxlen=_RETURNS)
+        """The first rows after the last rollbacks for a loss that was high on the healthy weights too."""
 
     @property
     def waits(self) -> bool:
@@ -96,6 +102,8 @@ class NewLevel:
         if self._rows < _SOON:
             if not self._rows:
                 self._normal, self._restored = normal and ratio > _HIGH, step
+                if normal and ratio >= 1.0 and self._last.signal == "loss":
+                    self._unexplained.append(attempt)
             self._rows += 1
             self._high += ratio > _HIGH
             self._same += loss >= self._last.middle
@@ -123,6 +131,15 @@ class NewLevel:
             reason = f"{verdict.signal}: the same level after {self._rollbacks} rollbacks to healthy weights"
             return Decision("apply", reason, new_level=True)
         return None
+
+    def habit(self, verdict: Verdict, attempt: int, *, rate_rose: bool) -> Decision | None:
+        """What is right instead of another rollback, where the loss was still high after the last ones, on
+        healthy weights, and fell again: batches that come several times, tasks one after the other."""
+        known = sum(attempt - other < _HABIT for other in self._unexplained)
+        loss = verdict.signal == "loss" and verdict.kind in ("spike", "suspect") and not rate_rose
+        if self._replays or not loss or known < _RETURNS or self.moved_far():
+            return None
+        return Decision("apply", "the loss rises now and then on healthy weights", new_level=True)
 
     def rolled_back(self, verdict: Verdict, loss: float, *, attempt: int, step: int, rate_rose: bool) -> None:
         """A rollback was decided because of this verdict."""
@@ -177,6 +194,7 @@ class NewLevel:
             "normal": self._normal,
             "in_place": [self._restored, self._least if self._rows else None, self._most],
             "loaded": [self._loaded, self._loaded_skips],
+            "unexplained": list(self._unexplained),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,3 +206,4 @@ class NewLevel:
         self._restored, least, self._most = state.get("in_place", (-1, None, 0.0))
         self._least = math.inf if least is None else least
         self._loaded, self._loaded_skips = map(int, state["loaded"])
+        self._unexplained = deque(map(int, state.get("unexplained", ())), maxlen=_RETURNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,10 @@ _MOST = 2
 """Two bad batches in a row happen where bad batches do ..."""
 _WITHIN = 8
 """... a third among eight is no chance: what makes them is still there."""
+_OFTEN = 16
+"""That many bad batches are the data's way ..."""
+_SPAN = 512
+"""... where they come in so many attempts: skipping them for good would leave them untrained."""
 _SWING = 16
 """Attempts in which a norm that is high again swings: a batch alone would not come back so soon."""
 _LARGE = 2.0
@@ -32,8 +37,11 @@ class Outliers:
 
     def __init__(self, sigmas: float, *, replays: bool = False) -> None:
         self._sigmas, self._replays = sigmas, replays
-        self._losses: deque[int] = deque(maxlen=_MOST)
+        self._losses: deque[int] = deque(maxlen=_OFTEN)
         """The last attempts whose loss was anomalous."""
+        self._batch: tuple[int, float, int] = (-1, math.nan, 0)
+        """The last of these attempts, its score, and for how many in a row it was that, or fell once they were
+        applied."""
         self._norm = -_SWING
         """The last attempt whose gradient norm alone was anomalous."""
 
@@ -63,10 +71,19 @@ class Outliers:
                 return Decision("clip", "grad_norm is suspect again, while the loss is not")
         if self._replays or verdict.signal != "loss" or verdict.kind not in ("suspect", "spike"):
             return None
+        last, score, times = self._batch
+        falls = verdict.score == score or (times > _MOST and verdict.score < score)
+        times = times + 1 if last == attempt - 1 and falls else 1
+        self._batch = attempt, verdict.score, times
+        if times > _MOST and not moved_far():
+            return Decision("clip", f"loss {verdict.kind}: one batch, which comes {times} times in a row")
         recent = sum(attempt - other < _WITHIN for other in self._losses)
         swings = unknown and attempt - 1 not in self._losses
+        often = len(self._losses) == _OFTEN and attempt - self._losses[0] < _SPAN
         self._losses.append(attempt)
         ordinary = ratio < _OVERWHELMING or usual or unknown
+        if ordinary and often and not moved_far():
+            return Decision("clip", f"loss {verdict.kind}: one of many, the weights have not moved far")
         if ordinary and recent < _MOST and not moved_far():
             return Decision("skip", f"loss {verdict.kind}: an outlier, the weights have not moved far")
         if swings and not moved_far():
@@ -74,8 +91,10 @@ class Outliers:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self._losses), "norm": self._norm}
+        return {"losses": list(self._losses), "norm": self._norm, "batch": list(self._batch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._losses = deque(map(int, state["losses"]), maxlen=_MOST)
+        self._losses = deque(map(int, state["losses"]), maxlen=_OFTEN)
         self._norm = int(state["norm"])
+        last, score, times = state.get("batch", (-1, math.nan, 0))
+        self._batch = int(last), float(score), int(times)

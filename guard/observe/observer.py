@@ -100,11 +100,16 @@ class Observer:
         """
         if self.shards is not None:
             self.shards.redistribute(self.parameters)
-        gradients = [p.grad for p in self.parameters]
-        present = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.numel()]
+        plain, present, found = self.shards is None and not self._complex, [], []
+        for i, parameter in enumerate(self.parameters):
+            gradient = parameter.grad
+            if gradient is not None and gradient.numel():
+                present.append(i)
+                found.append(gradient if plain and not gradient.is_sparse else self._elements(i, gradient))
         self.has_gradients = bool(present)
-        pieces, owners = square_pieces([self._elements(i, gradients[i]) for i in present])
-        return pieces, [present[owner] for owner in owners]
+        pieces, owners = square_pieces(found)
+        whole = len(present) == len(self.parameters)
+        return pieces, owners if whole else [present[owner] for owner in owners]
 
     def read(self, pieces: Floats, owners: list[int]) -> Observation:
         """Norms from what ``measure`` returned, once it is on the host; collective where sharded."""

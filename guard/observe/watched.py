@@ -35,10 +35,13 @@ class Watched:
     def changed(self) -> bool:
         """Whether ``named`` would return others than it did last."""
         groups = self._optimizer.param_groups
-        if len(groups) != len(self._groups) or any(p.requires_grad for p in self._idle):
+        if len(groups) != len(self._groups) or (self._idle and any(p.requires_grad for p in self._idle)):
             return True
-        pairs = ((known, group["params"]) for known, group in zip(self._groups, groups, strict=True))
-        return not all(len(known) == len(now) and all(map(is_, known, now)) for known, now in pairs)
+        for known, group in zip(self._groups, groups, strict=True):
+            now = group["params"]
+            if len(known) != len(now) or not all(map(is_, known, now)):
+                return True
+        return False
 
     def named(self) -> dict[str, Tensor]:
         """The parameters to watch from now on, by name."""

@@ -24,6 +24,8 @@ RATE_JUMP = 3.0
 _CAUSES = ("update_norm", "loss", "grad_norm")
 """Where two signals moved alike, the earlier of these explains the later."""
 _DECAY = 0.98
+_FOLD = 32
+"""Steps whose norms are included in a baseline at once."""
 
 
 class LayerHistory:
@@ -32,21 +34,26 @@ class LayerHistory:
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._mean: Floats | None = None
+        self._recent: list[Floats] = []
+        """What is not in the mean yet: one call for many steps costs less."""
 
     def follow(self, names: list[str], origins: Sequence[int]) -> None:
         """These are the layers from now on; ``origins``: the former index of each, or -1."""
+        self._fold()
         self._names = names
         self._mean = None if self._mean is None else remapped(self._mean, origins)
 
     def accept(self, norms: Floats) -> None:
         """Includes the norms of a clean step; norms that are not finite (nothing is judged) are ignored."""
-        if not math.isfinite(norms.sum()):
-            return
-        if self._mean is None:
-            self._mean = norms.copy()
-        else:
-            self._mean *= _DECAY
-            self._mean += (1 - _DECAY) * norms
+        self._recent.append(norms)
+        if len(self._recent) == _FOLD:
+            self._fold()
+
+    def _fold(self) -> None:
+        for norms in self._recent:
+            if math.isfinite(norms.sum()):
+                self._mean = norms if self._mean is None else self._mean + (1 - _DECAY) * (norms - self._mean)
+        self._recent.clear()
 
     def rank(self, norms: Floats) -> list[LayerEvidence]:
         """The layers with the largest share of the squared norm, non-finite ones first."""
@@ -63,6 +70,7 @@ class LayerHistory:
 
     def _growth(self, norms: Floats) -> Floats:
         """Norm over baseline; not finite where there is none."""
+        self._fold()
         with np.errstate(all="ignore"):
             return norms / (np.zeros_like(norms) if self._mean is None else self._mean)
 
@@ -80,12 +88,14 @@ class LayerHistory:
         ]
 
     def state_dict(self) -> dict[str, Any]:
+        self._fold()
         return {"mean": None if self._mean is None else self._mean.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         means = state["mean"]
         fits = means is not None and len(means) == len(self._names)
         self._mean = np.asarray(means, dtype=np.float64) if fits else None
+        self._recent.clear()
 
 
 def rank_moved(names: Sequence[str], distances: Floats) -> list[MovedWeight]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -61,3 +62,22 @@ def test_after_an_accepted_change_the_clip_follows_the_new_level() -> None:
     reports = train(lambda _: 1.0, 400, summed_from=150)
     accepted = next(i for i, report in enumerate(reports) if report.verdict.kind == "drift")
     assert count(reports[accepted:], "clipped") <= 0.05 * len(reports[accepted:])
+
+
+@pytest.mark.parametrize(("times", "batches", "seed"), [(5, 16, 1), (8, 16, 0), (2, 16, 0)])
+def test_batches_that_come_several_times_in_a_row_never_spend_the_budget(
+    times: int, batches: int, seed: int
+) -> None:
+    """As in PPO's epochs over a rollout: the loss of a memorised batch is low, that of the next one is not."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    data = [(torch.randn(16, 20), torch.randint(0, 5, (16,))) for _ in range(batches)]
+    guard, reports = GradientGuard(model, optimizer), []
+    for i in range(800):
+        x, y = data[i // times % batches]
+        optimizer.zero_grad()
+        guard.backward(F.cross_entropy(model(x), y))
+        reports.append(guard.step())
+    assert count(reports, "rolled_back") <= 2
+    assert count(reports, "skipped") <= 0.03 * len(reports)
