@@ -336,7 +336,7 @@ class GuardConfig(Config):
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
     rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.
-    ``auto``: in mode ``exact``, every 50 steps, or more where that costs over 0.5 % of a step, up to 1,000."""
+    ``auto``: in mode ``exact``, every 50 steps, or more where those cost over 0.5 % of a step (to 1,000)."""
 
     watch_buffers: tuple[str, ...] = ("*",)
     """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,
