@@ -245,7 +245,8 @@ class SnapshotConfig(Config):
     """Optimizer steps between snapshots. A rollback loses at most about this many."""
 
     keep: int = Field(default=2, ge=2, le=16)
-    """Snapshots kept; each costs as much memory as the model and its optimizer."""
+    """Snapshots kept; each costs as much memory as the model and its optimizer. It is allocated at the start,
+    and for moments after the first step."""
 
     clean_steps: PositiveInt = 2
     """Clean steps that must follow a snapshot before a rollback may restore it."""
@@ -253,7 +254,7 @@ class SnapshotConfig(Config):
     place: Literal["device", "host"] = "device"
     """Where the snapshots of a model on a GPU are kept: in its own memory, or in pinned memory of the
     ``host``, to which they are copied while the next forward and backward run. Your loop must then change no
-    weight between two steps."""
+    weight between two steps; averaged weights it may."""
 
 
 class RecoveryConfig(Config):
@@ -335,7 +336,7 @@ class GuardConfig(Config):
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
     rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.
-    ``auto``: every 50 steps in mode ``exact``."""
+    ``auto``: in mode ``exact``, every 50 steps, or more where those cost over 0.5 % of a step (to 1,000)."""
 
     watch_buffers: tuple[str, ...] = ("*",)
     """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,

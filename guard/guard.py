@@ -73,7 +73,7 @@ class GradientGuard:
             pattern: ``{"*.experts.*": group}``. Their names are the same on all ranks. DTensors need none.
         job: the name in incidents and metrics.
 
-    Every rank must construct the guard and call ``backward`` and ``step`` alike.
+    Every rank constructs the guard and calls ``backward`` and ``step`` alike; pipeline stages are refused.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class GradientGuard:
         self._agreement = Agreement(
             process_group, device, describe=self._deciding, deferred=self.config.mode == "deferred"
         )
+        self._agreement.check_names(observer.names)
         decider = Decider(self.config, observer.names, observer.parameters, optimizer, observer.shards)
         self._state = TrainingState(
             model,

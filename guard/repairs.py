@@ -19,8 +19,6 @@ from guard.observe.observer import Observer
 from guard.records import Verdict
 from guard.types import Agreed, Correction, Damage, Decision, Evidence, Floats, Observation, Plan
 
-AUTO_STEPS = 50
-"""A pass over weights and moments in so many steps costs less than half a percent of them."""
 _DIFFER = Verdict("suspect", "replicas", 0.0)
 
 
@@ -42,13 +40,11 @@ class Repairs:
         *,
         replays: bool,
     ) -> None:
-        every = AUTO_STEPS if config.replicas == "auto" else config.replicas
-        self.on = every != "off" and config.mode in ("exact", "shadow") and _ranks(group) > 1
+        every = config.replicas if isinstance(config.replicas, int) else None
+        self.on = config.replicas != "off" and config.mode in ("exact", "shadow") and _ranks(group) > 1
         self._observer, self._state, self._acts, self._replays = observer, state, config.acts, replays
         self._read = replicated(model, optimizer, observer)
-        self._replicas = Replicas(
-            self._read, AUTO_STEPS if every == "off" else every, group, observer.parameters[0].device
-        )
+        self._replicas = Replicas(self._read, every, group, observer.parameters[0].device)
         self._budget = config.budget
         self._found: list[Damage] = []
         self._back: int | None = None

@@ -7,6 +7,8 @@ flipped bit changes its sum, whatever the tensor's size.
 
 from __future__ import annotations
 
+import math
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +31,8 @@ _CONSTANT = 3
 """Checks after which a tensor that never changed is known to be the same on all ranks."""
 _COUNTER = 1 << 12
 """An integer of its own (``num_batches_tracked``) that differs by less may count what one rank did."""
+FEWEST_STEPS, MOST_STEPS, SHARE = 50, 1000, 0.005
+"""Between two checks whose cost decides how often they are made: this share of a step."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """What elements of so many bytes are added up as."""
 
@@ -43,18 +47,21 @@ class Replicas:
 
     Args:
         tensors: what to compare, by name, in the same order on all ranks.
-        every_steps: steps from one check to the next; there are three checks at the start too.
+        every_steps: steps from one check to the next; there are three checks at the start too. None: as many
+            as keep their cost at half a percent of a step, measured on the slowest rank.
         device: where collectives run.
     """
 
     def __init__(
         self,
         tensors: Callable[[], Mapping[str, Tensor]],
-        every_steps: int,
+        every_steps: int | None,
         group: dist.ProcessGroup | None,
         device: torch.device | None = None,
     ) -> None:
-        self._read, self._every, self._group = tensors, every_steps, group
+        self._read, self._group = tensors, group
+        self.every = self._wanted = every_steps or FEWEST_STEPS
+        self._by_cost, self._ended = every_steps is None, (0.0, 0)
         self._ranks = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         self._known: dict[str, tuple[int | None, int]] = {}
         """The last sum of each tensor, and in how many checks it was equal; 0: it is each rank's own."""
@@ -67,7 +74,7 @@ class Replicas:
         """Whether the state after ``step`` steps is to be compared. The same on all ranks."""
         if self._ranks == 1 or step == self._checked_at:
             return False
-        return self._checks < _CONSTANT or step % self._every == 0
+        return self._checks < _CONSTANT or step % self.every == 0
 
     def returned(self, step: int, *, verified: bool) -> None:
         """The state is again that of after ``step`` steps; ``verified``: when all ranks were equal."""
@@ -80,6 +87,20 @@ class Replicas:
     @torch.no_grad()
     def check(self, step: int) -> list[Damage]:
         """The tensors that were damaged on a rank. Collective: every rank calls it after the same steps."""
+        started = time.perf_counter()
+        try:
+            return self._check(step)
+        finally:
+            self._learn_cost(step, started)
+
+    def _learn_cost(self, step: int, started: float) -> None:
+        """How often this rank would check; the ranks agree on it in the next check."""
+        (ended, before), now = self._ended, time.perf_counter()
+        self._ended = now, step
+        if self._by_cost and ended and step > before:
+            self._wanted = affordable(now - started, (started - ended) / (step - before))
+
+    def _check(self, step: int) -> list[Damage]:
         named = self._read()
         self._checked_at, self._checks = step, self._checks + 1
         if not self._same_names(list(named)):
@@ -193,10 +214,10 @@ class Replicas:
     def _same_names(self, names: list[str]) -> bool:
         """Whether all ranks hold tensors of the same names, and any."""
         mine = zlib.crc32("\n".join(names).encode())
-        both = torch.tensor([mine, -mine, len(names)]).to(self._device)
-        # All-reduce of the maximum of three numbers, before one whose size is that of the list.
+        both = torch.tensor([mine, -mine, len(names), self._wanted]).to(self._device)
+        # All-reduce of the maximum of four numbers, before one whose size is that of the list.
         dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
-        most, least, size = both.tolist()
+        most, least, size, self.every = both.tolist()
         return bool(most == -least and size)
 
     def _gather(self, sums: Tensor) -> Sums:
@@ -218,6 +239,12 @@ class Replicas:
         # Of a tensor that differs between the ranks, from one that every rank knows.
         dist.broadcast(part.view(-1).view(torch.uint8), ranks[source], group=self._group)
         return part
+
+
+def affordable(check_s: float, step_s: float) -> int:
+    """Steps from one check to the next, for which checks cost at most ``SHARE`` of a step."""
+    steps = FEWEST_STEPS * math.ceil(check_s / max(SHARE * step_s * FEWEST_STEPS, 1e-9))
+    return min(max(FEWEST_STEPS, steps), MOST_STEPS)
 
 
 def replicated(model: nn.Module, optimizer: Optimizer, observer: Observer) -> Callable[[], dict[str, Tensor]]:

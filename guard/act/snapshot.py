@@ -6,21 +6,30 @@ explosion shows one or two steps after the update that caused it.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act import rng
 from guard.act.buffers import Buffers
 from guard.act.frozen import FrozenWeights
-from guard.act.stores import BufferStore, OptimizerStore, Place, TensorStore, parameters_of, state_of
+from guard.act.stores import (
+    BufferStore,
+    OptimizerStore,
+    Place,
+    StateStore,
+    TensorStore,
+    parameters_of,
+    state_of,
+)
 from guard.config import SnapshotConfig
+from guard.errors import GuardError
 from guard.observe.shards import version
 
 GENERATORS = "guard.generators"
@@ -51,13 +60,18 @@ class Snapshot:
     parameters: TensorStore = field(default_factory=TensorStore)
     buffers: BufferStore = field(default_factory=BufferStore)
     optimizer: OptimizerStore = field(default_factory=OptimizerStore)
-    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    states: dict[str, StateStore] = field(default_factory=dict)
     generators: dict[str, Any] = field(default_factory=dict)
+    place: Place = "device"
 
     @classmethod
     def at(cls, place: Place) -> Snapshot:
         """An empty one. Buffers stay on their device, since the next forward changes them."""
-        return cls(parameters=TensorStore(place), optimizer=OptimizerStore(place))
+        return cls(parameters=TensorStore(place), optimizer=OptimizerStore(place), place=place)
+
+    def state(self, name: str) -> StateStore:
+        """Where that of a name is copied to."""
+        return self.states.setdefault(name, StateStore(self.place))
 
     def wait(self) -> None:
         """Before the weights change: makes the device finish copying them first."""
@@ -123,16 +137,34 @@ class Subject:
         snapshot.optimizer.save(self._optimizer)
         for name, stateful in self._states.items():
             if name not in keep:
-                snapshot.states[name] = copy.deepcopy(stateful.state_dict())
+                snapshot.state(name).save(stateful.state_dict())
         if GENERATORS not in keep:
             snapshot.generators = rng.capture()
+
+    def reserve(self, snapshot: Snapshot, held: Sequence[Tensor]) -> None:
+        """Allocates what saving to ``snapshot`` will need; ``held``: the weights that it will hold."""
+        snapshot.parameters.reserve(held)
+        snapshot.buffers.reserve(self._buffers)
+        snapshot.optimizer.reserve(self._optimizer)
+        for name, stateful in self._states.items():
+            snapshot.state(name).reserve(stateful.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self._trained[0].device
+
+    @property
+    def stepped(self) -> int:
+        """How many parameters have moments by now."""
+        return len(state_of(self._optimizer))
 
     def save_advanced(self, snapshot: Snapshot) -> None:
         """Copies what a step advances on the host into ``snapshot``: schedule, rates, detector, limits."""
         snapshot.optimizer.save_groups(self._optimizer)
         for name, stateful in self._states.items():
             if name.startswith("guard."):
-                snapshot.states[name] = copy.deepcopy(stateful.state_dict())
+                snapshot.state(name).save(stateful.state_dict())
 
     def restore_from(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
         """Restores ``snapshot``; the named states in ``keep`` stay as they are."""
@@ -141,7 +173,7 @@ class Subject:
         snapshot.optimizer.restore(self._optimizer, written=self._written)
         for name, stateful in self._states.items():
             if name not in keep:
-                stateful.load_state_dict(copy.deepcopy(snapshot.states[name]))
+                stateful.load_state_dict(snapshot.states[name].load())
         if GENERATORS not in keep:
             rng.restore(snapshot.generators)
 
@@ -165,6 +197,24 @@ class SnapshotRing:
         self._subject = subject
         self._snapshots: list[Snapshot] = []
         self._free: list[Snapshot] = []
+        self._reserved: tuple[int, int] | None = None
+
+    def reserve(self) -> None:
+        """Allocates what all snapshots will need, as soon as that is known: weights at the start, moments
+        after the first step.
+
+        Raises:
+            GuardError: there is not so much memory; it says what to lower.
+        """
+        held = self._snapshots[-1].held
+        if self._reserved == (now := (len(held), self._subject.stepped)):
+            return
+        self._reserved = now
+        with _advice_on_memory(self._config, self._subject.device):
+            while len(self._snapshots) + len(self._free) < self._config.keep:
+                self._free.append(Snapshot.at(self._config.place))
+            for snapshot in (*self._snapshots, *self._free):
+                self._subject.reserve(snapshot, held)
 
     def due(self, step: int) -> bool:
         """Whether a snapshot should be taken after ``step``."""
@@ -182,7 +232,8 @@ class SnapshotRing:
     def take(self, step: int, *, healthy: bool = False) -> None:
         """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""
         snapshot = self._slot()
-        self._subject.save_to(snapshot)
+        with _advice_on_memory(self._config, self._subject.device):
+            self._subject.save_to(snapshot)
         snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
         self._snapshots.append(snapshot)
 
@@ -279,3 +330,20 @@ class SnapshotRing:
         for snapshot in snapshots:
             self._snapshots.remove(snapshot)
             self._free.append(snapshot)
+
+
+@contextmanager
+def _advice_on_memory(config: SnapshotConfig, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError, and that pinned memory cannot be allocated
+        if "memory" not in str(error):
+            raise
+        on_host = config.place == "host" and device.type == "cuda"
+        lower = f"snapshot.keep to 2 (it is {config.keep})" if config.keep > 2 else "update_norm to off"
+        other = ", or snapshot.place to host" if device.type == "cuda" and not on_host else ""
+        where = "pinned memory of the host" if on_host else f"memory on {device}"
+        raise GuardError(
+            f"not enough {where} for {config.keep} snapshots of weights and moments: set {lower}{other}, or "
+            "divide the model over more devices"
+        ) from error

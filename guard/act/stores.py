@@ -13,7 +13,7 @@ from operator import is_
 from typing import Any, Literal, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act.buffers import Buffers, Slots
@@ -26,13 +26,15 @@ class TensorStore:
     """A copy of a list of tensors (of sharded ones: this rank's part); saved and restored in one call.
 
     Args:
-        place: ``host`` keeps the copies of CUDA tensors in pinned host memory; they are made on a side
-            stream, while later work runs. Call ``wait`` before the tensors are changed.
+        place: ``host`` keeps the copies of CUDA tensors in pinned host memory.
+        overlap: copies to the host are made on a side stream, while later work runs. Call ``wait`` before the
+            tensors are changed. Otherwise they are made in their order on the current stream.
     """
 
-    def __init__(self, place: Place = "device") -> None:
-        self._place = place
+    def __init__(self, place: Place = "device", *, overlap: bool = True) -> None:
+        self._place, self._overlap = place, overlap
         self._copies: list[Tensor] = []
+        self._reserved: list[Tensor] = []
         self._devices: list[torch.device] = []
         self._ready_on: torch.device | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -43,12 +45,21 @@ class TensorStore:
         """Copies ``tensors``; allocates only when their number, shapes, dtypes or devices changed."""
         parts = locals_of(tensors)
         if not self.fits(tensors):
-            self._copies = [self._allocate(part) for part in parts]
-            self._devices = [part.device for part in parts]
-        if self._place == "host" and any(part.is_cuda for part in parts):
+            fits = _alike(self._reserved, parts) and bool(parts)
+            self._copies = self._reserved if fits else [self._allocate(part) for part in parts]
+            self._devices, self._reserved = [part.device for part in parts], []
+        to_host = self._place == "host" and any(part.is_cuda for part in parts)
+        if to_host and self._overlap:
             self._copy_on_side_stream(parts)
         elif parts:
-            torch._foreach_copy_(self._copies, parts)
+            torch._foreach_copy_(self._copies, parts, non_blocking=to_host)
+
+    @torch.no_grad()
+    def reserve(self, tensors: Sequence[Tensor]) -> None:
+        """Allocates what ``save`` of these tensors will need; what it holds stays until then."""
+        parts = locals_of(tensors)
+        if not (self.fits(tensors) or _alike(self._reserved, parts)):
+            self._reserved = [self._allocate(part) for part in parts]
 
     @torch.no_grad()
     def extend(self, tensors: Sequence[Tensor]) -> None:
@@ -73,9 +84,8 @@ class TensorStore:
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether ``tensors`` match the copies in number, shapes, dtypes and devices."""
         parts = locals_of(tensors)
-        return len(parts) == len(self._copies) and all(
-            a.shape == b.shape and a.dtype == b.dtype and device == b.device
-            for a, device, b in zip(self._copies, self._devices, parts, strict=True)
+        return _alike(self._copies, parts) and all(
+            device == part.device for device, part in zip(self._devices, parts, strict=True)
         )
 
     @property
@@ -97,7 +107,59 @@ class TensorStore:
         self._stream.wait_stream(torch.cuda.current_stream(self._ready_on))
         with torch.cuda.stream(self._stream):
             torch._foreach_copy_(self._copies, list(parts), non_blocking=True)
+        for part in parts:
+            if part.is_cuda:  # the allocator gives its memory to nobody else before it has been copied
+                part.record_stream(self._stream)
         self._ready = self._stream.record_event()
+
+
+def _alike(copies: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
+    """In number, shapes and dtypes."""
+    return len(copies) == len(parts) and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(copies, parts, strict=True)
+    )
+
+
+class StateStore:
+    """A copy of a state dict: its tensors in memory that is reused, the rest as ``copy.deepcopy`` makes it.
+
+    Args:
+        place: as of ``TensorStore``; the copies are made on the current stream, since nobody says when the
+            tensors change next.
+    """
+
+    def __init__(self, place: Place = "device") -> None:
+        self._tensors = TensorStore(place, overlap=False)
+        self._layouts: list[Any] = []
+        self._slots: list[object] = []
+        self._rest: dict[str, Any] = {}
+
+    def save(self, state: dict[str, Any]) -> None:
+        tensors = list(_tensors_in(state).values())
+        self._tensors.save(tensors)
+        self._layouts = [layout(tensor) for tensor in tensors]
+        self._slots = [object() for _ in tensors]
+        memo: dict[int, Any] = {id(t): slot for t, slot in zip(tensors, self._slots, strict=True)}
+        self._rest = copy.deepcopy(state, memo)  # which takes what is in its memo from there
+
+    def reserve(self, state: dict[str, Any]) -> None:
+        """Allocates what ``save`` of it will need."""
+        self._tensors.reserve(list(_tensors_in(state).values()))
+
+    def load(self) -> dict[str, Any]:
+        """A state dict of its own, on the devices of what was saved."""
+        made = zip(self._slots, self._tensors.copies, self._layouts, strict=True)
+        memo: dict[int, Any] = {id(slot): laid_out(part.clone(), laid) for slot, part, laid in made}
+        return copy.deepcopy(self._rest, memo)
+
+
+def _tensors_in(tree: Any) -> dict[int, Tensor]:
+    """The plain tensors in nested dicts, lists and tuples, by identity."""
+    if isinstance(tree, Tensor):
+        plain = not (isinstance(tree, nn.Parameter) or tree.requires_grad or tree.is_quantized)
+        return {id(tree): tree} if plain and tree.layout == torch.strided and not tree.is_meta else {}
+    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return {key: tensor for branch in branches for key, tensor in _tensors_in(branch).items()}
 
 
 class BufferStore:
@@ -113,6 +175,9 @@ class BufferStore:
         self._slots = buffers.slots
         self._present = [buffer is not None for buffer in now]
         self._tensors.save([buffer for buffer in now if buffer is not None])
+
+    def reserve(self, buffers: Buffers) -> None:
+        self._tensors.reserve([buffer for buffer in buffers.read() if buffer is not None])
 
     def restore(self, buffers: Buffers) -> None:
         copies = iter(self._tensors.copies)
@@ -141,6 +206,10 @@ class OptimizerStore:
         self._tensors.save(tensors)
         self._layouts = [layout(tensor) for tensor in tensors]
         self.save_groups(optimizer)
+
+    def reserve(self, optimizer: Optimizer) -> None:
+        """Allocates what ``save`` of its present moments will need."""
+        self._tensors.reserve(_flatten(optimizer)[1])
 
     def save_groups(self, optimizer: Optimizer) -> None:
         """Copies the hyperparameters alone."""

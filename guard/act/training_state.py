@@ -112,6 +112,7 @@ class TrainingState:
         if self._active:
             self._ring.reset()
             self._ring.take(step, healthy=True)
+            self._ring.reserve()
             self._start_version = self._subject.version()
 
     def joined(self, step: int) -> None:
@@ -225,8 +226,10 @@ class TrainingState:
 
     def take_snapshot_when_due(self, step: int) -> None:
         """Takes a candidate of the present state where ``every_steps`` asks for one."""
-        if self._active and self._ring.due(step):
-            self._ring.take(step)
+        if self._active:
+            self._ring.reserve()
+            if self._ring.due(step):
+                self._ring.take(step)
 
     def take_snapshot(self, step: int) -> None:
         """Takes a candidate of the present state, out of turn."""

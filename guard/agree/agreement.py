@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from guard.agree.divergence import TOLERANCE, Describe, check_digests, check_norms
+from guard.agree.rank_failure import raises_rank_lost
+from guard.agree.settings import digest
 from guard.errors import GuardError
 from guard.observe.norms import widest
 from guard.types import Agreed, Floats
@@ -69,6 +71,19 @@ class Agreement:
         self._samples: _Slot | None = None
         self.forgotten = 0
         """Micro-batches that were sent and do not count, since their gradients were discarded."""
+
+    @raises_rank_lost
+    def check_names(self, names: Sequence[str]) -> None:
+        """Collective, once, when the guard is made: every rank makes one.
+
+        Raises:
+            RankDivergence: on all ranks, where they train parameters of other names: stages of a pipeline.
+        """
+        if self.world_size > 1:
+            self._norms.write([float(digest(*names))])
+            self._all_gather(self._norms)
+            digests = self._norms.rows[:, 0].cpu().numpy().copy()
+            check_digests(digests, lambda: {f"parameter {name}": "present" for name in names}, self._group)
 
     @property
     def pending(self) -> bool:

@@ -18,7 +18,9 @@ from jobs.ray_internals.messages import is_health_check_timeout, is_out_of_memor
 logger = logging.getLogger(__name__)
 
 # What the other ranks see when one of them is gone.
-_CONSEQUENCE = re.compile(r"gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE)
+_CONSEQUENCE = re.compile(
+    r"^RankLost:|gloo|nccl|connection (reset|closed)|broken pipe|processgroup", re.IGNORECASE
+)
 CONTROLLER_DEATHS = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
 """What Ray raises in place of the controller's answer."""
 

@@ -27,22 +27,39 @@ class Lockstep:
     ) -> None:
         self._model, self._device, self._stop, self._spare = model, device, stop, spare
         self._done = False
+        self.in_forward = False
+        """Whether a forward pass of this rank has begun and not ended: the others wait in it."""
 
     @contextmanager
     def joined(self, stopped: type[BaseException]) -> Iterator[None]:
-        """Around the forward passes of this rank; all ranks raise ``stopped`` at the same one. Collective."""
+        """Around the forward passes of this rank; all ranks raise ``stopped`` at the same one. Collective.
+
+        An error between two of them stops the other ranks.
+        """
 
         def agree(*_: Any) -> None:
             if not self._done and self._ask()[1]:
                 raise stopped
+            self.in_forward = True
 
-        handle = self._model.register_forward_pre_hook(agree, prepend=True)
+        def leave(*_: Any) -> None:
+            self.in_forward = False
+
+        handles = [
+            self._model.register_forward_pre_hook(agree, prepend=True),
+            self._model.register_forward_hook(leave),
+        ]
         try:
             yield
             self._done = True
             self._accompany(stopped)
+        except Exception:
+            if not self.in_forward:
+                self._ask(failed=True)
+            raise
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _accompany(self, stopped: type[BaseException]) -> None:
         while True:
@@ -53,9 +70,11 @@ class Lockstep:
                 return
             self._spare()
 
-    def _ask(self) -> tuple[int, int]:
+    def _ask(self, *, failed: bool = False) -> tuple[int, int]:
         """How many ranks have a forward pass left, and how many want to stop."""
-        votes = torch.tensor([not self._done, self._stop()], dtype=torch.float32, device=self._device)
+        votes = torch.tensor(
+            [not self._done, failed or self._stop()], dtype=torch.float32, device=self._device
+        )
         # Sum over all ranks: each is before a forward pass of its own, or accompanies those of others.
         dist.all_reduce(votes)
         busy, stop = votes.tolist()

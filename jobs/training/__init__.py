@@ -19,6 +19,7 @@
 ``preflight``: the check before the first step
 ``data_view``: what a batch looks like, and what cannot be right with it
 ``lr_range``: the learning-rate range test
+``together``: an error on one rank ends all of them
 ``data_agreement``: checks that all workers see the same data
 ``unused``: names of parameters without a gradient
 ``watchdog``: a worker that hangs ends itself

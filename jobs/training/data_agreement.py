@@ -9,6 +9,7 @@ import torch.distributed as dist
 from jobs.data.errors import DataError
 from jobs.errors import JobError
 from jobs.spec.errors import SpecError
+from jobs.training.together import raise_together
 from jobs.workloads import WorkloadError, load_workload
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ def load_agreed(spec: JobSpec, world: World) -> Workload:
     Raises:
         DataError: on all ranks, when one cannot make its workload, or two have different data.
     """
-    workload, problem = None, None
+    workload, problem, failure = None, None, None
     try:
         workload = load_workload(spec)
     except (DataError, WorkloadError, SpecError, JobError) as error:
         problem = str(error)
+    except Exception as error:  # noqa: BLE001 - the user's code raises anything, and the other ranks wait
+        failure = error
+    raise_together(failure, world.size)
     problems = [problem] * world.size
     if world.size > 1:
         # All-gather, once at the start of a run; every rank gets here, and waits for the slowest.

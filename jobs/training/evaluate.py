@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from guard.act import rng
+from guard.agree.rank_failure import raises_rank_lost
+from jobs.training.together import raise_together
 from jobs.workloads.errors import WorkloadError
 from jobs.workloads.losses import loss_of
 
@@ -25,26 +27,37 @@ class EvaluationStopped(BaseException):
     """Ends a workload's ``evaluate`` from inside; the user's ``except Exception`` must not catch it."""
 
 
+class MidForward(BaseException):
+    """An error, its cause, within a forward pass that needs all ranks."""
+
+
+@raises_rank_lost
 def evaluate(run: Run) -> dict[str, float] | None:
     """The workload's sums over all ranks; None, on all of them, if a stop was requested meanwhile.
 
-    The random number generators are restored: how often a run evaluates changes nothing else.
+    The random number generators are restored: how often a run evaluates changes nothing else. An error on one
+    rank ends all of them: the others raise ``RankLost`` with its cause.
     """
     if run.world.size > 1:
         for buffer in run.model.evaluated.buffers():
             # Broadcast from rank 0, whose BatchNorm statistics are saved; every rank evaluates after the same
             # step and has the same buffers.
             dist.broadcast(buffer, src=0)
-    generators = rng.capture()
+    generators, sums, failure = rng.capture(), None, None
     try:
         sums = _own_sums(run)
+    except MidForward as error:
+        raise error.__cause__ or error from None  # the others wait in that forward pass
+    except Exception as error:  # noqa: BLE001 - the user's code raises anything, and the other ranks wait
+        failure = error
     finally:
         rng.restore(generators)
+    raise_together(failure, run.world.size)
     keys = _agreed_keys(run, None if sums is None else tuple(sums))
     if keys is None or sums is None:
         return None
     # Sum; every rank gets here with the same keys, since the lines before returned on all ranks or on none.
-    return dict(zip(keys, _summed(run, _counted_once(run, [float(sums[key]) for key in keys])), strict=True))
+    return dict(zip(keys, _summed(run, _counted_once(run, [sums[key] for key in keys])), strict=True))
 
 
 def _agreed_keys(run: Run, own: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -86,7 +99,17 @@ def _own_sums(run: Run) -> dict[str, float] | None:
         return None
     if not isinstance(sums, Mapping):
         raise WorkloadError(f"evaluate() must return a dict of sums by name, not a {type(sums).__name__}")
-    return dict(sums)
+    return {key: _number(key, value) for key, value in sums.items()}
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(value).__name__
+        raise WorkloadError(
+            f"evaluate() must return numbers, but {key} is a {kind}: return its sum"
+        ) from None
 
 
 @contextmanager
@@ -101,9 +124,14 @@ def _until_stopped(run: Run, model: nn.Module) -> Iterator[None]:
         from jobs.layout.build import free_gathered
         from jobs.layout.lockstep import Lockstep
 
+        lockstep = Lockstep(model, run.world.device, stop, partial(_spare, run))
         try:
-            with Lockstep(model, run.world.device, stop, partial(_spare, run)).joined(EvaluationStopped):
+            with lockstep.joined(EvaluationStopped):
                 yield
+        except Exception as error:
+            if lockstep.in_forward:
+                raise MidForward from error
+            raise
         finally:
             free_gathered(model)
         return

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from guard.observe.shards import is_distributed
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.optim import OptimizerSpec, ScheduleSpec
 from jobs.training.by_path import optimizer_by_path, schedule_by_path
@@ -44,7 +45,8 @@ def build_optimizer(
     lr, decay = spec.lr, spec.weight_decay
     if spec.name == "sgd":
         momentum, nesterov = spec.momentum, spec.nesterov
-        return SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=True)
+        fused = not any(map(is_distributed, trained))  # of DTensors torch fuses Adam and AdamW alone
+        return SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
     kind = AdamW if spec.name == "adamw" else Adam
     return kind(groups, lr=lr, betas=spec.betas, weight_decay=decay, fused=True)
 

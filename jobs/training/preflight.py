@@ -14,6 +14,7 @@ from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import write_json_atomic
 from jobs.training.data_view import DataView, look_at
+from jobs.training.together import raise_together
 from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
@@ -52,22 +53,39 @@ def before_first_step(
     distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     device = device or next(model.parameters()).device
     stop = torch.zeros(1, device=device)
-    line = "the pre-flight of rank 0 found the network unfit"
+    line, failure = "the pre-flight of rank 0 found the network unfit", None
     if needed and (not distributed or dist.get_rank() == 0):
-        batch = first_batch(spec, workload, device)
-        report, view = preflight(spec, workload, model, batch), look_at(workload, batch)
-        fine, line = report.fine and not view.problems, verdict_line(report, view)
-        progress.event("info" if fine else "warning", line)
         try:
-            write_json_atomic(folder.path / FILE, {**report.to_dict(), "data": strict(view.to_dict())})
-        except OSError as error:
-            progress.event("warning", f"cannot write {FILE}: {error.strerror}; training continues")
-        stop.fill_(float(spec.preflight == "strict" and not fine))
+            fine, line = _checked(spec, workload, model, folder, progress, device)
+            stop.fill_(float(spec.preflight == "strict" and not fine))
+        except Exception as error:  # noqa: BLE001 - the workload's code raises anything, and the others wait
+            failure = error
+    raise_together(failure, dist.get_world_size() if distributed else 1)
     if distributed:
         # Broadcast of rank 0's decision; every rank gets here before its first step, and waits for rank 0.
         dist.broadcast(stop, src=0)
     if stop.item():
         raise JobError(f"{line}; set preflight: warn to train anyway")
+
+
+def _checked(
+    spec: JobSpec,
+    workload: Workload,
+    model: nn.Module,
+    folder: RunDir,
+    progress: Progress,
+    device: torch.device,
+) -> tuple[bool, str]:
+    """Whether all is well, and the verdict in one line."""
+    batch = first_batch(spec, workload, device)
+    report, view = preflight(spec, workload, model, batch), look_at(workload, batch)
+    fine, line = report.fine and not view.problems, verdict_line(report, view)
+    progress.event("info" if fine else "warning", line)
+    try:
+        write_json_atomic(folder.path / FILE, {**report.to_dict(), "data": strict(view.to_dict())})
+    except OSError as error:
+        progress.event("warning", f"cannot write {FILE}: {error.strerror}; training continues")
+    return fine, line
 
 
 def verdict_line(report: PreflightReport, view: DataView) -> str:

@@ -7,46 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from guard import GradientGuard, GuardConfig
 from guard.observe.norms import to_host
-from tests.guard.simulated_cuda import CUDA, OnDevice, SimulatedCuda, on_device
+from tests.guard.simulated_cuda import CUDA, Loop, OnDevice, SimulatedCuda
 
 FIRST = 30
 """Until then the rate at the start is judged, for which the weights are measured."""
 STEPS = 80
 NEVER, ALWAYS = 1e9, 1e-6
-
-
-class Loop:
-    """A guarded model on the simulated device; every gradient is the same."""
-
-    def __init__(
-        self,
-        device: SimulatedCuda,
-        config: dict[str, Any],
-        *,
-        tensor_rate: bool = False,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        torch.manual_seed(0)
-        self.device = device
-        model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 8))
-        self.model = on_device(model.to(dtype))
-        self.rate = torch.full((), 1e-3, device=CUDA) if tensor_rate else 1e-3
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.rate, fused=True)
-        settings = GuardConfig.model_validate({"update_norm": "off", **config})
-        self.guard = GradientGuard(self.model, self.optimizer, settings)
-        self.gradients = [OnDevice(1e-2 * torch.randn(p.shape, dtype=dtype)) for p in self.model.parameters()]
-
-    def step(self) -> Any:
-        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
-            parameter.grad = gradient.clone()
-        loss = OnDevice(torch.tensor(1.0))
-        self.device.waits.clear()
-        self.guard.observe_loss(loss)
-        return self.guard.step()
 
 
 def waits(config: dict[str, Any], *, tensor_rate: bool = False) -> tuple[set[int], set[str]]:

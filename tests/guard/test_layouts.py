@@ -92,13 +92,9 @@ def stages(rank: int) -> dict[str, Any]:
     """A pipeline: each rank has another part of the model, under names of its own."""
     model = nn.Module()
     setattr(model, f"stage{rank}", nn.Linear(4, 4 + rank))
-    before = [p.detach().clone() for p in model.parameters()]
-    guard = GradientGuard(model, sgd(model), GuardConfig())
-    guard.backward(sum(p.square().sum() for p in model.parameters()))  # type: ignore[arg-type]
     with pytest.raises(GuardError) as raised:
-        guard.step()
-    same = all(map(torch.equal, before, model.parameters()))
-    return {"error": type(raised.value).__name__, "message": str(raised.value), "unchanged": same}
+        GradientGuard(model, sgd(model), GuardConfig())
+    return {"error": type(raised.value).__name__, "message": str(raised.value)}
 
 
 def scenarios(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
@@ -132,7 +128,7 @@ def test_norms_and_factors_are_those_of_torch_in_one_process(ranks: list[dict[st
     for seen in ranks:
         actions, norms, factors = zip(*seen[name][0], strict=True)
         assert set(actions) == {"clipped"}
-        assert norms == pytest.approx([norm for norm, _ in expected], rel=2e-6)
+        assert norms == pytest.approx([norm for norm, _ in expected], rel=1e-6)
         assert factors == pytest.approx([factor for _, factor in expected], rel=2e-6)
 
 
@@ -153,8 +149,7 @@ def test_a_rollback_restores_what_each_rank_holds_to_the_bit(ranks: list[dict[st
         assert differences(ranks[0][name][1]["reports"], seen[name][1]["reports"]) == []
 
 
-def test_stages_of_a_pipeline_are_refused_before_anything_is_applied(ranks: list[dict[str, Any]]) -> None:
+def test_stages_of_a_pipeline_are_refused_when_the_guard_is_made(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
         assert seen["stages"]["error"] == RankDivergence.__name__
         assert "pipeline" in seen["stages"]["message"]
-        assert seen["stages"]["unchanged"]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
 from guard import GuardConfig, RankDivergence
-from guard.act.replicas import Replicas, fingerprints, odd_ranks
+from guard.act.replicas import Replicas, affordable, fingerprints, odd_ranks
 from guard.faults.injector import flip_bit_
 from guard.types import Damage
 from tests.guard.flips import EVERY, draw, judged, run
@@ -89,6 +90,29 @@ def test_of_two_ranks_none_is_named_that_both_had_changed() -> None:
 def test_replicas_with_deferred_steps_are_refused() -> None:
     with pytest.raises(ValidationError, match="set mode to exact"):
         GuardConfig(mode="deferred", replicas=10)
+
+
+@pytest.mark.parametrize(
+    ("check_s", "step_s", "steps"),
+    [(1e-3, 1.0, 50), (4.2e-3, 5.75e-3, 150), (1.0, 1e-3, 1000), (0.1, 0.0, 1000)],
+)
+def test_checks_cost_at_most_half_a_percent_of_a_step(check_s: float, step_s: float, steps: int) -> None:
+    assert affordable(check_s, step_s) == steps
+
+
+def test_an_expensive_check_is_made_less_often_unless_its_steps_are_given(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        tensors = {"weight w": torch.randn(1 << 20)}
+        by_cost, given = Replicas(lambda: tensors, None, None), Replicas(lambda: tensors, 7, None)
+        for step in range(1, 4):  # steps that take no time
+            by_cost.check(step)
+            given.check(step)
+        assert by_cost.every > 50
+        assert given.every == 7
+    finally:
+        dist.destroy_process_group()
 
 
 def flips_on_a_rank(rank: int, world_size: int, folder: Path) -> list[Any]:

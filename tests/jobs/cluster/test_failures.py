@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 from torch import nn
 
+from guard import RankLost
 from jobs.cluster.failures import WorkerFailed, crash_file, explain, log_crashes, log_failure
 from jobs.failures import CAUSES, LONGEST_LINE, Failure, explain_error
 from jobs.training.unused import name_parameters
@@ -25,6 +26,11 @@ CONSEQUENCE = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed b
 def test_the_cause_is_reported_rather_than_its_effects_on_other_ranks() -> None:
     error = WorkerGroupError("failed", {0: CONSEQUENCE, 1: ValueError("first\nthe last line")})
     assert explain(error).line == "rank 1: ValueError: the last line"
+
+
+def test_a_rank_that_only_names_the_cause_on_another_one_is_left_out() -> None:
+    failures = {0: RankLost("rank 1 failed: ValueError: no label"), 1: ValueError("no label")}
+    assert explain(WorkerGroupError("failed", failures)).line == "rank 1: ValueError: no label"
 
 
 def test_a_lost_connection_is_reported_where_nothing_else_is_known() -> None:

@@ -13,6 +13,7 @@ from jobs.checkpoints.listing import checkpoint_folder
 from jobs.checkpoints.load import read
 from jobs.models.exported import load_model
 from jobs.run_dir.open_storage import open_storage
+from jobs.spec.job_spec import JobSpec
 from tests.guard.loops import differences
 from tests.guard.ranks import on_ranks
 from tests.jobs.layout.layout_fixture import Training, begin, spec_of
@@ -69,9 +70,27 @@ def faults(training: Training) -> dict[str, Any]:
     }
 
 
+def images(folder: Path, parallel: dict[str, Any]) -> dict[str, Any]:
+    """A ResNet: the buffers of BatchNorm are not divided."""
+    document = {
+        "model": {"name": "resnet18", "stem": "tiny"},
+        "data": {"dataset": "digits", "batch_size": 16, "test_limit": 9},
+        "optimizer": {"name": "sgd", "lr": 0.01},
+        "train": {"max_steps": 40},
+        "scale": {"workers": 2},
+        "storage": str(folder),
+    }
+    training = begin(JobSpec.from_dict({**document, "parallel": parallel}))
+    losses, sums = training.losses(3), training.evaluated()
+    state = training.held()
+    bad = training.step(lambda: training.world.rank == 1)
+    skip = bad.action, differences(state, training.held())
+    return {"losses": losses, "sums": sums, "skip": skip, "next": training.losses(1)}
+
+
 def replicated(_: int, __: int, folder: Path) -> dict[str, Any]:
     training = begin(spec_of(folder))
-    return train(training, folder / "ddp")
+    return {**train(training, folder / "ddp"), "images": images(folder / "images", {})}
 
 
 def divided(_: int, __: int, folder: Path) -> dict[str, Any]:
@@ -103,7 +122,7 @@ def on_two(_: int, __: int, folder: Path) -> dict[str, Any]:
         training = begin(spec_of(folder / "two", parallel))
         step = training.resume(folder.parent / "four" / name)
         found[name] = step, training.losses(AFTER)
-    return found
+    return {"continued": found, "images": images(folder / "images", {"kind": "fsdp2"})}
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +196,25 @@ def test_a_checkpoint_of_ddp_on_two_continues_on_four(
         assert losses == pytest.approx(ddp["after"], rel=2e-5)
 
 
-def test_checkpoints_of_four_ranks_continue_on_two(
-    place: Path, ranks: list[dict[str, Any]], ddp: dict[str, Any]
-) -> None:
-    assert ranks
-    for seen in on_ranks(2, on_two, place / "again"):
-        for step, losses in seen.values():
+@pytest.fixture(scope="module")
+def two(place: Path, ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return on_ranks(2, on_two, place / "again") if ranks else []
+
+
+def test_checkpoints_of_four_ranks_continue_on_two(two: list[dict[str, Any]], ddp: dict[str, Any]) -> None:
+    for seen in two:
+        for step, losses in seen["continued"].values():
             assert step == BEFORE
             assert losses == pytest.approx(ddp["after"], rel=2e-4)
+
+
+def test_a_network_for_images_trains_evaluates_and_skips_as_with_ddp(
+    two: list[dict[str, Any]], ddp: dict[str, Any]
+) -> None:
+    for seen in two:
+        for name in ("losses", "sums", "next"):
+            assert seen["images"][name] == pytest.approx(ddp["images"][name], rel=1e-3), name
+        assert seen["images"]["skip"] == ddp["images"]["skip"] == ("skipped", [])
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from guard import RankLost
 from jobs.data.errors import DataError
 from jobs.errors import JobError
 from jobs.run_dir.paths import RunDir
@@ -105,11 +106,11 @@ def other_order(rank: int, world_size: int, folder: Path) -> str:
     return evaluated(Constant(("a", "b") if rank == 0 else ("b", "a")), rank, world_size)
 
 
-def evaluated(workload: Any, rank: int, world_size: int) -> str:
+def evaluated(workload: Any, rank: int, world_size: int, *, divided: bool = False) -> str:
     run: Any = SimpleNamespace(
         world=World(rank, world_size, CPU, ["a", "b"], ["node a", "node b"]),
         data=SimpleNamespace(workload=workload),
-        model=SimpleNamespace(evaluated=nn.Linear(2, 1), divided=False),
+        model=SimpleNamespace(evaluated=nn.Linear(2, 1), divided=divided),
         stop=SimpleNamespace(requested=lambda: False),
         watchdog=Watchdog(60),
     )
@@ -127,6 +128,56 @@ def test_an_evaluation_with_other_keys_on_a_rank_ends_on_all_ranks(tmp_path: Pat
 
 def test_keys_in_another_order_are_the_same_keys(tmp_path: Path) -> None:
     assert on_ranks(2, other_order, tmp_path) == ["{'a': 2.0, 'b': 2.0}"] * 2
+
+
+class Fails(Constant):
+    """On rank 1, where its code does it."""
+
+    def __init__(self, where: str, rank: int) -> None:
+        super().__init__()
+        self._where = where if rank == 1 else ""
+
+    def train_batch(self, ids: Any, epoch: int, device: torch.device) -> torch.Tensor:
+        if self._where == "train_batch":
+            raise OSError("a broken disk")
+        return super().train_batch(ids, epoch, device)
+
+    def evaluate(self, model: nn.Module, rank: int, world_size: int, device: torch.device) -> Any:
+        if self._where == "between":
+            raise ValueError("no such label")
+        with torch.no_grad():
+            model(torch.ones(1, 2))
+        return {"n": "many" if self._where == "sum" else torch.ones(())}
+
+
+def failing(rank: int, world_size: int, folder: Path) -> dict[str, str]:
+    said = {}
+    for where in ("between", "sum"):
+        for divided in (False, True):
+            try:
+                said[f"{where}, {divided}"] = evaluated(Fails(where, rank), rank, world_size, divided=divided)
+            except (ValueError, WorkloadError, RankLost) as error:
+                said[f"{where}, {divided}"] = f"{type(error).__name__}: {error}"
+    spec = JobSpec.from_dict({"data": {"batch_size": 4}, "scale": {"workers": 2}})
+    try:
+        failing_workload = Fails("train_batch", 1 - rank)  # that of rank 0
+        run_dir, model = RunDir(folder / str(rank)), nn.Linear(2, 1)
+        before_first_step(spec, failing_workload, model, run_dir, Events())  # type: ignore[arg-type]
+    except (OSError, RankLost) as error:
+        said["pre-flight"] = f"{type(error).__name__}: {error}"
+    return said
+
+
+def test_an_error_of_one_rank_alone_ends_all_of_them_with_its_cause(tmp_path: Path) -> None:
+    healthy, failed = on_ranks(2, failing, tmp_path)
+    number = "evaluate() must return numbers, but n is a str: return its sum"
+    for divided in (False, True):
+        assert failed[f"between, {divided}"] == "ValueError: no such label"
+        assert healthy[f"between, {divided}"] == "RankLost: rank 1 failed: ValueError: no such label"
+        assert failed[f"sum, {divided}"] == number
+        assert healthy[f"sum, {divided}"].endswith(f"rank 1 failed: WorkloadError: {number}")
+    assert healthy["pre-flight"] == "OSError: a broken disk"
+    assert failed["pre-flight"] == "RankLost: rank 0 failed: OSError: a broken disk"
 
 
 def one_without_data(rank: int, world_size: int, folder: Path) -> str:
