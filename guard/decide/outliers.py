@@ -40,8 +40,7 @@ class Outliers:
         self._losses: deque[int] = deque(maxlen=_OFTEN)
         """The last attempts whose loss was anomalous."""
         self._batch: tuple[int, float, int] = (-1, math.nan, 0)
-        """The last of these attempts, its score, and for how many in a row it was that, or fell once they were
-        applied."""
+        """The last of these attempts, its score, and for how many in a row it was that or, applied, fell."""
         self._norm = -_SWING
         """The last attempt whose gradient norm alone was anomalous."""
 

@@ -68,7 +68,7 @@ def test_after_an_accepted_change_the_clip_follows_the_new_level() -> None:
 def test_batches_that_come_several_times_in_a_row_never_spend_the_budget(
     times: int, batches: int, seed: int
 ) -> None:
-    """As in PPO's epochs over a rollout: the loss of a memorised batch is low, that of the next one is not."""
+    """As in PPO's epochs over a rollout: the loss of a memorised batch is low, that of the next is not."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
