@@ -39,12 +39,17 @@ _MOST_NAMED = 27.0
 _FALLEN = 0.5
 """Below this share of the first loss a run trains, however long its steps are: a network whose layers are
 normalized shortens them itself."""
+_DUEL_STEPS = 25
+"""Attempts after the rate has last risen, once it was cut: a healthy run is compared with none."""
 _DUEL = 8
 """Losses at the end of the first steps, whose mean is compared with that of a third of the rate."""
 _LOWER = 0.98
 """A third of the rate is better where that is below this share."""
-_NEAR = 90
-"""Attempts within which the start is still among the snapshots."""
+_WELL = 0.1
+"""Below this share of the first loss the rate is good enough: the lowest loss after so few steps would favour
+rates that are too low."""
+_NEAR = 60
+"""Attempts that a duel takes at most: a longer warm-up costs more than the last factor of 3 is worth."""
 _RECENT, _ENOUGH = 5, 3
 """The median of the last five losses, from three on: one bad batch is no trend."""
 _STEPS = 40
@@ -126,7 +131,7 @@ class StartRate:
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
-        if self._steps > _STEPS or start <= 0.0:
+        if self._steps > (_DUEL_STEPS if self.cuts else _STEPS) or start <= 0.0:
             return self._duel(rate)
         return self._judge(start, loss, travelled, alarm=alarm)
 
@@ -169,7 +174,8 @@ class StartRate:
         level, best = fmean(self._last), self._best
         near = self._same_start and self._observed <= _NEAR and math.isfinite(level)
         lost = near and best is not None and not level < _LOWER * best
-        if not self.cuts or not near or lost or self.cuts >= _MOST_CUTS:
+        well = level < _WELL * fmean(self._before)
+        if not self.cuts or not near or lost or well or self.cuts >= _MOST_CUTS:
             self.open = False
         if lost and self.cuts:
             self.cuts -= 1
