@@ -19,14 +19,18 @@ _EVERY = 5
 _SHARE = 40
 """In a long warm-up it is measured once in a fortieth of the steps so far."""
 _LIMIT = -0.4
-"""At rates that train best the mean of eight is -0.5 to -1, where the loss has not fallen yet."""
+"""Of the mean of eight, each at most 1: -0.55 and less at rates that train best, where the loss has not yet
+fallen."""
+_TOTAL_LIMIT = -0.25
+"""Of all changes over all predicted ones: -0.37 and less there. One first step that spoils the weights weighs
+most in it."""
 
 
 class Overshoot:
     """The last measurements of a run that began ``attempts`` ago."""
 
     def __init__(self) -> None:
-        self._changes: deque[float] = deque(maxlen=MEASURED)
+        self._changes: deque[tuple[float, float]] = deque(maxlen=MEASURED)
 
     def due(self, attempts: int) -> bool:
         """Whether the coming attempt is to be measured."""
@@ -41,8 +45,7 @@ class Overshoot:
         """
         if predicted == 0.0:
             return
-        uphill = not predicted < 0.0 or not math.isfinite(change)
-        self._changes.append(1.0 if uphill else min(1.0, max(-1.0, change / -predicted)))
+        self._changes.append((change, predicted))
 
     def clear(self) -> None:
         """A new start."""
@@ -50,14 +53,22 @@ class Overshoot:
 
     @property
     def found(self) -> float | None:
-        """The mean change in units of the predicted one, if it shows that steps are too long."""
+        """The change in units of the predicted one, if it shows that steps are too long."""
         if len(self._changes) < MEASURED:
             return None
-        mean = fmean(self._changes)
-        return mean if mean > _LIMIT else None
+        changes, predicted = map(math.fsum, zip(*self._changes, strict=True))
+        mean, total = fmean(_share(*one) for one in self._changes), _share(changes, predicted)
+        return max(mean, total) if mean > _LIMIT or total > _TOTAL_LIMIT else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"changes": list(self._changes)}
+        return {"changes": [list(one) for one in self._changes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._changes = deque(map(float, state["changes"]), maxlen=MEASURED)
+        pairs = ((float(change), float(predicted)) for change, predicted in state["changes"])
+        self._changes = deque(pairs, maxlen=MEASURED)
+
+
+def _share(change: float, predicted: float) -> float:
+    if not (predicted < 0.0 and math.isfinite(change) and math.isfinite(predicted)):
+        return 1.0
+    return min(1.0, max(-1.0, change / -predicted))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,28 +17,30 @@ from guard.decide.overshoot import MEASURED, Overshoot
 from guard.decide.start_rate import StartRate
 from tests.guard.loops import NEVER, differences
 
-Train = Callable[[GradientGuard], None]
-
 
 class Text(nn.Module):
-    """One block of attention that predicts a periodic text, with dropout."""
+    """Two blocks of attention that predict the next letter."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(16, 32), nn.Parameter(torch.zeros(12, 32))
-        self.block = nn.TransformerEncoderLayer(32, 4, 64, dropout, batch_first=True, norm_first=True)
-        self.head = nn.Linear(32, 16)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(12))
+        self.tokens, self.places = nn.Embedding(128, 32), nn.Parameter(torch.zeros(16, 32))
+        block = nn.TransformerEncoderLayer(32, 4, 128, dropout, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 128)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(16))
 
     def forward(self, tokens: Tensor) -> Tensor:
         assert isinstance(self.mask, Tensor)
-        return self.head(self.block(self.tokens(tokens) + self.places, src_mask=self.mask, is_causal=True))
+        blocks = self.blocks(self.tokens(tokens) + self.places, mask=self.mask, is_causal=True)
+        return self.head(self.norm(blocks))
+
+
+LETTERS = torch.tensor([byte for byte in inspect.getsource(F).encode() if byte < 128])
 
 
 def batch() -> Tensor:
-    """Texts that count up by 1, 2 or 3."""
-    starts, steps = torch.randint(16, (32, 1)), torch.randint(1, 4, (32, 1))
-    return (starts + steps * torch.arange(13)) % 16
+    """Eight excerpts of a source text."""
+    return LETTERS[torch.randint(len(LETTERS) - 17, (8, 1)) + torch.arange(17)]
 
 
 def loss_of(model: nn.Module, texts: Tensor) -> Tensor:
@@ -45,7 +48,13 @@ def loss_of(model: nn.Module, texts: Tensor) -> Tensor:
 
 
 def trained(
-    rate: float, config: dict[str, Any], steps: int, *, closure: bool = True, dropout: float = 0.0, seed: int = 0
+    rate: float,
+    config: dict[str, Any],
+    steps: int,
+    *,
+    closure: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> tuple[nn.Module, GradientGuard, list[float]]:
     torch.manual_seed(seed)
     model = Text(dropout)
@@ -75,20 +84,20 @@ def test_along_a_parabola_a_step_gains_what_its_length_says(size: float, max_nor
     guard.backward(loss())
     guard.step(loss)
     length = size if max_norm == NEVER else size / norm  # of the step, in units of the way to the bottom
-    (share,) = guard._parts.decider.start_rate.overshoot.state_dict()["changes"]
-    assert share == pytest.approx(min(1.0, -1 + length / 2), rel=1e-4)
+    ((change, predicted),) = guard._parts.decider.start_rate.overshoot.state_dict()["changes"]
+    assert change / -predicted == pytest.approx(-1 + length / 2, rel=1e-4)
 
 
 def test_a_plateau_is_left_by_a_lower_rate_where_the_loop_passes_a_closure() -> None:
-    best = min(trained(rate, {"rate": "off"}, 100)[2][-1] for rate in (0.003, 0.01))
-    plain = trained(0.2, {"rate": "act"}, 100, closure=False)[2][-1]
-    _, guard, losses = trained(0.2, {"rate": "act"}, 100)
-    assert plain > best + 0.5
-    assert losses[-1] < best + 0.1
-    assert guard.totals.steps_lost < 150
+    def end(rate: float, mode: str, *, closure: bool = True) -> float:
+        return fmean(trained(rate, {"rate": mode}, 70, closure=closure)[2][-8:])
+
+    right = end(0.005, "off")
+    assert end(0.15, "act", closure=False) > right + 0.3
+    assert end(0.15, "act") < right + 0.1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_right_rate_is_measured_and_the_run_is_the_same_to_the_bit(seed: int) -> None:
     act, guard, losses = trained(0.003, {"rate": "act"}, 50, dropout=0.1, seed=seed)
     off, _, expected = trained(0.003, {"rate": "off"}, 50, dropout=0.1, seed=seed)
