@@ -42,6 +42,7 @@ from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
 from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
+from guard.own_loss import OwnLoss
 from guard.parts import StepParts
 from guard.pipelines import make_pipeline
 from guard.record.journal import Journal
@@ -151,6 +152,7 @@ class GradientGuard:
             repairs=repairs,
         )
         self._pipeline = make_pipeline(self._parts)
+        self._own_loss = OwnLoss(model, self._parts)
         self._ddp = find_ddp(model)
         self._backward = BackwardPass(self._parts, lambda: self._pipeline, self._ddp)
         self._state.start(0)
@@ -245,8 +247,7 @@ class GradientGuard:
         pipeline = self._pipeline
         counts = {"step": pipeline.step, "attempt": pipeline.attempt, "dropped": self._agreement.forgotten}
         ladder = {f"ladder {k}": v for k, v in self._parts.decider.ladder.state_dict().items()}
-        now = {name: str(value) for name, value in {**counts, **ladder}.items()}
-        return {**self._parts.settings.known(), **now}
+        return {**self._parts.settings.known(), **{k: str(v) for k, v in {**counts, **ladder}.items()}}
 
     @raises_rank_lost
     def step(
@@ -278,7 +279,7 @@ class GradientGuard:
             again()  # as torch.optim has it: the closure is all there is
         self._parts.search.begin(closure, samples, self._backward.again)
         try:
-            report = self._pipeline.run(again, settle=settle)
+            report = self._own_loss.around(partial(self._pipeline.run, again, settle=settle))
         finally:
             self._state.checks.after_step()
         self._state.outside.watch()

@@ -68,7 +68,7 @@ class Agreement:
         self._rows, self._evidence, self._norms = (
             _Slot(width, self.world_size, device) for width in (WIDTH, WIDTH, 1)
         )
-        self._samples: _Slot | None = None
+        self._exchanged: dict[int, _Slot] = {}
         self.forgotten = 0
         """Micro-batches that were sent and do not count, since their gradients were discarded."""
 
@@ -208,7 +208,9 @@ class Agreement:
 
     def exchange(self, values: Sequence[float]) -> Floats:
         """The row of each rank, [ranks, columns]. Collective: every rank calls it on the same verdict."""
-        slot = self._samples = self._samples or _Slot(len(values), self.world_size, self._device)
+        width = len(values)
+        slot = self._exchanged.get(width) or _Slot(width, self.world_size, self._device)
+        self._exchanged[width] = slot
         slot.write(values)
         self._all_gather(slot)
         return slot.rows.cpu().numpy().copy()

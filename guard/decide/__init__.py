@@ -8,6 +8,7 @@
 ``new_level``: a level that comes back on healthy weights is the data's
 ``rates``: whether the learning rate has just jumped
 ``start_rate``: whether the learning rate is too high for the first steps
+``overshoot``: steps that are too long, seen on the batch's own loss
 ``rising_rate``: a warning: the loss climbs while the rate rises beyond what was good
 ``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
 ``rank_exclusion``: the same batch without a rank whose data stays bad

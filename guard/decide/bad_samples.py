@@ -202,6 +202,23 @@ class SampleSearch:
             raise GuardError("closure(ids) must return the loss of these samples, or call guard.backward")
         return found.measured()
 
+    @property
+    def has_closure(self) -> bool:
+        return self._closure is not None
+
+    def whole(self) -> float:
+        """The loss of all samples of this rank, at the present weights."""
+        found = self._sum = _Sum([])
+        try:
+            loss = self._closure() if self._closure is not None else None
+        finally:
+            self._sum = None
+        if loss is not None and not found.losses:
+            found.add(loss, 1.0)
+        if not found.losses:
+            raise GuardError("the closure returned no loss and called no guard.backward")
+        return found.measured().loss
+
     def _described(self, sample: SampleEvidence) -> SampleEvidence:
         describe = getattr(self._data, "describe", None)
         if describe is None:

@@ -153,7 +153,9 @@ class Decider:
                 verdict, typical = self._accept_change(verdict, agreed, step, seen.grad_norm), None
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
             alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
-            finding = self.start_rate.observe(agreed.loss, learning_rate, travelled=travelled, alarm=alarm)
+            finding = self.start_rate.observe(
+                agreed.loss, learning_rate, travelled=travelled, alarm=alarm, step=step
+            )
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
             elif verdict.kind == "ok" and decision.rung == "apply" and self._config.rate != "off":
@@ -244,6 +246,7 @@ class Decider:
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
         self._rising.rolled_back()
+        self.start_rate.returned(step)
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
             self.detector.expect_change(changed_at - step + steps)

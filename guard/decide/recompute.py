@@ -10,7 +10,8 @@ random numbers as the first time, and give the second result again when it is do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,20 @@ class BatchReplayer:
         self._forwards = 0
         if self._handle is None:
             self._handle = self._model.register_forward_pre_hook(ForwardHook(self._record))
+
+    @property
+    def generators(self) -> dict[str, Any] | None:
+        """Where the first forward of this attempt started to draw; None where that is unknown."""
+        return self._generators
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs inside is no forward of the attempt."""
+        kept = self._generators, self._drawn, self._forwards
+        try:
+            yield
+        finally:
+            self._generators, self._drawn, self._forwards = kept
 
     def _record(self, module: nn.Module) -> None:
         if module is not self._model:  # a copy of the model, whose hooks are these too

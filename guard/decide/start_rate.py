@@ -1,5 +1,7 @@
 """A learning rate that is too high for the first steps: the loss climbs above its value before any update, or
-does not fall while the weights leave their initialization far behind.
+does not fall while steps overshoot, or while the weights leave their initialization far behind.
+
+Once that is established, a duel finds the rate: from the start again with a third, while that ends lower.
 
 A run that is bad from its start has no healthy history to be compared with, but it has its first loss: at the
 initial weights, before the optimizer has changed anything.
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
+from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
 
 CUT = 3.0
@@ -33,6 +36,20 @@ _MEASURED = (10, 20)
 """At which attempts that is looked at: one pass over the weights, of a run that does not learn."""
 _MOST_NAMED = 27.0
 """The first climb of a network without normalization exaggerates."""
+_FALLEN = 0.5
+"""Below this share of the first loss a run trains, however long its steps are: a network whose layers are
+normalized shortens them itself."""
+_DUEL_STEPS = 25
+"""Attempts after the rate has last risen, once it was cut: a healthy run is compared with none."""
+_DUEL = 8
+"""Losses at the end of the first steps, whose mean is compared with that of a third of the rate."""
+_LOWER = 0.98
+"""A third of the rate is better where that is below this share."""
+_WELL = 0.1
+"""Below this share of the first loss the rate is good enough: the lowest loss after so few steps would favour
+rates that are too low."""
+_NEAR = 60
+"""Attempts that a duel takes at most: a longer warm-up costs more than the last factor of 3 is worth."""
 _RECENT, _ENOUGH = 5, 3
 """The median of the last five losses, from three on: one bad batch is no trend."""
 _STEPS = 40
@@ -68,9 +85,27 @@ class StartRate:
     _highest: float = 0.0
     _lowest: float = math.inf
     _peak: float = 0.0
+    overshoot: Overshoot = field(default_factory=Overshoot)
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=_DUEL))
+    _best: float | None = None
+    """Where the first steps ended with the rate that is the best so far, once there is a duel."""
+    _start_step: int | None = None
+    """Of a duel, all runs begin there."""
+    _same_start: bool = True
+
+    @property
+    def attempts(self) -> int:
+        """Since the start."""
+        return self._observed
 
     def observe(
-        self, loss: float, rate: float, *, travelled: Callable[[], Travelled | None], alarm: bool = False
+        self,
+        loss: float,
+        rate: float,
+        *,
+        travelled: Callable[[], Travelled | None],
+        alarm: bool = False,
+        step: int = 0,
     ) -> RateFinding | None:
         """One attempt.
 
@@ -80,6 +115,7 @@ class StartRate:
             travelled: measures how far the weights are from the first ones; None where that is not watched.
                 Called only where that decides.
             alarm: whether it would end in a rollback, which returns to the start too.
+            step: before it.
         """
         if not self.open:
             return None
@@ -87,15 +123,16 @@ class StartRate:
             if not math.isfinite(loss):
                 return None  # a bad batch, at weights that are still those before any update
             self._before.append(loss)
+            self._start_step = step if len(self._before) == 1 else self._start_step
         loss = loss if math.isfinite(loss) else math.inf
         self._losses.append(loss)
+        self._last.append(loss)
         self._observed += 1
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
-        if self._steps > _STEPS or start <= 0.0:
-            self.open = False
-            return None
+        if self._steps > (_DUEL_STEPS if self.cuts else _STEPS) or start <= 0.0:
+            return self._duel(rate)
         return self._judge(start, loss, travelled, alarm=alarm)
 
     def _judge(
@@ -107,8 +144,9 @@ class StartRate:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
-        found = self._climbed(start, level, travelled) or self._stalled(start, level, travelled)
-        return self._too_high(start, level) if found else None
+        if self._climbed(start, level, travelled) or self._stalled(start, level, travelled):
+            return self._too_high(start, level)
+        return self._overshot(start, level)
 
     def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
         climb = level - min(self._lowest, start)
@@ -122,6 +160,38 @@ class StartRate:
         moved = travelled()
         return moved is not None and not moved.distance <= _FAR
 
+    def _overshot(self, start: float, level: float) -> RateFinding | None:
+        found = self.overshoot.found
+        if found is None or level <= _FALLEN * start or self.cuts >= _MOST_CUTS:
+            return None
+        gain = (
+            f"a step lowers the loss of its own batch by {max(0.0, -found):.0%} of what its gradient predicts"
+        )
+        return self._cut(gain, CUT)
+
+    def _duel(self, rate: float) -> RateFinding | None:
+        """The first steps are over: with a third of a rate that was found too high they may end lower."""
+        level, best = fmean(self._last), self._best
+        near = self._same_start and self._observed <= _NEAR and math.isfinite(level)
+        lost = near and best is not None and not level < _LOWER * best
+        well = level < _WELL * fmean(self._before)
+        if not self.cuts or not near or lost or well or self.cuts >= _MOST_CUTS:
+            self.open = False
+        if lost and self.cuts:
+            self.cuts -= 1
+            ended = f"the first steps end at {best:.4g}, with a third of the rate at {level:.4g}"
+            reason = f"{ended}: training goes on at {CUT * rate:.2g} of {rate * CUT ** (self.cuts + 1):.2g}"
+            return RateFinding(CUT**-self.cuts, False, ended, reason)
+        if not self.open:
+            return None
+        self._best = level
+        return self._cut(f"the first steps end at {level:.4g}", CUT, tries=True)
+
+    def returned(self, step: int) -> None:
+        """After a rollback to ``step``: runs that begin at different places are not compared."""
+        if self._start_step is not None and step != self._start_step:
+            self._same_start = False
+
     def _too_high(self, start: float, level: float) -> RateFinding:
         lowest = min(self._lowest, start)
         self._climbs.append((level - lowest) / start / self._observed)
@@ -130,16 +200,31 @@ class StartRate:
         if self._other_cause():
             self.open, self.cuts = False, 0
             return RateFinding(1.0, False, climb, f"{climb}, at lower rates too: the rate is restored")
-        factor, rate, named = CUT**self.cuts, self._highest, self._named(start)
+        named = self._named(start)
+        self._best = None
+        if len(self._climbs) > 1 or self.cuts:
+            return self._cut(climb, named)
+        self._restart()
+        return RateFinding(1.0, True, climb, f"{climb}: again from the start", named)
+
+    def _cut(self, seen: str, named: float, *, tries: bool = False) -> RateFinding:
+        """From the start again with a third of the rate."""
+        factor, rate = CUT**self.cuts, self._highest
+        self._restart()
+        self.cuts += 1
+        now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
+        too_high = (
+            f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
+        )
+        reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
+        return RateFinding(CUT**-self.cuts, True, seen, reason, named)
+
+    def _restart(self) -> None:
         self._losses.clear()
+        self._last.clear()
+        self.overshoot.clear()
         self._steps = self._observed = 0
         self._highest, self._lowest, self._peak = 0.0, math.inf, 0.0
-        if len(self._climbs) == 1:
-            return RateFinding(1.0, True, climb, f"{climb}: again from the start", named)
-        self.cuts += 1
-        times, now = _rounded(CUT**self.cuts), f"{rate / CUT:.2g} of {rate * factor:.2g}"
-        reason = f"{climb}: the learning rate is about {times} times too high; training goes on at {now}"
-        return RateFinding(CUT**-self.cuts, True, climb, reason, named)
 
     def _named(self, start: float) -> float:
         """How many times too high the rate probably is: the loss overshoots about as far."""
@@ -169,6 +254,11 @@ class StartRate:
             "highest": self._highest,
             "lowest": self._lowest,
             "peak": self._peak,
+            "overshoot": self.overshoot.state_dict(),
+            "last": list(self._last),
+            "best": self._best,
+            "start_step": self._start_step,
+            "same_start": self._same_start,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +269,10 @@ class StartRate:
         self._steps, self._highest = int(state["steps"]), float(state["highest"])
         self._observed, self._lowest = int(state["observed"]), float(state["lowest"])
         self._peak = float(state.get("peak", 0.0))
+        self.overshoot.load_state_dict(state.get("overshoot", {"changes": []}))
+        self._last = deque(map(float, state.get("last", [])), maxlen=_DUEL)
+        self._best, self._start_step = state.get("best"), state.get("start_step")
+        self._same_start = bool(state.get("same_start", True))
 
 
 def fast(moved: Travelled | None) -> bool:

@@ -58,6 +58,7 @@ PARTS: dict[str, Part] = {
     "prevention": Part("bench_prevention.py", quick=None),
     "rates": Part("bench_rates.py", quick=("--quick",)),
     "early warning": Part("early_warning/bench_warnings.py", quick=("--quick",)),
+    "samples": Part("samples/bench_samples.py", quick=("--seeds", "2", "--ranks", "1")),
     "chaos": Part("bench_chaos.py", quick=None),
 }
 NEEDS_LOGS = "detection"
@@ -128,7 +129,8 @@ def _wanted(name: str, part: Part, options: argparse.Namespace, console: Console
 def _run(part: Part, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The tables of a part and its duration, or its last output."""
     arguments = part.quick if options.quick and part.quick is not None else part.options
-    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]  # parts in folders import from here
+    # Parts in folders import from here, and some from the tests of the guard.
+    paths = [str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "GRADGUARD_TRACES": options.traces or ""}
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     began = time.monotonic()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 from survival.rivals import AdaGC, ClipNorm, Rival
+from survival.tasks import Batch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,8 +27,8 @@ CALIBRATION_BATCHES = 20
 PATIENCE = 3
 """Attempts of the guard, in units of the steps that are to stand in the end."""
 
-Loss = Callable[[], Tensor]
-"""Forward on the next batch."""
+Loss = Callable[..., Tensor]
+"""Forward on the next batch; with ``again=True`` on the same one."""
 
 
 def lacking(method: str) -> str | None:
@@ -47,9 +49,13 @@ def held_out(task: RateTask, method: str, times: float, seed: int, steps: int) -
     model = task.task.build()
     batches = torch.Generator().manual_seed(1000 + seed)
 
-    def loss() -> Tensor:
-        ids = torch.randint(task.task.samples, (task.task.batch_size,), generator=batches)
-        return task.task.loss(model, task.task.batch(ids))
+    latest: list[Batch] = []
+
+    def loss(*, again: bool = False) -> Tensor:
+        if not again:
+            ids = torch.randint(task.task.samples, (task.task.batch_size,), generator=batches)
+            latest[:] = [task.task.batch(ids)]
+        return task.task.loss(model, latest[0])
 
     _TRAIN.get(method, _by_rival(method))(task, model, loss, times * task.task.lr, steps)
     found = task.task.score(model)
@@ -81,7 +87,7 @@ def _guarded(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int
         for _ in range(PATIENCE * steps):
             optimizer.zero_grad()
             guard.backward(loss())
-            guard.step()
+            guard.step(partial(loss, again=True))
             if guard.steps == steps:
                 return
     except GuardHalt:

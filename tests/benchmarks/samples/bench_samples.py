@@ -1,6 +1,7 @@
 """Is the bad sample of a batch ranked first? Four kinds, ten seeds, on one rank and on two.
 
-python -m tests.benchmarks.samples.bench_samples [--seeds N] [--ranks N] [--kinds KIND ...]
+PYTHONPATH=.:tests/benchmarks python tests/benchmarks/samples/bench_samples.py [--seeds N] [--ranks N ...]
+    [--kinds KIND ...] [--json FILE]
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from measure import progress, show
 
 from tests.benchmarks.samples.cases import KINDS, Kind, trial
 from tests.guard.ranks import on_ranks
@@ -22,19 +25,24 @@ Row = tuple[Kind, int, bool, bool, float]
 
 
 def main() -> None:
-    """Prints how often the bad sample was ranked first, by kind."""
+    """Publishes how often the bad sample was ranked first, by kind and number of ranks."""
     options = _options()
     work = partial(measured, seeds=options.seeds, kinds=tuple(options.kinds))
-    with tempfile.TemporaryDirectory() as folder:
-        rows = on_ranks(options.ranks, work, Path(folder))[0] if options.ranks > 1 else work(0, 1, Path())
-    print("\n".join(table(rows)))
+    rows: list[dict[str, Any]] = []
+    for ranks in options.ranks:
+        with tempfile.TemporaryDirectory() as folder:
+            found = on_ranks(ranks, work, Path(folder))[0] if ranks > 1 else work(0, 1, Path())
+        rows += table(found, ranks)
+        progress(f"{ranks} rank{'s' if ranks > 1 else ''} measured")
+    show("one bad sample in a batch of 64", rows, options.json, seeds=range(options.seeds))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
@@ -50,15 +58,19 @@ def _row(kind: Kind, seed: int) -> Row:
     return kind, seed, done.incident is not None, done.first, done.report.guard_seconds
 
 
-def table(rows: list[Row]) -> list[str]:
-    """Lines of Markdown."""
-    lines = ["| Bad sample | incidents | ranked first | seconds (median) |", "|---|---|---|---|"]
+def table(rows: list[Row], ranks: int) -> list[dict[str, Any]]:
+    """A row a kind."""
+    found = []
     for kind in dict.fromkeys(row[0] for row in rows):
         of = [row for row in rows if row[0] == kind]
-        incidents, first = sum(row[2] for row in of), sum(row[3] for row in of)
         seconds = statistics.median(row[4] for row in of)
-        lines.append(f"| {kind} | {incidents} of {len(of)} | {first} of {len(of)} | {seconds:.2g} |")
-    return lines
+        counts = {
+            "runs": len(of),
+            "incidents": sum(row[2] for row in of),
+            "ranked first": sum(row[3] for row in of),
+        }
+        found.append({"bad sample": kind, "ranks": ranks, **counts, "seconds (median)": seconds})
+    return found
 
 
 if __name__ == "__main__":

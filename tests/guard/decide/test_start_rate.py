@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ class Digits:
             self.reports.append(self.guard.step())
         return self
 
+    def train_steps(self) -> Digits:
+        """Until all steps of the schedule stand."""
+        while self.guard.steps < STEPS:
+            self.train(1)
+        return self
+
     def held_out(self) -> float:
         self.model.eval()
         with torch.no_grad():
@@ -79,10 +86,10 @@ class Digits:
 def test_a_rate_that_is_far_too_high_is_cut_until_the_run_learns(times: float, warm_up: int) -> None:
     right = Digits(RIGHT, warm_up=warm_up, config={"rate": "off"}).train().held_out()
     plain = Digits(times * RIGHT, warm_up=warm_up, config={"mode": "off"}).train().held_out()
-    cut = Digits(times * RIGHT, warm_up=warm_up, config={"rate": "act"}).train()
-    assert cut.held_out() < 1.5 * right
+    cut = Digits(times * RIGHT, warm_up=warm_up, config={"rate": "act"}).train_steps()
+    assert cut.held_out() < 1.3 * right
     assert not plain < 2 * cut.held_out(), "this rate spoils the plain run"
-    assert cut.guard.totals.steps_lost < STEPS / 2
+    assert cut.guard.totals.steps_lost < STEPS
 
 
 def test_a_right_rate_is_never_touched() -> None:
@@ -98,7 +105,7 @@ def test_the_incident_says_so_and_the_schedule_never_sees_the_cut(tmp_path: Path
     journal = tmp_path / "incidents.jsonl"
     run = Digits(100 * RIGHT, config={"rate": "act"}, journal=journal).train(40)
     rows = map(json.loads, journal.read_text().splitlines())
-    cuts = [row for row in rows if "times too high" in row.get("reason", "")]
+    cuts = [row for row in rows if re.search("times too high|from the start with", row.get("reason", ""))]
     assert cuts
     assert {row["action"] for row in cuts} == {"rolled_back"}
     assert {row["rolled_back_to"] for row in cuts} == {0}

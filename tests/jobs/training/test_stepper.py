@@ -77,6 +77,7 @@ def trained(
     ema: float | None = None,
     attempts: int = STEPS,
     metrics: CollectorRegistry | None = None,
+    config: GuardConfig | None = None,
 ) -> tuple[dict[str, Tensor], Stepper]:
     workload = Blobs()
     bare = workload.build_model()
@@ -87,7 +88,7 @@ def trained(
         workload=workload,
         model=model,
         optimizer=stepped,
-        guard=GradientGuard(model, stepped, GuardConfig(), scaler=scaler, metrics=metrics),
+        guard=GradientGuard(model, stepped, config or GuardConfig(), scaler=scaler, metrics=metrics),
         regularizer=Regularizer(spec, bare, total_steps=STEPS, seed=1),
         faults=FaultInjector(faults, model=model, optimizer=stepped),
         device=CPU,
@@ -106,6 +107,14 @@ def trained(
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=0)
+
+
+def test_a_rate_that_is_judged_on_the_batch_itself_changes_no_bit() -> None:
+    parts: dict[str, Any] = {"micro_batches": 2, "precision": "fp16", "ema": 0.9}
+    expected, _ = trained(**parts)
+    weights, stepper = trained(**parts, config=GuardConfig(rate="act"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert stepper.guard.state_dict()["judge"]["start_rate"]["overshoot"]["changes"]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
