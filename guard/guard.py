@@ -244,10 +244,9 @@ class GradientGuard:
 
     def _deciding(self) -> Settings:
         """What must be equal on all ranks, in words, for the error of ranks that differ."""
-        pipeline = self._pipeline
-        counts = {"step": pipeline.step, "attempt": pipeline.attempt, "dropped": self._agreement.forgotten}
-        ladder = {f"ladder {k}": v for k, v in self._parts.decider.ladder.state_dict().items()}
-        return {**self._parts.settings.known(), **{k: str(v) for k, v in {**counts, **ladder}.items()}}
+        counts = {"step": self._pipeline.step, "attempt": self.attempts, "dropped": self._agreement.forgotten}
+        counts |= {f"ladder {k}": v for k, v in self._parts.decider.ladder.state_dict().items()}
+        return {**self._parts.settings.known(), **{k: str(v) for k, v in counts.items()}}
 
     @raises_rank_lost
     def step(
