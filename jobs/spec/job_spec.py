@@ -199,6 +199,12 @@ class JobSpec(Config):
         folder = Path(self.model.name).expanduser()
         return str(folder.absolute()) if self.workload == HUGGINGFACE and folder.exists() else self.model.name
 
+    def profiled(self, steps: int = 3) -> Self:
+        """The same spec with a profile of this many steps, if it has none."""
+        if self.train.profile_steps:
+            return self
+        return self.model_copy(update={"train": self.train.model_copy(update={"profile_steps": steps})})
+
     def total_steps(self, n_train: int) -> int:
         """Optimizer steps of the whole run over a training set of ``n_train`` samples.
 

@@ -194,6 +194,10 @@ class TrainSpec(Config):
     log_layers_every: PositiveInt = 10
     """Steps between rows that record the gradient norm of every layer."""
 
+    profile_steps: NonNegativeInt = 0
+    """Steps that torch's profiler records, after the first five, on the first worker: a trace and a table of
+    operators in the job's folder. ``gradguard train SPEC --profile`` records 3."""
+
     channels_last: bool = False
     """Stores images and convolutions in the memory format channels last: faster on a GPU in half precision,
     and on many CPUs."""

@@ -101,10 +101,14 @@ def train(
     overwrite: Annotated[
         bool, Option("--overwrite", help="Start again; the folder of the old job is renamed.")
     ] = False,
+    profile: Annotated[
+        bool, Option("--profile", help="Record 3 steps with torch's profiler, into the job's folder.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a job on this machine or a Ray cluster, with live progress, a summary and a report."""
     job = JobSpec.load(spec, overrides or [])
+    job = job.profiled() if profile else job
     from jobs.ray_internals.core import leave_if_killed
     from jobs.spec.imported import find_modules_in
     from jobs.train import continue_command, train_and_summarize
