@@ -25,11 +25,13 @@ from service.cli.predict import predict
 from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
 from service.cli.serve import serve
+from service.cli.sweep import sweep
 from service.cli.tokens import tokens_app
 
 EXAMPLES = {
     "Train": {
         "train": "gradguard train my-job.yaml --set optimizer.lr=0.05",
+        "sweep": "gradguard sweep sweep.yaml",
         "check": "gradguard check my-job.yaml --lr-range",
     },
     "Inspect": {
@@ -125,7 +127,19 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, predict, *JOB_COMMANDS, download, serve, audit):
+for command in (
+    train,
+    sweep,
+    check,
+    replay,
+    checkpoints,
+    compare,
+    predict,
+    *JOB_COMMANDS,
+    download,
+    serve,
+    audit,
+):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example, context_settings=HELP)(command)
