@@ -1,9 +1,12 @@
 """Valid values of the field ``workload``."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 BUILTIN = {
     "vision": "jobs.workloads.vision:VisionWorkload",
+    "tabular": "jobs.workloads.tabular:TabularWorkload",
     "language": "jobs.workloads.language:LanguageWorkload",
     "huggingface": "jobs.workloads.huggingface:CausalLanguageModel",
 }
@@ -14,3 +17,16 @@ HUGGINGFACE_IMAGES = "jobs.workloads.huggingface_images:ImageClassifier"
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """``package.module:Class``"""
+
+TABULAR = "tabular"
+
+
+def with_tabular_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's document with the defaults of the tabular workload filled in, if that is its workload."""
+    filled = dict(data)
+    if data.get("workload") == TABULAR:
+        for section, default in (("model", {"name": "mlp"}), ("data", {"dataset": "table"})):
+            given = data.get(section) or {}
+            if isinstance(given, Mapping):
+                filled[section] = {**default, **given}
+    return filled
