@@ -15,6 +15,9 @@ BUILTIN = {
 HUGGINGFACE_IMAGES = "jobs.workloads.huggingface_images:ImageClassifier"
 """Of ``huggingface``, where the model classifies images."""
 
+HUGGINGFACE_TEXTS = "jobs.workloads.huggingface_texts:TextClassifier"
+"""Of ``huggingface``, where the model classifies texts."""
+
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """``package.module:Class``"""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ from jobs.data.errors import DataError
 from jobs.data.images import first, hold_out
 from jobs.data.labelled import classes_of, labels_of
 from jobs.data.tables import column_names, read_splits
+from jobs.models.mlp import build_mlp
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.class_scores import ClassScores, class_metrics, confusion_matrix
 from jobs.workloads.losses import cross_entropy
 
-WIDTH, LAYERS = 256, 2
 _EVAL_ROWS = 4096
 
 
@@ -66,22 +65,6 @@ class FeatureRows:
         return replace(self, features=self.features[rows].contiguous(), labels=self.labels[rows].contiguous())
 
 
-class Standardized(nn.Module):
-    """Subtracts the mean of the training rows and divides by their deviation; both are in the checkpoint."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows [N, features], as they are in the table."""
-        return (rows - self.mean) / self.std
-
-
 class TabularWorkload:
     """Cross-entropy on rows of a table; fulfils ``jobs.workloads.base.Workload``.
 
@@ -90,6 +73,7 @@ class TabularWorkload:
         classes: their names, in the order of the outputs.
         columns: the names of the features, in the order of the inputs.
         fingerprint: identifies the training data.
+        model_sizes: arguments of ``build_mlp`` that follow from the data.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -99,6 +83,7 @@ class TabularWorkload:
         self.n_train, self.classes = len(self._train), self._train.classes
         self.dataset = Path(train.name).name
         self.fingerprint = self._train.fingerprint()
+        self.model_sizes = {"features": train.channels, "classes": len(self.classes)}
         deviation, mean = torch.std_mean(self._train.features.double(), dim=0, correction=0)
         self._mean, self._std = mean.float(), deviation.clamp_min(1e-6).float()
 
@@ -114,11 +99,7 @@ class TabularWorkload:
 
     def build_model(self) -> nn.Module:
         """``model.layers`` hidden layers of ``model.width`` with ReLU, on standardized features."""
-        width, layers = self._spec.model.width or WIDTH, self._spec.model.layers or LAYERS
-        sizes = [self._train.channels, *[width] * layers]
-        hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-        head = nn.Linear(sizes[-1], len(self.classes))
-        return nn.Sequential(Standardized(self._mean, self._std), *hidden, head)
+        return build_mlp(self._spec.model, **self.model_sizes, mean=self._mean, std=self._std)
 
     def train_batch(
         self, ids: NDArray[np.int64], epoch: int, device: torch.device | str

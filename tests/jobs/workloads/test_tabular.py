@@ -13,9 +13,12 @@ import torch
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
+from jobs import load_model
+from jobs.checkpoints import CheckpointManager
 from jobs.data.errors import DataError
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
+from jobs.training.data_agreement import identity
 from jobs.workloads import load_workload
 from tests.jobs.training.training_fixture import CPU, begin
 
@@ -51,6 +54,20 @@ def test_a_csv_of_features_trains_as_well_as_a_logistic_regression(tmp_path: Pat
     reached = linear.score(test.features.numpy(), test.labels.numpy())
     assert metrics["test_accuracy"] >= reached - 1.01 / len(test)
     assert sum(map(sum, workload.confusion(workload.evaluate(model, 0, 1, CPU)))) == 15
+
+
+def test_the_model_of_a_job_is_loaded_with_its_standardization(tmp_path: Path) -> None:
+    spec = spec_of(iris(tmp_path / "iris.csv"), storage=str(tmp_path), name="rows")
+    workload = load_workload(spec)
+    training = begin(workload, spec, 2)
+    training.train(2)
+    parts = {name: training.parts[name] for name in ("model", "optimizer")}
+    written = spec.model_dump(mode="json")
+    kept = CheckpointManager(spec.job_dir / "checkpoints", parts, spec=written, data=identity(workload))
+    kept.save(2, closing=True)
+    rows = torch.tensor(FLOWERS.data[:5], dtype=torch.float32)
+    expected = training.parts["model"](rows)
+    torch.testing.assert_close(load_model(spec.job_dir)(rows), expected)
 
 
 def test_a_column_of_lists_is_as_many_features(tmp_path: Path) -> None:
