@@ -55,5 +55,8 @@ format: setup  ## format the code
 bench: setup data  ## measure everything; QUICK=1: within 10 minutes; TRACES=folder: the detector on a folder of logs
 	@$(BIN)/python tests/benchmarks/suite.py $(if $(QUICK),--quick) $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
+release: setup  ## check version and changelog, build wheel and source archive, try the wheel; uploads nothing
+	@$(BIN)/python -m tests.tools.release
+
 clean:  ## remove the virtual environment and caches; jobs are kept
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

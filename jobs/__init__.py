@@ -12,6 +12,7 @@
 ``checkpoints``: save, verify, restore
 ``placement``: which nodes the workers use
 ``cluster``: Ray: session, driver, trainer
+``sweep``: many jobs that differ in a few fields
 ``notify``: notices of a job: webhook, Slack, e-mail, ntfy
 ``observability``: progress, hub, console
 ``report``: the HTML report

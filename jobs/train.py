@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             find_modules_in(options.spec.parent)
         source = "--from-environment" if options.from_environment else str(options.spec)
         return train_and_summarize(
-            _spec(options),
+            _spec(options).profiled() if options.profile else _spec(options),
             command=continue_command("python -m jobs.train", source, options.set),
             address=options.address,
             resume=options.resume,
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", help="host:port of a Ray cluster. Default: an embedded one.")
     add("--resume", action="store_true", help="Continue an unfinished job of this name.")
     add("--overwrite", action="store_true", help="Start again; the folder of the old job is renamed.")
+    add("--profile", action="store_true", help="Record 3 steps with torch's profiler.")
     add("--json", action="store_true", help="Print JSON instead of text.")
     return parser
 

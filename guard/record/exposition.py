@@ -48,6 +48,8 @@ FAMILIES = (
     Family("gauge", "gradient_noise_scale", "Noise scale in global batches; above 1 a larger batch pays."),
     Family("gauge", "evaluation", "A metric of the last evaluation, last finite value.", ("metric",)),
     Family("gauge", "attempt_seconds", "Mean of the last attempts: all, and the wait for data.", ("part",)),
+    Family("gauge", "gpu_memory_bytes", "GPU memory of rank 0: allocated, reserved, peak, total.", ("kind",)),
+    Family("gauge", "gpu_utilization", "Share of the time in which the GPU of rank 0 computed."),
     Family("gauge", "regularization_strength", "Strength of one regularization.", ("kind",)),
     Family("gauge", "steps_accepted", "Optimizer steps that stand; a rollback sets it back."),
     Family("gauge", "samples_accepted", "Samples in the steps that stand; a rollback sets it back."),

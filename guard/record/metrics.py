@@ -28,7 +28,14 @@ CHECKPOINT_OUTCOMES = ("written", "good", "suspect", "failed", "damaged")
 VALUED_SIGNALS = tuple(signal for signal in SIGNALS if signal != "replicas")
 """Signals with a number at every step: that ranks differ is found, or not."""
 NONFINITE_SIGNALS = (*VALUED_SIGNALS, "grad_norm_local", "layer_grad_norm")
-KEYED = ("grad_norm_local", "layer_grad_norm", "regularization_strength", "evaluation", "attempt_seconds")
+KEYED = (
+    "grad_norm_local",
+    "layer_grad_norm",
+    "regularization_strength",
+    "evaluation",
+    "attempt_seconds",
+    "gpu_memory_bytes",
+)
 """Values with one number a rank, layer, kind, metric or part."""
 _SIGNAL_OF = {name: name for name in VALUED_SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
 """The signal under which a value of a step that is not finite is counted, by the field of its record."""
@@ -158,6 +165,13 @@ class GuardMetrics:
         """Mean seconds of the last attempts by part: ``all``, and ``data``, the wait for the batch."""
         with self._lock:
             _update_finite(self._keyed["attempt_seconds"], seconds)
+
+    def gpu(self, memory_bytes: Mapping[str, float], utilization: float | None = None) -> None:
+        """Memory of the GPU by kind, in bytes, and the share of the time in which it computed."""
+        with self._lock:
+            _update_finite(self._keyed["gpu_memory_bytes"], memory_bytes)
+            if utilization is not None:
+                _keep_finite(self._values, "gpu_utilization", utilization)
 
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""

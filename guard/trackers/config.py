@@ -32,4 +32,4 @@ class TrackConfig(Config):
     """Attempts between two points; an anomalous attempt is always one."""
 
     artefacts: bool = True
-    """Whether the spec, the incidents and the newest good checkpoint are uploaded at the end."""
+    """Whether spec, incidents, report and the newest good checkpoint are uploaded at the end."""

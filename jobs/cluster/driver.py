@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from guard.trackers import Trackers
 from jobs.checkpoints import checkpoint_name, newest_step
 from jobs.checkpoints.data_match import INSIST, other_data
 from jobs.checkpoints.listing import manifests
@@ -40,6 +41,7 @@ from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import REPORT, RunDir
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.masking import masked_spec
 from jobs.spec.notify import NoticeKind
 from jobs.training.data_agreement import identity
 from jobs.training.optim import check_by_path
@@ -99,8 +101,20 @@ def run_job(
             raise
         result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
+        track_report(spec, folder, result["status"])
         _tell_the_end(notices, tell, folder, result)
     return result
+
+
+def track_report(spec: JobSpec, folder: RunDir, status: str) -> None:
+    """Gives the report, which is written when the workers have ended, to trackers that want artefacts."""
+    wanted = [config for config in spec.track if config.artefacts]
+    if not wanted or not folder.report.exists():
+        return
+    settings = masked_spec(spec.model_dump(mode="json"))
+    trackers = Trackers(wanted, name=spec.name, spec=settings, folder=spec.job_dir / "track", resume=True)
+    trackers.artefact(folder.report)
+    trackers.close(status)
 
 
 def _tell(

@@ -7,6 +7,7 @@
 ``imagefolder``: a folder of images, one sub-folder for each class
 ``labelled``: images and labels from a table
 ``tables``: CSV, Parquet, JSON lines, Arrow
+``webdataset``: images and labels in tar files
 ``files``: the files below a folder
 ``splits``: names of training and held-out parts
 ``images``: labelled images in memory or files

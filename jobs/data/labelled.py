@@ -89,14 +89,14 @@ def load_table(config: DataSpec) -> tuple[TableImages, TableImages]:
     """
     root, own = Path(config.root or "").expanduser(), config.columns
     train, test = read_splits(root, "data.root", [own.image, own.label])
-    classes = _classes(train, own.label, root)
+    classes = classes_of(train, own.label, root)
     found = _images(train, classes, config, root)
     if test is None:
         return hold_out(found, config.val_share, config.split_seed, str(root))
     return found, _images(test, classes, config, root)
 
 
-def _classes(table: pa.Table, label: str, root: Path) -> dict[Any, str]:
+def classes_of(table: pa.Table, label: str, root: Path) -> dict[Any, str]:
     """The name of each label, in the order of the outputs."""
     column = table.column(label)
     if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or _is_text(column.type)):
@@ -120,7 +120,7 @@ def _class_label(table: pa.Table, label: str) -> list[str]:
 
 
 def _images(table: pa.Table, classes: dict[Any, str], config: DataSpec, root: Path) -> TableImages:
-    labels = _labels(table.column(config.columns.label).to_pylist(), classes, config.columns.label, root)
+    labels = labels_of(table.column(config.columns.label).to_pylist(), classes, config.columns.label, root)
     names, column = tuple(classes.values()), table.column(config.columns.image)
     kind = column.type
     if pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
@@ -154,7 +154,7 @@ def _files(
     return ImageFiles(folder, tuple(paths), labels, names, str(root))
 
 
-def _labels(values: list[Any], classes: dict[Any, str], column: str, root: Path) -> Tensor:
+def labels_of(values: list[Any], classes: dict[Any, str], column: str, root: Path) -> Tensor:
     places = {value: place for place, value in enumerate(classes)}
     by_name = {name: place for place, name in enumerate(classes.values())}
     found = []

@@ -48,6 +48,10 @@ def _find(config: DataSpec) -> tuple[Images, Images]:
         from jobs.data.labelled import load_table  # imports pyarrow
 
         return load_table(config)
+    if config.dataset == "webdataset":
+        from jobs.data.webdataset import load_tars
+
+        return load_tars(config)
     if config.dataset not in ("auto", "fashion-mnist"):
         from jobs.data.named import load_named
 

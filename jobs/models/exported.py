@@ -39,7 +39,7 @@ def save_pretrained(content: Content, folder: Path) -> None:
         raise JobError(f"{folder} exists already: write the name of a new folder")
     source = ModelSpec.model_validate_json(json.dumps(about["model"]))
     model = _filled(about, _weights_of(content), folder)
-    task = huggingface.IMAGES if about["classes"] else huggingface.CAUSAL_LM
+    task = _task(about)
     try:
         huggingface.save(model, source, task, folder)
         (folder / "gradguard.json").write_text(json.dumps({**about, "step": content.manifest.step}, indent=2))
@@ -94,6 +94,12 @@ def _read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return about_model(content.manifest), _weights_of(content)
 
 
+def _task(about: dict[str, Any]) -> str:
+    if not about.get("classes"):
+        return huggingface.CAUSAL_LM
+    return huggingface.TEXTS if "tokens" in about["sizes"] else huggingface.IMAGES
+
+
 def _weights_of(content: Content) -> dict[str, Any]:
     model = content.parts(0, content.manifest.world_size).get("model", {})
     return {name: value for name, value in model.items() if isinstance(value, Tensor)}
@@ -108,8 +114,11 @@ def _build(about: dict[str, Any], path: str | Path) -> nn.Module:
         )
     config = ModelSpec.model_validate_json(json.dumps({**about["model"], "pretrained": False}))
     if workload == "huggingface":
-        task = huggingface.IMAGES if about.get("classes") else huggingface.CAUSAL_LM
-        return huggingface.build(config, task, seed=0, classes=about.get("classes") or ())
+        return huggingface.build(config, _task(about), seed=0, classes=about.get("classes") or ())
+    if workload == "tabular":
+        from jobs.models.mlp import build_mlp
+
+        return build_mlp(config, **sizes)
     if workload == "language":
         from jobs.models.gpt import GPT
 

@@ -22,8 +22,19 @@ from jobs.torchvision_compat import import_torchvision
 
 _log = logging.getLogger(__name__)
 
-CAUSAL_LM, IMAGES = "causal-lm", "image-classification"
-_ARCHITECTURES = (("ForImageClassification", IMAGES), ("ForCausalLM", CAUSAL_LM), ("LMHeadModel", CAUSAL_LM))
+CAUSAL_LM, IMAGES, TEXTS = "causal-lm", "image-classification", "text-classification"
+_ARCHITECTURES = (
+    ("ForImageClassification", IMAGES),
+    ("ForSequenceClassification", TEXTS),
+    ("ForMaskedLM", TEXTS),
+    ("ForCausalLM", CAUSAL_LM),
+    ("LMHeadModel", CAUSAL_LM),
+)
+_CLASSES = {
+    CAUSAL_LM: "AutoModelForCausalLM",
+    IMAGES: "AutoModelForImageClassification",
+    TEXTS: "AutoModelForSequenceClassification",
+}
 _DIGESTED = 1 << 20
 _Found = TypeVar("_Found")
 
@@ -79,7 +90,7 @@ def task_of(model: ModelSpec) -> str:
     """``model.task``, or what the configuration of the model says.
 
     Raises:
-        DataError: it is neither a causal language model nor an image classifier.
+        DataError: it is neither a causal language model nor a classifier of images or texts.
     """
     if model.task != "auto":
         return model.task
@@ -92,8 +103,8 @@ def task_of(model: ModelSpec) -> str:
     if type(config) in known.AutoModelForCausalLM._model_mapping:
         return CAUSAL_LM
     raise DataError(
-        f"model.name = {model.name}: a {config.model_type} is neither a causal language model nor an image "
-        "classifier: set model.task, or train it as a workload of your own"
+        f"model.name = {model.name}: a {config.model_type} is neither a causal language model nor a "
+        "classifier of images or texts: set model.task, or train it as a workload of your own"
     )
 
 
@@ -102,9 +113,9 @@ def build(model: ModelSpec, task: str, *, seed: int, classes: Sequence[str] = ()
 
     Args:
         model: its section of the spec.
-        task: ``causal-lm`` or ``image-classification``.
+        task: ``causal-lm``, ``image-classification`` or ``text-classification``.
         seed: of what is initialized: all of it, a head for other classes, an adapter.
-        classes: of an image classifier.
+        classes: of a classifier.
 
     Raises:
         DataError: it cannot be read, or a library is missing.
@@ -121,7 +132,7 @@ def build(model: ModelSpec, task: str, *, seed: int, classes: Sequence[str] = ()
 
 
 def _base(model: ModelSpec, task: str, labels: Mapping[str, Any]) -> nn.Module:
-    kind = "AutoModelForCausalLM" if task == CAUSAL_LM else "AutoModelForImageClassification"
+    kind = _CLASSES[task]
     folder = Path(model.name).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         if old := [*folder.glob("*.bin"), *folder.glob("*.pt")]:
@@ -229,7 +240,7 @@ def save(model: nn.Module, source: ModelSpec, task: str, folder: Path) -> None:
     if is_adapted(model) and (source.lora is None or source.lora.quantize == "none"):
         merged = model.merge_and_unload()  # type: ignore[operator]
     merged.save_pretrained(folder)  # type: ignore[operator]
-    kind = "AutoTokenizer" if task == CAUSAL_LM else "AutoImageProcessor"
+    kind = "AutoImageProcessor" if task == IMAGES else "AutoTokenizer"
     try:
         read(kind, source).save_pretrained(folder)
     except DataError:

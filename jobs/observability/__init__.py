@@ -8,6 +8,8 @@
 ``counter_carryover``: keeps counters from falling at a restart
 ``console``: the live display in a terminal
 ``driver_events``: what the driver receives from the hub, and Ctrl-C
+``gpu``: memory and utilization of the GPU
+``profile``: a trace of a few steps
 ``terminal``: output whose reader may go away
 ``early_stopping``: whether evaluations still improve
 """

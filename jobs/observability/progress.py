@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from guard import GradientGuard, StepReport
 from guard.record.totals import Totals
 from guard.rows import JsonlWriter
 from guard.trackers import Trackers
 from jobs.observability.counter_carryover import CounterCarryover
 from jobs.observability.early_stopping import EarlyStopping
+from jobs.observability.gpu import GpuUse
 from jobs.observability.hub import CHECKPOINT, STOP, HubLink
 from jobs.report.words import event as event_text
 from jobs.run_dir.jsonl import cut_back
@@ -45,8 +48,10 @@ class Progress:
         places: Sequence[str] = (),
         trackers: Trackers | None = None,
         clock: Callable[[], float] = time.monotonic,
+        gpu: GpuUse | None = None,
     ) -> None:
         self._spec = spec
+        self.gpu = gpu or GpuUse(torch.device("cpu"))
         self.trackers = trackers or Trackers(())
         self.early_stopping = EarlyStopping(spec.train.early_stopping)
         self._clock_s = clock
@@ -186,6 +191,7 @@ class Progress:
         events, self._events = self._events, []
         if self._step_seconds:
             self._guard.metrics.timing({"all": self._step_seconds, "data": self._data_seconds})
+        self._guard.metrics.gpu(self.gpu.memory(), self.gpu.utilization())
         snapshot = self._carryover.carry(self._guard.metrics.snapshot())
         self._link.push(snapshot, self._status(), events)
 

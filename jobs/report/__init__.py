@@ -7,6 +7,7 @@
 ``checkpoints``: what became of them
 ``summary``: key figures
 ``cost``: where the time went
+``profile``: the operators of a profile; memory of the GPU
 ``causes``: which layer left its baseline first
 ``words``: sentences
 ``advice``: what to do after an incident

@@ -17,7 +17,8 @@ from guard.rows import as_text
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
-from jobs.run_dir.paths import SAMPLES, SPEC
+from jobs.run_dir.jsonl import read_json
+from jobs.run_dir.paths import OPERATORS, SAMPLES, SPEC
 from jobs.run_dir.reader import RunReader
 from jobs.run_dir.steps import Evaluation, RolledBack, Span, StepTable
 from jobs.run_dir.storage import without_keys
@@ -82,6 +83,7 @@ class Run:
     restarts: int
     samples: str = ""
     checkpoints: tuple[Checkpoint, ...] = ()
+    profile: Mapping[str, Any] | None = None
 
 
 def read_run(job_dir: Path, *, remote: bool = True, below: Path | None = None) -> Run:
@@ -113,6 +115,7 @@ def read_run(job_dir: Path, *, remote: bool = True, below: Path | None = None) -
         restarts=table.restarts,
         samples=files.text(SAMPLES) if (result or {}).get("samples") else "",
         checkpoints=read_checkpoints(files, remote=remote),
+        profile=read_json(files.folder.path / OPERATORS, files.below),
     )
 
 

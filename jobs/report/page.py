@@ -16,6 +16,7 @@ from jobs.report.data import Run, read_run
 from jobs.report.formats import UNKNOWN, as_mapping, count, duration, number, percent, plural, size_text
 from jobs.report.hover import training_values
 from jobs.report.plot_style import TEXT_ON_PHONE
+from jobs.report.profile import gpu_figure, profile_table
 from jobs.report.spec_parts import spec_parts
 from jobs.report.summary import Summary, guard_words, heading, headline, metric_text, status_words, summarize
 from jobs.run_dir.jsonl import write_text_atomic
@@ -103,6 +104,7 @@ def context(run: Run) -> dict[str, Any]:
         "cost": charts.cost(run) if cost_parts else None,
         "cost_parts": cost_parts,
         "cost_words": cost.typical_milliseconds(run.steps),
+        "profile": profile_table(run.profile),
         "checkpoints": charts.checkpoints(run) if run.checkpoints else None,
         "checkpoint_words": checkpoint_words(run),
         "checkpoint_rows": checkpoint_rows(run),
@@ -143,6 +145,7 @@ def figures(summary: Summary) -> list[tuple[str, str, str]]:
         ("Steps lost", count(summary.steps_lost), "rolled back"),
         ("Clipped", count(summary.clips), f"{percent(clipped)} of attempts" if clipped is not None else ""),
         ("Guard", percent(summary.guard_share), "of the step time"),
+        *gpu_figure(summary.gpu),
     ]
     if "test_accuracy" in summary.metrics:
         loss = summary.metrics.get("test_loss")

@@ -9,6 +9,7 @@ import numpy as np
 from guard.rows import Row
 from jobs.report.data import Run, Steps, read_run
 from jobs.report.formats import accuracy, duration, listing, number, plural
+from jobs.report.profile import Gpu
 from jobs.report.words import STATUSES
 from jobs.run_dir.result import COUNTS
 
@@ -38,6 +39,7 @@ class Summary(Row):
     guard_share: float | None = None
     seconds: float | None = None
     world_size: int | None = None
+    gpu: Gpu | None = None
     checkpoint: str = ""
     error: str = ""
     resume: str = ""

@@ -15,6 +15,7 @@ from jobs.spec.job_spec import JobSpec
 SPEC, METRICS, INCIDENTS = "spec.yaml", "metrics.jsonl", "incidents.jsonl"
 CHECKPOINTS, REPORT, RESULT, LOG = "checkpoints", "report.html", "result.json", "train.log"
 HISTORY, SAMPLES = "checkpoints.jsonl", "samples.txt"
+TRACE, OPERATORS = "profile/trace.json.gz", "profile/operators.json"
 
 
 class RunDir:

@@ -14,7 +14,8 @@ from jobs.spec.init import NameOrSection, Positive
 from jobs.spec.language import TextFields
 
 _Torchvision = Literal["mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "usps"]
-_OWN = ("imagefolder", "table")
+_Own = Literal["imagefolder", "table", "webdataset"]
+_OWN = get_args(_Own)
 _FILE_SIZE = 224
 _MARGIN = 256 / 224
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -44,6 +45,10 @@ class ColumnsSpec(Config):
     label: str = Field(default="label", min_length=1)
     """The class: a text, or a whole number."""
 
+    features: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Workload tabular: the columns with numbers, or with lists of numbers. Default: all that are, besides
+    the label."""
+
     text: str | None = Field(default=None, min_length=1)
     """Workload language: ``data.path`` is a table like those of ``data.root``, and this column its text; rows
     are joined by an empty line. Huggingface: the column with a text, or a chat as a list of messages. Default
@@ -53,17 +58,21 @@ class ColumnsSpec(Config):
 class DataSpec(TextFields, DocumentFields):
     """The data set, the batch, and how samples are read."""
 
-    dataset: Literal["auto", "fashion-mnist", "digits", _Torchvision, "imagefolder", "table"] = "auto"
+    dataset: Literal[
+        "auto", "fashion-mnist", "digits", _Torchvision, "imagefolder", "table", "webdataset"
+    ] = "auto"
     """``auto``: Fashion-MNIST if it is found, else the digits of scikit-learn. ``imagefolder``: your own
-    images, one folder per class. ``table``: your own images, named or contained in a table. The others are
-    torchvision's."""
+    images, one folder per class. ``table``: your own images, named or contained in a table.
+    ``webdataset``: your own images in tar files. The others are torchvision's."""
 
     root: str | None = None
     """Folder with the data set: its IDX files, gzipped or not, or a torchvision layout. If it is set, no
     other place is searched. ``imagefolder``: ``train/<class>/*.jpg`` and ``val/`` or ``test/`` likewise, or
     ``<class>/*.jpg`` alone, of which a part is held out. ``table``: a file (.csv, .tsv, .parquet, .jsonl,
     .json, .arrow; text also gzipped), a folder with ``train.*`` and ``val.*`` or ``test.*``, or one that
-    ``save_to_disk`` of Hugging Face ``datasets`` wrote."""
+    ``save_to_disk`` of Hugging Face ``datasets`` wrote. ``webdataset``: a .tar file, or a folder of them,
+    with ``<key>.jpg`` and ``<key>.cls`` (or .txt, .json) for each sample; a tar with ``val`` or ``test`` in
+    its name is held out."""
 
     columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
     """The names of the columns of a table."""
@@ -138,6 +147,8 @@ class DataSpec(TextFields, DocumentFields):
     @classmethod
     def _only_tables(cls, value: ColumnsSpec, info: ValidationInfo) -> ColumnsSpec:
         dataset = info.data.get("dataset", "table")
+        if dataset == "webdataset" and value == ColumnsSpec(text=value.text, label=value.label):
+            return value
         if value != ColumnsSpec(text=value.text) and dataset != "table":
             raise ValueError(f"is for table, and data.dataset is {dataset}: remove it, or write table")
         return value
@@ -157,6 +168,8 @@ class DataSpec(TextFields, DocumentFields):
             message = f"is required for {name}: the folder that contains {what}"
             if name == "table":
                 message = "is required for table: its file, or a folder with train.* and val.*"
+            if name == "webdataset":
+                message = "is required for webdataset: a .tar file, or a folder of them"
             raise related(message, field="root", value=None)
         return self
 

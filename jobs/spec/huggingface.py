@@ -41,7 +41,7 @@ class LoraSpec(Config):
 class HuggingFaceFields(Config):
     """The fields of ``model`` for the workload huggingface."""
 
-    task: Literal["auto", "causal-lm", "image-classification"] = "auto"
+    task: Literal["auto", "causal-lm", "image-classification", "text-classification"] = "auto"
     """What the model does. ``auto``: what its configuration names."""
 
     lora: LoraSpec | None = None

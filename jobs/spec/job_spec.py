@@ -27,6 +27,7 @@ from jobs.spec.parallel import ParallelSpec
 from jobs.spec.regularize import RegularizeSpec
 from jobs.spec.schema import without_empty_sections
 from jobs.spec.sections import MetricsSpec, ModelSpec, ScaleSpec, TrainSpec
+from jobs.spec.workload_names import with_tabular_defaults
 from jobs.spec.yaml_text import dump_yaml
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9\-_.]{0,62}$")
@@ -42,9 +43,9 @@ class JobSpec(Config):
     """Determines the initial weights, the order of the data and the augmentation."""
 
     workload: Annotated[str, AfterValidator(workload_checks.workload)] = "vision"
-    """What is trained: ``vision``, ``language``, ``huggingface``, or ``package.module:Class`` for your own: a
-    class that implements ``jobs.workloads.base.Workload``, in a module beside the spec or in an installed
-    package. ``jobs/examples/own_workload`` is an example."""
+    """What is trained: ``vision``, ``language``, ``huggingface``, ``tabular``, or ``package.module:Class``
+    for your own: a class that implements ``jobs.workloads.base.Workload``, in a module beside the spec or in
+    an installed package. ``jobs/examples/own_workload`` is an example."""
 
     options: Annotated[dict[str, Any], AfterValidator(workload_checks.options)] = Field(default_factory=dict)
     """Free fields for your own workload, which reads them from ``spec.options``; the built-in workloads have
@@ -152,7 +153,7 @@ class JobSpec(Config):
     def _validated(cls, document: Document, problems: list[SpecProblem]) -> Self:
         # As JSON: strict mode then refuses true as a number, but takes a list for a tuple.
         data = without_empty_sections(json.loads(json.dumps(document.data, default=_plain)), cls)
-        data = with_huggingface_defaults(with_language_defaults(data))
+        data = with_tabular_defaults(with_huggingface_defaults(with_language_defaults(data)))
         try:
             spec = cls.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
@@ -198,6 +199,12 @@ class JobSpec(Config):
         """A model's folder as an absolute path."""
         folder = Path(self.model.name).expanduser()
         return str(folder.absolute()) if self.workload == HUGGINGFACE and folder.exists() else self.model.name
+
+    def profiled(self, steps: int = 3) -> Self:
+        """The same spec with a profile of this many steps, if it has none."""
+        if self.train.profile_steps:
+            return self
+        return self.model_copy(update={"train": self.train.model_copy(update={"profile_steps": steps})})
 
     def total_steps(self, n_train: int) -> int:
         """Optimizer steps of the whole run over a training set of ``n_train`` samples.

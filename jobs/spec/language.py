@@ -51,13 +51,13 @@ class GptFields(Config):
     """The fields of ``model`` for the language workload; the name sets their defaults."""
 
     layers: PositiveInt | None = None
-    """Transformer blocks of a gpt."""
+    """Transformer blocks of a gpt; hidden layers of an mlp, by default 2."""
 
     heads: PositiveInt | None = None
     """Attention heads of a gpt; they split its width."""
 
     width: PositiveInt | None = None
-    """Width of a gpt's residual stream."""
+    """Width of a gpt's residual stream; of the hidden layers of an mlp, by default 256."""
 
     context: PositiveInt | None = None
     """Context length of a gpt in tokens; a training sample is a window of that length."""

@@ -86,8 +86,9 @@ class ModelSpec(GptFields, HuggingFaceFields):
     name: str = "resnet18"
     """Vision: any torchvision classification model, by its torchvision name. Language: ``gpt-tiny``,
     ``gpt-mini``, ``gpt-small`` (as GPT-2, 124 M with its vocabulary), ``gpt-medium``, ``gpt-large``,
-    ``gpt-xl``, or ``gpt`` with your own size. Huggingface: the folder of a model, as ``save_pretrained``
-    writes it, or its name on the hub; a configuration without weights is initialized from the seed."""
+    ``gpt-xl``, or ``gpt`` with your own size. Tabular: ``mlp``. Huggingface: the folder of a model, as
+    ``save_pretrained`` writes it, or its name on the hub; a configuration without weights is initialized from
+    the seed."""
 
     stem: Literal["auto", "imagenet", "small", "tiny"] = "auto"
     """First layers of a ResNet. ``imagenet``: as published (7x7 stride 2, max-pool). ``small``: 3x3 stride 1,
@@ -193,6 +194,10 @@ class TrainSpec(Config):
 
     log_layers_every: PositiveInt = 10
     """Steps between rows that record the gradient norm of every layer."""
+
+    profile_steps: NonNegativeInt = 0
+    """Steps that torch's profiler records, after the first five, on the first worker: a trace and a table of
+    operators in the job's folder. ``gradguard train SPEC --profile`` records 3."""
 
     channels_last: bool = False
     """Stores images and convolutions in the memory format channels last: faster on a GPU in half precision,

@@ -17,7 +17,7 @@ from jobs.spec.errors import did_you_mean, related
 from jobs.spec.huggingface import HUGGINGFACE, DocumentFields, HuggingFaceFields
 from jobs.spec.language import GPT, LANGUAGE, SHAPE, GptFields, TextFields
 from jobs.spec.sections import ModelSpec
-from jobs.spec.workload_names import BUILTIN, IMPORT_PATH
+from jobs.spec.workload_names import BUILTIN, IMPORT_PATH, TABULAR
 
 VISION = "vision"
 
@@ -48,6 +48,9 @@ def model(value: ModelSpec, info: ValidationInfo) -> ModelSpec:
         _check_vision_model(value)
     if own == HUGGINGFACE:
         _check_huggingface(value)
+    if own == TABULAR:
+        _check_unused(value, HuggingFaceFields, HUGGINGFACE, TABULAR)
+        _check_mlp(value)
     return value
 
 
@@ -57,6 +60,11 @@ def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
         _check_unused(value, DocumentFields, HUGGINGFACE, own)
     if own == LANGUAGE:
         _check_text(value)
+    if own == TABULAR:
+        _check_rows(value)
+    elif own in BUILTIN and value.columns.features is not None:
+        message = f"is for workload tabular, this one is {own}: remove it"
+        raise related(message, field="columns.features", value=list(value.columns.features))
     if own == VISION:
         _check_unused(value, TextFields, LANGUAGE, VISION)
         if value.columns.text is not None:
@@ -135,6 +143,29 @@ def _check_huggingface(model: ModelSpec) -> None:
     for name, default in (("stem", "auto"), ("pretrained", False)):
         if getattr(model, name) != default:
             raise related("is for vision: remove it", field=name, value=getattr(model, name))
+
+
+def _check_mlp(model: ModelSpec) -> None:
+    if model.name != "mlp":
+        raise related("must be mlp, the model of workload tabular", field="name", value=model.name)
+    theirs = {"heads": LANGUAGE, "context": LANGUAGE, "mlp": LANGUAGE, "qk_norm": LANGUAGE}
+    theirs |= {"vocabulary": LANGUAGE, "stem": VISION, "pretrained": VISION}
+    for name, other in theirs.items():
+        if getattr(model, name) != type(model).model_fields[name].default:
+            raise related(f"is for workload {other}: remove it", field=name, value=getattr(model, name))
+
+
+def _check_rows(data: DataSpec) -> None:
+    """A table, and no field for images or text."""
+    _check_unused(data, TextFields, LANGUAGE, TABULAR)
+    _check_unused(data, DocumentFields, HUGGINGFACE, TABULAR)
+    if data.dataset != "table":
+        raise related("must be table for workload tabular", field="dataset", value=data.dataset)
+    for name in ("image_size", "resize", "normalize", "augment", "workers", "on_broken"):
+        if getattr(data, name) != type(data).model_fields[name].default:
+            raise related("is for images: remove it", field=name, value=str(getattr(data, name)))
+    if data.columns.text is not None:
+        raise related("is for text: remove it", field="columns.text", value=data.columns.text)
 
 
 def _check_unused(section: Config, fields: type[Config], theirs: str, own: str) -> None:

@@ -102,7 +102,10 @@ def train_step(run: Run) -> StepReport:
     run.stepper.faults.begin(run.guard.steps)
     pass_requests_on(run)
     ids = shard(batch.ids, run.world.data_rank, run.world.data_size)
-    return run.stepper.step(ids, batch.epoch)
+    report = run.stepper.step(ids, batch.epoch)
+    if run.profiler is not None:
+        run.profiler.step()
+    return report
 
 
 def pass_requests_on(run: Run) -> None:
@@ -207,6 +210,7 @@ def result(run: Run, status: str, error: str | None) -> dict[str, Any]:
         **run.progress.totals(),
         "checkpoint": run.checkpoints.latest(),
         "world_size": run.world.size,
+        "gpu": run.progress.gpu.summary(),
         "error": error,
         "tracker_failures": run.progress.trackers.failures,
         "avoid": run.hardware.nodes_to_leave,

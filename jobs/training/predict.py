@@ -20,6 +20,7 @@ from jobs.spec.job_spec import JobSpec
 from jobs.torchvision_compat import import_torchvision
 from jobs.workloads import load_workload
 from jobs.workloads.huggingface import CausalLanguageModel
+from jobs.workloads.huggingface_texts import TextClassifier
 from jobs.workloads.vision import VisionWorkload
 
 import_torchvision()
@@ -68,7 +69,7 @@ def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Pr
 
     Args:
         folder: of the job; its data are read for the size and the normalization of images.
-        files: images; texts for a causal language model of Hugging Face.
+        files: images; texts for a model of Hugging Face that classifies or continues them.
         top: how many classes.
 
     Raises:
@@ -77,7 +78,7 @@ def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Pr
     """
     spec = JobSpec.load(RunDir(folder).spec)
     workload = load_workload(spec)
-    if not isinstance(workload, VisionWorkload | CausalLanguageModel):
+    if not isinstance(workload, VisionWorkload | CausalLanguageModel | TextClassifier):
         raise JobError(
             f"{folder}: predict classifies images, or continues texts with workload huggingface, and its "
             f"workload is {spec.workload}"
@@ -88,8 +89,24 @@ def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Pr
     for file in files:
         if isinstance(workload, VisionWorkload):
             yield _classified(workload, model, file, top)
+        elif isinstance(workload, TextClassifier):
+            yield _judged(workload, model, file, top)
         else:
             yield _continued(workload, model, file)
+
+
+def _judged(workload: TextClassifier, model: nn.Module, file: Path, top: int) -> Prediction:
+    with torch.inference_mode():
+        found = model(**workload.tokens([_text(file)])).logits[0].float().softmax(0)
+    best = found.topk(min(top, len(found)))
+    return Prediction(file, [workload.classes[at] for at in best.indices], best.values.tolist())
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
 
 
 def _classified(workload: VisionWorkload, model: nn.Module, file: Path, top: int) -> Prediction:
@@ -101,11 +118,7 @@ def _classified(workload: VisionWorkload, model: nn.Module, file: Path, top: int
 
 
 def _continued(workload: CausalLanguageModel, model: nn.Module, file: Path) -> Continuation:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    ids = torch.tensor(workload.tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    ids = torch.tensor(workload.tokenizer(_text(file), verbose=False)["input_ids"], dtype=torch.int64)
     ids = ids[-workload.tokens_per_sample :]
     if len(ids) < 2:
         raise DataError(f"{file}: a text of two or more tokens is needed")

@@ -14,6 +14,7 @@ from guard import GradientGuard
 from guard.observe.watched import unwrap
 from jobs.checkpoints import CheckpointManager
 from jobs.data.cursor import DataCursor
+from jobs.observability.profile import StepProfiler
 from jobs.observability.progress import Progress
 from jobs.placement.hardware_faults import HardwareFaults
 from jobs.spec.job_spec import JobSpec
@@ -100,6 +101,7 @@ class Run:
     checkpoints: CheckpointManager
     stop: StopWatcher
     watchdog: Watchdog
+    profiler: StepProfiler | None = None
 
     @property
     def eval_every(self) -> int:
@@ -113,6 +115,8 @@ class Run:
         return bool(self.hardware.nodes_to_leave)
 
     def close(self) -> None:
-        """Ends the workload's prefetching."""
+        """Ends the workload's prefetching, and a profile."""
+        if self.profiler is not None:
+            self.profiler.close()
         if isinstance(self.data.workload, ReadsAhead):
             self.data.workload.close()

@@ -20,6 +20,8 @@ from jobs.checkpoints import CheckpointManager, Policy
 from jobs.data.cursor import DataCursor
 from jobs.init import build_initialized
 from jobs.models.huggingface import TrainedWeights, is_adapted
+from jobs.observability.gpu import GpuUse
+from jobs.observability.profile import StepProfiler
 from jobs.observability.progress import Progress
 from jobs.placement.hardware_faults import HardwareFaults, display_names
 from jobs.run_dir.paths import HISTORY, RunDir
@@ -61,12 +63,26 @@ def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
         rank=world.rank,
         places=world.places,
         trackers=open_trackers(spec, world),
+        gpu=GpuUse(world.device),
     )
     hardware = HardwareFaults(world.nodes, spec.scale.max_hardware_faults)
     checkpoints = open_checkpoints(spec, data, model, stepper, progress, hardware)
     stop = StopWatcher(hub, spec.name, world.rank)
+    steps = spec.train.profile_steps if world.rank == 0 else 0
+    profiler = StepProfiler(steps, spec.job_dir, world.device, progress.event)
     run = Run(
-        spec, world, data, model, stepper.guard, stepper, progress, hardware, checkpoints, stop, watchdog
+        spec,
+        world,
+        data,
+        model,
+        stepper.guard,
+        stepper,
+        progress,
+        hardware,
+        checkpoints,
+        stop,
+        watchdog,
+        profiler,
     )
     if model.unused:
         names = ", ".join(model.unused[:3]) + (" ..." if len(model.unused) > 3 else "")

@@ -5,6 +5,8 @@
 ``language``: a GPT that predicts the next token
 ``huggingface``: a causal language model of Hugging Face, on texts or chats
 ``huggingface_images``: an image classifier of Hugging Face
+``tabular``: rows of numbers from a table
+``huggingface_texts``: a text classifier of Hugging Face
 ``losses``: the cross-entropy of both
 ``class_scores``: macro F1, top-5 accuracy and confusion matrix
 ``load``: finds the class that a spec names

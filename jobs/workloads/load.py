@@ -12,7 +12,7 @@ from jobs.spec.errors import SpecError, did_you_mean
 from jobs.spec.huggingface import HUGGINGFACE
 from jobs.spec.imported import ImportFailed, import_module, namesake_of
 from jobs.spec.job_spec import JobSpec
-from jobs.spec.workload_names import BUILTIN, HUGGINGFACE_IMAGES, IMPORT_PATH
+from jobs.spec.workload_names import BUILTIN, HUGGINGFACE_IMAGES, HUGGINGFACE_TEXTS, IMPORT_PATH
 from jobs.workloads.base import Workload
 from jobs.workloads.errors import WorkloadError
 
@@ -40,9 +40,10 @@ def load_workload(spec: JobSpec) -> Workload:
 def _path(spec: JobSpec) -> str:
     """The import path of the class; which one of huggingface depends on the model."""
     if spec.workload == HUGGINGFACE:
-        from jobs.models.huggingface import IMAGES, task_of
+        from jobs.models.huggingface import IMAGES, TEXTS, task_of
 
-        return HUGGINGFACE_IMAGES if task_of(spec.model) == IMAGES else BUILTIN[HUGGINGFACE]
+        classifiers = {IMAGES: HUGGINGFACE_IMAGES, TEXTS: HUGGINGFACE_TEXTS}
+        return classifiers.get(task_of(spec.model), BUILTIN[HUGGINGFACE])
     return BUILTIN.get(spec.workload, spec.workload)
 
 

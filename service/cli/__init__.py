@@ -8,6 +8,7 @@
 ``plots``: the plots of both
 ``jobs``: submit, stop, resume, clone, delete, logs
 ``query``: list, status, incidents, report
+``sweep``: many jobs that differ in a few fields
 ``compare``: two jobs
 ``download``: files, checkpoints and weights of a job
 ``predict``: images by a job's model

@@ -25,11 +25,13 @@ from service.cli.predict import predict
 from service.cli.query import incidents, list_jobs, report, status
 from service.cli.replay import replay
 from service.cli.serve import serve
+from service.cli.sweep import sweep
 from service.cli.tokens import tokens_app
 
 EXAMPLES = {
     "Train": {
         "train": "gradguard train my-job.yaml --set optimizer.lr=0.05",
+        "sweep": "gradguard sweep sweep.yaml",
         "check": "gradguard check my-job.yaml --lr-range",
     },
     "Inspect": {
@@ -101,10 +103,14 @@ def train(
     overwrite: Annotated[
         bool, Option("--overwrite", help="Start again; the folder of the old job is renamed.")
     ] = False,
+    profile: Annotated[
+        bool, Option("--profile", help="Record 3 steps with torch's profiler, into the job's folder.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a job on this machine or a Ray cluster, with live progress, a summary and a report."""
     job = JobSpec.load(spec, overrides or [])
+    job = job.profiled() if profile else job
     from jobs.ray_internals.core import leave_if_killed
     from jobs.spec.imported import find_modules_in
     from jobs.train import continue_command, train_and_summarize
@@ -121,7 +127,19 @@ def train(
 
 PANELS = {name: panel for panel, examples in EXAMPLES.items() for name in examples}
 JOB_COMMANDS = (submit, stop, checkpoint, resume, clone, delete, logs, list_jobs, status, incidents, report)
-for command in (train, check, replay, checkpoints, compare, predict, *JOB_COMMANDS, download, serve, audit):
+for command in (
+    train,
+    sweep,
+    check,
+    replay,
+    checkpoints,
+    compare,
+    predict,
+    *JOB_COMMANDS,
+    download,
+    serve,
+    audit,
+):
     name = command.__name__.removesuffix("_jobs")  # list is a name of Python
     example = f"Example: {EXAMPLES[PANELS[name]][name]}"
     app.command(name, rich_help_panel=PANELS[name], epilog=example, context_settings=HELP)(command)

@@ -172,11 +172,22 @@ def _export(storage: Storage, step: int, target: Path) -> None:
     console, content = Console(highlight=False), _content(storage, step)
     if target.suffix:
         console.print(f"{target}: {export_model(content, target)} tensors of step {step}", soft_wrap=True)
+        console.print(f"load it with {_how_to_load(content, target)}", soft_wrap=True, markup=False)
         return
     from jobs.models.exported import save_pretrained
 
     save_pretrained(content, target)
     console.print(f"{target}: the model of step {step}, for from_pretrained", soft_wrap=True)
+
+
+def _how_to_load(content: Content, target: Path) -> str:
+    """The call that reads an exported file: of a model of ours the model, else its tensors."""
+    from jobs.checkpoints.export import about_model
+
+    if target.suffix != ".safetensors":
+        return f"torch.load({str(target)!r}, weights_only=True)"
+    known = about_model(content.manifest)["sizes"]
+    return f"{'jobs.load_model' if known else 'safetensors.torch.load_file'}({str(target)!r})"
 
 
 def _content(storage: Storage, step: int) -> Content:

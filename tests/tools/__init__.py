@@ -6,4 +6,5 @@
 ``spec_reference``: jobs/SPEC.md
 ``metrics_table``: guard/METRICS.md
 ``schema_table``: tables of fields
+``release``: ``make release``: checks, builds and tries a release
 """

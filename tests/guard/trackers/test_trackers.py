@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import math
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 from guard import GradientGuard
 from guard.logs.trace import TraceReader
 from guard.trackers import TrackConfig, Trackers
+from tests.waiting import until
 
 STEPS, BAD = 40, 30
 SPEC = {"optimizer": {"name": "sgd", "lr": 0.05}, "seed": 0}
@@ -123,10 +126,50 @@ def test_a_restarted_job_continues_its_mlflow_run(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    """Against the real package: the file of its offline mode is read back, record by record."""
+    pytest.importorskip("wandb", reason="needs the extra: pip install gradguard[wandb]")
     monkeypatch.setenv("WANDB_SILENT", "true")
     tracked(TrackConfig(kind="wandb", offline=True, every=10), tmp_path)
-    assert list(tmp_path.glob("track/wandb/offline-run-*/*.wandb"))
+    (path,) = tmp_path.glob("track/wandb/offline-run-*/*.wandb")
+    # W&B's own process writes it, and may still be at it.
+    until(lambda: any(record.HasField("exit") for record in wandb_records(path)), 20)
+    records = wandb_records(path)
+    rows = [
+        (record.history.step.num, {i.nested_key[0]: json.loads(i.value_json) for i in record.history.item})
+        for record in records
+        if record.HasField("history")
+    ]
+    losses = {at: row["loss"] for at, row in rows if "loss" in row}
+    assert set(losses) >= {10, 20, BAD + 1, STEPS}
+    assert all(0 < losses[at] < 2 for at in (10, 20, STEPS))
+    assert [row["eval/test_accuracy"] for _, row in rows if "eval/test_accuracy" in row] == [0.75]
+    config = {item.key: item.value_json for record in records for item in record.run.config.update}
+    assert json.loads(config["optimizer.lr"]) == 0.05
+    (alert,) = [record.alert for record in records if record.HasField("alert")]
+    assert "nonfinite of loss" in alert.title + alert.text
+    (artifact,) = [record.artifact for record in records if record.HasField("artifact")]
+    assert artifact.name == "mine-report"
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """All records of W&B's own file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, whole, records = path.read_bytes(), 7, b"", []
+    assert content[:4] == b":W&B"
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768  # a record never starts in the last bytes of a block
+            continue
+        _, size, kind = struct.unpack_from("<IHB", content, at)
+        whole += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(whole)
+            records.append(record)
+            whole = b""
+    return records
 
 
 class Broken:

@@ -104,8 +104,10 @@ def test_compare_names_the_tensors_that_differ_and_by_how_much(job: Path) -> Non
 
 def test_the_model_is_exported_for_others(job: Path, tmp_path: Path) -> None:
     safe, plain = tmp_path / "model.safetensors", tmp_path / "model.pt"
-    assert "tensors of step 20" in run(job, "--export", 20, "--to", safe)
-    run(job, "--export", 20, "--to", plain)
+    said = run(job, "--export", 20, "--to", safe)
+    assert "tensors of step 20" in said
+    assert f"load_file({str(safe)!r})" in said or f"jobs.load_model({str(safe)!r})" in said
+    assert f"load it with torch.load({str(plain)!r}, weights_only" in run(job, "--export", 20, "--to", plain)
     for weights in (load_file(safe), torch.load(plain, weights_only=True)):
         fresh = parts()["model"]
         fresh.load_state_dict(weights)

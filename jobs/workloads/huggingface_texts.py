@@ -1,0 +1,201 @@
+"""A text classifier of Hugging Face, on a table with a column of texts and one of labels."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jobs.data.errors import DataError
+from jobs.data.images import first, hold_out
+from jobs.data.labelled import classes_of, labels_of
+from jobs.data.tables import read_splits
+from jobs.models import huggingface
+from jobs.spec.job_spec import JobSpec
+from jobs.workloads.class_scores import ClassScores, class_metrics, confusion_matrix
+from jobs.workloads.losses import cross_entropy
+
+_CONTEXT, _EVAL_BATCH = 512, 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledTexts:
+    """Texts with a class each.
+
+    Attributes:
+        texts: N of them.
+        labels: int64, shape [N], each an index into ``classes``.
+        classes: the names of the classes.
+        name: the data set, for messages.
+    """
+
+    texts: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def channels(self) -> int:
+        """Of a text: one."""
+        return 1
+
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order."""
+        digest = zlib.crc32(self.labels.contiguous().numpy().data)
+        for text in self.texts:
+            digest = zlib.crc32(text.encode(errors="replace"), digest)
+        return f"{len(self)} texts, {digest:08x}"
+
+    def pixels(self, row: int) -> Tensor:
+        """The code points of one text."""
+        return torch.tensor([ord(letter) for letter in self.texts[row]])
+
+    def chosen(self, rows: Tensor) -> Self:
+        """Only these samples."""
+        return replace(self, texts=tuple(self.texts[row] for row in rows.tolist()), labels=self.labels[rows])
+
+
+class TextClassifier:
+    """Cross-entropy on labelled texts; fulfils ``jobs.workloads.base.Workload``.
+
+    Attributes:
+        n_train: training texts.
+        classes: their names, in the order of the outputs.
+        tokenizer: of the model's folder.
+        tokens_per_sample: at most; what is longer is cut off.
+        fingerprint: identifies the training data, and the frozen model of an adapter.
+        model_sizes: the most tokens of a text.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        if spec.data.root is None or spec.data.dataset != "table":
+            message = "the model classifies texts: write data.dataset: table and data.root, a table with them"
+            raise DataError(f"{message}; data.columns names its columns")
+        config = huggingface.read("AutoConfig", spec.model)
+        self.tokenizer = huggingface.read("AutoTokenizer", spec.model)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        longest = getattr(config, "max_position_embeddings", None) or _CONTEXT
+        self.tokens_per_sample = spec.model.context or min(longest, _CONTEXT)
+        if self.tokens_per_sample > longest:
+            raise DataError(
+                f"model.context = {spec.model.context}: the model has places for {longest} tokens"
+            )
+        train, test = load_texts(spec)
+        self._train, self._test = first(train, spec.data.train_limit), first(test, spec.data.test_limit)
+        self.n_train, self.classes = len(self._train), self._train.classes
+        self.dataset = Path(train.name).name
+        self.model_sizes = {"tokens": self.tokens_per_sample}
+        base = huggingface.base_digest(spec.model) if spec.model.lora else ""
+        self.fingerprint = self._train.fingerprint() + (f", model {base}" if base else "")
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Training samples by class."""
+        counts = torch.bincount(self._train.labels, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counts, strict=True))
+
+    def describe_sample(self, sample: int) -> str:
+        """Its class and its beginning."""
+        return f"{self.classes[int(self._train.labels[sample])]}: {self._train.texts[sample][:60]}"
+
+    def build_model(self) -> nn.Module:
+        """The model of the spec; a head for other classes than its own is initialized from the seed."""
+        spec, names = self._spec, [str(name) for name in self.classes]
+        model = huggingface.build(spec.model, huggingface.TEXTS, seed=spec.seed, classes=names)
+        config: Any = model.config
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    def train_batch(
+        self, ids: NDArray[np.int64], epoch: int, device: torch.device | str
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Token ids and mask, int64 [N, tokens] each, padded to the longest text; labels, int64 [N]."""
+        del epoch  # the same texts in each
+        return self._batch(self._train, torch.tensor(ids), device)
+
+    def _batch(
+        self, data: LabelledTexts, rows: Tensor, device: torch.device | str
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        texts = [data.texts[row] for row in rows.tolist()]
+        tensors = {name: tensor.to(device) for name, tensor in self.tokens(texts).items()}
+        return tensors, data.labels[rows].to(device)
+
+    def tokens(self, texts: list[str]) -> dict[str, Tensor]:
+        """Token ids and mask, int64 [N, tokens] each, as the model sees these texts."""
+        settings = {"padding": True, "truncation": True, "max_length": self.tokens_per_sample}
+        found = self.tokenizer(texts, return_tensors="pt", **settings)
+        return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+    def loss(self, model: nn.Module, batch: tuple[dict[str, Tensor], Tensor]) -> Tensor:
+        """Mean cross-entropy in nats, with the label smoothing and the z-loss of the spec."""
+        own, (tokens, labels) = self._spec.regularize, batch
+        smoothing, z_loss = own.label_smoothing, own.z_loss
+        return cross_entropy(model(**tokens).logits, labels, label_smoothing=smoothing, z_loss=z_loss)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, rank: int, world_size: int, device: torch.device | str
+    ) -> dict[str, float]:
+        """Correct answers, loss, number and classes of the test texts ``rank, rank + world_size, ...``."""
+        was_training = model.training
+        model.eval()
+        sums, scores = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}, ClassScores(len(self.classes), device)
+        own = torch.arange(rank, len(self._test), world_size)
+        for rows in own.split(_EVAL_BATCH) if len(own) else ():
+            tokens, labels = self._batch(self._test, rows, device)
+            outputs = model(**tokens).logits.float()
+            sums["correct"] += (outputs.argmax(1) == labels).sum().item()
+            sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
+            sums["count"] += len(labels)
+            scores.add(outputs, labels)
+        model.train(was_training)
+        return {**sums, **scores.sums()}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Accuracy, mean loss, top-5 accuracy and macro F1 over the test texts."""
+        count = max(sums["count"], 1.0)
+        found = {"test_accuracy": sums["correct"] / count, "test_loss": sums["loss_sum"] / count}
+        return {**found, **class_metrics(sums, len(self.classes))}
+
+    def confusion(self, sums: Mapping[str, float]) -> list[list[int]] | None:
+        """The confusion matrix, a row for each true class; None with more than 32 classes."""
+        return confusion_matrix(sums, len(self.classes))
+
+
+def load_texts(spec: JobSpec) -> tuple[LabelledTexts, LabelledTexts]:
+    """Training and test texts.
+
+    Raises:
+        DataError: table or column is missing, a text is, or a label is no class; the row is named.
+    """
+    data = spec.data
+    root, text, label = Path(data.root or "").expanduser(), data.columns.text or "text", data.columns.label
+    train, test = read_splits(root, "data.root", [text, label])
+    classes = classes_of(train, label, root)
+    found = _labelled(train, text, label, classes, root)
+    if test is None:
+        return hold_out(found, data.val_share, data.split_seed, str(root))
+    return found, _labelled(test, text, label, classes, root)
+
+
+def _labelled(table: Any, text: str, label: str, classes: dict[Any, str], root: Path) -> LabelledTexts:
+    texts = table.column(text).to_pylist()
+    for row, value in enumerate(texts, 1):
+        if not isinstance(value, str):
+            raise DataError(f"{root}: row {row}: {text} is {value!r}: it takes texts")
+    labels = labels_of(table.column(label).to_pylist(), classes, label, root)
+    return LabelledTexts(tuple(texts), labels, tuple(classes.values()), str(root))
