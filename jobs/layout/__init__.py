@@ -8,5 +8,6 @@
 ``first_weights``: one rank builds the model, the others get their shards
 ``activations``: activation checkpointing
 ``lockstep``: ranks with unequal shares of the test set evaluate together
+``unused``: names of the parameters that DDP reports by number as unused
 ``memory``: what a layout needs of each GPU
 """

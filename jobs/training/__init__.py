@@ -21,7 +21,6 @@
 ``lr_range``: the learning-rate range test
 ``together``: an error on one rank ends all of them
 ``data_agreement``: checks that all workers see the same data
-``unused``: names of parameters without a gradient
 ``watchdog``: a worker that hangs ends itself
 ``predict``: what a trained model says of image files
 """

@@ -16,7 +16,7 @@ from jobs.training.evaluate import evaluate
 from jobs.training.run import Run
 from jobs.training.samples import write_samples
 from jobs.training.setup import build
-from jobs.training.unused import name_parameters
+from jobs.layout.unused import name_parameters
 from jobs.training.watchdog import Watchdog
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from guard import RankLost
 from jobs.cluster.failures import WorkerFailed, crash_file, explain, log_crashes, log_failure
 from jobs.failures import CAUSES, LONGEST_LINE, Failure, explain_error
-from jobs.training.unused import name_parameters
+from jobs.layout.unused import name_parameters
 from jobs.training.watchdog import WorkerStalled
 from jobs.workloads.errors import WorkloadError
 
