@@ -1,4 +1,4 @@
-"""The first damages of the damage benchmark: each kind once."""
+"""The damage benchmark: each kind once."""
 
 from __future__ import annotations
 
