@@ -119,10 +119,12 @@ def damage(original: Path, weights: Weights, runs: Path, service: Service, seed:
     else:
         CHECKPOINTS[kind](newest_of(job))
     commands = COMMANDS if seed % REPORT_EVERY == 0 else COMMANDS[:-1]
+    printed = failures_of_commands(commands, runs, job)
+    exported = failures_of_export(runs / "exported.safetensors", weights)
     wrong = [
-        *failures_of_commands(commands, runs, job),
+        *printed,
         *failures_of_model(job),
-        *([] if kind in OTHER_SHAPES else failures_of_export(runs / "exported.safetensors", weights)),
+        *([] if kind in OTHER_SHAPES else exported),
         *failures_of_service(service, seed),
         *failures_of_resume(job, file, weights),
     ]
@@ -215,13 +217,13 @@ def run(command: list[str]) -> tuple[object, str]:
     return 0, printed.getvalue()
 
 
-def damage_run(seeds: int, folder: Path) -> list[Damaged]:
-    """So many damages, each to a fresh copy."""
+def damage_run(seeds: Sequence[int], folder: Path) -> list[Damaged]:
+    """The damages of these seeds, each to a fresh copy."""
     weights = a_job(folder / "original" / "damaged")
     api, found = Api(folder, auth=False), []
     job, runs = api.submitted(), api.root / "runs"
     api.context.store.change(job, lambda row: setattr(row, "folder", str(runs / "damaged")))
-    for seed in range(seeds):
+    for seed in seeds:
         runs.mkdir(exist_ok=True)
         found.append(damage(folder / "original" / "damaged", weights, runs, Service(api.client(), job), seed))
         if found[-1].wrong:
@@ -233,14 +235,20 @@ def main() -> None:
     """Prints how many of the damages were taken as they should be, by kind. Fails if one was not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=140)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="damage-") as folder:
-        found = damage_run(options.seeds, Path(folder))
+        found = damage_run(range(options.first, options.first + options.seeds), Path(folder))
     right, of = Counter(d.kind for d in found if not d.wrong), Counter(d.kind for d in found)
     table = [{"kind": kind, "damages": of[kind], "right": right[kind]} for kind in of]
     total = {"damages": len(found), "right": right.total()}
-    publish("damage", {"by kind": table, "sums": [total]}, options.json, seeds=[0, options.seeds])
+    publish(
+        "damage",
+        {"by kind": table, "sums": [total]},
+        options.json,
+        seeds=[options.first, options.first + options.seeds],
+    )
     sys.exit(right.total() < len(found))
 
 
