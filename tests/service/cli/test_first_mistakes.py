@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import sys
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from jobs.cluster.session import PACKAGE_ROOT
+from jobs.errors import JobError
 from service.cli.app import _missing, main
+from service.cli.serve import _bound
 
 SPEC = "data: {dataset: digits, batch_size: 16}\nmodel: {name: resnet18, stem: tiny}\nscale: {device: cpu}\n"
 OWN = """
@@ -125,3 +128,11 @@ def test_a_library_that_is_not_installed_is_one_line() -> None:
     assert "the library ray.train is not installed here" in str(missing)
     assert _missing(ModuleNotFoundError("No module named 'jobs.x'", name="jobs.x")) is None
     assert _missing(ImportError("cannot import name 'x'", name="ray")) is None
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(JobError, match=f"127.0.0.1:{port}: Address already in use; set --port"):
+            _bound("127.0.0.1", port)
+    _bound("127.0.0.1", port).close()
