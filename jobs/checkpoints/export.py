@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from jobs.checkpoints.load import Content
 from jobs.checkpoints.manifest import Manifest
@@ -33,14 +32,12 @@ def export_model(content: Content, target: Path) -> int:
         The number of tensors.
 
     Raises:
-        JobError: another suffix, a checkpoint without a model, or a file that cannot be written.
+        JobError: another suffix, or a file that cannot be written.
+        DamagedCheckpoint: see ``Content.model``.
     """
     if target.suffix not in SUFFIXES:
         raise JobError(f"cannot export to {target}: end its name with {', '.join(SUFFIXES[:-1])} or .pth")
-    parts = content.parts(0, content.manifest.world_size)
-    weights = {k: t.contiguous() for k, t in parts.get("model", {}).items() if isinstance(t, Tensor)}
-    if not weights:
-        raise JobError(f"the checkpoint of step {content.manifest.step} contains no model")
+    weights = {name: tensor.contiguous() for name, tensor in content.model().items()}
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         if target.suffix == ".safetensors":

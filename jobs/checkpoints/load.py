@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ class Content:
         if world_size == self.manifest.world_size:
             trees.update(self.state["ranks"][rank]["own"])
         return {name: put_together(tree, self.tensors) for name, tree in trees.items()}
+
+    def model(self) -> dict[str, Tensor]:
+        """The parameters and buffers of the trained model, by name.
+
+        Raises:
+            DamagedCheckpoint: they are not there, or not finite.
+        """
+        states = self.parts(0, self.manifest.world_size)
+        check_parts(states, needed=("model",))
+        return {name: value for name, value in states["model"].items() if isinstance(value, Tensor)}
 
     def generators(self, rank: int, world_size: int) -> dict[str, Any] | None:
         """The state of a rank's random number generators; None in a world of another size."""
@@ -84,14 +94,20 @@ def verify(storage: Storage, name: str) -> Manifest:
     return content.manifest
 
 
-def check_parts(parts: Mapping[str, Any]) -> None:
+def check_parts(parts: Mapping[str, Any], needed: Sequence[str] = NEEDED) -> None:
     """Raises ``DamagedCheckpoint`` where a resume would go on with fresh or broken weights."""
-    for name in NEEDED:
-        if not parts.get(name):
+    for name in needed:
+        if not isinstance(parts.get(name), Mapping) or not parts[name]:
             raise DamagedCheckpoint(f"{STATE} has no part {name}")
+    if not any(isinstance(value, Tensor) for value in parts["model"].values()):
+        raise DamagedCheckpoint(f"the part model of {STATE} has no tensors")
     for name, value in parts["model"].items():
-        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if bool(value.isnan().any()):
             raise DamagedCheckpoint(f"the weight {name} has NaN in it")
+        if name.endswith("weight") and bool(value.isinf().any()):  # a buffer, such as a mask, may be infinite
+            raise DamagedCheckpoint(f"the weight {name} has infinity in it")
 
 
 def of_rank(rank: int) -> Callable[[str], bool]:

@@ -86,9 +86,9 @@ class JobFiles(RunReader):
             raise JobNotFound(f"{name} has no checkpoint of step {step}")
         return folder
 
-    def report(self, *, remote: bool = True) -> str:
-        """The report as HTML, of the files as they are now; ``remote`` asks a storage elsewhere too."""
+    def report(self, *, remote: bool = True, env: Mapping[str, str] | None = None) -> str:
+        """The report as HTML, of the files as they are now; see ``read_run``."""
         from jobs.report.data import read_run
         from jobs.report.page import render
 
-        return render(read_run(self.folder.path, remote=remote, below=self.below))
+        return render(read_run(self.folder.path, remote=remote, below=self.below, env=env))

@@ -90,7 +90,10 @@ def run_job(
     with folder.locked(), Notifier(spec.notify) as notices:
         if workload is not None and not overwrite and (resume or spec.resume == "auto"):
             _refuse_other_data(spec, folder, workload)
-        folder.prepare(spec, resume=resume, overwrite=overwrite)
+        continues = folder.prepare(spec, resume=resume, overwrite=overwrite)
+        if resume and not continues:
+            text = f"there is no job in {folder.path} to continue: it starts from the beginning"
+            console.print(text, markup=False, soft_wrap=True)
         tell = partial(_tell, notices, spec, folder)
         try:
             outcome = _train(spec, folder, address, console, closed or threading.Event(), tell)

@@ -83,9 +83,7 @@ def _of_checkpoint(place: Path, name: str | None = None) -> Mapping[str, Tensor]
         if not good:
             raise DataError(f"model.weights: {place} has no good checkpoint")
         name = checkpoint_folder(good[-1].step)
-    content = read(storage, name)
-    model = content.parts(0, content.manifest.world_size).get("model", {})
-    return {key: value for key, value in model.items() if isinstance(value, Tensor)}
+    return read(storage, name).model()
 
 
 def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

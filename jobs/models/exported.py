@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.export import ABOUT, about_model
@@ -38,7 +38,7 @@ def save_pretrained(content: Content, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise JobError(f"{folder} exists already: write the name of a new folder")
     source = ModelSpec.model_validate_json(json.dumps(about["model"]))
-    model = _filled(about, _weights_of(content), folder)
+    model = _filled(about, dict(content.model()), folder)
     task = _task(about)
     try:
         huggingface.save(model, source, task, folder)
@@ -62,7 +62,13 @@ def load_model(path: str | Path) -> nn.Module:
 
 
 def _filled(about: dict[str, Any], weights: dict[str, Any], path: str | Path) -> nn.Module:
-    model = _build(about, path)
+    try:
+        model = _build(about, path)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise JobError(
+            f"{path}: what it says of its model is damaged: {type(error).__name__}: {why}"
+        ) from None
     try:
         target = TrainedWeights(model) if is_adapted(model) else model
         target.load_state_dict(weights)
@@ -76,10 +82,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return _read_newest(path)
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
-            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about: Any = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise JobError(f"cannot read {path}: {error}") from None
+    return about if isinstance(about, dict) else {}, weights
 
 
 def _read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,20 +96,15 @@ def _read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if step is None:
             raise JobError(f"{folder} has no good checkpoint: give a job's folder, or an exported file")
         content = read(storage, checkpoint_folder(step))
+        return about_model(content.manifest), dict(content.model())
     except DamagedCheckpoint as error:
         raise JobError(f"the checkpoint of step {step} in {folder} is damaged: {error}") from None
-    return about_model(content.manifest), _weights_of(content)
 
 
 def _task(about: dict[str, Any]) -> str:
     if not about.get("classes"):
         return huggingface.CAUSAL_LM
     return huggingface.TEXTS if "tokens" in about["sizes"] else huggingface.IMAGES
-
-
-def _weights_of(content: Content) -> dict[str, Any]:
-    model = content.parts(0, content.manifest.world_size).get("model", {})
-    return {name: value for name, value in model.items() if isinstance(value, Tensor)}
 
 
 def _build(about: dict[str, Any], path: str | Path) -> nn.Module:

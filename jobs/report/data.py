@@ -22,7 +22,7 @@ from jobs.run_dir.paths import OPERATORS, SAMPLES, SPEC
 from jobs.run_dir.reader import RunReader
 from jobs.run_dir.steps import Evaluation, RolledBack, Span, StepTable
 from jobs.run_dir.storage import without_keys
-from jobs.spec.masking import masked, masked_spec
+from jobs.spec.masking import masked, masked_result, masked_spec
 from jobs.spec.yaml_text import dump_yaml, load_yaml
 
 NO_COOLDOWN = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
@@ -86,17 +86,21 @@ class Run:
     profile: Mapping[str, Any] | None = None
 
 
-def read_run(job_dir: Path, *, remote: bool = True, below: Path | None = None) -> Run:
+def read_run(
+    job_dir: Path, *, remote: bool = True, below: Path | None = None, env: Mapping[str, str] | None = None
+) -> Run:
     """Read spec.yaml, metrics.jsonl, incidents.jsonl and result.json of a job.
 
     Args:
         job_dir: the folder of the job, or a bare journal of incidents.
         remote: whether a storage elsewhere, which the spec names, may be asked for its checkpoints.
-        below: no link out of this folder is followed.
+        below: see ``open_plain``.
+        env: the environment that the job got; its secrets are masked too.
     """
     files = RunReader(job_dir, below)
-    spec_text, spec = _read_spec(files.text(SPEC))
-    result = files.result()
+    spec_text, spec, unmasked = _read_spec(files.text(SPEC))
+    found = files.result()
+    result = None if found is None else masked_result(found, unmasked, env)
     table = files.steps((*NUMBERS, *_TEXTS, *_NESTED))
     steps, layers = Steps(table), _layer_matrix(_known(table, "layers", Mapping))
     rolled_back = RolledBack()
@@ -171,13 +175,14 @@ def _matrix(names: tuple[str, ...], rows: list[tuple[int, list[Any]]]) -> Matrix
     return Matrix(attempts, names, matrix([[cell(norm) for norm in norms] for _, norms in rows], len(names)))
 
 
-def _read_spec(text: str) -> tuple[str, Mapping[str, Any]]:
-    """Its text and its contents, the secrets masked. Text that is no spec is masked line by line."""
+def _read_spec(text: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """Its text and its contents, the secrets masked, and its contents as they are. Text that is no spec is
+    masked line by line."""
     try:
         spec = load_yaml(text)[1]
         if isinstance(spec, Mapping):
             shown = masked_spec(spec)
-            return without_keys(text if shown == spec else dump_yaml(shown)), shown
+            return without_keys(text if shown == spec else dump_yaml(shown)), shown, spec
     except (yaml.YAMLError, ValueError, RecursionError):
         pass
-    return without_keys("\n".join(masked(line) for line in text.splitlines())), {}
+    return without_keys("\n".join(masked(line) for line in text.splitlines())), {}, {}

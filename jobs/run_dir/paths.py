@@ -39,8 +39,8 @@ class RunDir:
         found.incidents, found.report = journal, journal.with_name(f"{journal.stem}-{REPORT}")
         return found
 
-    def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder ready for a run.
+    def prepare(self, spec: JobSpec, *, resume: bool, overwrite: bool) -> bool:
+        """Makes the folder ready for a run; whether there is a job to continue.
 
         Raises:
             JobError: a job of this name exists and neither ``resume`` nor ``overwrite`` nor the spec
@@ -70,6 +70,7 @@ class RunDir:
             raise JobError(
                 f"cannot write to {self.path}: {error.strerror}; set storage to another folder"
             ) from None
+        return exists and not overwrite
 
     @contextmanager
     def locked(self) -> Iterator[None]:

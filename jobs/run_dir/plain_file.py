@@ -26,8 +26,9 @@ def open_plain(path: str | Path, below: Path | None = None, *, most: int = LARGE
 
     Args:
         path: the file.
-        below: no link out of this folder is followed, and no file larger than ``most`` bytes is opened: for
-            readers that may read more than the job may. None for those with the rights of their caller.
+        below: the real path of a folder. No link out of it is followed, and no file that has another name (a
+            hard link) or more than ``most`` bytes is opened: for readers that may read more than the job may.
+            None for those with the rights of their caller.
         most: in bytes.
 
     Raises:
@@ -35,7 +36,7 @@ def open_plain(path: str | Path, below: Path | None = None, *, most: int = LARGE
         OSError: it cannot be opened.
     """
     real = os.path.realpath(path)
-    if below is not None and not is_inside(real, os.path.realpath(below)):
+    if below is not None and not is_inside(real, os.fspath(below)):  # a job may replace its folder by a link
         raise NotAPlainFile(path, "leads out of the job's folder")
     try:
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
@@ -70,6 +71,8 @@ def _check(descriptor: int, path: str | Path, real: str, most: int | None) -> No
         raise NotAPlainFile(path, "is no regular file")
     if most is None:
         return
+    if found.st_nlink > 1:
+        raise NotAPlainFile(path, "has another name too (a hard link)")
     if found.st_size > most:
         raise NotAPlainFile(path, f"is larger than {most} bytes")
     opened = Path(f"/proc/self/fd/{descriptor}")

@@ -78,16 +78,18 @@ def import_module(module: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImportFailed(_why(error, module)) from error
 
 
-def _why(error: Exception, module: str) -> str:
+def _why(error: BaseException, module: str) -> str:
     """Why the user's module cannot be imported, and what to do."""
     name = error.name or "" if isinstance(error, ImportError) else ""
     namesake = _namesake(name)
     if namesake is not None:
         return f"{namesake} has the name of GradGuard's package {namesake.stem}: rename it"
+    if isinstance(error, SystemExit):
+        return f'importing {module} ends the program: put what calls exit() below if __name__ == "__main__"'
     if not isinstance(error, ModuleNotFoundError):
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"importing {module} failed: {reason}"

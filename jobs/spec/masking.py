@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 MASKED = "********"
 SHORTEST = 6
@@ -40,6 +41,9 @@ _SECRET_VALUE = re.compile(
     re.DOTALL,
 )
 """Headers, private keys, and what GitHub, GitLab, Hugging Face, OpenAI, Slack, AWS and Google hand out."""
+
+_PARTS = re.compile(r"[\n,]|^(?:Bearer|Basic) ")
+"""Between the keys of a list, the lines of a private key; before the key in a header."""
 
 _URL = re.compile(r"[\w+.\-]+://[^\s\"'<>]+")
 
@@ -109,7 +113,23 @@ def _secrets(value: Any, name: str, more: Names) -> Iterator[str]:
         for item, below in _elements(value, name, more):
             yield from _secrets(item, below, more)
     elif masked(value, name, more) == MASKED:
-        yield str(value)
+        yield from (str(value), *_PARTS.split(str(value)), *_secrets_in(str(value), more))
+    elif isinstance(value, str):
+        yield from _secrets_in(value, more)
+
+
+def _secrets_in(text: str, more: Names) -> Iterator[str]:
+    """What ``_masked_text`` masks in a text, as a log may show it on its own."""
+    yield from (found[0] for found in _SECRET_VALUE.finditer(text))
+    yield from (
+        pair[5].strip("\"'") for pair in _ASSIGNED.finditer(text) if is_secret(pair[1] or pair[3], more)
+    )
+    for url in _URL.findall(text):
+        with suppress(ValueError):
+            parts = urlsplit(url)
+            options = (option.partition("=") for option in parts.query.split("&"))
+            found = [parts.password or "", *(value for name, _, value in options if is_secret(name, more))]
+            yield from (form for value in found for form in (value, unquote(value)))
 
 
 def _masked_text(text: str, more: Names) -> str:
@@ -151,3 +171,24 @@ class Mask:
         for value in self._values:
             content = content.replace(value, b"*" * len(value))
         return content
+
+    def text(self, text: str) -> str:
+        """The same for a text of any origin; what looks like a secret is masked too."""
+        return str(masked(self(text.encode("utf-8", "replace")).decode()))
+
+
+def masked_result(
+    result: Mapping[str, Any], spec: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A copy of a job's result to display. Its texts may quote a command line with
+    ``--set options.api_key=...``, or an error with a URL; its figures are no secrets."""
+    mask = Mask(env or {}, spec)
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: shown(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shown(item) for item in value]
+        return mask.text(value) if isinstance(value, str) else value
+
+    return {str(key): shown(value) for key, value in result.items()}

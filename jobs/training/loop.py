@@ -8,6 +8,7 @@ from typing import Any
 from guard import GuardHalt, StepReport
 from jobs.checkpoints import CheckpointManager
 from jobs.data.cursor import shard
+from jobs.layout.unused import name_parameters
 from jobs.placement.hardware_faults import FAULTY, PREEMPTED, display_names, fits_elsewhere, preempted_nodes
 from jobs.run_dir.paths import RunDir
 from jobs.run_dir.result import MOVING
@@ -16,7 +17,6 @@ from jobs.training.evaluate import evaluate
 from jobs.training.run import Run
 from jobs.training.samples import write_samples
 from jobs.training.setup import build
-from jobs.layout.unused import name_parameters
 from jobs.training.watchdog import Watchdog
 
 

@@ -1,5 +1,6 @@
 """Routes for the files of a job, as a stream: what it recorded, and its checkpoints."""
 
+import json
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,12 +14,17 @@ from starlette.responses import StreamingResponse
 from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.job_files import JobFiles
 from jobs.client.models import Recorded
+from jobs.run_dir.jsonl import LARGEST_DOCUMENT, parse_row
+from jobs.run_dir.paths import RESULT
 from jobs.run_dir.plain_file import open_plain
+from jobs.run_dir.storage import MANIFEST
+from jobs.spec.masking import masked_result
 from service.api.auth import Allowed, Reader, StillAllowed, Submitter
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented
 from service.api.view import files_of
+from service.store import JobRow
 
 PIECE = 1 << 20
 BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -32,13 +38,14 @@ Step = Annotated[int, PathParameter(ge=0, lt=10**18)]
 def recorded(
     job_id: JobId, name: Recorded, service: Service, _: Reader, allowed: StillAllowed
 ) -> StreamingResponse:
-    """A file that the job recorded, as it is now."""
-    files = _files(service, job_id)
+    """A file that the job recorded, as it is now; the secrets in ``result.json`` are masked."""
+    job = service.store.get(job_id)
+    files = _files(service, job)
     try:
         file = open_plain(files.folder.path / name, files.below)
     except FileNotFoundError:
         raise Problem(404, f"{job_id} has no {name} yet") from None
-    return _stream(_pieces(file), allowed, f"{job_id}-{name}")
+    return _stream(_masked(file, job) if name == RESULT else _pieces(file), allowed, f"{job_id}-{name}")
 
 
 @router.get("/jobs/{job_id}/checkpoints/{step}", response_class=StreamingResponse, responses=STREAM)
@@ -47,22 +54,23 @@ def checkpoint(
 ) -> StreamingResponse:
     """The checkpoint of a step as a tar file: tensors in ``.safetensors``, the rest in JSON. It contains the
     spec with its secrets."""
-    files = _files(service, job_id)
+    files = _files(service, service.store.get(job_id))
     try:
         folder = files.checkpoint_of(step)
     except (JobNotFound, Unsupported) as error:
         raise Problem(404, str(error)) from None
     name = folder.name
+    open_plain(folder / MANIFEST, files.below).close()  # of a folder elsewhere not even a name is shown
     paths = sorted(path for path in folder.iterdir() if not path.is_dir())
     for path in paths:
         open_plain(path, files.below).close()  # a link elsewhere is refused before the answer begins
     return _stream(_tar(name, paths, files.below), allowed, f"{job_id}-{name}.tar")
 
 
-def _files(service: Context, job_id: str) -> JobFiles:
-    files = files_of(service, service.store.get(job_id))
+def _files(service: Context, job: JobRow) -> JobFiles:
+    files = files_of(service, job)
     if files is None:
-        raise Problem(404, f"{job_id} has no files below the service's storage folder")
+        raise Problem(404, f"{job.id} has no files below the service's storage folder")
     return files
 
 
@@ -83,6 +91,14 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while piece := file.read(PIECE):
             yield piece
+
+
+def _masked(file: BinaryIO, job: JobRow) -> Iterator[bytes]:
+    """A document whose texts quote the job's command line and its error; nothing where it is none."""
+    with file:
+        result = parse_row(file.read(LARGEST_DOCUMENT))
+    if result is not None:
+        yield json.dumps(masked_result(result, job.spec, job.env), indent=2).encode() + b"\n"
 
 
 def _tar(folder: str, paths: list[Path], below: Path | None) -> Iterator[bytes]:

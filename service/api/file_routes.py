@@ -122,10 +122,11 @@ def checkpoints(job_id: JobId, service: Service, _: Reader) -> list[CheckpointIn
 @router.get("/jobs/{job_id}/report", response_class=HTMLResponse)
 def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
     """The report, rendered from the job's files as they are now."""
-    files = _files(service, job_id)
+    job = service.store.get(job_id)
+    files = files_of(service, job)
     if files is None or not files.exists():
         raise Problem(404, f"{job_id} has recorded nothing yet, or not below the service's storage folder")
-    text = files.report(remote=may_read(service.checkpoint_urls, files.checkpoint_place()))
+    text = files.report(remote=may_read(service.checkpoint_urls, files.checkpoint_place()), env=job.env)
     return HTMLResponse(text.encode("utf-8", "replace"), headers={"Content-Security-Policy": SANDBOX})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from guard.rows import strict
 from jobs.client.job_files import JobFiles
 from jobs.client.models import AttemptInfo, CheckpointInfo, Event, JobInfo
-from jobs.spec.masking import MASKED, is_secret, masked, masked_spec, names_of
+from jobs.spec.masking import MASKED, is_secret, masked, masked_result, masked_spec, names_of
 from service.api.context import Context
 from service.reconcile.adopt import folder_for
 from service.reconcile.job_files import files_below
@@ -33,7 +33,7 @@ def _listed(
     service: Context, job: JobRow, spec: dict[str, Any] | None, result: dict[str, Any] | None
 ) -> JobInfo:
     if result is not None:
-        return summary(job).model_copy(update={"result": strict(_shown_result(result))})
+        return summary(job).model_copy(update={"result": strict(masked_result(result))})
     if job.state not in ACTIVE or (files := files_of(service, job)) is None:
         return summary(job)
     return summary(job).model_copy(update={"progress": files.progress(spec)})
@@ -46,16 +46,11 @@ def details(service: Context, job: JobRow, attempts: list[AttemptRow]) -> JobInf
         update={
             "spec": None if job.spec is None else strict(masked_spec(job.spec)),
             "env": shown_env(job),
-            "result": None if job.result is None else strict(_shown_result(job.result)),
+            "result": None if job.result is None else strict(masked_result(job.result, job.spec, job.env)),
             "progress": None if files is None else files.progress(job.spec),
             "attempts": [AttemptInfo.model_validate(row, from_attributes=True) for row in attempts],
         }
     )
-
-
-def _shown_result(result: dict[str, Any]) -> dict[str, Any]:
-    """Its texts may quote a command line with ``--set options.api_key=...``; its figures are no secrets."""
-    return {name: masked(value) if isinstance(value, str) else value for name, value in result.items()}
 
 
 def shown_env(job: JobRow) -> dict[str, str]:

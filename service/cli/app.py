@@ -161,10 +161,19 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 - shown in one line
+    except Exception as found:  # noqa: BLE001 - shown in one line
+        error = _missing(found) or found
         text = str(error) if isinstance(error, JobError | SpecError | TraceError) else _explained(error)
         Console(stderr=True, highlight=False).print(text, style="red", markup=False, soft_wrap=True)
         sys.exit(exit_code_of(error) if text == str(error) else FAILED)
+
+
+def _missing(error: Exception) -> JobError | None:
+    """The line for a library that is not installed."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if name.partition(".")[0] in ("", "guard", "jobs", "service"):
+        return None
+    return JobError(f"the library {name} is not installed here: python -m pip install gradguard installs it")
 
 
 def _explained(error: Exception) -> str:

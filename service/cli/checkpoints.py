@@ -167,17 +167,25 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
 
 
 def _export(storage: Storage, step: int, target: Path) -> None:
-    from jobs.checkpoints.export import export_model
-
     console, content = Console(highlight=False), _content(storage, step)
+    try:
+        written = _exported(content, target)
+    except DamagedCheckpoint as error:
+        raise JobError(f"checkpoint {checkpoint_folder(step)} is damaged: {error}") from None
+    console.print(f"{target}: {written}", soft_wrap=True)
     if target.suffix:
-        console.print(f"{target}: {export_model(content, target)} tensors of step {step}", soft_wrap=True)
         console.print(f"load it with {_how_to_load(content, target)}", soft_wrap=True, markup=False)
-        return
+
+
+def _exported(content: Content, target: Path) -> str:
+    """Writes the model; what was written."""
+    from jobs.checkpoints.export import export_model
     from jobs.models.exported import save_pretrained
 
+    if target.suffix:
+        return f"{export_model(content, target)} tensors of step {content.manifest.step}"
     save_pretrained(content, target)
-    console.print(f"{target}: the model of step {step}, for from_pretrained", soft_wrap=True)
+    return f"the model of step {content.manifest.step}, for from_pretrained"
 
 
 def _how_to_load(content: Content, target: Path) -> str:

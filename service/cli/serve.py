@@ -134,7 +134,7 @@ def _run(
     config = server_config(app, host.strip("[]"), port, tls)
     context.supervisor.start()
     try:
-        listening = config.bind_socket()
+        listening = _bound(config.host, port)
         place = listening.getsockname()[:2]
 
         class Announced(uvicorn.Server):
@@ -148,6 +148,21 @@ def _run(
         Announced(config).run(sockets=[listening])
     finally:
         context.supervisor.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """The socket that it listens on; uvicorn's own would end the program where the port is taken."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        why = error.strerror or error
+        raise JobError(
+            f"cannot listen at {host}:{port}: {why}; set --port, 0 for a free one, or --host"
+        ) from None
+    return listening
 
 
 def _requires_tokens(host: str, auth: bool | None) -> bool:

@@ -20,7 +20,7 @@ from jobs.spec.notify import NoticeKind
 from service.reconcile.adopt import ended_at_ray, folder_for
 from service.reconcile.job_files import files_below
 from service.reconcile.log_spool import LogTails, log_size, read_log
-from service.reconcile.outcome import AttemptOutcome, outcome_of
+from service.reconcile.outcome import AttemptOutcome, outcome_of, without_secrets
 from service.reconcile.ray_api import RayApi, RayRefused, RaySubmission
 from service.store import JobRow, JobStore
 
@@ -106,9 +106,11 @@ class JobReconciler:
         outcome = outcome_of(
             details, self._files(job), before=job.before, stopping=job.state == "stopping", log_end=log_end
         )
+        whole = self._store.get(job.id)
+        outcome = without_secrets(outcome, whole.spec, whole.env)
         if outcome.kind != "lost":
             self._finish(job, outcome)
-        elif self._store.get(job.id).spec is None:
+        elif whole.spec is None:
             self._give_up(job, outcome, "its spec is not known here: submit it again with --resume")
         elif job.restarts >= job.max_restarts:
             self._give_up(job, outcome, f"it was restarted {job.restarts} times, the most allowed")

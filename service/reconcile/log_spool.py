@@ -34,7 +34,7 @@ def log_size(root: Path, job_id: str) -> int:
 def read_log(root: Path, job_id: str, start: int, length: int) -> bytes:
     """A part of it; nothing if it cannot be read, or a link leads elsewhere."""
     path = log_path(root, job_id)
-    return read_bytes(path, start, length, path.parent)
+    return read_bytes(path, start, length, path.parent.resolve())
 
 
 class LogSpool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
@@ -10,6 +10,7 @@ from ray.job_submission import JobDetails, JobStatus
 from jobs.client.job_files import JobFiles
 from jobs.errors import BAD_INPUT, BUSY, EXIT_CODES
 from jobs.run_dir.result import CAUSES, Cause
+from jobs.spec.masking import Mask, masked_result
 
 Kind = Literal["succeeded", "failed", "halted", "stopped", "lost"]
 FailureCause = Cause | Literal["bad_spec", "elsewhere", "driver_lost"]
@@ -75,6 +76,14 @@ def outcome_of(
         return AttemptOutcome("stopped", error or "stopped", code, result)
     kind: Kind = "lost" if cause in RESTARTED else "failed"
     return AttemptOutcome(kind, _reason(details, cause, error, log_end), code, result)
+
+
+def without_secrets(
+    outcome: AttemptOutcome, spec: Mapping[str, Any] | None, env: Mapping[str, str]
+) -> AttemptOutcome:
+    """As it is stored, shown and sent: a job's error may quote a URL or a command line with its secrets."""
+    result = None if outcome.result is None else masked_result(outcome.result, spec, env)
+    return replace(outcome, reason=Mask(env, spec).text(outcome.reason), result=result)
 
 
 def cause_of(code: int | None, result: Mapping[str, Any] | None) -> FailureCause:

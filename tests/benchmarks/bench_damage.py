@@ -9,45 +9,72 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch
+from damage.kinds import CHECKPOINTS, FILES, STEPS, newest_of
 from measure import progress, publish
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from starlette.testclient import TestClient
 
 from jobs.checkpoints import CheckpointManager
 from jobs.errors import JobError
+from jobs.models.exported import load_model
+from jobs.run_dir.storage import MANIFEST
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.app import main as gradguard
 from tests.jobs.checkpoints.checkpoint_fixture import Messages, parts, proven, train
+from tests.service.api.api_fixture import Api
 
-STEPS = (10, 20, 30)
 LIMIT_S = 60
 """A command that takes longer hangs, as on a FIFO."""
-STRANGE: list[Any] = [None, True, -1, 10**20, 1e300, "nan", "", "x" * 10_000, [], {}, [[]]]
+KINDS = (*FILES, *CHECKPOINTS)
+OTHER_SHAPES = ("truncated tensor", "other shape")
+"""A checkpoint does not say the shapes of a model: who has the model refuses it, and an export does not."""
 COMMANDS = (
     ("checkpoints", "{job}", "--verify"),
     ("list", "--address", "{runs}"),
     ("status", "damaged", "--address", "{runs}"),
     ("incidents", "{job}"),
+    ("predict", "{job}", "{runs}/none.png"),
+    ("checkpoints", "{job}", "--export", "30", "--to", "{runs}/exported.safetensors"),
+    ("checkpoints", "{job}", "--compare", "20", "30"),
     ("report", "{job}"),
+)
+ASKED = (
+    "",
+    "/metrics",
+    "/incidents",
+    "/checkpoints",
+    "/checkpoints/30",
+    "/files/result.json",
+    "/live",
+    "/report",
 )
 REPORT_EVERY = 5
 """Seeds of which one has its report drawn: that takes as long as all the rest."""
 Weights = dict[int, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service that knows the job."""
+
+    client: TestClient
+    job: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,85 +108,64 @@ def a_job(folder: Path) -> Weights:
     return weights
 
 
-def flip(path: Path, dice: random.Random) -> None:
-    content = bytearray(path.read_bytes() or b"\0")
-    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
-    path.write_bytes(content)
-
-
-def cut(path: Path, dice: random.Random) -> None:
-    os.truncate(path, dice.randrange(max(1, path.stat().st_size)))
-
-
-def append(path: Path, dice: random.Random) -> None:
-    with path.open("ab") as file:
-        file.write(dice.randbytes(dice.randrange(1, 200)))
-
-
-def value(path: Path, dice: random.Random) -> None:
-    """One value of a JSON document, or of a line, becomes something else; noise where there is none."""
-    lines = path.read_bytes().splitlines() if path.suffix == ".jsonl" else [path.read_bytes()]
-    number = dice.randrange(len(lines))
-    try:
-        document = json.loads(lines[number])
-        document[dice.choice(list(document))] = dice.choice(STRANGE)
-        lines[number] = json.dumps(document).encode()
-    except (ValueError, TypeError, IndexError):
-        lines[number] = dice.randbytes(40)
-    path.write_bytes(b"\n".join(lines) + b"\n")
-
-
-def another(path: Path, dice: random.Random) -> None:
-    """The content of another file of the job."""
-    path.write_bytes(dice.choice(sorted(p for p in job_of(path).rglob("*") if p.is_file())).read_bytes())
-
-
-def replaced(make: Callable[[Path], None]) -> Callable[[Path, random.Random], None]:
-    def harm(path: Path, _: random.Random) -> None:
-        path.unlink()
-        make(path)
-
-    return harm
-
-
-KINDS: dict[str, Callable[[Path, random.Random], None]] = {
-    "flip": flip,
-    "cut": cut,
-    "append": append,
-    "value": value,
-    "another": another,
-    "empty": lambda path, _: path.write_bytes(b"") and None,
-    "deleted": lambda path, _: path.unlink(),
-    "fifo": replaced(lambda path: os.mkfifo(path)),
-    "folder": replaced(lambda path: path.mkdir()),
-    "link-to-nothing": replaced(lambda path: path.symlink_to("nowhere")),
-    "link-to-itself": replaced(lambda path: path.symlink_to(path.name)),
-    "link-to-step": lambda path, _: linked(path),
-}
-
-
-def linked(path: Path) -> None:
-    """The newest checkpoint becomes a link to the one before, whatever the file."""
-    newest = job_of(path) / "checkpoints" / f"step-{STEPS[-1]:08d}"
-    shutil.rmtree(newest)
-    newest.symlink_to(f"step-{STEPS[-2]:08d}")
-
-
-def job_of(path: Path) -> Path:
-    return next(folder for folder in path.parents if folder.name == "damaged")
-
-
-def damage(original: Path, weights: Weights, runs: Path, seed: int) -> Damaged:
+def damage(original: Path, weights: Weights, runs: Path, service: Service, seed: int) -> Damaged:
     """Copies the job, harms one file of it, and returns what went wrong."""
     dice, job = random.Random(seed), runs / "damaged"
     shutil.copytree(original, job)
-    kind = list(KINDS)[seed % len(KINDS)]
-    file = dice.choice(sorted(path for path in job.rglob("*") if path.is_file()))
-    KINDS[kind](file, dice)
+    kind, file = KINDS[seed % len(KINDS)], newest_of(job) / MANIFEST
+    if kind in FILES:
+        file = dice.choice(sorted(path for path in job.rglob("*") if path.is_file()))
+        FILES[kind](file, dice)
+    else:
+        CHECKPOINTS[kind](newest_of(job))
     commands = COMMANDS if seed % REPORT_EVERY == 0 else COMMANDS[:-1]
-    wrong = [*failures_of_commands(commands, runs, job), *failures_of_resume(job, file, weights)]
+    printed = failures_of_commands(commands, runs, job)
+    exported = failures_of_export(runs / "exported.safetensors", weights)
+    wrong = [
+        *printed,
+        *failures_of_model(job),
+        *([] if kind in OTHER_SHAPES else exported),
+        *failures_of_service(service, seed),
+        *failures_of_resume(job, file, weights),
+    ]
     shutil.rmtree(job)
     return Damaged(kind, str(file.relative_to(job)), tuple(wrong))
+
+
+def failures_of_model(job: Path) -> list[str]:
+    """The trained model, or one line."""
+    try:
+        load_model(job)
+    except JobError as error:
+        return ["load_model: more than a line"] if "\n" in str(error) else []
+    except Exception as error:  # noqa: BLE001 - a traceback of the user's
+        return [f"load_model raised {error!r}"]
+    return []
+
+
+def failures_of_export(file: Path, weights: Weights) -> list[str]:
+    """What was exported is what was trained."""
+    if not file.exists():
+        return []
+    try:
+        exported = load_file(file)
+    except SafetensorError as error:
+        return [f"exported: {error}"]
+    finally:
+        file.unlink()
+    wanted = weights[STEPS[-1]]
+    same = exported.keys() == wanted.keys() and all(torch.equal(exported[k], wanted[k]) for k in wanted)
+    return [] if same else ["exported other weights"]
+
+
+def failures_of_service(service: Service, seed: int) -> list[str]:
+    """Each request is answered, by no error of the service's own."""
+    wrong = []
+    for what in ASKED if seed % REPORT_EVERY == 0 else ASKED[:-1]:
+        answer = service.client.get(f"/v1/jobs/{service.job}{what}")
+        if answer.status_code >= 500:
+            wrong.append(f"GET {what}: {answer.status_code} {answer.text[:200]}")
+    return wrong
 
 
 def failures_of_resume(job: Path, file: Path, weights: Weights) -> list[str]:
@@ -211,13 +217,15 @@ def run(command: list[str]) -> tuple[object, str]:
     return 0, printed.getvalue()
 
 
-def damage_run(seeds: int, folder: Path) -> list[Damaged]:
-    """So many damages, each to a fresh copy."""
+def damage_run(seeds: Sequence[int], folder: Path) -> list[Damaged]:
+    """The damages of these seeds, each to a fresh copy."""
     weights = a_job(folder / "original" / "damaged")
-    found = []
-    for seed in range(seeds):
-        (folder / "runs").mkdir(exist_ok=True)
-        found.append(damage(folder / "original" / "damaged", weights, folder / "runs", seed))
+    api, found = Api(folder, auth=False), []
+    job, runs = api.submitted(), api.root / "runs"
+    api.context.store.change(job, lambda row: setattr(row, "folder", str(runs / "damaged")))
+    for seed in seeds:
+        runs.mkdir(exist_ok=True)
+        found.append(damage(folder / "original" / "damaged", weights, runs, Service(api.client(), job), seed))
         if found[-1].wrong:
             progress(f"seed {seed}: {found[-1]}")
     return found
@@ -227,14 +235,20 @@ def main() -> None:
     """Prints how many of the damages were taken as they should be, by kind. Fails if one was not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=140)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="damage-") as folder:
-        found = damage_run(options.seeds, Path(folder))
+        found = damage_run(range(options.first, options.first + options.seeds), Path(folder))
     right, of = Counter(d.kind for d in found if not d.wrong), Counter(d.kind for d in found)
     table = [{"kind": kind, "damages": of[kind], "right": right[kind]} for kind in of]
     total = {"damages": len(found), "right": right.total()}
-    publish("damage", {"by kind": table, "sums": [total]}, options.json, seeds=[0, options.seeds])
+    publish(
+        "damage",
+        {"by kind": table, "sums": [total]},
+        options.json,
+        seeds=[options.first, options.first + options.seeds],
+    )
     sys.exit(right.total() < len(found))
 
 

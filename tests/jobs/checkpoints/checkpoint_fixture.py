@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from jobs.checkpoints import CheckpointManager
+from jobs.checkpoints.manifest import _digest, digest_of
+from jobs.run_dir.storage import MANIFEST
 
 
 def parts() -> dict[str, Any]:
@@ -53,3 +56,17 @@ def proven(checkpoints: CheckpointManager, *steps: int) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def forge(checkpoint: Path, **changes: Any) -> None:
+    """A manifest with the right checksums for what lies there now."""
+    body = json.loads((checkpoint / MANIFEST).read_bytes())
+    body.pop("checksum")
+    body["files"] = {}
+    for file in sorted(checkpoint.iterdir()):
+        if file.name != MANIFEST:
+            with file.open("rb") as content:
+                body["files"][file.name] = digest_of(content).model_dump()
+    body.update(changes)
+    text = json.dumps({**body, "checksum": _digest(body)}, indent=1) + "\n"
+    (checkpoint / MANIFEST).write_text(text)

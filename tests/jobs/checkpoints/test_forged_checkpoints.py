@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from jobs.checkpoints import CheckpointManager, DamagedCheckpoint
+from jobs.checkpoints.export import export_model
 from jobs.checkpoints.listing import manifests
-from jobs.checkpoints.load import verify
-from jobs.checkpoints.manifest import STATE, _digest, digest_of, parse
+from jobs.checkpoints.load import read, verify
+from jobs.checkpoints.manifest import STATE, _digest, parse
+from jobs.data.errors import DataError
+from jobs.init.weights import read_weights
 from jobs.run_dir.storage import DAMAGED, MANIFEST, LocalStorage
-from tests.jobs.checkpoints.checkpoint_fixture import Messages, parts, proven, train
+from tests.jobs.checkpoints.checkpoint_fixture import Messages, forge, parts, proven, train
 
 SEEDS = 140
 STRANGE: list[Any] = [
@@ -44,20 +47,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, W
 def folder(written: tuple[Path, dict[int, Weights]], tmp_path: Path) -> Path:
     shutil.copytree(written[0], tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
-
-
-def forge(checkpoint: Path, **changes: Any) -> None:
-    """A manifest with the right checksums for what lies there now."""
-    body = json.loads((checkpoint / MANIFEST).read_bytes())
-    body.pop("checksum")
-    body["files"] = {}
-    for file in sorted(checkpoint.iterdir()):
-        if file.name != MANIFEST:
-            with file.open("rb") as content:
-                body["files"][file.name] = digest_of(content).model_dump()
-    body.update(changes)
-    text = json.dumps({**body, "checksum": _digest(body)}, indent=1) + "\n"
-    (checkpoint / MANIFEST).write_text(text)
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -184,16 +173,33 @@ def test_steps_beyond_eight_digits_come_last(folder: Path) -> None:
     assert CheckpointManager(folder, parts()).load_latest() == 100_000_000
 
 
-def test_weights_that_are_not_a_number_are_no_state_to_go_on_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "found"), [("nan", "NaN"), ("-inf", "infinity")])
+def test_weights_that_are_not_finite_are_neither_resumed_from_nor_exported(
+    tmp_path: Path, number: str, found: str
+) -> None:
     state = parts()
     manager = CheckpointManager(tmp_path, state)
     proven(manager, 10)
     with torch.no_grad():
-        state["model"][0].weight[0, 0] = float("nan")
+        state["model"][0].weight[0, 0] = float(number)
     proven(manager, 20)
+    says = f"the weight 0.weight has {found} in it"
+    for read_it in (verify, lambda *place: export_model(read(*place), tmp_path / "model.pt")):
+        with pytest.raises(DamagedCheckpoint, match=says):
+            read_it(LocalStorage(tmp_path), "step-00000020")
+    with pytest.raises(DataError, match=says):
+        read_weights(tmp_path / "step-00000020")
     messages = Messages()
     assert CheckpointManager(tmp_path, parts(), notify=messages).load_latest() == 10
-    assert "the weight 0.weight has NaN in it" in messages[0]
+    assert says in messages[0]
+
+
+def test_a_buffer_may_be_infinite_as_a_mask_is(tmp_path: Path) -> None:
+    state = parts()
+    state["model"].register_buffer("mask", torch.full((2, 2), float("-inf")))
+    proven(CheckpointManager(tmp_path, state), 10)
+    verify(LocalStorage(tmp_path), "step-00000010")
+    assert CheckpointManager(tmp_path, state).load_latest() == 10
 
 
 def test_verify_loads_what_a_resume_needs(folder: Path) -> None:

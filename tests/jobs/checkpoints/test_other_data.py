@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from jobs.checkpoints import CheckpointManager, DamagedCheckpoint
 from jobs.checkpoints.data_match import other_data
-from jobs.checkpoints.export import export_model
+from jobs.checkpoints.export import ABOUT, export_model
 from jobs.checkpoints.load import read, verify
 from jobs.errors import JobError
 from jobs.models.exported import load_model
@@ -136,6 +137,24 @@ def test_a_model_of_the_users_own_code_says_how_to_load_it(folder: Path) -> None
     (folder / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(JobError, match="cannot read"):
         load_model(folder / "broken.safetensors")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "5",
+        '{"model": 5, "sizes": {"channels": 1}}',
+        '{"model": {"name": "no"}, "sizes": {"channels": 1}}',
+        '{"model": {"name": "resnet18"}, "sizes": {"channels": "x"}}',
+        '{"model": {}, "sizes": 7}',
+        '{"workload": "language", "model": {"name": "gpt-tiny"}, "sizes": {}}',
+    ],
+)
+def test_a_file_that_describes_no_model_is_refused_in_one_line(tmp_path: Path, about: str) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={ABOUT: about})
+    with pytest.raises(JobError) as refused:
+        load_model(tmp_path / "x.safetensors")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("removed", ["folder", "elsewhere"])

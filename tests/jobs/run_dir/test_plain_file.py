@@ -40,6 +40,23 @@ def test_a_folder_whose_name_begins_alike_is_outside(tmp_path: Path) -> None:
         read_plain(tmp_path / "job-2" / "file", tmp_path / "job")
 
 
+def test_a_hard_link_is_not_opened_below_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "outside").write_text("outside")
+    (tmp_path / "job" / "file").hardlink_to(tmp_path / "outside")
+    with pytest.raises(NotAPlainFile, match="another name too"):
+        read_plain(tmp_path / "job" / "file", tmp_path / "job")
+    assert read_plain(tmp_path / "job" / "file") == b"outside"
+
+
+def test_a_folder_that_became_a_link_since_it_was_checked_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("outside")
+    (tmp_path / "job").symlink_to("elsewhere")
+    with pytest.raises(NotAPlainFile, match="leads out"):
+        read_plain(tmp_path / "job" / "file", tmp_path / "job")
+
+
 def test_no_file_beyond_the_limit_is_opened_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"12345")
     with pytest.raises(NotAPlainFile, match="larger than 4 bytes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jobs.report.compare import compare
 from jobs.report.data import read_run
 from jobs.report.page import render
 from jobs.spec.job_spec import JobSpec
-from jobs.spec.masking import MASKED, Mask, is_secret, masked, masked_spec
+from jobs.spec.masking import MASKED, Mask, is_secret, masked, masked_result, masked_spec
 
 SECRET = "hunter2hunter2"
 
@@ -108,6 +109,45 @@ def test_text_that_is_no_yaml_is_masked_line_by_line(tmp_path: Path) -> None:
     text = read_run(tmp_path).spec_text
     assert SECRET not in text
     assert "name: x" in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"postgres://me:{SECRET}@host/db",
+        f"https://host/x?access_token={SECRET}",
+        f"api-key={SECRET},x=1",
+        f'{{"password": "{SECRET}"}}',
+    ],
+)
+def test_a_secret_inside_a_value_is_masked_in_a_log_on_its_own(value: str) -> None:
+    for mask in (Mask({"SETTINGS": value}), Mask({}, {"options": {"connection": [value]}})):
+        assert SECRET not in mask.text(f"could not log in with {SECRET}")
+
+
+def test_each_key_of_a_list_and_the_key_of_a_header_are_masked_in_a_log() -> None:
+    mask = Mask(
+        {"TOKENS": f"{SECRET},abcdefgh"}, {"options": {"headers": {"Authorization": "Bearer 12345678"}}}
+    )
+    assert mask.text(f"{SECRET} abcdefgh 12345678") == f"{'*' * 14} {'*' * 8} {'*' * 8}"
+    mail = {"notify": [{"kind": "email", "url": f"smtp://me:{SECRET}@host"}]}
+    assert SECRET not in Mask({}, mail).text(f"refused: {SECRET}")
+
+
+def test_a_result_is_shown_without_the_secrets_that_its_texts_quote(tmp_path: Path) -> None:
+    result = {
+        "status": "failed",
+        "error": f"cannot log in with {SECRET}",
+        "resume": "gradguard train x.yaml --set options.api_key=another1 --resume",
+        "metrics": {"token_accuracy": 0.5},
+    }
+    spec = {"options": {"db": f"postgres://me:{SECRET}@host/db"}}
+    shown = masked_result(result, spec)
+    assert (shown["status"], shown["metrics"]) == ("failed", result["metrics"])
+    assert not [text for text in (SECRET, "another1") if text in str(shown)]
+    (tmp_path / "spec.yaml").write_text(str({"name": "x", "workload": "my:Own", **spec}))
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert not [text for text in (SECRET, "another1") if text in render(read_run(tmp_path))]
 
 
 def test_the_secrets_of_a_spec_are_masked_in_a_log() -> None:

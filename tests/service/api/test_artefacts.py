@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -42,6 +43,27 @@ def test_a_recorded_file_arrives_to_the_byte(api: Api, job: str) -> None:
     assert "has no incidents.jsonl yet" in problem(
         api.client("read").get(f"/v1/jobs/{job}/files/incidents.jsonl")
     )
+
+
+def test_a_result_arrives_without_the_secrets_that_it_quotes(api: Api) -> None:
+    spec = {"name": "own", "workload": "my:Own", "options": {"db": "postgres://me:hunter2hunter2@host"}}
+    job = api.submitted(spec=spec, env={"API_KEY": "another1"})
+    folder = folder_of(api, job)
+    folder.mkdir(parents=True)
+    result = {"status": "failed", "steps": 7, "error": "hunter2hunter2", "resume": "train --set x=another1"}
+    (folder / "result.json").write_text(json.dumps(result))
+    shown = {**result, "error": "*" * 14, "resume": "train --set x=********"}
+    assert api.client("read").get(f"/v1/jobs/{job}/files/result.json").json() == shown
+    report = api.client("read").get(f"/v1/jobs/{job}/report").text
+    assert not [text for text in ("hunter2", "another1") if text in report]
+
+
+def test_a_hard_link_to_another_file_is_not_sent(api: Api, job: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("TOPSECRET")
+    (folder_of(api, job) / "samples.txt").hardlink_to(tmp_path / "outside")
+    answer = api.client("read").get(f"/v1/jobs/{job}/files/samples.txt")
+    assert answer.status_code == 409
+    assert "samples.txt has another name too" in problem(answer)
 
 
 @pytest.mark.parametrize("name", ["spec.yaml", "train.log", "..%2F..%2Fservice.db", "checkpoints"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import sys
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from jobs.cluster.session import PACKAGE_ROOT
-from service.cli.app import main
+from jobs.errors import JobError
+from service.cli.app import _missing, main
+from service.cli.serve import _bound
 
 SPEC = "data: {dataset: digits, batch_size: 16}\nmodel: {name: resnet18, stem: tiny}\nscale: {device: cpu}\n"
 OWN = """
@@ -32,6 +35,8 @@ MISTAKES: dict[str, str] = {
     "a file that does not exist": "gradguard train my-jbo.yaml",
     "a misspelt field": "gradguard check misspelt.yaml",
     "a number in words": "gradguard train my-job.yaml --set train.max_steps=many",
+    "a negative number": "gradguard train my-job.yaml --set train.max_steps=-5",
+    "a workload that does not exist": "gradguard check my-job.yaml --set workload=visoin",
     "an override without a value": "gradguard train my-job.yaml --set optimizer.lr",
     "text where a number belongs": "gradguard check text.yaml",
     "a tab in the file": "gradguard check tab.yaml",
@@ -44,10 +49,14 @@ MISTAKES: dict[str, str] = {
     "a folder of images one level too high": (
         "gradguard check my-job.yaml --set data.dataset=imagefolder --set data.root=pictures"
     ),
+    "an empty folder": (
+        "gradguard check my-job.yaml --set data.dataset=imagefolder --set data.root=runs/empty"
+    ),
     "a folder that does not exist": (
         "gradguard check my-job.yaml --set data.dataset=imagefolder --set data.root=picture"
     ),
     "a module that is not beside the spec": "gradguard check own.yaml --set workload=mime:Mine",
+    "a module that ends the program": "gradguard check own.yaml --set workload=script:Mine",
     "a class that is not in the module": "gradguard check own.yaml --set workload=mine:Mime",
     "a loss that is a number": "gradguard check own.yaml",
     "a job that exists already": "gradguard train done.yaml",
@@ -71,6 +80,7 @@ def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tab.yaml": SPEC + "optimizer:\n\tlr: 0.1\n",
         "own.yaml": "workload: mine:Mine\ndata: {batch_size: 16}\nscale: {device: cpu}\n",
         "mine.py": OWN,
+        "script.py": "import sys\nsys.exit(3)\n",
         "done.yaml": SPEC,
         "runs/done/spec.yaml": SPEC,
         "runs/done/metrics.jsonl": '{"step": 1}\n',
@@ -79,6 +89,7 @@ def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "runs" / "empty").mkdir()
     for kind in ("cat", "dog"):
         (folder / "pictures" / "animals" / kind).mkdir(parents=True)
         for number in range(20):
@@ -110,3 +121,18 @@ def test_a_first_mistake_prints_the_documented_line(
     assert ended.value.code == 2
     (line,) = printed.err.replace(str(beginner), "/home/me").splitlines()
     assert line == documented()[mistake][1]
+
+
+def test_a_library_that_is_not_installed_is_one_line() -> None:
+    missing = _missing(ModuleNotFoundError("No module named 'ray.train'", name="ray.train"))
+    assert "the library ray.train is not installed here" in str(missing)
+    assert _missing(ModuleNotFoundError("No module named 'jobs.x'", name="jobs.x")) is None
+    assert _missing(ImportError("cannot import name 'x'", name="ray")) is None
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(JobError, match=f"127.0.0.1:{port}: Address already in use; set --port"):
+            _bound("127.0.0.1", port)
+    _bound("127.0.0.1", port).close()

@@ -36,7 +36,7 @@ from service.reconcile.adopt import adopt, complete_adopted
 from service.reconcile.capacity import free, never_fits, resources_of, waits_for
 from service.reconcile.job_reconciler import LONGEST_BACKOFF_S, JobReconciler, in_backoff, spec_for
 from service.reconcile.log_spool import LogTails
-from service.reconcile.outcome import outcome_of
+from service.reconcile.outcome import AttemptOutcome, outcome_of, without_secrets
 from service.reconcile.ray_api import Capacity, RayApi
 from service.store import JobRow, JobStore, Packages, open_database
 from tests.jobs.notify.receiver import receiving
@@ -53,6 +53,14 @@ def ended(status: JobStatus = JobStatus.FAILED, code: int | None = 1) -> JobDeta
         status=status,
         driver_exit_code=code,
     )
+
+
+def test_an_outcome_is_stored_without_the_secrets_that_it_quotes() -> None:
+    text = "cannot log in with hunter2hunter2"
+    outcome = AttemptOutcome("failed", text, 1, {"error": text, "steps": 7})
+    shown = without_secrets(outcome, {"options": {"api_key": "hunter2hunter2"}}, {})
+    assert shown.reason == f"cannot log in with {'*' * 14}"
+    assert shown.result == {"error": shown.reason, "steps": 7}
 
 
 @pytest.mark.parametrize(
