@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", help="host:port of a Ray cluster. Default: an embedded one.")
     add("--resume", action="store_true", help="Continue an unfinished job of this name.")
     add("--overwrite", action="store_true", help="Start again; the folder of the old job is renamed.")
-    add("--profile", action="store_true", help="Record 3 steps with torch's profiler.")
+    add("--profile", action="store_true", help="Record 3 steps with torch's profiler, into the job's folder.")
     add("--json", action="store_true", help="Print JSON instead of text.")
     return parser
 

@@ -85,6 +85,8 @@ class LoopChecks:
         self.pending = False
         """Whether a loss was noted that ``guard.step`` has not used."""
         self.notes = 0
+        self.replaced = False
+        """Whether a newer guard steps the optimizer."""
         self._steps = 0
         self._divisors: list[float | None] = []
         self._before_closure: list[tuple[Tensor | None, int]] = []
@@ -141,7 +143,15 @@ class LoopChecks:
             self._divisors.append(_divisor(loss))
 
     def noted(self) -> None:
-        """A loss was noted: ``guard.step`` must come next, or another micro-batch."""
+        """A loss was noted: ``guard.step`` must come next, or another micro-batch.
+
+        Raises:
+            GuardError: another guard was made for the optimizer since.
+        """
+        if self.replaced:
+            raise GuardError(
+                "another guard was made for this optimizer since: use that one, or make only one"
+            )
         self.pending, self._used = True, None
         self.notes += 1
 
@@ -234,6 +244,10 @@ class _StepHook:
     def __init__(self, checks: LoopChecks) -> None:
         self._checks = weakref.ref(checks)
 
+    def replace(self) -> None:
+        if (checks := self._checks()) is not None:
+            checks.replaced = True
+
     def __call__(self, *_: Any) -> None:
         if (checks := self._checks()) is not None:
             checks.on_optimizer_step()
@@ -247,7 +261,7 @@ def _register(optimizer: Any, hook: _StepHook) -> None:
             return
     hooks = optimizer._optimizer_step_pre_hooks
     for key in [key for key, other in hooks.items() if isinstance(other, _StepHook)]:
-        del hooks[key]
+        hooks.pop(key).replace()
     optimizer.register_step_pre_hook(hook)
 
 

@@ -279,7 +279,9 @@ class Decider:
         far = (lambda: True) if rose else self.new_level.moved_far
         usual = self.detector.had_before(loss)
         unknown = self._config.acts and self.detector.first is None
-        outlier = self.outliers.instead(verdict, attempt, usual=usual, moved_far=far, unknown=unknown)
+        outlier = self.outliers.instead(
+            verdict, attempt, usual=usual, moved_far=far, unknown=unknown, skipped=self._config.acts
+        )
         if not self._config.acts:
             return outlier
         known = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)

@@ -14,10 +14,10 @@ _MOST = 2
 """Two bad batches in a row happen where bad batches do ..."""
 _WITHIN = 8
 """... a third among eight is no chance: what makes them is still there."""
-_OFTEN = 16
-"""That many bad batches are the data's way ..."""
+_OFTEN = 8
+"""Bad batches, in a row or not, that come for the ninth time ..."""
 _SPAN = 512
-"""... where they come in so many attempts: skipping them for good would leave them untrained."""
+"""... in so many attempts are the data's way: to skip them for good would leave them untrained."""
 _SWING = 16
 """Attempts in which a norm that is high again swings: a batch alone would not come back so soon."""
 _LARGE = 2.0
@@ -37,8 +37,10 @@ class Outliers:
 
     def __init__(self, sigmas: float, *, replays: bool = False) -> None:
         self._sigmas, self._replays = sigmas, replays
-        self._losses: deque[int] = deque(maxlen=_OFTEN)
+        self._losses: deque[int] = deque(maxlen=_MOST)
         """The last attempts whose loss was anomalous."""
+        self._begins: deque[int] = deque(maxlen=_OFTEN)
+        """Those that began a series of them."""
         self._batch: tuple[int, float, int] = (-1, math.nan, 0)
         """The last of these attempts, its score, and for how many in a row it was that or, applied, fell."""
         self._norm = -_SWING
@@ -52,6 +54,7 @@ class Outliers:
         usual: bool,
         moved_far: Callable[[], bool],
         unknown: bool = False,
+        skipped: bool = False,
     ) -> Decision | None:
         """What is right instead of a rollback or a skip; None where it may be the weights. Call on each
         verdict that is not ``ok``.
@@ -61,6 +64,7 @@ class Outliers:
             attempt: its number.
             usual: whether the loss is one that the run began with.
             moved_far: whether the weights have moved farther than steps explain; measures them.
+            skipped: whether outliers are: the same batch then has the same loss again.
             unknown: whether the run has no level yet: high losses between normal ones then belong to it.
         """
         ratio = verdict.score / self._sigmas
@@ -74,11 +78,13 @@ class Outliers:
         falls = verdict.score == score or (times > _MOST and verdict.score < score)
         times = times + 1 if last == attempt - 1 and falls else 1
         self._batch = attempt, verdict.score, times
-        if times > _MOST and not moved_far():
+        if skipped and times > _MOST and not moved_far():
             return Decision("clip", f"loss {verdict.kind}: one batch, which comes {times} times in a row")
         recent = sum(attempt - other < _WITHIN for other in self._losses)
         swings = unknown and attempt - 1 not in self._losses
-        often = len(self._losses) == _OFTEN and attempt - self._losses[0] < _SPAN
+        often = len(self._begins) == _OFTEN and attempt - self._begins[0] < _SPAN
+        if attempt - 1 not in self._losses:
+            self._begins.append(attempt)
         self._losses.append(attempt)
         ordinary = ratio < _OVERWHELMING or usual or unknown
         if ordinary and often and not moved_far():
@@ -90,10 +96,16 @@ class Outliers:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self._losses), "norm": self._norm, "batch": list(self._batch)}
+        return {
+            "losses": list(self._losses),
+            "norm": self._norm,
+            "batch": list(self._batch),
+            "begins": list(self._begins),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._losses = deque(map(int, state["losses"]), maxlen=_OFTEN)
+        self._losses = deque(map(int, state["losses"]), maxlen=_MOST)
+        self._begins = deque(map(int, state.get("begins", ())), maxlen=_OFTEN)
         self._norm = int(state["norm"])
         last, score, times = state.get("batch", (-1, math.nan, 0))
         self._batch = int(last), float(score), int(times)

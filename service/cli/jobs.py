@@ -52,9 +52,12 @@ def submit(
     """Submit a job; print its id."""
     job_spec, variables = with_tags(JobSpec.load(spec, overrides or []), tag or []), _variables(env or [])
     logging.disable(logging.INFO)  # Ray reports how it packs the code; the output is the id alone
-    job = client_at(address).submit(
-        job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
-    )
+    try:
+        job = client_at(address).submit(
+            job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     _print(job, job.id, as_json=as_json)
     if wait:
         _follow(job)

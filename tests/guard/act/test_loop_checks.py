@@ -83,6 +83,14 @@ def test_the_hook_of_a_guard_that_is_gone_or_replaced_does_nothing() -> None:
     assert len(loop.optimizer._optimizer_step_pre_hooks) == 1
 
 
+def test_of_two_guards_of_one_optimizer_the_older_is_refused() -> None:
+    loop = Loop()
+    loop.attempt()
+    GradientGuard(loop.model, loop.optimizer, OFF)
+    with pytest.raises(GuardError, match="another guard was made for this optimizer since"):
+        loop.attempt()
+
+
 def test_a_forgotten_zero_grad_is_refused() -> None:
     loop = Loop()
     loop.attempt()
