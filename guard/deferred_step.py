@@ -173,7 +173,7 @@ class DeferredStepPipeline(StepPipeline):
         evidence = replace(evidence, previous_rate=late.previous_rate)
         if skipped and evidence.decision.rung == "apply" and not evidence.decision.new_level:
             evidence = self._decider.as_skipped(evidence)
-        local_norms = self._no_norms()
+        local_norms = self._unknown_norms
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
             local_norms = self._gather(float(self.last_local))
         samples = [] if evidence.verdict.kind == "ok" else late.samples

@@ -41,6 +41,7 @@ class StepPipeline:
         self.attempt = 0
         self.last_local: float | Tensor = math.nan
         self.layer_norms: Floats = np.zeros(len(parts.observer.names))
+        self._unknown_norms = np.full(parts.agreement.world_size, np.nan)
         self.seconds = 0.0
         """What the guard spent on the present attempt outside of ``run``."""
         self.noise = NoiseScale()
@@ -89,7 +90,9 @@ class StepPipeline:
             self._state.settle(self.step, clean=clean)
 
     def digest(self, phase: Literal["step", "evidence"]) -> int:
-        """A digest of the state that decides: equal on ranks that will decide alike."""
+        """A digest of the state that decides: equal on ranks that will decide alike; 0 where there is one."""
+        if self._agreement.world_size == 1:
+            return 0
         decider, forgotten = self._decider, self._agreement.forgotten
         memory = self.step, self.attempt, decider.ladder.state_dict(), decider.changes, forgotten
         return digest(phase, self._parts.settings.digest(), self._decisions, *memory)
@@ -129,7 +132,7 @@ class StepPipeline:
         if evidence is None:
             evidence = self._evidence(agreed, seen, moved, overflow=handled, fault=fault, rate=rate)
         # Local norms of this very step: all ranks gather them alike, since the verdict is agreed.
-        local_norms = self._no_norms() if evidence.verdict.kind == "ok" else self._collect()
+        local_norms = self._unknown_norms if evidence.verdict.kind == "ok" else self._collect()
         samples = [] if evidence.anomaly is None else self._sample_ids()
         traces = Traces(local_norms, samples, self._distances(evidence), bad)
         outcome = self._state.overflow(self.step) if handled else self._act(evidence)
@@ -382,7 +385,7 @@ class StepPipeline:
 
     def _collect(self) -> Floats:
         local = self._parts.local
-        return self._no_norms() if local is None else self._gather(local.take())
+        return self._unknown_norms if local is None else self._gather(local.take())
 
     def _gather(self, local_norm: float) -> Floats:
         return self._agreement.collect(local_norm, digest=self.digest("evidence"))[0]
@@ -391,9 +394,6 @@ class StepPipeline:
         """How far each parameter has moved, where something is wrong: the verdict is agreed, so all ranks
         reach the sum over shards in it."""
         return None if evidence.verdict.kind == "ok" else self._state.distances(self.step)
-
-    def _no_norms(self) -> Floats:
-        return np.full(self._agreement.world_size, np.nan)
 
     def _sample_ids(self) -> list[int]:
         return [int(i) for i in getattr(self._parts.data, "last_ids", ())]

@@ -62,7 +62,7 @@ class Buffers:
 class BufferShield:
     """Keeps a copy of the buffers as of the last accepted step and restores them on a skip.
 
-    A large buffer that was not written to is not copied: a causal mask costs nothing. Small ones always
+    A large buffer that was not written to is not copied, nor a mask: it costs nothing. Small ones always
     are, because BatchNorm's kernels write running statistics without moving their version counter; so are
     those made under ``inference_mode``, which have none.
 
@@ -101,14 +101,17 @@ class BufferShield:
                 self._large[i] = buffer._version
 
     @torch.no_grad()
-    def jump(self) -> Tensor | None:
-        """How far the small floating-point buffers have moved since they were accepted, 0-dim float32.
+    def jump(self) -> Tensor | float | None:
+        """How far the small floating-point buffers have moved since they were accepted; on a device a 0-dim
+        float32.
 
         Each buffer counts in units of its own norm; packs (dtypes) are combined as the L2 norm. None where
         there are none.
         """
         jumps = [jump for pack in self._packs if (jump := pack.jump()) is not None]
-        return None if not jumps else jumps[0] if len(jumps) == 1 else torch.stack(jumps).norm()
+        if len(jumps) < 2:
+            return jumps[0] if jumps else None
+        return torch.stack([torch.as_tensor(jump) for jump in jumps]).norm()
 
     def state_dict(self) -> dict[str, Any]:
         """The norms that jumps are measured in; the buffers themselves are saved with the model."""
@@ -154,7 +157,7 @@ class BufferShield:
         for i, buffer in enumerate(now):
             if buffer is None:
                 continue
-            if buffer.numel() <= ALWAYS_COPIED_ELEMENTS or buffer.is_inference():
+            if buffer.is_inference() or (buffer.numel() <= ALWAYS_COPIED_ELEMENTS and not _is_mask(buffer)):
                 watched = is_watched(self._buffers.names[i], self._watch)
                 alike.setdefault((buffer.dtype, buffer.device, watched), {})[i] = buffer
             else:
@@ -180,6 +183,11 @@ def is_watched(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether the last of the patterns that match the name is not one that begins with ``!``."""
     last = [pattern for pattern in patterns if fnmatchcase(name, pattern.removeprefix("!"))][-1:]
     return bool(last) and not last[0].startswith("!")
+
+
+def _is_mask(buffer: Tensor) -> bool:
+    """Whether it holds infinities, as no statistics do."""
+    return buffer.is_floating_point() and bool(torch.isinf(buffer).any())
 
 
 def _fits(now: Tensor | None, value: Tensor) -> bool:

@@ -60,6 +60,8 @@ class Cooldown:
 
     def strengths(self) -> dict[str, float]:
         """The measures in force: the two scales are 1 and the two penalties 0 when nothing is."""
+        if not self.active:
+            return {"lr_scale": self.rate_factor, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
         config, fading = self._config, self.fading
         return {
             "lr_scale": self.lr_scale,

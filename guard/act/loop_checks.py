@@ -8,7 +8,6 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,9 @@ class LoopChecks:
     ) -> None:
         self._parameters = parameters
         self._scaler = scaler
-        self._inside = self._had_gradient = False
+        self._had_gradient = False
+        self.inside = False
+        """Whether the guard is stepping the optimizer."""
         self._warned: set[str] = set()
         self.pending = False
         """Whether a loss was noted that ``guard.step`` has not used."""
@@ -96,22 +97,13 @@ class LoopChecks:
         if active:
             _register(optimizer, _StepHook(self))
 
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Around the guard's own step of the optimizer."""
-        self._inside = True
-        try:
-            yield
-        finally:
-            self._inside = False
-
     def on_optimizer_step(self) -> None:
         """The optimizer steps, by whomever.
 
         Raises:
             GuardError: not by the guard, with gradients that are the guard's to use.
         """
-        if self._inside:
+        if self.inside:
             return
         if self.pending or self._unchanged():
             raise GuardError(

@@ -68,8 +68,8 @@ class Pack:
         if self._saves % _REFRESH == 0 or self._saves & (self._saves - 1) == 0:
             self._norms = None
 
-    def jump(self) -> Tensor | None:
-        """The L2 norm of what changed since ``save``, each tensor in units of its norm; 0-dim float32.
+    def jump(self) -> Tensor | float | None:
+        """The L2 norm of what changed since ``save``, each tensor in units of its norm; a float on the host.
 
         None where the tensors are not floating-point, or held an infinity from the start (as a mask does).
         """
@@ -84,7 +84,7 @@ class Pack:
             with np.errstate(invalid="ignore", over="ignore"):
                 change -= self._kept.numpy()
                 change *= self._units.numpy()
-                return torch.tensor(float(np.dot(change, change)) ** 0.5)
+                return float(np.dot(change, change)) ** 0.5
         moved = self._gather().sub_(self._kept).float().mul_(self._units)
         return torch.dot(moved, moved).sqrt()
 

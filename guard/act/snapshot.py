@@ -114,11 +114,12 @@ class Subject:
         """All weights may have been loaded: what was seen of the frozen ones says nothing any more."""
         self._frozen = FrozenWeights()
 
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Around the optimizer's step: notes the keys that it adds to its groups."""
-        before = [*map(len, self._optimizer.param_groups)]
-        yield
+    def keys(self) -> list[int]:
+        """How many keys each group of the optimizer has."""
+        return [len(group) for group in self._optimizer.param_groups]
+
+    def note_keys(self, before: list[int]) -> None:
+        """The optimizer made a step: notes the keys that it added to its groups since ``keys``."""
         for size, group in zip(before, self._optimizer.param_groups, strict=False):
             if len(group) > size:
                 self._written.update(list(group)[size:])

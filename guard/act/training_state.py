@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -175,13 +176,7 @@ class TrainingState:
         self._ring.before_step()
         started = time.perf_counter()
         try:
-            with (
-                self.fused.armed(),
-                self._subject.stepping(),
-                self.checks.stepping(),
-                self.rate.read(),
-                kept_moments(self._optimizer, keep=outlier),
-            ):
+            with self._stepping(), kept_moments(self._optimizer, keep=outlier):
                 self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
         except Exception as error:
             check_closure(self._optimizer, error)
@@ -196,6 +191,17 @@ class TrainingState:
             clip_coef=1.0 if ratio is None else ratio,
             learning_rate=self.rate.last,
         )
+
+    @contextmanager
+    def _stepping(self, *, later: bool = False) -> Iterator[None]:
+        """Around the guard's own step of the optimizer; ``later`` as of ``UsedRate.read``."""
+        keys, self.checks.inside = self._subject.keys(), True
+        try:
+            with self.fused.armed(), self.rate.read(later=later):
+                yield
+        finally:
+            self.checks.inside = False
+        self._subject.note_keys(keys)
 
     def advance(self, rate: float | None = None) -> None:
         """Advances the learning rate schedule: once for each applied step, of this rate where it is known."""
@@ -332,7 +338,7 @@ class TrainingState:
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
-        with self.fused.armed(), self._subject.stepping(), self.checks.stepping(), self.rate.read(later=True):
+        with self._stepping(later=True):
             self._optimizer.step()
         if self.shield is not None:
             self.shield.accept(unless=skip)

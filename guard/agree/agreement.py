@@ -97,7 +97,7 @@ class Agreement:
         stop: bool = False,
         checkpoint: bool = False,
         changed: bool = False,
-        buffer_jump: Tensor | None = None,
+        buffer_jump: Value | None = None,
     ) -> None:
         """Adds a micro-batch to this rank's row; the host waits for no device.
 
@@ -230,8 +230,10 @@ class Agreement:
             # waited for by the host on gloo, by the stream on NCCL.
             _all_gather(slot.gathered, slot.row, group=self._group)
 
-    def _kept(self, number: Tensor) -> Value:
+    def _kept(self, number: Value) -> Value:
         """A copy, since the user may write to it before the step."""
+        if not isinstance(number, Tensor):
+            return number
         return number.item() if self._reads and number.is_cpu else number.detach().clone()
 
     def _check_group(self) -> None:

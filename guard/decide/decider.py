@@ -84,6 +84,7 @@ class Decider:
         self._rising = RisingRate()
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
+        self._any_idle = True
         self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
 
     def follow(
@@ -332,8 +333,11 @@ class Decider:
     def _dead(self, seen: Observation) -> list[int]:
         """Layers with a gradient of exactly zero in ``dead_steps`` steps in a row, as of this step."""
         if seen.layer_norms.all():  # what is not finite counts as a gradient
-            self._idle.fill(0)
+            if self._any_idle:
+                self._idle.fill(0)
+                self._any_idle = False
             return []
+        self._any_idle = True
         self._idle = np.where(seen.layer_norms == 0.0, self._idle + 1, 0)
         due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
         return [i for i in due if self._parameters[i].grad is not None]

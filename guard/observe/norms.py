@@ -63,7 +63,7 @@ def to_host(*tensors: Tensor) -> list[Floats]:
     """Copies of them, flat, where the host reads them; from the device of the first in a single read."""
     device, dtype = tensors[0].device, tensors[0].dtype
     if device.type == "cpu":
-        return [tensor.cpu().numpy().ravel().copy() for tensor in tensors]
+        return [tensor.numpy().flatten() for tensor in tensors]
     read = torch.cat([tensor.to(device, dtype).flatten() for tensor in tensors]).cpu().numpy()
     return np.split(read, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
 

@@ -47,6 +47,8 @@ class Observer:
         self.has_gradients = False
         """Whether there was any gradient in the last measurement."""
         self._owners: list[int] = []
+        self._one_each = False
+        """Whether each parameter has one piece, in their order."""
         self._places: Places = np.zeros(0, dtype=np.intp)
 
     @property
@@ -113,13 +115,16 @@ class Observer:
 
     def read(self, pieces: Floats, owners: list[int]) -> Observation:
         """Norms from what ``measure`` returned, once it is on the host; collective where sharded."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            if owners != self._owners:
-                self._owners, self._places = owners, np.array(owners, dtype=np.intp)
+        if owners != self._owners:
+            self._owners, self._places = owners, np.array(owners, dtype=np.intp)
+            self._one_each = owners == list(range(len(self.parameters)))
+        if self._one_each:
+            squares = pieces.astype(np.float64, copy=False)
+        else:
             squares = sum_pieces(pieces, self._places, len(self.parameters))
-            if self.shards is not None:
-                squares = self.shards.sum(squares)
-            return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
+        if self.shards is not None:
+            squares = self.shards.sum(squares)
+        return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
 
     def _elements(self, index: int, gradient: Tensor | None) -> Tensor:
         if gradient is None:
