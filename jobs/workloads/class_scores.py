@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 _TOP = 5
 _LARGEST_MATRIX = 32
@@ -45,6 +46,31 @@ class ClassScores:
         pairs = {f"pair.{at}": float(n) for at, n in enumerate(self._pairs.tolist())}
         top = {"top": float(self._top)} if self._classes > _TOP else {}
         return {**counts, **pairs, **top}
+
+
+@torch.no_grad()
+def class_sums(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, device: torch.device | str
+) -> dict[str, float]:
+    """Correct answers, loss, number and classes, added up with the model in evaluation mode.
+
+    Args:
+        model: which computes the outputs as the batches are read.
+        batches: outputs [N, classes] and labels, int64 [N].
+        classes: how many there are.
+        device: of the outputs.
+    """
+    was_training = model.training
+    model.eval()
+    sums, scores = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}, ClassScores(classes, device)
+    for logits, labels in batches:
+        outputs = logits.float()
+        sums["correct"] += (outputs.argmax(1) == labels).sum().item()
+        sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
+        sums["count"] += len(labels)
+        scores.add(outputs, labels)
+    model.train(was_training)
+    return {**sums, **scores.sums()}
 
 
 def class_metrics(sums: Mapping[str, float], classes: int) -> dict[str, float]:

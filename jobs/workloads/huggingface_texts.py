@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jobs.data.errors import DataError
 from jobs.data.images import first, hold_out
@@ -20,7 +19,7 @@ from jobs.data.labelled import classes_of, labels_of
 from jobs.data.tables import read_splits
 from jobs.models import huggingface
 from jobs.spec.job_spec import JobSpec
-from jobs.workloads.class_scores import ClassScores, class_metrics, confusion_matrix
+from jobs.workloads.class_scores import class_metrics, class_sums, confusion_matrix
 from jobs.workloads.losses import cross_entropy
 
 _CONTEXT, _EVAL_BATCH = 512, 64
@@ -146,24 +145,16 @@ class TextClassifier:
         smoothing, z_loss = own.label_smoothing, own.z_loss
         return cross_entropy(model(**tokens).logits, labels, label_smoothing=smoothing, z_loss=z_loss)
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, rank: int, world_size: int, device: torch.device | str
     ) -> dict[str, float]:
         """Correct answers, loss, number and classes of the test texts ``rank, rank + world_size, ...``."""
-        was_training = model.training
-        model.eval()
-        sums, scores = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}, ClassScores(len(self.classes), device)
         own = torch.arange(rank, len(self._test), world_size)
-        for rows in own.split(_EVAL_BATCH) if len(own) else ():
-            tokens, labels = self._batch(self._test, rows, device)
-            outputs = model(**tokens).logits.float()
-            sums["correct"] += (outputs.argmax(1) == labels).sum().item()
-            sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
-            sums["count"] += len(labels)
-            scores.add(outputs, labels)
-        model.train(was_training)
-        return {**sums, **scores.sums()}
+        read = (
+            self._batch(self._test, rows, device) for rows in (own.split(_EVAL_BATCH) if len(own) else ())
+        )
+        batches = ((model(**tokens).logits, labels) for tokens, labels in read)
+        return class_sums(model, batches, len(self.classes), device)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Accuracy, mean loss, top-5 accuracy and macro F1 over the test texts."""

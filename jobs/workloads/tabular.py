@@ -13,7 +13,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jobs.data.errors import DataError
 from jobs.data.images import first, hold_out
@@ -21,7 +20,7 @@ from jobs.data.labelled import classes_of, labels_of
 from jobs.data.tables import column_names, read_splits
 from jobs.models.mlp import build_mlp
 from jobs.spec.job_spec import JobSpec
-from jobs.workloads.class_scores import ClassScores, class_metrics, confusion_matrix
+from jobs.workloads.class_scores import class_metrics, class_sums, confusion_matrix
 from jobs.workloads.losses import cross_entropy
 
 _EVAL_ROWS = 4096
@@ -115,24 +114,16 @@ class TabularWorkload:
         smoothing, z_loss = own.label_smoothing, own.z_loss
         return cross_entropy(model(features), labels, label_smoothing=smoothing, z_loss=z_loss)
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, rank: int, world_size: int, device: torch.device | str
     ) -> dict[str, float]:
         """Correct answers, loss, number and classes of the test rows ``rank, rank + world_size, ...``."""
-        was_training = model.training
-        model.eval()
-        sums, scores = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}, ClassScores(len(self.classes), device)
-        own = torch.arange(rank, len(self._test), world_size)
-        for rows in own.split(_EVAL_ROWS):
-            labels = self._test.labels[rows].to(device)
-            outputs = model(self._test.features[rows].to(device)).float()
-            sums["correct"] += (outputs.argmax(1) == labels).sum().item()
-            sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
-            sums["count"] += len(labels)
-            scores.add(outputs, labels)
-        model.train(was_training)
-        return {**sums, **scores.sums()}
+        test, own = self._test, torch.arange(rank, len(self._test), world_size)
+        batches = (
+            (model(test.features[rows].to(device)), test.labels[rows].to(device))
+            for rows in own.split(_EVAL_ROWS)
+        )
+        return class_sums(model, batches, len(self.classes), device)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Accuracy, mean loss, top-5 accuracy and macro F1 over the test rows."""
