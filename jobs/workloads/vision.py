@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jobs.data import DataCursor, load_images
 from jobs.data.images import ImageData, ImageFiles
@@ -18,7 +17,7 @@ from jobs.data.reader import ImageReader, ReadRequest, Samples
 from jobs.data.transforms import Pipeline
 from jobs.models.vision import build_model
 from jobs.spec.job_spec import JobSpec
-from jobs.workloads.class_scores import ClassScores, class_metrics, confusion_matrix
+from jobs.workloads.class_scores import class_metrics, class_sums, confusion_matrix
 from jobs.workloads.losses import cross_entropy
 
 _log = logging.getLogger(__name__)
@@ -120,28 +119,21 @@ class VisionWorkload:
         found: Tensor = model(images)
         return found
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, rank: int, world_size: int, device: torch.device | str
     ) -> dict[str, float]:
         """Correct answers, loss, number and classes of the test samples ``rank, rank + world_size, ...``."""
-        was_training = model.training
-        model.eval()
-        sums = {"correct": 0.0, "loss_sum": 0.0, "count": 0.0}
-        scores = ClassScores(len(self.classes), device)
         skipped = 0
-        for samples in self._test_samples(rank, world_size):
-            skipped += self._log_broken(samples)
-            if len(samples.labels) == 0:
-                continue  # all of them broken
-            labels = samples.labels.to(device)
-            outputs = self.scores(model, self._images(samples.images, device)).float()
-            sums["correct"] += (outputs.argmax(1) == labels).sum().item()
-            sums["loss_sum"] += functional.cross_entropy(outputs, labels, reduction="sum").item()
-            sums["count"] += len(labels)
-            scores.add(outputs, labels)
-        model.train(was_training)
-        sums |= scores.sums()
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal skipped
+            for samples in self._test_samples(rank, world_size):
+                skipped += self._log_broken(samples)
+                if len(samples.labels):  # else all of them are broken
+                    images = self._images(samples.images, device)
+                    yield self.scores(model, images), samples.labels.to(device)
+
+        sums = class_sums(model, batches(), len(self.classes), device)
         if self._spec.data.on_broken == "skip":
             sums |= {"train_skipped": float(self._skipped), "test_skipped": float(skipped)}
         return sums
