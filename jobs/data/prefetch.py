@@ -13,6 +13,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from typing import cast
 
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -102,6 +104,7 @@ class Prefetcher:
         try:
             answer = next(self._answers)
         except (OSError, EOFError) as error:  # the channel of the samples went with the process
+            _collect_dead(timeout=5.0)
             raise RuntimeError(f"a prefetching process has died: {error}") from error
         if isinstance(answer, SampleError):
             raise answer
@@ -119,6 +122,14 @@ def plan_of(cursor: DataCursor, rank: int, world_size: int, micro_batches: int) 
                 yield ReadRequest("train", batch.epoch, own[start : start + size])
 
     return plan
+
+
+def _collect_dead(timeout: float) -> None:
+    """Waits for the first child to end. Until it is collected, torch raises an error of its own about it
+    between any two statements, even while the traceback of ours is being printed."""
+    children = {child.sentinel: child for child in multiprocessing.active_children()}
+    for sentinel in wait(list(children), timeout):
+        children[cast(int, sentinel)].join(timeout)
 
 
 def _end_with_parent(_: int) -> None:
