@@ -110,7 +110,7 @@ class BackwardPass:
             loss,
             stop=self.stop,
             checkpoint=self.checkpoint,
-            changed=not self._agreement.pending and self._state.outside.found(),
+            changed=0 if self._agreement.pending else self._state.outside.found(),
             buffer_jump=None if shield is None else shield.jump(),
         )
         if arm:

@@ -71,8 +71,8 @@ class Agreed:
     local_norms: Floats
     stop: bool
     checkpoint: bool = False
-    changed: bool = False
-    """On any rank the weights were changed between two steps, and not by the guard."""
+    changed: int = 0
+    """On any rank the loop changed the weights between two steps: 1 for the first time, from 2 on again."""
     buffer_jump: float | None = None
     """The largest over ranks; None where the model has no floating-point buffers."""
     micro_batches: int = 1

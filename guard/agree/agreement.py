@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class Agreement:
         *,
         stop: bool = False,
         checkpoint: bool = False,
-        changed: bool = False,
+        changed: int = 0,
         buffer_jump: Value | None = None,
     ) -> None:
         """Adds a micro-batch to this rank's row; the host waits for no device.
@@ -285,8 +286,8 @@ def _wide(value: Tensor) -> Tensor:
     return value.to(widest(value.device))
 
 
-def _requests(bits: int) -> dict[str, bool]:
-    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT), "changed": bool(bits & CHANGED)}
+def _requests(bits: int) -> dict[str, Any]:
+    return {"stop": bool(bits & STOP), "checkpoint": bool(bits & CHECKPOINT), "changed": bits // CHANGED}
 
 
 def _single(row: list[float]) -> Agreed:

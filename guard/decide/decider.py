@@ -41,6 +41,8 @@ from guard.types import (
 
 _RELEARN_STEPS = 50
 """After a level has been accepted; two windows of the level."""
+_NEW_WEIGHTS = 4.0
+"""Times the first level: the loss of new weights amid others that have grown is above that of fresh ones."""
 _UNSEEN = Observation(math.nan, np.zeros(0))
 
 
@@ -258,7 +260,8 @@ class Decider:
         """The rung, and whether a change on purpose explains the verdict."""
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
-        loaded = agreed.changed and self.detector.had_before(agreed.loss)
+        most = 1.0 if agreed.changed < 2 else _NEW_WEIGHTS
+        loaded = agreed.changed > 0 and self.detector.had_before(agreed.loss, most)
         persists = self.new_level.observe(ratio, agreed.loss, attempt, step, normal=normal, changed=loaded)
         if persists:
             self.ladder.give_back(self.new_level.accepted())

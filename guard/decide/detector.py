@@ -162,9 +162,9 @@ class SpikeDetector:
             self._buffers.raise_floor(jump)
             self._expecting = max(self._expecting, _SETTLES)
 
-    def had_before(self, loss: float) -> bool:
-        """Whether the loss is none that the run has not had: at most its first level."""
-        return self.first is not None and loss <= self.first
+    def had_before(self, loss: float, factor: float = 1.0) -> bool:
+        """Whether the loss is none that the run has not had: at most ``factor`` times its first level."""
+        return self.first is not None and loss <= factor * self.first
 
     @property
     def normal(self) -> bool:

@@ -19,6 +19,8 @@ _HIGH = 0.4
 """Share of the threshold from which on a row is evidence (see ``guard.decide.detector``)."""
 _SOON = 16
 """Attempts after a rollback in which the level must be back: that many high rows are a level in any case."""
+_CHANGED = 8
+"""Attempts after the loop changed weights in which their loss shows."""
 _SAME_STEP = 3
 """Steps between two alarms of the same change, which noise delays."""
 _ALIKE = 2.0
@@ -26,7 +28,8 @@ _ALIKE = 2.0
 _RETURNS = 2
 """Rollbacks of the same level before it is accepted, and skips of the same jump of the buffers ..."""
 _HABIT = 2000
-"""Attempts in which that many rollbacks that did not help at once show a habit of the data."""
+"""Attempts between two of that many rollbacks that did not help at once, which show a habit of the data, and
+in which it shows again."""
 _RETURNS_REPLAYED = 4
 """... but where data is replayed, the same batch comes again at the same step, and may be the cause."""
 
@@ -74,7 +77,8 @@ class NewLevel:
         self._loaded = -_SOON
         self._loaded_skips = 0
         self._unexplained: deque[int] = deque(maxlen=_RETURNS)
-        """The first rows after the last rollbacks for a loss that was high on the healthy weights too."""
+        """The last attempts whose loss was high on healthy weights: the first ones after a rollback for it,
+        and those of a known habit."""
 
     @property
     def waits(self) -> bool:
@@ -102,8 +106,9 @@ class NewLevel:
         if self._rows < _SOON:
             if not self._rows:
                 self._normal, self._restored = normal and ratio > _HIGH, step
-                if normal and ratio >= 1.0 and self._last.signal == "loss":
-                    self._unexplained.append(attempt)
+                high = loss >= self._last.middle or (normal and ratio >= 1.0)
+                if high and self._last.signal == "loss":
+                    self._note_unexplained(attempt)
             self._rows += 1
             self._high += ratio > _HIGH
             self._same += loss >= self._last.middle
@@ -114,7 +119,7 @@ class NewLevel:
         """What is right instead of a rollback; None where the weights may well be the cause."""
         if verdict.kind not in ("spike", "suspect"):
             return None
-        if attempt - self._loaded < _SAME_STEP:
+        if attempt - self._loaded < _CHANGED:
             self._loaded_skips += 1
             if self._loaded_skips == 1:
                 return Decision(
@@ -135,11 +140,17 @@ class NewLevel:
     def habit(self, verdict: Verdict, attempt: int, *, rate_rose: bool) -> Decision | None:
         """What is right instead of another rollback, where the loss was still high after the last ones, on
         healthy weights, and fell again: batches that come several times, tasks one after the other."""
-        known = sum(attempt - other < _HABIT for other in self._unexplained)
+        known = len(self._unexplained) == _RETURNS and attempt - self._unexplained[-1] < _HABIT
         loss = verdict.signal == "loss" and verdict.kind in ("spike", "suspect") and not rate_rose
-        if self._replays or not loss or known < _RETURNS or self.moved_far():
+        if self._replays or not loss or not known or self.moved_far():
             return None
+        self._note_unexplained(attempt)
         return Decision("apply", "the loss rises now and then on healthy weights", new_level=True)
+
+    def _note_unexplained(self, attempt: int) -> None:
+        if self._unexplained and attempt - self._unexplained[-1] >= _HABIT:
+            self._unexplained.clear()
+        self._unexplained.append(attempt)
 
     def rolled_back(self, verdict: Verdict, loss: float, *, attempt: int, step: int, rate_rose: bool) -> None:
         """A rollback was decided because of this verdict."""

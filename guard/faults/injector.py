@@ -155,14 +155,17 @@ class FaultInjector:
 
 @torch.no_grad()
 def flip_bit_(tensor: Tensor, index: int, bit: int) -> None:
-    """Flips one bit of element ``index`` (modulo the size) of a floating-point tensor, in place."""
+    """Flips one bit of element ``index`` (modulo the size) of a floating-point tensor, in place.
+
+    The tensor's version does not show it: memory fails without a word to torch.
+    """
     integer = _INTEGER_VIEW[tensor.dtype]
     width = torch.iinfo(integer).bits
     place = tuple(int(i) for i in np.unravel_index(index % tensor.numel(), tensor.shape))
     element = tensor[place].reshape(1).clone().view(integer)
     mask = 1 << (bit % width)
     mask = mask - (1 << width) if mask >= 1 << (width - 1) else mask
-    tensor[place] = (element ^ mask).view(tensor.dtype)[0]
+    tensor.data[place] = (element ^ mask).view(tensor.dtype)[0]
 
 
 def _with_flipped_bit(fault: FaultConfig, gradient: Tensor) -> Tensor:

@@ -64,6 +64,25 @@ def test_after_an_accepted_change_the_clip_follows_the_new_level() -> None:
     assert count(reports[accepted:], "clipped") <= 0.05 * len(reports[accepted:])
 
 
+def test_tasks_in_blocks_never_spend_the_budget() -> None:
+    """25 batches of a regression with large losses, 25 of a classification, and so on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 11))
+    guard, teacher = GradientGuard(model, torch.optim.AdamW(model.parameters(), lr=2e-3)), torch.randn(16, 10)
+    reports = []
+    for i in range(2000):
+        x = torch.randn(32, 16)
+        model.zero_grad()
+        if i // 25 % 2:
+            loss = F.cross_entropy(model(x)[:, :10], (x @ teacher).argmax(1))
+        else:
+            loss = F.mse_loss(10 * model(x)[:, 10], 30 * x[:, 0])
+        guard.backward(loss)
+        reports.append(guard.step())
+    assert count(reports, "rolled_back") <= 3
+    assert count(reports, "skipped") <= 0.03 * len(reports)
+
+
 @pytest.mark.parametrize(("times", "batches", "seed"), [(5, 16, 1), (8, 16, 0), (2, 16, 0)])
 def test_batches_that_come_several_times_in_a_row_never_spend_the_budget(
     times: int, batches: int, seed: int
