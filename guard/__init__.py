@@ -13,6 +13,8 @@ for batch in loader:
 ``step``: one step through the five verbs
 ``parts``: what carries them out
 ``own_loss``: the loss of a batch before and after its own step
+``attention``: the largest attention logits, and weights rescaled where they are too large
+``beside``: the loss of the batch computed beside the step
 ``repairs``: memory that was damaged on a rank is corrected
 ``deferred_step``: the same, decided on the device
 ``pipelines``: the pipeline of each mode

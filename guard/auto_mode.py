@@ -60,6 +60,7 @@ def why_exact(
         "ema= is updated right after each step": ema is not None,
         "replicas are compared by the host": isinstance(config.replicas, int),
         "rate act returns to the start of the run": config.rate == "act",
+        "attention computes batches again": config.attention.action != "off",
         "exclude_samples computes batches again": config.exclude_samples,
     }
     found = next((reason for reason, holds in reasons.items() if holds), None)

@@ -238,6 +238,26 @@ class ExclusionConfig(Config):
     ``window_steps`` attempts have passed without a bad step of one rank."""
 
 
+class AttentionConfig(Config):
+    """Attention logits: a layer whose largest grows beyond about 100 is on its way to diverge."""
+
+    action: Literal["off", "watch", "qk_clip"] = "off"
+    """``watch`` measures the largest logit of each head; ``qk_clip`` also rescales, after the step, the
+    queries and keys of a head where it is above ``tau`` (Kimi K2, 2025, section 2.1). Both need mode
+    ``exact`` and a closure (jobs pass one), and cost one more forward where they measure."""
+
+    every: PositiveInt = 100
+    """Attempts between two measurements."""
+
+    tau: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    """The largest logit that is left alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _action_alone(cls, value: Any) -> Any:
+        return {"action": value} if isinstance(value, str) else value
+
+
 class SnapshotConfig(Config):
     """How often a snapshot is taken, how many are kept, and when one counts as healthy."""
 
@@ -333,6 +353,9 @@ class GuardConfig(Config):
     """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
     damage to weights, moments and learning rate; it needs one more copy of the weights."""
 
+    attention: AttentionConfig = Field(default_factory=AttentionConfig)
+    """Attention logits; ``attention: watch`` and ``attention: qk_clip`` are short for its action."""
+
     replicas: Literal["auto", "off"] | PositiveInt = "off"
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
@@ -351,6 +374,12 @@ class GuardConfig(Config):
     def _replicas_are_compared_by_exact_steps(self) -> GuardConfig:
         if isinstance(self.replicas, int) and self.mode == "deferred":
             raise ValueError("replicas are read by the host: set mode to exact, or replicas to auto or off")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_is_measured_by_exact_steps(self) -> GuardConfig:
+        if self.attention.action != "off" and self.mode == "deferred":
+            raise ValueError("attention computes the batch again: it needs mode: exact, not deferred")
         return self
 
     @model_validator(mode="after")

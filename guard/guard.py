@@ -28,6 +28,7 @@ from guard.arguments import (
     check_shards,
     check_states,
 )
+from guard.attention import AttentionWatch
 from guard.auto_mode import check_closure, resolved
 from guard.backward import BackwardPass
 from guard.config import GuardConfig
@@ -37,7 +38,7 @@ from guard.decide.recompute import BatchReplayer
 from guard.deferred_step import DeferredStepPipeline
 from guard.errors import GuardError
 from guard.hooks import ForwardHook
-from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
+from guard.observe.local_norms import CommHook, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
 from guard.observe.shards import declared_groups
@@ -129,12 +130,15 @@ class GradientGuard:
             data=data,
             ema=ema,
         )
+        decider.new_level.only_statistics = self._state.only_statistics
         self.metrics = as_metrics(metrics, job)
         replays = data is not None or self.config.recovery.data == "replay"
         repairs = Repairs(
             model, optimizer, observer, self._state, self.config, process_group, replays=replays
         )
         replayer = BatchReplayer(model)
+        local = "off" not in (self.config.local_norm, self.config.mode) and self._agreement.world_size > 1
+        local = local and observer.shards is None  # FSDP2 reduces a gradient before it becomes a parameter's
         self._parts = StepParts(
             config=self.config,
             observer=observer,
@@ -144,7 +148,7 @@ class GradientGuard:
             recorder=Recorder(job, observer.names, self.metrics, self._journal(journal), self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
             replayer=replayer,
-            local=self._local_norms(observer, model),
+            local=local_norms(observer.parameters, model, self.config.local_norm_by) if local else None,
             data=data,
             device=device,
             settings=settings,
@@ -152,7 +156,7 @@ class GradientGuard:
             repairs=repairs,
         )
         self._pipeline = make_pipeline(self._parts)
-        self._own_loss = OwnLoss(model, self._parts)
+        self._own_loss, self._attention = OwnLoss(model, self._parts), AttentionWatch(model, self._parts)
         self._ddp = find_ddp(model)
         self._backward = BackwardPass(self._parts, lambda: self._pipeline, self._ddp)
         self._state.start(0)
@@ -278,7 +282,8 @@ class GradientGuard:
             again()  # as torch.optim has it: the closure is all there is
         self._parts.search.begin(closure, samples, self._backward.again)
         try:
-            report = self._own_loss.around(partial(self._pipeline.run, again, settle=settle))
+            run = partial(self._own_loss.around, partial(self._pipeline.run, again, settle=settle))
+            report = self._attention.around(run, self.attempts)
         finally:
             self._state.checks.after_step()
         self._state.outside.watch()
@@ -391,10 +396,3 @@ class GradientGuard:
         if journal is None or self._agreement.rank != 0:
             return None
         return journal if isinstance(journal, Journal) else Journal(journal)
-
-    def _local_norms(self, observer: Observer, model: nn.Module) -> LocalNorms | None:
-        if observer.shards is not None:
-            return None  # FSDP2 reduces a gradient before it becomes that of a parameter
-        if self.config.local_norm == "off" or self.config.mode == "off" or self._agreement.world_size == 1:
-            return None
-        return local_norms(observer.parameters, model, self.config.local_norm_by)

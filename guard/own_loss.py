@@ -5,20 +5,15 @@ Only where the rate of a run's first steps is judged and may be changed, and the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import SyncBatchNorm
 
-from guard.act import rng
-from guard.act.untouched import untouched
+from guard.beside import loss_beside
 from guard.parts import StepParts
 from guard.types import StepReport
-
-log = logging.getLogger("guard")
 
 
 class OwnLoss:
@@ -42,32 +37,18 @@ class OwnLoss:
             return run()
         parameters, generators = list(self._parts.observer.parameters), self._parts.replayer.generators
         weights = [parameter.detach().clone() for parameter in parameters]
-        before = self._loss(generators)
+        before = loss_beside(self._model, self._parts, generators=generators)
         report = run()
         whole = not (report.dropped_micro_batches or report.excluded_ranks or report.excluded_samples)
         predicted = _along(parameters, weights) if report.applied and whole else None
         if predicted is not None and report.clip_coef > 0.0:
-            self._share(before, self._loss(generators), predicted / report.clip_coef)
+            after = loss_beside(self._model, self._parts, generators=generators)
+            self._share(before, after, predicted / report.clip_coef)
             self._parts.replayer.arm()
         return report
 
     def _able(self) -> bool:
         return self._parts.search.has_closure and self._parts.observer.shards is None
-
-    def _loss(self, generators: dict[str, Any] | None) -> float | None:
-        """This rank's, with the random numbers of the batch; None where the loop's own code failed."""
-        try:
-            with (
-                torch.no_grad(),
-                self._parts.replayer.aside(),
-                untouched(self._model, self._parts.observer.parameters),
-            ):
-                if generators is not None:
-                    rng.restore(generators)
-                return self._parts.search.whole()
-        except Exception as error:  # noqa: BLE001 - whatever it raises: the other ranks wait
-            log.debug("the closure computes no loss beside the step: %s: %s", type(error).__name__, error)
-            return None
 
     def _share(self, before: float | None, after: float | None, predicted: float) -> None:
         """The means over the ranks; where one could not compute it, none tries again."""

@@ -106,6 +106,10 @@ class StepRecord(Row):
     )
     """What the learning rate is multiplied by, since it was too high from the start, or as it has become too
     high; 1 where it is not."""
+    attention_logit: float | None = stored(
+        None, sparse=True, gauge=("attention_logit", "The largest attention logit, where it is measured.")
+    )
+    """The largest attention logit of all layers, on the attempts on which it is measured."""
     excluded_ranks: list[int] = stored(list, sparse=True)
     """Ranks without whose part of the batch the step was applied, because their data stays bad."""
     excluded_samples: list[int] = stored(list, sparse=True)

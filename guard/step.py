@@ -370,6 +370,7 @@ class StepPipeline:
             update_norm=evidence.update_norm,
             update_ratio=None if evidence.moved is None else evidence.moved.ratio,
             buffer_jump=agreed.buffer_jump,
+            attention_logit=self._state.attention_logit,
             alarm_factor=None if off else self._advice.alarm_factor(self.attempt, self._decider.detector),
             excluded_ranks=evidence.excluded_ranks,
             excluded_samples=evidence.excluded_samples,

@@ -14,6 +14,7 @@ from guard.act.pack import Pack
 from guard.observe.watched import clean_name, unwrap
 
 Slots = list[tuple[dict[str, Tensor | None], str]]
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 ALWAYS_COPIED_ELEMENTS = 1 << 16
 """BatchNorm's statistics are far smaller, masks and tables that must not be copied each step far larger."""
 
@@ -112,6 +113,12 @@ class BufferShield:
         if len(jumps) < 2:
             return jumps[0] if jumps else None
         return torch.stack([torch.as_tensor(jump) for jump in jumps]).norm()
+
+    @property
+    def only_statistics(self) -> bool:
+        """Whether all that is watched are running statistics of normalization layers."""
+        watched = [name for name in self._buffers.names if is_watched(name, self._watch)]
+        return all(name.rpartition(".")[2] in _STATISTICS for name in watched)
 
     def state_dict(self) -> dict[str, Any]:
         """The norms that jumps are measured in; the buffers themselves are saved with the model."""

@@ -81,6 +81,13 @@ class TrainingState:
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self._start_version = self._subject.version()
         self.outside = OutsideChanges(observer.parameters)
+        self.attention_logit: float | None = None
+        """The largest of the present attempt; None where it is not measured."""
+
+    @property
+    def only_statistics(self) -> bool:
+        """Whether no buffer is watched but running statistics."""
+        return self.shield is not None and self.shield.only_statistics
 
     @property
     def learning_rate(self) -> float:

@@ -79,7 +79,8 @@ class EscalationLadder:
                 return Decision("apply", "update_norm is suspect")
             if self._suspect_rung == "clip":
                 return Decision("clip", f"{verdict.signal} is suspect")
-            return self._skip(f"{verdict.signal} is suspect", can_roll_back)
+            skip_restores = verdict.signal == "buffers"  # and the weights have seen nothing
+            return self._skip(f"{verdict.signal} is suspect", can_roll_back and not skip_restores)
         return Decision("apply", verdict.kind)
 
     def _skip(self, reason: str, can_roll_back: bool) -> Decision:

@@ -27,6 +27,8 @@ _ALIKE = 2.0
 """Two jumps of the same size differ by less than this factor."""
 _RETURNS = 2
 """Rollbacks of the same level before it is accepted, and skips of the same jump of the buffers ..."""
+_STATISTICS_RETURN = 8
+"""Skips of the same jump where all buffers are running statistics: none of them jumps by design."""
 _HABIT = 2000
 """Attempts between two of that many rollbacks that did not help at once, which show a habit of the data, and
 in which it shows again."""
@@ -67,6 +69,8 @@ class NewLevel:
         self._replays = replays
         self._same_step_returns = _RETURNS_REPLAYED if replays else _RETURNS
         self.moved_far = lambda: False
+        self.only_statistics = False
+        """Whether no buffer is watched but running statistics of normalization layers."""
         self._last: _Alarm | None = None
         self._rollbacks = self._rows = self._high = self._same = 0
         self._restored = -1
@@ -192,7 +196,7 @@ class NewLevel:
         last, self._jump = self._jump, _Alarm(attempt, step, verdict.signal, verdict.score)
         again = last is not None and attempt == last.attempt + 1 and last.like(verdict)
         self._jumps = self._jumps + 1 if again else 1
-        if self._jumps <= _RETURNS:
+        if self._jumps <= (_STATISTICS_RETURN if self.only_statistics else _RETURNS):
             return None
         reason = f"the buffers jump again after each of {self._jumps - 1} skips: they jump by design"
         return Decision("apply", reason, new_level=True)

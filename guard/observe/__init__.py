@@ -7,6 +7,7 @@
 ``gradients``: a gradient of any kind as a dense real tensor
 ``local_norms``: gradient norm of each rank before the all-reduce, by hooks or DDP's communication hook
 ``displacement``: how far the weights moved since they were measured before
+``attention_logits``: the largest of each head, read while the model computes
 ``own_rate``: optimizers that find their own learning rate
 ``shards``: the same under FSDP2, where each rank holds a shard
 ``noise_scale``: gradient noise scale, a hint on batch size

@@ -76,6 +76,7 @@ FAMILIES = (
     Family("counter", "micro_batches_dropped", "Micro-batches dropped from their accumulation window."),
     Family("counter", "rank_exclusions", "Ranks excluded from a batch because their data stays bad."),
     Family("counter", "sample_exclusions", "Bad samples without which a batch was applied."),
+    Family("counter", "qk_clips", "Layers whose queries and keys were rescaled, each time."),
     Family("counter", "checkpoints", "Checkpoints, by what became of them.", ("outcome",)),
     Family("counter", "checkpoint_failures", "Checkpoints that could not be written."),
     Family("histogram", "guard_seconds", "Time the guard adds to a step."),

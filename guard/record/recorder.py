@@ -143,6 +143,12 @@ class Recorder:
         if self._journal is not None:
             self._journal.change(reason, step=step, attempt=attempt, steps=steps)
 
+    def rescaled(self, reason: str, layers: int, *, step: int, attempt: int) -> None:
+        """Queries and keys of some layers were rescaled: counted and journaled."""
+        self.totals.qk_clips += layers
+        if self._journal is not None:
+            self._journal.change(reason, step=step, attempt=attempt, steps=0)
+
     def _layers(self, evidence: Evidence, verdict: Verdict) -> list[LayerEvidence]:
         if verdict.kind == "vanishing":
             return self.layers.rank_faded(evidence.layer_norms, first=evidence.layer)

@@ -69,6 +69,8 @@ class Totals:
         """Entries of the journal: a condition that lasts is one, but an anomaly at each attempt."""
         self.changes = 0
         """Changes on purpose that were announced."""
+        self.qk_clips = 0
+        """Layers whose queries and keys were rescaled, each time."""
         self.rollbacks = dict.fromkeys(SOURCES, 0)
         self.steps_lost = 0
         """Optimizer steps that rollbacks discarded."""
@@ -129,6 +131,7 @@ class Totals:
             self.rollbacks, self.steps_lost = totals["rollbacks"], totals["steps_lost"]
             self.hardware_faults = totals["hardware_faults"]
             self.incidents, self.changes = totals["incidents"], totals["changes"]
+            self.qk_clips = totals["qk_clips"]
             self.dropped_micro_batches = totals["micro_batches_dropped"]
             self.excluded_ranks = totals["rank_exclusions"]
             self.excluded_samples = totals["sample_exclusions"]
@@ -142,6 +145,7 @@ class Totals:
             "anomalies": {signal: dict(verdicts) for signal, verdicts in self.anomalies.items()},
             "incidents": self.incidents,
             "changes": self.changes,
+            "qk_clips": self.qk_clips,
             "rollbacks": dict(self.rollbacks),
             "steps_lost": self.steps_lost,
             "hardware_faults": dict(self.hardware_faults),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guard import GradientGuard, GuardConfig, GuardMetrics
@@ -265,6 +266,24 @@ def test_a_buffer_that_jumps_by_design_is_skipped_twice_and_then_accepted() -> N
     assert [r.action for r in reports].count("rolled_back") == 0
     assert [r.action for r in reports].count("skipped") <= 2
     assert [r.verdict.signal for r in reports if r.verdict.kind == "drift"] == ["buffers"]
+
+
+@pytest.mark.parametrize("times", [3, 6])
+def test_running_statistics_never_jump_by_design(times: int) -> None:
+    """Bad batches in a row spoil BatchNorm's alike; the codebook's exception is not theirs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    guard = GradientGuard(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    teacher, actions = torch.randn(8, 4), []
+    for i in range(80):
+        x = torch.randn(64, 8)
+        model.zero_grad()
+        bad = 50 <= i < 50 + times
+        guard.backward(F.cross_entropy(model(1000 * x if bad else x), (x @ teacher).argmax(1)))
+        actions.append(guard.step().action)
+    assert set(actions[50 : 50 + times]) <= {"skipped", "rolled_back"}
+    assert actions.count("skipped") + actions.count("rolled_back") == times
+    assert float(model[1].running_var.max()) < 10
 
 
 def test_buffers_that_are_not_watched_never_cause_a_skip() -> None:

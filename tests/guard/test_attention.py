@@ -1,0 +1,125 @@
+"""Attention logits are watched without a trace, and held at the limit by rescaled queries and keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guard import GradientGuard, GuardConfig, StepReport
+from tests.guard.ranks import on_ranks
+
+TAU = 20.0
+ATTENTION = {"action": "qk_clip", "every": 5, "tau": TAU}
+
+
+class Reader(nn.Module):
+    """Attention over eight tokens, with dropout for random numbers; QK-norm undoes a scale."""
+
+    def __init__(self, *, normed: bool = False) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48, bias=False), nn.Linear(16, 4)
+        self.norm: nn.Module = nn.RMSNorm(8) if normed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(F.dropout(x, 0.1)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(self.norm(query), self.norm(key), value)
+        return self.out(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+def train(
+    attention: Any,
+    *,
+    steps: int = 21,
+    loud: float = 1.0,
+    normed: bool = False,
+    closure: bool = True,
+    **more: Any,
+) -> tuple[Reader, list[StepReport], GradientGuard]:
+    torch.manual_seed(0)
+    model = Reader(normed=normed)
+    with torch.no_grad():
+        model.qkv.weight[:32] *= loud
+        if isinstance(model.norm, nn.RMSNorm):
+            model.norm.weight.fill_(loud)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    guard = GradientGuard(model, optimizer, {"attention": attention}, **more)
+    reports = []
+    for _ in range(steps):
+        x, y = torch.randn(8, 8, 16), torch.randint(4, (8,))
+        optimizer.zero_grad()
+        guard.backward(F.cross_entropy(model(x), y))
+        again = lambda x=x, y=y: F.cross_entropy(model(x), y)  # noqa: E731
+        reports.append(guard.step(again if closure else None))
+    return model, reports, guard
+
+
+def test_watching_leaves_no_trace() -> None:
+    plain, _, _ = train("off")
+    watched, reports, _ = train({"action": "watch", "every": 5}, loud=1.0)
+    measured = [i for i, report in enumerate(reports) if report.attention_logit is not None]
+    assert measured == [0, 5, 10, 15, 20]
+    for one, other in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_logits_above_the_limit_are_brought_back_to_it_counted_and_journaled(tmp_path: Path) -> None:
+    _, reports, guard = train(ATTENTION, loud=12.0, journal=tmp_path / "incidents.jsonl")
+    first, *later = [r.attention_logit for r in reports if r.attention_logit is not None]
+    assert first > 2 * TAU
+    assert all(logit < 2 * TAU for logit in later)
+    assert later[-1] < 1.3 * TAU
+    assert guard.totals.qk_clips >= 1
+    rows = [json.loads(line) for line in (tmp_path / "incidents.jsonl").read_text().splitlines()]
+    assert rows[0]["type"] == "change"
+    assert "attention logits above 20" in rows[0]["reason"]
+    assert all(report.verdict.kind == "ok" for report in reports)
+
+
+def test_queries_that_are_normalized_are_not_rescaled_for_ever() -> None:
+    model, reports, guard = train(ATTENTION, steps=41, loud=12.0, normed=True)
+    assert guard.totals.qk_clips == 1
+    assert all(report.applied for report in reports)
+    assert model.qkv.weight[:32].norm() > 1.0
+
+
+def test_without_a_closure_it_says_once_that_it_cannot_watch(caplog: pytest.LogCaptureFixture) -> None:
+    _, reports, _ = train(ATTENTION, closure=False)
+    assert all(report.attention_logit is None for report in reports)
+    assert [r.message for r in caplog.records if "attention" in r.message] == [
+        "attention logits cannot be watched: guard.step() gets no closure that computes the batch again"
+    ]
+
+
+def test_the_action_may_be_given_alone_and_a_deferred_guard_refuses_it() -> None:
+    assert GuardConfig.model_validate({"attention": "qk_clip"}).attention.tau == 100.0
+    with pytest.raises(ValidationError, match="attention computes the batch again"):
+        GuardConfig.model_validate({"attention": "watch", "mode": "deferred"})
+
+
+def rescaled_weights(rank: int, _: int, __: Path) -> list[float]:
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(Reader())
+    with torch.no_grad():
+        model.module.qkv.weight[:32] *= 12.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    guard = GradientGuard(model, optimizer, {"attention": ATTENTION})
+    torch.manual_seed(rank)
+    for _ in range(7):
+        x, y = torch.randn(8, 8, 16), torch.randint(4, (8,))
+        optimizer.zero_grad()
+        guard.backward(F.cross_entropy(model(x), y))
+        guard.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+    assert guard.totals.qk_clips >= 1
+    return model.module.qkv.weight.flatten().tolist()
+
+
+def test_ranks_rescale_alike(tmp_path: Path) -> None:
+    one, other = on_ranks(2, rescaled_weights, tmp_path)
+    assert one == other
