@@ -67,6 +67,10 @@ def find_files(root: str, endings: tuple[str, ...]) -> Splits:
     if not sizes:
         kinds = ", ".join(endings)
         raise DataError(f"data.root = {shown(root)}: has no file that a stream is read from ({kinds})")
+    found_kinds = sorted({File(root, path).kind for path in sizes})
+    if len(found_kinds) > 1:
+        several = " and ".join(found_kinds)
+        raise DataError(f"data.root = {shown(root)}: has {several} files: give each kind a folder of its own")
     words = {path: set(_WORDS.split(path[start:].lower())) for path in sizes}
     held_out = {path for path in sizes if words[path].intersection(HELD_OUT)} if start else set()
     first = next((name for name in HELD_OUT if any(name in words[path] for path in held_out)), "")

@@ -219,7 +219,7 @@ def _require(wanted: Sequence[str], names: Sequence[str]) -> None:
 _TEXT = Format(_scan_text, _read_text)
 FORMATS = {
     ".parquet": Format(_scan_parquet, _read_parquet),
-    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson", ".json"), _TEXT),
+    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson"), _TEXT),
     ".tar": Format(_scan_tar, _read_tar),
 }
 """By the ending of a file's name."""

@@ -188,6 +188,17 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path: Path, name: str, text: st
     assert "\n" not in str(refused.value)
 
 
+def test_files_of_several_kinds_are_refused_and_others_ignored(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train.parquet", rows(20))
+    write(tmp_path / "data" / "val.parquet", rows(5))
+    write(tmp_path / ".cache" / "train.parquet", rows(5))
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert len(stored(tmp_path)[0]) == 20
+    write(tmp_path / "more.csv", rows(5))
+    with pytest.raises(DataError, match=r"has .csv and .parquet files: give each kind a folder of its own"):
+        stored(tmp_path)
+
+
 def test_a_label_that_no_training_row_has_and_a_number_that_is_none_are_named(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [*rows(9), {"x": "inf", "text": "", "label": "a"}])
     write(tmp_path / "val.csv", [{"x": 1, "text": "", "label": "z"}])
