@@ -95,8 +95,9 @@ class DataSpec(TextFields, DocumentFields):
     """The names of the columns of a table."""
 
     stream: StreamSpec | None = None
-    """Reads ``table`` or ``webdataset`` block by block instead of as a whole; ``{}`` for the defaults.
-    ``data.root`` may then be a URL, such as ``s3://bucket/folder``."""
+    """Reads ``table``, ``webdataset`` or, for workload huggingface with ``packing: false``, the documents of
+    ``path`` block by block instead of as a whole; ``{}`` for the defaults. ``root`` or ``path`` may then be a
+    URL, such as ``s3://bucket/folder``."""
 
     batch_size: PositiveInt = 128
     """Samples in a global batch, over all workers; a multiple of ``scale.workers``."""
@@ -197,13 +198,13 @@ class DataSpec(TextFields, DocumentFields):
     @model_validator(mode="after")
     def _can_stream(self) -> Self:
         if self.stream is None:
-            if self.root is not None and "://" in self.root:
-                raise related(
-                    "only a stream is read from a URL: set data.stream", field="root", value=self.root
-                )
+            for name, place in (("root", self.root), ("path", self.path)):
+                if place is not None and "://" in place:
+                    message = "only a stream is read from a URL: set data.stream"
+                    raise related(message, field=name, value=place)
             return self
         lanes, augment = self.stream.lanes, self.augmentation
-        if self.dataset not in ("table", "webdataset"):
+        if self.path is None and self.dataset not in ("table", "webdataset"):
             message = f"is for table and webdataset, and data.dataset is {self.dataset}: remove it"
             raise related(message, field="stream", value="set")
         if lanes is not None and self.batch_size % lanes:

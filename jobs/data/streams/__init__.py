@@ -6,5 +6,6 @@
 ``files``: the files of a folder or a URL, by split
 ``index``: the blocks and the labels of all files
 ``reader``: reads blocks in Ray tasks before they are needed
+``documents``: texts and chats as padded samples
 ``rows``: the rows of one split, as a workload asks for them
 """

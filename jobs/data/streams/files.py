@@ -43,8 +43,13 @@ class Splits(NamedTuple):
     test: dict[File, int]
 
 
-def find_files(root: str, endings: tuple[str, ...]) -> Splits:
+def find_files(root: str, endings: tuple[str, ...], field: str = "data.root") -> Splits:
     """The files below ``root``, or the one that it is; one with ``val`` or ``test`` in its path is held out.
+
+    Args:
+        root: a path or URL.
+        endings: of their names.
+        field: of the spec, for messages.
 
     Raises:
         DataError: there is no such place, or no file with one of the endings.
@@ -55,7 +60,7 @@ def find_files(root: str, endings: tuple[str, ...]) -> Splits:
         below = fs.FileSelector(path, recursive=True)
         found = [base] if base.type == fs.FileType.File else system.get_file_info(below)
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"data.root = {shown(root)}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{field} = {shown(root)}: {' '.join(str(error).split())}") from None
     start = 0 if base.type == fs.FileType.File else len(path) + 1
     sizes = {
         info.path: int(info.size)
@@ -66,18 +71,18 @@ def find_files(root: str, endings: tuple[str, ...]) -> Splits:
     }
     if not sizes:
         kinds = ", ".join(endings)
-        raise DataError(f"data.root = {shown(root)}: has no file that a stream is read from ({kinds})")
+        raise DataError(f"{field} = {shown(root)}: has no file that a stream is read from ({kinds})")
     found_kinds = sorted({File(root, path).kind for path in sizes})
     if len(found_kinds) > 1:
         several = " and ".join(found_kinds)
-        raise DataError(f"data.root = {shown(root)}: has {several} files: give each kind a folder of its own")
+        raise DataError(f"{field} = {shown(root)}: has {several} files: give each kind a folder of its own")
     words = {path: set(_WORDS.split(path[start:].lower())) for path in sizes}
     held_out = {path for path in sizes if words[path].intersection(HELD_OUT)} if start else set()
     first = next((name for name in HELD_OUT if any(name in words[path] for path in held_out)), "")
     named = {path for path in sizes if words[path].intersection(TRAIN)} - held_out if start else set()
     train = named or set(sizes) - held_out
     if not train:
-        raise DataError(f"data.root = {shown(root)}: all files are named as held-out data: name some train-*")
+        raise DataError(f"{field} = {shown(root)}: all files are named as held-out data: name some train-*")
     chosen = [path for path in held_out if first in words[path]]
     return Splits(
         {File(root, path): sizes[path] for path in sorted(train)},

@@ -38,21 +38,27 @@ class Columns(NamedTuple):
     """What is read of each row.
 
     Attributes:
-        label: the column of the label; of a tar, the field of a JSON label.
+        label: the column of the label; of a tar, the field of a JSON label; None where there is none.
         content: the columns of the content; None for all.
         text: those of them that are text, even where they look like numbers.
     """
 
-    label: str
+    label: str | None
     content: tuple[str, ...] | None
     text: tuple[str, ...] = ()
 
+    @property
+    def required(self) -> list[str]:
+        """All that are named."""
+        return [*(self.content or ()), *filter(None, [self.label])]
+
 
 class Scanned(NamedTuple):
-    """A block, the labels of its rows, and a checksum of what is known of it."""
+    """A block, its rows, their labels where they have any, and a checksum of what is known of it."""
 
     block: Block
-    labels: pa.ChunkedArray
+    rows: int
+    labels: pa.ChunkedArray | None
     checksum: int
 
 
@@ -77,10 +83,12 @@ def _scan_parquet(file: File, columns: Columns) -> Iterator[Scanned]:
     with open_file(file) as source:
         checksum = _footer(source)
         parquet = pyarrow.parquet.ParquetFile(source)
-        _require([columns.label, *(columns.content or ())], parquet.schema_arrow.names)
+        _require(columns.required, parquet.schema_arrow.names)
         for group in range(parquet.num_row_groups):
-            labels = parquet.read_row_group(group, [columns.label]).column(0)
-            yield Scanned(Block(file, group, group + 1), labels, checksum)
+            rows, labels = parquet.metadata.row_group(group).num_rows, None
+            if columns.label is not None:
+                labels = parquet.read_row_group(group, [columns.label]).column(0)
+            yield Scanned(Block(file, group, group + 1), rows, labels, checksum)
 
 
 def _footer(source: pa.NativeFile) -> int:
@@ -102,7 +110,11 @@ def _read_parquet(block: Block, columns: Columns) -> pa.Table:
 
 def _scan_text(file: File, columns: Columns) -> Iterator[Scanned]:
     """Blocks that end where a row does: a line break between quotes belongs to a cell of CSV."""
-    at, rest = len(_header(file)[0]), b""
+    header, _, names = _header(file)
+    at, rest = len(header), b""
+    if names:
+        _require(columns.required, names)
+    scanned = columns if columns.label is None else Columns(columns.label, ())
     with open_file(file) as source:
         source.seek(at)
         while True:
@@ -112,8 +124,9 @@ def _scan_text(file: File, columns: Columns) -> Iterator[Scanned]:
             rows, rest = rest[:size], rest[size:]
             block, at = Block(file, at, at + size), at + size
             if rows.strip():
-                labels = _parse(file, rows, columns._replace(content=(), text=())).column(columns.label)
-                yield Scanned(block, labels, zlib.crc32(rows))
+                table = _parse(file, rows, scanned)
+                labels = None if columns.label is None else table.column(columns.label)
+                yield Scanned(block, table.num_rows, labels, zlib.crc32(rows))
             if not chunk:
                 return
 
@@ -136,7 +149,7 @@ def _whole_rows(text: bytes, *, quoted: bool) -> int:
 
 
 def _parse(file: File, rows: bytes, columns: Columns) -> pa.Table:
-    wanted = None if columns.content is None else [*columns.content, columns.label]
+    wanted = None if columns.content is None else columns.required
     if not _is_csv(file):
         table = pyarrow.json.read_json(
             pa.BufferReader(rows), pyarrow.json.ReadOptions(block_size=max(len(rows), 1))
@@ -146,7 +159,7 @@ def _parse(file: File, rows: bytes, columns: Columns) -> pa.Table:
     header, separator, names = _header(file)
     del header
     _require(wanted or [], names)
-    texts = dict.fromkeys((*columns.text, columns.label), pa.string())
+    texts = dict.fromkeys([*columns.text, *filter(None, [columns.label])], pa.string())
     return pyarrow.csv.read_csv(
         pa.BufferReader(rows),
         pyarrow.csv.ReadOptions(column_names=names, block_size=max(len(rows), 1)),
@@ -178,7 +191,7 @@ def _is_csv(file: File) -> bool:
 
 def _scan_tar(file: File, columns: Columns) -> Iterator[Scanned]:
     with open_file(file) as source:
-        samples = samples_of(source, columns.label, file.path)
+        samples = samples_of(source, columns.label or "label", file.path)
         first = next(samples, None)
         while first is not None:
             part = [first]
@@ -195,14 +208,14 @@ def _scanned(file: File, part: Sequence[Found]) -> Scanned:
     known = "\n".join(f"{sample.key} {sample.size} {sample.label}" for sample in part)
     block = Block(file, part[0].start, part[-1].end)
     labels = pa.chunked_array([pa.array([sample.label for sample in part])])
-    return Scanned(block, labels, zlib.crc32(known.encode(errors="surrogateescape")))
+    return Scanned(block, len(part), labels, zlib.crc32(known.encode(errors="surrogateescape")))
 
 
 def _read_tar(block: Block, columns: Columns) -> pa.Table:
     with open_file(block.file) as source:
         source.seek(block.start)
         part = io.BytesIO(source.read(block.end - block.start))
-    samples = list(samples_of(part, columns.label, block.file.path))
+    samples = list(samples_of(part, columns.label or "label", block.file.path))
     content = part.getbuffer()
     images = [bytes(content[sample.offset : sample.offset + sample.size]) for sample in samples]
     name = columns.content[0] if columns.content else "image"

@@ -30,7 +30,7 @@ class Index:
         blocks: that make them up.
         sizes: rows of each block, int64.
         ends: where in all rows each block ends, int64.
-        labels: int64 [rows], each an index into ``classes``.
+        labels: int64 [rows], each an index into ``classes``; zeros where there are none.
         classes: their names.
         identity: of the data: files, their sizes, and what the blocks' checksums say.
     """
@@ -65,12 +65,13 @@ def read_index(files: Mapping[File, int], columns: Columns, classes: Sequence[st
     names = classes or _class_names(next(iter(files)), columns.label)
     known.update({name: number for number, name in enumerate(names)})
     for file in files:
-        for block, labels, found in _scanned(file, columns):
-            parts.append(_numbers(labels, known, block, columns.label, names))
+        for block, rows, labels, found in _scanned(file, columns):
+            none = np.zeros(rows, np.int64)
+            parts.append(none if labels is None else _numbers(labels, known, block, columns.label, names))
             blocks.append(block)
             checksum = zlib.crc32(found.to_bytes(4, "little"), checksum)
     order = list(names) or sorted(known, key=label_order)
-    renumbered = np.array([order.index(name) for name in known], dtype=np.int64)
+    renumbered = np.array([order.index(name) for name in known] or [0], dtype=np.int64)
     labels_of_all = renumbered[np.concatenate(parts)] if parts else np.empty(0, np.int64)
     checksum = zlib.crc32(labels_of_all.data, checksum)
     size = f"{sum(files.values())} bytes in {len(files)} files"
@@ -89,9 +90,9 @@ def _scanned(file: File, columns: Columns) -> Iterator[Scanned]:
         raise DataError(f"{file.path}: cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _class_names(file: File, label: str) -> list[str]:
+def _class_names(file: File, label: str | None) -> list[str]:
     """Those of a ``ClassLabel`` of Hugging Face ``datasets``; the label is then an index into them."""
-    if file.kind != ".parquet":
+    if file.kind != ".parquet" or label is None:
         return []
     try:
         with open_file(file) as source:
@@ -104,7 +105,7 @@ def _class_names(file: File, label: str) -> list[str]:
 
 
 def _numbers(
-    labels: pa.ChunkedArray, known: dict[str, int], block: Block, column: str, names: Sequence[str]
+    labels: pa.ChunkedArray, known: dict[str, int], block: Block, column: str | None, names: Sequence[str]
 ) -> NDArray[np.int64]:
     """The labels as numbers; new ones are added to ``known`` unless the names are given."""
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
@@ -122,7 +123,7 @@ def _numbers(
     return np.array(numbers, dtype=np.int64)[coded.indices.to_numpy(zero_copy_only=False)]
 
 
-def _number(value: Any, known: dict[str, int], block: Block, column: str, names: Sequence[str]) -> int:
+def _number(value: Any, known: dict[str, int], block: Block, column: str | None, names: Sequence[str]) -> int:
     name = names[value] if names and isinstance(value, int) and value < len(names) else str(value)
     if value in (None, ""):
         raise DataError(f"{block.file.path}: {_part(block)} has a row without {column}")

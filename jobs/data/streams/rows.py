@@ -15,7 +15,7 @@ from torch import Tensor
 from jobs.data.cursor import DataCursor
 from jobs.data.errors import DataError, SampleError
 from jobs.data.prefetch import plan_of
-from jobs.data.streams.files import find_files
+from jobs.data.streams.files import Splits, find_files
 from jobs.data.streams.formats import FORMATS, Columns
 from jobs.data.streams.index import Index, read_index
 from jobs.data.streams.order import StreamOrder, default_lanes
@@ -142,28 +142,29 @@ class StreamRows:
 
 
 def load_stream(data: DataSpec, columns: Columns) -> tuple[StreamRows, StreamRows]:
-    """Training and test rows; without files that are named as held out, ``data.val_share`` of the blocks are.
+    """Training and test rows; without files that are named as held out, a share of the blocks is:
+    ``data.val_share``, for documents ``data.holdout``.
 
     Raises:
         DataError: there is no file, one cannot be read, or a label is no class of the training rows.
     """
-    root = data.root or ""
-    name, files = shown(root), find_files(root, _kinds(data))
+    files, name = _files(data), shown(_root(data)[0])
     train = _rows(read_index(files.train, columns), columns, name)
-    if len(train.classes) < _FEWEST:
+    if columns.label is not None and len(train.classes) < _FEWEST:
         named = ", ".join(train.classes)
-        raise DataError(f"data.root = {name}: has the classes {named}: it takes two or more")
+        raise DataError(f"{_root(data)[1]} = {name}: has the classes {named}: it takes two or more")
     if files.test:
         return train, _rows(read_index(files.test, columns, train.classes), columns, name)
     blocks = train.blocks(np.arange(len(train)))
     count = len(train.index.blocks)
     if count < _FEWEST:
         raise DataError(
-            f"data.root = {name}: is one block, of which none can be held out: write more and smaller row "
-            "groups, or name some files val-*"
+            f"{_root(data)[1]} = {name}: is one block, of which none can be held out: write more and smaller "
+            "row groups, or name some files val-*"
         )
+    share = data.holdout if data.path else data.val_share
     order = np.random.default_rng(data.split_seed).permutation(count)
-    chosen = order[: min(count - 1, max(1, round(count * data.val_share)))]
+    chosen = order[: min(count - 1, max(1, round(count * share)))]
     held_out = torch.from_numpy(np.isin(blocks, chosen))
     return train.chosen((~held_out).nonzero().flatten()), train.chosen(held_out.nonzero().flatten())
 
@@ -174,7 +175,7 @@ def first_block(data: DataSpec, columns: Columns) -> pa.Table:
     Raises:
         DataError: there is no file, or it cannot be read.
     """
-    files = find_files(data.root or "", _kinds(data)).train
+    files = _files(data).train
     index = read_index(dict([next(iter(files.items()))]), columns)
     try:
         return BlockReader(index.blocks, index.sizes, columns).table(0)
@@ -182,8 +183,15 @@ def first_block(data: DataSpec, columns: Columns) -> pa.Table:
         raise DataError(str(error)) from None
 
 
-def _kinds(data: DataSpec) -> tuple[str, ...]:
-    return tuple(kind for kind in FORMATS if (kind == ".tar") == (data.dataset == "webdataset"))
+def _root(data: DataSpec) -> tuple[str, str]:
+    """Where the files are, and the field that says so."""
+    return (data.path, "data.path") if data.path else (data.root or "", "data.root")
+
+
+def _files(data: DataSpec) -> Splits:
+    root, field = _root(data)
+    kinds = (kind for kind in FORMATS if (kind == ".tar") == (data.dataset == "webdataset"))
+    return find_files(root, tuple(kinds), field)
 
 
 def _rows(index: Index, columns: Columns, name: str) -> StreamRows:

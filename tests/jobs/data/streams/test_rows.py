@@ -18,6 +18,7 @@ from jobs.data.streams import formats
 from jobs.data.streams.formats import Columns
 from jobs.data.streams.rows import StreamRows, load_stream
 from jobs.spec.errors import SpecError
+from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload, make_cursor
 from tests.jobs.data.streams.stream_fixture import rows, spec_of, tar, write
 
@@ -172,7 +173,7 @@ def test_a_file_that_changes_or_breaks_in_the_midst_is_named(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("train.csv", "a,b\n1,2\n", "train.csv: cannot be read: there is no column 'label'; it has a, b"),
+        ("train.csv", "a,b\n1,2\n", "train.csv: cannot be read: there is no column 'x'; it has a, b"),
         ("train.csv", "x,text,label\n1,u,a\n2,v,\n", "train.csv: bytes 13 to 24 has a row without label"),
         ("train.csv", "x,text,label\n1,u,a\n2,v,a\n", "has the classes a: it takes two or more"),
         ("train.jsonl", '[{"x": 1}]', "it is one array: write JSON lines"),
@@ -223,6 +224,12 @@ def test_a_stream_that_cannot_be_is_refused(tmp_path: Path, data: dict[str, Any]
     with pytest.raises(SpecError) as refused:
         spec_of(tmp_path, data=data)
     assert line in str(refused.value)
+
+
+def test_windows_of_text_are_not_streamed() -> None:
+    spec = {"workload": "language", "data": {"path": "texts", "stream": {}}}
+    with pytest.raises(SpecError, match="is for huggingface, and the workload is language: remove it"):
+        JobSpec.from_dict(spec)
 
 
 def test_a_stream_is_read_from_a_url(tmp_path: Path) -> None:
