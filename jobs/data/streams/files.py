@@ -57,6 +57,8 @@ def find_files(root: str, endings: tuple[str, ...], field: str = "data.root") ->
     try:
         system, path = _system(root)
         base = system.get_file_info(path)
+        if base.type == fs.FileType.NotFound:
+            raise ValueError("there is no such file or folder")
         below = fs.FileSelector(path, recursive=True)
         found = [base] if base.type == fs.FileType.File else system.get_file_info(below)
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:

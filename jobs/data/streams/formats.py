@@ -81,8 +81,8 @@ def read_block(block: Block, columns: Columns) -> pa.Table:
 
 def _scan_parquet(file: File, columns: Columns) -> Iterator[Scanned]:
     with open_file(file) as source:
-        checksum = _footer(source)
         parquet = pyarrow.parquet.ParquetFile(source)
+        checksum = _footer(source)
         _require(columns.required, parquet.schema_arrow.names)
         for group in range(parquet.num_row_groups):
             rows, labels = parquet.metadata.row_group(group).num_rows, None
@@ -97,9 +97,7 @@ def _footer(source: pa.NativeFile) -> int:
     source.seek(max(0, size - 8))
     length = int.from_bytes(source.read(4), "little")
     source.seek(max(0, size - 8 - length))
-    found = zlib.crc32(source.read(length))
-    source.seek(0)
-    return found
+    return zlib.crc32(source.read(length))
 
 
 def _read_parquet(block: Block, columns: Columns) -> pa.Table:
@@ -156,8 +154,7 @@ def _parse(file: File, rows: bytes, columns: Columns) -> pa.Table:
         )
         _require(wanted or [], table.column_names)
         return table
-    header, separator, names = _header(file)
-    del header
+    _, separator, names = _header(file)
     _require(wanted or [], names)
     texts = dict.fromkeys([*columns.text, *filter(None, [columns.label])], pa.string())
     return pyarrow.csv.read_csv(

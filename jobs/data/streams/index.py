@@ -60,18 +60,17 @@ def read_index(files: Mapping[File, int], columns: Columns, classes: Sequence[st
     Raises:
         DataError: a file cannot be read, lacks a column, or has a label that is none; it is named.
     """
-    blocks, parts, known = list[Block](), list[NDArray[np.int64]](), dict[str, int]()
-    checksum = 0
-    names = classes or _class_names(next(iter(files)), columns.label)
-    known.update({name: number for number, name in enumerate(names)})
+    blocks, parts, checksum = list[Block](), list[NDArray[np.int64]](), 0
+    named = _class_names(next(iter(files)), columns.label)
+    found = _Classes(columns.label, named, classes)
     for file in files:
-        for block, rows, labels, found in _scanned(file, columns):
-            none = np.zeros(rows, np.int64)
-            parts.append(none if labels is None else _numbers(labels, known, block, columns.label, names))
+        for block, rows, labels, checked in _scanned(file, columns):
+            parts.append(np.zeros(rows, np.int64) if labels is None else found.numbers(labels, block))
             blocks.append(block)
-            checksum = zlib.crc32(found.to_bytes(4, "little"), checksum)
-    order = list(names) or sorted(known, key=label_order)
-    renumbered = np.array([order.index(name) for name in known] or [0], dtype=np.int64)
+            checksum = zlib.crc32(checked.to_bytes(4, "little"), checksum)
+    order = list(classes or named) or sorted(found.known, key=label_order)
+    number = {name: place for place, name in enumerate(order)}
+    renumbered = np.array([number[name] for name in found.known] or [0], dtype=np.int64)
     labels_of_all = renumbered[np.concatenate(parts)] if parts else np.empty(0, np.int64)
     checksum = zlib.crc32(labels_of_all.data, checksum)
     size = f"{sum(files.values())} bytes in {len(files)} files"
@@ -104,42 +103,57 @@ def _class_names(file: File, label: str | None) -> list[str]:
         return []  # damage is reported by the scan
 
 
-def _numbers(
-    labels: pa.ChunkedArray, known: dict[str, int], block: Block, column: str | None, names: Sequence[str]
-) -> NDArray[np.int64]:
-    """The labels as numbers; new ones are added to ``known`` unless the names are given."""
-    kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
-    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)):
-        message = f"column {column!r} is {kind}: labels are texts or whole numbers"
-        raise DataError(f"{block.file.path}: {message}")
-    coded = (
-        labels.combine_chunks()
-        if pa.types.is_dictionary(labels.type)
-        else labels.combine_chunks().dictionary_encode()
-    )
-    numbers = [_number(value, known, block, column, names) for value in coded.dictionary.to_pylist()]
-    if coded.null_count:
-        raise DataError(f"{block.file.path}: {_part(block)} has a row without {column}")
-    return np.array(numbers, dtype=np.int64)[coded.indices.to_numpy(zero_copy_only=False)]
+class _Classes:
+    """Numbers the labels in the order in which they are found.
+
+    Args:
+        column: of the labels, for messages.
+        named: what a label that is a number stands for; empty where it is its own name.
+        only: the classes that there may be; None for any.
+
+    Attributes:
+        known: number by name.
+    """
+
+    def __init__(self, column: str | None, named: Sequence[str], only: Sequence[str] | None) -> None:
+        self._column, self._named, self._only = column, named, only
+        self.known: dict[str, int] = {name: number for number, name in enumerate(named)}
+
+    def numbers(self, labels: pa.ChunkedArray, block: Block) -> NDArray[np.int64]:
+        """The number of each label.
+
+        Raises:
+            DataError: one is missing, or no class; the block is named.
+        """
+        encoded = pa.types.is_dictionary(labels.type)
+        kind = labels.type.value_type if encoded else labels.type
+        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)):
+            message = f"column {self._column!r} is {kind}: labels are texts or whole numbers"
+            raise DataError(f"{block.file.path}: {message}")
+        coded = (labels.unify_dictionaries() if encoded else labels.dictionary_encode()).combine_chunks()
+        if coded.null_count:
+            raise DataError(f"{_place(block)} has a row without {self._column}")
+        numbers = [self._number(value, block) for value in coded.dictionary.to_pylist()]
+        return np.array(numbers, dtype=np.int64)[coded.indices.to_numpy(zero_copy_only=False)]
+
+    def _number(self, value: Any, block: Block) -> int:
+        if value in (None, ""):
+            raise DataError(f"{_place(block)} has a row without {self._column}")
+        of_list = self._named and isinstance(value, int)
+        name = self._named[value] if of_list and 0 <= value < len(self._named) else str(value)
+        allowed = self._only or self._named
+        if allowed and name not in allowed:
+            some = ", ".join(allowed[:_NAMED]) + (", ..." if len(allowed) > _NAMED else "")
+            what = f"{self._column} {value!r} is no class of the training data ({some})"
+            raise DataError(f"{_place(block)}: {what}")
+        return self.known.setdefault(name, len(self.known))
 
 
-def _number(value: Any, known: dict[str, int], block: Block, column: str | None, names: Sequence[str]) -> int:
-    name = names[value] if names and isinstance(value, int) and value < len(names) else str(value)
-    if value in (None, ""):
-        raise DataError(f"{block.file.path}: {_part(block)} has a row without {column}")
-    if names and name not in known:
-        some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-        raise DataError(
-            f"{block.file.path}: {_part(block)}: {column} {value!r} is no class of the training data ({some})"
-        )
-    return known.setdefault(name, len(known))
-
-
-def _part(block: Block) -> str:
+def _place(block: Block) -> str:
     """A block, for messages."""
     if block.file.kind == ".parquet":
-        return f"row group {block.start}"
-    return f"bytes {block.start} to {block.end}"
+        return f"{block.file.path}: row group {block.start}"
+    return f"{block.file.path}: bytes {block.start} to {block.end}"
 
 
 def _is_text(kind: pa.DataType) -> bool:

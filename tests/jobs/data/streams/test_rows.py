@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from itertools import islice
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -187,6 +190,44 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path: Path, name: str, text: st
         stored(tmp_path)
     assert line in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_numbers_are_classes_and_stand_for_the_names_of_a_class_label(tmp_path: Path) -> None:
+    def labelled(split: str, labels: list[int], metadata: dict[str, str] | None = None) -> None:
+        table = pa.table({"x": [float(n) for n in range(len(labels))], "label": labels})
+        coded = table.set_column(1, "label", table.column("label").dictionary_encode())
+        one = coded if split == "val" and metadata is None else table
+        pa.parquet.write_table(
+            one.replace_schema_metadata(metadata), tmp_path / f"{split}.parquet", row_group_size=4
+        )
+
+    columns = Columns("label", ("x",))
+    labelled("train", [10, 2, 2, 10, 3, 10])
+    labelled("val", [3, 2, 10])
+    train, test = stored(tmp_path, columns)
+    assert train.classes == test.classes == ("2", "3", "10")
+    assert train.labels.tolist() == [2, 0, 0, 2, 1, 2]
+    assert test.labels.tolist() == [1, 0, 2]
+
+    features = {"label": {"names": ["cat", "dog", "owl"]}}
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    labelled("train", [1, 0, 0, 1], described)
+    labelled("val", [2, 1], described)
+    train, test = stored(tmp_path, columns)
+    assert train.classes == ("cat", "dog", "owl")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0, 0, 1], [2, 1])
+    labelled("val", [0, -1], described)
+    with pytest.raises(
+        DataError, match=r"val.parquet: row group 0: label -1 is no class of the training data"
+    ):
+        stored(tmp_path, columns)
+
+
+def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.root = .*nowhere: there is no such file or folder"):
+        stored(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"data.root = nosuch://place/rows: Protocol not known"):
+        load_stream(spec_of(tmp_path, data={"root": "nosuch://key:secret@place/rows"}).data, COLUMNS)
 
 
 def test_files_of_several_kinds_are_refused_and_others_ignored(tmp_path: Path) -> None:
