@@ -30,7 +30,7 @@ _FEWEST = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamRows:
-    """Rows of which the labels are in memory, 16 bytes for each, and the content is read when it is needed.
+    """Rows of which the labels are in memory, 24 bytes for each, and the content is read when it is needed.
 
     Attributes:
         index: of the files.
