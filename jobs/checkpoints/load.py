@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from torch import Tensor, empty
 
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.listing import read_manifest
+from jobs.checkpoints.listing import checkpoint_folder, manifests, read_manifest
 from jobs.checkpoints.manifest import STATE, Manifest, digest_of
 from jobs.checkpoints.stager import generators_name
 from jobs.checkpoints.state import Tensors, put_together
-from jobs.run_dir.storage import MANIFEST, Storage
+from jobs.run_dir.storage import MANIFEST, Storage, step_of
+
+_log = logging.getLogger(__name__)
 
 NEEDED = ("model", "optimizer")
 """The parts without which a resume would start from nothing."""
@@ -78,6 +81,32 @@ def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda 
         except OSError as error:
             raise DamagedCheckpoint(f"cannot be read: {error.strerror or error}") from None
     return Content(manifest, tensors, state)
+
+
+def newest_model(storage: Storage) -> tuple[Manifest, dict[str, Tensor]] | None:
+    """The weights of the newest good checkpoint that is whole; None where none is good.
+
+    A warning names the newer ones that are damaged, and the one that is used instead.
+
+    Raises:
+        DamagedCheckpoint: every good one is damaged; each is named.
+    """
+    readable, damaged = manifests(storage)
+    good = [manifest for manifest in reversed(readable) if manifest.health == "good"]
+    for manifest in good:
+        name = checkpoint_folder(manifest.step)
+        try:
+            weights = read(storage, name).model()
+        except DamagedCheckpoint as error:
+            damaged[name] = str(error)
+            continue
+        if newer := [other for other in damaged if step_of(other) > manifest.step]:
+            problems = "; ".join(f"{other}: {damaged[other]}" for other in sorted(newer))
+            _log.warning("checkpoints: %s is used, since a newer one is damaged (%s)", name, problems)
+        return manifest, weights
+    if good:
+        raise DamagedCheckpoint("; ".join(f"{name}: {problem}" for name, problem in sorted(damaged.items())))
+    return None
 
 
 def verify(storage: Storage, name: str) -> Manifest:

@@ -26,6 +26,7 @@ MAY_DIFFER = (
     "model.weights",
     "model.weights_strict",
     "data.root",
+    "data.stream.prefetch_blocks",
     "data.download",
     "data.test_limit",
     "data.workers",

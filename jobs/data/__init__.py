@@ -21,13 +21,34 @@
 ``samples``: documents packed into windows, or padded
 ``tokens``: text as token samples
 ``token_cache``: token ids kept on disk
+``streams``: tables and tars that fit on no disk, read a block at a time
 ``to_folder``: ``python -m jobs.data.to_folder``, a data set as image files
 ``errors``: what reading data raises
 """
 
-from jobs.data.cursor import Batch, DataCursor, shard
-from jobs.data.errors import DataError, SampleError
-from jobs.data.images import ImageData
-from jobs.data.sources import load_images
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guard.lazy import lazy
+
+if TYPE_CHECKING:
+    from jobs.data.cursor import Batch, DataCursor, shard
+    from jobs.data.errors import DataError, SampleError
+    from jobs.data.images import ImageData
+    from jobs.data.sources import load_images
 
 __all__ = ["Batch", "DataCursor", "DataError", "ImageData", "SampleError", "load_images", "shard"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Batch": "cursor",
+        "DataCursor": "cursor",
+        "DataError": "errors",
+        "ImageData": "images",
+        "SampleError": "errors",
+        "load_images": "sources",
+        "shard": "cursor",
+    },
+)

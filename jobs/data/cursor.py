@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from jobs.data.errors import DataError
 
 _IDENTITY = ("n_samples", "batch_size", "seed")
 _POSITION = ("epoch", "index")
+Order = Callable[[int, int], "NDArray[np.int64]"]
+"""The sample ids of a batch, by its epoch and its index in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,21 +35,22 @@ class Batch:
 
 
 class DataCursor:
-    """Walks through seeded permutations of the sample ids, one per epoch, a global batch at a time.
+    """Walks through the sample ids, in another order in each epoch, a global batch at a time.
 
-    The samples left over after the last full batch of an epoch are dropped: another permutation drops
-    others. Holds one permutation at a time. Every rank has its own copy and advances it alike.
+    The samples left over after the last full batch of an epoch are dropped: another order drops others. Every
+    rank has its own copy and advances it alike.
 
     Args:
         n_samples: size of the training set.
         batch_size: samples of a global batch, over all ranks.
         seed: with the epoch, fixes the permutation.
+        order: of the samples, where it is no ``Permutation``.
 
     Raises:
         DataError: the training set is smaller than one batch.
     """
 
-    def __init__(self, n_samples: int, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, n_samples: int, batch_size: int, seed: int = 0, *, order: Order | None = None) -> None:
         if batch_size < 1 or n_samples < batch_size:
             raise DataError(
                 f"batch size {batch_size} does not fit {n_samples} training samples: "
@@ -62,7 +66,7 @@ class DataCursor:
         self.describe: Callable[[int], str] | None = None
         """Says what a sample is, where the data set knows; an incident shows it."""
         self._last: Batch | None = None
-        self._permutation: tuple[int, NDArray[np.int64]] | None = None
+        self._order = order or Permutation(n_samples, batch_size, seed)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -71,23 +75,17 @@ class DataCursor:
 
     def next_batch(self) -> Batch:
         """The next global batch; there always is one."""
-        start = self.index * self.batch_size
-        ids = self._order()[start : start + self.batch_size]
+        ids = self._order(self.epoch, self.index)
         batch = Batch(self.epoch, self.index, ids, self.index + 1 == self.batches_per_epoch)
         self.last_ids, self._last = ids, batch
         self.epoch, self.index = (self.epoch + 1, 0) if batch.ends_epoch else (self.epoch, self.index + 1)
         return batch
 
-    def _order(self) -> NDArray[np.int64]:
-        if self._permutation is None or self._permutation[0] != self.epoch:
-            self._permutation = (self.epoch, epoch_order(self.n_samples, self.seed, self.epoch))
-        return self._permutation[1]
-
     def upcoming(self) -> Iterator[Batch]:
         """The batch given out last, if there is one, then those that follow; the cursor itself stays."""
         if self._last is not None:
             yield self._last
-        copy = DataCursor(self.n_samples, self.batch_size, self.seed)
+        copy = DataCursor(self.n_samples, self.batch_size, self.seed, order=self._order)
         copy.epoch, copy.index = self.epoch, self.index
         while True:
             yield copy.next_batch()
@@ -117,6 +115,19 @@ class DataCursor:
                 f"batch {state['index']} of {self.batches_per_epoch}"
             )
         self.epoch, self.index = int(state["epoch"]), int(state["index"])
+
+
+class Permutation:
+    """A seeded permutation of all samples in each epoch; two are kept, since reading ahead may be in the next
+    epoch already."""
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
+        self._batch_size = batch_size
+        self._of_epoch = lru_cache(2)(partial(epoch_order, n_samples, seed))
+
+    def __call__(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """The ids of a batch; not to be written to."""
+        return self._of_epoch(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
 
 
 def epoch_order(n_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:

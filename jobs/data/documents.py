@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.data.errors import DataError
 from jobs.data.text import load_text
+from jobs.run_dir.storage import shown
 from jobs.spec.data import DataSpec
 
 if TYPE_CHECKING:
@@ -43,10 +45,7 @@ def load_documents(config: DataSpec) -> Documents:
         return Documents([*own], [*held_out], corpus.source)
     from jobs.data.tables import read_splits  # imports pyarrow
 
-    column = config.columns.text or next((name for name in _COLUMNS if name in names), None)
-    if column is None:
-        wanted = f"no column {' or '.join(_COLUMNS)}; it has {', '.join(names)}"
-        raise DataError(f"data.path: {path} has {wanted}: name one in data.columns.text")
+    column = document_column(config, names)
     tables = read_splits(path, "data.path", [column])
     train, test = (_rows(table, column, path) for table in tables)
     if not test:
@@ -55,6 +54,19 @@ def load_documents(config: DataSpec) -> Documents:
     if not train:
         raise DataError(f"data.path: {path} has one row: it takes two, since some are held out")
     return Documents(train, test, str(path))
+
+
+def document_column(config: DataSpec, names: Sequence[str]) -> str:
+    """The column with the documents.
+
+    Raises:
+        DataError: none of the names is one.
+    """
+    column = config.columns.text or next((name for name in _COLUMNS if name in names), None)
+    if column is None:
+        wanted = f"no column {' or '.join(_COLUMNS)}; it has {', '.join(names)}"
+        raise DataError(f"data.path: {shown(config.path or '')} has {wanted}: name one in data.columns.text")
+    return column
 
 
 def _column_names(path: Path | None) -> list[str] | None:
@@ -70,10 +82,15 @@ def _rows(table: pa.Table | None, column: str, path: Path) -> list[str | Chat]:
     if table is None:
         return []
     rows = enumerate(table.column(column).to_pylist(), 1)
-    return [_document(value, f"{path}: row {row}", column) for row, value in rows if value]
+    return [document(value, f"{path}: row {row}", column) for row, value in rows if value]
 
 
-def _document(value: Any, where: str, column: str) -> str | Chat:
+def document(value: Any, where: str, column: str) -> str | Chat:
+    """The content of a cell; ``where`` names it.
+
+    Raises:
+        DataError: it is no text and no chat.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):

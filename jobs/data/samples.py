@@ -119,19 +119,23 @@ class Padded:
 
     def batch(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Tokens and what follows each, int64 [N, the longest]."""
-        chosen = [self._documents[i] for i in ids]
-        shape = (len(chosen), max(len(d.ids) for d in chosen) - 1)
-        tokens, targets = torch.full(shape, self._padding), torch.full(shape, IGNORED)
-        for row, document in enumerate(chosen):
-            own, size = _joined([document]), len(document.ids) - 1
-            tokens[row, :size] = torch.from_numpy(own[0][:-1])
-            targets[row, :size] = torch.from_numpy(own[1][1:])
-        return tokens, targets
+        return padded([self._documents[i] for i in ids], self._padding)
 
     def fingerprint(self) -> str:
         """Identifies tokens and targets."""
         ids, targets = _joined(self._documents)
         return f"{len(self)} documents, {zlib.crc32(targets.data, zlib.crc32(ids.data)):08x}"
+
+
+def padded(documents: Sequence[Tokens], padding: int) -> tuple[Tensor, Tensor]:
+    """Tokens and what follows each, int64 [N, the longest, but one at least]."""
+    shape = (len(documents), max(2, *(len(d.ids) for d in documents)) - 1)
+    tokens, targets = torch.full(shape, padding), torch.full(shape, IGNORED)
+    for row, document in enumerate(documents):
+        own, size = _joined([document]), max(0, len(document.ids) - 1)
+        tokens[row, :size] = torch.from_numpy(own[0][:-1])
+        targets[row, :size] = torch.from_numpy(own[1][1:])
+    return tokens, targets
 
 
 def _joined(documents: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

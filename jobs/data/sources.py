@@ -38,6 +38,11 @@ def load_images(config: DataSpec) -> tuple[Images, Images]:
 
 
 def _find(config: DataSpec) -> tuple[Images, Images]:
+    if config.stream is not None:
+        from jobs.data.streams.formats import Columns
+        from jobs.data.streams.rows import load_stream
+
+        return load_stream(config, Columns(config.columns.label, (config.columns.image,)))
     if config.dataset == "digits":
         return load_digits()
     if config.dataset == "imagefolder":

@@ -6,7 +6,6 @@ resume, are as exact as with single files.
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import zlib
@@ -14,29 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from jobs.data.errors import DataError
 from jobs.data.images import hold_out, spread_rows
+from jobs.data.streams.tars import IMAGES, Found, label_order, samples_of
 from jobs.data.tables import HELD_OUT, TRAIN
 from jobs.spec.data import DataSpec
-
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-LABELS = ("cls", "json", "txt")
-"""By precedence."""
-
-
-class Found(NamedTuple):
-    """One sample: its tar, its key, where its image is, and its label."""
-
-    shard: int
-    key: str
-    offset: int
-    size: int
-    label: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +100,7 @@ def load_tars(config: DataSpec) -> tuple[TarImages, TarImages]:
     found = list(_samples(train, config.columns.label))
     if not found:
         raise DataError(f"{root}: its tars have no sample with an image ({', '.join(IMAGES)})")
-    classes = tuple(sorted({sample.label for sample in found}, key=_order))
+    classes = tuple(sorted({sample.label for sample in found}, key=label_order))
     if len(classes) < 2:
         raise DataError(f"{root}: all samples have the label {classes[0]!r}: it takes two classes or more")
     images = _images(train, found, classes, root)
@@ -145,57 +131,11 @@ def _splits(root: Path) -> tuple[list[Path], list[Path]]:
 def _samples(shards: Sequence[Path], label: str) -> Iterator[Found]:
     for number, shard in enumerate(shards):
         try:
-            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                yield from _of_shard(number, shard, file, tar, label)
+            with shard.open("rb") as file:
+                yield from samples_of(file, label, str(shard), number)
         except (tarfile.TarError, OSError) as error:
             how = "; a compressed tar must be unpacked first" if shard.suffix != ".tar" else ""
             raise DataError(f"{shard}: is no tar that can be read: {error}{how}") from error
-
-
-def _of_shard(number: int, shard: Path, file: IO[bytes], tar: tarfile.TarFile, label: str) -> Iterator[Found]:
-    parts: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in tar:
-        folder, _, name = member.name.rpartition("/")
-        key, _, kind = name.partition(".")
-        if member.isfile() and kind:
-            parts.setdefault(f"{folder}/{key}" if folder else key, {})[kind.lower()] = member
-    for key, members in parts.items():
-        image = next((members[kind] for kind in IMAGES if kind in members), None)
-        if image is None:
-            continue
-        found = next((kind for kind in LABELS if kind in members), None)
-        if found is None:
-            raise DataError(
-                f"{shard}: {key} has no label: it takes {key}.cls, .json or .txt beside the image"
-            )
-        file.seek(members[found].offset_data)
-        text = file.read(members[found].size).decode("utf-8-sig", "replace").strip()
-        yield Found(number, key, image.offset_data, image.size, _label(text, found, label, f"{shard}: {key}"))
-
-
-def _label(text: str, kind: str, column: str, where: str) -> str:
-    if kind != "json":
-        if not text:
-            raise DataError(f"{where}.{kind} is empty: it takes the class")
-        return text
-    try:
-        value: Any = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}.json is no JSON: {error}") from None
-    if isinstance(value, dict):
-        if column not in value:
-            known = ", ".join(value)
-            raise DataError(f"{where}.json has no {column!r}; it has {known}: set data.columns.label")
-        value = value[column]
-    if not isinstance(value, str | int):
-        raise DataError(f"{where}.json: the label is {value!r}: labels are texts or whole numbers")
-    return str(value)
-
-
-def _order(label: str) -> tuple[bool, int, str]:
-    """Numbers by value, then texts."""
-    whole = label.lstrip("-").isdecimal()
-    return not whole, int(label) if whole else 0, label
 
 
 def _images(shards: Sequence[Path], found: list[Found], classes: tuple[str, ...], root: Path) -> TarImages:

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.listing import checkpoint_folder, manifests
-from jobs.checkpoints.load import read
+from jobs.checkpoints.load import newest_model, read
 from jobs.data.errors import DataError
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import CHECKPOINTS
@@ -78,12 +77,12 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 def _of_checkpoint(place: Path, name: str | None = None) -> Mapping[str, Tensor]:
     storage = open_storage(place)
-    if name is None:
-        good = [manifest for manifest in manifests(storage)[0] if manifest.health == "good"]
-        if not good:
-            raise DataError(f"model.weights: {place} has no good checkpoint")
-        name = checkpoint_folder(good[-1].step)
-    return read(storage, name).model()
+    if name is not None:
+        return read(storage, name).model()
+    found = newest_model(storage)
+    if found is None:
+        raise DataError(f"model.weights: {place} has no good checkpoint")
+    return found[1]
 
 
 def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

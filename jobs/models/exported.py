@@ -11,8 +11,7 @@ from torch import nn
 
 from jobs.checkpoints.errors import DamagedCheckpoint
 from jobs.checkpoints.export import ABOUT, about_model
-from jobs.checkpoints.listing import checkpoint_folder, newest_step
-from jobs.checkpoints.load import Content, read
+from jobs.checkpoints.load import Content, newest_model
 from jobs.errors import JobError
 from jobs.models import huggingface
 from jobs.models.huggingface import TrainedWeights, is_adapted
@@ -51,7 +50,8 @@ def load_model(path: str | Path) -> nn.Module:
     """The trained model of a job, on the CPU, in eval mode.
 
     Args:
-        path: the job's folder, ``runs/x``, for its newest good checkpoint, or a ``.safetensors`` file that
+        path: the job's folder, ``runs/x``, for its newest good checkpoint (a warning names a newer one that
+            is damaged), or a ``.safetensors`` file that
             ``gradguard checkpoints JOB --export STEP --to FILE`` wrote.
 
     Raises:
@@ -92,13 +92,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     storage = open_storage(folder / CHECKPOINTS)
     try:
-        step = newest_step(storage) if (folder / CHECKPOINTS).is_dir() else None
-        if step is None:
-            raise JobError(f"{folder} has no good checkpoint: give a job's folder, or an exported file")
-        content = read(storage, checkpoint_folder(step))
-        return about_model(content.manifest), dict(content.model())
+        found = newest_model(storage) if (folder / CHECKPOINTS).is_dir() else None
     except DamagedCheckpoint as error:
-        raise JobError(f"the checkpoint of step {step} in {folder} is damaged: {error}") from None
+        raise JobError(f"{folder}: every good checkpoint is damaged: {error}") from None
+    if found is None:
+        raise JobError(f"{folder} has no good checkpoint: give a job's folder, or an exported file")
+    return about_model(found[0]), found[1]
 
 
 def _task(about: dict[str, Any]) -> str:

@@ -24,7 +24,10 @@ class RemoteStorage:
     private = True
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = _file_system(url)
+        try:
+            self._fs, self._root = file_system(url)
+        except (ImportError, ValueError) as error:
+            raise JobError(f"cannot store checkpoints at {shown(url)}: {error}") from None
         self._staging: dict[str, Path] = {}
 
     def begin(self, name: str) -> None:
@@ -103,15 +106,17 @@ class RemoteStorage:
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
 
-def _file_system(url: str) -> tuple[fs.FileSystem, str]:
+def file_system(url: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        ImportError, ValueError: neither pyarrow nor fsspec supports the URL's scheme.
+    """
     try:
         system, path = fs.FileSystem.from_uri(url)
     except pyarrow.ArrowInvalid:
         from fsspec.core import url_to_fs
 
-        try:
-            found, path = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise JobError(f"cannot store checkpoints at {shown(url)}: {error}") from None
+        found, path = url_to_fs(url)
         system, path = fs.PyFileSystem(fs.FSSpecHandler(found)), str(path)
     return system, path.rstrip("/")

@@ -55,6 +55,23 @@ class ColumnsSpec(Config):
     there: ``messages``, ``conversations`` or ``text``."""
 
 
+class StreamSpec(Config):
+    """Reads a table or tars block by block, ahead of the training, in Ray tasks: for data that fit on no disk
+    and in no memory. A block is a row group of Parquet, 8 MB of CSV or JSON lines, or 32 MB of a tar."""
+
+    shuffle_rows: PositiveInt = 10_000
+    """Rows among which the order is random, over all workers; their blocks are in memory. The blocks
+    themselves are in random order in each epoch."""
+
+    lanes: PositiveInt | None = None
+    """Places in the data that are read at the same time, each for an equal part of the batch. A worker reads
+    the lanes of its share, so there should be at least as many as workers; each has a block in memory.
+    Default: the largest power of two up to 8 that divides ``data.batch_size``."""
+
+    prefetch_blocks: PositiveInt = Field(default=2, le=64)
+    """Blocks that each worker reads before they are needed."""
+
+
 class DataSpec(TextFields, DocumentFields):
     """The data set, the batch, and how samples are read."""
 
@@ -76,6 +93,11 @@ class DataSpec(TextFields, DocumentFields):
 
     columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
     """The names of the columns of a table."""
+
+    stream: StreamSpec | None = None
+    """Reads ``table``, ``webdataset`` or, for workload huggingface with ``packing: false``, the documents of
+    ``path`` block by block instead of as a whole; ``{}`` for the defaults. ``root`` or ``path`` may then be a
+    URL, such as ``s3://bucket/folder``."""
 
     batch_size: PositiveInt = 128
     """Samples in a global batch, over all workers; a multiple of ``scale.workers``."""
@@ -171,6 +193,29 @@ class DataSpec(TextFields, DocumentFields):
             if name == "webdataset":
                 message = "is required for webdataset: a .tar file, or a folder of them"
             raise related(message, field="root", value=None)
+        return self
+
+    @model_validator(mode="after")
+    def _can_stream(self) -> Self:
+        if self.stream is None:
+            for name, place in (("root", self.root), ("path", self.path)):
+                if place is not None and "://" in place:
+                    message = "only a stream is read from a URL: set data.stream"
+                    raise related(message, field=name, value=place)
+            return self
+        lanes, augment = self.stream.lanes, self.augmentation
+        if self.path is None and self.dataset not in ("table", "webdataset"):
+            message = f"is for table and webdataset, and data.dataset is {self.dataset}: remove it"
+            raise related(message, field="stream", value="set")
+        if lanes is not None and self.batch_size % lanes:
+            message = f"must divide data.batch_size = {self.batch_size}"
+            raise related(message, field="stream.lanes", value=lanes)
+        if augment is not None and augment.mixes:
+            message = "has MixUp or CutMix, for which a stream has no partners: remove them"
+            raise related(message, field="augment", value="set")
+        if self.workers:
+            message = "is for data that are not streamed; Ray reads a stream ahead: remove it"
+            raise related(message, field="workers", value=self.workers)
         return self
 
     @property

@@ -60,6 +60,9 @@ def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
         _check_unused(value, DocumentFields, HUGGINGFACE, own)
     if own == LANGUAGE:
         _check_text(value)
+    if own == HUGGINGFACE and value.stream is not None and value.path is not None and value.packing:
+        message = "cuts all documents into windows, whose places a stream does not know: set it to false"
+        raise related(message, field="packing", value=True)
     if own == TABULAR:
         _check_rows(value)
     elif own in BUILTIN and value.columns.features is not None:
@@ -125,7 +128,8 @@ def _check_text(data: DataSpec) -> None:
         value = getattr(data, name)
         if name not in ours and name in data.model_fields_set and value != field.get_default():
             advice = "remove it" if name != "root" else "write data.path"
-            raise related(f"is for vision, and the workload is language: {advice}", field=name, value=value)
+            theirs, shown = ("huggingface", "set") if name == "stream" else (VISION, value)
+            raise related(f"is for {theirs}, and the workload is language: {advice}", field=name, value=shown)
     if data.columns.text is not None and data.path is None:
         raise related("is a column of data.path: set that too", field="columns.text", value=data.columns.text)
     if data.path is not None and data.corpus != "auto":

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.preflight import LrRange, learning_rate_range
-from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.training.optim import build_optimizer, tables_of
+from jobs.workloads.load import make_cursor
 from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def find_learning_rates(
     Raises:
         JobError: it would take longer even with the fewest samples and steps.
     """
-    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
+    cursor = make_cursor(workload, spec)
     device = next(model.parameters()).device
 
     def optimizer(twin: nn.Module) -> Optimizer:
@@ -104,7 +104,7 @@ def find_learning_rates(
     fitting = max(_PROBE_SAMPLES, size // (spec.scale.workers * spec.train.micro_batches))
     plan = plan_range(probe_s, samples=min(size, fitting), batch_size=size, limit_s=limit_s)
     report(plan.line())
-    cursor = DataCursor(workload.n_train, size, spec.seed)
+    cursor = make_cursor(workload, spec)
     return learning_rate_range(model, partial(loss, plan.samples), optimizer, steps=plan.steps)
 
 

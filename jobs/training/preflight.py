@@ -10,11 +10,11 @@ from torch import nn
 
 from guard.preflight import PreflightReport, run_preflight
 from guard.rows import strict
-from jobs.data.cursor import DataCursor
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import write_json_atomic
 from jobs.training.data_view import DataView, look_at
 from jobs.training.together import raise_together
+from jobs.workloads.load import make_cursor
 from jobs.workloads.losses import loss_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def first_batch(spec: JobSpec, workload: Workload, device: torch.device) -> Any:
     at_once = spec.data.batch_size // (spec.scale.workers * spec.train.micro_batches)  # fits into memory
     tokens: int = getattr(workload, "tokens_per_sample", None) or 1
     most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, at_once), max(1, _MOST_TOKENS // tokens))
-    ids = DataCursor(workload.n_train, spec.data.batch_size, spec.seed).next_batch().ids[:most]
+    ids = make_cursor(workload, spec).next_batch().ids[:most]
     return workload.train_batch(ids, 0, device)
 
 

@@ -17,7 +17,6 @@ from guard.act.snapshot import Stateful
 from guard.observe.watched import unwrap
 from guard.trackers import Trackers
 from jobs.checkpoints import CheckpointManager, Policy
-from jobs.data.cursor import DataCursor
 from jobs.init import build_initialized
 from jobs.models.huggingface import TrainedWeights, is_adapted
 from jobs.observability.gpu import GpuUse
@@ -41,6 +40,7 @@ from jobs.training.stepper import Stepper, make_average, make_scaler
 from jobs.training.stop import StopWatcher
 from jobs.training.watchdog import Watchdog
 from jobs.workloads.base import ReadsAhead
+from jobs.workloads.load import make_cursor
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def build_data(spec: JobSpec, world: World) -> Data:
         DataError: on all ranks, when one cannot read the data, or they do not see the same.
     """
     workload = load_agreed(spec, world)
-    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
+    cursor = make_cursor(workload, spec)
     cursor.describe = getattr(workload, "describe_sample", None)
     return Data(workload, cursor, spec.total_steps(workload.n_train))
 

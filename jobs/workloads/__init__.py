@@ -7,6 +7,7 @@
 ``huggingface_images``: an image classifier of Hugging Face
 ``tabular``: rows of numbers from a table
 ``huggingface_texts``: a text classifier of Hugging Face
+``streamed``: what they add for data that are a stream
 ``losses``: the cross-entropy of both
 ``class_scores``: macro F1, top-5 accuracy and confusion matrix
 ``load``: finds the class that a spec names
@@ -15,6 +16,6 @@
 
 from jobs.workloads.base import Workload
 from jobs.workloads.errors import WorkloadError
-from jobs.workloads.load import load_workload
+from jobs.workloads.load import load_workload, make_cursor
 
-__all__ = ["Workload", "WorkloadError", "load_workload"]
+__all__ = ["Workload", "WorkloadError", "load_workload", "make_cursor"]

@@ -26,7 +26,7 @@ class Workload(Protocol):
     check``; ``describe_sample(id) -> str``, what a bad sample is, for its incident; ``confusion(sums) ->
     list[list[int]] | None``, a row for each true class, for ``result.json`` and the report; ``samples(model,
     device) -> list[tuple[str, str]]``, prompts and the trained model's answers, for ``samples.txt`` and the
-    report.
+    report; ``order(epoch, index) -> ids``, the samples of a batch, if no permutation of all decides.
     """
 
     n_train: int

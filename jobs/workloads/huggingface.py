@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.nn import functional
 from jobs.data.documents import load_documents
 from jobs.data.errors import DataError
 from jobs.data.samples import IGNORED, Packed, Padded, encode
+from jobs.data.streams.documents import StreamedDocuments, load_streamed_documents
 from jobs.models import huggingface
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.losses import cross_entropy
+from jobs.workloads.streamed import Streamed
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +32,10 @@ _TEMPERATURE, _LIKELIEST = 0.8, 50
 _SHOWN_TOKENS, _EXCERPT_TOKENS = 16, 40
 _LARGEST_EXPONENT = 700.0
 
+Samples = Packed | Padded | StreamedDocuments
 
-class CausalLanguageModel:
+
+class CausalLanguageModel(Streamed):
     """Cross-entropy of the next token; fulfils ``jobs.workloads.base.Workload``.
 
     Attributes:
@@ -60,6 +65,7 @@ class CausalLanguageModel:
                 "set data.path to more text, data.packing: false, or model.context below "
                 f"{self.tokens_per_sample}"
             )
+        self._follow(getattr(self._train, "stream", None))
         base = huggingface.base_digest(spec.model) if spec.model.lora else ""
         self.fingerprint = self._train.fingerprint() + (f", model {base}" if base else "")
         self.model_sizes = {"vocabulary": self._vocabulary}
@@ -72,8 +78,14 @@ class CausalLanguageModel:
             raise DataError(f"model.context = {chosen}: the model has places for {longest} tokens")
         return chosen
 
-    def _samples(self) -> tuple[Packed | Padded, Packed | Padded, str]:
+    def _samples(self) -> tuple[Samples, Samples, str]:
         data, context = self._spec.data, self.tokens_per_sample
+        marks = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        padding = next(mark for mark in marks if mark is not None)
+        if data.stream is not None:
+            learned = partial(encode, self.tokenizer, loss_on=data.loss_on)
+            streams = load_streamed_documents(data, learned, context, padding=padding)
+            return *streams, streams[0].stream.name
         train, test, source = load_documents(data)
         own, held_out = (
             [encode(self.tokenizer, document, loss_on=data.loss_on) for document in documents]
@@ -82,8 +94,6 @@ class CausalLanguageModel:
         if data.packing:
             shorter = min(context, sum(len(document.ids) for document in held_out) - 1)
             return Packed(own, context, data.train_limit), Packed(held_out, shorter, data.test_limit), source
-        marks = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        padding = next(mark for mark in marks if mark is not None)
         first = Padded(own, context, data.train_limit, padding=padding)
         return first, Padded(held_out, context, data.test_limit, padding=padding), source
 
@@ -98,6 +108,7 @@ class CausalLanguageModel:
         device: torch.device | str,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and what follows each, int64 [N, T]; -100 follows where nothing is learned."""
+        self._expect(ids)
         tokens, targets = self._train.batch(ids)
         return tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 

@@ -13,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.data.errors import DataError
+from jobs.data.errors import DataError, SampleError
 from jobs.data.images import first, hold_out
 from jobs.data.labelled import classes_of, labels_of
+from jobs.data.streams.formats import Columns
+from jobs.data.streams.rows import StreamRows, load_stream
 from jobs.data.tables import read_splits
 from jobs.models import huggingface
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.class_scores import class_metrics, class_sums, confusion_matrix
 from jobs.workloads.losses import cross_entropy
+from jobs.workloads.streamed import Streamed
 
 _CONTEXT, _EVAL_BATCH = 512, 64
 
@@ -65,7 +68,10 @@ class LabelledTexts:
         return replace(self, texts=tuple(self.texts[row] for row in rows.tolist()), labels=self.labels[rows])
 
 
-class TextClassifier:
+Texts = LabelledTexts | StreamRows
+
+
+class TextClassifier(Streamed):
     """Cross-entropy on labelled texts; fulfils ``jobs.workloads.base.Workload``.
 
     Attributes:
@@ -96,6 +102,7 @@ class TextClassifier:
         self._train, self._test = first(train, spec.data.train_limit), first(test, spec.data.test_limit)
         self.n_train, self.classes = len(self._train), self._train.classes
         self.dataset = Path(train.name).name
+        self._follow(self._train)
         self.model_sizes = {"tokens": self.tokens_per_sample}
         base = huggingface.base_digest(spec.model) if spec.model.lora else ""
         self.fingerprint = self._train.fingerprint() + (f", model {base}" if base else "")
@@ -108,7 +115,8 @@ class TextClassifier:
 
     def describe_sample(self, sample: int) -> str:
         """Its class and its beginning."""
-        return f"{self.classes[int(self._train.labels[sample])]}: {self._train.texts[sample][:60]}"
+        text = self._texts(self._train, np.array([sample]))[0]
+        return f"{self.classes[int(self._train.labels[sample])]}: {text[:60]}"
 
     def build_model(self) -> nn.Module:
         """The model of the spec; a head for other classes than its own is initialized from the seed."""
@@ -124,14 +132,24 @@ class TextClassifier:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Token ids and mask, int64 [N, tokens] each, padded to the longest text; labels, int64 [N]."""
         del epoch  # the same texts in each
-        return self._batch(self._train, torch.tensor(ids), device)
+        self._expect(ids)
+        return self._batch(self._train, ids, device)
 
     def _batch(
-        self, data: LabelledTexts, rows: Tensor, device: torch.device | str
+        self, data: Texts, ids: NDArray[np.int64], device: torch.device | str
     ) -> tuple[dict[str, Tensor], Tensor]:
-        texts = [data.texts[row] for row in rows.tolist()]
-        tensors = {name: tensor.to(device) for name, tensor in self.tokens(texts).items()}
-        return tensors, data.labels[rows].to(device)
+        tokens = self.tokens(self._texts(data, ids))
+        tensors = {name: tensor.to(device) for name, tensor in tokens.items()}
+        return tensors, data.labels[torch.tensor(ids)].to(device)
+
+    def _texts(self, data: Texts, ids: NDArray[np.int64]) -> list[str]:
+        if isinstance(data, LabelledTexts):
+            return [data.texts[row] for row in ids.tolist()]
+        texts: list[Any] = data.content(ids).column(0).to_pylist()
+        for row, text in zip(ids.tolist(), texts, strict=True):
+            if not isinstance(text, str):
+                raise SampleError(f"{data.place(row)}: the text is {text!r}: it takes texts")
+        return texts
 
     def tokens(self, texts: list[str]) -> dict[str, Tensor]:
         """Token ids and mask, int64 [N, tokens] each, as the model sees these texts."""
@@ -149,10 +167,9 @@ class TextClassifier:
         self, model: nn.Module, rank: int, world_size: int, device: torch.device | str
     ) -> dict[str, float]:
         """Correct answers, loss, number and classes of the test texts ``rank, rank + world_size, ...``."""
-        own = torch.arange(rank, len(self._test), world_size)
-        read = (
-            self._batch(self._test, rows, device) for rows in (own.split(_EVAL_BATCH) if len(own) else ())
-        )
+        own = np.arange(rank, len(self._test), world_size)
+        parts = (own[start : start + _EVAL_BATCH] for start in range(0, len(own), _EVAL_BATCH))
+        read = (self._batch(self._test, part, device) for part in parts)
         batches = ((model(**tokens).logits, labels) for tokens, labels in read)
         return class_sums(model, batches, len(self.classes), device)
 
@@ -167,7 +184,7 @@ class TextClassifier:
         return confusion_matrix(sums, len(self.classes))
 
 
-def load_texts(spec: JobSpec) -> tuple[LabelledTexts, LabelledTexts]:
+def load_texts(spec: JobSpec) -> tuple[Texts, Texts]:
     """Training and test texts.
 
     Raises:
@@ -175,6 +192,8 @@ def load_texts(spec: JobSpec) -> tuple[LabelledTexts, LabelledTexts]:
     """
     data = spec.data
     root, text, label = Path(data.root or "").expanduser(), data.columns.text or "text", data.columns.label
+    if data.stream is not None:
+        return load_stream(data, Columns(label, (text,), text=(text,)))
     train, test = read_splits(root, "data.root", [text, label])
     classes = classes_of(train, label, root)
     found = _labelled(train, text, label, classes, root)

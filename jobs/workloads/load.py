@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from contextlib import suppress
 
+from jobs.data.cursor import DataCursor
 from jobs.data.errors import DataError, SampleError
 from jobs.errors import JobError
 from jobs.failures import explain_error
@@ -35,6 +36,12 @@ def load_workload(spec: JobSpec) -> Workload:
         raise WorkloadError(f"workload {path}: cannot be made: {explain_error(error).line}") from error
     _check_size(workload, path)
     return workload
+
+
+def make_cursor(workload: Workload, spec: JobSpec) -> DataCursor:
+    """The cursor over a workload's training set, at its beginning."""
+    order = getattr(workload, "order", None)
+    return DataCursor(workload.n_train, spec.data.batch_size, spec.seed, order=order)
 
 
 def _path(spec: JobSpec) -> str:

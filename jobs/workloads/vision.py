@@ -19,6 +19,7 @@ from jobs.models.vision import build_model
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.class_scores import class_metrics, class_sums, confusion_matrix
 from jobs.workloads.losses import cross_entropy
+from jobs.workloads.streamed import Streamed
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _EVAL_PIXELS = 500 * 64 * 64
 _GPU_WORKERS = 4
 
 
-class VisionWorkload:
+class VisionWorkload(Streamed):
     """Cross-entropy on labelled images; fulfils ``jobs.workloads.base.Workload``.
 
     Attributes:
@@ -47,6 +48,7 @@ class VisionWorkload:
         self.n_train, self.classes = len(train), train.classes
         self.dataset = getattr(train, "name", spec.data.dataset)
         self.fingerprint = train.fingerprint()
+        self._follow(train)
         self.model_sizes = {
             "channels": train.channels,
             "classes": len(train.classes),
@@ -65,7 +67,9 @@ class VisionWorkload:
         return dict(zip(map(str, self.classes), counts, strict=True))
 
     def describe_sample(self, sample: int) -> str:
-        """Its file, or else its class."""
+        """Its file or place, or else its class."""
+        if self._stream is not None:
+            return self._stream.place(sample)
         images = self._reader.train
         kind = f"{images.classes[int(images.labels[sample])]}, {images.name}"
         return images.paths[sample] if isinstance(images, ImageFiles) else kind
@@ -75,11 +79,13 @@ class VisionWorkload:
         return build_model(self._spec.model, **self.model_sizes, seed=self._spec.seed)
 
     def read_ahead(self, cursor: DataCursor, rank: int, world_size: int, device: torch.device | str) -> None:
-        """From now on ``data.workers`` processes read what this cursor will ask for; ``close`` ends them."""
+        """From now on ``data.workers`` processes, or for a stream Ray, read what this cursor will ask for;
+        ``close`` ends it."""
+        super().read_ahead(cursor, rank, world_size, device)
         on_gpu = torch.device(device).type == "cuda"
-        workers = self._spec.data.workers
+        workers, in_memory = self._spec.data.workers, isinstance(self._reader.train, ImageData)
         if workers is None:
-            workers = _GPU_WORKERS if on_gpu and not isinstance(self._reader.train, ImageData) else 0
+            workers = _GPU_WORKERS if on_gpu and not in_memory and self._stream is None else 0
         if workers:
             parts = self._spec.train.micro_batches
             plan = plan_of(cursor, rank, world_size, parts)
@@ -87,6 +93,7 @@ class VisionWorkload:
 
     def close(self) -> None:
         """Ends the processes that prefetch."""
+        super().close()
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
@@ -98,6 +105,7 @@ class VisionWorkload:
 
         Labels are int64 [N]; with MixUp or CutMix they are shares of the classes, float32 [N, classes].
         """
+        self._expect(ids)
         samples = (self._ahead or self._reader).read(ReadRequest("train", epoch, ids))
         self._skipped += self._log_broken(samples)
         images, labels = self._images(samples.images, device), samples.labels.to(device, non_blocking=True)

@@ -17,6 +17,7 @@ from jobs.checkpoints.data_match import other_data
 from jobs.checkpoints.export import ABOUT, export_model
 from jobs.checkpoints.load import read, verify
 from jobs.errors import JobError
+from jobs.init.weights import load_weights
 from jobs.models.exported import load_model
 from jobs.run_dir.open_storage import open_storage
 from jobs.spec.job_spec import JobSpec
@@ -127,6 +128,39 @@ def test_an_exported_model_is_built_again_from_its_file(spec: dict[str, Any], tm
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
         assert again.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(JobError, match="no good checkpoint"):
+        load_model(tmp_path)
+
+
+def test_a_model_is_read_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from jobs.training.data_agreement import identity
+
+    job = JobSpec.from_dict({"model": {"name": "shufflenet_v2_x0_5"}, "data": {"dataset": "digits"}})
+    workload = load_workload(job)
+    model = workload.build_model()
+    kept = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    place = tmp_path / "checkpoints"
+    manager = CheckpointManager(place, kept, spec=job.model_dump(mode="json"), data=identity(workload))
+    proven(manager, 4)
+    older = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.fc.bias.add_(1)
+    proven(manager, 8, 12)
+    (place / "step-00000008" / "manifest.json").write_text("{}")
+    largest = max((place / "step-00000012").iterdir(), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    again, other = load_model(tmp_path).state_dict(), workload.build_model()
+    load_weights(other, tmp_path)
+    for found in (again, other.state_dict()):
+        assert all(torch.equal(value, older[name]) for name, value in found.items())
+    line = caplog.messages[0]
+    assert line.startswith(
+        "checkpoints: step-00000004 is used, since a newer one is damaged (step-00000008: "
+    )
+    assert f"step-00000012: {largest.name} " in line
+    (place / "step-00000004" / largest.name).unlink()
+    with pytest.raises(JobError, match="every good checkpoint is damaged: step-00000004: "):
         load_model(tmp_path)
 
 

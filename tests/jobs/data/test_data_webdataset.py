@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.data.errors import DataError
+from jobs.data.errors import DataError, SampleError
 from jobs.data.reader import ImageReader, ReadRequest
 from jobs.data.sources import load_images
 from jobs.spec.data import DataSpec
@@ -99,3 +99,32 @@ def test_a_compressed_or_damaged_tar_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(DataError, match=r"train\.tar: is no tar that can be read"):
         load_images(spec(tmp_path))
+
+
+def test_a_stream_of_tars_has_the_same_images_under_the_same_numbers(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.tar", 0, 9)
+    shard(tmp_path / "train-1.tar", 9, 8)
+    shard(tmp_path / "val-0.tar", 0, 3)
+    request = ReadRequest("train", 2, np.array([16, 3, 8, 9, 0]))
+    found = []
+    for more in ({}, {"stream": {"lanes": 2}}):
+        own = spec(tmp_path, augment="standard", **more)
+        train, test = load_images(own)
+        assert (len(train), len(test), train.classes) == (17, 3, ("0", "1", "2"))
+        found.append(ImageReader(train, test, own, seed=4).read(request))
+    assert torch.equal(found[0].images, found[1].images)
+    assert torch.equal(found[0].labels, found[1].labels)
+
+
+def test_a_broken_image_of_a_stream_is_named_and_may_be_skipped(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", {"a.png": picture(1), "a.cls": b"0", "b.png": b"no", "b.cls": b"1"})
+    shard(tmp_path / "val-0.tar", 0, 2)
+    for on_broken in ("error", "skip"):
+        own = spec(tmp_path, stream={}, on_broken=on_broken)
+        reader = ImageReader(*load_images(own), own, seed=0)
+        request = ReadRequest("train", 0, np.array([1]))
+        if on_broken == "error":
+            with pytest.raises(SampleError, match=r"train-0.tar: row 2: is not a readable image"):
+                reader.read(request)
+        else:
+            assert reader.read(request).images.unique().tolist() == [1]

@@ -17,6 +17,7 @@ from jobs.training.dropout import set_randomness
 from jobs.training.optim import build_optimizer, build_schedule, tables_of
 from jobs.training.regularize import Regularizer
 from jobs.training.stepper import Stepper, make_average, make_scaler
+from jobs.workloads.load import make_cursor
 
 CPU = torch.device("cpu")
 
@@ -61,7 +62,7 @@ def begin(workload: Any, spec: JobSpec, steps: int) -> Training:
     schedule = build_schedule(spec.schedule, optimizer, steps)
     scaler = make_scaler(CPU, spec.train.precision)
     average = make_average(model, spec.train.ema_decay)
-    cursor = DataCursor(workload.n_train, spec.data.batch_size, spec.seed)
+    cursor = make_cursor(workload, spec)
     guard = GradientGuard(
         model,
         optimizer,

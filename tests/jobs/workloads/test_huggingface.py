@@ -15,8 +15,9 @@ from torch.nn import functional
 from jobs.checkpoints import CheckpointManager
 from jobs.data.errors import DataError
 from jobs.models.huggingface import TrainedWeights, is_adapted
+from jobs.spec.errors import SpecError
 from jobs.torchvision_compat import import_torchvision
-from jobs.workloads import load_workload
+from jobs.workloads import load_workload, make_cursor
 from tests.jobs.training.training_fixture import Training, assert_same_weights, begin, settle
 
 import_torchvision()
@@ -217,3 +218,32 @@ def test_smoothing_and_z_loss_count_the_learned_tokens_alone(folder: Path, tmp_p
     expected = functional.cross_entropy(logits, targets.flatten()[learned], label_smoothing=0.1)
     expected = expected + 0.01 * torch.logsumexp(logits, -1).square().mean()
     assert workload.loss(model, (tokens, targets)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_stream_of_texts_or_chats_has_the_same_samples_as_the_table(folder: Path, tmp_path: Path) -> None:
+    pairs = [[{"role": "user", "content": text}, {"role": "assistant", "content": text[:9]}]
+             for text in sentences(40)]  # fmt: skip
+    for name, cells in (("text", sentences(40)), ("messages", pairs)):
+        for split in ("train", "val"):
+            path = tmp_path / name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps({"n": 1, name: cell}) + "\n" for cell in cells))
+        loss_on = "assistant" if name == "messages" else "all"
+        data = {"path": str(path.parent), "packing": False, "loss_on": loss_on}
+        found = []
+        for more in ({}, {"stream": {}}):
+            workload = load_workload(spec_of(folder, tmp_path, data={**data, **more}))
+            batch = workload.train_batch(np.array([39, 0, 7]), 0, CPU)
+            sums = workload.evaluate(workload.build_model(), 0, 2, CPU)
+            found.append((workload.n_train, [part.tolist() for part in batch], sums))
+        assert found[0] == found[1]
+    cursor = make_cursor(workload, workload._spec)
+    workload.read_ahead(cursor, 0, 1, CPU)
+    ids = cursor.next_batch().ids
+    assert workload.describe_sample(int(ids[0])).startswith("'<|user|>")
+    assert workload.train_batch(ids, 0, CPU)[0].shape[0] == len(ids)
+
+
+def test_a_stream_of_documents_takes_no_packing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"data.packing = true: cuts all documents into windows"):
+        spec_of(folder, tmp_path, data={"path": "s3://bucket/chats", "stream": {}})

@@ -11,6 +11,7 @@ import torch
 
 from jobs.checkpoints import CheckpointManager
 from jobs.data.errors import DataError
+from jobs.spec.data import StreamSpec
 from jobs.spec.job_spec import JobSpec
 from jobs.torchvision_compat import import_torchvision
 from jobs.training.data_agreement import identity
@@ -45,6 +46,7 @@ def reviews(path: Path, rows: int = 120) -> Path:
     for n in range(rows):
         words = [*rng.choice(WORDS[2:4] + WORDS[8:], 5), ("cat", "dogs")[n % 2]]
         lines.append(f"{' '.join(rng.permutation(words))},{('happy', 'sad')[n % 2]}")
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -93,3 +95,18 @@ def test_a_missing_text_or_table_is_one_line(tmp_path: Path) -> None:
         load_workload(spec(folder, tmp_path / "t.csv", text="stars", label="review"))
     with pytest.raises(DataError, match=r"write data\.dataset: table"):
         load_workload(spec_of(folder, tmp_path, data={"path": str(tmp_path / "t.csv")}))
+
+
+def test_a_stream_of_texts_is_tokenized_like_the_table(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "model")
+    for split in ("train", "val"):
+        reviews(tmp_path / "rows" / f"{split}.csv")
+    plain = spec(folder, tmp_path / "rows")
+    streamed = plain.model_copy(update={"data": plain.data.model_copy(update={"stream": StreamSpec()})})
+    ids, batches = np.array([7, 100, 3]), []
+    for own in (plain, streamed):
+        workload = load_workload(own)
+        tokens, labels = workload.train_batch(ids, 0, CPU)
+        sums = workload.evaluate(workload.build_model(), 0, 1, CPU)
+        batches.append((tokens["input_ids"].tolist(), labels.tolist(), workload.classes, sums))
+    assert batches[0] == batches[1]
