@@ -5,4 +5,5 @@
 ``gpt``: a decoder-only transformer
 ``huggingface``: models of transformers, adapters of PEFT, and folders for ``from_pretrained``
 ``exported``: a model from an exported file
+``onnx_file``: a model as an ONNX file
 """
