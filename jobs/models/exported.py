@@ -124,8 +124,9 @@ def _build(about: dict[str, Any], path: str | Path) -> nn.Module:
         return huggingface.build(config, _task(about), seed=0, classes=about.get("classes") or ())
     if workload == "tabular":
         from jobs.models.mlp import build_mlp
+        from jobs.models.word_bag import build_word_bag
 
-        return build_mlp(config, **sizes)
+        return build_mlp(config, **sizes) if "features" in sizes else build_word_bag(config, **sizes)
     if workload == "language":
         from jobs.models.gpt import GPT
 

@@ -47,7 +47,7 @@ def save_onnx(content: Content, target: Path) -> str:
     """Writes the model with its weights, and replaces ``target`` atomically.
 
     The input is ``images`` float32 [N, channels, size, size], normalized; ``rows`` float32 [N, features], as
-    in the table; or ``tokens`` int64 [N, length]. The output is ``logits``. The file's metadata have
+    in the table; ``words`` or ``tokens`` int64 [N, length]. The output is ``logits``. The file's metadata have
     ``classes``, a JSON list in the order of the outputs, ``normalization`` of images, that is ``mean`` and
     ``std`` for pixels from 0 to 1, each where there is one, and ``gradguard``, how the model was made.
 
@@ -106,6 +106,9 @@ def _input(about: dict[str, Any]) -> Input:
         raise JobError("ONNX is for images, rows and our own language models: export to a folder instead")
     if "features" in sizes:
         return Input("rows", torch.zeros(_EXAMPLE_ROWS, sizes["features"]), {0: rows})
+    if "buckets" in sizes:
+        words = torch.ones(_EXAMPLE_ROWS, 16, dtype=torch.int64)
+        return Input("words", words, {0: rows, 1: torch.export.Dim("words")})
     if "vocabulary" in sizes:
         config = ModelSpec.model_validate_json(json.dumps(about["model"]))
         most = config.gpt_shape(sizes["vocabulary"]).context

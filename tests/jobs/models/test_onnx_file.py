@@ -102,6 +102,18 @@ def test_a_model_of_images_has_their_normalization(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_of_texts_takes_their_words(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text,label\na cat,x\nthe dog,y\nmy cat,x\nno dog,y\n")
+    data = {"root": str(tmp_path / "texts.csv"), "columns": {"text": "text"}, "batch_size": 2}
+    spec, file = job(tmp_path, workload="tabular", data=data), tmp_path / "model.onnx"
+    export(spec, file)
+    for shape in ((1, 3), (4, 9)):
+        words = torch.randint(0, 1000, shape)
+        expected = load_model(spec.job_dir)(words).detach()
+        torch.testing.assert_close(outputs(file, words)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_model_of_hugging_face_gives_its_scores_for_images_and_is_refused_for_texts(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='needs pip install "gradguard[huggingface]"')
     from tests.jobs.workloads.huggingface_fixture import image_model, language_model, texts

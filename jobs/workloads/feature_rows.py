@@ -1,0 +1,138 @@
+"""Rows of numbers with a class each, from a table."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from jobs.data.errors import DataError
+from jobs.data.images import first, hold_out
+from jobs.data.labelled import classes_of, labels_of
+from jobs.data.tables import column_names, read_splits
+from jobs.models.mlp import build_mlp
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.sections import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureRows:
+    """Rows of numbers with a class each.
+
+    Attributes:
+        features: float32, shape [N, features].
+        labels: int64, shape [N], each an index into ``classes``.
+        classes: the names of the classes.
+        name: the data set, for messages.
+        columns: the names of the features, in the order of the inputs.
+    """
+
+    features: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a row."""
+        return self.features.shape[1]
+
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order."""
+        digest = zlib.crc32(self.features.numpy().data, zlib.crc32(self.labels.numpy().data))
+        return f"{len(self)} rows, {digest:08x}"
+
+    def pixels(self, row: int) -> Tensor:
+        """The numbers of one row."""
+        return self.features[row]
+
+    def chosen(self, rows: Tensor) -> Self:
+        """Only these samples."""
+        return replace(self, features=self.features[rows].contiguous(), labels=self.labels[rows].contiguous())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the model, as they follow from the data."""
+        return {"features": self.channels, "classes": len(self.classes)}
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """What the model sees of these samples, float32 [N, features]."""
+        return self.features[rows]
+
+    def read(self, table: pa.Table, root: Path) -> Tensor:
+        """The same of other rows, without labels."""
+        return torch.from_numpy(_features(table, self.columns, root))
+
+    def build_model(self, spec: ModelSpec) -> nn.Module:
+        """An ``mlp`` that standardizes by these rows."""
+        deviation, mean = torch.std_mean(self.features.double(), dim=0, correction=0)
+        return build_mlp(spec, **self.sizes, mean=mean.float(), std=deviation.clamp_min(1e-6).float())
+
+
+def load_rows(spec: JobSpec) -> tuple[FeatureRows, FeatureRows]:
+    """Training and test rows, as many as the spec allows.
+
+    Raises:
+        DataError: table or column is missing, a cell is no number, or a label no class; the row is named.
+    """
+    data = spec.data
+    root, label = Path(data.root or "").expanduser(), data.columns.label
+    names = list(data.columns.features or [n for n in column_names(root) or [] if n != label])
+    train, test = read_splits(root, "data.root", [*names, label])
+    if data.columns.features is None:
+        names = [name for name in names if _is_numeric(train.column(name).type)]
+    if not names:
+        message = f"{root}: has no column of numbers besides {label!r}"
+        raise DataError(f"{message}; to classify texts, set data.columns.text to their column")
+    classes = classes_of(train, label, root)
+    found = _rows(train, names, label, classes, root)
+    if test is None:
+        held_in, held_out = hold_out(found, data.val_share, data.split_seed, str(root))
+    else:
+        held_in, held_out = found, _rows(test, names, label, classes, root)
+    return first(held_in, data.train_limit), first(held_out, data.test_limit)
+
+
+def _rows(table: pa.Table, names: list[str], label: str, classes: dict[Any, str], root: Path) -> FeatureRows:
+    labels = labels_of(table.column(label).to_pylist(), classes, label, root)
+    features = torch.from_numpy(_features(table, names, root))
+    return FeatureRows(features, labels, tuple(classes.values()), str(root), tuple(names))
+
+
+def _features(table: pa.Table, names: Sequence[str], root: Path) -> NDArray[np.float32]:
+    return np.concatenate([_numbers(table.column(name), name, root) for name in names], axis=1)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_numeric(kind.value_type)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _numbers(column: pa.ChunkedArray, name: str, root: Path) -> NDArray[np.float32]:
+    """float32 [N, 1], or [N, size] of a column with a list in each cell."""
+    if not _is_numeric(column.type):
+        raise DataError(f"{root}: column {name!r} is {column.type}: features are numbers, or lists of them")
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True) + 1
+        raise DataError(f"{root}: row {row} has no {name}: fill it in, or leave the row out")
+    try:
+        values = np.asarray(column.to_pylist(), dtype=np.float32)
+    except (ValueError, TypeError):
+        raise DataError(f"{root}: the lists of column {name!r} have other lengths, or holes") from None
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if len(bad):
+        raise DataError(f"{root}: row {bad[0] + 1}: {name} is not a finite number")
+    return values.reshape(len(values), -1)
