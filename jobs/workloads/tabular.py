@@ -53,8 +53,8 @@ class TabularWorkload:
         return f"{self.classes[int(self._train.labels[sample])]}, sample {sample} of {self.dataset}"
 
     def build_model(self) -> nn.Module:
-        """``model.layers`` hidden layers of ``model.width`` with ReLU, on standardized features or on the mean
-        of the words' vectors."""
+        """``model.layers`` hidden layers of ``model.width`` with ReLU, on standardized features or on the
+        mean of the words' vectors."""
         return self._train.build_model(self._spec.model)
 
     @property
