@@ -47,7 +47,7 @@ def save_onnx(content: Content, target: Path) -> str:
     """Writes the model with its weights, and replaces ``target`` atomically.
 
     The input is ``images`` float32 [N, channels, size, size], normalized; ``rows`` float32 [N, features], as
-    in the table; ``words`` or ``tokens`` int64 [N, length]. The output is ``logits``. The file's metadata have
+    in the table; ``words`` or ``tokens`` int64 [N, length]. The output is ``logits``. The metadata have
     ``classes``, a JSON list in the order of the outputs, ``normalization`` of images, that is ``mean`` and
     ``std`` for pixels from 0 to 1, each where there is one, and ``gradguard``, how the model was made.
 

@@ -28,8 +28,7 @@ def try_receivers(
     overrides: SetOption = None,
     event: Annotated[NoticeKind, Option(help="Of which kind: for its text.")] = "started",
 ) -> None:
-    """Send a notice to each receiver of a spec (notify), with the chart of a job that has trained. Exit
-    code 1 if one does not get it."""
+    """Send a notice, with the chart of a job that has trained, to each receiver of a spec (notify)."""
     from jobs.notify.chart import chart
     from jobs.notify.notice import Notice
     from jobs.notify.senders import NotSent, send
