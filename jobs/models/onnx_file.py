@@ -17,7 +17,9 @@ from jobs.errors import JobError
 from jobs.models.exported import build_filled
 from jobs.spec.sections import ModelSpec
 
-SUFFIX = ".onnx"
+LARGEST = (1 << 31) - (1 << 20)
+"""Bytes of weights: a file of protobuf ends at 2 GiB."""
+
 _EXAMPLE_ROWS = 2
 """Of the inputs with which the model is traced; the number is free in the file."""
 
@@ -63,6 +65,8 @@ def save_onnx(content: Content, target: Path) -> str:
         raise JobError('ONNX needs two libraries: pip install "gradguard[onnx]"') from None
     about, step = about_model(content.manifest), content.manifest.step
     model = build_filled(about, dict(content.model()), f"the checkpoint of step {step}")
+    if sum(tensor.nbytes for tensor in model.state_dict().values()) > LARGEST:
+        raise JobError(f"cannot write {target}: a model of more than 2 GB does not fit an ONNX file")
     given = _input(about)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
@@ -103,7 +107,7 @@ def _is_huggingface(about: dict[str, Any]) -> bool:
 def _input(about: dict[str, Any]) -> Input:
     sizes, rows = about["sizes"], torch.export.Dim("rows")
     if _is_huggingface(about) and "image_size" not in sizes:
-        raise JobError("ONNX is for images, rows and our own language models: export to a folder instead")
+        raise JobError("ONNX is for images, tables and our own language models: export to a folder instead")
     if "features" in sizes:
         return Input("rows", torch.zeros(_EXAMPLE_ROWS, sizes["features"]), {0: rows})
     if "buckets" in sizes:

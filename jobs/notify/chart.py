@@ -15,9 +15,11 @@ def chart(notice: Notice) -> bytes:
     A notice without its chart is better than none: whatever is wrong with the files is only logged.
     """
     files = notice.files
-    if notice.event == "started" or files is None or not files.folder.metrics.exists():
+    if notice.event == "started" or files is None:
         return b""
     try:
+        if not files.folder.metrics.exists():
+            return b""
         from jobs.report.data import read_run  # with matplotlib and numpy, half a second
         from jobs.report.picture import draw
 

@@ -107,9 +107,8 @@ def _apprise(receiver: NotifySpec, notice: Notice) -> None:
         raise NotSent("Apprise does not know this URL")
     level = "failure" if notice.event in FINAL - {"ended"} else "info"
     body = _with_link(notice.sentence, notice.link)
-    name = _file_name(notice)
-    picture = AttachMemory(content=notice.picture, name=name, mimetype="image/png")
-    attach = [picture] if notice.picture else None
+    picture, name = notice.picture, _file_name(notice)
+    attach = [AttachMemory(content=picture, name=name, mimetype="image/png")] if picture else None
     if not service.notify(body=body, title=notice.title, notify_type=level, attach=attach):
         raise NotSent("Apprise could not deliver it")
 

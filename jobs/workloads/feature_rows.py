@@ -73,7 +73,10 @@ class FeatureRows:
 
     def read(self, table: pa.Table, root: Path) -> Tensor:
         """The same of other rows, without labels."""
-        return torch.from_numpy(_features(table, self.columns, root))
+        found = torch.from_numpy(_features(table, self.columns, root))
+        if found.shape[1] != self.channels:
+            raise DataError(f"{root}: has {found.shape[1]} numbers in a row; {self.channels} were trained on")
+        return found
 
     def build_model(self, spec: ModelSpec) -> nn.Module:
         """An ``mlp`` that standardizes by these rows."""
