@@ -257,6 +257,26 @@ def test_the_document_of_the_guard_runs_as_shown(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
+def test_the_tutorial_runs_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Session(ROOT / "guard" / "TUTORIAL.md", _in_process).run(tmp_path) == 4
+    assert (tmp_path / "plain.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_guard_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict[str, Any] = {}
+    for cell in json.loads((ROOT / "guard" / "guarded_loop.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["incidents"][0][2] == "rolled_back"
+    before = max(names["plain"][100:200])
+    assert names["guarded"][-1] < before < names["plain"][-1]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_document_of_the_jobs_runs_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = Sandbox(tmp_path)

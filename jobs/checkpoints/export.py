@@ -36,7 +36,7 @@ def export_model(content: Content, target: Path) -> int:
         DamagedCheckpoint: see ``Content.model``.
     """
     if target.suffix not in SUFFIXES:
-        raise JobError(f"cannot export to {target}: end its name with {', '.join(SUFFIXES[:-1])} or .pth")
+        raise JobError(f"cannot export to {target}: end its name with {', '.join(SUFFIXES)} or .onnx")
     weights = {name: tensor.contiguous() for name, tensor in content.model().items()}
     temporary = target.with_name(f".{target.name}.tmp")
     try:
@@ -67,4 +67,5 @@ def about_model(manifest: Manifest) -> dict[str, Any]:
         "model": manifest.spec.get("model") or {},
         "sizes": manifest.data.get("model"),
         "classes": manifest.data.get("classes"),
+        "normalization": manifest.data.get("normalization"),
     }

@@ -58,8 +58,8 @@ class Manifest(Config):
     spec: dict[str, Any]
     """The job's spec."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """What it was trained on: ``samples``, ``classes``, ``fingerprint``, and ``model``, the sizes of the
-    network that follow from them; empty in checkpoints that are older than this field."""
+    """What it was trained on: ``samples``, ``classes``, ``fingerprint``, ``normalization`` of images, and
+    ``model``, the sizes of the network that follow from them; each where it is known."""
     parts: list[str] = Field(default_factory=list)
     """The parts of the state; older than this field: not checked."""
 

@@ -15,6 +15,7 @@ from jobs.client.job_files import JobFiles
 from jobs.client.models import STATUSES, JobInfo, JobList, Status
 from jobs.errors import EXIT_CODES
 from jobs.run_dir.plain_file import NotAPlainFile
+from jobs.spec.errors import did_you_mean
 from jobs.spec.masking import masked_spec
 
 
@@ -69,7 +70,9 @@ class FolderBackend(FileBackend):
         for path in (self._root / job_id, self._root):
             if path.name == job_id and JobFiles(path).exists():
                 return JobFiles(path)
-        raise JobNotFound(f"there is no job {job_id} in {self._root}")
+        jobs = [path.name for path in self._root.glob("*") if JobFiles(path).exists()]
+        question = did_you_mean(job_id, jobs)
+        raise JobNotFound(f"there is no job {job_id} in {self._root}{f'; {question}' if question else ''}")
 
     def _info_or_why_not(self, files: JobFiles) -> JobInfo:
         """One job whose files cannot be read does not hide the others."""

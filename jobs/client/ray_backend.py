@@ -65,8 +65,8 @@ class RayBackend(FileBackend):
             self._ray = JobSubmissionClient(address)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise Unreachable(
-                f"no Ray cluster answers at {address}: give the URL of its dashboard, "
-                "such as http://127.0.0.1:8265, or that of a gradguard service"
+                f"no Ray cluster answers at {address}: set --address to the URL of its dashboard or of a "
+                "gradguard service, or to a folder of jobs, such as runs"
             ) from error
 
     def submit(self, request: SubmitRequest) -> JobInfo:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from jobs.report.summary import Summary, figures_of_rows, headline
 from jobs.run_dir.jsonl import read_json, write_json_atomic
 from jobs.run_dir.open_storage import open_storage
 from jobs.run_dir.paths import REPORT, RunDir
+from jobs.run_dir.reader import RunReader
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import masked_spec
@@ -100,7 +101,7 @@ def run_job(
             if outcome["status"] == REFUSED:
                 raise JobError(outcome["error"])
         except Exception as error:
-            tell("failed", f"{spec.name} could not run: {error}")
+            tell("failed", f"{spec.name} could not run: {error}", figures={"error": error})
             raise
         result = complete(outcome, spec, time.monotonic() - started, command)
         _write(folder, result)
@@ -121,16 +122,24 @@ def track_report(spec: JobSpec, folder: RunDir, status: str) -> None:
 
 
 def _tell(
-    notices: Notifier, spec: JobSpec, folder: RunDir, event: NoticeKind, sentence: str, step: int = 0
+    notices: Notifier,
+    spec: JobSpec,
+    folder: RunDir,
+    event: NoticeKind,
+    sentence: str,
+    step: int = 0,
+    figures: Mapping[str, Any] | None = None,
 ) -> None:
-    notices.emit(Notice(spec.name, event, sentence, step, str(folder.path / REPORT)))
+    link, files = str(folder.path / REPORT), RunReader(folder.path)
+    notice = Notice(spec.name, event, sentence, step, link, files=files)
+    notices.emit(notice.with_figures(figures or {}))
 
 
 def _tell_the_end(notices: Notifier, tell: Tell, folder: RunDir, result: dict[str, Any]) -> None:
     """Tells how the job ended, and adds to its result how many notices were sent, failed and dropped."""
     why = f" {result['error']}" if result.get("error") else ""
     sentence = f"{result['job']}: {headline(Summary.from_row(result))}{why}"
-    tell(of_status(result["status"]), sentence, int(result["steps"]))
+    tell(of_status(result["status"]), sentence, int(result["steps"]), result)
     notices.close()
     if any(notices.counts.values()):
         result["notices"] = notices.counts

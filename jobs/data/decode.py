@@ -41,6 +41,8 @@ def decode(source: Path | BinaryIO, name: str | None = None) -> Tensor:
         raise
     except Exception as error:  # decoders raise anything, and one broken file must not end a training
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
         raise SampleError(f"{name or source}: is not a readable image: {reason}") from error
 
 

@@ -37,7 +37,7 @@ def save_pretrained(content: Content, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise JobError(f"{folder} exists already: write the name of a new folder")
     source = ModelSpec.model_validate_json(json.dumps(about["model"]))
-    model = _filled(about, dict(content.model()), folder)
+    model = build_filled(about, dict(content.model()), folder)
     task = _task(about)
     try:
         huggingface.save(model, source, task, folder)
@@ -58,10 +58,15 @@ def load_model(path: str | Path) -> nn.Module:
         JobError: it is another file or folder, or its model is that of a workload of the user's own: then
             build it with its own code, and load the weights with ``safetensors.torch.load_file``.
     """
-    return _filled(*_read(Path(path)), path)
+    return build_filled(*_read(Path(path)), path)
 
 
-def _filled(about: dict[str, Any], weights: dict[str, Any], path: str | Path) -> nn.Module:
+def build_filled(about: dict[str, Any], weights: dict[str, Any], path: str | Path) -> nn.Module:
+    """The model that ``about_model`` describes, with these weights, in eval mode.
+
+    Raises:
+        JobError: it does not say how its model is built, or the weights do not fit; ``path`` names it.
+    """
     try:
         model = _build(about, path)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -118,8 +123,9 @@ def _build(about: dict[str, Any], path: str | Path) -> nn.Module:
         return huggingface.build(config, _task(about), seed=0, classes=about.get("classes") or ())
     if workload == "tabular":
         from jobs.models.mlp import build_mlp
+        from jobs.models.word_bag import build_word_bag
 
-        return build_mlp(config, **sizes)
+        return build_mlp(config, **sizes) if "features" in sizes else build_word_bag(config, **sizes)
     if workload == "language":
         from jobs.models.gpt import GPT
 

@@ -1,6 +1,7 @@
-"""Notices of a job: one sentence and a link, to whom the spec names.
+"""Notices of a job: one sentence, a link and a chart, to whom the spec names.
 
-``notice``: what is told
+``notice``: what it says
+``chart``: the run as it is now
 ``senders``: how each kind of receiver gets it
 ``notifier``: sends in the background, so many an hour, and counts
 """

@@ -8,9 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from types import TracebackType
 from typing import Self
 
+from jobs.notify.chart import chart
 from jobs.notify.notice import FINAL, Notice
 from jobs.notify.senders import NotSent, send
 from jobs.spec.notify import NotifySpec
@@ -64,14 +67,17 @@ class Notifier:
 
     def _work(self) -> None:
         while (notice := self._queue.get()) is not None:
+            drawn = cache(partial(chart, notice))
             for receiver in self._receivers:
                 if notice.event in receiver.spec.on:
-                    self._tell(receiver, notice)
+                    self._tell(receiver, notice, drawn)
 
-    def _tell(self, receiver: _Receiver, notice: Notice) -> None:
+    def _tell(self, receiver: _Receiver, notice: Notice, drawn: Callable[[], bytes]) -> None:
         if not receiver.may_send(notice):
             self.counts["dropped"] += 1
             return
+        if receiver.spec.wants_picture:
+            notice = replace(notice, picture=drawn())
         try:
             send(receiver.spec, notice.worded_for(receiver.spec, receiver.take_dropped()))
         except NotSent as error:

@@ -15,6 +15,8 @@ from jobs.notify.notice import FINAL, Notice
 from jobs.spec.notify import NotifySpec
 
 TIMEOUT_S = 10.0
+_NO_FILES = (400, 413)
+"""What an ntfy answers that keeps no files, or none of this size."""
 
 
 class NotSent(RuntimeError):
@@ -41,7 +43,11 @@ def _webhook(receiver: NotifySpec, notice: Notice) -> None:
 
 
 def _slack(receiver: NotifySpec, notice: Notice) -> None:
-    _post(receiver, json={"text": _with_link(f"*{notice.title}*\n{notice.sentence}", notice.link)})
+    content: dict[str, Any] = {"text": _with_link(f"*{notice.title}*\n{notice.sentence}", notice.link)}
+    if receiver.picture_url and notice.event != "started":
+        url = receiver.picture_url.format(job=notice.job)
+        content["attachments"] = [{"fallback": notice.title, "image_url": url}]
+    _post(receiver, json=content)
 
 
 def _ntfy(receiver: NotifySpec, notice: Notice) -> None:
@@ -49,11 +55,22 @@ def _ntfy(receiver: NotifySpec, notice: Notice) -> None:
     headers = {"Title": notice.title, "Priority": "high" if urgent else "default", "Tags": notice.event}
     if notice.link.startswith("http"):
         headers["Click"] = notice.link
-    _post(receiver, content=_with_link(notice.sentence, notice.link).encode(), headers=headers)
+    text = _with_link(notice.sentence, notice.link)
+    if notice.picture:  # the body is the file then, and the text a parameter
+        url = httpx.URL(receiver.address).copy_merge_params({"message": text, "filename": _file_name(notice)})
+        answer = httpx.post(url, timeout=TIMEOUT_S, content=notice.picture, headers=headers)
+        if answer.status_code not in _NO_FILES:
+            answer.raise_for_status()
+            return
+    _post(receiver, content=text.encode(), headers=headers)
 
 
 def _post(receiver: NotifySpec, **content: Any) -> None:
     httpx.post(receiver.address, timeout=TIMEOUT_S, **content).raise_for_status()
+
+
+def _file_name(notice: Notice) -> str:
+    return f"{notice.job}.png"
 
 
 def _email(receiver: NotifySpec, notice: Notice) -> None:
@@ -62,6 +79,9 @@ def _email(receiver: NotifySpec, notice: Notice) -> None:
     message["Subject"], message["From"] = notice.title, receiver.sender
     message["To"] = ", ".join(receiver.to)
     message.set_content(_with_link(notice.sentence, notice.link))
+    if notice.picture:
+        name = _file_name(notice)
+        message.add_attachment(notice.picture, "image", "png", disposition="inline", filename=name)
     host, context = url.hostname or "localhost", ssl.create_default_context()
     with (
         smtplib.SMTP_SSL(host, url.port or 465, timeout=TIMEOUT_S, context=context)
@@ -79,6 +99,7 @@ def _email(receiver: NotifySpec, notice: Notice) -> None:
 def _apprise(receiver: NotifySpec, notice: Notice) -> None:
     try:
         import apprise
+        from apprise.attachment.memory import AttachMemory
     except ImportError:
         raise NotSent('kind apprise needs the library: pip install "gradguard[apprise]"') from None
     service = apprise.Apprise()
@@ -86,7 +107,9 @@ def _apprise(receiver: NotifySpec, notice: Notice) -> None:
         raise NotSent("Apprise does not know this URL")
     level = "failure" if notice.event in FINAL - {"ended"} else "info"
     body = _with_link(notice.sentence, notice.link)
-    if not service.notify(body=body, title=notice.title, notify_type=level):
+    picture, name = notice.picture, _file_name(notice)
+    attach = [AttachMemory(content=picture, name=name, mimetype="image/png")] if picture else None
+    if not service.notify(body=body, title=notice.title, notify_type=level, attach=attach):
         raise NotSent("Apprise could not deliver it")
 
 

@@ -14,7 +14,7 @@ import ray
 from jobs.observability.console import LiveView
 
 Tell = Callable[..., None]
-"""Sends a notice: its event, the sentence, the step."""
+"""Sends a notice: its event, the sentence, the step, and figures as in result.json."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,7 +48,8 @@ class DriverEvents:
         if self._rollbacks is not None and count > self._rollbacks:
             why = next((event["text"] for event in reversed(events) if event["level"] != "info"), "")
             sentence = f"{self._job} was rolled back at step {self._step}; {count} so far"
-            self._tell("rolled_back", f"{sentence}: {why}" if why else f"{sentence}.", self._step)
+            figures = {**status["counters"], "error": why}
+            self._tell("rolled_back", f"{sentence}: {why}" if why else f"{sentence}.", self._step, figures)
         self._rollbacks = count
 
     def stop(self) -> None:

@@ -51,8 +51,8 @@ class ColumnsSpec(Config):
 
     text: str | None = Field(default=None, min_length=1)
     """Workload language: ``data.path`` is a table like those of ``data.root``, and this column its text; rows
-    are joined by an empty line. Huggingface: the column with a text, or a chat as a list of messages. Default
-    there: ``messages``, ``conversations`` or ``text``."""
+    are joined by an empty line. Tabular: texts are classified instead of numbers. Huggingface: the column
+    with a text, or a chat as a list of messages; default: ``messages``, ``conversations`` or ``text``."""
 
 
 class StreamSpec(Config):

@@ -65,6 +65,9 @@ def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
         raise related(message, field="packing", value=True)
     if own == TABULAR:
         _check_rows(value)
+        if value.stream is not None and value.columns.text is not None:
+            message = "are read whole by workload tabular; workload huggingface streams texts: remove one of the two"
+            raise related(message, field="columns.text", value=value.columns.text)
     elif own in BUILTIN and value.columns.features is not None:
         message = f"is for workload tabular, this one is {own}: remove it"
         raise related(message, field="columns.features", value=list(value.columns.features))
@@ -77,7 +80,9 @@ def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
 
 
 def fault(value: FaultConfig, info: ValidationInfo) -> FaultConfig:
-    if value.kind == "poisoned_batch" and info.data.get("workload") == LANGUAGE:
+    own, data = info.data.get("workload"), info.data.get("data")
+    words = own == TABULAR and data is not None and data.columns.text is not None
+    if value.kind == "poisoned_batch" and (own == LANGUAGE or words):
         message = "has no effect on text, since tokens are whole numbers"
         suggestion = "write nan_loss or scaled_gradient"
         raise related(message, field="kind", value=value.kind, suggestion=suggestion)
@@ -168,8 +173,9 @@ def _check_rows(data: DataSpec) -> None:
     for name in ("image_size", "resize", "normalize", "augment", "workers", "on_broken"):
         if getattr(data, name) != type(data).model_fields[name].default:
             raise related("is for images: remove it", field=name, value=str(getattr(data, name)))
-    if data.columns.text is not None:
-        raise related("is for text: remove it", field="columns.text", value=data.columns.text)
+    if data.columns.text is not None and data.columns.features is not None:
+        message = "either texts or numbers are classified: remove columns.features, or this"
+        raise related(message, field="columns.text", value=data.columns.text)
 
 
 def _check_unused(section: Config, fields: type[Config], theirs: str, own: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from jobs.spec.job_spec import JobSpec
 from jobs.sweep.spec import SweepSpec, no_sweep
 from jobs.sweep.table import PRUNED, SWEEP, Trial, ranked, trial_of
 from jobs.sweep.trial import JobTrial
+from jobs.training.optim import check_by_path
+from jobs.workloads import load_workload
 
 MOST_EVALUATIONS = 10_000
 NEXT_TO_NOTHING = {"memory": 1}
@@ -57,6 +60,8 @@ def run_sweep(
         JobError, SpecError: the sweep cannot run; one line with the reason.
     """
     specs = [spec.absolute() for spec in sweep.jobs()]
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        check_data(specs)
     folder = Path(specs[0].storage)
     rows = _rows_before(sweep, folder, resume=resume)
     _write(sweep, folder, rows)
@@ -76,6 +81,21 @@ def run_sweep(
         finally:
             stop.unlink(missing_ok=True)
     return ranked(watcher.trials(), maximize=sweep.maximize)
+
+
+def check_data(specs: Sequence[JobSpec]) -> None:
+    """Reads the data of the trials here, each data set once: what is wrong shows before Ray starts.
+
+    Raises:
+        DataError, WorkloadError, SpecError, JobError: the data, the workload or an import path is wrong.
+    """
+    samples: dict[str, int] = {}
+    for spec in specs:
+        data = spec.data.model_dump(mode="json", exclude={"batch_size"})
+        name = json.dumps([spec.workload, spec.options, data, spec.model.name, spec.seed], sort_keys=True)
+        if name not in samples:
+            samples[name] = load_workload(spec).n_train
+        check_by_path(spec, spec.total_steps(samples[name]))
 
 
 def _fit(sweep: SweepSpec, specs: list[JobSpec], watcher: Watcher, stop: Path, at_a_time: int) -> None:

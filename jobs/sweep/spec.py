@@ -125,6 +125,10 @@ class SweepSpec(Config):
             SpecError: with every problem of the file.
         """
         document = read_document(path)
+        keys = document.data.keys()
+        if not {"base", "parameters"} & keys and keys & JobSpec.model_fields.keys():
+            message = "is the spec of a job; a sweep names it as base, and the fields that vary as parameters"
+            raise single(message, where=str(path))
         document.data.setdefault("name", slug(path.stem)[:50])
         try:
             spec = cls.model_validate_json(json.dumps(document.data), strict=True)

@@ -49,14 +49,16 @@ def identity(workload: Workload) -> dict[str, Any]:
     """What identifies the training data: how many samples, and what else the workload has of these.
 
     ``classes``: their names. ``fingerprint``: text. ``model_sizes``: what the network's size follows from.
+    ``normalization``: ``mean`` and ``std`` of each channel of an image.
     """
-    names = ("classes", "fingerprint", "model_sizes")
-    classes, fingerprint, sizes = (getattr(workload, name, None) for name in names)
+    names = ("classes", "fingerprint", "model_sizes", "normalization")
+    classes, fingerprint, sizes, normalization = (getattr(workload, name, None) for name in names)
     return {
         "samples": int(workload.n_train),
         **({} if classes is None else {"classes": [str(name) for name in classes]}),
         **({} if fingerprint is None else {"fingerprint": str(fingerprint)}),
         **({} if sizes is None else {"model": dict(sizes)}),
+        **({} if normalization is None else {"normalization": dict(normalization)}),
     }
 
 

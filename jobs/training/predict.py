@@ -1,4 +1,4 @@
-"""What a trained model says of files: the classes of images, the continuation of texts."""
+"""What a trained model says of files: the classes of images, rows and texts, the continuation of texts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.data.decode import decode
 from jobs.data.errors import DataError
+from jobs.data.tables import column_names, read_splits
 from jobs.data.transforms import Pipeline
 from jobs.errors import JobError
 from jobs.init.weights import load_weights
@@ -21,26 +23,33 @@ from jobs.torchvision_compat import import_torchvision
 from jobs.workloads import load_workload
 from jobs.workloads.huggingface import CausalLanguageModel
 from jobs.workloads.huggingface_texts import TextClassifier
+from jobs.workloads.tabular import TabularWorkload
 from jobs.workloads.vision import VisionWorkload
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402
 
+_ROWS = 4096
+
 
 class Prediction(NamedTuple):
-    """The likeliest classes of one file, and how likely each is."""
+    """The likeliest classes of one file or one row of a table, and how likely each is."""
 
     file: Path
     classes: list[str]
     probabilities: list[float]
+    row: int | None = None
+    """From 1; None for a whole file."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self._asdict(), "file": str(self.file)}
+        found = {**self._asdict(), "file": str(self.file)}
+        return {name: value for name, value in found.items() if value is not None}
 
     def line(self) -> str:
         """The classes of the file."""
         words = (f"{name} {p:.1%}" for name, p in zip(self.classes, self.probabilities, strict=True))
-        return f"{self.file}: {', '.join(words)}"
+        place = self.file if self.row is None else f"{self.file}:{self.row}"
+        return f"{place}: {', '.join(words)}"
 
 
 class Continuation(NamedTuple):
@@ -69,7 +78,8 @@ def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Pr
 
     Args:
         folder: of the job; its data are read for the size and the normalization of images.
-        files: images; texts for a model of Hugging Face that classifies or continues them.
+        files: images; texts for a model that classifies or continues them; tables for workload tabular, each
+            row of which is classified.
         top: how many classes.
 
     Raises:
@@ -78,10 +88,10 @@ def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Pr
     """
     spec = JobSpec.load(RunDir(folder).spec)
     workload = load_workload(spec)
-    if not isinstance(workload, VisionWorkload | CausalLanguageModel | TextClassifier):
+    if not isinstance(workload, VisionWorkload | TabularWorkload | CausalLanguageModel | TextClassifier):
         raise JobError(
-            f"{folder}: predict classifies images, or continues texts with workload huggingface, and its "
-            f"workload is {spec.workload}"
+            f"{folder}: predict classifies images, rows and texts, or continues texts with workload "
+            f"huggingface, and its workload is {spec.workload}"
         )
     model = workload.build_model()
     load_weights(model, folder)
@@ -89,17 +99,38 @@ def predict(folder: Path, files: Sequence[Path], *, top: int = 1) -> Iterator[Pr
     for file in files:
         if isinstance(workload, VisionWorkload):
             yield _classified(workload, model, file, top)
+        elif isinstance(workload, TabularWorkload):
+            yield from _rows(workload, model, file, top)
         elif isinstance(workload, TextClassifier):
             yield _judged(workload, model, file, top)
         else:
             yield _continued(workload, model, file)
 
 
+def _rows(workload: TabularWorkload, model: nn.Module, file: Path, top: int) -> Iterator[Prediction]:
+    """Of each row of a table, or of a file of text as a whole."""
+    whole = workload.reads_texts and column_names(file) is None
+    if whole:
+        table = pa.table({workload.columns[0]: [_text(file)]})
+    else:
+        table, _ = read_splits(file, str(file), workload.columns)
+    with torch.inference_mode():
+        scores = torch.cat([model(inputs) for inputs in workload.read(table, file).split(_ROWS)])
+    for row, found in enumerate(scores, 1):
+        yield _likeliest(file, workload.classes, found, top, row=None if whole else row)
+
+
+def _likeliest(
+    file: Path, classes: Sequence[str], scores: Tensor, top: int, row: int | None = None
+) -> Prediction:
+    best = scores.float().softmax(0).topk(min(top, len(classes)))
+    return Prediction(file, [classes[at] for at in best.indices], best.values.tolist(), row)
+
+
 def _judged(workload: TextClassifier, model: nn.Module, file: Path, top: int) -> Prediction:
     with torch.inference_mode():
-        found = model(**workload.tokens([_text(file)])).logits[0].float().softmax(0)
-    best = found.topk(min(top, len(found)))
-    return Prediction(file, [workload.classes[at] for at in best.indices], best.values.tolist())
+        scores = model(**workload.tokens([_text(file)])).logits[0]
+    return _likeliest(file, workload.classes, scores, top)
 
 
 def _text(file: Path) -> str:
@@ -112,9 +143,8 @@ def _text(file: Path) -> str:
 def _classified(workload: VisionWorkload, model: nn.Module, file: Path, top: int) -> Prediction:
     image = _sized(decode(file), workload.pipeline, channels=int(workload.model_sizes["channels"]))
     with torch.inference_mode():
-        found = workload.scores(model, workload.pipeline.normalize(image).unsqueeze(0))[0].softmax(0)
-    best = found.topk(min(top, len(found)))
-    return Prediction(file, [workload.classes[at] for at in best.indices], best.values.tolist())
+        scores = workload.scores(model, workload.pipeline.normalize(image).unsqueeze(0))[0]
+    return _likeliest(file, workload.classes, scores, top)
 
 
 def _continued(workload: CausalLanguageModel, model: nn.Module, file: Path) -> Continuation:

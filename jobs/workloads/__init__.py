@@ -5,7 +5,10 @@
 ``language``: a GPT that predicts the next token
 ``huggingface``: a causal language model of Hugging Face, on texts or chats
 ``huggingface_images``: an image classifier of Hugging Face
-``tabular``: rows of numbers from a table
+``tabular``: the rows of a table, of numbers or of texts
+``feature_rows``: the numbers
+``word_rows``: the texts, as hashed words
+``labelled_texts``: texts with a class each
 ``huggingface_texts``: a text classifier of Hugging Face
 ``streamed``: what they add for data that are a stream
 ``losses``: the cross-entropy of both

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,58 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.data.errors import DataError, SampleError
-from jobs.data.images import first, hold_out
-from jobs.data.labelled import classes_of, labels_of
+from jobs.data.images import first
 from jobs.data.streams.formats import Columns
 from jobs.data.streams.rows import StreamRows, load_stream
-from jobs.data.tables import read_splits
 from jobs.models import huggingface
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads.class_scores import class_metrics, class_sums, confusion_matrix
+from jobs.workloads.labelled_texts import LabelledTexts, load_texts
 from jobs.workloads.losses import cross_entropy
 from jobs.workloads.streamed import Streamed
 
 _CONTEXT, _EVAL_BATCH = 512, 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelledTexts:
-    """Texts with a class each.
-
-    Attributes:
-        texts: N of them.
-        labels: int64, shape [N], each an index into ``classes``.
-        classes: the names of the classes.
-        name: the data set, for messages.
-    """
-
-    texts: tuple[str, ...]
-    labels: Tensor
-    classes: tuple[str, ...]
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def channels(self) -> int:
-        """Of a text: one."""
-        return 1
-
-    def fingerprint(self) -> str:
-        """Identifies the samples and their order."""
-        digest = zlib.crc32(self.labels.contiguous().numpy().data)
-        for text in self.texts:
-            digest = zlib.crc32(text.encode(errors="replace"), digest)
-        return f"{len(self)} texts, {digest:08x}"
-
-    def pixels(self, row: int) -> Tensor:
-        """The code points of one text."""
-        return torch.tensor([ord(letter) for letter in self.texts[row]])
-
-    def chosen(self, rows: Tensor) -> Self:
-        """Only these samples."""
-        return replace(self, texts=tuple(self.texts[row] for row in rows.tolist()), labels=self.labels[rows])
 
 
 Texts = LabelledTexts | StreamRows
@@ -98,10 +55,9 @@ class TextClassifier(Streamed):
             raise DataError(
                 f"model.context = {spec.model.context}: the model has places for {longest} tokens"
             )
-        train, test = load_texts(spec)
-        self._train, self._test = first(train, spec.data.train_limit), first(test, spec.data.test_limit)
+        self._train, self._test = _load(spec)
         self.n_train, self.classes = len(self._train), self._train.classes
-        self.dataset = Path(train.name).name
+        self.dataset = Path(self._train.name).name
         self._follow(self._train)
         self.model_sizes = {"tokens": self.tokens_per_sample}
         base = huggingface.base_digest(spec.model) if spec.model.lora else ""
@@ -184,28 +140,14 @@ class TextClassifier(Streamed):
         return confusion_matrix(sums, len(self.classes))
 
 
-def load_texts(spec: JobSpec) -> tuple[Texts, Texts]:
-    """Training and test texts.
+def _load(spec: JobSpec) -> tuple[Texts, Texts]:
+    """Training and test texts, as many as the spec allows.
 
     Raises:
-        DataError: table or column is missing, a text is, or a label is no class; the row is named.
+        DataError: see ``load_texts`` and ``load_stream``.
     """
-    data = spec.data
-    root, text, label = Path(data.root or "").expanduser(), data.columns.text or "text", data.columns.label
-    if data.stream is not None:
-        return load_stream(data, Columns(label, (text,), text=(text,)))
-    train, test = read_splits(root, "data.root", [text, label])
-    classes = classes_of(train, label, root)
-    found = _labelled(train, text, label, classes, root)
-    if test is None:
-        return hold_out(found, data.val_share, data.split_seed, str(root))
-    return found, _labelled(test, text, label, classes, root)
-
-
-def _labelled(table: Any, text: str, label: str, classes: dict[Any, str], root: Path) -> LabelledTexts:
-    texts = table.column(text).to_pylist()
-    for row, value in enumerate(texts, 1):
-        if not isinstance(value, str):
-            raise DataError(f"{root}: row {row}: {text} is {value!r}: it takes texts")
-    labels = labels_of(table.column(label).to_pylist(), classes, label, root)
-    return LabelledTexts(tuple(texts), labels, tuple(classes.values()), str(root))
+    data, text = spec.data, spec.data.columns.text or "text"
+    if data.stream is None:
+        return load_texts(spec)
+    train, test = load_stream(data, Columns(data.columns.label, (text,), text=(text,)))
+    return first(train, data.train_limit), first(test, data.test_limit)

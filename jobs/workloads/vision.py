@@ -56,6 +56,12 @@ class VisionWorkload(Streamed):
         }
 
     @property
+    def normalization(self) -> dict[str, list[float]]:
+        """``mean`` and ``std`` of each channel, for pixels from 0 to 1."""
+        pipeline = self._reader.pipeline
+        return {"mean": [float(mean) for mean in pipeline.mean], "std": [float(std) for std in pipeline.std]}
+
+    @property
     def pipeline(self) -> Pipeline:
         """What images go through before the model."""
         return self._reader.pipeline

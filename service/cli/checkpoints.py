@@ -48,7 +48,9 @@ def checkpoints(
     ] = None,
     to: Annotated[
         Path | None,
-        Option(help="Of --export: .safetensors, .pt for a state dict, or a folder for from_pretrained."),
+        Option(
+            help="Of --export: .safetensors, .pt for a state dict, .onnx, or a folder for from_pretrained."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -182,6 +184,10 @@ def _exported(content: Content, target: Path) -> str:
     from jobs.checkpoints.export import export_model
     from jobs.models.exported import save_pretrained
 
+    if target.suffix == ".onnx":
+        from jobs.models.onnx_file import save_onnx
+
+        return f"the model of step {content.manifest.step}; it takes {save_onnx(content, target)}"
     if target.suffix:
         return f"{export_model(content, target)} tensors of step {content.manifest.step}"
     save_pretrained(content, target)
@@ -192,6 +198,8 @@ def _how_to_load(content: Content, target: Path) -> str:
     """The call that reads an exported file: of a model of ours the model, else its tensors."""
     from jobs.checkpoints.export import about_model
 
+    if target.suffix == ".onnx":
+        return f"onnxruntime.InferenceSession({str(target)!r})"
     if target.suffix != ".safetensors":
         return f"torch.load({str(target)!r}, weights_only=True)"
     known = about_model(content.manifest)["sizes"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Annotated
+
 import typer
-from typer import Typer
+from typer import Option, Typer
 
 from jobs.errors import FAILED, JobError
+from jobs.run_dir.reader import RunReader
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.notify import NoticeKind
 from service.cli.options import SetOption, SpecArgument
 
 notify_app = Typer(help="Notices of a job.", no_args_is_help=True)
@@ -18,8 +23,13 @@ def _options() -> None:
 
 
 @notify_app.command("test", epilog="Example: gradguard notify test my-job.yaml")
-def try_receivers(spec: SpecArgument, overrides: SetOption = None) -> None:
-    """Send a notice to each receiver of a spec (notify). Exit code 1 if one does not get it."""
+def try_receivers(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    event: Annotated[NoticeKind, Option(help="Of which kind: for its text.")] = "started",
+) -> None:
+    """Send a notice, with the chart of a job that has trained, to each receiver of a spec (notify)."""
+    from jobs.notify.chart import chart
     from jobs.notify.notice import Notice
     from jobs.notify.senders import NotSent, send
 
@@ -27,10 +37,12 @@ def try_receivers(spec: SpecArgument, overrides: SetOption = None) -> None:
     if not job.notify:
         raise JobError(f"{spec} has no section notify: write notify: [{{kind: slack, url: $SLACK_URL}}]")
     failed = False
+    sentence = f"This is a test of the notices of {job.name}."
+    notice = Notice(job.name, event, sentence, files=RunReader(job.job_dir))
     for at, receiver in enumerate(job.notify):
-        notice = Notice(job.name, "started", f"This is a test of the notices of {job.name}.")
+        picture = chart(notice) if receiver.wants_picture else b""
         try:
-            send(receiver, notice.worded_for(receiver, 0))
+            send(receiver, replace(notice, picture=picture).worded_for(receiver, 0))
         except NotSent as error:
             failed = True
             typer.echo(f"notify[{at}]: {error}", err=True)

@@ -15,11 +15,11 @@ from service.cli.query import job_folder
 
 def predict(
     job: Annotated[Path, Argument(help="The folder of a job, such as runs/fashion.")],
-    files: Annotated[list[Path], Argument(help="Images; texts for a language model of Hugging Face.")],
-    top: Annotated[int, Option(min=1, help="How many classes of each file.")] = 1,
+    files: Annotated[list[Path], Argument(help="Images; texts; tables, for workload tabular.")],
+    top: Annotated[int, Option(min=1, help="How many classes of each.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images, or continue texts, with the newest good checkpoint of a job."""
+    """Classify images, texts or rows, or continue texts, with the newest good checkpoint of a job."""
     job_folder(job)
     from jobs.training.predict import predict as predict_files
 

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus
 
@@ -140,8 +141,10 @@ class JobReconciler:
         level = "error" if outcome.kind in ("failed", "halted") else "info"
         self._end_attempt(job, outcome, edit, level)
         why = f": {outcome.reason}" if outcome.reason else ""
-        steps = int((outcome.result or {}).get("steps") or 0)
-        self._tell(job, of_status(outcome.kind), f"{job.id} {outcome.kind} after {steps} steps{why}", steps)
+        result = {**(outcome.result or {}), "error": outcome.reason}
+        steps = int(result.get("steps") or 0)
+        sentence = f"{job.id} {outcome.kind} after {steps} steps{why}"
+        self._tell(job, of_status(outcome.kind), sentence, steps, result)
 
     def _end_attempt(self, job: JobRow, outcome: AttemptOutcome, edit: _Edit, level: str) -> None:
         """Records the end, changes the job unless it is in another attempt, and frees what is in memory."""
@@ -164,8 +167,16 @@ class JobReconciler:
         if self._store.change(job.id, edit).started != job.started:
             self._tell(job, "started", f"{job.id} started with {job.workers} workers")
 
-    def _tell(self, job: JobRow, event: NoticeKind, sentence: str, step: int = 0) -> None:
-        self._notices.emit(Notice(job.id, event, sentence, step))
+    def _tell(
+        self,
+        job: JobRow,
+        event: NoticeKind,
+        sentence: str,
+        step: int = 0,
+        figures: Mapping[str, Any] | None = None,
+    ) -> None:
+        notice = Notice(job.id, event, sentence, step, files=self._files(job))
+        self._notices.emit(notice.with_figures(figures or {}))
 
     def _record_incidents(self, job: JobRow) -> None:
         files = self._files(job)
@@ -189,7 +200,10 @@ class JobReconciler:
             short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}  # without the evidence
             self._store.add_event(job.id, "incident", event.level, event.text, short, key=key)
             if row.get("action") == "rolled_back":
-                self._tell(job, "rolled_back", f"{job.id}: {event.text}", int(row.get("step") or 0))
+                rollbacks = sum(one.get("action") == "rolled_back" for one in rows)
+                figures = {"error": event.text, "rollbacks": rollbacks}
+                step = int(row.get("step") or 0)
+                self._tell(job, "rolled_back", f"{job.id}: {event.text}", step, figures)
         self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> JobFiles | None:

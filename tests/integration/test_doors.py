@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_job_is_tracked_tells_of_itself_and_stops_early(tmp_path: Path) -> Non
             train=train,
             faults=[{"kind": "nan_loss", "step": 7, "rank": 0}],
             track=[{"kind": "csv", "every": 1}, {"kind": "mlflow", "url": "http://127.0.0.1:1"}],
-            notify=[{"url": receiver.url}, {"url": f"{receiver.url}/broken"}],
+            notify=[{"url": receiver.url, "picture": True}, {"url": f"{receiver.url}/broken"}],
         )
         sandbox.environment |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
         run = sandbox.run(GRADGUARD, "train", spec)
@@ -40,6 +41,9 @@ def test_a_job_is_tracked_tells_of_itself_and_stops_early(tmp_path: Path) -> Non
     assert result["dataset"] == "digits"
     assert [notice["event"] for notice in told] == ["started", "ended"]
     assert told[-1]["sentence"].startswith("doors: The run finished 15 steps")
+    assert (told[-1]["skips"], "test_accuracy" in told[-1]["metrics"]) == (1, True)
+    assert ["picture" in notice for notice in told] == [False, True]
+    assert b64decode(told[-1]["picture"]).startswith(b"\x89PNG")
     assert result["notices"] == {"sent": 2, "failed": 2, "dropped": 0}
     with (tmp_path / "runs" / "doors" / "track" / "track.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from jobs.spec.job_spec import JobSpec, SpecError
 from jobs.spec.masking import Mask, masked_spec
 from jobs.spec.notify import NotifySpec
 from service.cli.app import app
-from tests.jobs.notify.receiver import Receiver, receiving
+from tests.jobs.notify.receiver import Receiver, inbox, receiving
 
 NOTICE = Notice("fashion", "halted", "The guard halted the run.", 40, "https://gradguard.example/fashion")
 SECRET = "T00/B00/XXXXsecret"
@@ -57,29 +56,12 @@ def test_a_topic_of_ntfy_gets_a_text_with_a_link_and_a_priority(receiver: Receiv
 
 
 def test_an_email_is_delivered_by_smtp() -> None:
-    controllers = pytest.importorskip("aiosmtpd.controller")
-    handlers = pytest.importorskip("aiosmtpd.handlers")
-    received: list[Any] = []
-
-    class Inbox(handlers.Message):
-        def handle_message(self, message: Any) -> None:
-            received.append(message)
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    controller = controllers.Controller(Inbox(), hostname="127.0.0.1", port=port, ready_timeout=60)
-    controller.start()
-    try:
-        send(
-            spec(kind="email", url=f"smtp://127.0.0.1:{port}", to=("a@example.com", "b@example.com")), NOTICE
-        )
-    finally:
-        controller.stop()
+    with inbox() as (url, received):
+        send(spec(kind="email", url=url, to=("a@example.com", "b@example.com")), NOTICE)
     (message,) = received
     assert message["Subject"] == "fashion: halted"
     assert message["To"] == "a@example.com, b@example.com"
-    assert NOTICE.link in message.get_payload()
+    assert NOTICE.link in message.get_content()
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")
@@ -147,7 +129,16 @@ def test_a_receiver_gets_what_it_asks_for_in_its_own_words(receiver: Receiver) -
         ({"url": "hooks.example"}, "must start with http:// or https://"),
         ({"kind": "email", "url": "https://x", "to": ["a@b.c"]}, "must start with smtp://"),
         ({"kind": "email", "url": "smtp://x"}, "needs at least one address"),
-        ({"url": "https://x", "text": "{jbo}"}, "unknown placeholder"),
+        ({"url": "https://x", "text": "{jbo}"}, "no field {jbo} (there are: job, event"),
+        ({"url": "https://x", "text": {"halted": "{setp}"}}, 'did you mean "step"?'),
+        ({"url": "https://x", "text": {"haltd": "x"}}, 'did you mean "halted"?'),
+        ({"url": "https://x", "text": 5}, "must be a text, or a section with some of started"),
+        ({"url": "https://x", "text": "{step:>9999999999}"}, "cannot be filled in: write {step}"),
+        ({"url": "https://x", "text": "{job.x}"}, "has no field {job.x}"),
+        ({"url": "https://x", "text": "a } brace"}, "cannot be filled in: Single '}'"),
+        ({"url": "https://x", "link": "https://x/{jbo}"}, 'did you mean "job"?'),
+        ({"url": "https://x", "kind": "slack", "picture": True}, "set picture_url"),
+        ({"url": "https://x", "picture_url": "https://y"}, "is for slack"),
         ({"url": "https://x", "kind": "slak"}, 'did you mean "slack"'),
     ],
 )

@@ -80,6 +80,9 @@ def test_a_column_of_lists_is_as_many_features(tmp_path: Path) -> None:
     assert features.shape == (18, 3)
     assert labels.dtype == torch.int64
     assert {tuple(row) for row in features.tolist()} < {tuple(row) for row in vectors.tolist()}
+    wider = pa.table({"embedding": [[1.0] * 4]})
+    with pytest.raises(DataError, match="has 4 numbers in a row; 3 were trained on"):
+        workload.read(wider, tmp_path)
     assert workload.build_model()[0](features).std(0, correction=0).allclose(torch.ones(3), atol=1e-5)
 
 

@@ -118,7 +118,11 @@ def test_the_model_is_exported_for_others(job: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_one_line_that_helps(job: Path, tmp_path: Path) -> None:
     assert "there are: 10, 20, 30" in refused(job, "--compare", 10, 11)
     assert "belong together" in refused(job, "--export", 10)
-    assert "end its name with .safetensors" in refused(job, "--export", 10, "--to", tmp_path / "m.onnx")
+    assert "end its name with .safetensors" in refused(job, "--export", 10, "--to", tmp_path / "m.bin")
+    pytest.importorskip("onnxscript")
+    assert "step 10 does not say how its model is built" in refused(
+        job, "--export", 10, "--to", tmp_path / "m.onnx"
+    )
     assert "there is no folder" in refused(tmp_path / "missing")
     assert "cannot write" in refused(job, "--export", 10, "--to", tmp_path / "no" / "m.pt")
     assert "no checkpoints in" in run(tmp_path)
