@@ -7,6 +7,7 @@
 ``huggingface_images``: an image classifier of Hugging Face
 ``tabular``: the rows of a table, of numbers or of texts
 ``feature_rows``: the numbers
+``streamed_features``: the same, from a stream
 ``word_rows``: the texts, as hashed words
 ``labelled_texts``: texts with a class each
 ``huggingface_texts``: a text classifier of Hugging Face

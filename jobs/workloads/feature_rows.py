@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -80,7 +80,8 @@ class FeatureRows:
 
     def build_model(self, spec: ModelSpec) -> nn.Module:
         """An ``mlp`` that standardizes by these rows."""
-        return standardizing(spec, self.features, self.sizes)
+        mean, std = moments(self.features)
+        return build_mlp(spec, **self.sizes, mean=mean, std=std)
 
 
 def load_rows(spec: JobSpec) -> tuple[FeatureRows, FeatureRows]:
@@ -138,10 +139,10 @@ def other_rows(table: pa.Table, names: Sequence[str], size: int, root: Path) -> 
     return found
 
 
-def standardizing(spec: ModelSpec, rows: Tensor, sizes: Mapping[str, int]) -> nn.Module:
-    """An ``mlp`` that standardizes by these rows, float32 [N, features]."""
+def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each column of ``rows``, float32 [N, features]; no deviation is zero."""
     deviation, mean = torch.std_mean(rows.double(), dim=0, correction=0)
-    return build_mlp(spec, **sizes, mean=mean.float(), std=deviation.clamp_min(1e-6).float())
+    return mean.float(), deviation.clamp_min(1e-6).float()
 
 
 def _rows(table: pa.Table, names: list[str], label: str, classes: dict[Any, str], root: Path) -> FeatureRows:
