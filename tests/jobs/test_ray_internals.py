@@ -14,7 +14,10 @@ from ray._private import ray_constants, worker
 from ray.job_config import JobConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+from ray.train.v2._internal.util import ObjectRefWrapper
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from jobs.ray_internals import core, messages, train
 
@@ -70,10 +73,14 @@ def test_the_elastic_policy_asks_how_many_workers_may_run() -> None:
 
 
 def test_the_trainer_overrides_what_ray_train_calls() -> None:
-    for name in ("_create_default_callbacks", "_initialize_and_run_controller"):
+    for name in ("_create_default_callbacks", "fit"):
         assert name in vars(train.InterruptibleTrainer)
         assert hasattr(TorchTrainer, name), SEEN
     assert not hasattr(TorchTrainer, "_wait"), "the name is ours"
+    assert {"get"} == {n for n in vars(ObjectRefWrapper) if not n.startswith("_")} <= {*dir(train.SentAlong)}
+    passed = inspect.getsource(DataParallelTrainer.fit) + inspect.getsource(train.InterruptibleTrainer.fit)
+    needed = inspect.signature(TrainController.__init__).parameters.keys() - {"self"}
+    assert all(passed.count(f"{name}=") == 2 for name in needed), SEEN
 
 
 def test_the_wording_of_rays_errors_is_known() -> None:
@@ -102,12 +109,44 @@ with ray_session(num_cpus=1):
     assert [g["state"] for g in ray.util.placement_group_table().values()] == ["REMOVED"]
 """
 
+WITHOUT_A_RAYLET = """
+import threading
+import psutil
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from jobs.cluster.session import ray_session
+from jobs.ray_internals import train
+
+with ray_session(num_cpus=1):
+    raylet = next(p for p in psutil.Process().children() if p.name() == "raylet")
+    raylet.kill()
+    raylet.wait()
+    abandon, scaling = threading.Event(), ScalingConfig(num_workers=1)
+    threading.Timer(1.0, abandon.set).start()
+    trainer = train.InterruptibleTrainer(
+        print,
+        abandon=abandon,
+        scaling_policy=train.LocalScalingPolicy(scaling),
+        can_retry=lambda error: False,
+        silent_s=60.0,
+        scaling_config=scaling,
+        run_config=RunConfig(failure_config=FailureConfig()),
+    )
+    try:
+        trainer.fit()
+    except train.TrainingAbandoned:
+        print("abandoned")
+"""
+
 
 @pytest.mark.slow
-def test_on_a_cluster_nodes_processes_and_reservations_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "says"), [(ON_A_CLUSTER, ""), (WITHOUT_A_RAYLET, "abandoned")], ids=["cluster", "no raylet"]
+)
+def test_on_a_cluster_our_calls_do_what_they_say(tmp_path: Path, program: str, says: str) -> None:
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "HOME": str(tmp_path)}
     run = subprocess.run(
-        [sys.executable, "-c", ON_A_CLUSTER], env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200
     )
     assert run.returncode == 0, run.stderr + SEEN
+    assert says in run.stdout, run.stderr + SEEN
