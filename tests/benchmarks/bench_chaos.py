@@ -85,8 +85,8 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         kills = random_kills(options.kills, options.seed)
-        if options.moments:
-            kills = of_moments(options.moments)
+        if options.moments is not None:
+            kills = of_moments(options.moments or list(MOMENTS))
         rows, total = chaos(kills, Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
@@ -100,7 +100,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--moments", nargs="*", choices=list(MOMENTS), help="instead of random kills")
+    parser.add_argument("--moments", nargs="*", choices=list(MOMENTS), help="kills at these, by default all")
     parser.add_argument("--json", type=Path, help="a file for the kills and the sums")
     return parser.parse_args()
 

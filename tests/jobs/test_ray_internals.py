@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, services, worker
 from ray.job_config import JobConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -51,6 +52,28 @@ def test_rays_own_messages_are_redirected_in_the_block_only() -> None:
         worker.print_to_stdstream({"lines": ["a worker died"]}, ignore_prefix=False)
     assert lines == ["a worker died"]
     assert worker.print_to_stdstream is before
+
+
+@pytest.mark.timeout(60)
+def test_a_raylet_that_dies_while_it_starts_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def registered(address: str, node: str) -> None:
+        raise RuntimeError("there is no such node")
+
+    monkeypatch.setattr(services, "get_node", registered)
+    raylet = shutil.copy("/bin/true", tmp_path / "raylet")
+    earlier = subprocess.Popen([raylet])
+    os.waitid(os.P_PID, earlier.pid, os.WEXITED | os.WNOWAIT)
+    with core._node_awaited(timeout_s=0), pytest.raises(RuntimeError, match="no such node"):
+        services.get_node("address", "node")
+    with core._node_awaited(timeout_s=1e9):
+        dies = subprocess.Popen([raylet])
+        with pytest.raises(TimeoutError) as ended:
+            services.get_node("address", "node")
+    assert messages.is_slow_start(str(ended.value)), "so it is tried again"
+    assert services.get_node is registered
+    assert (earlier.wait(), dies.wait()) == (0, 0)
 
 
 def test_without_a_head_of_our_own_none_of_its_processes_is_dead() -> None:
