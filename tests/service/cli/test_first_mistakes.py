@@ -97,11 +97,13 @@ def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def documented() -> dict[str, tuple[str, str]]:
-    """The rows of the table in the documents: a mistake, its command, and the line."""
+def documented(heading: str = "First mistakes") -> dict[str, tuple[str, str]]:
+    """The rows of the table below a heading of the documents: a mistake, its command, and the line."""
     text = (PACKAGE_ROOT / "service" / "README.md").read_text()
-    rows = re.findall(r"^\| ([a-z][^|]*) \| `(gradguard [^|]*)` \| `([^|]*)` \|$", text, re.MULTILINE)
-    return {mistake: (command, line) for mistake, command, line in rows}
+    section = text.partition(f"# {heading}\n")[2].partition("\n#")[0]
+    row = r"^\| ([a-zA-Z][^|]*) \| `(gradguard [^|]*)` \| (`+) ?([^|]*?) ?\3 \|$"
+    rows = re.findall(row, section, re.MULTILINE)
+    return {mistake: (command, line) for mistake, command, _, line in rows}
 
 
 def test_the_documents_list_these_mistakes() -> None:
