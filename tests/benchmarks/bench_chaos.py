@@ -33,8 +33,8 @@ from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
 AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""
-UNTIL_GIVEN_UP = 250
-"""The same, until a frozen one is given up."""
+UNTIL_GIVEN_UP, PAUSE_S = 350, 0.5
+"""The same, until frozen ones are given up, and how much longer each step takes then: it trains on."""
 LONG = "20"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""
 LAST_WORDS = 40
@@ -53,15 +53,19 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         LONG if any(kill.moment == "evaluation" for kill in kills) else "1"
     )
     last = max([STEPS_PER_KILL * len(kills), *(kill.step or 0 for kill in kills)])
-    after = UNTIL_GIVEN_UP if any(kill.signal == signal.SIGSTOP for kill in kills) else AFTER_THE_LAST
-    train = {"max_steps": last + after, "checkpoint_every_steps": 10}
+    freezes = any(kill.signal == signal.SIGSTOP for kill in kills)
+    train = {
+        "max_steps": last + (UNTIL_GIVEN_UP if freezes else AFTER_THE_LAST),
+        "checkpoint_every_steps": 10,
+    }
     spec = {**SPEC, "workload": NOISY, "model": SMALL, "train": train}
     progress("the job without kills")
     healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
     if healthy.returncode:
         raise RuntimeError(healthy.stdout)
     progress(f"the same job under {len(kills)} kills")
-    run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
+    slower = {"options": {"pause_s": PAUSE_S}} if freezes else {}
+    run = ChaosRun(sandbox, sandbox.spec("chaos", **spec, **slower))
     rows = run.run(kills)
     code = run.finish()
     if code or len(rows) < len(kills):

@@ -61,6 +61,8 @@ MISTAKES: dict[str, str] = {
     "a loss that is a number": "gradguard check own.yaml",
     "a job that exists already": "gradguard train done.yaml",
     "no service": f"gradguard status my-job-1a2b3c --address {NOBODY}",
+    "an address without http": "gradguard list --address 127.0.0.1:8410",
+    "a token that never works": "gradguard tokens create anna --days 0",
     "an id that does not exist": "gradguard status my-jbo --address runs",
     "a folder that is no job": "gradguard report runs",
     "a column that is not in the log": "gradguard replay log.csv --loss train_los",
