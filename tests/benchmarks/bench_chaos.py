@@ -78,6 +78,7 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         "steps_repeated": sum(row.get("steps_repeated", 0) for row in rows),
         "median_seconds": seconds[len(seconds) // 2] if seconds else 0.0,
         "orphans": len(run.orphans()),
+        "tracebacks": run.output.count("Traceback"),
         "exit_code": code,
         "bit_identical": equal,
     }
@@ -97,7 +98,8 @@ def main() -> None:
     publish(
         "chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json, seeds=[options.seed]
     )
-    sys.exit(not (total["bit_identical"] and total["resumed"] == total["kills"] == len(kills)))
+    whole = total["bit_identical"] and not total["orphans"] and not total["tracebacks"]
+    sys.exit(not (whole and total["resumed"] == total["kills"] == len(kills)))
 
 
 def _options() -> argparse.Namespace:
