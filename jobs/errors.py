@@ -9,6 +9,10 @@ class JobBusy(JobError):
     """Another process trains this job now. Exit code 4."""
 
 
+class JobInterrupted(JobError):
+    """Ctrl-C while something else goes on, which the text names. Exit code 130."""
+
+
 class JobFinished(JobError):
     """The job to continue has finished already. Exit code 0."""
 
@@ -27,4 +31,5 @@ INTERRUPTED = 130
 
 def exit_code_of(error: BaseException) -> int:
     """Exit code of a command that ends with an error of its user."""
-    return BUSY if isinstance(error, JobBusy) else BAD_INPUT
+    codes = {JobBusy: BUSY, JobInterrupted: INTERRUPTED}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), BAD_INPUT)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.observe.watched import unwrap
+from guard.preflight.run import generators_kept
 
 _SMOOTHING = 0.8
 """A mean over about 1 / (1 - 0.8) = 5 batches, bias-corrected as in Adam: one batch's loss is noisy."""
@@ -69,7 +70,7 @@ def learning_rate_range(
     bare = unwrap(model)
     devices = sorted({p.device.index or 0 for p in bare.parameters() if p.device.type == "cuda"})
     rates = [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with generators_kept(devices), torch.enable_grad():
         twin = copy.deepcopy(bare)
         losses = _climb(twin, loss, optimizer(twin), rates)
     return _read(rates[: len(losses)], losses)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,19 @@ def run_preflight(
 
 
 @contextmanager
+def generators_kept(devices: Sequence[int] = ()) -> Iterator[None]:
+    """Restores the random number generators of Python, NumPy and torch after the block, those of these GPUs
+    included: what is drawn in it must not change the training."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Restores buffers, gradients and generators after the block."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -53,7 +68,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     for parameter in parameters:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(devices=devices):
+        with generators_kept(devices):
             yield
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -41,6 +41,19 @@ def manifests(storage: Storage) -> tuple[list[Manifest], dict[str, str]]:
     return readable, damaged
 
 
+def unlisted(storage: Storage) -> dict[str, str]:
+    """By the name that each should have: folders that are not taken for a checkpoint, and why."""
+    found, known = {}, {*storage.names(), *storage.aside()}
+    for name in storage.folders():
+        step = name.removeprefix("step-")
+        if step.isdecimal() and step.isascii() and (wanted := checkpoint_folder(int(step))) not in known:
+            if wanted != name:
+                found[wanted] = f"is in the folder {name}, where no resume finds it: rename that to {wanted}"
+            elif not storage.private:  # there it may be one that is being written
+                found[wanted] = f"has no {MANIFEST}: it cannot be resumed from, and the next start removes it"
+    return found
+
+
 def newest_step(folder: str | Path | Storage) -> int | None:
     """The step of the newest good checkpoint in a folder or under a URL, None where there is none.
 

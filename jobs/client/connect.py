@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from jobs.client.backend import Backend
-from jobs.client.errors import Unreachable
+from jobs.client.errors import NotAllowed, Unreachable
 
 SERVICE = "http://127.0.0.1:8410"
 RAY = "http://127.0.0.1:8265"
@@ -30,6 +30,7 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
 
     Raises:
         Unreachable: nothing answers there.
+        NotAllowed: the token can be none.
     """
     if address is None:
         address = SERVICE if is_service(SERVICE) else RAY
@@ -42,7 +43,7 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
     if is_service(address):
         from jobs.client.service_backend import ServiceBackend
 
-        return ServiceBackend(address, token=token or token_from_environment())
+        return ServiceBackend(address, token=_sendable(token or token_from_environment()))
     from jobs.client.ray_backend import RayBackend
 
     return RayBackend(address)
@@ -66,6 +67,14 @@ def is_service(address: str) -> bool:
         except (OSError, ValueError, AttributeError):
             return False
     return False
+
+
+def _sendable(token: str | None) -> str | None:
+    """The token without the spaces around it. One with others in it is not even in the error."""
+    token = token and token.strip()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise NotAllowed("the token contains a space or another character that none has: copy it again")
+    return token
 
 
 def token_from_environment() -> str | None:

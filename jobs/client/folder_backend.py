@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,9 @@ class FolderBackend(FileBackend):
     def __init__(self, folder: str | Path) -> None:
         self._root = Path(str(folder).removeprefix("file://")).expanduser()
         if not self._root.is_dir():
-            raise Unreachable(f"{self._root} is no folder: give the storage folder of the jobs")
+            url = re.fullmatch(r"[\w.-]+:\d+/?", str(folder))
+            wanted = f"write http://{folder} if it is a URL" if url else "give the storage folder of the jobs"
+            raise Unreachable(f"{self._root} is no folder: {wanted}")
 
     def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
         folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]

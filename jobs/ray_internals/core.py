@@ -62,14 +62,16 @@ def start_head(*, temp_dir: str | None, timeout_s: float, **options: Any) -> Non
 
 @contextmanager
 def _node_awaited(timeout_s: float) -> Iterator[None]:
-    """In this block ``services.get_node`` waits for a node that has not registered yet."""
-    before, end = services.get_node, time.monotonic() + timeout_s
+    """In this block ``services.get_node`` waits for a node that has not registered yet and has not died."""
+    before, end, earlier = services.get_node, time.monotonic() + timeout_s, _dead_raylets()
 
     def awaited(*arguments: Any) -> Any:
         while True:
             try:
                 return before(*arguments)
-            except RuntimeError:
+            except RuntimeError as error:
+                if _dead_raylets() - earlier:  # its agent was too slow; this error ends Ray's own wait
+                    raise TimeoutError("the raylet died: its agent timed out") from error
                 if time.monotonic() > end:
                     raise
                 time.sleep(NODE_POLL_S)
@@ -79,6 +81,16 @@ def _node_awaited(timeout_s: float) -> Iterator[None]:
         yield
     finally:
         services.get_node = before
+
+
+def _dead_raylets() -> set[int]:
+    """The raylets that this process started and that have died since, by process id."""
+    dead = set()
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == "raylet" and process.status() == psutil.STATUS_ZOMBIE:
+                dead.add(process.pid)
+    return dead
 
 
 class OwnCodePath(JobConfig):

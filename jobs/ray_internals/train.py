@@ -74,7 +74,7 @@ class InterruptibleTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if not isinstance(c, OMITTED_CALLBACKS)]
 
-    def _initialize_and_run_controller(self, **options: Any) -> Result:
+    def fit(self) -> Result:
         """Runs the controller on this node, as Ray Train does, but with our policies, and waits in turns."""
         controller = (
             ray.remote(TrainController)
@@ -83,11 +83,21 @@ class InterruptibleTrainer(TorchTrainer):
                 label_selector=on_this_node(),
                 runtime_env={"env_vars": {**CONTROLLER_SETTINGS, **get_env_vars_to_propagate()}},
             )
-            .remote(**{**options, "scaling_policy": self._policy, "failure_policy": self._failure_policy})
+            .remote(
+                train_fn_ref=SentAlong(self._get_train_func()),
+                scaling_policy=self._policy,
+                failure_policy=self._failure_policy,
+                train_run_context=self.train_run_context,
+                callbacks=self._create_default_callbacks(),
+                validation_config=self.validation_config,
+            )
         )
         alive = Heartbeat(controller, self._silent_s)
         self._wait(controller.run.remote(), alive)
-        return self._wait(controller.get_result.remote(), alive)
+        result: Result = self._wait(controller.get_result.remote(), alive)
+        if result.error:
+            raise result.error
+        return result
 
     def _wait(self, answer: Any, alive: Heartbeat) -> Any:
         while not ray.wait([answer], timeout=POLL_S)[0]:
@@ -95,6 +105,20 @@ class InterruptibleTrainer(TorchTrainer):
                 raise TrainingAbandoned
             alive.check()
         return ray.get(answer)
+
+
+class SentAlong:
+    """The training function as an argument, where Ray Train puts it into the object store.
+
+    A driver that uses the store while its raylet is dead is ended by Ray at once, without a message.
+    """
+
+    def __init__(self, train_fn: Callable[[], Any]) -> None:
+        self._train_fn = train_fn
+
+    def get(self) -> Callable[[], Any]:
+        """The function."""
+        return self._train_fn
 
 
 class Heartbeat:

@@ -32,7 +32,7 @@ class RemoteStorage:
 
     def begin(self, name: str) -> None:
         """Removes an older checkpoint of this name, damaged or not: its files would mix with the new ones."""
-        if name in self._folders():
+        if name in self._steps():
             self.remove(name)
 
     def workspace(self, tag: str) -> Path:
@@ -54,12 +54,17 @@ class RemoteStorage:
 
     def sweep(self) -> None:
         whole = self.names()
-        for name in self._folders():
+        for name in self._steps():
             if name not in whole and DAMAGED not in self._listing(name):
                 self.remove(name)
 
     def names(self) -> list[str]:
-        return [name for name in self._folders() if MANIFEST in self._listing(name)]
+        return [name for name in self._steps() if MANIFEST in self._listing(name)]
+
+    def folders(self) -> list[str]:
+        found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        names = (info.base_name for info in found if info.type == fs.FileType.Directory)
+        return sorted(name for name in names if name.startswith("step-"))
 
     def files(self, name: str) -> dict[str, int]:
         return {file: size for file, size in self._listing(name).items() if file != MANIFEST}
@@ -76,7 +81,7 @@ class RemoteStorage:
         self._fs.move(self._path(name, MANIFEST), self._path(name, DAMAGED))
 
     def aside(self) -> list[str]:
-        return [name for name in self._folders() if DAMAGED in self._listing(name)]
+        return [name for name in self._steps() if DAMAGED in self._listing(name)]
 
     def remove(self, name: str) -> None:
         if MANIFEST in self._listing(name):
@@ -96,10 +101,8 @@ class RemoteStorage:
     def _open(self, name: str, file: str) -> pyarrow.NativeFile:
         return self._fs.open_input_stream(self._path(name, file), compression=None)
 
-    def _folders(self) -> list[str]:
-        found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        names = (info.base_name for info in found if info.type == fs.FileType.Directory)
-        return sorted(filter(is_name, names), key=step_of)
+    def _steps(self) -> list[str]:
+        return sorted(filter(is_name, self.folders()), key=step_of)
 
     def _listing(self, name: str) -> dict[str, int]:
         found = self._fs.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))

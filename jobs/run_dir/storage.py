@@ -48,6 +48,9 @@ class Storage(Protocol):
     def names(self) -> list[str]:
         """The checkpoints, oldest first."""
 
+    def folders(self) -> list[str]:
+        """All that looks like the folder of a checkpoint, whatever is in it."""
+
     def files(self, name: str) -> dict[str, int]:
         """The files of a checkpoint except its manifest, and their sizes in bytes."""
 
@@ -150,6 +153,9 @@ class LocalStorage:
     def names(self) -> list[str]:
         found = (path.name for path in self._root.glob("step-*") if _exists(path / MANIFEST, unsure=True))
         return sorted(filter(is_name, found), key=step_of)
+
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in self._root.glob("step-*") if path.is_dir())
 
     def files(self, name: str) -> dict[str, int]:
         found = (self._root / name).iterdir()

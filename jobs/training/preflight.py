@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from guard.preflight import PreflightReport, run_preflight
+from guard.preflight.run import generators_kept
 from guard.rows import strict
 from jobs.errors import JobError
 from jobs.run_dir.jsonl import write_json_atomic
@@ -77,8 +78,9 @@ def _checked(
     device: torch.device,
 ) -> tuple[bool, str]:
     """Whether all is well, and the verdict in one line."""
-    batch = first_batch(spec, workload, device)
-    report, view = preflight(spec, workload, model, batch), look_at(workload, batch)
+    with generators_kept([device.index or 0] if device.type == "cuda" else ()):
+        batch = first_batch(spec, workload, device)
+        report, view = preflight(spec, workload, model, batch), look_at(workload, batch)
     fine, line = report.fine and not view.problems, verdict_line(report, view)
     progress.event("info" if fine else "warning", line)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -53,7 +54,7 @@ def build(spec: JobSpec, hub: Any, watchdog: Watchdog) -> Run:
     seed_everything(spec.seed, world.rank)
     data = build_data(spec, world)
     model = build_model(spec, data, world)
-    stepper = build_stepper(spec, data, model, world)
+    stepper = build_stepper(spec, data, model, world, watchdog.beat)
     progress = Progress(
         spec,
         RunDir(spec.job_dir),
@@ -230,7 +231,9 @@ def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> Gradie
     )
 
 
-def build_stepper(spec: JobSpec, data: Data, model: Model, world: World) -> Stepper:
+def build_stepper(
+    spec: JobSpec, data: Data, model: Model, world: World, beat: Callable[[], None] | None = None
+) -> Stepper:
     """One optimizer step, with the guard, the regularizers and the faults to inject."""
     faults = FaultInjector(spec.faults, model=model.wrapped, optimizer=model.optimizer, rank=world.rank)
     return Stepper(
@@ -245,6 +248,7 @@ def build_stepper(spec: JobSpec, data: Data, model: Model, world: World) -> Step
         micro_batches=spec.train.micro_batches,
         scaler=model.scaler,
         average=model.average,
+        beat=beat,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -44,6 +44,7 @@ class Stepper:
         scaler: of the loss, for fp16.
         average: moving average of the weights.
         data_time: runs while the host waits for batches.
+        beat: called before a batch, or a part of it, is computed again: a search for bad samples is no stall.
     """
 
     workload: Workload
@@ -58,6 +59,7 @@ class Stepper:
     scaler: torch.amp.GradScaler | None = None
     average: AveragedModel | None = None
     data_time: Stopwatch = field(default_factory=Stopwatch)
+    beat: Callable[[], None] | None = None
 
     def step(self, ids: NDArray[np.int64], epoch: int) -> StepReport:
         """Trains on this rank's share of a global batch; its gradient is that of the mean over the batch.
@@ -72,6 +74,8 @@ class Stepper:
         self._gradients(ids, epoch, step)
 
         def again(samples: Sequence[int] | NDArray[np.int64] = ids) -> None:
+            if self.beat is not None:
+                self.beat()
             rng.restore(generators)  # random numbers that the workload draws are part of the batch
             self.faults.repeat()
             self._gradients(np.asarray(samples, dtype=np.int64), epoch, step)

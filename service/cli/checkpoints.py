@@ -14,7 +14,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from jobs.checkpoints.errors import DamagedCheckpoint
-from jobs.checkpoints.listing import checkpoint_folder, manifests
+from jobs.checkpoints.listing import checkpoint_folder, manifests, unlisted
 from jobs.checkpoints.manifest import Manifest
 from jobs.errors import JobError
 from jobs.report.formats import size_text
@@ -87,7 +87,7 @@ def _list(place: str, storage: Storage, *, check: bool, as_json: bool) -> None:
     readable, damaged = manifests(storage)
     rows = [_row(manifest) for manifest in readable]
     if check:
-        damaged |= _verify(storage, readable)
+        damaged |= _verify(storage, readable) | unlisted(storage)
         damaged = dict.fromkeys(storage.aside(), "was found damaged before, and set aside") | damaged
     rows += [{"step": step_of(name)} for name in damaged if name not in _names(readable)]
     for row in rows:

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from jobs.client.models import STATUSES
-from jobs.errors import ENDED, EXIT_CODES, JobError
+from jobs.errors import ENDED, EXIT_CODES, JobError, JobInterrupted
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import AddressOption, JsonOption, SetOption, SpecArgument
 
@@ -51,11 +51,15 @@ def submit(
 ) -> None:
     """Submit a job; print its id."""
     job_spec, variables = with_tags(JobSpec.load(spec, overrides or []), tag or []), _variables(env or [])
+    client = client_at(address)
     logging.disable(logging.INFO)  # Ray reports how it packs the code; the output is the id alone
     try:
-        job = client_at(address).submit(
+        job = client.submit(
             job_spec, working_dir=working_dir, priority=priority, max_restarts=max_restarts, env=variables
         )
+    except KeyboardInterrupt:
+        look = f"gradguard list --name {job_spec.name}"
+        raise JobInterrupted(f"interrupted: the job may have been submitted, `{look}` shows it") from None
     finally:
         logging.disable(logging.NOTSET)
     _print(job, job.id, as_json=as_json)
@@ -211,6 +215,10 @@ def _print(job: Job, text: str, *, as_json: bool) -> None:
 
 
 def _follow(job: Job) -> None:
-    for piece in job.logs(follow=True):
-        typer.echo(piece, nl=False)
-    raise typer.Exit(EXIT_CODES.get(job.wait().status, 1))
+    try:
+        for piece in job.logs(follow=True):
+            typer.echo(piece, nl=False)
+        raise typer.Exit(EXIT_CODES.get(job.wait().status, 1))
+    except KeyboardInterrupt:
+        stop = f"gradguard stop {job.id}"
+        raise JobInterrupted(f"interrupted: {job.id} continues, `{stop}` stops it") from None

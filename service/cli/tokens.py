@@ -31,7 +31,7 @@ tokens_app = typer.Typer(help="Create, list and revoke access tokens of the serv
 def create(
     name: Annotated[str, Argument(help="Name of its owner.")],
     scope: Annotated[str, Option(help="read, submit or admin; each includes the ones before it.")] = "submit",
-    days: Annotated[float | None, Option(min=0.0, help="Days until it expires. Default: never.")] = None,
+    days: Annotated[float | None, Option(help="Days until it expires. Default: never.")] = None,
     max_jobs: Annotated[
         int | None, Option(min=0, help="Most jobs of its own that have not ended. Default: no limit.")
     ] = None,
@@ -48,6 +48,8 @@ def create(
     known = {str(one): one for one in SCOPES}
     if scope not in known:
         raise JobError(f"--scope {scope} is unknown: write one of {', '.join(known)}")
+    if days is not None and not days > 0:
+        raise JobError(f"--days {days:g}: must be more than 0; omit it for a token that does not expire")
     token = _tokens(database, storage).create(
         name, known[scope], days=days, max_jobs=max_jobs, max_gpus=max_gpus
     )

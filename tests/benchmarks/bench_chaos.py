@@ -33,8 +33,8 @@ from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
 
 AFTER_THE_LAST = 100
 """Remaining steps: workers train on until a dead Ray head is detected."""
-UNTIL_GIVEN_UP = 250
-"""The same, until a frozen one is given up."""
+UNTIL_GIVEN_UP, PAUSE_S = 350, 0.5
+"""The same, until frozen ones are given up, and how much longer each step takes then: it trains on."""
 LONG = "20"
 """Times that the test set is gone through, so that a kill can fall into an evaluation."""
 LAST_WORDS = 40
@@ -53,15 +53,19 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         LONG if any(kill.moment == "evaluation" for kill in kills) else "1"
     )
     last = max([STEPS_PER_KILL * len(kills), *(kill.step or 0 for kill in kills)])
-    after = UNTIL_GIVEN_UP if any(kill.signal == signal.SIGSTOP for kill in kills) else AFTER_THE_LAST
-    train = {"max_steps": last + after, "checkpoint_every_steps": 10}
+    freezes = any(kill.signal == signal.SIGSTOP for kill in kills)
+    train = {
+        "max_steps": last + (UNTIL_GIVEN_UP if freezes else AFTER_THE_LAST),
+        "checkpoint_every_steps": 10,
+    }
     spec = {**SPEC, "workload": NOISY, "model": SMALL, "train": train}
     progress("the job without kills")
     healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
     if healthy.returncode:
         raise RuntimeError(healthy.stdout)
     progress(f"the same job under {len(kills)} kills")
-    run = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
+    slower = {"options": {"pause_s": PAUSE_S}} if freezes else {}
+    run = ChaosRun(sandbox, sandbox.spec("chaos", **spec, **slower))
     rows = run.run(kills)
     code = run.finish()
     if code or len(rows) < len(kills):
@@ -74,6 +78,7 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         "steps_repeated": sum(row.get("steps_repeated", 0) for row in rows),
         "median_seconds": seconds[len(seconds) // 2] if seconds else 0.0,
         "orphans": len(run.orphans()),
+        "tracebacks": run.output.count("Traceback"),
         "exit_code": code,
         "bit_identical": equal,
     }
@@ -85,22 +90,23 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         kills = random_kills(options.kills, options.seed)
-        if options.moments:
-            kills = of_moments(options.moments)
+        if options.moments is not None:
+            kills = of_moments(options.moments or list(MOMENTS))
         rows, total = chaos(kills, Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
     publish(
         "chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json, seeds=[options.seed]
     )
-    sys.exit(not (total["bit_identical"] and total["resumed"] == total["kills"] == len(kills)))
+    whole = total["bit_identical"] and not total["orphans"] and not total["tracebacks"]
+    sys.exit(not (whole and total["resumed"] == total["kills"] == len(kills)))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--moments", nargs="*", choices=list(MOMENTS), help="instead of random kills")
+    parser.add_argument("--moments", nargs="*", choices=list(MOMENTS), help="kills at these, by default all")
     parser.add_argument("--json", type=Path, help="a file for the kills and the sums")
     return parser.parse_args()
 

@@ -36,6 +36,7 @@ from jobs.run_dir.storage import MANIFEST
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.app import main as gradguard
+from service.cli.checkpoints import DAMAGED
 from tests.jobs.checkpoints.checkpoint_fixture import Messages, parts, proven, train
 from tests.service.api.api_fixture import Api
 
@@ -43,9 +44,8 @@ LIMIT_S = 60
 """A command that takes longer hangs, as on a FIFO."""
 KINDS = (*FILES, *CHECKPOINTS)
 OTHER_SHAPES = ("truncated tensor", "other shape")
-"""A checkpoint does not say the shapes of a model: who has the model refuses it, and an export does not."""
+"""A checkpoint does not say the shapes of a model: a resume refuses it; an export and `--verify` do not."""
 COMMANDS = (
-    ("checkpoints", "{job}", "--verify"),
     ("list", "--address", "{runs}"),
     ("status", "damaged", "--address", "{runs}"),
     ("incidents", "{job}"),
@@ -126,7 +126,7 @@ def damage(original: Path, weights: Weights, runs: Path, service: Service, seed:
         *failures_of_model(job),
         *([] if kind in OTHER_SHAPES else exported),
         *failures_of_service(service, seed),
-        *failures_of_resume(job, file, weights),
+        *failures_of_resume(job, file, weights, kind),
     ]
     shutil.rmtree(job)
     return Damaged(kind, str(file.relative_to(job)), tuple(wrong))
@@ -168,9 +168,11 @@ def failures_of_service(service: Service, seed: int) -> list[str]:
     return wrong
 
 
-def failures_of_resume(job: Path, file: Path, weights: Weights) -> list[str]:
-    """A resume must use the newest checkpoint that is whole, to the bit."""
-    state = parts()
+def failures_of_resume(job: Path, file: Path, weights: Weights, kind: str) -> list[str]:
+    """A resume must use the newest whole checkpoint, to the bit, and `--verify` must name those after it."""
+    state, (code, printed) = parts(), run(["checkpoints", str(job), "--verify"])
+    if unforeseen(code, printed):
+        return [f"verify: {code} {printed[-200:]}"]
     newest = STEPS[-2] if f"step-{STEPS[-1]:08d}" in str(file) else STEPS[-1]
     try:
         found = CheckpointManager(job / "checkpoints", state, notify=Messages()).load_latest()
@@ -180,6 +182,9 @@ def failures_of_resume(job: Path, file: Path, weights: Weights) -> list[str]:
         return [f"resume raised {error!r}"]
     if found is None or found < newest - (STEPS[1] - STEPS[0]):
         return [f"resumed from {found}"]
+    named = code == DAMAGED and f"step {STEPS[-1]}" in printed
+    if found < STEPS[-1] and not named and kind not in OTHER_SHAPES:
+        return [f"resumed from {found}; verify: {code} {printed[-200:]}"]
     now = state["model"].state_dict()
     same = all(torch.equal(value, weights[found][name]) for name, value in now.items())
     return [] if same else [f"other weights than those of step {found}"]
@@ -191,9 +196,14 @@ def failures_of_commands(commands: Sequence[tuple[str, ...]], runs: Path, job: P
     for words in commands:
         command = [word.format(job=job, runs=runs) for word in words]
         code, printed = run(command)
-        if code not in (0, 1, 2) or "Traceback" in printed or "the traceback is in" in printed:
+        if unforeseen(code, printed):
             wrong.append(f"{command[0]}: {code} {printed[-200:]}")
     return wrong
+
+
+def unforeseen(code: object, printed: str) -> bool:
+    """Whether a command ended otherwise than in lines."""
+    return code not in (0, 1, 2) or "Traceback" in printed or "the traceback is in" in printed
 
 
 def run(command: list[str]) -> tuple[object, str]:

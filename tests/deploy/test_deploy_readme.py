@@ -49,6 +49,9 @@ def test_the_alerts_become_a_resource_of_the_prometheus_operator() -> None:
     )
     made = yaml.safe_load(done.stdout)
     assert made["kind"] == "PrometheusRule"
+    monitors = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "servicemonitor.yaml").read_text()))
+    selected = {monitor["metadata"]["labels"]["release"] for monitor in monitors}
+    assert {made["metadata"]["labels"]["release"]} == selected, "kube-prometheus-stack takes no others"
     assert made["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
 
 

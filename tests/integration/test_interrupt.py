@@ -24,6 +24,7 @@ from tests.integration.harness.runner import (
     read_until,
 )
 from tests.jobs.checkpoints.s3_fixture import BUCKET, s3_server
+from tests.service.cli.test_first_mistakes import documented
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +144,8 @@ def test_ctrl_c_saves_the_state_and_shows_how_to_continue(job: Interrupted, firs
     assert result["checkpoint"] == f"s3://{BUCKET}/runs/digits/checkpoints/step-{result['steps']:08d}"
     assert f"step-{result['steps']:08d}" in open_storage(job.place).names()
     assert result["resume"] == "gradguard train digits.yaml --resume"
+    shown = documented("At a service")["Ctrl-C while a job trains here"][1]
+    assert result["resume"] == shown.replace("my-job", "digits")
     assert result["resume"] in first.output
     assert "Traceback" not in first.output
 

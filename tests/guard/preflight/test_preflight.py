@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from guard import run_preflight
+from guard.act import rng
 from guard.preflight import PreflightReport, learning_rate_range
 
 WIDTH, DEPTH = 64, 20
@@ -159,6 +162,17 @@ def test_the_model_is_left_exactly_as_it_was():
     assert model[3].weight.grad is None
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_no_random_number_generator_is_moved_by_what_the_loss_draws() -> None:
+    def loss(model: nn.Module, _: int = 0) -> Tensor:
+        return model(INPUTS).square().mean() * (1 + random.random() + np.random.rand() + torch.rand(()))
+
+    model, before = nn.Linear(WIDTH, 10), rng.capture()
+    run_preflight(model, loss)
+    assert rng.equal(rng.capture(), before)
+    learning_rate_range(model, loss, lambda twin: torch.optim.SGD(twin.parameters(), lr=1.0), steps=3)
+    assert rng.equal(rng.capture(), before)
 
 
 def test_the_report_is_strict_json_even_when_nothing_is_finite():

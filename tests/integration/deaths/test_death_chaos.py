@@ -5,21 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bench_chaos import chaos
 
-from tests.integration.harness.chaos import (
-    MOMENTS,
-    SPEC,
-    ChaosRun,
-    final_weights,
-    of_moments,
-    random_kills,
-    same_weights,
-)
-from tests.integration.harness.runner import GRADGUARD, NOISY, SMALL, noisy
-
-AFTER_THE_LAST = 250
-EVALUATIONS = "20"
-"""Times that the test set is gone through, so that a kill can fall into an evaluation."""
+from tests.integration.harness.chaos import MOMENTS, of_moments, random_kills
 
 
 def test_the_kills_follow_from_the_seed() -> None:
@@ -33,18 +21,9 @@ def test_the_weights_are_those_of_the_uninterrupted_run_whenever_death_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "harness"))
-    sandbox = noisy(tmp_path)
-    sandbox.environment["NOISY_EVALUATIONS"] = EVALUATIONS
     kills = of_moments(list(MOMENTS))
-    train = {"max_steps": (kills[-1].step or 0) + AFTER_THE_LAST, "checkpoint_every_steps": 10}
-    spec = {**SPEC, "workload": NOISY, "model": SMALL, "train": train}
-    healthy = sandbox.run(GRADGUARD, "train", sandbox.spec("healthy", **spec))
-    assert healthy.returncode == 0, healthy.stdout
-    chaos = ChaosRun(sandbox, sandbox.spec("chaos", **spec))
-    rows = chaos.run(kills)
-    assert chaos.finish() == 0, chaos.output
-    assert len(rows) == len(kills), chaos.output
-    assert all(row["resumed"] for row in rows if "resumed" in row), rows
-    assert "Traceback" not in chaos.output
-    assert same_weights(final_weights(sandbox, "healthy"), final_weights(sandbox, "chaos"))
-    assert chaos.orphans() == []
+    rows, total = chaos(kills, tmp_path)
+    assert len(rows) == len(kills), rows
+    assert total["resumed"] == len(kills), rows
+    assert total["bit_identical"]
+    assert total["orphans"] == total["tracebacks"] == 0

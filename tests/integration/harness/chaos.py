@@ -72,6 +72,7 @@ class Kill:
 MOMENTS: dict[str, list[Kill]] = {
     "set-up": [Kill("worker", 0)],
     "set-up-head": [Kill("raylet", 0, moment="start")],
+    "no-checkpoint": [Kill("worker", 3)],
     "rollback": [Kill("rank 0", 20, moment="rollback")],
     "evaluation": [Kill("worker", 12, moment="evaluation")],
     "twice": [Kill("worker", 12), Kill("controller", None, 0.5)],

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from guard import RankLost
+from guard.act import rng
 from jobs.data.errors import DataError
 from jobs.errors import JobError
 from jobs.run_dir.paths import RunDir
@@ -89,6 +92,20 @@ def a_strict_preflight(rank: int, world_size: int, folder: Path) -> list[str]:
 def test_rows_that_only_rank_0_sees_decide_for_all_ranks(tmp_path: Path) -> None:
     assert on_ranks(2, only_rank_0_knows_of_rows, tmp_path) == [[], []]
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_preflight_moves_no_random_number_generator(tmp_path: Path) -> None:
+    """A job that starts again after its first rows runs none, and must draw the same numbers."""
+
+    class Drawing(Constant):
+        def train_batch(self, ids: Any, epoch: int, device: torch.device) -> torch.Tensor:
+            scale = random.random() + np.random.rand()
+            return super().train_batch(ids, epoch, device) * scale + torch.rand(())
+
+    spec, model, before = JobSpec.from_dict({"data": {"batch_size": 4}}), nn.Linear(2, 1), rng.capture()
+    before_first_step(spec, Drawing(), model, RunDir(tmp_path), Events())  # type: ignore[arg-type]
+    assert (tmp_path / FILE).exists()
+    assert rng.equal(rng.capture(), before)
 
 
 def test_the_verdict_of_rank_0_refuses_on_all_ranks(tmp_path: Path) -> None:

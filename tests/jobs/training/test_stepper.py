@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def trained(
     attempts: int = STEPS,
     metrics: CollectorRegistry | None = None,
     config: GuardConfig | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Tensor], Stepper]:
     workload = Blobs()
     bare = workload.build_model()
@@ -96,6 +97,7 @@ def trained(
         micro_batches=micro_batches,
         scaler=scaler,
         average=average,
+        beat=beat,
     )
     for attempt in range(attempts):
         stepper.faults.begin(stepper.guard.steps)
@@ -115,6 +117,14 @@ def test_a_rate_that_is_judged_on_the_batch_itself_changes_no_bit() -> None:
     weights, stepper = trained(**parts, config=GuardConfig(rate="act"))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert stepper.guard.state_dict()["judge"]["start_rate"]["overshoot"]["changes"]
+
+
+def test_each_batch_that_is_computed_again_is_progress_and_no_stall() -> None:
+    beats: list[None] = []
+    trained(beat=lambda: beats.append(None))
+    assert not beats
+    trained(faults=(FaultConfig(kind="nan_loss", step=7),), beat=lambda: beats.append(None))
+    assert len(beats) > 1, "its bad samples were searched"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

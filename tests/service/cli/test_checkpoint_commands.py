@@ -79,6 +79,22 @@ def test_verify_finds_what_a_listing_cannot(job: Path, tmp_path: Path) -> None:
     assert [row["state"] for row in rows] == ["good", "damaged", "damaged"]
 
 
+def test_verify_names_the_folders_that_a_resume_does_not_take_for_checkpoints(
+    job: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(job, copied)
+    checkpoints = copied / "checkpoints"
+    (checkpoints / "step-00000030").rename(checkpoints / "step-30")
+    (checkpoints / "step-00000020" / "manifest.json").unlink()
+    shutil.copytree(checkpoints / "step-00000010", checkpoints / "step-10")  # a copy of one that is there
+    (checkpoints / "step-by-step").mkdir()
+    output = run(copied, "--verify", code=1)
+    assert "step 30: is in the folder step-30, where no resume finds it: rename that to" in output
+    assert "step 20: has no manifest.json: it cannot be resumed from" in output
+    assert "step 10:" not in output
+
+
 def test_a_manifest_that_cannot_be_read_is_listed_as_damaged(job: Path) -> None:
     path = job / "checkpoints" / "step-00000020" / "manifest.json"
     whole = path.read_bytes()

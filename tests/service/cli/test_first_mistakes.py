@@ -61,6 +61,8 @@ MISTAKES: dict[str, str] = {
     "a loss that is a number": "gradguard check own.yaml",
     "a job that exists already": "gradguard train done.yaml",
     "no service": f"gradguard status my-job-1a2b3c --address {NOBODY}",
+    "an address without http": "gradguard list --address 127.0.0.1:8410",
+    "a token that never works": "gradguard tokens create anna --days 0",
     "an id that does not exist": "gradguard status doen --address runs",
     "a field that a notice does not have": "gradguard check notify.yaml",
     "the spec of a job as a sweep": "gradguard sweep my-job.yaml",
@@ -100,11 +102,13 @@ def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def documented() -> dict[str, tuple[str, str]]:
-    """The rows of the table in the documents: a mistake, its command, and the line."""
+def documented(heading: str = "First mistakes") -> dict[str, tuple[str, str]]:
+    """The rows of the table below a heading of the documents: a mistake, its command, and the line."""
     text = (PACKAGE_ROOT / "service" / "README.md").read_text()
-    rows = re.findall(r"^\| ([a-z][^|]*) \| `(gradguard [^|]*)` \| `([^|]*)` \|$", text, re.MULTILINE)
-    return {mistake: (command, line) for mistake, command, line in rows}
+    section = text.partition(f"# {heading}\n")[2].partition("\n#")[0]
+    row = r"^\| ([a-zA-Z][^|]*) \| `(gradguard [^|]*)` \| (`+) ?([^|]*?) ?\3 \|$"
+    rows = re.findall(row, section, re.MULTILINE)
+    return {mistake: (command, line) for mistake, command, _, line in rows}
 
 
 def test_the_documents_list_these_mistakes() -> None:

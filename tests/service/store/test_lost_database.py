@@ -14,6 +14,7 @@ from jobs.cluster.session import PACKAGE_ROOT
 from service.store import JobStore, StoreError, open_database
 from tests.integration.deaths.test_full_disk import ISOLATED, can_mount
 from tests.service.api.api_fixture import SPEC, Api, problem
+from tests.service.cli.test_first_mistakes import documented
 from tests.service.store.test_store import job
 
 
@@ -106,5 +107,6 @@ def test_on_a_full_disk_no_job_is_accepted_and_afterwards_the_service_continues(
         [*ISOLATED, command], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     first, second = run.stdout.splitlines()
-    assert first == "503 True the disk of the service's database is full: nothing was stored", run.stderr
+    line = documented("At a service")["a full disk of the service"][1]
+    assert first == f"503 True {line}", run.stderr
     assert second == "201 True"

@@ -1,0 +1,1 @@
+"""What befalls the service while jobs are submitted."""
