@@ -13,6 +13,7 @@ for batch in loader:
 ``step``: one step through the five verbs
 ``parts``: what carries them out
 ``own_loss``: the loss of a batch before and after its own step
+``recomputation``: batches computed again
 ``repairs``: memory that was damaged on a rank is corrected
 ``deferred_step``: the same, decided on the device
 ``pipelines``: the pipeline of each mode

@@ -333,11 +333,17 @@ class GuardConfig(Config):
     """How far the weights move: measured never, after every step, or every k steps (and snapshots). Shows
     damage to weights, moments and learning rate; it needs one more copy of the weights."""
 
-    replicas: Literal["auto", "off"] | PositiveInt = "off"
+    replicas: Literal["auto", "off"] | PositiveInt = "auto"
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
     rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.
     ``auto``: in mode ``exact``, every 50 steps, or more where those cost over 0.5 % of a step (to 1,000)."""
+
+    recompute: Literal["auto", "off"] | PositiveInt = "off"
+    """Every k-th attempt a healthy batch is computed twice, and its gradients are compared to the bit: this
+    finds hardware that computes wrongly now and then; the second result is used. ``auto``: every 100, at most
+    1 % of the time. Needs mode ``exact`` and ``guard.step(closure)``, which jobs pass. A loop that does not
+    repeat itself is left alone after the first time."""
 
     watch_buffers: tuple[str, ...] = ("*",)
     """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,
@@ -348,9 +354,11 @@ class GuardConfig(Config):
     """A layer whose gradient is exactly zero in this many steps in a row is reported as dead."""
 
     @model_validator(mode="after")
-    def _replicas_are_compared_by_exact_steps(self) -> GuardConfig:
-        if isinstance(self.replicas, int) and self.mode == "deferred":
-            raise ValueError("replicas are read by the host: set mode to exact, or replicas to auto or off")
+    def _memory_and_results_are_compared_by_exact_steps(self) -> GuardConfig:
+        for name, every in (("replicas", self.replicas), ("recompute", self.recompute)):
+            if isinstance(every, int) and self.mode == "deferred":
+                message = f"{name} needs a decision by the host: set mode to exact, or {name} to auto or off"
+                raise ValueError(message)
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Replicas:
         self._read, self._group = tensors, group
         self.every = self._wanted = every_steps or FEWEST_STEPS
         self._by_cost, self._ended = every_steps is None, (0.0, 0)
+        self._seconds: deque[float] = deque(maxlen=_CONSTANT)
         self._ranks = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         self._known: dict[str, tuple[int | None, int]] = {}
         """The last sum of each tensor, and in how many checks it was equal; 0: it is each rank's own."""
@@ -97,8 +99,10 @@ class Replicas:
         """How often this rank would check; the ranks agree on it in the next check."""
         (ended, before), now = self._ended, time.perf_counter()
         self._ended = now, step
+        # The least of the last few: a check that waits for a slower rank only waits in place of the next row.
+        self._seconds.append(now - started)
         if self._by_cost and ended and step > before:
-            self._wanted = affordable(now - started, (started - ended) / (step - before))
+            self._wanted = affordable(min(self._seconds), (started - ended) / (step - before))
 
     def _check(self, step: int) -> list[Damage]:
         named = self._read()
