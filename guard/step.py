@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -225,12 +226,14 @@ class StepPipeline:
 
     def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
         decision = evidence.decision
+        # The verdict is agreed, so all ranks reach the collective in it.
+        found = self._state.drop_damaged_snapshots(self._agreement.exchange)
         outcome = self._state.roll_back(
             step, recover=decision.recover, rate=decision.rate, verified=decision.verified
         )
         self._decider.rolled_back(outcome.step)
         self._parts.repairs.returned(outcome.step)
-        return outcome
+        return replace(outcome, found=found)
 
     def _follow_rate(self, evidence: Evidence) -> None:
         """Logs that the rate is too high, or goes on with another one."""

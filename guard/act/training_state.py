@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -274,6 +274,10 @@ class TrainingState:
     def drop_snapshots_after(self, step: int) -> None:
         """What was saved after ``step`` may be damaged on a rank."""
         self._ring.drop_after(step)
+
+    def drop_damaged_snapshots(self, exchange: Callable[[Sequence[float]], Floats]) -> str:
+        """Before a rollback; as ``SnapshotRing.drop_damaged``."""
+        return self._ring.drop_damaged(exchange) if self._active else ""
 
     def roll_back(
         self,

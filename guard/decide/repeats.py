@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.act.buffers import Buffers
-from guard.act.replicas import fingerprints
+from guard.act.fingerprints import fingerprints
 from guard.observe.gradients import elements
 from guard.observe.observer import Observer
 from guard.types import Floats

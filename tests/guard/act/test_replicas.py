@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from guard import GuardConfig, RankDivergence
-from guard.act.replicas import Replicas, affordable, fingerprints, odd_ranks
+from guard.act.fingerprints import fingerprints
+from guard.act.replicas import Replicas, _one_bit, affordable, odd_ranks
 from guard.faults.injector import flip_bit_
 from guard.types import Damage
 from tests.guard.flips import EVERY, draw, judged, run
@@ -26,6 +27,7 @@ from tests.guard.ranks import on_ranks
 def test_each_of_200_flipped_bits_changes_the_fingerprint_of_its_tensor(dtype: torch.dtype) -> None:
     draw = random.Random(0)
     tensors = [torch.randn(n).to(dtype) for n in (1, 7, 4096, 100_001)]
+    tensors.append(torch.randn(4097).to(dtype)[1:])  # which no word of 8 bytes begins
     before = fingerprints(tensors)
     for _ in range(200):
         target = draw.randrange(len(tensors))
@@ -42,6 +44,18 @@ def test_the_rank_is_that_without_the_majority_or_in_a_tie_the_one_that_changed(
     assert odd_ranks(np.array([5, 5, 9]), before=1) == [2]
     assert odd_ranks(np.array([5, 9]), before=9) == [0]
     assert odd_ranks(np.array([5, 9]), before=1) == []
+
+
+@pytest.mark.parametrize("bit", [0, 31, 40, 63])
+def test_one_bit_is_told_from_several_although_sums_wrap(bit: int) -> None:
+    values = torch.tensor([2.5, -1e30, -0.0, 7.0], dtype=torch.float64)
+    flipped, other = values.clone(), values.clone()
+    for target in (flipped, other):
+        flip_bit_(target, 1, bit)
+    flip_bit_(other, 2, 5)
+    sums = np.stack([fingerprints([t]).numpy() for t in (values, flipped, other)])[:, 0]
+    assert _one_bit(sums[:2])
+    assert not _one_bit(sums[[0, 2]])
 
 
 def compared(name: str, *checks: list[int], tensor: Tensor | None = None) -> list[Damage]:
