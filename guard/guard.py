@@ -40,6 +40,7 @@ from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, LocalNorms, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
+from guard.observe.sharded_norms import sharded_norms
 from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
 from guard.own_loss import OwnLoss
@@ -393,8 +394,7 @@ class GradientGuard:
         return journal if isinstance(journal, Journal) else Journal(journal)
 
     def _local_norms(self, observer: Observer, model: nn.Module) -> LocalNorms | None:
-        if observer.shards is not None:
-            return None  # FSDP2 reduces a gradient before it becomes that of a parameter
-        if self.config.local_norm == "off" or self.config.mode == "off" or self._agreement.world_size == 1:
+        if "off" in (self.config.local_norm, self.config.mode) or self._agreement.world_size == 1:
             return None
-        return local_norms(observer.parameters, model, self.config.local_norm_by)
+        make = local_norms if observer.shards is None else sharded_norms
+        return make(observer.parameters, model, self.config.local_norm_by)

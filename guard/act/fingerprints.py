@@ -15,6 +15,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def fingerprints(tensors: Sequence[Tensor]) -> Tensor:
     """The bits of each tensor as one wrapping int64 sum, [tensors], on the device of the first."""
     sums = [_words(tensor.detach()).sum(dtype=torch.int64) for tensor in tensors]
+    if not sums:
+        return torch.zeros(0, dtype=torch.int64)
     return torch.stack([value.to(sums[0].device) for value in sums])
 
 

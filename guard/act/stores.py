@@ -79,8 +79,7 @@ class TensorStore:
             return True
         if self._ready is not None:
             self._ready.synchronize()
-        now = _sums(self._copies)
-        return now is not None and torch.equal(self._sums.cpu(), now.cpu())
+        return torch.equal(self._sums.cpu(), _sums(self._copies).cpu())
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
@@ -126,10 +125,9 @@ class TensorStore:
         self._ready = self._stream.record_event()
 
 
-def _sums(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The bits of each, on the device of the first; None where none can be read so."""
-    plain = [tensor for tensor in tensors if is_plain(tensor)]
-    return fingerprints(plain) if plain else None
+def _sums(tensors: Sequence[Tensor]) -> Tensor:
+    """The bits of each that is plain, on the device of the first."""
+    return fingerprints([tensor for tensor in tensors if is_plain(tensor)])
 
 
 def _alike(copies: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:

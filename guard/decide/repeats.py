@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.act.buffers import Buffers
-from guard.act.fingerprints import fingerprints
+from guard.act.fingerprints import fingerprints, is_plain
 from guard.observe.gradients import elements
 from guard.observe.observer import Observer
 from guard.types import Floats
@@ -75,7 +75,7 @@ class Repeats:
             if p.grad is not None
         }
         named |= {f"buffer {n}": b for n, b in zip(self._buffers.names, self._buffers.read(), strict=True)}
-        return {name: tensor for name, tensor in named.items() if tensor is not None and tensor.numel()}
+        return {name: tensor for name, tensor in named.items() if is_plain(tensor)}
 
 
 def lone_rank(apart: Floats) -> int:
