@@ -19,7 +19,7 @@ from guard.act.replicas import Replicas, _one_bit, affordable, odd_ranks
 from guard.faults.injector import flip_bit_
 from guard.types import Damage
 from tests.guard.flips import EVERY, draw, judged, run
-from tests.guard.loops import guarded_run
+from tests.guard.loops import differences, guarded_run
 from tests.guard.ranks import on_ranks
 
 
@@ -148,6 +148,29 @@ def test_a_flipped_bit_is_found_named_and_leaves_no_trace(tmp_path: Path, world_
         else:
             assert flip.kind != "weight", seen
             assert flip.bit < 4, seen
+
+
+def found_late(rank: int, world_size: int, folder: Path) -> list[Any]:
+    """Compared at steps 1 to 3 and 30, while snapshots of steps 20 and 30 exist: flips before and after."""
+    config = {"replicas": 30, "snapshot": {"every_steps": 10}}
+    runs: list[Any] = []
+    for flipped_at in (None, 25, 15):
+        run = guarded_run(config, ddp=True, rank=rank, world_size=world_size)
+        weight = next(p for p in run.model.parameters() if p.ndim == 2)
+        try:
+            run.train(flipped_at or 40)
+            if rank == 1 and flipped_at is not None:
+                flip_bit_(weight, 0, 5)
+            runs.append(run.train(40).state())
+        except RankDivergence as error:
+            runs.append(str(error))
+    return runs
+
+
+def test_damage_that_two_ranks_find_late_is_undone_if_it_is_younger_than_a_snapshot(tmp_path: Path) -> None:
+    for plain, younger, older in on_ranks(2, found_late, tmp_path):
+        assert not differences(plain, younger)
+        assert "also in the snapshot of step 20" in older
 
 
 def again_and_again(rank: int, world_size: int, folder: Path) -> str:
