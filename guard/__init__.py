@@ -15,6 +15,7 @@ for batch in loader:
 ``own_loss``: the loss of a batch before and after its own step
 ``attention``: the largest attention logits, and weights rescaled where they are too large
 ``beside``: the loss of the batch computed beside the step
+``recomputation``: batches computed again
 ``repairs``: memory that was damaged on a rank is corrected
 ``deferred_step``: the same, decided on the device
 ``pipelines``: the pipeline of each mode

@@ -59,6 +59,7 @@ def why_exact(
         "shards= are summed by the host": bool(shards),
         "ema= is updated right after each step": ema is not None,
         "replicas are compared by the host": isinstance(config.replicas, int),
+        "recompute computes batches again": config.recompute != "off",
         "rate act returns to the start of the run": config.rate == "act",
         "attention computes batches again": config.attention.action != "off",
         "exclude_samples computes batches again": config.exclude_samples,

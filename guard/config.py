@@ -356,11 +356,17 @@ class GuardConfig(Config):
     attention: AttentionConfig = Field(default_factory=AttentionConfig)
     """Attention logits; ``attention: watch`` and ``attention: qk_clip`` are short for its action."""
 
-    replicas: Literal["auto", "off"] | PositiveInt = "off"
+    replicas: Literal["auto", "off"] | PositiveInt = "auto"
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
     rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.
     ``auto``: in mode ``exact``, every 50 steps, or more where those cost over 0.5 % of a step (to 1,000)."""
+
+    recompute: Literal["auto", "off"] | PositiveInt = "off"
+    """Every k-th attempt a healthy batch is computed twice, and its gradients are compared to the bit: this
+    finds hardware that computes wrongly now and then; the second result is used. ``auto``: every 100, at most
+    1 % of the time. Needs mode ``exact`` and ``guard.step(closure)``, which jobs pass. A loop that does not
+    repeat itself is left alone after the first time."""
 
     watch_buffers: tuple[str, ...] = ("*",)
     """Names of the buffers whose jumps are suspect, as patterns (``*``, ``?``); the last that matches counts,
@@ -371,27 +377,18 @@ class GuardConfig(Config):
     """A layer whose gradient is exactly zero in this many steps in a row is reported as dead."""
 
     @model_validator(mode="after")
-    def _replicas_are_compared_by_exact_steps(self) -> GuardConfig:
-        if isinstance(self.replicas, int) and self.mode == "deferred":
-            raise ValueError("replicas are read by the host: set mode to exact, or replicas to auto or off")
-        return self
-
-    @model_validator(mode="after")
-    def _attention_is_measured_by_exact_steps(self) -> GuardConfig:
-        if self.attention.action != "off" and self.mode == "deferred":
-            raise ValueError("attention computes the batch again: it needs mode: exact, not deferred")
-        return self
-
-    @model_validator(mode="after")
-    def _samples_are_excluded_by_exact_steps(self) -> GuardConfig:
-        if self.exclude_samples and self.mode == "deferred":
-            raise ValueError("exclude_samples computes a batch again: it needs mode: exact, not deferred")
-        return self
-
-    @model_validator(mode="after")
-    def _rate_is_cut_by_exact_steps(self) -> GuardConfig:
-        if self.rate == "act" and self.mode == "deferred":
-            raise ValueError("rate: act returns to the start of a run: it needs mode: exact, not deferred")
+    def _what_the_host_decides_needs_exact_steps(self) -> GuardConfig:
+        for name in ("replicas", "recompute"):
+            if self.mode == "deferred" and isinstance(getattr(self, name), int):
+                message = f"{name} needs a decision by the host: set mode to exact, or {name} to auto or off"
+                raise ValueError(message)
+        needs = {
+            "attention computes the batch again": self.attention.action != "off",
+            "exclude_samples computes a batch again": self.exclude_samples,
+            "rate: act returns to the start of a run": self.rate == "act",
+        }
+        if self.mode == "deferred" and (asked := [what for what, needed in needs.items() if needed]):
+            raise ValueError(f"{asked[0]}: it needs mode: exact, not deferred")
         return self
 
     @property

@@ -21,8 +21,9 @@ from guard.errors import GuardError
 from guard.observe.displacement import Moving
 from guard.observe.host_copy import HostCopy
 from guard.parts import StepParts
+from guard.recomputation import Again
 from guard.record.recorder import Traces
-from guard.step import Again, StepPipeline
+from guard.step import StepPipeline
 from guard.types import Evidence, Floats, StepOutcome, StepReport
 
 

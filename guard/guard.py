@@ -41,6 +41,7 @@ from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
+from guard.observe.sharded_norms import sharded_norms
 from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
 from guard.own_loss import OwnLoss
@@ -138,7 +139,7 @@ class GradientGuard:
         )
         replayer = BatchReplayer(model)
         local = "off" not in (self.config.local_norm, self.config.mode) and self._agreement.world_size > 1
-        local = local and observer.shards is None  # FSDP2 reduces a gradient before it becomes a parameter's
+        norms = local_norms if observer.shards is None else sharded_norms
         self._parts = StepParts(
             config=self.config,
             observer=observer,
@@ -148,7 +149,7 @@ class GradientGuard:
             recorder=Recorder(job, observer.names, self.metrics, self._journal(journal), self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
             replayer=replayer,
-            local=local_norms(observer.parameters, model, self.config.local_norm_by) if local else None,
+            local=norms(observer.parameters, model, self.config.local_norm_by) if local else None,
             data=data,
             device=device,
             settings=settings,

@@ -168,14 +168,16 @@ class Repairs:
         found, known = self._found, [damage for damage in self._found if damage.ranks]
         verified = self._state.snapshot_of(self._replicas.verified)
         unknown = len(known) < len(found)
-        if unknown and verified is None:
+        # Of a snapshot that was taken later ``returned`` finds out whether the ranks are equal in it.
+        back = self._state.snapshot_of(step) if unknown and verified is None else verified
+        if unknown and back is None:
             raise RankDivergence(f"{_where(found)}: {_REPLACE}")
         if unknown:
             named = self._read()
             self._suspect(step, {d.tensor: named[d.tensor] for d in found if not d.ranks})
         self._replicas.heal(known)
         if unknown or (self._replays and verified is not None):
-            self._back = verified
+            self._back = back
             return
         if verified is not None:
             self._state.drop_snapshots_after(verified)

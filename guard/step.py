@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -16,18 +16,15 @@ from guard.agree.agreement import Value
 from guard.agree.settings import digest
 from guard.clip.base import scale_
 from guard.decide.advice import Advice
-from guard.decide.rank_exclusion import without
-from guard.decide.recompute import WORTH_RECOMPUTING, Result, faulty_ranks
 from guard.errors import GuardHalt
 from guard.observe.noise_scale import NoiseScale
 from guard.observe.norms import to_host
 from guard.observe.watched import remapped
 from guard.parts import StepParts
+from guard.recomputation import Again, Recomputation
 from guard.record.recorder import Traces
-from guard.records import OK, Incident, SampleEvidence, Verdict
+from guard.records import OK, Incident, SampleEvidence
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
-
-Again = Callable[[], None]  # the batch's forward and backward
 
 
 class StepPipeline:
@@ -49,6 +46,9 @@ class StepPipeline:
         self._decisions = 0
         """A digest of all decisions since the start or the resume."""
         self._advice = Advice(rank=parts.agreement.rank)
+        self._recomputation = Recomputation(
+            parts, self._observe, self._collect, partial(self.digest, "evidence")
+        )
 
     @property
     def standing_steps(self) -> int:
@@ -115,16 +115,10 @@ class StepPipeline:
         expected = self._decider.foresee(agreed, seen, moved) if watched else OK
         repairs.look(self.step, number, bad=overflow or expected.kind != "ok")
         if again is not None and watched and not repairs.stops:
-            acts = self._parts.config.acts
-            if acts and self._parts.replayer.ready and expected.kind in WORTH_RECOMPUTING:
-                agreed, seen, fault = self._recheck(again, agreed, seen, expected, moved)
-            hardware, far = fault is not None and fault.hardware, partial(self._state.moved_far, self.step)
-            dropped = agreed.dropped_micro_batches
-            bad = self._parts.search.find(expected, dropped, hardware=hardware, moved_far=far)
-            if bad and acts and fault is None:
-                agreed, seen, fault = self._without_samples(again, bad, agreed, seen, expected, moved)
-            if acts:
-                self._parts.replayer.arm()
+            far = partial(self._state.moved_far, self.step)
+            agreed, seen, fault, bad = self._recomputation.run(
+                again, agreed, seen, expected, moved, attempt=number, moved_far=far
+            )
         self.attempt += 1
         handled = overflow and math.isfinite(agreed.loss)
         fault, rate = fault or repairs.correction(seen, self.step), self._state.learning_rate
@@ -143,82 +137,6 @@ class StepPipeline:
         if self._parts.local is not None:
             self.last_local = self._parts.local.take()
         return self._report(started, evidence, outcome, incident)
-
-    def _recheck(
-        self, again: Again, agreed: Agreed, seen: Observation, expected: Verdict, moved: Movement | None
-    ) -> tuple[Agreed, Observation, Correction | None]:
-        """Computes the batch again. All ranks reach it, since the verdict is that of agreed numbers."""
-        first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
-        self._parts.replayer.computed()
-        agreed, seen, second, comparable = self._computed_again(again)
-        ranks = tuple(faulty_ranks(first, second, self._parts.device))
-        if ranks and comparable:  # a hardware fault, if the batch gives this result again
-            agreed, seen, third, comparable = self._computed_again(again)
-            comparable = comparable and not faulty_ranks(second, third, self._parts.device)
-            second = third
-        values = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}
-        value = values.get(expected.signal, first.grad_norm)
-        if ranks and (comparable or self._decider.foresee(agreed, seen, moved).kind == "ok"):
-            return agreed, seen, Correction(ranks if comparable else (), expected, value, norms)
-        culprit = self._decider.culprit(self.attempt + 1, agreed, second.local_norms, expected)
-        if culprit is not None:
-            better = self._recompute_without(culprit, again, agreed, moved)
-            if better is not None:
-                return *better, Correction((culprit,), expected, value, norms, hardware=False)
-        return agreed, seen, None
-
-    def _computed_again(self, again: Again) -> tuple[Agreed, Observation, Result, bool]:
-        """The same batch again, and whether on all ranks it drew the random numbers of the first time."""
-        agreed, seen = self._recompute(again)
-        local = math.nan if self._parts.local is None else self._parts.local.take()
-        other = not self._parts.replayer.repeated()
-        local_norms, others = self._agreement.collect(local, digest=self.digest("evidence"), flag=other)
-        return agreed, seen, Result(agreed, local_norms, seen.grad_norm), not others
-
-    def _recompute(self, again: Again, *, excluded: bool = False) -> tuple[Agreed, Observation]:
-        """The same batch again; ``excluded``: this rank joins the collectives, but adds nothing."""
-        self._state.undo_forward()
-        self._parts.replayer.reset()
-        self._parts.accumulation.restart(excluded=excluded)
-        again()
-        if excluded:
-            self._state.revert_buffers()
-        self._state.scaler.unscale()
-        return self._observe()
-
-    def _recompute_without(
-        self, culprit: int, again: Again, bad: Agreed, moved: Movement | None
-    ) -> tuple[Agreed, Observation] | None:
-        """The mean over the other ranks; None if that is bad too. All ranks reach it, as in ``_recheck``."""
-        world_size = self._agreement.world_size
-        _, seen = self._recompute(again, excluded=culprit == self._agreement.rank)
-        factor = world_size / (world_size - 1)
-        agreed, seen = without(bad, culprit), seen.scaled(factor)
-        if self._decider.foresee(agreed, seen, moved).kind != "ok":
-            return None
-        scale_(self._observer.gradients(), factor)
-        self._decider.rank_exclusion.count()
-        return agreed, seen
-
-    def _without_samples(
-        self,
-        again: Again,
-        bad: list[SampleEvidence],
-        agreed: Agreed,
-        seen: Observation,
-        expected: Verdict,
-        moved: Movement | None,
-    ) -> tuple[Agreed, Observation, Correction | None]:
-        """The batch without its bad samples, if that is asked for, possible, and then normal."""
-        left_out = self._parts.search.excluded(bad) if self._parts.config.exclude_samples else []
-        if (without_them := self._parts.search.without(left_out)) is None:
-            return agreed, seen, None
-        better = self._recompute(without_them)
-        if self._decider.foresee(*better, moved).kind != "ok" or better[0].dropped_micro_batches:
-            return *self._recompute(again), None
-        value = agreed.loss if expected.signal == "loss" else seen.grad_norm
-        samples = tuple(sample.sample for sample in left_out)
-        return *better, Correction((), expected, value, seen.layer_norms, hardware=False, samples=samples)
 
     def _observe(self) -> tuple[Agreed, Observation]:
         """The rows of all ranks and the norms of the gradients; a global norm that differs there raises."""
@@ -308,12 +226,14 @@ class StepPipeline:
 
     def _roll_back(self, step: int, evidence: Evidence) -> StepOutcome:
         decision = evidence.decision
+        # The verdict is agreed, so all ranks reach the collective in it.
+        found = self._state.drop_damaged_snapshots(self._agreement.exchange)
         outcome = self._state.roll_back(
             step, recover=decision.recover, rate=decision.rate, verified=decision.verified
         )
         self._decider.rolled_back(outcome.step)
         self._parts.repairs.returned(outcome.step)
-        return outcome
+        return replace(outcome, found=found)
 
     def _follow_rate(self, evidence: Evidence) -> None:
         """Logs that the rate is too high, or goes on with another one."""

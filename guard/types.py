@@ -238,6 +238,8 @@ class StepOutcome:
     source: Source = "memory"
     overflow: bool = False
     """Of the scaled gradients; the loss scaler handles it."""
+    found: str = ""
+    """What was found meanwhile, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@
 ``regularize``: decoupled L1, L2 and anchor penalties
 ``moments``: a clipped outlier leaves nothing in the optimizer
 ``outside``: weights that the loop changes between two steps
+``fingerprints``: the bits of a tensor as one number
 ``replicas``: weights, moments and buffers are compared between ranks, and copied where memory was damaged
 ``rates``: the learning rate that an update used
 ``rng``: the random number generators that a step draws from

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act.buffers import Buffers
+from guard.act.fingerprints import bits, fingerprints, is_plain
 from guard.act.stores import is_zero
 from guard.observe.observer import Observer
 from guard.observe.watched import parameter_names
@@ -33,8 +35,6 @@ _COUNTER = 1 << 12
 """An integer of its own (``num_batches_tracked``) that differs by less may count what one rank did."""
 FEWEST_STEPS, MOST_STEPS, SHARE = 50, 1000, 0.005
 """Between two checks whose cost decides how often they are made: this share of a step."""
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""What elements of so many bytes are added up as."""
 
 
 class Replicas:
@@ -62,6 +62,7 @@ class Replicas:
         self._read, self._group = tensors, group
         self.every = self._wanted = every_steps or FEWEST_STEPS
         self._by_cost, self._ended = every_steps is None, (0.0, 0)
+        self._seconds: deque[float] = deque(maxlen=_CONSTANT)
         self._ranks = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         self._known: dict[str, tuple[int | None, int]] = {}
         """The last sum of each tensor, and in how many checks it was equal; 0: it is each rank's own."""
@@ -97,8 +98,10 @@ class Replicas:
         """How often this rank would check; the ranks agree on it in the next check."""
         (ended, before), now = self._ended, time.perf_counter()
         self._ended = now, step
+        # The least of the last few: a check that waits for a slower rank only waits in place of the next row.
+        self._seconds.append(now - started)
         if self._by_cost and ended and step > before:
-            self._wanted = affordable(now - started, (started - ended) / (step - before))
+            self._wanted = affordable(min(self._seconds), (started - ended) / (step - before))
 
     def _check(self, step: int) -> list[Damage]:
         named = self._read()
@@ -197,7 +200,7 @@ class Replicas:
     def _lone_element(self, tensor: Tensor) -> bool:
         """Whether the ranks differ in one element alone. Collective."""
         first = self._from(tensor, 0)
-        differ = (_bits(first) != _bits(tensor.detach()).to(first.device)).sum().reshape(1)
+        differ = (bits(first) != bits(tensor.detach()).to(first.device)).sum().reshape(1)
         # All-reduce of the maximum of one number, for a buffer that differs for the first time.
         dist.all_reduce(differ, op=dist.ReduceOp.MAX, group=self._group)
         return int(differ) <= 1
@@ -264,7 +267,7 @@ def replicated(model: nn.Module, optimizer: Optimizer, observer: Observer) -> Ca
             found |= {f"moment {name} {key}": state[key] for key in sorted(state)}
         buffers.rescan()
         found |= {f"buffer {n}": b for n, b in zip(buffers.names, buffers.read(), strict=True)}
-        return {n: t for n, t in found.items() if _whole(t)}
+        return {n: t for n, t in found.items() if is_plain(t)}
 
     return read
 
@@ -274,34 +277,13 @@ def whole_gradients(observer: Observer) -> dict[str, Tensor]:
     divided = set() if observer.shards is None else observer.shards.divided
     named = enumerate(zip(observer.names, observer.parameters, strict=True))
     found = {f"gradient {name}": p.grad for i, (name, p) in named if i not in divided and p.grad is not None}
-    return {name: gradient for name, gradient in found.items() if _whole(gradient)}
-
-
-def _whole(tensor: Any) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout == torch.strided
-        and tensor.numel() > 0
-        and tensor.element_size() in _BITS
-        and not tensor.is_meta
-    )
-
-
-def fingerprints(tensors: Sequence[Tensor]) -> Tensor:
-    """The bits of each tensor as one wrapping int64 sum, [tensors], on the device of the first."""
-    sums = [_bits(tensor.detach()).sum(dtype=torch.int64) for tensor in tensors]
-    return torch.stack([value.to(sums[0].device) for value in sums])
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return real.contiguous().reshape(-1).view(_BITS[real.element_size()])
+    return {name: gradient for name, gradient in found.items() if is_plain(gradient)}
 
 
 def _one_bit(sums: Sums, *, least: int = 1) -> bool:
-    """Whether there are two sums that differ by a power of two, as those of a flipped bit do."""
+    """Whether there are two sums that differ by a power of two, as those of a flipped bit do; they wrap."""
     values = [int(value) for value in np.unique(sums)]
-    apart = abs(values[-1] - values[0])
+    apart = min(values[-1] - values[0], (1 << 64) - values[-1] + values[0])
     return len(values) == 2 and apart >= least and apart & (apart - 1) == 0
 
 

@@ -7,7 +7,7 @@ explosion shows one or two steps after the update that caused it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,8 +29,9 @@ from guard.act.stores import (
     state_of,
 )
 from guard.config import SnapshotConfig
-from guard.errors import GuardError
+from guard.errors import GuardError, RankDivergence
 from guard.observe.shards import version
+from guard.types import Floats
 
 GENERATORS = "guard.generators"
 
@@ -77,6 +78,11 @@ class Snapshot:
         """Before the weights change: makes the device finish copying them first."""
         self.parameters.wait()
         self.optimizer.wait()
+
+    def intact(self) -> bool:
+        """Whether no bit of it has changed in memory since it was taken; the host waits for the device."""
+        model = self.parameters.intact() and self.buffers.intact() and self.optimizer.intact()
+        return model and all(state.intact() for state in self.states.values())
 
 
 class Subject:
@@ -307,6 +313,29 @@ class SnapshotRing:
     def drop_after(self, step: int) -> None:
         """Drops the snapshots that were taken after ``step``."""
         self._drop([s for s in self._snapshots if s.step > step])
+
+    def drop_damaged(self, exchange: Callable[[Sequence[float]], Floats]) -> str:
+        """Drops the snapshots of which a bit has changed on some rank; returns which, in words. Collective.
+
+        Args:
+            exchange: the row of each rank, [ranks, columns].
+
+        Raises:
+            RankDivergence: on all ranks: none is left.
+        """
+        if not self._snapshots:
+            return ""
+        rows = exchange([float(not snapshot.intact()) for snapshot in self._snapshots])
+        damaged = [s for s, column in zip(self._snapshots, rows.T, strict=True) if column.any()]
+        if not damaged:
+            return ""
+        steps = ", ".join(str(snapshot.step) for snapshot in damaged)
+        ranks = ", ".join(str(rank) for rank, row in enumerate(rows) if row.any())
+        said = f"memory was damaged: the snapshot of step {steps} has changed on rank {ranks}"
+        self._drop(damaged)
+        if not self.has_healthy():
+            raise RankDivergence(f"{said}: replace the device, and resume from the last good checkpoint")
+        return said
 
     def oldest(self) -> Snapshot:
         """The oldest healthy snapshot."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act.buffers import Buffers, Slots
+from guard.act.fingerprints import fingerprints, is_plain
 from guard.observe.shards import laid_out, layout, locals_of
 
 Place = Literal["device", "host"]
@@ -34,6 +35,7 @@ class TensorStore:
     def __init__(self, place: Place = "device", *, overlap: bool = True) -> None:
         self._place, self._overlap = place, overlap
         self._copies: list[Tensor] = []
+        self._sums: Tensor | None = None
         self._reserved: list[Tensor] = []
         self._devices: list[torch.device] = []
         self._ready_on: torch.device | None = None
@@ -53,6 +55,7 @@ class TensorStore:
             self._copy_on_side_stream(parts)
         elif parts:
             torch._foreach_copy_(self._copies, parts, non_blocking=to_host)
+        self._sums = _sums(parts)
 
     @torch.no_grad()
     def reserve(self, tensors: Sequence[Tensor]) -> None:
@@ -68,6 +71,15 @@ class TensorStore:
         for part in locals_of(tensors):
             self._copies.append(self._allocate(part).copy_(part))
             self._devices.append(part.device)
+        self._sums = _sums(self._copies)
+
+    def intact(self) -> bool:
+        """Whether the copies have the bits of what was copied; the host waits for the device."""
+        if self._sums is None:
+            return True
+        if self._ready is not None:
+            self._ready.synchronize()
+        return torch.equal(self._sums.cpu(), _sums(self._copies).cpu())
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
@@ -113,6 +125,11 @@ class TensorStore:
         self._ready = self._stream.record_event()
 
 
+def _sums(tensors: Sequence[Tensor]) -> Tensor:
+    """The bits of each that is plain, on the device of the first."""
+    return fingerprints([tensor for tensor in tensors if is_plain(tensor)])
+
+
 def _alike(copies: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
     """In number, shapes and dtypes."""
     return len(copies) == len(parts) and all(
@@ -146,6 +163,9 @@ class StateStore:
         """Allocates what ``save`` of it will need."""
         self._tensors.reserve(list(_tensors_in(state).values()))
 
+    def intact(self) -> bool:
+        return self._tensors.intact()
+
     def load(self) -> dict[str, Any]:
         """A state dict of its own, on the devices of what was saved."""
         made = zip(self._slots, self._tensors.copies, self._layouts, strict=True)
@@ -178,6 +198,9 @@ class BufferStore:
 
     def reserve(self, buffers: Buffers) -> None:
         self._tensors.reserve([buffer for buffer in buffers.read() if buffer is not None])
+
+    def intact(self) -> bool:
+        return self._tensors.intact()
 
     def restore(self, buffers: Buffers) -> None:
         copies = iter(self._tensors.copies)
@@ -221,6 +244,9 @@ class OptimizerStore:
 
     def wait(self) -> None:
         self._tensors.wait()
+
+    def intact(self) -> bool:
+        return self._tensors.intact()
 
     def restore(self, optimizer: Optimizer, *, written: Collection[str] = ()) -> None:
         """Writes the copy back: in place where the layout is the same, else by rebuilding the state.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,8 @@ class TrainingState:
         watches = config.mode != "off"
         self.fused = FusedStep(optimizer, scaled=scaler is not None and scaler.is_enabled())
         self.shield = BufferShield(model, config.watch_buffers) if watches else None
+        self.only_statistics = self.shield is not None and self.shield.only_statistics
+        """Whether no buffer is watched but running statistics."""
         self._displacement: Displacement | None = None
         if watches and config.update_norm != "off":
             every = 1 if config.update_norm == "always" else config.update_norm
@@ -83,11 +85,6 @@ class TrainingState:
         self.outside = OutsideChanges(observer.parameters)
         self.attention_logit: float | None = None
         """The largest of the present attempt; None where it is not measured."""
-
-    @property
-    def only_statistics(self) -> bool:
-        """Whether no buffer is watched but running statistics."""
-        return self.shield is not None and self.shield.only_statistics
 
     @property
     def learning_rate(self) -> float:
@@ -281,6 +278,10 @@ class TrainingState:
     def drop_snapshots_after(self, step: int) -> None:
         """What was saved after ``step`` may be damaged on a rank."""
         self._ring.drop_after(step)
+
+    def drop_damaged_snapshots(self, exchange: Callable[[Sequence[float]], Floats]) -> str:
+        """Before a rollback; as ``SnapshotRing.drop_damaged``."""
+        return self._ring.drop_damaged(exchange) if self._active else ""
 
     def roll_back(
         self,

@@ -2,7 +2,8 @@
 
 The others read it when a collective fails, be it the guard's or DDP's own all-reduce in backward. An error in
 the user's own code is written when it ends the process. A rank that was killed writes nothing; the others
-then each register in the store, and the error names the missing ranks.
+then each register in the store, and the error names the missing ranks. A collective in the user's own code,
+such as FSDP2's in a forward pass, raises its own error; where that ends the process, a note names the cause.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class _Hook:
         self._before = before
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        report_failure(error)
+        if _several() and isinstance(error, RuntimeError) and _of_a_collective(error):
+            error.add_note(f"{RankLost.__name__}: {_cause(error)}")
+        else:
+            report_failure(error)
         self._before(kind, error, trace)
 
 
@@ -101,7 +105,8 @@ def raises_rank_lost(method: Method) -> Method:
 
 
 def _of_a_collective(error: RuntimeError) -> bool:
-    return not isinstance(error, GuardError) and any(sign in str(error).lower() for sign in _SIGNS)
+    own = (GuardError, *_ON_ALL_RANKS)
+    return not isinstance(error, own) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def _cause(error: RuntimeError) -> str:

@@ -11,6 +11,7 @@
 ``overshoot``: steps that are too long, seen on the batch's own loss
 ``rising_rate``: a warning: the loss climbs while the rate rises beyond what was good
 ``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
+``repeats``: a healthy batch computed twice now and then, compared to the bit
 ``rank_exclusion``: the same batch without a rank whose data stays bad
 ``bad_samples``: which samples made a batch bad, and the batch without them
 ``runaway_updates``: weights that move ever farther without progress

@@ -48,7 +48,7 @@ class BatchReplayer:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._handle: Any = None
         self._generators: dict[str, Any] | None = None
         self._drawn: dict[str, Any] | None = None
@@ -64,7 +64,7 @@ class BatchReplayer:
         self._generators = self._drawn = None
         self._forwards = 0
         if self._handle is None:
-            self._handle = self._model.register_forward_pre_hook(ForwardHook(self._record))
+            self._handle = self.model.register_forward_pre_hook(ForwardHook(self._record))
 
     @property
     def generators(self) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ class BatchReplayer:
             self._generators, self._drawn, self._forwards = kept
 
     def _record(self, module: nn.Module) -> None:
-        if module is not self._model:  # a copy of the model, whose hooks are these too
+        if module is not self.model:  # a copy of the model, whose hooks are these too
             return
         self._forwards += module.training
         if self._generators is None and torch.is_grad_enabled():

@@ -105,6 +105,7 @@ class GuardMetrics:
         self._seen = {name: 0 for name, size in self._per_step.items() if size is not None}
         self._nonfinite = dict.fromkeys(NONFINITE_SIGNALS, 0)
         self._latest_layers: Layers | None = None
+        self._latest_ranks: Sequence[float] | None = None
         self._checkpoints = dict.fromkeys(CHECKPOINT_OUTCOMES, 0)
         self._checkpoint_seconds = Histogram(ROLLBACK_BUCKETS)
         self._checkpoint_blocked_seconds = Histogram(ROLLBACK_BUCKETS)
@@ -207,7 +208,7 @@ class GuardMetrics:
     def state_dict(self) -> dict[str, Any]:
         """Totals and last values. `created` (unix seconds) is when the totals started."""
         with self._lock:
-            self._name_layers()
+            self._name_latest()
             keyed = {name: dict(values) for name, values in self._keyed.items()}
             totals = {**self.totals.state_dict(), **self._own_totals()}
             return {"created": self._created, "values": {**self._values, **keyed}, "totals": totals}
@@ -217,7 +218,7 @@ class GuardMetrics:
         with self._lock:
             self.totals.load_state_dict(state["totals"])
             totals = larger(self._own_totals(), state["totals"])
-            self._latest_layers, self._rank_names = None, []
+            self._latest_layers, self._latest_ranks, self._rank_names = None, None, []
             self._created = min(self._created, float(state["created"]))
             values = dict(state["values"])
             self._keyed = {name: dict(values.pop(name, {})) for name in self._keyed}
@@ -269,19 +270,27 @@ class GuardMetrics:
         if isinstance(layers, Layers) and math.isfinite(layers.norms.sum()):
             self._latest_layers = layers
             return
-        self._name_layers()
+        self._name_latest()
         self._signals("layer_grad_norm", layers.named() if isinstance(layers, Layers) else layers)
 
-    def _name_layers(self) -> None:
+    def _name_latest(self) -> None:
         if self._latest_layers is not None:
             self._keyed["layer_grad_norm"].update(self._latest_layers.named())
-            self._latest_layers = None
+        if self._latest_ranks is not None:
+            self._keyed["grad_norm_local"].update(zip(self._rank_names, self._latest_ranks, strict=True))
+        self._latest_layers = self._latest_ranks = None
 
     def _ranks(self, local_norms: Sequence[float]) -> None:
+        """Norms that are all finite are named only at a scrape."""
         if len(self._rank_names) != len(local_norms):
+            self._name_latest()
             self._rank_names = [str(rank) for rank in range(len(local_norms))]
             known = self._keyed["grad_norm_local"]
             self._keyed["grad_norm_local"] = {name: known[name] for name in self._rank_names if name in known}
+        if math.isfinite(sum(local_norms)):
+            self._latest_ranks = local_norms
+            return
+        self._name_latest()
         self._signals("grad_norm_local", dict(zip(self._rank_names, local_norms, strict=True)))
 
     def _own_totals(self) -> dict[str, Any]:

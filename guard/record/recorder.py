@@ -96,6 +96,8 @@ class Recorder:
         layers = self._layers(evidence, verdict)
         if verdict.kind == "vanishing" and evidence.layer is None and layers:
             reason = f"the gradient has all but vanished, most of all in {layers[0].name}"
+        if outcome.found:
+            reason = f"{reason}; {outcome.found}"
         self.totals.incidents += 1
         halted = evidence.decision.rung == "halt" and not self._shadow
         incident = Incident(

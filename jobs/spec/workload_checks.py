@@ -66,9 +66,7 @@ def data(value: DataSpec, info: ValidationInfo) -> DataSpec:
     if own == TABULAR:
         _check_rows(value)
         if value.stream is not None and value.columns.text is not None:
-            message = (
-                "are read whole by workload tabular: remove this, or write huggingface"
-            )
+            message = "are read whole by workload tabular: remove this, or write huggingface"
             raise related(message, field="columns.text", value=value.columns.text)
     elif own in BUILTIN and value.columns.features is not None:
         message = f"is for workload tabular, this one is {own}: remove it"

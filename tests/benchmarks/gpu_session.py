@@ -73,7 +73,7 @@ def main() -> int:
         if options.wheels is not None:
             unpack(options.wheels, unpacked)
             sys.path.append(str(unpacked))
-        if lines := missing():
+        if lines := missing(unpacked):
             print(*lines, sep="\n", file=sys.stderr)
             return 2
         return _measure(options, Path(folder), str(unpacked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from guard import GradientGuard, GuardConfig, GuardError, RankDivergence
 from guard.observe.shards import local
-from tests.guard.layouts import LAYOUTS, Layout, batch, made, sgd
+from tests.guard.layouts import LAYOUTS, Layout, Net, Uneven, batch, made, sgd
 from tests.guard.loops import differences
 from tests.guard.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 STEPS = 6
+SHARDED: dict[str, Callable[[], nn.Module]] = {"FSDP2": lambda: made(Uneven), "HSDP": lambda: made(Net)}
 LIMIT = 0.1
 
 
@@ -88,6 +90,31 @@ def poison(model: nn.Module) -> None:
     local(gradient).view(-1)[0] = torch.nan  # type: ignore[arg-type]
 
 
+def local_norms(make: Any, whole: Any, rank: int) -> dict[str, Any]:
+    """What each rank measured in two attempts, what this rank's batch gives in one process, and whom an
+    incident names for a loss that is a thousand times too high on rank 2."""
+    layout, alone = make(), whole()
+    guard = guarded(layout, clip={"kind": "off"}, update_norm="off")
+    seen, own = [], []
+    for attempt in range(30):
+        layout.optimizer.zero_grad()
+        bad = attempt == 29 and rank == 2
+        inputs, targets = batch(attempt % 3)
+        if attempt == 0:
+            inputs_own, targets_own = inputs.chunk(4)[rank], targets.chunk(4)[rank]
+            (alone(inputs_own) - targets_own).square().mean().backward()
+            own = [p.grad.norm() for p in alone.parameters() if p.grad is not None]
+        guard.backward(layout.loss(inputs, targets) * (1e3 if bad else 1.0))
+        report = guard.step()
+        seen.append(report)
+    incident = seen[-1].incident
+    return {
+        "measured": seen[1].local_norms,  # a report has those of the attempt before
+        "own": torch.stack(own).norm().item(),
+        "named": incident.ranks[0].rank if incident is not None else None,
+    }
+
+
 def stages(rank: int) -> dict[str, Any]:
     """A pipeline: each rank has another part of the model, under names of its own."""
     model = nn.Module()
@@ -99,7 +126,8 @@ def stages(rank: int) -> dict[str, Any]:
 
 def scenarios(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     found = {name: (clipped(make), faults(make, rank)) for name, (make, _) in LAYOUTS.items()}
-    return {**found, "stages": stages(rank)}
+    norms = {name: local_norms(LAYOUTS[name][0], whole, rank) for name, whole in SHARDED.items()}
+    return {**found, "norms": norms, "stages": stages(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +175,16 @@ def test_a_rollback_restores_what_each_rank_holds_to_the_bit(ranks: list[dict[st
         assert seen[name][1]["reports"][10][:2] == (4, "rolled_back")
         assert seen[name][1]["back"] == []
         assert differences(ranks[0][name][1]["reports"], seen[name][1]["reports"]) == []
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_ranks_own_gradient_norm_is_that_of_its_part_of_the_batch(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    own = [found["norms"][name]["own"] for found in ranks]
+    for found in ranks:
+        assert found["norms"][name]["measured"] == pytest.approx(own, rel=1e-5)
+        assert found["norms"][name]["named"] == 2
 
 
 def test_stages_of_a_pipeline_are_refused_when_the_guard_is_made(ranks: list[dict[str, Any]]) -> None:

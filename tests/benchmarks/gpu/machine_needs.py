@@ -5,8 +5,10 @@ Only the standard library is imported here.
 
 from __future__ import annotations
 
+import platform
 import re
 import zipfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,12 +37,23 @@ def unpack(wheels: Path, into: Path) -> None:
             archive.extractall(into)
 
 
-def missing() -> list[str]:
-    """One line for each package that cannot be imported: what to bring."""
-    absent = [name for package, name in DISTRIBUTIONS.items() if find_spec(package) is None]
-    return [
-        f"{name} is missing: bring its wheel ({pinned(name)}) in the folder of --wheels" for name in absent
-    ]
+def missing(unpacked: Path) -> list[str]:
+    """One line for each package that cannot be imported, be it from ``unpacked`` or not: what to bring."""
+    found = [_problem(package, name, unpacked) for package, name in DISTRIBUTIONS.items()]
+    return [problem for problem in found if problem]
+
+
+def _problem(package: str, name: str, unpacked: Path) -> str:
+    """Empty where there is none."""
+    bring, spec = f"bring its wheel ({pinned(name)}) in the folder of --wheels", find_spec(package)
+    if spec is None:
+        return f"{name} is missing: {bring}"
+    try:
+        if Path(spec.origin or "").is_relative_to(unpacked):
+            import_module(package)
+    except ImportError as error:  # as with a wheel of another Python
+        return f"{name} cannot be imported by Python {platform.python_version()} ({error}): {bring}"
+    return ""
 
 
 def pinned(name: str) -> str:

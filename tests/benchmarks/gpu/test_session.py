@@ -58,14 +58,17 @@ def test_each_missing_package_is_named_in_one_line_and_a_wheel_of_it_helps(
 ) -> None:
     needed = {"torch": "torch", "brought_along": "brought-along", "pydantic_nowhere": "pydantic"}
     monkeypatch.setattr(machine_needs, "DISTRIBUTIONS", needed)
-    brought, pydantic = machine_needs.missing()
+    brought, pydantic = machine_needs.missing(tmp_path)
     assert brought.startswith("brought-along is missing")
     assert "pydantic==2." in pydantic
     with zipfile.ZipFile(tmp_path / "brought_along-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("brought_along/__init__.py", "")
     machine_needs.unpack(tmp_path, tmp_path / "unpacked")
     monkeypatch.syspath_prepend(tmp_path / "unpacked")
-    assert machine_needs.missing() == [pydantic]
+    assert machine_needs.missing(tmp_path) == [pydantic]
+    (tmp_path / "unpacked" / "brought_along" / "__init__.py").write_text("import brought_along.compiled")
+    monkeypatch.delitem(sys.modules, "brought_along")
+    assert machine_needs.missing(tmp_path)[0].startswith("brought-along cannot be imported by Python 3.")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Random single-bit flips on two and three ranks, and a long healthy run: none missed, none by mistake.
 
-    python -m tests.benchmarks.replicas.bench_flips [--flips N] [--steps N] [--ranks 2 3] [--cost]
+    python -m tests.benchmarks.replicas.bench_flips [--flips N] [--steps N] [--ranks 2 3]
 
 A flip is in a weight, a moment, a buffer or the reduced gradient of one rank. A flip that rounding removes in
 the same step leaves no trace and cannot be found: it is counted apart.
@@ -11,16 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from guard.act.replicas import fingerprints
 from tests.guard.flips import EVERY, KINDS, Flip, draw, judged, run
 from tests.guard.loops import guarded_run
 from tests.guard.ranks import on_ranks
@@ -60,48 +55,17 @@ def table(world_size: int, flips: int) -> dict[str, Any]:
     return {"ranks": world_size, "kinds": {k: dict(c) for k, c in counts.items()}, "look at": missed}
 
 
-def cost() -> dict[str, float]:
-    """Seconds of a check against a forward and backward, on one thread: a convolutional network of 0.9 M."""
-    torch.set_num_threads(1)
-    layers = [nn.Conv2d(3 if i == 0 else 64, 64, 3, padding=1) for i in range(24)]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    optimizer = torch.optim.AdamW(model.parameters())
-    inputs = torch.randn(16, 3, 32, 32)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        model(inputs).square().mean().backward()
-        optimizer.step()
-
-    step()
-    moments = [value for state in optimizer.state.values() for value in state.values()]
-    steps, checks = _best(step), _best(lambda: fingerprints([*model.parameters(), *moments]))
-    return {"step_s": steps, "check_s": checks, "share_at_50": checks / 50 / steps}
-
-
-def _best(work: Any) -> float:
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 3])
-    parser.add_argument("--cost", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     result: dict[str, Any] = {"flips": [table(n, given.flips) for n in given.ranks if given.flips]}
     if given.steps:
         with tempfile.TemporaryDirectory() as folder:
             result["by mistake"] = on_ranks(2, partial(healthy_rank, steps=given.steps), Path(folder))
-    if given.cost:
-        result["cost"] = cost()
     for found in result["flips"]:
         print(found["ranks"], "ranks:", json.dumps(found["kinds"]))
         for one in found["look at"][:12]:

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from guard import GuardConfig, RankDivergence
-from guard.act.replicas import Replicas, affordable, fingerprints, odd_ranks
+from guard.act.fingerprints import fingerprints
+from guard.act.replicas import Replicas, _one_bit, affordable, odd_ranks
 from guard.faults.injector import flip_bit_
 from guard.types import Damage
 from tests.guard.flips import EVERY, draw, judged, run
-from tests.guard.loops import guarded_run
+from tests.guard.loops import differences, guarded_run
 from tests.guard.ranks import on_ranks
 
 
@@ -26,6 +27,7 @@ from tests.guard.ranks import on_ranks
 def test_each_of_200_flipped_bits_changes_the_fingerprint_of_its_tensor(dtype: torch.dtype) -> None:
     draw = random.Random(0)
     tensors = [torch.randn(n).to(dtype) for n in (1, 7, 4096, 100_001)]
+    tensors.append(torch.randn(4097).to(dtype)[1:])  # which no word of 8 bytes begins
     before = fingerprints(tensors)
     for _ in range(200):
         target = draw.randrange(len(tensors))
@@ -42,6 +44,18 @@ def test_the_rank_is_that_without_the_majority_or_in_a_tie_the_one_that_changed(
     assert odd_ranks(np.array([5, 5, 9]), before=1) == [2]
     assert odd_ranks(np.array([5, 9]), before=9) == [0]
     assert odd_ranks(np.array([5, 9]), before=1) == []
+
+
+@pytest.mark.parametrize("bit", [0, 31, 40, 63])
+def test_one_bit_is_told_from_several_although_sums_wrap(bit: int) -> None:
+    values = torch.tensor([2.5, -1e30, -0.0, 7.0], dtype=torch.float64)
+    flipped, other = values.clone(), values.clone()
+    for target in (flipped, other):
+        flip_bit_(target, 1, bit)
+    flip_bit_(other, 2, 5)
+    sums = np.stack([fingerprints([t]).numpy() for t in (values, flipped, other)])[:, 0]
+    assert _one_bit(sums[:2])
+    assert not _one_bit(sums[[0, 2]])
 
 
 def compared(name: str, *checks: list[int], tensor: Tensor | None = None) -> list[Damage]:
@@ -88,7 +102,7 @@ def test_of_two_ranks_none_is_named_that_both_had_changed() -> None:
 
 
 def test_replicas_with_deferred_steps_are_refused() -> None:
-    with pytest.raises(ValidationError, match="set mode to exact"):
+    with pytest.raises(ValidationError, match="replicas needs a decision by the host: set mode to exact"):
         GuardConfig(mode="deferred", replicas=10)
 
 
@@ -106,9 +120,9 @@ def test_an_expensive_check_is_made_less_often_unless_its_steps_are_given(tmp_pa
     try:
         tensors = {"weight w": torch.randn(1 << 20)}
         by_cost, given = Replicas(lambda: tensors, None, None), Replicas(lambda: tensors, 7, None)
-        for step in range(1, 4):  # steps that take no time
-            by_cost.check(step)
-            given.check(step)
+        for replicas in (by_cost, given):
+            for step in range(1, 5):  # steps that take no time
+                replicas.check(step)
         assert by_cost.every > 50
         assert given.every == 7
     finally:
@@ -134,6 +148,29 @@ def test_a_flipped_bit_is_found_named_and_leaves_no_trace(tmp_path: Path, world_
         else:
             assert flip.kind != "weight", seen
             assert flip.bit < 4, seen
+
+
+def found_late(rank: int, world_size: int, folder: Path) -> list[Any]:
+    """Compared at steps 1 to 3 and 30, while snapshots of steps 20 and 30 exist: flips before and after."""
+    config = {"replicas": 30, "snapshot": {"every_steps": 10}}
+    runs: list[Any] = []
+    for flipped_at in (None, 25, 15):
+        run = guarded_run(config, ddp=True, rank=rank, world_size=world_size)
+        weight = next(p for p in run.model.parameters() if p.ndim == 2)
+        try:
+            run.train(flipped_at or 40)
+            if rank == 1 and flipped_at is not None:
+                flip_bit_(weight, 0, 5)
+            runs.append(run.train(40).state())
+        except RankDivergence as error:
+            runs.append(str(error))
+    return runs
+
+
+def test_damage_that_two_ranks_find_late_is_undone_if_it_is_younger_than_a_snapshot(tmp_path: Path) -> None:
+    for plain, younger, older in on_ranks(2, found_late, tmp_path):
+        assert not differences(plain, younger)
+        assert "also in the snapshot of step 20" in older
 
 
 def again_and_again(rank: int, world_size: int, folder: Path) -> str:

@@ -118,18 +118,58 @@ finally:
 """
 
 
-def test_an_error_that_ends_a_script_reaches_the_other_rank(tmp_path: Path) -> None:
+def outputs(script: str, folder: Path) -> list[str]:
+    """What each of two ranks of a script wrote to standard error."""
+    program = [sys.executable, "-c", script]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path / "store")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([*program, str(rank), str(folder / "store")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[1] for process in ranks]
+    return [process.communicate(timeout=120)[1] for process in ranks]
+
+
+def test_an_error_that_ends_a_script_reaches_the_other_rank(tmp_path: Path) -> None:
+    said = outputs(SCRIPT, tmp_path)
     assert "RankLost: rank 1 failed: KeyError: 'label 7'" in said[0]
     assert "KeyError: 'label 7'" in said[1]
+
+
+DIVIDED = """
+import os, sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from guard import GradientGuard
+
+rank = int(sys.argv[1])
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+store = dist.FileStore(sys.argv[2], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
+
+class Block(nn.Linear):
+    def forward(self, inputs):
+        if rank and step == 2:
+            raise ValueError("label 7")
+        return super().forward(inputs)
+
+model = nn.Sequential(Block(8, 8), Block(8, 8))
+for block in model:
+    fully_shard(block)
+fully_shard(model)
+guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+for step in range(4):
+    model.zero_grad()
+    guard.backward(model(torch.ones(4, 8)).mean())
+    guard.step()
+"""
+
+
+def test_an_error_within_a_divided_forward_is_named_by_the_rank_that_waits_in_it(tmp_path: Path) -> None:
+    said = outputs(DIVIDED, tmp_path)
+    assert "RankLost: rank 1 failed: ValueError: label 7" in said[0]
+    assert "ValueError: label 7" in said[1]
 
 
 def messages(folder: Path, how: str, *, ranks: int = 2, port: int | None = None) -> dict[int, str]:
