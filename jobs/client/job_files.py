@@ -17,8 +17,9 @@ from jobs.run_dir.storage import MANIFEST
 class JobFiles(RunReader):
     """What the folder of one job contains, with its checkpoints and its report."""
 
-    def incident_rows(self) -> list[dict[str, Any]]:
-        """The incidents, the oldest first, each with its ``outcome`` where it has one by now."""
+    def incident_rows(self, *, start: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """The incidents, the oldest first, each with its ``outcome`` where it has one by now; arguments as of
+        ``incidents``."""
         return [
             {
                 "type": "incident",
@@ -26,7 +27,7 @@ class JobFiles(RunReader):
                 "anchor": incident.anchor,
                 "outcome": None if incident.outcome is None else incident.outcome.kind,
             }
-            for incident in self.incidents()
+            for incident in self.incidents(start=start, limit=limit)
         ]
 
     def metrics(

@@ -71,9 +71,18 @@ class RunReader:
             return StepTable(columns).extend(row for line in lines if (row := parse_row(line)) is not None)
         return StepTable(columns)
 
-    def incidents(self) -> list[Incident]:
-        """The incidents in the order of the journal, each with its outcome and its anchor."""
-        return join_outcomes(iter_jsonl(self.folder.incidents, below=self.below))
+    def incidents(self, *, start: int = 0, limit: int | None = None) -> list[Incident]:
+        """The incidents in the order of the journal, each with its outcome and its anchor.
+
+        Args:
+            start: leaves out that many; -1: begins with the newest ``limit``.
+            limit: at most so many; no more are held in memory.
+        """
+        return join_outcomes(iter_jsonl(self.folder.incidents, below=self.below), start, limit)[0]
+
+    def newest_incidents(self, limit: int) -> tuple[list[Incident], int]:
+        """The newest ones, the oldest of them first, and how many there are in all."""
+        return join_outcomes(iter_jsonl(self.folder.incidents, below=self.below), -1, limit)
 
     def result(self) -> dict[str, Any] | None:
         """The contents of result.json, as they are stored."""
@@ -133,27 +142,42 @@ def _total_steps(path: Path, below: Path | None, _mtime_ns: int, _size: int) -> 
     return None
 
 
-def join_outcomes(rows: Iterable[Mapping[str, Any]]) -> list[Incident]:
+def join_outcomes(
+    rows: Iterable[Mapping[str, Any]], start: int = 0, limit: int | None = None
+) -> tuple[list[Incident], int]:
     """Incidents in the order of the journal; an outcome belongs to the latest incident of its job and id.
 
     A restarted job may have used an id twice: the anchor is unique. Older outcomes name no job.
+
+    Args:
+        rows: of the journal.
+        start: see ``RunReader.incidents``.
+        limit: likewise.
+
+    Returns:
+        The incidents, and how many there are in the journal.
     """
-    incidents: list[Incident] = []
+    incidents: dict[int, Incident] = {}
+    count = 0
     latest: dict[tuple[str | None, int], int] = {}
     used: Counter[int] = Counter()
     for row in rows:
         if row.get("type") == "outcome":
             place = latest.get((as_text_or_none(row.get("job")), as_int(row.get("incident")) or 0))
-            if place is not None:
+            if place in incidents:
                 incidents[place] = replace(incidents[place], outcome=IncidentOutcome.from_row(row))
         elif row.get("type") == "incident":
             incident = Incident.from_row(row)
-            id_ = incident.id or len(incidents) + 1
+            id_ = incident.id or count + 1
             used[id_] += 1
             again = f"-{used[id_]}" if used[id_] > 1 else ""
-            latest[incident.job, id_] = latest[None, id_] = len(incidents)
-            incidents.append(replace(incident, id=id_, anchor=f"incident-{id_}{again}"))
-    return incidents
+            latest[incident.job, id_] = latest[None, id_] = count
+            if start < 0 or (count >= start and (limit is None or count < start + limit)):
+                incidents[count] = replace(incident, id=id_, anchor=f"incident-{id_}{again}")
+            if start < 0 and limit is not None and len(incidents) > limit:
+                del incidents[next(iter(incidents))]
+            count += 1
+    return list(incidents.values()), count
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ POLL_S = 0.5
 HEARTBEAT_S = 15.0
 EVENTS_AT_ONCE = 200
 LARGEST = 2**53
+MOST_INCIDENTS = 1000
+"""Of a page: each may have some kB of evidence."""
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 """A job writes its report: a browser shows it and runs nothing in it."""
 
@@ -90,10 +92,16 @@ async def all_events(
 
 
 @router.get("/jobs/{job_id}/incidents")
-def incidents(job_id: JobId, service: Service, _: Reader) -> list[dict[str, Any]]:
-    """The incidents that the guard handled, with their evidence."""
+def incidents(
+    job_id: JobId,
+    service: Service,
+    _: Reader,
+    start: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_INCIDENTS)] = MOST_INCIDENTS,
+) -> list[dict[str, Any]]:
+    """The incidents that the guard handled, with their evidence, the oldest first; a page of them."""
     files = _files(service, job_id)
-    return [] if files is None else files.incident_rows()
+    return [] if files is None else files.incident_rows(start=start, limit=limit)
 
 
 @router.get("/jobs/{job_id}/metrics")

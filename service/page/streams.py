@@ -113,7 +113,7 @@ def file_mark(path: Path) -> tuple[int, int] | None:
 
 def incidents(files: RunReader) -> dict[str, Any]:
     """The newest incidents with their evidence, each in sentences too."""
-    found = files.incidents()
+    found, total = files.newest_incidents(MOST_INCIDENTS)
     shown = [
         {
             "id": incident.id,
@@ -124,8 +124,8 @@ def incidents(files: RunReader) -> dict[str, Any]:
             "advice": advice(incident),
             "evidence": incident.to_row(),
         }
-        for incident in found[-MOST_INCIDENTS:]
+        for incident in found
     ]
     worst, more = offenders(found)
     bad = {"offenders": [asdict(offender) for offender in worst], "more_offenders": more}
-    return {"total": len(found), "shown": shown, **bad}
+    return {"total": total, "shown": shown, **bad}

@@ -96,7 +96,7 @@ def test_local_norms_that_were_not_taken_are_not_taken_for_nan(tmp_path):
 def test_an_outcome_belongs_to_the_latest_incident_of_its_number():
     outcome = {"type": "outcome", "incident": 1, "outcome": "recovered", "steps": 5}
     stray = {**outcome, "incident": 7}
-    first, second = join_outcomes([stray, rollback_incident(1), rollback_incident(1), outcome])
+    (first, second), _ = join_outcomes([stray, rollback_incident(1), rollback_incident(1), outcome])
     assert first.outcome is None
     assert second.outcome is not None
     assert second.outcome.steps == 5

@@ -12,7 +12,7 @@ RECOVERED = {"type": "outcome", "incident": 2, "outcome": "recovered", "step": 1
 
 
 def story(row, *outcomes):
-    (incident,) = join_outcomes([row, *outcomes])
+    (incident,), _ = join_outcomes([row, *outcomes])
     return " ".join(words.story(incident))
 
 
@@ -123,7 +123,7 @@ def test_a_warning_names_what_the_loss_did_since_the_rate_rose():
 )
 def test_every_outcome_has_its_sentence_and_badge(outcome, steps, sentence, badge):
     row = {"type": "outcome", "incident": 1, "outcome": outcome, "steps": steps}
-    (incident,) = join_outcomes([rollback_incident(1), row])
+    (incident,), _ = join_outcomes([rollback_incident(1), row])
     assert words.outcome(incident) == sentence
     assert words.badge(incident) == badge
 

@@ -34,6 +34,17 @@ def test_an_id_that_came_twice_is_two_incidents_for_everyone(tmp_path: Path) -> 
         assert [(i.anchor, i.step, i.outcome.kind) for i in found if i.outcome] == expected
 
 
+def test_a_long_journal_is_read_in_parts(tmp_path: Path) -> None:
+    outcome = {"type": "outcome", "incident": 3, "outcome": "recovered", "steps": 5}
+    write_rows(tmp_path / "incidents.jsonl", [*map(nan_incident, range(1, 51)), outcome])
+    reader = RunReader(tmp_path)
+    assert [incident.id for incident in reader.incidents(start=1, limit=3)] == [2, 3, 4]
+    assert [incident.outcome is not None for incident in reader.incidents(start=1, limit=3)] == [0, 1, 0]
+    assert reader.incidents(start=50) == []
+    newest, total = reader.newest_incidents(4)
+    assert ([incident.id for incident in newest], total) == ([47, 48, 49, 50], 50)
+
+
 def test_numbers_are_read_by_the_type_of_their_column(tmp_path: Path) -> None:
     write_rows(tmp_path / "metrics.jsonl", [step_row(1, loss=math.nan, signal="nan", lr="text", score=True)])
     columns = JobFiles(tmp_path).metrics().columns

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import JobClient
 from jobs.client.job_files import JobFiles
 from jobs.run_dir.paths import HISTORY, INCIDENTS, METRICS, RESULT, SAMPLES, SPEC
 from jobs.spec.job_spec import JobSpec
@@ -20,6 +21,7 @@ from service.reconcile.outcome import outcome_of
 from service.store import JobRow
 from tests.service.api.api_fixture import SPEC as DIGITS
 from tests.service.api.api_fixture import Api
+from tests.service.page.page_fixture import served
 from tests.service.reconcile.test_reconcile import ended
 
 FILES = (SPEC, METRICS, INCIDENTS, RESULT, SAMPLES, HISTORY, "checkpoints/step-00000010/manifest.json")
@@ -92,6 +94,21 @@ def test_a_folder_of_checkpoints_elsewhere_is_not_read(api: Api, tmp_path: Path)
     (folder / "checkpoints" / "step-00000010").symlink_to(other)
     (shown,) = client.get(f"/v1/jobs/{job}/checkpoints").json()
     assert "leads out of the job's folder" in shown["problem"]
+
+
+def test_a_long_journal_comes_in_pages(api: Api) -> None:
+    job, client = api.submitted(), api.client("read")
+    row = {"type": "incident", "action": "skipped", "step": 7, "attempt": 2}
+    lines = (json.dumps({**row, "id": number}) + "\n" for number in range(1, 2502))
+    (folder_of(api, job) / INCIDENTS).write_text("".join(lines))
+    url = f"/v1/jobs/{job}/incidents"
+    pages = [client.get(url, params={"start": start}).json() for start in (0, 1000, 2000, 3000)]
+    assert [len(page) for page in pages] == [1000, 1000, 501, 0]
+    assert pages[2][-1]["id"] == 2501
+    shown = dict(JobLive(api.context, job).poll())["incidents"]
+    assert (shown["total"], len(shown["shown"]), shown["shown"][-1]["id"]) == (2501, 200, 2501)
+    with served(api) as address, JobClient(address, token=api.tokens["read"]) as whole:
+        assert [incident["id"] for incident in whole.incidents(job)] == list(range(1, 2502))
 
 
 def test_a_job_cannot_name_the_services_own_folder_as_its_own(api: Api) -> None:
