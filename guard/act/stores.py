@@ -35,6 +35,7 @@ class TensorStore:
     def __init__(self, place: Place = "device", *, overlap: bool = True) -> None:
         self._place, self._overlap = place, overlap
         self._copies: list[Tensor] = []
+        self._plain: list[bool] = []
         self._sums: Tensor | None = None
         self._reserved: list[Tensor] = []
         self._devices: list[torch.device] = []
@@ -55,7 +56,8 @@ class TensorStore:
             self._copy_on_side_stream(parts)
         elif parts:
             torch._foreach_copy_(self._copies, parts, non_blocking=to_host)
-        self._sums = _sums(parts)
+        self._plain = list(map(is_plain, parts))
+        self._sums = self._bits_of(parts)
 
     @torch.no_grad()
     def reserve(self, tensors: Sequence[Tensor]) -> None:
@@ -70,8 +72,9 @@ class TensorStore:
         self.wait()
         for part in locals_of(tensors):
             self._copies.append(self._allocate(part).copy_(part))
+            self._plain.append(is_plain(part))
             self._devices.append(part.device)
-        self._sums = _sums(self._copies)
+        self._sums = self._bits_of(self._copies)
 
     def intact(self) -> bool:
         """Whether the copies have the bits of what was copied; the host waits for the device."""
@@ -79,7 +82,12 @@ class TensorStore:
             return True
         if self._ready is not None:
             self._ready.synchronize()
-        return torch.equal(self._sums.cpu(), _sums(self._copies).cpu())
+        return torch.equal(self._sums.cpu(), self._bits_of(self._copies).cpu())
+
+    def _bits_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The bits of each that is plain, and whose copy is, on the device of the first."""
+        whole = zip(tensors, self._copies, self._plain, strict=True)
+        return fingerprints([tensor for tensor, copied, plain in whole if plain and is_plain(copied)])
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
@@ -123,11 +131,6 @@ class TensorStore:
             if part.is_cuda:  # the allocator gives its memory to nobody else before it has been copied
                 part.record_stream(self._stream)
         self._ready = self._stream.record_event()
-
-
-def _sums(tensors: Sequence[Tensor]) -> Tensor:
-    """The bits of each that is plain, on the device of the first."""
-    return fingerprints([tensor for tensor in tensors if is_plain(tensor)])
 
 
 def _alike(copies: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
