@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 PACKAGES = ("guard", "jobs", "service")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-NOT_AT_RUN_TIME = {".md", ".pyc"}
+NOT_AT_RUN_TIME = {".md", ".pyc", ".ipynb"}
 
 
 def call(*command: str | Path, **options: object) -> str:
