@@ -146,7 +146,7 @@ with ray_session(num_cpus=1):
     abandon, scaling = threading.Event(), ScalingConfig(num_workers=1)
     threading.Timer(1.0, abandon.set).start()
     trainer = train.InterruptibleTrainer(
-        threading.get_ident,
+        lambda: None,
         abandon=abandon,
         scaling_policy=train.LocalScalingPolicy(scaling),
         can_retry=lambda error: False,
