@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jobs.data.errors import DataError
-from jobs.data.images import ImageFiles, hold_out, spread_rows
+from jobs.data.images import ImageFiles, Split, hold_out, spread_rows
 from jobs.data.tables import read_splits
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import did_you_mean
@@ -90,10 +90,17 @@ def load_table(config: DataSpec) -> tuple[TableImages, TableImages]:
     root, own = Path(config.root or "").expanduser(), config.columns
     train, test = read_splits(root, "data.root", [own.image, own.label])
     classes = classes_of(train, own.label, root)
-    found = _images(train, classes, config, root)
+    return held_out(config, train, test, lambda table: _images(table, classes, config, root))
+
+
+def held_out(
+    config: DataSpec, train: pa.Table, test: pa.Table | None, made: Callable[[pa.Table], Split]
+) -> tuple[Split, Split]:
+    """Training and test split: both tables ``made`` into samples, or of one a share held out."""
+    found = made(train)
     if test is None:
-        return hold_out(found, config.val_share, config.split_seed, str(root))
-    return found, _images(test, classes, config, root)
+        return hold_out(found, config.val_share, config.split_seed, str(Path(config.root or "").expanduser()))
+    return found, made(test)
 
 
 def classes_of(table: pa.Table, label: str, root: Path) -> dict[Any, str]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.data.errors import DataError
-from jobs.data.images import first, hold_out
-from jobs.data.labelled import classes_of, labels_of
+from jobs.data.images import first
+from jobs.data.labelled import classes_of, held_out, labels_of
 from jobs.data.tables import column_names, read_splits
 from jobs.models.mlp import build_mlp
 from jobs.spec.job_spec import JobSpec
@@ -97,12 +97,8 @@ def load_rows(spec: JobSpec) -> tuple[FeatureRows, FeatureRows]:
     if data.columns.features is None:
         names = numeric_columns(train, label, str(root))
     classes = classes_of(train, label, root)
-    found = _rows(train, names, label, classes, root)
-    if test is None:
-        held_in, held_out = hold_out(found, data.val_share, data.split_seed, str(root))
-    else:
-        held_in, held_out = found, _rows(test, names, label, classes, root)
-    return first(held_in, data.train_limit), first(held_out, data.test_limit)
+    own, others = held_out(data, train, test, lambda table: _rows(table, names, label, classes, root))
+    return first(own, data.train_limit), first(others, data.test_limit)
 
 
 def numeric_columns(table: pa.Table, label: str, place: str) -> list[str]:

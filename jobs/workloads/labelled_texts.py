@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from jobs.data.errors import DataError
-from jobs.data.images import first, hold_out
-from jobs.data.labelled import classes_of, labels_of
+from jobs.data.images import first
+from jobs.data.labelled import classes_of, held_out, labels_of
 from jobs.data.tables import read_splits
 from jobs.spec.job_spec import JobSpec
 
@@ -68,12 +68,8 @@ def load_texts(spec: JobSpec) -> tuple[LabelledTexts, LabelledTexts]:
     root, text, label = Path(data.root or "").expanduser(), data.columns.text or "text", data.columns.label
     train, test = read_splits(root, "data.root", [text, label])
     classes = classes_of(train, label, root)
-    found = _labelled(train, text, label, classes, root)
-    if test is None:
-        held_in, held_out = hold_out(found, data.val_share, data.split_seed, str(root))
-    else:
-        held_in, held_out = found, _labelled(test, text, label, classes, root)
-    return first(held_in, data.train_limit), first(held_out, data.test_limit)
+    own, others = held_out(data, train, test, lambda table: _labelled(table, text, label, classes, root))
+    return first(own, data.train_limit), first(others, data.test_limit)
 
 
 def texts_of(table: pa.Table, column: str, root: Path) -> tuple[str, ...]:
