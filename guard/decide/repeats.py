@@ -16,7 +16,7 @@ from guard.observe.observer import Observer
 from guard.types import Floats
 
 ATTEMPTS = 100
-"""A second forward and backward in so many attempts is less than 1 % of their time."""
+"""One more forward and backward in so many attempts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Squared L2 norms of many gradients at once, in one pass over them.
 
 On the CPU a dot product of numpy's reads a large contiguous tensor faster than torch's norm kernel does, and
-than torch's own, whose threads wait for each other where the cores are busy (25 times as long, measured);
-many small tensors are cheapest in one ``_foreach_norm``, which is also the way on a GPU. Float32 sums drift
-on large tensors (3e-3 relative at 5e7 elements), so tensors are split at 2^20 elements and combined in
-float64.
+than torch's own, whose threads wait for each other where the cores are busy (at a load of 20 on two cores
+ResNet-50 took 21 ms in place of 556); many small tensors are cheapest in one ``_foreach_norm``, which is
+also the way on a GPU. Float32 sums drift on large tensors (3e-3 relative at 5e7 elements), so tensors are
+split at 2^20 elements and combined in float64.
 """
 
 from __future__ import annotations
