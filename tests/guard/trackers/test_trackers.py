@@ -172,6 +172,27 @@ def wandb_records(path: Path) -> list[Any]:
     return records
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_reads_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the real package, whose data base is in a folder of the test's own."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio", reason="needs the extra: pip install gradguard[trackio]")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    tracked(TrackConfig(kind="trackio", every=10), tmp_path)
+    (run,) = trackio.Api().runs("gradguard")
+    assert run.name == "mine"
+    assert run.config["optimizer.lr"] == 0.05
+    assert ["nonfinite of loss" in alert["title"] for alert in run.alerts()] == [True]
+    rows = SQLiteStorage.get_logs("gradguard", "mine")
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert set(losses) >= {10, 20, STEPS}
+    assert all(0 < losses[at] < 2 for at in (10, 20, STEPS))
+    assert [row["eval/test_accuracy"] for row in rows if "eval/test_accuracy" in row] == [0.75]
+    assert list((tmp_path / "trackio" / "artifacts").rglob("blobs")) != []
+
+
 class Broken:
     """A tracker of one's own whose calls fail."""
 
