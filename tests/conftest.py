@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 
@@ -10,6 +11,26 @@ import pytest
 # Commands that tests start end by Ctrl-C, which a background job and nohup ignore, and their children too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_left_as_it_was() -> Iterator[None]:
+    """A test whose code leaves a logger mute fails itself, not the next one that reads the log."""
+    before = _levels()
+    yield
+    after = _levels()
+    for name, level in after.items():
+        logging.getLogger(name).setLevel(before.get(name, logging.NOTSET))
+        assert level == before.get(name, logging.NOTSET), f"the level of the logger {name} was changed"
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def _levels() -> dict[str, int]:
+    return {
+        name: logger.level
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.startswith(("guard", "jobs", "service")) and isinstance(logger, logging.Logger)
+    }
 
 
 @pytest.fixture

@@ -124,14 +124,16 @@ def _data_log(level: int) -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(name) for name in ("jobs.data", "jobs.workloads")]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(level)
     try:
         yield
     finally:
-        for logger in loggers:
+        for logger, before in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
+            logger.setLevel(before)
 
 
 def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found | None:
