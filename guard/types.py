@@ -43,7 +43,7 @@ class Movement(NamedTuple):
     per_step: float
     """Mean distance of one step."""
     per_lr: float | None
-    """The whole distance in units of ``every_steps`` times the mean learning rate; None at rate 0."""
+    """The whole distance over ``every_steps`` times the learning rate (``WindowRate``); None at rate 0."""
     ratio: float | None
     """``per_step`` over the norm of the weights; None while that is zero."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,11 +29,32 @@ class UsedRate:
         """Of the last update; None before the first."""
         self.used: list[Tensor] = []
         """What it was on the device, where the last update was not to wait for that."""
+        self._counts: tuple[int, ...] = ()
+        self._sizes: list[float] = []
+        """Elements of each group, of so many parameters each."""
 
     @property
     def declared(self) -> float:
         """``lr`` of the first group; NaN where it has none, as Adafactor with a relative step."""
         return declared_rate(self._optimizer, self._number)
+
+    def overall(self, first: float) -> float:
+        """The rates of all groups as one, the root of their mean square over all elements.
+
+        Args:
+            first: the rate of the first group in this step, which the others are to it as declared.
+        """
+        groups = self._optimizer.param_groups
+        rates: list[Any] = [group.get("lr") for group in groups]
+        if not all(isinstance(rate, (int, float)) for rate in rates) or rates.count(rates[0]) == len(rates):
+            return first
+        counts = tuple(len(group["params"]) for group in groups)
+        if counts != self._counts:
+            sizes = [float(sum(p.numel() for p in group["params"])) for group in groups]
+            self._counts, self._sizes = counts, sizes
+        squares = math.fsum(size * rate * rate for size, rate in zip(self._sizes, rates, strict=True))
+        scale = first / rates[0] if rates[0] else 1.0
+        return scale * math.sqrt(squares / sum(self._sizes))
 
     def on_device(self) -> list[Tensor]:
         """The rate, where it is a tensor on a device: to be read with others and passed to ``learn``."""

@@ -210,7 +210,7 @@ class TrainingState:
     def advance(self, rate: float | None = None) -> None:
         """Advances the learning rate schedule: once for each applied step, of this rate where it is known."""
         if self._displacement is not None:
-            self._displacement.stepped(self.learning_rate if rate is None else rate)
+            self._displacement.stepped(self.rate.overall(self.learning_rate if rate is None else rate))
         self._schedule.check()
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from guard.observe.gradients import elements
 from guard.observe.norms import ordered_squares, square_norms, sum_pieces
 from guard.observe.own_rate import OwnRate, declared_rate, step_size
 from guard.observe.shards import Shards, local
+from guard.observe.window_rate import WindowRate
 from guard.types import Floats, Movement, Travelled
 
 GROUP_ELEMENTS = 1 << 18
@@ -57,7 +57,7 @@ class Displacement:
         self._places: list[int] = []
         self._groups: list[_Group] = []
         self._measured_at = 0
-        self._rates: list[float] = []
+        self._rate = WindowRate()
         self._own = OwnRate(optimizer)
         self._last: Floats | None = None
         self._per_step = self._before = math.nan
@@ -65,13 +65,13 @@ class Displacement:
 
     def stepped(self, rate: float) -> None:
         """A step was applied with this learning rate; the schedule may change it before the next measure."""
-        self._rates.append(rate * step_size(self._optimizer))
+        self._rate.add(rate * step_size(self._optimizer))
 
     @torch.no_grad()
     def start(self, step: int) -> None:
         """The present weights, after ``step`` steps, are good: distances start here."""
         self._measured_at, self._last = step, None
-        self._rates.clear()
+        self._rate.clear()
         self._own.start()
         if self._places != self._present_places():
             self._regroup()
@@ -86,10 +86,11 @@ class Displacement:
 
     def state_dict(self) -> dict[str, Any]:
         """When it was measured last; the copy is not saved, so the first distance after a resume is short."""
-        return {"measured_at": self._measured_at}
+        return {"measured_at": self._measured_at, "highest_rate": self._rate.highest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._measured_at = int(state["measured_at"])
+        self._rate.highest = float(state.get("highest_rate", 0.0))
 
     def due(self, step: int) -> bool:
         """Whether the weights after ``step`` steps are to be measured."""
@@ -113,7 +114,7 @@ class Displacement:
             return Moving(steps, math.nan, torch.zeros(0))
         pieces = self._pieces(follow=True)
         self._own.check()
-        return Moving(steps, math.nan if self._own.hidden else self._mean_rate(), pieces)
+        return Moving(steps, math.nan if self._own.hidden else self._window_rate(), pieces)
 
     def read(self, moving: Moving, pieces: Floats) -> Movement:
         """The movement, once the pieces are on the host."""
@@ -130,13 +131,11 @@ class Displacement:
             ratio=distance / steps / norm if norm > 0 else None,
         )
 
-    def _mean_rate(self) -> float:
-        """Without the largest rate since the last measurement: what one wild rate did must stay visible.
-
-        A rate of the optimizer's own grows within the steps: all count."""
-        rates = sorted(self._rates) or [declared_rate(self._optimizer) * step_size(self._optimizer)]
-        self._rates.clear()
-        return fmean(rates if self._own.found else rates[:-1] or rates)
+    def _window_rate(self) -> float:
+        """A rate of the optimizer's own grows within the steps: all count."""
+        if self._rate.empty:
+            self._rate.add(declared_rate(self._optimizer) * step_size(self._optimizer))
+        return self._rate.take(whole=self._own.found)
 
     @torch.no_grad()
     def distances(self, step: int) -> Floats | None:
@@ -230,7 +229,7 @@ class Moving:
 
     Attributes:
         steps: since the last measurement.
-        rate: the mean learning rate of these steps; NaN where it is hidden.
+        rate: the learning rate of these steps (``WindowRate``); NaN where it is hidden.
         pieces: squared distances, then squared norms, float64; empty where there is nothing to compare with.
     """
 
