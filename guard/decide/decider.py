@@ -288,6 +288,8 @@ class Decider:
         )
         if not self._config.acts:
             return outlier
+        if outlier is not None and outlier.rung == "skip" and self.new_level.has_habit(attempt):
+            outlier = Decision("clip", outlier.reason)
         known = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)
         return known or outlier or self.new_level.habit(verdict, attempt, rate_rose=rose)
 

@@ -144,12 +144,15 @@ class NewLevel:
     def habit(self, verdict: Verdict, attempt: int, *, rate_rose: bool) -> Decision | None:
         """What is right instead of another rollback, where the loss was still high after the last ones, on
         healthy weights, and fell again: batches that come several times, tasks one after the other."""
-        known = len(self._unexplained) == _RETURNS and attempt - self._unexplained[-1] < _HABIT
         loss = verdict.signal == "loss" and verdict.kind in ("spike", "suspect") and not rate_rose
-        if self._replays or not loss or not known or self.moved_far():
+        if self._replays or not loss or not self.has_habit(attempt) or self.moved_far():
             return None
         self._note_unexplained(attempt)
         return Decision("apply", "the loss rises now and then on healthy weights", new_level=True)
+
+    def has_habit(self, attempt: int) -> bool:
+        """Whether the loss is known to rise now and then on healthy weights."""
+        return len(self._unexplained) == _RETURNS and attempt - self._unexplained[-1] < _HABIT
 
     def _note_unexplained(self, attempt: int) -> None:
         if self._unexplained and attempt - self._unexplained[-1] >= _HABIT:

@@ -23,8 +23,8 @@ _SWING = 16
 _LARGE = 2.0
 """From twice its threshold on a norm is none that clipping makes harmless."""
 _OVERWHELMING = 3.0
-"""From three times the threshold on no batch explains a loss (see ``guard.decide.detector``), unless the run
-began with such a loss."""
+"""From three times the threshold on (see ``guard.decide.detector``) one batch alone explains a loss, never
+two, unless the run began with such a loss."""
 
 
 class Outliers:
@@ -37,8 +37,8 @@ class Outliers:
 
     def __init__(self, sigmas: float, *, replays: bool = False) -> None:
         self._sigmas, self._replays = sigmas, replays
-        self._losses: deque[int] = deque(maxlen=_MOST)
-        """The last attempts whose loss was anomalous."""
+        self._last: deque[int] = deque(maxlen=_MOST)
+        """The last attempts whose loss or norm was anomalous."""
         self._begins: deque[int] = deque(maxlen=_OFTEN)
         """Those that began a series of them."""
         self._batch: tuple[int, float, int] = (-1, math.nan, 0)
@@ -56,8 +56,10 @@ class Outliers:
         unknown: bool = False,
         skipped: bool = False,
     ) -> Decision | None:
-        """What is right instead of a rollback or a skip; None where it may be the weights. Call on each
-        verdict that is not ``ok``.
+        """What is right instead of a rollback or a skip; None where it may be the weights.
+
+        Call it on each verdict that is not ``ok``. Skipping first is safe where the weights are the cause
+        after all: they stay as they are, so the next batch shows it again, and that is a rollback.
 
         Args:
             verdict: the detector's.
@@ -67,44 +69,51 @@ class Outliers:
             skipped: whether outliers are: the same batch then has the same loss again.
             unknown: whether the run has no level yet: high losses between normal ones then belong to it.
         """
-        ratio = verdict.score / self._sigmas
-        if verdict.signal == "grad_norm" and verdict.kind == "suspect":
+        if verdict.signal not in ("loss", "grad_norm") or verdict.kind not in ("suspect", "spike"):
+            return None
+        ratio, on_loss = verdict.score / self._sigmas, verdict.signal == "loss"
+        if not on_loss and verdict.kind == "suspect":
             last, self._norm = self._norm, attempt
-            if ratio < _LARGE and attempt - last < _SWING:
-                return Decision("clip", "grad_norm is suspect again, while the loss is not")
-        if self._replays or verdict.signal != "loss" or verdict.kind not in ("suspect", "spike"):
+            if ratio < _LARGE:
+                swings = attempt - last < _SWING
+                reason = "grad_norm is suspect again, while the loss is not"
+                return Decision("clip", reason) if swings else None
+        if self._replays:
             return None
         last, score, times = self._batch
         falls = verdict.score == score or (times > _MOST and verdict.score < score)
         times = times + 1 if last == attempt - 1 and falls else 1
         self._batch = attempt, verdict.score, times
+        what = f"{verdict.signal} {verdict.kind}"
         if skipped and times > _MOST and not moved_far():
-            return Decision("clip", f"loss {verdict.kind}: one batch, which comes {times} times in a row")
-        recent = sum(attempt - other < _WITHIN for other in self._losses)
-        swings = unknown and attempt - 1 not in self._losses
+            return Decision("clip", f"{what}: one batch, which comes {times} times in a row")
+        recent = sum(attempt - other < _WITHIN for other in self._last)
+        follows = attempt - 1 in self._last
         often = len(self._begins) == _OFTEN and attempt - self._begins[0] < _SPAN
-        if attempt - 1 not in self._losses:
+        if not follows:
             self._begins.append(attempt)
-        self._losses.append(attempt)
-        ordinary = ratio < _OVERWHELMING or usual or unknown
-        if ordinary and often and not moved_far():
-            return Decision("clip", f"loss {verdict.kind}: one of many, the weights have not moved far")
-        if ordinary and recent < _MOST and not moved_far():
-            return Decision("skip", f"loss {verdict.kind}: an outlier, the weights have not moved far")
-        if swings and not moved_far():
+        self._last.append(attempt)
+        ordinary = not on_loss or ratio < _OVERWHELMING or usual or unknown
+        # While levels are relearned, a skipped value would be one of those that were seen since.
+        few = recent < (_MOST if ordinary else verdict.baseline is not None)
+        if often and (few or ordinary) and not moved_far():
+            return Decision("clip", f"{what}: one of many, the weights have not moved far")
+        if few and not moved_far():
+            return Decision("skip", f"{what}: an outlier, the weights have not moved far")
+        if on_loss and unknown and not follows and not moved_far():
             return Decision("apply", "the loss swings from the first steps on", new_level=True)
         return None
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "losses": list(self._losses),
+            "losses": list(self._last),
             "norm": self._norm,
             "batch": list(self._batch),
             "begins": list(self._begins),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._losses = deque(map(int, state["losses"]), maxlen=_MOST)
+        self._last = deque(map(int, state["losses"]), maxlen=_MOST)
         self._begins = deque(map(int, state.get("begins", ())), maxlen=_OFTEN)
         self._norm = int(state["norm"])
         last, score, times = state.get("batch", (-1, math.nan, 0))

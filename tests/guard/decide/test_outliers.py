@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from guard import GuardConfig, SpikeDetector
 from guard.decide.outliers import Outliers
 from guard.records import Verdict
@@ -21,15 +23,31 @@ def norm(ratio: float) -> Verdict:
 
 
 def ask(
-    outliers: Outliers, verdict: Verdict, attempt: int, *, usual: bool = False, far: bool = False
+    outliers: Outliers,
+    verdict: Verdict,
+    attempt: int,
+    *,
+    usual: bool = False,
+    far: bool = False,
+    skipped: bool = False,
 ) -> Decision | None:
-    return outliers.instead(verdict, attempt, usual=usual, moved_far=lambda: far)
+    return outliers.instead(verdict, attempt, usual=usual, moved_far=lambda: far, skipped=skipped)
 
 
 def test_an_outlier_is_skipped_and_the_third_of_eight_is_not() -> None:
     outliers = Outliers(SIGMAS)
     found = [ask(outliers, spike(), attempt) for attempt in (10, 13, 17, 18, 40)]
     assert [d is not None and d.rung == "skip" for d in found] == [True, True, False, False, True]
+
+
+def test_norms_that_surge_are_skipped_first_and_one_batch_again_and_again_is_clipped() -> None:
+    """Neither is a rollback: nothing was applied, and the loss is normal."""
+    surge = Verdict("spike", "grad_norm", 3.5 * SIGMAS, 0.1)
+    found = [ask(Outliers(SIGMAS), surge, 10)]
+    outliers = Outliers(SIGMAS)
+    rows = (norm(3.5), surge, surge, surge)
+    found += [ask(outliers, row, 20 + i, skipped=True) for i, row in enumerate(rows)]
+    assert [d and d.rung for d in found] == ["skip", "skip", "skip", "clip", "clip"]
 
 
 def test_where_the_weights_moved_far_nothing_else_is_right_than_a_rollback() -> None:
@@ -40,15 +58,22 @@ def test_where_data_is_replayed_no_batch_is_lost_to_a_skip() -> None:
     assert ask(Outliers(SIGMAS, replays=True), spike(), 10) is None
 
 
-def test_an_overwhelming_loss_is_an_outlier_only_where_the_run_began_with_it() -> None:
-    assert ask(Outliers(SIGMAS), spike(10.0), 10) is None
-    assert ask(Outliers(SIGMAS), spike(10.0), 10, usual=True) is not None
+@pytest.mark.parametrize(("usual", "skips"), [(False, 1), (True, 2)])
+def test_an_overwhelming_loss_is_an_outlier_once_unless_the_run_began_with_it(
+    usual: bool, skips: int
+) -> None:
+    """On weights that have not moved far it is the batch's; a second one soon after may well be theirs."""
+    outliers = Outliers(SIGMAS)
+    found = [ask(outliers, spike(10.0 + at), at, usual=usual) for at in (10, 12, 14)]
+    assert [d and d.rung for d in found] == ["skip"] * skips + [None] * (3 - skips)
+    assert ask(outliers, spike(10.0), 40, usual=usual) is not None
+    assert ask(Outliers(SIGMAS), spike(10.0), 10, far=True) is None
 
 
 def test_a_norm_that_is_high_alone_again_is_clipped_unless_it_is_very_high() -> None:
     outliers = Outliers(SIGMAS)
     found = [ask(outliers, norm(ratio), at) for at, ratio in ((10, 1.2), (12, 1.2), (13, 2.5), (40, 1.2))]
-    assert [d and d.rung for d in found] == [None, "clip", None, None]
+    assert [d and d.rung for d in found] == [None, "clip", "skip", None]
 
 
 def test_a_round_trip_continues_identically() -> None:

@@ -69,7 +69,7 @@ def test_the_result_is_strict_json(tmp_path: Path) -> None:
     assert (found["rows"], found["suspects"], len(found["alarms"]), found["trends"]) == (300, 1, 4, [])
     assert found["alarms"][0]["score"] == "inf"
     assert set(found["alarms"][0]) == {"step", "verdict", "signal", "score", "baseline"}
-    assert found["skipped_first"] == []
+    assert found["skipped_first"] == [2000]
 
 
 def test_drift_is_a_trend_and_no_alarm(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -100,3 +101,33 @@ def test_batches_that_come_several_times_in_a_row_never_spend_the_budget(
         reports.append(guard.step())
     assert count(reports, "rolled_back") <= 2
     assert count(reports, "skipped") <= 0.03 * len(reports)
+
+
+def test_a_large_loss_on_a_batch_now_and_then_is_never_rolled_back() -> None:
+    """A rare second task: on healthy weights one batch alone explains any loss, however large."""
+    reports = train(lambda i: 1000.0 if i % 50 == 49 else 1.0, 1000)
+    assert count(reports, "rolled_back") == 0
+    assert 1 <= count(reports, "skipped") <= 10
+    assert all(report.applied for report in reports[600:])
+
+
+def test_a_network_that_chases_its_own_copy_settles_into_its_habit() -> None:
+    """The loss of deep Q-learning rises whenever the target network is synchronized."""
+    torch.manual_seed(0)
+    make = partial(nn.Sequential, nn.Linear(4, 32), nn.Tanh())
+    model, target = make(nn.Linear(32, 2)), make(nn.Linear(32, 2))
+    guard = GradientGuard(model, torch.optim.Adam(model.parameters(), lr=1e-3))
+    reports = []
+    for i in range(1200):
+        if i % 100 == 0:
+            target.load_state_dict(model.state_dict())
+        states, moves = torch.randn(32, 4), torch.randint(2, (32,))
+        with torch.no_grad():
+            best = target(states + 0.1 * torch.randn(32, 4)).max(1).values
+        goal = (moves == (states[:, 0] > 0)).float() + 0.97 * best
+        model.zero_grad()
+        guard.backward(F.smooth_l1_loss(model(states).gather(1, moves[:, None])[:, 0], goal))
+        reports.append(guard.step())
+    assert count(reports, "rolled_back") <= 2
+    assert count(reports[300:], "rolled_back") == 0
+    assert count(reports[300:], "skipped") <= 9
