@@ -48,7 +48,7 @@ class BackwardPass:
             self._parts.search.add(checked_loss(loss), weight)
             return
         self._pipeline().before_backward()
-        self._state.checks.before_backward(checked_loss(loss))
+        self._state.checks.before_backward(checked_loss(loss), weight)
         accumulation = self._parts.accumulation
         self._forget_discarded()
         dropped = accumulation.begin(loss)

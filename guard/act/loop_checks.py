@@ -113,8 +113,8 @@ class LoopChecks:
         if self._steps:
             self._warn("optimizer.step() was called outside of guard.step(): that step is not guarded")
 
-    def before_backward(self, loss: Tensor) -> None:
-        """Looks at the loss, and at what the step before has left.
+    def before_backward(self, loss: Tensor, weight: float = 1.0) -> None:
+        """Looks at the loss, which backward multiplies with ``weight``, and at what the step before has left.
 
         Raises:
             GuardError: the gradients of the step before are still there, or the loss is scaled by hand.
@@ -132,7 +132,7 @@ class LoopChecks:
         if self._steps < _FIRST_STEPS:
             if not self._steps and not self.pending:
                 self._check_scale(loss)
-            self._divisors.append(_divisor(loss))
+            self._divisors.append(_divisor(loss) if weight == 1.0 else None)
 
     def noted(self) -> None:
         """A loss was noted: ``guard.step`` must come next, or another micro-batch.
@@ -268,11 +268,19 @@ def _factors(loss: Tensor, depth: int = 4) -> Iterator[Any]:
 
 
 def _divisor(loss: Tensor) -> float | None:
-    """What the loss was divided by, a number of Python's; None where it was not."""
+    """What the loss was divided by, a number of Python's; None where it was not.
+
+    Autograd saves that number as a tensor; what it saves as a number is of a mean inside a loss of torch's.
+    """
     node: Any = loss.grad_fn
     kind = "" if node is None else node.name()
     factor = getattr(node, "_saved_other", None) if kind.startswith(("MulBackward", "DivBackward")) else None
-    if factor is None or factor.ndim or not factor.is_cpu or not 0.0 < float(factor) < math.inf:
+    if (
+        not isinstance(factor, Tensor)
+        or factor.ndim
+        or not factor.is_cpu
+        or not 0.0 < float(factor) < math.inf
+    ):
         return None
     return float(factor) if kind.startswith("Div") else 1.0 / float(factor)
 
