@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.act.buffers import BufferShield
+from guard.observe.fsdp2 import gathered
 from guard.observe.local_norms import find_ddp
 from guard.observe.shards import is_distributed
 
@@ -84,7 +85,8 @@ class GradAccumulation:
     @contextmanager
     def dropping(self) -> Iterator[None]:
         """Around a backward whose gradients must add nothing; forward leaves no trace in the buffers."""
-        handles = [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
+        whole = gathered(self._model) if self._sharded else []
+        handles = [p.register_hook(torch.zeros_like) for p in (*self._parameters, *whole) if p.requires_grad]
         try:
             yield
         finally:
