@@ -120,7 +120,7 @@ class SpikeDetector:
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
         if self.first is None and self._loss.ready:
-            self.first = self.typical("loss")
+            self.first = self._loss.first_level()
         self._rows = rows = self._rows + 1
         if self._jumps_by_design(row[4]):
             self._expecting = max(self._expecting, _SETTLES)
