@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from guard import GradientGuard, GuardConfig
-from tests.guard.layouts import Net, Uneven, batch, ddp, fsdp2, fsdp2_tp, hsdp, made, sgd
+from tests.guard.layouts import Net, Uneven, batch, ddp, experts_plain, fsdp2, fsdp2_tp, hsdp, made, sgd
 from tests.guard.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,8 @@ def in_one_process(name: str) -> list[Tensor]:
 
 def excluded(layout: Any, rank: int) -> dict[str, Any]:
     """The data of rank 1 stays bad from step 70 on, and the guard gets a closure."""
-    guard = GradientGuard(layout.model, layout.optimizer, GuardConfig(rank_exclusion={"after": 2}))
+    config = GuardConfig(rank_exclusion={"after": 2})
+    guard = GradientGuard(layout.model, layout.optimizer, config, **layout.arguments)
     ranks = []
     for step in range(STEADY + BAD_STEPS):
         scale = torch.nan if rank == 1 and step >= STEADY else 1.0
@@ -81,7 +82,7 @@ def scenarios(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in LAYOUTS:
         found[name] = [accumulated(name, rank, synced=synced) for synced in (True, False)]
-    return found | {"without": [excluded(make(), rank) for make in (ddp, hsdp)]}
+    return found | {"without": [excluded(make(), rank) for make in (ddp, hsdp, experts_plain)]}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,12 @@ def test_a_micro_batch_that_is_not_finite_on_one_rank_is_dropped(
 
 def test_a_rank_whose_data_stays_bad_is_excluded_as_under_ddp(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
-        replicated, sharded = seen["without"]
+        replicated, sharded, _ = seen["without"]
         assert sharded["excluded"] == replicated["excluded"] == [[], *[[1]] * (BAD_STEPS - 1)]
         torch.testing.assert_close(sharded["weights"], replicated["weights"], rtol=1e-5, atol=1e-6)
+
+
+def test_no_rank_is_excluded_where_its_tokens_go_to_others(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert seen["without"][2]["excluded"] == [[]] * BAD_STEPS
+        assert all(weights.isfinite().all() for weights in seen["without"][2]["weights"])
