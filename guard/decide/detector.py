@@ -72,8 +72,8 @@ class SpikeDetector:
     def __init__(self, config: DetectConfig | None = None) -> None:
         self.config = config = config or DetectConfig()
         least_norm = math.log1p(config.min_excess_norm)
-        self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True)
-        self._grad = RobustBaseline(config, least_norm)
+        self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True, of_batch=True)
+        self._grad = RobustBaseline(config, least_norm, of_batch=True)
         self._update = RobustBaseline(config, least_norm)
         self._buffers = RobustBaseline(config, _BUFFER_JUMP)
         self._levels: dict[Signal, RobustBaseline] = {
