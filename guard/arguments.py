@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from prometheus_client import CollectorRegistry
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -68,6 +69,11 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         seen = f"{type(model).__name__}, {type(optimizer).__name__}"
         raise GuardError(
             f"expected a module and its optimizer, got ({seen}): write GradientGuard(model, optimizer)"
+        )
+    if isinstance(model, RecursiveScriptModule):
+        raise GuardError(
+            "the model is a TorchScript module, which takes no hooks: pass the module that it was made of, "
+            "and compile that with torch.compile"
         )
     own = list(model.parameters())
     trained = [p for group in optimizer.param_groups for p in group["params"]]

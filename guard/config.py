@@ -177,7 +177,8 @@ class DetectConfig(Config):
     """Accepted steps whose median is the present level; few, so that it follows a trend."""
 
     min_history: int = Field(default=12, ge=5)
-    """Accepted steps before the ordinary threshold holds; until then only a factor of e is anomalous."""
+    """Accepted steps before the ordinary threshold holds; until then only what is e times all before is
+    anomalous (20 times after the first step, 7 times after two)."""
 
     sigmas: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Robust standard deviations above the level from which on a value is anomalous."""

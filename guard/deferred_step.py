@@ -147,11 +147,13 @@ class DeferredStepPipeline(StepPipeline):
         Returns:
             The skip flag, 0-dim float32, exactly 0 or 1.
         """
-        bounds = self._upload([limits.loss, limits.grad_norm, limits.clip])
+        bounds = self._upload([limits.loss, limits.grad_norm, limits.jump, limits.clip])
         norm, loss, dropped = rows[0, SQUARE].sqrt(), rows[:, LOSS].mean(), rows[:, DROPPED].sum()
-        finite = torch.isfinite(norm + loss + rows[:, JUMP].sum()) & (dropped == 0) & same_norms(rows)
-        skip = ((loss <= bounds[0]) & (norm <= bounds[1]) & finite).logical_not().float()
-        scale = ((norm + EPSILON) / bounds[2]).clamp(min=1.0).float()
+        jump = rows[:, JUMP].max()
+        finite = torch.isfinite(norm + loss + jump) & (dropped == 0) & same_norms(rows)
+        normal = (loss <= bounds[0]) & (norm <= bounds[1]) & (jump <= bounds[2])
+        skip = (normal & finite).logical_not().float()
+        scale = ((norm + EPSILON) / bounds[3]).clamp(min=1.0).float()
         self._state.fused.on_device(scale if math.isfinite(limits.clip) else None, skip)
         return skip
 

@@ -10,6 +10,7 @@ from guard.clip.base import scale_
 from guard.decide.rank_exclusion import without
 from guard.decide.recompute import WORTH_RECOMPUTING, Result, faulty_ranks
 from guard.decide.repeats import Kept, Repeats, lone_rank
+from guard.observe.fsdp2 import fully_sharded
 from guard.parts import StepParts
 from guard.records import SampleEvidence, Verdict
 from guard.types import Agreed, Correction, Floats, Movement, Observation
@@ -94,11 +95,16 @@ class Recomputation:
         if ranks and (comparable or self._parts.decider.foresee(agreed, seen, moved).kind == "ok"):
             return agreed, seen, Correction(ranks if comparable else (), expected, value, norms)
         culprit = self._parts.decider.culprit(attempt, agreed, second.local_norms, expected)
-        if culprit is not None:
+        if culprit is not None and self._ranks_are_apart():
             better = self._recompute_without(culprit, again, agreed, moved)
             if better is not None:
                 return *better, Correction((culprit,), expected, value, norms, hardware=False)
         return agreed, seen, None
+
+    def _ranks_are_apart(self) -> bool:
+        """Whether a rank's batch is in no other rank's gradient, as it is where experts get tokens of all."""
+        observer = self._parts.observer
+        return observer.shards is None or fully_sharded(observer.parameters)
 
     def _repeat(self, again: Again, agreed: Agreed, seen: Observation) -> Used:
         """Of a batch that looks fine: its gradients must be the same the second time, to the bit.

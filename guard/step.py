@@ -130,7 +130,7 @@ class StepPipeline:
         samples = [] if evidence.anomaly is None else self._sample_ids()
         traces = Traces(local_norms, samples, self._distances(evidence), bad)
         outcome = self._state.overflow(self.step) if handled else self._act(evidence)
-        self._parts.accumulation.close()
+        self._parts.accumulation.close(outcome.action)
         incident = self._record(evidence, outcome, traces)
         if settle:
             self.settle()

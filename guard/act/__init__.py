@@ -2,6 +2,7 @@
 
 ``training_state``: owns model, optimizer, schedule and states; carries out the rung
 ``accumulation``: micro-batches of one step; a non-finite one is dropped
+``comm_memory``: what PowerSGD's communication hook remembers, restored after a skip
 ``loop_checks``: mistakes in the loop around the guard
 ``frozen``: which frozen weights a snapshot must hold
 ``snapshot``: healthy states in memory

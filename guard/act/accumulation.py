@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from guard.act.buffers import BufferShield
-from guard.observe.local_norms import find_ddp
+from guard.act.comm_memory import CommMemory
+from guard.observe.fsdp2 import gathered
+from guard.observe.local_norms import comm_states, find_ddp
 from guard.observe.shards import is_distributed
+from guard.records import Action
 
 
 class GradAccumulation:
@@ -36,12 +39,14 @@ class GradAccumulation:
         self._shield: BufferShield | None = None
         self.excluded = False
         self._sharded = any(map(is_distributed, parameters))
+        self._comm = CommMemory(lambda: comm_states(self._ddp))
         self._known = 0, 0
         """Identity and version of a gradient after the last backward."""
 
     def restart(self, *, excluded: bool = False) -> None:
         """The same micro-batches come again; ``excluded``: this rank drops all of them."""
         self._now, self.excluded = 0, excluded
+        self._comm.revert()
 
     def begin(self, loss: Tensor) -> bool:
         """Starts a micro-batch. Returns whether it is dropped: its backward then runs in ``dropping``."""
@@ -84,7 +89,8 @@ class GradAccumulation:
     @contextmanager
     def dropping(self) -> Iterator[None]:
         """Around a backward whose gradients must add nothing; forward leaves no trace in the buffers."""
-        handles = [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
+        whole = gathered(self._model) if self._sharded else []
+        handles = [p.register_hook(torch.zeros_like) for p in (*self._parameters, *whole) if p.requires_grad]
         try:
             yield
         finally:
@@ -93,8 +99,12 @@ class GradAccumulation:
             if self._shield is not None:
                 self._shield.revert()  # not earlier: backward still needs what forward left
 
-    def close(self) -> None:
-        """The step was taken or skipped: the next micro-batch is the first of the next step."""
+    def close(self, action: Action) -> None:
+        """The step was taken or not: the next micro-batch is the first of the next step."""
+        if action in ("applied", "clipped"):
+            self._comm.accept()
+        else:
+            self._comm.revert(forget=action == "rolled_back")
         self._before, self._now, self.excluded = max(1, self._now), 0, False
         if self._shield is not None:
             self._shield.accept()

@@ -32,7 +32,7 @@ class Buffers:
 
     def read(self) -> list[Tensor | None]:
         """The present buffers, in a fixed order; None where a module holds none."""
-        return [buffers.get(name) for buffers, name in self.slots]
+        return [_read(*slot) for slot in self.slots]
 
     @torch.no_grad()
     def write(
@@ -48,7 +48,7 @@ class Buffers:
         places = self.slots if slots is None else slots
         for i in range(len(values)) if only is None else only:
             buffers, name = places[i]
-            now, value = buffers.get(name), values[i]
+            now, value = _read(buffers, name), values[i]
             if value is None or not _fits(now, value):
                 buffers[name] = None if value is None else value.clone()
             elif now is not None and not _overlaps(now):
@@ -177,12 +177,21 @@ class BufferShield:
 
 
 def _slots(model: nn.Module) -> Slots:
-    return [(module._buffers, name) for module in unwrap(model).modules() for name in module._buffers]
+    return [(m._buffers, name) for m in unwrap(model).modules() for name in _own_names(m)]
 
 
 def _names(model: nn.Module) -> list[str]:
-    found = [f"{path}.{name}" for path, m in unwrap(model).named_modules() for name in m._buffers]
+    found = [f"{path}.{name}" for path, m in unwrap(model).named_modules() for name in _own_names(m)]
     return [clean_name(name.lstrip(".")) for name in found]
+
+
+def _own_names(module: nn.Module) -> list[str]:
+    names = module._buffers.keys()  # TorchScript has a dict of its own, which has no iterator and no ``get``
+    return list(names)
+
+
+def _read(buffers: dict[str, Tensor | None], name: str) -> Tensor | None:
+    return buffers[name] if name in buffers else None  # noqa: SIM401
 
 
 @cache

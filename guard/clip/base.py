@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guard.config import ClipConfig
-from guard.observe.gradients import elements
+from guard.observe.gradients import coalesce_, elements
 from guard.observe.shards import Shards
 from guard.types import Floats, Observation, Plan
 
@@ -132,6 +132,8 @@ class Clipper:
         gradient = self._parameters[index].grad
         if gradient is None:
             raise RuntimeError(f"parameter {index} has a gradient norm but no gradient any more")
+        if gradient.is_sparse:
+            gradient = coalesce_(self._parameters[index], gradient)
         return self._elements(gradient)
 
     def state_dict(self) -> dict[str, Any]:

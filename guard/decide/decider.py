@@ -48,10 +48,12 @@ _UNSEEN = Observation(math.nan, np.zeros(0))
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """From which loss and gradient norm on a step is skipped, and the norm it is clipped to; inf for none."""
+    """From which loss, gradient norm and jump of the buffers on a step is skipped, and the norm it is clipped
+    to; inf for none."""
 
     loss: float
     grad_norm: float
+    jump: float
     clip: float
 
 
@@ -304,10 +306,10 @@ class Decider:
 
     def limits(self) -> StepLimits:
         """What a device must know to decide the coming step."""
-        loss, grad_norm = self.detector.limits()
+        loss, grad_norm, jump = self.detector.limits()
         typical = self.detector.clip_level(self._config.clip.factor)
         clip = self.clipper.plan(_UNSEEN, typical=typical, accepted=False).limit
-        return StepLimits(loss, grad_norm, math.inf if clip is None else clip)
+        return StepLimits(loss, grad_norm, jump, math.inf if clip is None else clip)
 
     def as_skipped(self, evidence: Evidence) -> Evidence:
         """The device skipped a step that, by a rounding error, is just normal here: it counts as suspect."""

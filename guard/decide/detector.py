@@ -72,8 +72,8 @@ class SpikeDetector:
     def __init__(self, config: DetectConfig | None = None) -> None:
         self.config = config = config or DetectConfig()
         least_norm = math.log1p(config.min_excess_norm)
-        self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True)
-        self._grad = RobustBaseline(config, least_norm)
+        self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True, of_batch=True)
+        self._grad = RobustBaseline(config, least_norm, of_batch=True)
         self._update = RobustBaseline(config, least_norm)
         self._buffers = RobustBaseline(config, _BUFFER_JUMP)
         self._levels: dict[Signal, RobustBaseline] = {
@@ -120,7 +120,7 @@ class SpikeDetector:
         verdict, self._memory = self._judge(row, self._memory)
         self._learn(row, verdict)
         if self.first is None and self._loss.ready:
-            self.first = self.typical("loss")
+            self.first = self._loss.first_level()
         self._rows = rows = self._rows + 1
         if self._jumps_by_design(row[4]):
             self._expecting = max(self._expecting, _SETTLES)
@@ -183,19 +183,19 @@ class SpikeDetector:
 
     def ratios(self) -> dict[str, float]:
         """The excess of the last row over the run's level by signal; anomalous from 1 on."""
-        loss, grad_norm, update_norm = self._ratios
-        return {"loss": loss, "grad_norm": grad_norm, "update_norm": update_norm}
+        return dict(zip(("loss", "grad_norm", "update_norm"), self._ratios, strict=True))
 
     @property
     def ready(self) -> bool:
         """Whether there is enough history for the ordinary thresholds."""
         return self._loss.ready and self._grad.ready
 
-    def limits(self) -> tuple[float, float]:
-        """The loss and the gradient norm from which on a single row is more than ``ok``."""
-        loss, grad = self._loss, self._grad
+    def limits(self) -> tuple[float, float, float]:
+        """The loss, the gradient norm and the jump of the buffers from which on a row is more than ``ok``."""
+        loss, grad, buffers = self._loss, self._grad, self._buffers
         norm = grad.unscale(grad.reference + max(grad.threshold, _NORM_SUSPECT))
-        return loss.unscale(loss.alarm), norm
+        jump = buffers.unscale(buffers.alarm) if buffers.ready and not self._expecting else math.inf
+        return loss.unscale(loss.alarm), norm, jump
 
     def typical(self, signal: Signal) -> float | None:
         """The median of the recent accepted values of a signal; None until there is enough history."""

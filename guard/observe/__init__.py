@@ -7,6 +7,7 @@
 ``gradients``: a gradient of any kind as a dense real tensor
 ``local_norms``: gradient norm of each rank before the all-reduce, by hooks or DDP's communication hook
 ``sharded_norms``: the same under FSDP2, by its reduce-scatter
+``fsdp2``: what is read of FSDP2's own state
 ``displacement``: how far the weights moved since they were measured before
 ``attention_logits``: the largest of each head, read while the model computes
 ``own_rate``: optimizers that find their own learning rate

@@ -11,8 +11,9 @@ from guard.observe.shards import local
 def elements(gradient: Tensor) -> Tensor:
     """What ``gradient`` stores on this rank: to scale these elements in place is to scale the gradient.
 
-    Of a sharded gradient it is this rank's shard, of a sparse one the values (which must be coalesced: an
-    index that is stored twice has two parts of one value), of a complex one real and imaginary parts.
+    Of a sharded gradient it is this rank's shard, of a sparse one the values (to be read once they are
+    coalesced: an index that is stored twice has two parts of one value), of a complex one real and imaginary
+    parts.
     """
     part = local(gradient)
     if part.is_sparse:

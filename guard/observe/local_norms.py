@@ -86,13 +86,18 @@ class CommNorms(LocalNorms):
 
         super().__init__(ddp)
         self._inner: tuple[CommHook, Any] = (allreduce_hook, ddp.process_group)
-        ddp.register_comm_hook(None, self._make_hook())
+        ddp.register_comm_hook(self, self._make_hook())
 
     def register_comm_hook(self, state: Any, hook: CommHook) -> None:
         """The hook is called with each bucket after its norms were taken."""
         if "bucket" not in inspect.signature(hook).parameters:
             raise GuardError("a communication hook takes (state, bucket): name its second argument bucket")
         self._inner = (hook, state)
+
+    @property
+    def user_state(self) -> Any:
+        """The state of the user's own hook."""
+        return self._inner[1]
 
     def _make_hook(self) -> CommHook:
         """DDP asks for the argument name ``bucket`` and takes no annotation that is a string."""
@@ -164,6 +169,12 @@ def give_hook(ddp: DistributedDataParallel | None, state: Any, hook: CommHook) -
     if ddp is None:
         raise GuardError("a communication hook needs a model in DistributedDataParallel: wrap the model")
     ddp.register_comm_hook(state, hook)
+
+
+def comm_states(ddp: DistributedDataParallel | None) -> list[Any]:
+    """The states of the user's communication hooks."""
+    states = [state for _, state in getattr(ddp, "_comm_hooks", ())]
+    return [state.user_state if isinstance(state, CommNorms) else state for state in states]
 
 
 def refuse_join(ddp: DistributedDataParallel | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guard.observe.gradients import coalesce_, elements
+from guard.observe.gradients import elements
 from guard.observe.norms import Places, square_pieces, sum_pieces
 from guard.observe.shards import Declared, Shards, laid_out_otherwise, local
 from guard.observe.watched import Watched
@@ -132,5 +132,5 @@ class Observer:
         if self.shards is not None:
             gradient = local(gradient)
         if gradient.is_sparse:
-            return elements(coalesce_(self.parameters[index], gradient))
+            return elements(gradient.coalesce())  # a copy: SGD adds one that is coalesced in another order
         return elements(gradient) if self._complex else gradient

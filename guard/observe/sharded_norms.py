@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from guard.observe.fsdp2 import fully_sharded, parameter_groups
 from guard.observe.local_norms import By, LocalNorms
 from guard.observe.norms import norm
-from guard.observe.shards import is_distributed
 
 
 class ShardedNorms(LocalNorms):
@@ -53,26 +52,8 @@ def sharded_norms(parameters: Sequence[Tensor], model: nn.Module, _: By = "auto"
         parameters: the parameters to watch.
         model: as the user has it.
     """
-    if not all(map(_is_fully_sharded, parameters)):
+    if not fully_sharded(parameters):
         return None
-    from torch.distributed.fsdp import FSDPModule  # a second to import, and used by divided models alone
-
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    groups = [group for module in modules for group in _groups(module)]
+    groups = parameter_groups(model)
     known = all(hasattr(group, "_reduce_scatter_comm") for group in groups)
     return ShardedNorms(groups) if groups and known else None
-
-
-def _is_fully_sharded(parameter: Any) -> bool:
-    """Whether it is divided over the last dimension of a mesh of all ranks, and equal along the others."""
-    if not is_distributed(parameter) or parameter.device_mesh.size() != dist.get_world_size():
-        return False
-    *others, last = parameter.placements
-    return last.is_shard() and all(placement.is_replicate() for placement in others)
-
-
-def _groups(module: Any) -> list[Any]:
-    """The groups of parameters of one module; releases of torch before 2.13 have at most one."""
-    state = module._get_fsdp_state()
-    found = getattr(state, "_fsdp_param_groups", None)
-    return list(found) if found is not None else [g for g in [state._fsdp_param_group] if g is not None]

@@ -147,6 +147,13 @@ def test_a_lazy_layer_is_refused_until_its_shape_is_known() -> None:
     GradientGuard(model, sgd(model))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_module_is_refused_with_what_to_pass() -> None:
+    model = torch.jit.script(nn.Linear(2, 1))
+    with pytest.raises(GuardError, match=r"TorchScript.*pass the module that it was made of"):
+        GradientGuard(model, sgd(model))
+
+
 def test_swapped_arguments_are_refused() -> None:
     model: Any = nn.Linear(2, 1)
     optimizer: Any = sgd(model)

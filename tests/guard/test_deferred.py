@@ -21,8 +21,10 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 AUTO: dict[str, Any] = {"snapshot": {"every_steps": 20}, "clip": {"kind": "auto"}}
 
 
-def trained(mode: str, name: str, steps: int, *, faults: list[dict[str, Any]] | None = None) -> Run:
-    config = {**AUTO, "mode": mode, "recovery": {"cooldown_steps": 10}}
+def trained(
+    mode: str, name: str, steps: int, *, faults: list[dict[str, Any]] | None = None, **options: Any
+) -> Run:
+    config = {**AUTO, "mode": mode, "recovery": {"cooldown_steps": 10}, **options}
     run = guarded_run(config, OPTIMIZERS[name], faults=faults or [])
     assert run.guard is not None
     while run.guard.steps < steps:
@@ -94,8 +96,20 @@ def test_a_skip_leaves_no_trace_and_is_journaled_a_step_later() -> None:
     assert report.incident is not None
 
 
+@pytest.mark.parametrize("mode", ["exact", "deferred"])
+def test_ruined_statistics_that_neither_loss_nor_norm_shows_are_restored(mode: str) -> None:
+    run = trained(mode, "adamw", 50)
+    norm = next(m for m in run.model.modules() if isinstance(m, nn.BatchNorm1d))
+    assert norm.running_mean is not None
+    with torch.no_grad():
+        norm.running_mean.add_(1e6)
+    reports = [run.attempt() for _ in range(4)]
+    assert [r.verdict.signal for r in reports if r.action == "skipped"] == ["buffers"]
+    assert norm.running_mean.abs().max() < 10.0
+
+
 def test_damage_that_shows_late_is_rolled_back_with_the_step_after_it() -> None:
-    run = trained("deferred", "adamw", 50)
+    run = trained("deferred", "adamw", 50, watch_buffers=["!*"])  # which show it at once
     assert run.guard is not None
     with torch.no_grad():
         next(iter(run.model.parameters())).mul_(40.0)

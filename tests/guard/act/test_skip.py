@@ -144,3 +144,18 @@ def test_a_rollback_puts_every_sort_of_buffer_back() -> None:
     guard.backward(model(torch.full((8, 8), math.nan)))
     assert guard.step().rolled_back_to == 0
     assert not differences(before, buffers(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_skip_puts_the_statistics_of_a_torchscript_part_back() -> None:
+    part = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    model = nn.Sequential(part, nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = GradientGuard(model, optimizer)
+    for factor in (1.0, math.nan):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        optimizer.zero_grad()
+        guard.backward(model(torch.randn(8, 4) * factor).square().mean())
+        report = guard.step()
+    assert report.action == "skipped"
+    assert not differences(before, model.state_dict())

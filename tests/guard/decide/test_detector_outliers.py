@@ -119,7 +119,15 @@ def test_a_slow_wave_is_healthy_and_six_sigmas_above_it_is_not() -> None:
     assert verdicts[50] in ("suspect", "spike")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 11])
+@pytest.mark.parametrize(("rows", "factor"), [(1, 20.1), (2, 7.4)])
+def test_one_or_two_values_say_little_about_the_next(rows: int, factor: float) -> None:
+    history = [Step(2.3, 1.0)] * rows
+    assert kinds([*history, Step(2.3 * factor * 0.99, factor * 0.99)])[-1] == "ok"
+    assert kinds([*history, Step(2.3 * factor * 1.01, 1.0)])[-1] == "suspect"
+    assert kinds([*history, Step(2.3, factor * 1.01)])[-1] == "suspect"
+
+
+@pytest.mark.parametrize("rows", [3, 5, 11])
 def test_before_there_is_history_only_gross_excess_counts(rows: int) -> None:
     history = [Step(2.3 - 0.01 * i, 1.0) for i in range(rows)]
     assert kinds([*history, Step(4.6, 1.0)])[-1] == "ok"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from torch import nn
 
-from guard import GuardConfig, SpikeDetector
+from guard import GradientGuard, GuardConfig, SpikeDetector
 from guard.decide.outliers import Outliers
 from guard.records import Verdict
 from guard.types import Decision
@@ -83,6 +85,21 @@ def test_a_round_trip_continues_identically() -> None:
     other.load_state_dict(json.loads(json.dumps(outliers.state_dict())))
     assert ask(other, spike(), 14) is None
     assert ask(Outliers(SIGMAS), spike(), 14) is not None
+
+
+def test_a_batch_with_a_loss_among_many_without_is_none_to_roll_back_for() -> None:
+    """As of triplets that are almost all apart: nothing but every seventh batch trains."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    guard = GradientGuard(model, optimizer)
+    for attempt in range(150):
+        near, far = model(torch.randn(16, 8)).chunk(2)
+        optimizer.zero_grad()
+        guard.backward(torch.relu(near.mean() - far.mean() + (0.5 if attempt % 7 == 0 else -5.0)))
+        guard.step()
+    assert sum(guard.totals.rollbacks.values()) == 0
+    assert guard.totals.skips <= 3
 
 
 def sparse(rows: int) -> list[float]:

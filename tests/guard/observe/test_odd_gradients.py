@@ -59,6 +59,17 @@ def test_a_sparse_gradient_trains_as_its_dense_twin(kind: str) -> None:
     torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_that_clips_nothing_uses_the_sparse_gradient_of_the_loop_to_the_bit() -> None:
+    _, model = train_words(sparse=True, clip={"kind": "off"}, steps=40)
+    plain = words(sparse=True)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for step in range(40):
+        optimizer.zero_grad()
+        plain(sentences(step)).square().mean().backward()
+        optimizer.step()
+    assert not differences(model.state_dict(), plain.state_dict())
+
+
 def test_a_nan_in_a_sparse_gradient_skips_the_step_exactly() -> None:
     model = words(sparse=True)
     embedding, linear = list(model[0].parameters()), list(model[2].parameters())  # type: ignore[index]
