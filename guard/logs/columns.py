@@ -12,7 +12,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 USUAL = {
     "step": _words(
-        "step global_step _step trainer_global_step train_global_step iteration iter iterations steps n_iter "
+        "global_step step _step trainer_global_step train_global_step iteration iter iterations steps n_iter "
         "num_updates current_steps train_step training_step optimizer_step completed_step update batch "
         "time_batch"
     ),
@@ -28,7 +28,12 @@ USUAL = {
 }
 """How common tools call the columns, in order of preference."""
 
-_EVALUATION = frozenset(_words("val valid validation eval evaluation test dev holdout"))
+_EVALUATION = frozenset(
+    _words(
+        "val valid validate validating validation eval evaluate evaluating evaluation "
+        "test testing dev holdout"
+    )
+)
 
 
 def plain(name: str) -> str:
@@ -37,11 +42,24 @@ def plain(name: str) -> str:
 
 
 def find(header: Sequence[str], name: str, names: Iterable[str]) -> str | None:
-    """The column of exactly this name, else the first of the usual names."""
+    """The column of exactly this name, else the first of the usual names, else the only one that ends in one:
+    ``learning/grad_norm``.
+    """
     if name in header:
         return name
     found = {plain(column): column for column in reversed(header)}
-    return next((found[plain(usual)] for usual in names if plain(usual) in found), None)
+    usual = [plain(one) for one in names]
+    whole = next((found[one] for one in usual if one in found), None)
+    return whole or next((ends[0] for one in usual if len(ends := _ending(header, one)) == 1), None)
+
+
+def _ending(header: Sequence[str], name: str) -> list[str]:
+    """The columns whose last section is called so."""
+    return [
+        column
+        for column in header
+        if "/" in column and plain(column.rsplit("/", 1)[1]) == name and not is_evaluation(column)
+    ]
 
 
 def find_loss(header: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 
 from guard.logs.columns import USUAL, find, find_loss
@@ -12,7 +13,8 @@ from guard.logs.source import Source
 
 _DELIMITERS = ",\t;|"
 _SPACES = " "
-_PARTS = ("train/box_loss", "train/cls_loss", "train/dfl_loss", "train/obj_loss", "train/seg_loss")
+_RULE = re.compile(r"\s*:?-+:?\s*")
+"""A cell of the line below the header of a Markdown table."""
 _SUM = " + "
 
 
@@ -46,10 +48,13 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _is_spaced(lines: list[str]) -> bool:
-    """Names above numbers, separated by spaces."""
-    names, numbers = (line.split() for line in (*lines[:2], "", "")[:2])
+    """Names above numbers, separated by spaces; fastai's table ends with a time."""
+    names, below = (line.split() for line in (*lines[:2], "", "")[:2])
+    numbers = [cell for cell in below if _is_number(cell)]
     return (
-        len(names) == len(numbers) > 1 and not any(map(_is_number, names)) and all(map(_is_number, numbers))
+        len(names) == len(below) > 1
+        and not any(map(_is_number, names))
+        and len(numbers) >= len(below) - (find_loss(names) is not None)
     )
 
 
@@ -84,6 +89,8 @@ def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[i
         for cells in filter(None, reader):
             if [cell.strip() for cell in cells] == header:
                 continue  # again where a run was resumed
+            if any(cells) and all(_RULE.fullmatch(cell) for cell in cells if cell):
+                continue
             if len(cells) < len(header) and not ended:
                 return  # the last line of a run that was killed
             if len(cells) != len(header):
@@ -98,7 +105,7 @@ def _kind(header: list[str], tabs: bool) -> tuple[str, dict[str, str]]:
     """Whose table it is, and what that tool calls the columns."""
     if header == ["Wall time", "Step", "Value"]:
         return "TensorBoard CSV", {"step": "Step", "loss": "Value"}
-    if parts := [name for name in _PARTS if name in header]:
+    if parts := _parts(header):
         return "ultralytics results.csv", {"step": "epoch", "loss": _SUM.join(parts)}
     if any(name.endswith("__MIN") for name in header):
         return "W&B export", _of_one_run(header)
@@ -110,6 +117,13 @@ def _kind(header: list[str], tabs: bool) -> tuple[str, dict[str, str]]:
     if "_step" in header and "_timestamp" in header:
         return "W&B history", {"step": "_step"}
     return ("TSV" if tabs else "CSV"), {}
+
+
+def _parts(header: list[str]) -> list[str]:
+    """The losses that ultralytics adds up, which differ by task."""
+    if "epoch" not in header or not any(name.startswith(("metrics/", "val/")) for name in header):
+        return []
+    return [name for name in header if name.startswith("train/") and name.endswith("_loss")]
 
 
 def _of_one_run(header: list[str]) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -74,19 +75,26 @@ class TraceReader(Iterator[Row]):
             if all(is_empty(cell) for cell in cells) or _is_of_evaluation(record):
                 continue
             cell = None if step is None else record.get(step)
+            if cell is None and step is not None:
+                continue  # a summary at the end
             yield Row(
                 float(count) if cell is None else _step(self.path, line, cell),
                 _number(self.path, line, loss, cells[0]),
                 _number(self.path, line, norm, cells[1]),
             )
             count += 1
+        if not count:
+            raise TraceError(self.path, 0, f"{log.kind} without a row: nothing was logged yet")
 
     def _choose(self, log: Log) -> None:
         """The columns among the names that the log has."""
         self.columns["loss"] = self._column(log, "loss", log.names)
         beside = _beside(log, self.columns["loss"])
-        for signal in ("step", "grad_norm"):
-            self.columns[signal] = self._column(log, signal, beside)
+        usual = [name for name, count in beside.items() if 2 * count >= max(beside.values())]
+        self.columns["step"] = self._column(log, "step", usual)
+        self.columns["grad_norm"] = self._column(log, "grad_norm", list(beside))
+        if self.columns["step"] is None:
+            self.columns["step"] = _row_an_epoch(log, self.columns["loss"], beside)
         if self.columns["loss"] is None and self.columns["grad_norm"] is None:
             raise self._missing(log.names, "loss", "--loss")
 
@@ -114,15 +122,31 @@ class TraceReader(Iterator[Row]):
         return TraceError(self.path, 0, f"no column {name!r}: {found}{hint}")
 
 
-def _beside(log: Log, loss: str | None) -> list[str]:
-    """The names in the records that have the loss: evaluations may count steps under another name."""
+def _beside(log: Log, loss: str | None) -> Counter[str]:
+    """How often each name comes with the loss: evaluations may count steps under another name."""
     if loss is None or loss not in log.names or log.uniform:
-        return log.names
-    found: dict[str, None] = {}
+        return Counter(log.names)
+    found = Counter(n for _, record in log.records() if not is_empty(record.get(loss)) for n in record)
+    return found or Counter(log.names)
+
+
+def _row_an_epoch(log: Log, loss: str | None, names: Iterable[str]) -> str | None:
+    """The column of the epoch, if each row is one."""
+    epoch = find(list(names), "epoch", ("epoch",))
+    if epoch is None:
+        return None
+    last = -math.inf
     for _, record in log.records():
-        if not is_empty(record.get(loss)):
-            found.update(dict.fromkeys(record))
-    return list(found) or log.names
+        if loss is not None and is_empty(record.get(loss)):
+            continue
+        try:
+            at = number(record.get(epoch))
+        except (TypeError, ValueError, OverflowError):
+            return None
+        if not (at > last and at.is_integer()):
+            return None
+        last = at
+    return epoch
 
 
 def _is_of_evaluation(record: Record) -> bool:
