@@ -7,6 +7,7 @@
 ``columns``: which column is the step, the loss, the gradient norm
 ``figures``: numbers as tools spell them
 ``table``: CSV and TSV: Lightning, W&B, TensorBoard, Keras, ultralytics
+``long_table``: CSV with a row a metric
 ``json_lines``: a record a line: W&B, detectron2, mm*, LLaMA-Factory
 ``json_document``: trainer_state.json, arrays, TensorBoard's JSON
 ``positions``: the step of ``[100/600]`` in a printed line

@@ -9,7 +9,7 @@ from guard.logs.log import Lines
 
 _UNNAMED = re.compile(r"(?:^|[\r\n])\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 """tqdm's bar of the training; the bars of other things have a name, or another total."""
-_TQDM = re.compile(r"\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[")
+_TQDM = re.compile(r"(?:\d+%\|[^|]*\|\s*(\d+)/(\d+)|\b(\d+)it)\s*\[")
 _EPOCH = re.compile(r"^Epoch (\d+)/\d+\s*$")
 _KERAS = re.compile(r"^\s*\d+/\d+ (?:[\[━]|- )")
 
@@ -26,7 +26,7 @@ class Bars:
 
     def look(self, text: str) -> None:
         """Keeps the position that a line shows for those below it."""
-        for found in _UNNAMED.finditer(text):
+        for found in _UNNAMED.finditer(text) if "%|" in text else ():
             if self._unnamed is None or found[2] == self._unnamed[1]:
                 self._unnamed = found[1], found[2]
         if epoch := _EPOCH.match(text):
@@ -57,11 +57,13 @@ class Bars:
             return None
         if self._epoch is not None and _KERAS.match(text):
             return record | {"step": self._epoch}
-        bar = _TQDM.search(text)
+        bar = _TQDM.search(text) if "[" in text else None
         if bar is None:
             return None
         named = find(list(record), "step", USUAL["step"])
-        return record | {"step": record[named] if named else self._counted_on(int(bar[1]), int(bar[2]))}
+        return record | {
+            "step": record[named] if named else self._counted_on(int(bar[1] or bar[3]), int(bar[2] or 0))
+        }
 
     def _counted_on(self, at: int, total: int) -> str:
         """The position in all epochs: each epoch's bar starts again."""

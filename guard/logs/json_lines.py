@@ -35,8 +35,8 @@ def read_json_lines(source: Source, _: str | None = None) -> Log | None:
 
 def _lines(source: Source) -> Lines:
     for line, text in enumerate(source.lines(), start=1):
-        if not text.strip():
-            continue
+        if not text.lstrip().startswith(("{", "[")):
+            continue  # printed between
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 
 from guard.logs.log import TraceError
 
+PACKED = frozenset((".gz", ".bz2", ".xz", ".zst"))
+"""What their names end in."""
+
 
 def unpacked(given: Path | bytes) -> BinaryIO:
     """The unpacked bytes of a file, or of bytes that were read.

@@ -9,7 +9,7 @@ from guard.logs.columns import USUAL, find
 _BATCHES = re.compile(r"(?:Epoch|Train)(\(train\))?:?\s*(\[?)(\d+)\]?\s*\[\s*(\d+)/(\d+)")
 """Epoch, batch, batches: PyTorch's examples, timm, mm*."""
 _NAMED = re.compile(
-    r"\bepoch[\s:=\[]*(\d+)\b.*?\b(?:step|iter|iteration|batch)\w*[\s:=\[]*(\d+)\s*/\s*(\d+)", re.I
+    r"\bepoch[\s:=\[]*(\d+)\b.{0,80}?\b(?:step|iter|iteration|batch)\w*[\s:=\[]*(\d+)\s*/\s*(\d+)", re.I
 )
 """``Epoch [1/10], Step [100/600]``."""
 _ITER = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/\d+\]")
@@ -26,7 +26,9 @@ class Positions:
 
     def add(self, text: str, record: dict[str, str]) -> None:
         """Adds the step to the names of a line."""
-        if not record or find(list(record), "", _COUNTED_ON):
+        if counted_on := find(list(record), "", _COUNTED_ON):
+            record["step"] = record[counted_on]
+        if not record or counted_on:
             return
         if step := self._of_epoch(text):
             record["step"] = step
@@ -36,6 +38,8 @@ class Positions:
             record["step"] = found[1] or found[2] or found[3]
 
     def _of_epoch(self, text: str) -> str | None:
+        if "poch" not in text and "Train" not in text:
+            return None
         if found := _BATCHES.search(text):
             one_based = found[1] is not None or " - mm" in text
             given, (epoch, at, length) = found[2] or one_based, map(int, found.groups()[2:])

@@ -15,13 +15,15 @@ from guard.logs.source import Source
 
 COLOUR = re.compile(r"(?:\x1b|\^\[|#033)\[[0-9;?]*[A-Za-z]")
 PRINTED = re.compile(
-    r"([A-Za-z][A-Za-z_/]*(?: [A-Za-z_/]+)*)['\"]?(?:\s*[:=]\s*\[?\s*|\s*\[\s*|\s+)['\"]?"
-    rf"({NUMBER})(?![\w.%])",
+    r"(?<!\w)([A-Za-z][A-Za-z_/]{0,80}(?: [A-Za-z_/]{1,80}){0,6})['\"]?"
+    r"(?:\s*[:=]\s*\[?\s*|\s*\[\s*|\s+)['\"]?"
+    rf"({NUMBER})(?![\w%]|\.\w)",
 )
-"""A name and its number; percentages are none."""
+"""A name and its number; percentages are none. The bounds keep a line of prose from taking minutes."""
 _RANK = re.compile(r"\[(?:default|rank)[ :]?(\d+)\]:|\(\w+ pid=(\d+)[^)]*\)|^\s*(\d+): (?=.*\b(?:step|iter))")
 """torchrun, torchtitan; Ray; ``srun --label``."""
-_PREFIX = re.compile(r"^.*?\b(?:INFO|WARNING|DEBUG)\b[\s:|\]-]*(?:[\w.<>]+:[\w.<>]+:\d+ - )?")
+_LEVELS = ("INFO", "WARNING", "DEBUG")
+_PREFIX = re.compile(rf"^.*?\b(?:{'|'.join(_LEVELS)})\b[\s:|\]-]*(?:[\w.<>]+:[\w.<>]+:\d+ - )?")
 """What loggers print before a message, loguru's place in the code too."""
 _WRAPPER = re.compile(r"\b(?:tensor|Array|array|(?:np|numpy|jnp)\.\w+)\((?=[-+\dni])")
 """``tensor(2.31)``, ``np.float32(2.31)``."""
@@ -86,10 +88,10 @@ def _lines(source: Source, *, evaluations: bool) -> Lines:
     """The names and numbers of each line of the first rank that prints a loss, with the step beside them."""
     bars, positions, first_rank = Bars(), Positions(), None
     for line, raw in enumerate(source.lines(), start=1):
-        text = COLOUR.sub("", raw)
+        text = COLOUR.sub("", raw) if "[" in raw else raw
         bars.look(text)
         labels = _RANK.search(text)
-        message = _ABBREVIATED.sub(" ", _WRAPPER.sub("", _PREFIX.sub("", _RANK.sub("", text))))
+        message = _message(text)
         if not evaluations and _is_of_evaluation(message):
             continue
         record = dict(reversed(list(_named(message))))
@@ -101,6 +103,14 @@ def _lines(source: Source, *, evaluations: bool) -> Lines:
         positions.add(text, record)
         yield from bars.add(line, text, record)
     yield from bars.rest()
+
+
+def _message(text: str) -> str:
+    """Without what loggers, launchers and libraries print around it. The tests of letters save time."""
+    text = _RANK.sub("", text)
+    if any(level in text for level in _LEVELS):
+        text = _PREFIX.sub("", text)
+    return _ABBREVIATED.sub(" ", _WRAPPER.sub("", text) if "(" in text else text)
 
 
 def _named(text: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from guard.logs.columns import USUAL, find, find_loss
 from guard.logs.figures import is_empty, number, with_point
 from guard.logs.log import Lines, Log, TraceError
+from guard.logs.long_table import is_long, pivoted
+from guard.logs.packed import PACKED
 from guard.logs.source import Source
 
 _DELIMITERS = ",\t;|"
@@ -26,8 +28,8 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
     if delimiter not in first and _is_spaced(lines):
         delimiter, first = _SPACES, _SPACES.join(first.split())
     header = _cells(first, delimiter)
-    suffix = next((s.lower() for s in reversed(source.path.suffixes) if s != ".gz"), "")
-    if suffix not in (".csv", ".tsv") and not _is_header(header, lines[1:2], delimiter, loss):
+    suffix = next((s.lower() for s in reversed(source.path.suffixes) if s not in PACKED), "")
+    if not header or (suffix not in (".csv", ".tsv") and not _is_header(header, lines[1:2], delimiter, loss)):
         return None
     kind, columns = _kind(header, suffix == ".tsv" or delimiter == "\t")
     parts = columns.get("loss", "").split(_SUM) if _SUM in columns.get("loss", "") else []
@@ -40,11 +42,15 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
                 record[_SUM.join(parts)] = str(sum(number(record[part]) for part in parts))
             yield line, record
 
-    return Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
+    log = Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
+    return pivoted(log) if loss is None and is_long(header) else log
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # a line too long for a cell
+        return []
 
 
 def _is_spaced(lines: list[str]) -> bool:
@@ -59,7 +65,7 @@ def _is_spaced(lines: list[str]) -> bool:
 
 
 def _is_header(header: list[str], below: list[str], delimiter: str, loss: str | None) -> bool:
-    if find(header, loss or "loss", (loss,) if loss else USUAL["loss"]) is not None:
+    if find(header, loss or "loss", (loss,) if loss else USUAL["loss"]) is not None or is_long(header):
         return True
     names = all(name and not name[0].isdigit() for name in header) and len(header) > 1
     return names and bool(below) and all(_is_number(c) for c in _cells(below[0], delimiter))

@@ -16,7 +16,7 @@ from guard.logs.pattern import read_pattern
 from guard.logs.source import Source
 
 _LISTED = 40
-_PHASES = ("mode", "split", "phase", "stage")
+_PHASES = ("mode", "split", "phase", "stage", "type", "event", "subset")
 
 
 class TraceReader(Iterator[Row]):

@@ -52,6 +52,10 @@ IN_ANY_LOOP: dict[str, Line] = {
     "colours copied as text": lambda i, x: f"^[[31mstep: {i}  ^[[32mloss: {x}^[[39m",
     "ranks of srun": lambda i, x: f"1: step {i} loss {x}\n0: step {i} loss 99.0",
     "workers of Ray": lambda i, x: f"(W pid=7, ip=10.0.0.1) step {i} loss {x}\n(W pid=8) step {i} loss 9",
+    "losses with digits in their names": lambda i, x: f"iter: {i}, l1_loss: 0.0, total_loss: {x}",
+    "steps of an epoch and of all": lambda i, x: f"epoch {i // 10} step {i % 10} global_step {i} loss {x}",
+    "a sentence": lambda i, x: f"epoch 1 iter {i}: train loss {x}. lr 6.0e-04",
+    "rates": lambda i, x: f"| epoch 1 | {i} batches | iter {i} | ms/batch 12.3 | loss {x} | ppl 9.9",
     "rank in the line": lambda i, x: f"Step: {i}, Rank: 0, loss = {x}\nStep: {i}, Rank: 1, loss = 99.0",
     "another rank speaks first": lambda i, x: f"[default0]:saving at step {i}\n[default7]:step {i} loss {x}",
     "build-nanogpt": lambda i, x: f"{i} val 99.0\n{i} hella 0.2453\n{i} train {x}",
@@ -65,6 +69,12 @@ IN_ANY_LOOP: dict[str, Line] = {
 @pytest.mark.parametrize("kind", IN_ANY_LOOP)
 def test_the_loss_is_read_at_its_step(kind: str, tmp_path: Path) -> None:
     assert steps_and_losses(tmp_path, IN_ANY_LOOP[kind]) == EXPECTED
+
+
+def test_long_lines_of_text_take_no_time(tmp_path: Path) -> None:
+    """Samples that a language model prints: minutes, if each word were tried with all that follow."""
+    sample = "hello world epoch 1 " * 20_000
+    assert [row.loss for row in rows(tmp_path, f"{sample}\nstep 1 loss 2.0\n{sample}")] == [2.0]
 
 
 EVALUATIONS = {
@@ -97,6 +107,7 @@ def test_code_at_the_head_of_a_log_does_not_choose_the_loss(tmp_path: Path) -> N
 BARS: dict[str, Line] = {
     "after the bar": lambda i, x: f"\rEpoch 1:  5%|█    | {i}/40 [00:10<00:50,  3.2it/s, loss={x:.4f}]",
     "before the bar": lambda i, x: f"\rloss {x:.4f}:  5%|█    | {i}/40 [00:10<00:50,  3.2it/s]",
+    "without an end": lambda i, x: f"\r{i}it [00:10,  3.2it/s, loss={x}]",
     "shown twice": lambda i, x: "".join(
         f"\r  5%|█   | {i}/40 [00:10<00:50, loss={loss}]" for loss in (99.0, x)
     ),

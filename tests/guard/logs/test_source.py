@@ -106,6 +106,20 @@ def test_tables_of_documents_and_of_fastai_are_read(text: str, tmp_path: Path) -
     assert read(tmp_path / "log", text) == ROWS
 
 
+def test_a_row_a_metric_becomes_a_row_a_step(tmp_path: Path) -> None:
+    lines = [f"fox,loss,{row.loss},{row.step:g}" for row in ROWS]
+    lines += [f"fox,grad_norm,0.5,{row.step:g}" for row in ROWS]
+    assert read(tmp_path / "log", "\n".join(["Run,Metric,Value,Step", *lines])) == ROWS
+
+
+def test_what_is_printed_between_json_lines_and_evaluations_are_no_rows(tmp_path: Path) -> None:
+    lines = []
+    for row in ROWS:
+        lines += [json.dumps({"type": "train", **row._asdict()}), "WARNING: slow batch"]
+        lines += [json.dumps({"type": "eval", "step": row.step, "loss": 99.0})]
+    assert read(tmp_path / "log", "\n".join(lines)) == ROWS
+
+
 def test_ultralytics_adds_up_the_losses_of_any_task(tmp_path: Path) -> None:
     names = ("giou", "cls", "l1", "pose")
     header = ",".join(["epoch", "time", *(f"train/{name}_loss" for name in names), "val/giou_loss"])
