@@ -39,11 +39,17 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
             found = cells if delimiter == "," else map(with_point, cells)
             record = dict(zip(header, found, strict=True))
             if parts:
-                record[_SUM.join(parts)] = str(sum(number(record[part]) for part in parts))
+                record[_SUM.join(parts)] = _sum([record[part] for part in parts])
             yield line, record
 
     log = Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
     return pivoted(log) if loss is None and is_long(header) else log
+
+
+def _sum(cells: list[str]) -> str:
+    """Their sum, else the cell that is no number."""
+    wrong = next((cell for cell in cells if is_empty(cell) or not _is_number(cell)), None)
+    return str(sum(map(number, cells))) if wrong is None else wrong
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

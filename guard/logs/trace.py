@@ -16,6 +16,7 @@ from guard.logs.pattern import read_pattern
 from guard.logs.source import Source
 
 _LISTED = 40
+_LONGEST_CELL = 60
 _PHASES = ("mode", "split", "phase", "stage", "type", "event", "subset")
 
 
@@ -160,12 +161,20 @@ def _number(path: Path, line: int, column: str | None, cell: object) -> float | 
         return number(cell)
     except (TypeError, ValueError, OverflowError):
         raise TraceError(
-            path, line, f"{column} is {cell!r}, not a number: write a number, nan or inf, or leave it empty"
+            path,
+            line,
+            f"{column} is {_shown(cell)}, not a number: write a number, nan or inf, or leave it empty",
         ) from None
 
 
 def _step(path: Path, line: int, cell: object) -> float:
     found = _number(path, line, "step", cell)
     if found is None or not math.isfinite(found):
-        raise TraceError(path, line, f"step is {cell!r}, not a number: number every row")
+        raise TraceError(path, line, f"step is {_shown(cell)}, not a number: number every row")
     return found
+
+
+def _shown(cell: object) -> str:
+    """A cell as it was read, cut where it is long."""
+    text = repr(cell)
+    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}..."

@@ -125,4 +125,6 @@ def test_ultralytics_adds_up_the_losses_of_any_task(tmp_path: Path) -> None:
     header = ",".join(["epoch", "time", *(f"train/{name}_loss" for name in names), "val/giou_loss"])
     lines = [f"{r.step:g},1," + ",".join(str(r.loss / 4) for _ in names) + ",99" for r in ROWS if r.loss]
     found = read(tmp_path / "results.csv", "\n".join([header, *lines]))
+    with pytest.raises(TraceError, match=r"results\.csv:2: train/giou_loss \+ .* is 'x', not a number"):
+        read(tmp_path / "other" / "results.csv", "\n".join([header, "0,1,x,1,1,1,99"]))
     assert [row.loss for row in found] == pytest.approx([row.loss for row in ROWS])
