@@ -60,7 +60,7 @@ def taken_for(result: ReplayResult) -> str:
     if columns.get("step") is None:
         parts.append("no column of the step: rows are counted from 0")
     if result.steps_back:
-        parts.append(f"the step goes back {result.steps_back:,} times: rows are judged in the log's order")
+        parts.append(f"steps that go back: {result.steps_back:,}, rows are judged in the log's order")
     if columns.get("grad_norm") is None:
         parts.append("no gradient norm: loss alone")
     if columns.get("loss") is None:

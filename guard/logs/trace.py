@@ -85,7 +85,8 @@ class TraceReader(Iterator[Row]):
             )
             count += 1
         if not count:
-            raise TraceError(self.path, 0, f"{log.kind} without a row: nothing was logged yet")
+            problem = f"{log.kind} without a row: nothing was logged yet"
+            raise TraceError(self.path, 0, problem if self._regex is None else "no line matches --regex")
 
     def _choose(self, log: Log) -> None:
         """The columns among the names that the log has."""

@@ -76,7 +76,7 @@ def test_the_only_log_below_a_folder_is_found_and_several_are_named(tmp_path: Pa
 
 def test_steps_that_go_back_are_reported(tmp_path: Path) -> None:
     read(tmp_path / "log.csv", TEXT + TEXT.split("\n", 1)[1])
-    assert "the step goes back 1 times" in taken_for(replay(tmp_path / "log.csv"))
+    assert "steps that go back: 1" in taken_for(replay(tmp_path / "log.csv"))
 
 
 @pytest.mark.parametrize(
