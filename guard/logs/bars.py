@@ -10,6 +10,7 @@ from guard.logs.log import Lines
 _UNNAMED = re.compile(r"(?:^|[\r\n])\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 """tqdm's bar of the training; the bars of other things have a name, or another total."""
 _TQDM = re.compile(r"(?:\d+%\|[^|]*\|\s*(\d+)/(\d+)|\b(\d+)it)\s*\[")
+_OF_EPOCH = re.compile(r"\bepoch[^\d|]{0,3}(\d+)", re.I)
 _EPOCH = re.compile(r"^Epoch (\d+)/\d+\s*$")
 _KERAS = re.compile(r"^\s*\d+/\d+ (?:[\[━]|- )")
 
@@ -22,6 +23,7 @@ class Bars:
         self._total: int | None = None
         self._at = self._before = 0
         self._epoch: str | None = None
+        self._of_epoch: str | None = None
         self._pending: tuple[int, dict[str, str]] | None = None
 
     def look(self, text: str) -> None:
@@ -61,9 +63,18 @@ class Bars:
         if bar is None:
             return None
         named = find(list(record), "step", USUAL["step"])
-        return record | {
-            "step": record[named] if named else self._counted_on(int(bar[1] or bar[3]), int(bar[2] or 0))
-        }
+        if named:
+            return record | {"step": record[named]}
+        epoch = _OF_EPOCH.search(text)
+        self._begin(epoch[1] if epoch else None)
+        return record | {"step": self._counted_on(int(bar[1] or bar[3]), int(bar[2] or 0))}
+
+    def _begin(self, epoch: str | None) -> None:
+        """A bar of another epoch: it may end where the last one did."""
+        if epoch != self._of_epoch:
+            self._before += self._total or self._at
+            self._at = 0
+        self._of_epoch = epoch
 
     def _counted_on(self, at: int, total: int) -> str:
         """The position in all epochs: each epoch's bar starts again."""

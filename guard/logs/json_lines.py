@@ -19,7 +19,7 @@ def read_json_lines(source: Source, _: str | None = None) -> Log | None:
     if not head or not _STARTS.match(head[0]) or _object(head[0]) is None:
         return None
     if len(head) == 1 and any(
-        isinstance(value, list) and len(value) > 1 for value in flat(_object(head[0]) or {}).values()
+        isinstance(value, list | dict) and len(value) > 1 for value in (_object(head[0]) or {}).values()
     ):
         return None  # a document in one line
     kind, unrolled = "JSON lines", False

@@ -34,8 +34,17 @@ IN_A_FOLDER = (
     "results.csv",
     "metrics.json",
     "scalars.json",
+    "trainer_log.jsonl",
+    "progress.csv",
+    "history.csv",
+    "summary.csv",
+    "main.log",
+    "output.log",
+    "train.log",
+    "log.txt",
 )
-"""Logs by which a folder may be given: of a job, Lightning, Hugging Face, ultralytics, detectron2, mm*."""
+"""Logs by which a folder may be given, the best first: of a job, Lightning, Hugging Face, ultralytics,
+detectron2, mm*, LLaMA-Factory, Ray Tune, fastai, timm, llm.c, W&B and others."""
 _LISTED = 8
 
 
@@ -67,6 +76,8 @@ def _only_log(folder: Path) -> Path:
     found = [path for name in IN_A_FOLDER for path in sorted(folder.rglob(name))]
     if len({path.parent.parent for path in found if _checkpoint(path) is not None}) == 1:
         found = [max(found, key=lambda path: _checkpoint(path) or -1)]
+    if len({path.parent for path in found}) == 1:
+        found = found[:1]
     if not found:
         raise TraceError(folder, 0, "a folder without event files or metric files: name a log in it")
     if len(found) > 1:

@@ -20,8 +20,11 @@ PRINTED = re.compile(
     rf"({NUMBER})(?![\w%]|\.\w)",
 )
 """A name and its number; percentages are none. The bounds keep a line of prose from taking minutes."""
-_RANK = re.compile(r"\[(?:default|rank)[ :]?(\d+)\]:|\(\w+ pid=(\d+)[^)]*\)|^\s*(\d+): (?=.*\b(?:step|iter))")
-"""torchrun, torchtitan; Ray; ``srun --label``."""
+_RANK = re.compile(
+    r"\[(?:default|rank)[ :]?(\d+)\]:|\(\w+ pid=(\d+)[^)]*\)|\[\d+,mpirank:(\d+)[^\]]*\]<stdout>:"
+    r"|^\s*(\d+): (?=.*\b(?:step|iter))"
+)
+"""torchrun, torchtitan; Ray; SageMaker; ``srun --label``."""
 _LEVELS = ("INFO", "WARNING", "DEBUG")
 _PREFIX = re.compile(rf"^.*?\b(?:{'|'.join(_LEVELS)})\b[\s:|\]-]*(?:[\w.<>]+:[\w.<>]+:\d+ - )?")
 """What loggers print before a message, loguru's place in the code too."""

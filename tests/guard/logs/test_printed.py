@@ -56,6 +56,9 @@ IN_ANY_LOOP: dict[str, Line] = {
     "steps of an epoch and of all": lambda i, x: f"epoch {i // 10} step {i % 10} global_step {i} loss {x}",
     "a sentence": lambda i, x: f"epoch 1 iter {i}: train loss {x}. lr 6.0e-04",
     "rates": lambda i, x: f"| epoch 1 | {i} batches | iter {i} | ms/batch 12.3 | loss {x} | ppl 9.9",
+    "ranks of SageMaker": lambda i, x: (
+        f"[1,mpirank:0,algo-1]<stdout>:step={i} loss={x}\n[1,mpirank:1,algo-2]<stdout>:step={i} loss=9"
+    ),
     "rank in the line": lambda i, x: f"Step: {i}, Rank: 0, loss = {x}\nStep: {i}, Rank: 1, loss = 99.0",
     "another rank speaks first": lambda i, x: f"[default0]:saving at step {i}\n[default7]:step {i} loss {x}",
     "build-nanogpt": lambda i, x: f"{i} val 99.0\n{i} hella 0.2453\n{i} train {x}",
@@ -113,6 +116,9 @@ BARS: dict[str, Line] = {
     ),
     "a bar an epoch": lambda i, x: (
         f"\rEpoch {(i - 1) // 10}: 5%|█  | {(i - 1) % 10 + 1}/10 [00:10<00:50, v_num=0, train_loss={x}]"
+    ),
+    "the end of each epoch": lambda i, x: (
+        f"\nEpoch {i}: 100%|████| 1/1 [00:10<00:00, 9.9it/s, loss={x}, v_num=1]"
     ),
     "with validation": lambda i, x: (
         f"\rEpoch 0: 5%|█  | {i}/40 [00:10<00:50, loss={x}]"

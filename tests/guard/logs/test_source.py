@@ -69,6 +69,8 @@ def test_the_last_checkpoint_of_hugging_face_has_the_whole_log(tmp_path: Path) -
 def test_the_only_log_below_a_folder_is_found_and_several_are_named(tmp_path: Path) -> None:
     read(tmp_path / "lightning_logs/version_0/metrics.csv", TEXT)
     assert list(TraceReader(tmp_path)) == ROWS
+    read(tmp_path / "lightning_logs/version_0/train.log", "step 1 loss 9.0\n")
+    assert list(TraceReader(tmp_path)) == ROWS
     read(tmp_path / "lightning_logs/version_1/metrics.csv", TEXT)
     with pytest.raises(TraceError, match=r"several runs: name one of lightning_logs/version_0/"):
         list(TraceReader(tmp_path))
@@ -83,6 +85,7 @@ def test_steps_that_go_back_are_reported(tmp_path: Path) -> None:
     "document",
     [
         {"config": {"lr": 0.1}, "metrics": [row._asdict() for row in ROWS]},
+        {name: {str(at): getattr(row, name) for at, row in enumerate(ROWS)} for name in Row._fields},
         {"train": {name: [getattr(row, name) for row in ROWS] for name in Row._fields}},
         [{"step": r.step, "train": {"loss": r.loss, "grad_norm": 0.5}, "val": {"loss": 99}} for r in ROWS],
         [
