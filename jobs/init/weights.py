@@ -84,12 +84,12 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     Raises:
         DataError: there is none, or it cannot be read. No pickle is read.
     """
+    if path.name.endswith(_INDEX):
+        path = path.parent
+    if path.suffix in _PICKLES and path.is_file():
+        advice = "write its tensors with safetensors.torch.save_file"
+        raise DataError(f"model.weights: {path} may be a pickle, which can run code: {advice}")
     try:
-        if path.name.endswith(_INDEX):
-            path = path.parent
-        if path.suffix in _PICKLES:
-            advice = "write its tensors with safetensors.torch.save_file"
-            raise DataError(f"model.weights: {path} may be a pickle, which can run code: {advice}")
         if path.is_file():
             return load_file(path)
         if (path / MANIFEST).is_file():
@@ -98,6 +98,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             return _of_checkpoint(path / CHECKPOINTS)
         if files := _shards(path):
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except DataError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, DamagedCheckpoint) as error:
         raise DataError(f"model.weights: {path} cannot be read; is it complete? {error}") from None
     what = "has no .safetensors file and is no checkpoint" if path.exists() else "does not exist here"

@@ -63,13 +63,16 @@ def test_a_part_that_the_index_lists_must_be_there(tmp_path: Path) -> None:
         load_weights(model, path)
         assert equal(model, trained)
     (tmp_path / "part-1.safetensors").unlink()
-    with pytest.raises(DataError, match=r"part-1\.safetensors is not there, and model\.safetensors\.index"):
+    with pytest.raises(
+        DataError,
+        match=r"^model\.weights: \S+/part-1\.safetensors is not there",
+    ):
         load_weights(net(), tmp_path)
 
 
 def test_a_pickle_and_quantized_weights_are_refused(tmp_path: Path) -> None:
     torch.save(net().state_dict(), tmp_path / "w.pt")
-    with pytest.raises(DataError, match=r"w\.pt may be a pickle, .* safetensors\.torch\.save_file"):
+    with pytest.raises(DataError, match=r"^model\.weights: \S+w\.pt may be a pickle, .*save_file"):
         load_weights(net(), tmp_path / "w.pt")
     state = net().state_dict()
     save_file(state | {"0.weight": state["0.weight"].to(torch.int8)}, tmp_path / "w.safetensors")
