@@ -10,7 +10,8 @@ from guard.logs.log import Lines
 _UNNAMED = re.compile(r"(?:^|[\r\n])\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 """tqdm's bar of the training; the bars of other things have a name, or another total."""
 _TQDM = re.compile(r"(?:\d+%\|[^|]*\|\s*(\d+)/(\d+)|\b(\d+)it)\s*\[")
-_OF_EPOCH = re.compile(r"\bepoch[^\d|]{0,3}(\d+)", re.I)
+_OF_EPOCH = re.compile(r"\bepoch[^\d|]{0,3}(\d+)(?![\d%])", re.I)
+"""Which epoch a bar is of; ``Epoch: 3%|`` is a bar of epochs."""
 _EPOCH = re.compile(r"^Epoch (\d+)/\d+\s*$")
 _KERAS = re.compile(r"^\s*\d+/\d+ (?:[\[━]|- )")
 
@@ -66,12 +67,13 @@ class Bars:
         if named:
             return record | {"step": record[named]}
         epoch = _OF_EPOCH.search(text)
-        self._begin(epoch[1] if epoch else None)
+        if epoch:
+            self._begin(epoch[1])
         return record | {"step": self._counted_on(int(bar[1] or bar[3]), int(bar[2] or 0))}
 
-    def _begin(self, epoch: str | None) -> None:
-        """A bar of another epoch: it may end where the last one did."""
-        if epoch != self._of_epoch:
+    def _begin(self, epoch: str) -> None:
+        """The bar of another epoch may be shown only where the last one was: at its end."""
+        if self._of_epoch not in (None, epoch):
             self._before += self._total or self._at
             self._at = 0
         self._of_epoch = epoch

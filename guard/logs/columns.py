@@ -36,11 +36,9 @@ _EVALUATION = frozenset(
         "test testing dev holdout"
     )
 )
-
-
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _UNITS = frozenset(_words("step steps iter iteration iterations update batch norm"))
-"""What a rate is per."""
+"""What a rate is per, and any norm."""
 
 
 def plain(name: str) -> str:

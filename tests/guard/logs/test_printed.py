@@ -117,6 +117,7 @@ BARS: dict[str, Line] = {
     "a bar an epoch": lambda i, x: (
         f"\rEpoch {(i - 1) // 10}: 5%|█  | {(i - 1) % 10 + 1}/10 [00:10<00:50, v_num=0, train_loss={x}]"
     ),
+    "a bar of epochs": lambda i, x: f"\rEpoch:  {i * 2}%|█  | {i}/40 [00:10<00:50,  3.2it/s, loss={x:.4f}]",
     "the end of each epoch": lambda i, x: (
         f"\nEpoch {i}: 100%|████| 1/1 [00:10<00:00, 9.9it/s, loss={x}, v_num=1]"
     ),
