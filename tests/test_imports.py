@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("guard", "jobs", "service")
 FOLDERS = {*LAYERS, "deploy", "tests"}
 GUARD_MAY_IMPORT = {"torch", "numpy", "pydantic", "pydantic_core", "prometheus_client"}
-OPTIONAL = {"guard/logs/event_files.py": "tensorboard", "guard/trackers/mlflow_run.py": "mlflow"}
+OPTIONAL = {
+    "guard/logs/event_files.py": "tensorboard",
+    "guard/logs/packed.py": "pyarrow",
+    "guard/trackers/mlflow_run.py": "mlflow",
+}
 LONGEST_FILE = 400
 
 

@@ -59,6 +59,8 @@ def taken_for(result: ReplayResult) -> str:
     parts += [f"{signal} from {name}" for signal, name in columns.items() if name not in (None, signal)]
     if columns.get("step") is None:
         parts.append("no column of the step: rows are counted from 0")
+    if result.steps_back:
+        parts.append(f"steps that go back: {result.steps_back:,}, rows are judged in the log's order")
     if columns.get("grad_norm") is None:
         parts.append("no gradient norm: loss alone")
     if columns.get("loss") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ class ReplayResult:
     """What the log was recognized as: ``nanoGPT log``."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """The columns that were read as ``step``, ``loss`` and ``grad_norm``; None where there is none."""
+    steps_back: int = 0
+    """How often the step went back: the run was resumed, or the log counts each epoch from 0."""
     suspects: int = 0
     alarms: list[dict[str, Any]] = field(default_factory=list)
     """Spikes and non-finite values: each would have cost a rollback or a skip."""
@@ -95,7 +98,10 @@ def replay_rows(rows: Iterable[Row], config: DetectConfig | None = None) -> Repl
     """Shows rows to a fresh detector; ``kind`` and ``columns`` of the result stay empty."""
     detector, result = SpikeDetector(config), ReplayResult()
     outliers = Outliers(detector.config.sigmas)
+    last = -math.inf
     for row in rows:
+        result.steps_back += row.step < last
+        last = row.step
         verdict = detector.observe(row.loss, row.grad_norm)
         instead = None
         if verdict.kind != "ok":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ def read_events(source: Source, _: str | None = None) -> Log | None:
 def _log(path: Path, sources: list[Source]) -> Log:
     steps: dict[int, dict[str, Any]] = {}
     tags: dict[str, None] = {"step": None}
-    for source in sources:
-        for step, tag, value in _scalars(source):
-            tags[tag] = None
-            steps.setdefault(step, {"step": step})[tag] = value
+    scalars = [scalar for source in sources for scalar in _scalars(source)]
+    if len({step for step, _, _ in scalars}) == 1:  # add_scalar without a step
+        scalars = _counted(scalars)
+    for step, tag, value in scalars:
+        tags[tag] = None
+        steps.setdefault(step, {"step": step})[tag] = value
     if not steps:
         raise TraceError(path, 0, "a TensorBoard event file without scalars, or damaged")
     return Log(
@@ -40,6 +43,16 @@ def _log(path: Path, sources: list[Source]) -> Log:
         lambda: iter((0, steps[s]) for s in sorted(steps)),
         {"step": "step"},
     )
+
+
+def _counted(scalars: list[tuple[int, str, float]]) -> list[tuple[int, str, float]]:
+    """Each tag's values in their order."""
+    counts: Counter[str] = Counter()
+    found = []
+    for _, tag, value in scalars:
+        found.append((counts[tag], tag, value))
+        counts[tag] += 1
+    return found
 
 
 def _of_one_run(folder: Path, files: list[Path]) -> list[Source]:

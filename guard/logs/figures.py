@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_NOTHING = frozenset(("", "null", "none", "na", "n/a", "<na>", "-", "--"))
+_NOTHING = frozenset(("", "null", "none", "na", "n/a", "<na>", "-", "--", "no log"))
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
 NUMBER = (

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from guard.logs.json_lines import flat
 from guard.logs.log import Log, Record, TraceError, names_of
 from guard.logs.source import Source
 
@@ -48,7 +49,7 @@ def _records(document: Any) -> tuple[str, list[Record] | None]:
     if isinstance(document, dict):
         kind, document = next(
             ((kind, document[name]) for name, kind in _LISTS.items() if name in document),
-            ("JSON columns", document),
+            ("JSON columns", _longest_list(document) or document),
         )
     if isinstance(document, dict):
         return kind, _from_columns(document)
@@ -58,15 +59,29 @@ def _records(document: Any) -> tuple[str, list[Record] | None]:
         return "TensorBoard JSON", [
             dict(zip(("wall_time", "step", "value"), e, strict=True)) for e in document
         ]
-    return kind, document if all(isinstance(entry, dict) for entry in document) else None
+    return kind, [flat(entry) for entry in document] if _are_records(document) else None
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _longest_list(document: Mapping[str, Any]) -> list[Record] | None:
+    """The records of ``{"config": ..., "metrics": [{...}]}``."""
+    return max((value for value in document.values() if _are_records(value)), key=len, default=None)
 
 
 def _from_columns(document: Mapping[str, Any]) -> list[Record] | None:
-    """``{"loss": [...]}`` of Keras, ``{"loss": {"0": ...}}`` of pandas."""
+    """``{"loss": [...]}`` of Keras, ``{"loss": {"0": ...}}`` of pandas, ``{"train": {"loss": [...]}}``."""
+    sections = {k: v for k, v in document.items() if isinstance(v, dict) and any(map(_is_list, v.values()))}
     columns = {
         name: list(values.values()) if isinstance(values, dict) else values
-        for name, values in document.items()
-        if isinstance(values, list | dict)
+        for name, values in {**document, **flat(sections)}.items()
+        if name not in sections and isinstance(values, list | dict)
     }
     length = max(map(len, columns.values()), default=0)
     rows: list[Record] = [{k: v[at] for k, v in columns.items() if at < len(v)} for at in range(length)]

@@ -19,7 +19,7 @@ def read_json_lines(source: Source, _: str | None = None) -> Log | None:
     if not head or not _STARTS.match(head[0]) or _object(head[0]) is None:
         return None
     if len(head) == 1 and any(
-        isinstance(value, list) and len(value) > 1 for value in (_object(head[0]) or {}).values()
+        isinstance(value, list | dict) and len(value) > 1 for value in (_object(head[0]) or {}).values()
     ):
         return None  # a document in one line
     kind, unrolled = "JSON lines", False
@@ -35,8 +35,8 @@ def read_json_lines(source: Source, _: str | None = None) -> Log | None:
 
 def _lines(source: Source) -> Lines:
     for line, text in enumerate(source.lines(), start=1):
-        if not text.strip():
-            continue
+        if not text.lstrip().startswith(("{", "[")):
+            continue  # printed between
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -45,10 +45,10 @@ def _lines(source: Source) -> Lines:
             raise TraceError(source.path, line, f"not JSON: {error}") from error
         if not isinstance(record, dict):
             raise TraceError(source.path, line, "not a JSON object: write one object a line")
-        yield line, _flat(record)
+        yield line, flat(record)
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
+def flat(record: dict[str, Any]) -> dict[str, Any]:
     """``{"train": {"loss": 1.0}}`` as ``train/loss``."""
     if not any(isinstance(value, dict) for value in record.values()):
         return record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from guard.logs.blocks import read_blocks
 from guard.logs.event_files import read_events
@@ -25,8 +27,25 @@ READERS: tuple[Callable[[Source, str | None], Log | None], ...] = (
 )
 """Asked in this order; each returns None for what is not its own. Given: the log, the loss that was named."""
 
-IN_A_FOLDER = ("metrics.jsonl", "metrics.csv", "trainer_state.json", "results.csv", "metrics.json")
-"""Logs by which the folder of a job, of Lightning, Hugging Face, ultralytics or detectron2 may be given."""
+IN_A_FOLDER = (
+    "metrics.jsonl",
+    "metrics.csv",
+    "trainer_state.json",
+    "results.csv",
+    "metrics.json",
+    "scalars.json",
+    "trainer_log.jsonl",
+    "progress.csv",
+    "history.csv",
+    "summary.csv",
+    "main.log",
+    "output.log",
+    "train.log",
+    "log.txt",
+)
+"""Logs by which a folder may be given, the best first: of a job, Lightning, Hugging Face, ultralytics,
+detectron2, mm*, LLaMA-Factory, Ray Tune, fastai, timm, llm.c, W&B and others."""
+_LISTED = 8
 
 
 def recognize(source: Source, loss: str | None = None) -> Log:
@@ -44,5 +63,30 @@ def recognize(source: Source, loss: str | None = None) -> Log:
         if log is not None:
             return log
         if reader is read_mlflow and source.is_folder:
-            raise TraceError(source.path, 0, "a folder without event files or metric files: name a log in it")
+            return recognize(Source(_only_log(source.path)), loss)
     raise TraceError(source.path, 0, "no column 'loss': the log has no names and numbers; see --regex")
+
+
+def _only_log(folder: Path) -> Path:
+    """The log in the folders below; of the checkpoints of one run the last one's.
+
+    Raises:
+        TraceError: there is none, or several.
+    """
+    found = [path for name in IN_A_FOLDER for path in sorted(folder.rglob(name))]
+    if len({path.parent.parent for path in found if _checkpoint(path) is not None}) == 1:
+        found = [max(found, key=lambda path: _checkpoint(path) or -1)]
+    if len({path.parent for path in found}) == 1:
+        found = found[:1]
+    if not found:
+        raise TraceError(folder, 0, "a folder without event files or metric files: name a log in it")
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found[:_LISTED])
+        raise TraceError(folder, 0, f"logs of several runs: name one of {names}")
+    return found[0]
+
+
+def _checkpoint(path: Path) -> int | None:
+    """The step of a checkpoint of Hugging Face."""
+    found = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
+    return int(found[1]) if found else None

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import sys
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
+from lzma import LZMAError
 from pathlib import Path
 from typing import BinaryIO
 
 from guard.logs.log import TraceError
+from guard.logs.packed import unpacked
 
-_GZIP_MAGIC = b"\x1f\x8b"
+_BINARY = {
+    b"PAR1": "a Parquet file: write it as CSV",
+    b"PK": "a zip archive or a checkpoint: unpack it, and name the log in it",
+    b":W&B": "a file of W&B's own format: wandb sync it, and export the run's history as CSV",
+}
+_HEAD_BYTES = 4096
 _HEAD_LINES = 400
 
 
 class Source:
-    """A file, gzipped or not, a folder, or ``-``: standard input. What comes through a pipe, as from
+    """A file, compressed or not, a folder, or ``-``: standard input. What comes through a pipe, as from
     ``<(zcat log)`` too, is kept, to be read several times.
     """
 
@@ -35,11 +41,7 @@ class Source:
 
     def starts_with(self, magic: bytes, at: int = 0) -> bool:
         """Whether the unpacked data have these bytes there."""
-        try:
-            with self.open() as file:
-                return file.read(at + len(magic))[at:] == magic
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            return False
+        return self._start[at : at + len(magic)] == magic
 
     @cached_property
     def head(self) -> list[str]:
@@ -47,29 +49,42 @@ class Source:
         return list(islice((line for line in self.lines() if line.strip()), _HEAD_LINES))
 
     def lines(self) -> Iterator[str]:
-        """The lines of the text, each with its end; CRLF is kept. UTF-16 is what PowerShell writes.
+        """The lines of the text, each with its end; a carriage return, with which progress bars start again,
+        ends one too. UTF-16 is what PowerShell writes. Bytes that are not UTF-8 are replaced.
 
         Raises:
             TraceError: it is not text, or a damaged archive.
             OSError: the file cannot be opened.
         """
         wide = any(self.starts_with(mark) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        with io.TextIOWrapper(self.open(), encoding="utf-16" if wide else "utf-8-sig", newline="") as text:
-            try:
+        if not wide and b"\0" in self._start:
+            found = next(
+                (what for magic, what in _BINARY.items() if self.starts_with(magic)), "binary, not text"
+            )
+            raise TraceError(self.path, 0, f"{found}: name a log of text")
+        encoding = "utf-16" if wide else "utf-8-sig"
+        try:
+            with io.TextIOWrapper(self.open(), encoding=encoding, errors="replace", newline="") as text:
                 yield from text
-            except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise TraceError(self.path, 0, f"not readable as text: {error}") from error
+        except (EOFError, zlib.error, LZMAError, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise TraceError(self.path, 0, f"a damaged archive: {error}") from error
 
     def open(self) -> BinaryIO:
         """The unpacked bytes."""
-        with self._packed() as file:
-            zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        if not zipped:
-            return self._packed()
-        return gzip.open(self._packed() if self._piped else self.path)  # type: ignore[return-value]
+        return unpacked(self._input if self._piped else self.path)
 
-    def _packed(self) -> BinaryIO:
-        return io.BytesIO(self._input) if self._piped else self.path.open("rb")
+    @cached_property
+    def _start(self) -> bytes:
+        """The first unpacked bytes."""
+        try:
+            with self.open() as file:
+                return file.read(_HEAD_BYTES)
+        except (EOFError, zlib.error, LZMAError, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            return b""
 
     @cached_property
     def _input(self) -> bytes:

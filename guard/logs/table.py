@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 
 from guard.logs.columns import USUAL, find, find_loss
 from guard.logs.figures import is_empty, number, with_point
 from guard.logs.log import Lines, Log, TraceError
+from guard.logs.long_table import is_long, pivoted
+from guard.logs.packed import PACKED
 from guard.logs.source import Source
 
 _DELIMITERS = ",\t;|"
 _SPACES = " "
-_PARTS = ("train/box_loss", "train/cls_loss", "train/dfl_loss", "train/obj_loss", "train/seg_loss")
+_RULE = re.compile(r"\s*:?-+:?\s*")
+"""A cell of the line below the header of a Markdown table."""
 _SUM = " + "
 
 
@@ -24,8 +28,8 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
     if delimiter not in first and _is_spaced(lines):
         delimiter, first = _SPACES, _SPACES.join(first.split())
     header = _cells(first, delimiter)
-    suffix = next((s.lower() for s in reversed(source.path.suffixes) if s != ".gz"), "")
-    if suffix not in (".csv", ".tsv") and not _is_header(header, lines[1:2], delimiter, loss):
+    suffix = next((s.lower() for s in reversed(source.path.suffixes) if s not in PACKED), "")
+    if not header or (suffix not in (".csv", ".tsv") and not _is_header(header, lines[1:2], delimiter, loss)):
         return None
     kind, columns = _kind(header, suffix == ".tsv" or delimiter == "\t")
     parts = columns.get("loss", "").split(_SUM) if _SUM in columns.get("loss", "") else []
@@ -35,26 +39,39 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
             found = cells if delimiter == "," else map(with_point, cells)
             record = dict(zip(header, found, strict=True))
             if parts:
-                record[_SUM.join(parts)] = str(sum(number(record[part]) for part in parts))
+                record[_SUM.join(parts)] = _sum([record[part] for part in parts])
             yield line, record
 
-    return Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
+    log = Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
+    return pivoted(log) if loss is None and is_long(header) else log
+
+
+def _sum(cells: list[str]) -> str:
+    """Their sum, else the cell that is no number."""
+    wrong = next((cell for cell in cells if is_empty(cell) or not _is_number(cell)), None)
+    return str(sum(map(number, cells))) if wrong is None else wrong
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # a line too long for a cell
+        return []
 
 
 def _is_spaced(lines: list[str]) -> bool:
-    """Names above numbers, separated by spaces."""
-    names, numbers = (line.split() for line in (*lines[:2], "", "")[:2])
+    """Names above numbers, separated by spaces; fastai's table ends with a time."""
+    names, below = (line.split() for line in (*lines[:2], "", "")[:2])
+    numbers = [cell for cell in below if _is_number(cell)]
     return (
-        len(names) == len(numbers) > 1 and not any(map(_is_number, names)) and all(map(_is_number, numbers))
+        len(names) == len(below) > 1
+        and not any(map(_is_number, names))
+        and len(numbers) >= len(below) - (find_loss(names) is not None)
     )
 
 
 def _is_header(header: list[str], below: list[str], delimiter: str, loss: str | None) -> bool:
-    if find(header, loss or "loss", (loss,) if loss else USUAL["loss"]) is not None:
+    if find(header, loss or "loss", (loss,) if loss else USUAL["loss"]) is not None or is_long(header):
         return True
     names = all(name and not name[0].isdigit() for name in header) and len(header) > 1
     return names and bool(below) and all(_is_number(c) for c in _cells(below[0], delimiter))
@@ -84,6 +101,8 @@ def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[i
         for cells in filter(None, reader):
             if [cell.strip() for cell in cells] == header:
                 continue  # again where a run was resumed
+            if any(cells) and all(_RULE.fullmatch(cell) for cell in cells if cell):
+                continue
             if len(cells) < len(header) and not ended:
                 return  # the last line of a run that was killed
             if len(cells) != len(header):
@@ -98,7 +117,7 @@ def _kind(header: list[str], tabs: bool) -> tuple[str, dict[str, str]]:
     """Whose table it is, and what that tool calls the columns."""
     if header == ["Wall time", "Step", "Value"]:
         return "TensorBoard CSV", {"step": "Step", "loss": "Value"}
-    if parts := [name for name in _PARTS if name in header]:
+    if parts := _parts(header):
         return "ultralytics results.csv", {"step": "epoch", "loss": _SUM.join(parts)}
     if any(name.endswith("__MIN") for name in header):
         return "W&B export", _of_one_run(header)
@@ -110,6 +129,13 @@ def _kind(header: list[str], tabs: bool) -> tuple[str, dict[str, str]]:
     if "_step" in header and "_timestamp" in header:
         return "W&B history", {"step": "_step"}
     return ("TSV" if tabs else "CSV"), {}
+
+
+def _parts(header: list[str]) -> list[str]:
+    """The losses that ultralytics adds up, which differ by task."""
+    if "epoch" not in header or not any(name.startswith(("metrics/", "val/")) for name in header):
+        return []
+    return [name for name in header if name.startswith("train/") and name.endswith("_loss")]
 
 
 def _of_one_run(header: list[str]) -> dict[str, str]:

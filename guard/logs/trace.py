@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from guard.logs.pattern import read_pattern
 from guard.logs.source import Source
 
 _LISTED = 40
-_PHASES = ("mode", "split", "phase", "stage")
+_LONGEST_CELL = 60
+_PHASES = ("mode", "split", "phase", "stage", "type", "event", "subset")
 
 
 class TraceReader(Iterator[Row]):
@@ -74,19 +76,27 @@ class TraceReader(Iterator[Row]):
             if all(is_empty(cell) for cell in cells) or _is_of_evaluation(record):
                 continue
             cell = None if step is None else record.get(step)
+            if cell is None and step is not None:
+                continue  # a summary at the end
             yield Row(
                 float(count) if cell is None else _step(self.path, line, cell),
                 _number(self.path, line, loss, cells[0]),
                 _number(self.path, line, norm, cells[1]),
             )
             count += 1
+        if not count:
+            problem = f"{log.kind} without a row: nothing was logged yet"
+            raise TraceError(self.path, 0, problem if self._regex is None else "no line matches --regex")
 
     def _choose(self, log: Log) -> None:
         """The columns among the names that the log has."""
         self.columns["loss"] = self._column(log, "loss", log.names)
         beside = _beside(log, self.columns["loss"])
-        for signal in ("step", "grad_norm"):
-            self.columns[signal] = self._column(log, signal, beside)
+        usual = [name for name, count in beside.items() if 2 * count >= max(beside.values())]
+        self.columns["step"] = self._column(log, "step", usual)
+        self.columns["grad_norm"] = self._column(log, "grad_norm", list(beside))
+        if self.columns["step"] is None:
+            self.columns["step"] = _row_an_epoch(log, self.columns["loss"], beside)
         if self.columns["loss"] is None and self.columns["grad_norm"] is None:
             raise self._missing(log.names, "loss", "--loss")
 
@@ -114,15 +124,31 @@ class TraceReader(Iterator[Row]):
         return TraceError(self.path, 0, f"no column {name!r}: {found}{hint}")
 
 
-def _beside(log: Log, loss: str | None) -> list[str]:
-    """The names in the records that have the loss: evaluations may count steps under another name."""
+def _beside(log: Log, loss: str | None) -> Counter[str]:
+    """How often each name comes with the loss: evaluations may count steps under another name."""
     if loss is None or loss not in log.names or log.uniform:
-        return log.names
-    found: dict[str, None] = {}
+        return Counter(log.names)
+    found = Counter(n for _, record in log.records() if not is_empty(record.get(loss)) for n in record)
+    return found or Counter(log.names)
+
+
+def _row_an_epoch(log: Log, loss: str | None, names: Iterable[str]) -> str | None:
+    """The column of the epoch, if each row is one."""
+    epoch = find(list(names), "epoch", ("epoch",))
+    if epoch is None:
+        return None
+    last = -math.inf
     for _, record in log.records():
-        if not is_empty(record.get(loss)):
-            found.update(dict.fromkeys(record))
-    return list(found) or log.names
+        if loss is not None and is_empty(record.get(loss)):
+            continue
+        try:
+            at = number(record.get(epoch))
+        except (TypeError, ValueError, OverflowError):
+            return None
+        if not (at > last and at.is_integer()):
+            return None
+        last = at
+    return epoch
 
 
 def _is_of_evaluation(record: Record) -> bool:
@@ -136,12 +162,20 @@ def _number(path: Path, line: int, column: str | None, cell: object) -> float | 
         return number(cell)
     except (TypeError, ValueError, OverflowError):
         raise TraceError(
-            path, line, f"{column} is {cell!r}, not a number: write a number, nan or inf, or leave it empty"
+            path,
+            line,
+            f"{column} is {_shown(cell)}, not a number: write a number, nan or inf, or leave it empty",
         ) from None
 
 
 def _step(path: Path, line: int, cell: object) -> float:
     found = _number(path, line, "step", cell)
     if found is None or not math.isfinite(found):
-        raise TraceError(path, line, f"step is {cell!r}, not a number: number every row")
+        raise TraceError(path, line, f"step is {_shown(cell)}, not a number: number every row")
     return found
+
+
+def _shown(cell: object) -> str:
+    """A cell as it was read, cut where it is long."""
+    text = repr(cell)
+    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}..."

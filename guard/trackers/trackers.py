@@ -38,7 +38,8 @@ class Trackers:
         resume: continue the runs of MLflow, W&B and trackio whose ids are in the folder.
 
     Attributes:
-        failures: how many calls failed, by kind of tracker; ``queue``: calls that found the queue full.
+        failures: how many calls failed, by kind of tracker; ``queue``: calls that found the queue full, or
+            that a tracker which did not answer never got.
     """
 
     def __init__(
@@ -94,6 +95,10 @@ class Trackers:
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join(CLOSING_S)
+        if self._thread.is_alive():
+            left = self._queue.qsize()  # with the end mark, and without the call that does not answer
+            self.failures["queue"] = self.failures.get("queue", 0) + left
+            log.warning("trackers: no answer for %g s: the last %d calls are lost", CLOSING_S, left)
 
     def _each(self, call: str, *arguments: Any) -> None:
         for tracked in self._trackers:

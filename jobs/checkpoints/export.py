@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from jobs.checkpoints.load import Content
@@ -38,6 +39,8 @@ def export_model(content: Content, target: Path) -> int:
     if target.suffix not in SUFFIXES:
         raise JobError(f"cannot export to {target}: end its name with {', '.join(SUFFIXES)} or .onnx")
     weights = {name: tensor.contiguous() for name, tensor in content.model().items()}
+    if not target.parent.is_dir():
+        raise JobError(f"cannot write {target}: there is no folder {target.parent}")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         if target.suffix == ".safetensors":
@@ -45,7 +48,7 @@ def export_model(content: Content, target: Path) -> int:
         else:
             torch.save(weights, temporary)
         temporary.replace(target)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         why = error.strerror if isinstance(error, OSError) else None
         raise JobError(f"cannot write {target}: {why or error}") from None
     finally:

@@ -107,7 +107,7 @@ def classes_of(table: pa.Table, label: str, root: Path) -> dict[Any, str]:
     """The name of each label, in the order of the outputs."""
     column = table.column(label)
     if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or _is_text(column.type)):
-        raise DataError(f"{root}: column {label!r} is {column.type}: labels are texts or whole numbers")
+        raise DataError(f"{root}: column {label!r} is {column.type}: {_why_no_label(column.type)}")
     known = _class_label(table, label)
     found = sorted(value for value in column.unique().to_pylist() if value not in _NOTHING)
     classes = dict(enumerate(known)) if known else {value: str(value) for value in found}
@@ -115,6 +115,14 @@ def classes_of(table: pa.Table, label: str, root: Path) -> dict[Any, str]:
         named = f", {next(iter(classes.values()))}" if classes else ""
         raise DataError(f"{root}: column {label!r} has {len(classes)} class{named}: it takes two or more")
     return classes
+
+
+def _why_no_label(kind: pa.DataType) -> str:
+    if pa.types.is_binary(kind):
+        return "its texts are not UTF-8: save the table as UTF-8"
+    if pa.types.is_floating(kind):
+        return "labels are texts or whole numbers, which empty cells turn into fractions: remove those rows"
+    return "labels are texts or whole numbers"
 
 
 def _class_label(table: pa.Table, label: str) -> list[str]:

@@ -39,7 +39,7 @@ def read_splits(root: Path, field: str, columns: Sequence[str]) -> tuple[pa.Tabl
         DataError: there is no table, it cannot be read, or lacks a column.
     """
     if not root.exists():
-        raise DataError(f"{field} = {root}: there is no such file or folder")
+        raise DataError(f"{_place(field, root)}: there is no such file or folder")
     train, test = _parts(root, field)
     found = _read(train, columns, root)
     return found, _read(test, columns, root) if test else None
@@ -71,9 +71,14 @@ def _parts(root: Path, field: str) -> tuple[list[Path], list[Path]]:
         if len(tables) == 1:
             return tables, []
     raise DataError(
-        f"{field} = {root}: name a file ({', '.join(_READERS)}), a folder with train.* and val.* or test.*, "
-        "or one that save_to_disk of Hugging Face datasets wrote"
+        f"{_place(field, root)}: name a file ({', '.join(_READERS)}), a folder with train.* and val.* "
+        "or test.*, or one that save_to_disk of Hugging Face datasets wrote"
     )
+
+
+def _place(field: str, root: Path) -> str:
+    """``data.root = rows.csv``; a file that is no field's is named alone."""
+    return str(root) if field in ("", str(root)) else f"{field} = {root}"
 
 
 def _is_saved(path: Path) -> bool:
@@ -128,7 +133,8 @@ def _csv(path: Path) -> pa.Table:
     found = "\t" if _kind(path) == ".tsv" else max(_SEPARATORS, key=header.count)
     names = next(csv.reader([header], delimiter=found), [])
     if len(set(names)) < len(names):
-        raise ValueError("a column is there twice")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"column {twice!r} is there twice")
     options = pyarrow.csv.ParseOptions(delimiter=found, newlines_in_values=True)
     return pyarrow.csv.read_csv(path, parse_options=options)
 

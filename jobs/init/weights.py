@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from jobs.run_dir.storage import MANIFEST
 log = logging.getLogger(__name__)
 
 _SHOWN = 3
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_INDEX = ".safetensors.index.json"
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 def load_weights(model: nn.Module, path: str | Path, *, strict: bool = True) -> list[str]:
@@ -38,8 +42,13 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = True) -> 
     Raises:
         DataError: the weights cannot be read, or do not fit.
     """
-    found, own = read_weights(Path(path).expanduser()), model.state_dict()
-    fits = {name: t for name, t in found.items() if name in own and own[name].shape == t.shape}
+    own = model.state_dict()
+    found = _unwrapped(read_weights(Path(path).expanduser()), own)
+    fits = {
+        name: t
+        for name, t in found.items()
+        if name in own and own[name].shape == t.shape and _same_kind(own[name], t)
+    }
     frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     missing = [name for name in own if name not in fits and name not in frozen]
     extra = [name for name in found if name not in fits]
@@ -54,12 +63,32 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = True) -> 
     return missing
 
 
+def _unwrapped(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without what DDP, ``torch.compile`` and Lightning put before all names, where no name fits with it."""
+    while found and not found.keys() & own.keys():
+        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in found)), None)
+        if wrapper is None:
+            break
+        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    return found
+
+
+def _same_kind(own: Tensor, found: Tensor) -> bool:
+    """Quantized weights are whole numbers: as they are, they mean nothing to a model with fractions."""
+    return own.is_floating_point() == found.is_floating_point()
+
+
 def read_weights(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a file, a folder or a checkpoint, by name.
 
     Raises:
         DataError: there is none, or it cannot be read. No pickle is read.
     """
+    if path.name.endswith(_INDEX):
+        path = path.parent
+    if path.suffix in _PICKLES and path.is_file():
+        advice = "write its tensors with safetensors.torch.save_file"
+        raise DataError(f"model.weights: {path} may be a pickle, which can run code: {advice}")
     try:
         if path.is_file():
             return load_file(path)
@@ -67,12 +96,27 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             return _of_checkpoint(path.parent, path.name)
         if (path / CHECKPOINTS).is_dir():
             return _of_checkpoint(path / CHECKPOINTS)
-        if files := sorted(path.glob("*.safetensors")):
+        if files := _shards(path):
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError, DamagedCheckpoint) as error:
-        raise DataError(f"model.weights: {path} cannot be read: {error}") from None
-    what = "has no .safetensors file and is no checkpoint" if path.exists() else "does not exist"
+    except DataError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, DamagedCheckpoint) as error:
+        raise DataError(f"model.weights: {path} cannot be read; is it complete? {error}") from None
+    what = "has no .safetensors file and is no checkpoint" if path.exists() else "does not exist here"
     raise DataError(f"model.weights: {path} {what}: give a .safetensors file, a model's folder or a job's")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a model that is stored in one or several.
+
+    Raises:
+        DataError: one that the index lists is not there.
+    """
+    for index in folder.glob(f"*{_INDEX}"):
+        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            if not (folder / name).is_file():
+                raise DataError(f"model.weights: {folder / name} is not there, and {index.name} lists it")
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _of_checkpoint(place: Path, name: str | None = None) -> Mapping[str, Tensor]:
@@ -91,8 +135,14 @@ def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
         for name in own
         if name in found and own[name].shape != found[name].shape
     ]
+    whole = [
+        f"{name} is {found[name].dtype}".replace("torch.", "")
+        for name in own
+        if name in found and not _same_kind(own[name], found[name])
+    ]
     parts = [
         ("", shapes),
+        ("", whole),
         ("it lacks ", [name for name in own if name not in found]),
         ("it also has ", [name for name in found if name not in own]),
     ]

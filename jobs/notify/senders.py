@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import smtplib
 import ssl
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from jobs.notify.notice import FINAL, Notice
 from jobs.spec.notify import NotifySpec
 
 TIMEOUT_S = 10.0
+_VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
 _NO_FILES = (400, 413)
 """What an ntfy answers that keeps no files, or none of this size."""
 
@@ -29,6 +32,8 @@ def send(receiver: NotifySpec, notice: Notice) -> None:
     Raises:
         NotSent: with the reason in a few words.
     """
+    if unset := [name for name in _VARIABLE.findall(receiver.url) if name not in os.environ]:
+        raise NotSent(f"the variable {unset[0]} is not set where the job runs")
     try:
         _SENDERS[receiver.kind](receiver, notice)
     except httpx.HTTPStatusError as error:

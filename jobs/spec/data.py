@@ -54,6 +54,17 @@ class ColumnsSpec(Config):
     are joined by an empty line. Tabular: texts are classified instead of numbers. Huggingface: the column
     with a text, or a chat as a list of messages; default: ``messages``, ``conversations`` or ``text``."""
 
+    @model_validator(mode="after")
+    def _features_are_apart(self) -> Self:
+        names = list(self.features or ())
+        if self.label in names:
+            raise related(
+                f"has the label, {self.label}, from which the class follows", value=names, field="features"
+            )
+        if len(set(names)) < len(names):
+            raise related("names a column twice", value=names, field="features")
+        return self
+
 
 class StreamSpec(Config):
     """Reads a table or tars block by block, ahead of the training, in Ray tasks: for data that fit on no disk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from jobs.data.tables import column_names, read_splits
 from jobs.models.mlp import build_mlp
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.sections import ModelSpec
+
+log = logging.getLogger(__name__)
 
 Where = Callable[[int], str]
 """The place of a row, for messages."""
@@ -95,7 +98,10 @@ def load_rows(spec: JobSpec) -> tuple[FeatureRows, FeatureRows]:
     names = list(data.columns.features or [n for n in column_names(root) or [] if n != label])
     train, test = read_splits(root, "data.root", [*names, label])
     if data.columns.features is None:
-        names = numeric_columns(train, label, str(root))
+        chosen = numeric_columns(train, label, str(root))
+        if left := [name for name in names if name not in chosen]:
+            log.warning("data: not used, since they are no numbers: columns %s of %s", ", ".join(left), root)
+        names = chosen
     classes = classes_of(train, label, root)
     own, others = held_out(data, train, test, lambda table: _rows(table, names, label, classes, root))
     return first(own, data.train_limit), first(others, data.test_limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         JobError: the format is unknown, or the file cannot be written.
     """
+    if path.is_dir() or not path.suffix:
+        raise JobError(f"{path}: write a file's name that ends in .svg, .png or .pdf")
     try:
-        figure.savefig(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a title in Chinese
+            figure.savefig(path)
     except ValueError as error:
         raise JobError(f"{path}: {error}") from None
     except OSError as error:
@@ -75,9 +80,7 @@ def draw_alarms(rows: Sequence[Row], result: ReplayResult, title: str, path: Pat
     signal = "grad_norm" if result.columns["loss"] is None else "loss"
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    values = [getattr(row, signal) for row in rows]
-    steps = [row.step for row in rows]
-    axes.plot(steps, [math.nan if v is None else v for v in values], linewidth=0.8, label=signal)
+    axes.plot(*_curve(rows, signal), linewidth=0.8, label=signal)
     for kind, color in (("spike", "C3"), ("nonfinite", "C1")):
         alarms = [alarm["step"] for alarm in result.alarms if alarm["verdict"] == kind]
         for step in alarms:
@@ -87,3 +90,17 @@ def draw_alarms(rows: Sequence[Row], result: ReplayResult, title: str, path: Pat
     axes.set(xlabel=result.columns["step"] or "row", ylabel=result.columns[signal] or "", title=title)
     axes.legend()
     save_figure(figure, path)
+
+
+def _curve(rows: Sequence[Row], signal: str) -> tuple[list[float], list[float]]:
+    """Steps and values, interrupted where the steps go back."""
+    steps: list[float] = []
+    values: list[float] = []
+    for row in rows:
+        if steps and row.step < steps[-1]:
+            steps.append(row.step)
+            values.append(math.nan)
+        value = getattr(row, signal)
+        steps.append(row.step)
+        values.append(math.nan if value is None else value)
+    return steps, values

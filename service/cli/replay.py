@@ -131,10 +131,14 @@ def _show(results: list[ReplayResult], compare: list[str] | None) -> None:
 
 def _counts(result: ReplayResult) -> str:
     return (
-        f"{result.rows} rows: {len(result.alarms)} alarms, "
-        f"{result.suspects} suspect rows (each a skip or a clip), "
-        f"{len(result.trends)} trends"
+        f"{_many(result.rows, 'row')}: {_many(len(result.alarms), 'alarm')}, "
+        f"{_many(result.suspects, 'suspect row')} (each a skip or a clip), "
+        f"{_many(len(result.trends), 'trend')}"
     )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _differences(one: ReplayResult, other: ReplayResult) -> list[str]:

@@ -178,7 +178,7 @@ def _header(file: File) -> tuple[bytes, str, list[str]]:
     separator = "\t" if file.kind == ".tsv" else max(_SEPARATORS, key=text.count)
     names = next(csv.reader([text], delimiter=separator), [])
     if len(set(names)) < len(names):
-        raise ValueError("a column is there twice")
+        raise ValueError(f"column {next(n for n in names if names.count(n) > 1)!r} is there twice")
     return line, separator, names
 
 

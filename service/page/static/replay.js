@@ -36,7 +36,7 @@ class Replay {
     const columns = Object.entries(COLUMNS).map(([name, title]) => h("div", null, h("label", { for: `column-${name}` }, `${title} column`), this.names[name]));
     const zone = h("div", { class: "panel drop" },
       h("label", { for: "log-file" }, "Drop a log here, or choose one"), this.file,
-      h("p", { class: "muted" }, "CSV, TSV, JSON, JSON lines, printed lines (nanoGPT, llm.c, Megatron, torchtitan and others), TensorBoard event files, MLflow metric files; may be gzipped."),
+      h("p", { class: "muted" }, "CSV, TSV, JSON, JSON lines, printed lines (nanoGPT, llm.c, Megatron, torchtitan and others), TensorBoard event files, MLflow metric files; may be compressed."),
       h("details", null, h("summary", null, "Name the columns"), h("div", { class: "fields" }, columns)));
     this.file.addEventListener("change", () => this.#read(this.file.files[0]));
     for (const input of Object.values(this.names)) input.addEventListener("change", () => this.#read(this.last));

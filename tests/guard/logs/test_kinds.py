@@ -272,6 +272,19 @@ def test_event_files_of_tensorboard_are_read_by_file_or_folder(
         assert result.columns["grad_norm"] == "train/grad_norm"
 
 
+def test_values_that_were_written_without_a_step_are_counted(tmp_path: Path) -> None:
+    proto = pytest.importorskip("tensorboard.compat.proto.event_pb2")
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(tmp_path))
+    for loss in (3.0, 2.0, 1.0):
+        event = proto.Event(wall_time=1.7e9)
+        event.summary.value.add(tag="loss", simple_value=loss)
+        writer.add_event(event)
+    writer.close()
+    assert [(row.step, row.loss) for row in TraceReader(tmp_path)] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+
+
 def test_without_the_library_of_tensorboard_a_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,33 @@ def test_a_tracker_that_fails_is_counted_and_the_training_goes_on(
     assert trackers.failures == {"Broken": failures}
     assert caplog.text.count("the tracker does not answer") == 1
     assert len(list(TraceReader(tmp_path / "track" / "track.csv"))) == STEPS
+
+
+class Silent(Broken):
+    """A tracker that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    def _call(self, name: str) -> None:
+        self.asked.set()
+        self.answers.wait()
+
+
+def test_calls_that_a_silent_tracker_never_got_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("guard.trackers.trackers.CLOSING_S", 0.01)
+    silent = Silent()
+    trackers = Trackers([silent], folder=tmp_path)
+    trackers.artefact(tmp_path)
+    assert silent.asked.wait(60)
+    with caplog.at_level(logging.WARNING, logger="guard"):
+        trackers.close()
+    silent.answers.set()
+    assert "no answer for 0.01 s: the last 3 calls are lost" in caplog.text
+    assert trackers.failures == {"queue": 3}
 
 
 def test_a_library_that_is_missing_is_named(

@@ -148,6 +148,15 @@ def test_a_saved_dictionary_has_a_folder_for_each_split(tmp_path: Path) -> None:
     assert (len(train), len(test)) == (15, 9)
 
 
+TEXTS = {
+    "empty": "",
+    "ragged": "image,label\na,b,c\n",
+    "kind": "x",
+    "twice": "image,label,label\na,b,c\n",
+    "latin": "image,label\na,\xc4pfel\nb,Birne\n",
+}
+
+
 def broken(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     """A table with one thing wrong."""
     table = rows(folder)
@@ -157,9 +166,9 @@ def broken(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
         return write_csv(table, folder / "t.csv"), {"columns": {"image": "imge"}}
     if name == "image":
         (folder / "images" / "4.png").unlink()
-    if name in ("empty", "ragged", "kind"):
-        path = folder / {"empty": "t.csv", "ragged": "t.csv", "kind": "t.xlsx"}[name]
-        path.write_text({"empty": "", "ragged": "image,label\na,b,c\n", "kind": "x"}[name])
+    if name in TEXTS:
+        path = folder / ("t.xlsx" if name == "kind" else "t.csv")
+        path.write_bytes(TEXTS[name].encode("latin-1"))
         return path, {}
     if name == "label":
         return write_json(
@@ -191,6 +200,8 @@ def broken(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
         ("kind", "t.xlsx: is none of .csv, .tsv"),
         ("label", "t.jsonl: row 1 has no label"),
         ("number", "column 'label' is double: labels are texts or whole numbers"),
+        ("twice", "column 'label' is there twice"),
+        ("latin", "save the table as UTF-8"),
         ("one", "column 'label' has 1 class, cat: it takes two or more"),
         ("selected", "call flatten_indices() before save_to_disk"),
         ("split", "row 24: label 'dgo' is no class of the training data (cat, dog); did you mean \"dog\"?"),
@@ -219,6 +230,14 @@ def test_a_missing_image_may_be_skipped_and_a_broken_cell_names_its_row(tmp_path
     [
         ({"dataset": "table"}, "data.root: is required for table: its file"),
         ({"dataset": "digits", "columns": {"image": "file"}}, "is for table, and data.dataset is digits"),
+        (
+            {"dataset": "table", "root": "t.csv", "columns": {"features": ["a", "label"]}},
+            "has the label, label, from which the class follows",
+        ),
+        (
+            {"dataset": "table", "root": "t.csv", "columns": {"features": ["a", "a"]}},
+            "names a column twice",
+        ),
         ({"dataset": "table", "root": "t.csv", "columns": {"imag": "file"}}, 'did you mean "image"?'),
     ],
 )

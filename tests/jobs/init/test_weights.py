@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,44 @@ def test_a_file_and_a_folder_in_parts_give_the_same_weights(tmp_path: Path) -> N
         model = net(seed=2)
         assert load_weights(model, path) == []
         assert equal(model, trained)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_names_of_a_wrapped_model_are_unwrapped(wrapper: str, tmp_path: Path) -> None:
+    trained, model = net(seed=1), net(seed=2)
+    state = {f"{wrapper}{name}": tensor for name, tensor in trained.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    assert load_weights(model, tmp_path / "w.safetensors") == []
+    assert equal(model, trained)
+
+
+def test_a_part_that_the_index_lists_must_be_there(tmp_path: Path) -> None:
+    trained, state = net(seed=1), net(seed=1).state_dict()
+    parts = {name: f"part-{at % 2}.safetensors" for at, name in enumerate(state)}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    for file in set(parts.values()):
+        save_file({name: state[name] for name in state if parts[name] == file}, tmp_path / file)
+    for path in (tmp_path, index):
+        model = net(seed=2)
+        load_weights(model, path)
+        assert equal(model, trained)
+    (tmp_path / "part-1.safetensors").unlink()
+    with pytest.raises(
+        DataError,
+        match=r"^model\.weights: \S+/part-1\.safetensors is not there",
+    ):
+        load_weights(net(), tmp_path)
+
+
+def test_a_pickle_and_quantized_weights_are_refused(tmp_path: Path) -> None:
+    torch.save(net().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(DataError, match=r"^model\.weights: \S+w\.pt may be a pickle, .*save_file"):
+        load_weights(net(), tmp_path / "w.pt")
+    state = net().state_dict()
+    save_file(state | {"0.weight": state["0.weight"].to(torch.int8)}, tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match=r"0\.weight is int8"):
+        load_weights(net(), tmp_path / "w.safetensors")
 
 
 def test_the_newest_good_checkpoint_of_a_job_is_taken(tmp_path: Path) -> None:

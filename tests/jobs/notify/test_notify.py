@@ -77,6 +77,12 @@ def test_the_url_may_be_in_a_variable(receiver: Receiver, monkeypatch: pytest.Mo
     assert receiver.posts[0][0] == "/from-variable"
 
 
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOOK", raising=False)
+    with pytest.raises(NotSent, match="the variable HOOK is not set where the job runs"):
+        send(spec(url="$HOOK"), NOTICE)
+
+
 def test_failures_are_counted_and_the_others_get_theirs(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:

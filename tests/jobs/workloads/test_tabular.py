@@ -106,6 +106,12 @@ def test_what_is_no_number_is_refused_by_row_and_column(
     assert line in str(refused.value)
 
 
+def test_a_column_that_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.csv").write_text("a,b,label\n1,?,x\n2,3,y\n3,4,x\n4,5,y\n")
+    load_workload(spec_of(tmp_path / "t.csv"))
+    assert "not used, since they are no numbers: columns b of" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("sections", "line"),
     [

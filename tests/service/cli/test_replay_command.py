@@ -85,6 +85,9 @@ def test_settings_of_the_detector_can_be_set_and_compared(tmp_path: Path) -> Non
     ("option", "value", "problem"),
     [
         ("--set", "sigma=8", 'did you mean "sigmas"'),
+        ("--plot", ".", "write a file's name that ends in .svg, .png or .pdf"),
+        ("--plot", "alarms", "write a file's name that ends in .svg, .png or .pdf"),
+        ("--regex", r"cost (?P<loss>\d+)", "no line matches --regex"),
         ("--compare", "sigmas=-1", "--compare sigmas=-1: sigmas = -1: must be greater than 0"),
     ],
 )
