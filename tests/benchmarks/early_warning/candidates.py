@@ -41,7 +41,8 @@ def _candidates(log: Log) -> dict[str, Floats]:
         "g^2 over v": _mean(np.nanmedian(of["decoupling"], 1), 5),
         "g^2 over v rises": growth(np.nanmedian(of["decoupling"], 1), 10),
         "loss rises": growth(np.maximum(log.loss, 1e-3), 10),
-        OURS: rising(log),
+        OURS: (ours := rising(log)),
+        f"{OURS}, or update over weight": np.where(ours > 0.0, np.inf, _mean(moved / weight, 5)),
     }
     for kind, name in (("max", "activation maximum"), ("kurt", "activation kurtosis"), ("logit", "logit")):
         found[f"{name} rises"] = growth(_looked_at(log, kind, np.nanmax), 5)
