@@ -81,6 +81,7 @@ class TrainingState:
         present = {k: s for k, s in named.items() if s is not None}
         self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
+        self.oldest_step = self._ring.oldest_step
         self._start_version = self._subject.version()
         self.outside = OutsideChanges(observer.parameters)
         self.attention_logit: float | None = None
@@ -319,9 +320,8 @@ class TrainingState:
 
     def _restart(self, step: int, rate: RateFinding) -> StepOutcome:
         target, replays = self._ring.oldest(), self._replay or rate.replays
-        outcome = self._return_to(
-            target, step, keep=frozenset() if replays else frozenset({DATA, GENERATORS})
-        )
+        kept = frozenset() if replays else frozenset({DATA, GENERATORS})
+        outcome = self._return_to(target, step, keep=kept)
         target.returns = 0
         self.cooldown.rate_factor = rate.factor
         return outcome

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from guard.config import SnapshotConfig
 from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
 
@@ -101,10 +100,9 @@ class StartRate:
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
     _same_start: bool = True
-    _step: int = 0
     _duel_after: int = _STEPS
-    snapshots: SnapshotConfig | None = None
-    """Where the batches of the first steps can come again, so that a duel leaves no trace."""
+    oldest_step: Callable[[], int] | None = None
+    """The step of the oldest snapshot, where its batches can come again, so that a duel leaves no trace."""
 
     @property
     def attempts(self) -> int:
@@ -137,7 +135,6 @@ class StartRate:
                 return None  # a bad batch, at weights that are still those before any update
             self._before.append(loss)
             self._start_step = step if len(self._before) == 1 else self._start_step
-        self._step = step
         loss = loss if math.isfinite(loss) else math.inf
         self._losses.append(loss)
         self._last.append(loss)
@@ -147,7 +144,12 @@ class StartRate:
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
             return self._duel(start, rate)
-        return self._judge(start, loss, travelled, alarm=alarm)
+        return None if self._tried else self._judge(start, loss, travelled, alarm=alarm)
+
+    @property
+    def _tried(self) -> bool:
+        """Whether this is a third of a rate that was not cut: the end of its first steps alone decides."""
+        return self.cuts == 1 and self._best is not None
 
     def _judge(
         self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
@@ -187,7 +189,7 @@ class StartRate:
         """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
         level, best = fmean(self._last), self._best
         near = self._same_start and self._observed <= _NEAR and math.isfinite(level)
-        uncut = self.cuts == 1 and best is not None
+        uncut = self._tried
         lower = near and best is not None and level < (_CLEARLY if uncut else _LOWER) * best
         lost = best is not None and not lower and (near or uncut)
         tries = near and not lost and self.cuts < _MOST_CUTS and level >= _WELL * start
@@ -210,12 +212,10 @@ class StartRate:
 
     def _suspect(self, share: float) -> bool:
         """Whether steps seem long, at this share of the first loss, and a duel would leave no trace."""
-        if self.snapshots is None or self._start_step is None:
+        if self.oldest_step is None or self.oldest_step() != self._start_step:
             return False
-        every = self.snapshots.every_steps
-        kept = self._step // every - self._start_step // every < self.snapshots.keep
         limit = _SUSPECT if share > _FALLEN else _SUSPECT_FALLEN
-        return kept and share > _TRAINS and self.overshoot.highest > limit
+        return share > _TRAINS and self.overshoot.highest > limit
 
     def returned(self, step: int) -> None:
         """After a rollback to ``step``: runs that begin at different places are not compared."""
@@ -248,7 +248,7 @@ class StartRate:
             f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
         )
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
-        replays = tries and self.snapshots is not None
+        replays = tries and self.oldest_step is not None
         return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=replays)
 
     def _restart(self) -> None:

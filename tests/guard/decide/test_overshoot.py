@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from guard import GradientGuard
-from guard.config import SnapshotConfig
 from guard.decide.overshoot import MEASURED, Overshoot
 from guard.decide.start_rate import StartRate
 from tests.guard.loops import NEVER, differences
@@ -141,7 +140,7 @@ def test_a_rate_that_only_seems_too_high_is_tried_against_a_third_and_the_run_is
 
 
 def test_a_rate_that_seems_too_high_and_ends_higher_than_a_third_is_cut() -> None:
-    duel = StartRate(snapshots=SnapshotConfig())
+    duel = StartRate(oldest_step=lambda: 0)
     for _ in range(MEASURED):
         duel.overshoot.add(-0.6, -1.0)
     assert "from the start with 0.3 of 0.9" in first_steps(duel, 0.9, 1.6)[0]
@@ -152,14 +151,24 @@ def test_a_rate_that_seems_too_high_and_ends_higher_than_a_third_is_cut() -> Non
 
 @pytest.mark.parametrize(("end", "share"), [(1.6, -0.7), (0.8, -0.6)])
 def test_a_run_that_learns_with_steps_of_a_usual_length_is_not_tried(end: float, share: float) -> None:
-    rule = StartRate(snapshots=SnapshotConfig())
+    rule = StartRate(oldest_step=lambda: 0)
     for _ in range(MEASURED):
         rule.overshoot.add(share, -1.0)
     assert not first_steps(rule, 0.9, end)
 
 
+def test_a_third_whose_steps_overshoot_does_not_end_its_own_duel() -> None:
+    rule = StartRate(oldest_step=lambda: 0)
+    for share in (-0.6, 1.0):
+        for _ in range(MEASURED):
+            rule.overshoot.add(share, -1.0)
+        (found,) = first_steps(rule, 0.9 if share < 0 else 0.3, 1.6)
+    assert found.endswith("again from the start with 0.9")
+    assert (rule.cuts, rule.open) == (0, False)
+
+
 def test_a_start_that_is_no_snapshot_any_more_is_not_returned_to() -> None:
-    rule = StartRate(snapshots=SnapshotConfig(every_steps=20))
+    rule = StartRate(oldest_step=lambda: 20)
     for _ in range(MEASURED):
         rule.overshoot.add(-0.6, -1.0)
     assert not first_steps(rule, 0.9, 1.6)
