@@ -91,6 +91,7 @@ class RateFinding:
         reason: the same, and what follows.
         named: how many times too high the rate probably is, from this climb alone.
         acts: whether that is done; else it is advice.
+        replays: whether the batches come again too.
     """
 
     factor: float
@@ -99,6 +100,7 @@ class RateFinding:
     reason: str
     named: float = 1.0
     acts: bool = True
+    replays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

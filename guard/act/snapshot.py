@@ -341,6 +341,10 @@ class SnapshotRing:
         """The oldest healthy snapshot."""
         return next(s for s in self._snapshots if s.healthy)
 
+    def oldest_step(self) -> int:
+        """The step of the oldest healthy snapshot; negative where there is none."""
+        return self.oldest().step if self.has_healthy() else -1
+
     def restore(self, snapshot: Snapshot, *, keep: frozenset[str]) -> None:
         """Restores ``snapshot``, but for the named states in ``keep``; drops all that were taken after it."""
         self._drop([s for s in self._snapshots if s.step > snapshot.step])

@@ -81,6 +81,7 @@ class TrainingState:
         present = {k: s for k, s in named.items() if s is not None}
         self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
+        self.oldest_step = self._ring.oldest_step
         self._start_version = self._subject.version()
         self.outside = OutsideChanges(observer.parameters)
         self.attention_logit: float | None = None
@@ -303,7 +304,7 @@ class TrainingState:
         if intact is not None:
             return self._return_to(intact, step, keep=frozenset())
         if rate is not None and rate.acts and rate.again:
-            return self._restart(step, rate.factor)
+            return self._restart(step, rate)
         started = time.perf_counter()
         source: Source = "memory"
         spent = self._ring.spent()
@@ -317,13 +318,12 @@ class TrainingState:
         seconds = time.perf_counter() - started
         return StepOutcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
 
-    def _restart(self, step: int, rate_factor: float) -> StepOutcome:
-        target = self._ring.oldest()
-        outcome = self._return_to(
-            target, step, keep=frozenset() if self._replay else frozenset({DATA, GENERATORS})
-        )
+    def _restart(self, step: int, rate: RateFinding) -> StepOutcome:
+        target, replays = self._ring.oldest(), self._replay or rate.replays
+        kept = frozenset() if replays else frozenset({DATA, GENERATORS})
+        outcome = self._return_to(target, step, keep=kept)
         target.returns = 0
-        self.cooldown.rate_factor = rate_factor
+        self.cooldown.rate_factor = rate.factor
         return outcome
 
     def _return_to(self, target: Snapshot, step: int, *, keep: frozenset[str]) -> StepOutcome:

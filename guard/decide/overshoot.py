@@ -31,6 +31,8 @@ class Overshoot:
 
     def __init__(self) -> None:
         self._changes: deque[tuple[float, float]] = deque(maxlen=MEASURED)
+        self.highest = -1.0
+        """The highest mean of eight so far."""
 
     def due(self, attempts: int) -> bool:
         """Whether the coming attempt is to be measured."""
@@ -46,10 +48,17 @@ class Overshoot:
         if predicted == 0.0:
             return
         self._changes.append((change, predicted))
+        if len(self._changes) == MEASURED:
+            self.highest = max(self.highest, self._mean)
 
     def clear(self) -> None:
         """A new start."""
         self._changes.clear()
+        self.highest = -1.0
+
+    @property
+    def _mean(self) -> float:
+        return fmean(_share(*one) for one in self._changes)
 
     @property
     def found(self) -> float | None:
@@ -57,15 +66,16 @@ class Overshoot:
         if len(self._changes) < MEASURED:
             return None
         changes, predicted = map(math.fsum, zip(*self._changes, strict=True))
-        mean, total = fmean(_share(*one) for one in self._changes), _share(changes, predicted)
+        mean, total = self._mean, _share(changes, predicted)
         return max(mean, total) if mean > _LIMIT or total > _TOTAL_LIMIT else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"changes": [list(one) for one in self._changes]}
+        return {"changes": [list(one) for one in self._changes], "highest": self.highest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pairs = ((float(change), float(predicted)) for change, predicted in state["changes"])
         self._changes = deque(pairs, maxlen=MEASURED)
+        self.highest = float(state.get("highest", -1.0))
 
 
 def _share(change: float, predicted: float) -> float:

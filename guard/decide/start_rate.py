@@ -2,6 +2,8 @@
 does not fall while steps overshoot, or while the weights leave their initialization far behind.
 
 Once that is established, a duel finds the rate: from the start again with a third, while that ends lower.
+Where steps only seem long, the duel decides whether the rate is too high at all; if not, the run returns to
+its start with its rate and its batches, so that it ends as if nothing had been tried.
 
 A run that is bad from its start has no healthy history to be compared with, but it has its first loss: at the
 initial weights, before the optimizer has changed anything.
@@ -40,15 +42,21 @@ _FALLEN = 0.5
 """Below this share of the first loss a run trains, however long its steps are: a network whose layers are
 normalized shortens them itself."""
 _DUEL_STEPS = 25
-"""Attempts after the rate has last risen, once it was cut: a healthy run is compared with none."""
+"""Attempts after the rate has last risen, once it was cut on evidence; a rate that was not cut has ``_STEPS``
+behind it, and so has what is compared with it."""
+_SUSPECT, _SUSPECT_FALLEN = -0.65, -0.4
+"""The highest mean of eight overshoots with which a third of a rate that was not cut is tried too: where the
+loss is above half of the first one, and where it has fallen to less, ..."""
+_TRAINS = 0.2
+"""... but not below this share."""
 _DUEL = 8
 """Losses at the end of the first steps, whose mean is compared with that of a third of the rate."""
-_LOWER = 0.98
-"""A third of the rate is better where that is below this share."""
+_LOWER, _CLEARLY = 0.98, 0.95
+"""A third of the rate is better where that is below this share; of a rate that was not cut, the second."""
 _WELL = 0.1
 """Below this share of the first loss the rate is good enough: the lowest loss after so few steps would favour
 rates that are too low."""
-_NEAR = 60
+_NEAR = 100
 """Attempts that a duel takes at most: a longer warm-up costs more than the last factor of 3 is worth."""
 _RECENT, _ENOUGH = 5, 3
 """The median of the last five losses, from three on: one bad batch is no trend."""
@@ -92,6 +100,9 @@ class StartRate:
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
     _same_start: bool = True
+    _duel_after: int = _STEPS
+    oldest_step: Callable[[], int] | None = None
+    """The step of the oldest snapshot, where its batches can come again, so that a duel leaves no trace."""
 
     @property
     def attempts(self) -> int:
@@ -131,9 +142,14 @@ class StartRate:
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
-        if self._steps > (_DUEL_STEPS if self.cuts else _STEPS) or start <= 0.0:
-            return self._duel(rate)
-        return self._judge(start, loss, travelled, alarm=alarm)
+        if self._steps > self._duel_after or start <= 0.0:
+            return self._duel(start, rate)
+        return None if self._tried else self._judge(start, loss, travelled, alarm=alarm)
+
+    @property
+    def _tried(self) -> bool:
+        """Whether this is a third of a rate that was not cut: the end of its first steps alone decides."""
+        return self.cuts == 1 and self._best is not None
 
     def _judge(
         self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
@@ -169,23 +185,37 @@ class StartRate:
         )
         return self._cut(gain, CUT)
 
-    def _duel(self, rate: float) -> RateFinding | None:
-        """The first steps are over: with a third of a rate that was found too high they may end lower."""
+    def _duel(self, start: float, rate: float) -> RateFinding | None:
+        """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
         level, best = fmean(self._last), self._best
         near = self._same_start and self._observed <= _NEAR and math.isfinite(level)
-        lost = near and best is not None and not level < _LOWER * best
-        well = level < _WELL * fmean(self._before)
-        if not self.cuts or not near or lost or well or self.cuts >= _MOST_CUTS:
+        uncut = self._tried
+        lower = near and best is not None and level < (_CLEARLY if uncut else _LOWER) * best
+        lost = best is not None and not lower and (near or uncut)
+        tries = near and not lost and self.cuts < _MOST_CUTS and level >= _WELL * start
+        if lost:
             self.open = False
-        if lost and self.cuts:
-            self.cuts -= 1
-            ended = f"the first steps end at {best:.4g}, with a third of the rate at {level:.4g}"
-            reason = f"{ended}: training goes on at {CUT * rate:.2g} of {rate * CUT ** (self.cuts + 1):.2g}"
-            return RateFinding(CUT**-self.cuts, False, ended, reason)
-        if not self.open:
+            return self._lost(best, level, rate, again=uncut)
+        if not tries or not (self.cuts or self._suspect(level / start)):
+            self.open = False
             return None
         self._best = level
         return self._cut(f"the first steps end at {level:.4g}", CUT, tries=True)
+
+    def _lost(self, best: float | None, level: float, rate: float, *, again: bool) -> RateFinding:
+        """The rate before was better; one that was not cut goes on as if nothing had been tried."""
+        self.cuts -= 1
+        ended = f"the first steps end at {best:.4g}, with a third of the rate at {level:.4g}"
+        now = f"{CUT * rate:.2g} of {rate * CUT ** (self.cuts + 1):.2g}"
+        follows = f"again from the start with {CUT * rate:.2g}" if again else f"training goes on at {now}"
+        return RateFinding(CUT**-self.cuts, again, ended, f"{ended}: {follows}", replays=again)
+
+    def _suspect(self, share: float) -> bool:
+        """Whether steps seem long, at this share of the first loss, and a duel would leave no trace."""
+        if self.oldest_step is None or self.oldest_step() != self._start_step:
+            return False
+        limit = _SUSPECT if share > _FALLEN else _SUSPECT_FALLEN
+        return share > _TRAINS and self.overshoot.highest > limit
 
     def returned(self, step: int) -> None:
         """After a rollback to ``step``: runs that begin at different places are not compared."""
@@ -211,13 +241,15 @@ class StartRate:
         """From the start again with a third of the rate."""
         factor, rate = CUT**self.cuts, self._highest
         self._restart()
+        self._duel_after = self._duel_after if tries else _DUEL_STEPS
         self.cuts += 1
         now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
         too_high = (
             f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
         )
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
-        return RateFinding(CUT**-self.cuts, True, seen, reason, named)
+        replays = tries and self.oldest_step is not None
+        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=replays)
 
     def _restart(self) -> None:
         self._losses.clear()
@@ -259,6 +291,7 @@ class StartRate:
             "best": self._best,
             "start_step": self._start_step,
             "same_start": self._same_start,
+            "duel_after": self._duel_after,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -273,6 +306,7 @@ class StartRate:
         self._last = deque(map(float, state.get("last", [])), maxlen=_DUEL)
         self._best, self._start_step = state.get("best"), state.get("start_step")
         self._same_start = bool(state.get("same_start", True))
+        self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
 
 
 def fast(moved: Travelled | None) -> bool:

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_rates.py [--quick] [--seeds N] [--tasks NAME ...] [--json FILE]
 
-The LR sensitivity (Wortsman et al. 2023) is the mean over rates and seeds of how far the held-out loss ends
-above the best that any run without a method or with a plain clip reaches; at most 1 a run, so that a lost run
-counts as 1. With ``--keep FILE`` every run is written there as it ends and not made again.
+The LR sensitivity (Wortsman et al. 2023) is the mean over schedules, rates and seeds of how far the held-out
+loss ends above the best that any run without a method or with a clip (1.0, AdaGC) reaches under that
+schedule; at most 1 a run, so that a lost run counts as 1. With ``--keep FILE`` every run is written there as
+it ends and not made again.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from measure import progress, publish
-from rates.methods import METHODS, PRODIGY, held_out, lacking
+from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
 from rates.tasks import RateTask, tasks
 
 TIMES = (1, 3, 10, 30, 100, 300)
 SENSITIVITY = "LR sensitivity"
-REFERENCE = ("no guard", "clip 1.0")
-Run = tuple[str, str, int, int, int]
-"""Task, method, times the best rate, seed, steps."""
+OURS = "rate: act, held-out loss over the best"
+Run = tuple[str, str, str, int, int, int]
+"""Task, method, schedule, times the best rate, seed, steps."""
 
 
 def main() -> None:
@@ -35,24 +38,25 @@ def main() -> None:
     logging.getLogger("guard").setLevel(logging.ERROR)
     chosen = {name: task for name, task in tasks().items() if name in (options.tasks or tasks())}
     reasons = {method: lacking(method) for method in METHODS}
-    methods = [method for method, reason in reasons.items() if reason is None]
     for reason in filter(None, reasons.values()):
         progress(reason)
     runs = [
-        (name, method, times, seed, options.steps)
+        (name, method, schedule, times, seed, options.steps)
         for name in chosen
-        for method in methods
+        for method, reason in reasons.items()
+        for schedule in options.schedules
         for seed in range(options.seeds)
         for times in options.times
-        if method != PRODIGY or times == options.times[0]
+        if reason is None and (schedule, times) == _made(method, schedule, times, options)
     ]
     found = results(runs, chosen, options.keep)
-    publish("rates", tables(found, options.times), options.json, seeds=range(options.seeds))
+    shown = tables(found, options.schedules, options.times)
+    publish("rates", shown, options.json, seeds=range(options.seeds))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, three rates, 100 steps, no text")
+    parser.add_argument("--quick", action="store_true", help="one seed, one schedule, three rates, no text")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--tasks", nargs="+", choices=list(tasks()))
@@ -60,10 +64,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.times = (1, 30, 300) if options.quick else TIMES
-    options.seeds = options.seeds or (1 if options.quick else 2)
+    options.schedules = SCHEDULES[1:2] if options.quick else SCHEDULES
+    options.seeds = options.seeds or (1 if options.quick else 3)
     options.steps = options.steps or (100 if options.quick else 200)
     options.tasks = options.tasks or (list(tasks())[:2] if options.quick else None)
     return options
+
+
+def _made(method: str, schedule: str, times: int, options: argparse.Namespace) -> tuple[str, int]:
+    """Where a run is made: a method with a rate or a schedule of its own has the same everywhere."""
+    first = options.schedules[0] if method == SCHEDULE_FREE else schedule
+    return first, options.times[0] if method == PRODIGY else times
 
 
 def results(runs: list[Run], chosen: dict[str, RateTask], keep: Path | None) -> dict[Run, float]:
@@ -73,8 +84,7 @@ def results(runs: list[Run], chosen: dict[str, RateTask], keep: Path | None) -> 
     for number, run in enumerate(runs, start=1):
         if run in known:
             continue
-        name, method, times, seed, steps = run
-        known[run] = held_out(chosen[name], method, times, seed, steps)
+        known[run] = held_out(chosen[run[0]], *run[1:])
         if keep:
             with keep.open("a") as kept:
                 kept.write(json.dumps([run, known[run]]) + "\n")
@@ -83,46 +93,56 @@ def results(runs: list[Run], chosen: dict[str, RateTask], keep: Path | None) -> 
     return {run: known[run] for run in runs}
 
 
-def tables(found: dict[Run, float], times: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
-    """The sensitivity of each method, and for each task the losses that it comes from."""
+def tables(
+    found: dict[Run, float], schedules: Sequence[str], times: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """The sensitivity of each method, where ours ends beside the best, and the losses behind both."""
     names, methods = (list(dict.fromkeys(run[i] for run in found)) for i in (0, 1))
-    shown: dict[str, list[dict[str, Any]]] = {SENSITIVITY: []}
-    best = {name: _best(name, found, times) for name in names}
+    losses = {
+        (name, schedule, method): _losses(name, method, schedule, found, times)
+        for name, schedule, method in product(names, schedules, methods)
+    }
+    best = {(n, s): _best(losses[n, s, m] for m in methods if m in RIVALS) for n in names for s in schedules}
+    shown: dict[str, list[dict[str, Any]]] = {SENSITIVITY: [], OURS: []}
     for method in methods:
-        each = {name: _excess(_losses(name, method, found, times), best[name]) for name in names}
-        shown[SENSITIVITY].append({"method": method, **each, "mean": statistics.fmean(each.values())})
-    for name in names:
-        rows = ({"method": m, **_means(_losses(name, m, found, times))} for m in methods)
-        shown[f"{name}: held-out loss by rate, times the best"] = list(rows)
+        each = {n: fmean(_excess(losses[n, s, method], best[n, s]) for s in schedules) for n in names}
+        shown[SENSITIVITY].append({"method": method, **each, "mean": fmean(each.values())})
+    for name, schedule in product(names, schedules):
+        rows = ({"method": m, **_means(losses[name, schedule, m], times)} for m in methods)
+        shown[f"{name}, {schedule}: held-out loss by rate, times the best"] = list(rows)
+        if GUARD in methods:
+            ends = _means(losses[name, schedule, GUARD], times)
+            ratios = {key: end / best[name, schedule] for key, end in ends.items()}
+            shown[OURS].append({"network": name, "schedule": schedule, **ratios})
     return shown
 
 
 def _losses(
-    name: str, method: str, found: dict[Run, float], times: tuple[int, ...]
-) -> dict[int, list[float]]:
-    """By rate, one a seed; a method with a rate of its own has the same everywhere."""
-    losses: dict[int, list[float]] = {time: [] for time in times}
-    for run, loss in found.items():
-        if run[:2] == (name, method):
-            for time in times if method == PRODIGY else (run[2],):
-                losses[time].append(loss)
-    return losses
+    name: str, method: str, schedule: str, found: dict[Run, float], times: Sequence[int]
+) -> list[list[float]]:
+    """By rate, one a seed; a method with a rate or a schedule of its own has the same everywhere."""
+    return [
+        [
+            loss
+            for run, loss in found.items()
+            if run[:2] == (name, method)
+            and (method == SCHEDULE_FREE or run[2] == schedule)
+            and (method == PRODIGY or run[3] == time)
+        ]
+        for time in times
+    ]
 
 
-def _best(name: str, found: dict[Run, float], times: tuple[int, ...]) -> float:
-    return min(
-        statistics.fmean(losses)
-        for method in REFERENCE
-        for losses in _losses(name, method, found, times).values()
-    )
+def _best(each: Iterable[list[list[float]]]) -> float:
+    return min(fmean(losses) for of_method in each for losses in of_method)
 
 
-def _excess(losses: dict[int, list[float]], best: float) -> float:
-    return statistics.fmean(min(1.0, loss - best) for each in losses.values() for loss in each)
+def _excess(losses: list[list[float]], best: float) -> float:
+    return fmean(min(1.0, loss - best) for each in losses for loss in each)
 
 
-def _means(losses: dict[int, list[float]]) -> dict[str, float]:
-    return {f"x {time}": statistics.fmean(each) for time, each in losses.items()}
+def _means(losses: list[list[float]], times: Sequence[int]) -> dict[str, float]:
+    return {f"x {time}": fmean(each) for time, each in zip(times, losses, strict=True)}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_rates import OURS, SENSITIVITY
+from early_warning.bench_warnings import ACTED, ANNOUNCED
 from pictures import explosion_picture
 from render import BLOCKS, PICTURES, README, RESULTS, gpu_parts, kept_results, render, rendered_readme
 from rich.console import Console
@@ -20,6 +22,12 @@ from suite import followed
 from survival_tables import DETAIL, survival_summary, witness_summary
 
 SUITE = str(Path(__file__).with_name("suite.py"))
+TITLES = {
+    "rates": [SENSITIVITY, OURS],
+    "early warning": [ANNOUNCED, ACTED],
+    "samples": ["one bad sample in a batch of 64"],
+}
+"""Of a part, the tables that do not depend on what is trained."""
 MACHINE = {"device": "a CPU", "cores": 2, "python": "3.11", "torch": "2.13", "ray": "2.60", "commit": "abc"}
 
 
@@ -156,6 +164,16 @@ def test_a_part_is_run_and_kept_beside_those_that_were_there(tmp_path: Path) -> 
     kept = json.loads(out.read_text())["parts"]
     assert set(kept) == {"survival", "gpu"}
     assert {"device", "commit", "torch"} <= kept["gpu"]["machine"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["rates", "early warning", "samples"])
+def test_the_quick_form_of_a_part_fills_its_tables(tmp_path: Path, part: str) -> None:
+    out = tmp_path / "bench.json"
+    done = run("--quick", "--only", part, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(out.read_text())["parts"][part]["tables"]
+    assert all(tables[title] for title in TITLES[part])
 
 
 def test_progress_is_passed_on_and_the_last_words_of_a_failure_are_kept() -> None:

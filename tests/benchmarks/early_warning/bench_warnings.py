@@ -5,7 +5,7 @@
 
 Every run is logged once with all signals. A candidate warns above a threshold that gives at most one warning
 in 10,000 steps of the healthy runs of the development seeds; the guard's own has its constants. What is shown
-for other seeds and models had no part in any choice. With ``--keep`` logs stay, and are not made again.
+for other models had no part in any choice. With ``--keep`` logs stay, and are not made again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from measure import progress, publish
 
+from early_warning import acting
 from early_warning.candidates import OURS, candidates
 from early_warning.log import Floats, Log
 from early_warning.trainings import DEVELOPMENT, HELD_OUT, runs, train, zoo
 
+ANNOUNCED, ACTED = "explosions announced", "what the guard changes in the runs that it warns of"
 FACTOR, FACTOR_TEXT = 1.5, 1.25
 """From this multiple of its level on the loss has exploded. A GPT's never reaches 1.5 times: it ends at the
 frequencies of the letters."""
@@ -53,8 +55,12 @@ def main() -> None:
         keep = options.keep or Path(folder)
         keep.mkdir(parents=True, exist_ok=True)
         logs = gather(keep, quick=options.quick)
-    rows = table(list(map(judge, logs)))
-    publish("early warning", {"explosions announced": rows}, options.json, seeds=[*DEVELOPMENT, *HELD_OUT])
+    judged = list(map(judge, logs))
+    warned = {run.log.name for run in judged if _lead(OURS, run, 0.0) is not None}
+    progress(f"{len(warned)} runs again, under the guard")
+    acted = acting.table([run for run in runs(quick=options.quick) if run.name in warned], crossing)
+    shown = {ANNOUNCED: table(judged), ACTED: acted}
+    publish("early warning", shown, options.json, seeds=[DEVELOPMENT, HELD_OUT])
 
 
 def _options() -> argparse.Namespace:
@@ -73,7 +79,7 @@ def gather(keep: Path, *, quick: bool) -> list[Log]:
             train(run).save(path)
             progress(f"{number} of {len(wanted)} runs")
     if not quick:
-        zoo(DEVELOPMENT, keep)
+        zoo([DEVELOPMENT], keep)
     healthy = [] if quick else sorted(keep.glob("zoo_*.npz"))
     return list(map(Log.read, [*(keep / f"{run.name}.npz" for run in wanted), *healthy]))
 
@@ -82,7 +88,7 @@ def judge(log: Log) -> Judged:
     """What each candidate says of a run."""
     healthy = log.name.startswith("zoo_") or "-x1-" in log.name
     found = re.search(r"-s(\d+)", log.name)
-    development = found is not None and int(found[1]) in DEVELOPMENT
+    development = found is not None and int(found[1]) == DEVELOPMENT
     return Judged(log, candidates(log), healthy, development, None if healthy else crossing(log))
 
 

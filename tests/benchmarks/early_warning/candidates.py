@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 
@@ -31,21 +30,14 @@ def _candidates(log: Log) -> dict[str, Floats]:
     found = {
         "curvature times rate": _curvature(log, of),
         "gradients against each other": -_mean(of["cosine"].sum(1), 25) / _mean(grad * _shifted(grad), 25),
-        "gradient norm rises": growth(grad, 10),
-        "gradient norm rises, most layers": np.nanmedian(
-            [growth(np.sqrt(layer), 8) for layer in of["grad"].T], axis=0
-        ),
-        "gradient norm over loss rises": growth(grad / np.maximum(log.loss, 1e-3), 10),
         "update over weight": _mean(moved / weight, 5),
         "update over weight rises": growth(moved / weight, 10),
-        "g^2 over v": _mean(np.nanmedian(of["decoupling"], 1), 5),
-        "g^2 over v rises": growth(np.nanmedian(of["decoupling"], 1), 10),
         "loss rises": growth(np.maximum(log.loss, 1e-3), 10),
-        OURS: rising(log),
+        OURS: (ours := rising(log)),
+        f"{OURS}, or update over weight": np.where(ours > 0.0, np.inf, _mean(moved / weight, 5)),
     }
     for kind, name in (("max", "activation maximum"), ("kurt", "activation kurtosis"), ("logit", "logit")):
-        found[f"{name} rises"] = growth(_looked_at(log, kind, np.nanmax), 5)
-    found["sign diversity falls"] = -_mean(_looked_at(log, "sign", np.nanmean), 25)
+        found[f"{name} rises"] = growth(_looked_at(log, kind), 5)
     found["own batch's loss falls less"] = _overshoot(log)
     return {name: np.where(np.arange(len(log.loss)) < ROWS, np.nan, score) for name, score in found.items()}
 
@@ -90,12 +82,12 @@ def _overshoot(log: Log) -> Floats:
     return scores
 
 
-def _looked_at(log: Log, kind: str, joined: Callable[..., Floats]) -> Floats:
-    """Over all layers, held between two looks."""
+def _looked_at(log: Log, kind: str) -> Floats:
+    """The largest of all layers, held between two looks."""
     chosen = [place for place, key in enumerate(log.akeys) if key.endswith(f"|{kind}")]
     scores = np.full(len(log.loss), np.nan)
     if chosen:
-        for at, value in zip(log.at.astype(int), joined(log.acts[:, chosen], axis=1), strict=True):
+        for at, value in zip(log.at.astype(int), np.nanmax(log.acts[:, chosen], axis=1), strict=True):
             scores[at : at + EVERY] = value
     return scores
 

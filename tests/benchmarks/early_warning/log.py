@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 
 EVERY = 5
 """Steps between two looks at activations, attention and the batch's own loss after its step."""
-COLUMNS = ("grad", "weight", "curvature", "moved", "cosine", "preconditioned", "decoupling", "second")
-"""Of each parameter: |g|^2, |w|^2, <g - g', dw>, |dw|^2, <g, g'>, dw sqrt(v) dw, mean g^2 / v, sum of v, with
-g' the gradient and dw the movement of the step before, and v Adam's second moment."""
+COLUMNS = ("grad", "weight", "curvature", "moved", "cosine", "preconditioned")
+"""Of each parameter: |g|^2, |w|^2, <g - g', dw>, |dw|^2, <g, g'>, dw sqrt(v) dw, with g' the gradient and dw
+the movement of the step before, and v Adam's second moment."""
 
 Floats = NDArray[np.float64]
 
@@ -70,13 +70,12 @@ class Logger:
         self._sizes = np.array(sizes)
         self._before: tuple[Floats, Floats] | None = None
         self._present: dict[str, float] = {}
-        self._principal: dict[str, Tensor] = {}
         self._rows: list[tuple[float, float, Floats]] = []
         self._looks: list[tuple[int, dict[str, float]]] = []
         self._own: list[tuple[float, ...]] = []
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.LSTM | nn.GRU | nn.LayerNorm):
-                module.register_forward_hook(lambda m, x, y, name=name: self._look(name, m, x[0], y))
+                module.register_forward_hook(lambda _m, _x, y, name=name: self._look(name, y))
             if isinstance(module, nn.MultiheadAttention):
                 module.register_forward_pre_hook(
                     lambda m, x, name=name: self._look_at_attention(name, m, x[0])
@@ -90,7 +89,7 @@ class Logger:
         return self._model.training and self.steps % EVERY == 0
 
     @torch.no_grad()
-    def _look(self, name: str, module: nn.Module, inputs: Tensor, output: Any) -> None:
+    def _look(self, name: str, output: Any) -> None:
         if not self._due():
             return
         values = (output[0] if isinstance(output, tuple) else output).float()
@@ -98,22 +97,8 @@ class Logger:
         variance = float(centred.square().mean())
         self._present |= {
             f"{name}|max": float(values.abs().max()),
-            f"{name}|rms": float(values.square().mean().sqrt()),
             f"{name}|kurt": float(centred.pow(4).mean()) / (variance**2 + 1e-30),
         }
-        if isinstance(module, nn.Linear):
-            self._present[f"{name}|sign"] = self._sign_diversity(name, module.weight, inputs)
-
-    def _sign_diversity(self, name: str, weight: Tensor, inputs: Tensor) -> float:
-        """The rarer sign's share among the projections of the inputs on the matrix's first singular vector:
-        arXiv 2510.04202; by two steps of power iteration a look."""
-        vector = self._principal.get(name)
-        vector = torch.ones(weight.shape[1]) if vector is None else vector
-        for _ in range(2):
-            vector = functional.normalize(weight.T @ (weight @ vector), dim=0)
-        self._principal[name] = vector
-        positive = float((inputs.reshape(-1, inputs.shape[-1]) @ vector > 0).float().mean())
-        return min(positive, 1 - positive)
 
     @torch.no_grad()
     def _look_at_attention(self, name: str, module: nn.MultiheadAttention, inputs: Tensor) -> None:
@@ -155,20 +140,16 @@ class Logger:
             moved, turned = weight - self._before[1], gradient - self._before[0]
             found |= {"curvature": self._sum(turned * moved), "moved": self._sum(moved**2)}
             found["cosine"] = self._sum(gradient * self._before[0])
-            found |= self._by_second_moment(gradient, moved)
+            found |= self._by_second_moment(moved)
         return np.stack([found[name] for name in COLUMNS], axis=1)
 
-    def _by_second_moment(self, gradient: Floats, moved: Floats) -> dict[str, Floats]:
+    def _by_second_moment(self, moved: Floats) -> dict[str, Floats]:
         group, states = self._optimizer.param_groups[0], [self._optimizer.state[p] for p in self._parameters]
         if "betas" not in group:
             return {}
         unbiased = 1 - group["betas"][1] ** float(states[0]["step"])
         second = self._flat([state["exp_avg_sq"] for state in states]) / unbiased
-        return {
-            "preconditioned": self._sum(moved**2 * (np.sqrt(second) + group["eps"])),
-            "decoupling": self._sum(gradient**2 / (second + group["eps"] ** 2)) / self._sizes,
-            "second": self._sum(second),
-        }
+        return {"preconditioned": self._sum(moved**2 * (np.sqrt(second) + group["eps"]))}
 
     def _sum(self, values: Floats) -> Floats:
         return np.add.reduceat(values, self._starts)

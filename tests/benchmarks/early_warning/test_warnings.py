@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from early_warning.acting import Guarded
 from early_warning.bench_warnings import Judged, crossing, judge, table
 from early_warning.candidates import OURS, candidates
 from early_warning.log import COLUMNS, Log, Logger
@@ -67,3 +68,19 @@ def test_a_log_has_the_own_loss_the_secant_and_every_layer_and_is_read_back(tmp_
     assert 0 < sharpness < float(torch.linalg.eigvalsh(hessian).max())
     assert read.rho[0, 2] == read.loss[1]
     assert set(candidates(read)) >= {OURS, "own batch's loss falls less"}
+
+
+def test_under_the_guard_the_log_is_the_history_that_stands() -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(3, 1), torch.randn(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guarded = Guarded(model, optimizer, config={"rate": "off"})
+    for step in range(60):
+        if step == 40:
+            with torch.no_grad():
+                model.weight.mul_(1e3)
+        guarded.update(model(inputs).square().mean())
+    losses = guarded.log("a").loss
+    assert guarded.guard.totals.rollbacks["memory"] > 0
+    assert len(losses) == guarded.guard.steps
+    assert losses.max() == losses[0]

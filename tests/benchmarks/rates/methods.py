@@ -12,7 +12,7 @@ import torch
 from survival.rivals import AdaGC, ClipNorm, Rival
 from survival.tasks import Batch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from guard import GradientGuard, GuardHalt
@@ -26,9 +26,33 @@ METHODS = (*RIVALS, *PACKAGES, GUARD)
 CALIBRATION_BATCHES = 20
 PATIENCE = 3
 """Attempts of the guard, in units of the steps that are to stand in the end."""
+WARM_UP = 10
+"""A linear warm-up takes one step in so many."""
+SCHEDULES = ("constant", "cosine", "warm-up, cosine")
 
-Loss = Callable[..., Tensor]
-"""Forward on the next batch; with ``again=True`` on the same one."""
+Factor = Callable[[int], float]
+"""What the rate is multiplied by at a step."""
+
+
+class Loss:
+    """Forward on the next batch; with ``again=True`` on the same one. Its state is the cursor of the data."""
+
+    def __init__(self, task: RateTask, model: nn.Module, seed: int) -> None:
+        self._task, self._model = task.task, model
+        self._batches = torch.Generator().manual_seed(1000 + seed)
+        self._latest: list[Batch] = []
+
+    def __call__(self, *, again: bool = False) -> Tensor:
+        if not again:
+            ids = torch.randint(self._task.samples, (self._task.batch_size,), generator=self._batches)
+            self._latest = [self._task.batch(ids)]
+        return self._task.loss(self._model, self._latest[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._batches.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state["batches"])
 
 
 def lacking(method: str) -> str | None:
@@ -43,33 +67,27 @@ def lacking(method: str) -> str | None:
     return None
 
 
-def held_out(task: RateTask, method: str, times: float, seed: int, steps: int) -> float:
+def held_out(task: RateTask, method: str, schedule: str, times: float, seed: int, steps: int) -> float:
     """The loss on held-out data after a training at ``times`` the best rate; infinite where it is lost."""
     torch.manual_seed(seed)
     model = task.task.build()
-    batches = torch.Generator().manual_seed(1000 + seed)
-
-    latest: list[Batch] = []
-
-    def loss(*, again: bool = False) -> Tensor:
-        if not again:
-            ids = torch.randint(task.task.samples, (task.task.batch_size,), generator=batches)
-            latest[:] = [task.task.batch(ids)]
-        return task.task.loss(model, latest[0])
-
-    _TRAIN.get(method, _by_rival(method))(task, model, loss, times * task.task.lr, steps)
+    loss = Loss(task, model, seed)
+    train = _TRAIN.get(method, _by_rival(method))
+    train(task, model, loss, times * task.task.lr, partial(_factor, schedule, steps), steps)
     found = task.task.score(model)
     return found if math.isfinite(found) else math.inf
 
 
-def _cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
-    return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(step, steps) / steps)) / 2)
+def _factor(schedule: str, steps: int, step: int) -> float:
+    """What the rate is multiplied by."""
+    falls = 1.0 if schedule == "constant" else (1 + math.cos(math.pi * min(step, steps) / steps)) / 2
+    return falls * (min(1.0, WARM_UP * (step + 1) / steps) if "warm-up" in schedule else 1.0)
 
 
 def _by_rival(method: str) -> Callable[..., None]:
-    def train(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+    def train(task: RateTask, model: nn.Module, loss: Loss, lr: float, factor: Factor, steps: int) -> None:
         optimizer = task.optimizer(model.parameters(), lr)
-        schedule, rival = _cosine(optimizer, steps), RIVALS[method](list(model.parameters()), optimizer)
+        schedule, rival = LambdaLR(optimizer, factor), RIVALS[method](list(model.parameters()), optimizer)
         for _ in range(steps):
             optimizer.zero_grad()
             value = loss()
@@ -80,9 +98,9 @@ def _by_rival(method: str) -> Callable[..., None]:
     return train
 
 
-def _guarded(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+def _guarded(task: RateTask, model: nn.Module, loss: Loss, lr: float, factor: Factor, steps: int) -> None:
     optimizer = task.optimizer(model.parameters(), lr)
-    guard = GradientGuard(model, optimizer, {"rate": "act"}, scheduler=_cosine(optimizer, steps))
+    guard = GradientGuard(model, optimizer, {"rate": "act"}, scheduler=LambdaLR(optimizer, factor), data=loss)
     try:
         for _ in range(PATIENCE * steps):
             optimizer.zero_grad()
@@ -94,7 +112,9 @@ def _guarded(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int
         return
 
 
-def _schedule_free(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+def _schedule_free(
+    task: RateTask, model: nn.Module, loss: Loss, lr: float, factor: Factor, steps: int
+) -> None:
     """Defazio et al. (2024): without a schedule; BatchNorm is calibrated for the averaged weights."""
     package = import_module("schedulefree")
     sgd = isinstance(task.optimizer(model.parameters(), lr), SGD)
@@ -111,10 +131,10 @@ def _schedule_free(task: RateTask, model: nn.Module, loss: Loss, lr: float, step
             loss()
 
 
-def _prodigy(task: RateTask, model: nn.Module, loss: Loss, lr: float, steps: int) -> None:
+def _prodigy(task: RateTask, model: nn.Module, loss: Loss, lr: float, factor: Factor, steps: int) -> None:
     """Mishchenko and Defazio (2023): it finds the rate itself, ``lr`` stays 1 as its authors advise."""
     optimizer: Any = import_module("prodigyopt").Prodigy(model.parameters(), lr=1.0)
-    schedule = _cosine(optimizer, steps)
+    schedule = LambdaLR(optimizer, factor)
     for _ in range(steps):
         optimizer.zero_grad()
         loss().backward()

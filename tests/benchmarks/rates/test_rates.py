@@ -7,27 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench_rates import SENSITIVITY, results, tables
+from bench_rates import OURS, SENSITIVITY, results, tables
 
-from rates.methods import METHODS, PRODIGY, RIVALS, held_out, lacking
+from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
 from rates.tasks import tasks
 
-MLP = "MLP, Adam"
+MLP, COSINE = "MLP, Adam", "cosine"
 
 
 def test_a_lost_run_counts_as_one_and_the_best_is_that_of_the_plain_and_the_clipped_runs() -> None:
-    plain = {(MLP, "no guard", 1, 0, 9): 0.5, (MLP, "no guard", 10, 0, 9): math.inf}
-    clip = {(MLP, "clip 1.0", 1, 0, 9): 0.3, (MLP, "clip 1.0", 10, 0, 9): 0.7}
-    own = {(MLP, PRODIGY, 1, 0, 9): 0.2}
-    rows = tables({**plain, **clip, **own}, (1, 10))[SENSITIVITY]
-    found = {row["method"]: row["mean"] for row in rows}
-    assert found == pytest.approx({"no guard": 0.6, "clip 1.0": 0.2, PRODIGY: -0.1})
+    plain = {(MLP, "no guard", COSINE, 1, 0, 9): 0.5, (MLP, "no guard", COSINE, 10, 0, 9): math.inf}
+    clip = {(MLP, "clip 1.0", COSINE, 1, 0, 9): 0.3, (MLP, "clip 1.0", COSINE, 10, 0, 9): 0.7}
+    own = {(MLP, PRODIGY, COSINE, 1, 0, 9): 0.2}
+    own |= {(MLP, SCHEDULE_FREE, "constant", times, 0, 9): 0.4 for times in (1, 10)}
+    ours = {(MLP, GUARD, COSINE, times, 0, 9): 0.3 * times for times in (1, 10)}
+    shown = tables({**plain, **clip, **own, **ours}, [COSINE], (1, 10))
+    found = {row["method"]: row["mean"] for row in shown[SENSITIVITY]}
+    expected = {"no guard": 0.6, "clip 1.0": 0.2, PRODIGY: -0.1, SCHEDULE_FREE: 0.1, GUARD: 0.5}
+    assert found == pytest.approx(expected)
+    assert shown[OURS] == [{"network": MLP, "schedule": COSINE, "x 1": 1.0, "x 10": 10.0}]
 
 
 def test_runs_that_were_made_before_are_not_made_again(tmp_path: Path) -> None:
     keep = tmp_path / "runs.jsonl"
-    keep.write_text('[["MLP, Adam", "no guard", 1, 0, 9], 0.25]\n')
-    assert results([(MLP, "no guard", 1, 0, 9)], {}, keep) == {(MLP, "no guard", 1, 0, 9): 0.25}
+    keep.write_text('[["MLP, Adam", "no guard", "cosine", 1, 0, 9], 0.25]\n')
+    run = (MLP, "no guard", COSINE, 1, 0, 9)
+    assert results([run], {}, keep) == {run: 0.25}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -35,11 +40,12 @@ def test_every_method_learns_at_the_right_rate(method: str) -> None:
     if reason := lacking(method):
         pytest.skip(reason)
     task = tasks()[MLP]
-    assert held_out(task, method, 1, 0, 60) < 1.5
+    assert held_out(task, method, COSINE, 1, 0, 60) < 1.5
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_a_rate_of_zero_changes_nothing(method: str) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_rate_of_zero_changes_nothing(method: str, schedule: str) -> None:
     task = tasks()[MLP]
     still = replace(task, task=replace(task.task, lr=0.0))
-    assert held_out(still, method, 1, 0, 5) == held_out(still, method, 1, 0, 1)
+    assert held_out(still, method, schedule, 1, 0, 5) == held_out(still, method, schedule, 1, 0, 1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from statistics import fmean
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD, AdamW, Optimizer
 
 from guard import GradientGuard
 from guard.decide.overshoot import MEASURED, Overshoot
@@ -38,9 +40,20 @@ class Text(nn.Module):
 LETTERS = torch.tensor([byte for byte in inspect.getsource(F).encode() if byte < 128])
 
 
-def batch() -> Tensor:
-    """Eight excerpts of a source text."""
-    return LETTERS[torch.randint(len(LETTERS) - 17, (8, 1)) + torch.arange(17)]
+class Excerpts:
+    """Batches of eight excerpts of a source text; its state is where the run is in them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._order = torch.Generator().manual_seed(seed)
+
+    def batch(self) -> Tensor:
+        return LETTERS[torch.randint(len(LETTERS) - 17, (8, 1), generator=self._order) + torch.arange(17)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order.set_state(state["order"])
 
 
 def loss_of(model: nn.Module, texts: Tensor) -> Tensor:
@@ -55,14 +68,16 @@ def trained(
     closure: bool = True,
     dropout: float = 0.0,
     seed: int = 0,
+    optimizer_of: Callable[..., Optimizer] = AdamW,
+    cursor: bool = False,
 ) -> tuple[nn.Module, GradientGuard, list[float]]:
     torch.manual_seed(seed)
-    model = Text(dropout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    guard = GradientGuard(model, optimizer, config)
+    model, data = Text(dropout), Excerpts(seed)
+    optimizer = optimizer_of(model.parameters(), lr=rate)
+    guard = GradientGuard(model, optimizer, config, data=data if cursor else None)
     losses = []
     while guard.steps < steps:
-        texts = batch()
+        texts = data.batch()
         optimizer.zero_grad()
         guard.backward(loss_of(model, texts))
         losses.append(guard.step((lambda texts=texts: loss_of(model, texts)) if closure else None).loss)
@@ -89,8 +104,12 @@ def test_along_a_parabola_a_step_gains_what_its_length_says(size: float, max_nor
 
 
 def test_a_plateau_is_left_by_a_lower_rate_where_the_loop_passes_a_closure() -> None:
+    held_out = Excerpts(seed=99)
+    texts = torch.cat([held_out.batch() for _ in range(20)])
+
     def end(rate: float, mode: str, *, closure: bool = True) -> float:
-        return fmean(trained(rate, {"rate": mode}, 70, closure=closure)[2][-8:])
+        model, _, _ = trained(rate, {"rate": mode}, 70, closure=closure)
+        return float(loss_of(model, texts).detach())
 
     right = end(0.005, "off")
     assert end(0.15, "act", closure=False) > right + 0.3
@@ -107,13 +126,62 @@ def test_a_right_rate_is_measured_and_the_run_is_the_same_to_the_bit(seed: int) 
     assert not any(guard.totals.rollbacks.values())
 
 
+def test_a_rate_that_only_seems_too_high_is_tried_against_a_third_and_the_run_is_the_same_to_the_bit() -> (
+    None
+):
+    momentum = partial(SGD, momentum=0.9)
+    act, guard, losses = trained(0.3, {"rate": "act"}, 60, dropout=0.1, optimizer_of=momentum, cursor=True)
+    off, _, expected = trained(0.3, {"rate": "off"}, 60, dropout=0.1, optimizer_of=momentum, cursor=True)
+    assert guard.totals.rollbacks["memory"] == 2, "to the third and back"
+    assert losses[-60:] == expected
+    assert not differences(dict(act.state_dict()), dict(off.state_dict()))
+    _, guard, _ = trained(0.3, {"rate": "act"}, 60, dropout=0.1, optimizer_of=momentum)
+    assert not any(guard.totals.rollbacks.values()), "without a cursor the batches do not come again"
+
+
+def test_a_rate_that_seems_too_high_and_ends_higher_than_a_third_is_cut() -> None:
+    duel = StartRate(oldest_step=lambda: 0)
+    for _ in range(MEASURED):
+        duel.overshoot.add(-0.6, -1.0)
+    assert "from the start with 0.3 of 0.9" in first_steps(duel, 0.9, 1.6)[0]
+    assert "from the start with 0.1 of 0.9" in first_steps(duel, 0.3, 1.4)[0]
+    assert "training goes on at 0.3 of 0.9" in first_steps(duel, 0.1, 1.5)[0]
+    assert (duel.cuts, duel.open) == (1, False)
+
+
+@pytest.mark.parametrize(("end", "share"), [(1.6, -0.7), (0.8, -0.6)])
+def test_a_run_that_learns_with_steps_of_a_usual_length_is_not_tried(end: float, share: float) -> None:
+    rule = StartRate(oldest_step=lambda: 0)
+    for _ in range(MEASURED):
+        rule.overshoot.add(share, -1.0)
+    assert not first_steps(rule, 0.9, end)
+
+
+def test_a_third_whose_steps_overshoot_does_not_end_its_own_duel() -> None:
+    rule = StartRate(oldest_step=lambda: 0)
+    for share in (-0.6, 1.0):
+        for _ in range(MEASURED):
+            rule.overshoot.add(share, -1.0)
+        (found,) = first_steps(rule, 0.9 if share < 0 else 0.3, 1.6)
+    assert found.endswith("again from the start with 0.9")
+    assert (rule.cuts, rule.open) == (0, False)
+
+
+def test_a_start_that_is_no_snapshot_any_more_is_not_returned_to() -> None:
+    rule = StartRate(oldest_step=lambda: 20)
+    for _ in range(MEASURED):
+        rule.overshoot.add(-0.6, -1.0)
+    assert not first_steps(rule, 0.9, 1.6)
+
+
 def test_a_closure_that_runs_its_own_backward_is_left_alone() -> None:
     torch.manual_seed(0)
     model = Text()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    optimizer = AdamW(model.parameters(), lr=0.003)
     guard = GradientGuard(model, optimizer, {"rate": "act"})
+    data = Excerpts()
     for _ in range(12):
-        texts = batch()
+        texts = data.batch()
 
         def closure(texts: Tensor = texts) -> Tensor:
             optimizer.zero_grad()
@@ -130,7 +198,7 @@ def first_steps(rule: StartRate, rate: float, end: float) -> list[str]:
     found: list[str] = []
     for step in range(60):
         loss = end + (2.0 - end) * math.exp(-step / 4)
-        finding = rule.observe(loss, rate, travelled=lambda: None)
+        finding = rule.observe(loss, rate, travelled=lambda: None, step=step)
         found += [] if finding is None else [finding.reason]
         if finding is not None or not rule.open:
             break
