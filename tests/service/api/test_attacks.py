@@ -7,6 +7,7 @@ import io
 import json
 import re
 import socket
+import stat
 import struct
 import tarfile
 import threading
@@ -65,12 +66,18 @@ def test_guessing_from_one_address_locks_out_no_other_caller_there(api: Api) -> 
     assert api.client("read").get("/v1/jobs").status_code == 200
 
 
-def zipped(*names: str, method: int = zipfile.ZIP_STORED, content: bytes = b"0") -> bytes:
+def zipped(*names: str | zipfile.ZipInfo, method: int = zipfile.ZIP_STORED, content: bytes = b"0") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name in names:
             archive.writestr(name, content)
     return buffer.getvalue()
+
+
+def linked(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
 
 
 def tarred() -> bytes:
@@ -113,6 +120,10 @@ def with_more_entries_than_it_says() -> bytes:
         (zipped("C:/x"), "must stay inside"),
         (zipped("good\x01name"), "printable"),
         (zipped("n" * 2000), "printable"),
+        (zipped("a/" + "n" * 300), "at most 255 bytes"),
+        (zipped("a", "a/b"), "as a file and as a folder"),
+        (zipped("a/b/c", "a/b"), "as a file and as a folder"),
+        (zipped(linked("a/")), "not a plain file"),
         (zipped("x").replace(b"x", b"\0"), "printable"),
         (b"PK\x05\x06" + b"\xff" * 18, "not a readable zip file"),
         (b"", "not a readable zip file"),
@@ -128,6 +139,10 @@ def with_more_entries_than_it_says() -> bytes:
         "drive letter",
         "control character",
         "long name",
+        "long part of a path",
+        "a file that is a folder too",
+        "a folder that is a file too",
+        "a link that is called a folder",
         "zero byte",
         "an end alone",
         "nothing",
