@@ -21,8 +21,19 @@ from guard.records import COLUMNS
 from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.connect import connect
 from jobs.client.errors import Conflict, JobTimeout
-from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, Progress, Recorded, Series, Status
+from jobs.client.models import (
+    ENDED,
+    STATUSES,
+    CheckpointInfo,
+    Event,
+    JobInfo,
+    Progress,
+    Recorded,
+    Series,
+    Status,
+)
 from jobs.client.show import show_progress
+from jobs.errors import JobError
 from jobs.spec.job_spec import JobSpec
 
 P = ParamSpec("P")
@@ -96,8 +107,14 @@ class JobClient:
         tag: str | None = None,
         limit: int | None = None,
     ) -> list[Job]:
-        """Jobs, the newest first: whose id contains ``name``, with ``tag``; all unless ``limit`` is given."""
+        """Jobs, the newest first: whose id contains ``name``, with ``tag``; all unless ``limit`` is given.
+
+        Raises:
+            JobError: a job has no such status.
+        """
         wanted = Wanted([status] if isinstance(status, str) else list(status), name, tag)
+        if unknown := set(wanted.statuses) - set(STATUSES):
+            raise JobError(f"status {min(unknown)!r}: a job is one of {', '.join(STATUSES)}")
         found: builtins.list[Job] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:

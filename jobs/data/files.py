@@ -13,6 +13,10 @@ IGNORED = (
 """What archivers, Python and disks leave in folders; everything that begins with a dot is ignored too."""
 
 
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json", ".arrow")
+"""Of files that ``jobs.data.tables`` reads; ``.gz`` may follow."""
+
+
 def files_below(folder: Path, *, ignored: Sequence[str] = IGNORED, within: Path | None = None) -> list[Path]:
     """All files that are not hidden, in an order that no file system changes; links that lead nowhere too,
     so that whoever reads them names them.

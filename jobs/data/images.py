@@ -187,7 +187,7 @@ def hold_out(images: Split, share: float, seed: int, where: str) -> tuple[Split,
         order = np.random.default_rng([seed, label]).permutation(len(rows))
         held_out[rows[torch.from_numpy(order[:count])]] = True
     if not held_out.any():
-        raise DataError(f"{where}: has one image of each class: there is none to evaluate on")
+        raise DataError(f"{where}: has one sample of each class: there is none to evaluate on")
     return images.chosen((~held_out).nonzero().flatten()), images.chosen(held_out.nonzero().flatten())
 
 

@@ -13,14 +13,17 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from typer import Argument, Option
 
 from jobs.client.job_files import JobFiles
 from jobs.errors import JobError
+from jobs.report.formats import as_mapping
 from jobs.run_dir.paths import METRICS, SPEC
 from jobs.run_dir.reader import RunReader
 from service.cli.jobs import client_at
 from service.cli.options import AddressOption, JsonOption
+from service.cli.tables import PlainTable
 
 if TYPE_CHECKING:
     from jobs.client import Job
@@ -81,7 +84,7 @@ def incidents(
         return
     several = len({row.get("job") for row in rows}) > 1
     columns = ("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome")
-    table = Table(*(("job", *columns) if several else columns), box=None)
+    table = PlainTable(*(("job", *columns) if several else columns), box=None)
     for row in rows:
         numbers = [_number(row.get(key)) for key in ("value", "baseline")]
         words = [str(row.get(key) or "") for key in ("verdict", "signal")]
@@ -110,7 +113,10 @@ def report(
         from jobs.report import write_picture, write_report
 
         source = _journal(Path(job)) if Path(job).is_file() else job_folder(Path(job))
-        path = (write_picture if png else write_report)(source)
+        try:
+            path = (write_picture if png else write_report)(source)
+        except OSError as error:
+            raise JobError(f"cannot write the report of {source}: {error.strerror or error}") from None
     else:
         path = _fetched(job, address, to)
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
@@ -170,9 +176,11 @@ def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
 
 
 def _table(jobs: list[Job]) -> Table:
-    table = Table("id", "status", "step", "loss", "accuracy", "duration", "since", "what", "folder", box=None)
+    table = PlainTable(
+        "id", "status", "step", "loss", "accuracy", "duration", "since", "what", "folder", box=None
+    )
     for job in jobs:
-        info, status, step, loss = job.info, f"[{STYLES.get(job.status, 'default')}]{job.status}", "", ""
+        info, status, step, loss = job.info, Text(job.status, STYLES.get(job.status, "default")), "", ""
         if (progress := job.progress) is not None:
             total = "" if progress.total_steps is None else f"/{progress.total_steps}"
             step, loss = f"{progress.step}{total}", _number(progress.loss)
@@ -197,7 +205,7 @@ def _figures(info: JobInfo) -> str:
 
 def _accuracy(result: Mapping[str, Any]) -> str:
     """The final evaluation's, as ``87.2 %``."""
-    value = (result.get("metrics") or {}).get("test_accuracy")
+    value = as_mapping(result.get("metrics")).get("test_accuracy")
     return f"{100 * value:.1f} %" if isinstance(value, int | float) else ""
 
 
