@@ -182,9 +182,9 @@ class JobClient:
         """What happens to the job, until it has ended; ``after`` is the last ``seq`` that was seen."""
         return self._backend.events(job_id, after=after)
 
-    def incidents(self, job_id: str) -> builtins.list[dict[str, Any]]:
-        """What the guard acted on, with the evidence, the first one first."""
-        return self._backend.incidents(job_id)
+    def incidents(self, job_id: str, newest: int | None = None) -> builtins.list[dict[str, Any]]:
+        """What the guard acted on, with the evidence, the first one first; at most the ``newest`` N."""
+        return self._backend.incidents(job_id, newest)
 
     def metrics(
         self,

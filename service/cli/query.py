@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from jobs.client.models import JobInfo
 
 REFRESH_S = 1.0
+SHOWN = 500
+"""Incidents of a table."""
 STYLES = {"succeeded": "green", "running": "cyan", "stopped": "yellow", "waiting": "magenta"}
 STYLES |= dict.fromkeys(("failed", "halted"), "red")
 WatchOption = Annotated[
@@ -75,13 +77,18 @@ def status(
 def incidents(
     job: Annotated[str, Argument(help="Id of a job, its folder, or a journal such as incidents.jsonl.")],
     address: AddressOption = None,
+    limit: Annotated[
+        int | None, Option(min=1, help=f"The newest N. Default: {SHOWN}; with --json, all.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what the guard acted on."""
-    rows = _incident_rows(job, address)
+    most = limit or (None if as_json else SHOWN)
+    rows = _incident_rows(job, address, None if most is None else most + 1)
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps(rows[-most:] if most else rows))
         return
+    earlier, rows = most is not None and len(rows) > most, rows[-most:] if most else rows
     several = len({row.get("job") for row in rows}) > 1
     columns = ("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome")
     table = PlainTable(*(("job", *columns) if several else columns), box=None)
@@ -92,6 +99,8 @@ def incidents(
         of_job = [_text(row.get("job"))] if several else []
         table.add_row(*of_job, _text(row.get("step")), *words, *numbers, *rest)
     _console().print(table if rows else "no incidents")
+    if earlier:
+        _console().print(f"earlier ones: --limit shows more than the newest {most}, --json has all")
 
 
 def report(
@@ -122,14 +131,15 @@ def report(
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
 
 
-def _incident_rows(job: str, address: str | None) -> list[dict[str, Any]]:
-    """Of a job, or of a bare journal."""
+def _incident_rows(job: str, address: str | None, newest: int | None) -> list[dict[str, Any]]:
+    """Of a job, or of a bare journal; at most the newest N."""
     if address is None and _is_here(job):
         path = Path(job).absolute()
         if path.is_file():
-            return JobFiles(_journal(path)).incident_rows()
+            start = 0 if newest is None else -1
+            return JobFiles(_journal(path)).incident_rows(start=start, limit=newest)
         address, job = str(path.parent), path.name
-    return client_at(address).incidents(job)
+    return client_at(address).incidents(job, newest)
 
 
 def _journal(path: Path) -> Path:
@@ -138,7 +148,7 @@ def _journal(path: Path) -> Path:
     Raises:
         JobError: it is another one.
     """
-    if path.stat().st_size and not RunReader(path).incidents():
+    if path.stat().st_size and not RunReader(path).incidents(start=-1, limit=1):
         raise JobError(f"{path} is no journal: no row of it is an incident; give the journal= of a guard")
     return path
 

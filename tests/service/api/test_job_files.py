@@ -118,6 +118,7 @@ def test_a_long_journal_comes_in_pages(api: Api) -> None:
     assert (shown["total"], len(shown["shown"]), shown["shown"][-1]["id"]) == (2501, 200, 2501)
     with served(api) as address, JobClient(address, token=api.tokens["read"]) as whole:
         assert [incident["id"] for incident in whole.incidents(job)] == list(range(1, 2502))
+        assert [incident["id"] for incident in whole.incidents(job, newest=2)] == [2500, 2501]
 
 
 def test_a_job_cannot_name_the_services_own_folder_as_its_own(api: Api) -> None:

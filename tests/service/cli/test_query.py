@@ -59,3 +59,18 @@ def test_what_a_job_wrote_is_shown_as_it_is_and_hides_no_other_job(runs: Path) -
     assert (listed.exit_code, "mine" in listed.output) == (0, True)
     assert "[/b] [red]x \ufffd[2J" in listed.output
     assert "[/loss]" in CliRunner().invoke(app, ["incidents", str(odd)]).output
+
+
+def test_of_many_incidents_the_newest_are_listed_and_the_rest_is_stated(runs: Path) -> None:
+    rows = [json.dumps({"type": "incident", "id": n, "step": n, "verdict": "spike"}) for n in range(1, 601)]
+    (runs / "mine" / "incidents.jsonl").write_text("\n".join(rows) + "\n")
+
+    def shown(*options: str) -> str:
+        return CliRunner().invoke(app, ["incidents", str(runs / "mine"), *options]).output
+
+    lines = shown().splitlines()
+    assert [line.split()[0] for line in (lines[1], lines[-2])] == ["101", "600"]
+    assert lines[-1] == "earlier ones: --limit shows more than the newest 500, --json has all"
+    assert len(shown("--limit", "600").splitlines()) == 601
+    assert len(json.loads(shown("--json"))) == 600
+    assert [row["id"] for row in json.loads(shown("--json", "--limit", "2"))] == [599, 600]
