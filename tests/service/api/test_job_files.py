@@ -121,6 +121,26 @@ def test_a_long_journal_comes_in_pages(api: Api) -> None:
         assert [incident["id"] for incident in whole.incidents(job, newest=2)] == [2500, 2501]
 
 
+def test_html_of_a_job_is_text_and_its_report_is_in_a_sandbox(api: Api) -> None:
+    job, script = api.submitted(), "<script>alert(1)</script>"
+    folder = folder_of(api, job)
+    result = {"status": "failed", "error": script, "samples": SAMPLES, "dataset": script}
+    (folder / RESULT).write_text(json.dumps(result))
+    (folder / SAMPLES).write_text(f"</pre>{script}")
+    row = {"type": "incident", "id": 1, "step": 7, "action": script, "layers": [[script, 1.0]]}
+    (folder / INCIDENTS).write_text(json.dumps(row) + "\n")
+    report = api.client("read").get(f"/v1/jobs/{job}/report")
+    assert script not in report.text
+    assert "&lt;script&gt;" in report.text
+    assert report.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    sent = api.client("read").get(f"/v1/jobs/{job}/files/{SAMPLES}")
+    assert sent.headers["content-disposition"].startswith("attachment")
+    assert (sent.headers["content-type"], sent.headers["x-content-type-options"]) == (
+        "application/octet-stream",
+        "nosniff",
+    )
+
+
 def test_a_job_cannot_name_the_services_own_folder_as_its_own(api: Api) -> None:
     own = api.root / ".service"
     own.mkdir()
