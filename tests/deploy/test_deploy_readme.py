@@ -64,8 +64,7 @@ def test_the_figures_are_those_of_the_code() -> None:
 
 
 def test_every_line_of_the_threat_model_names_tests_that_exist() -> None:
-    """The rows of the table: who, what they can, what they cannot, and the tests. The paragraphs below it name
-    them where they stand."""
+    """The rows of the table: who, what they can, what they cannot, the tests; and the paragraphs below."""
     model = TEXT[TEXT.index("| Who | Can |") :].split("\n\n")[0].splitlines()[2:]
     assert len(model) >= 12
     there = {
