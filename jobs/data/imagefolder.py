@@ -41,9 +41,9 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
     """
     root = Path(config.root or "").expanduser()
     if not root.is_dir():
-        missing = "is a file: unpack it" if root.exists() else "there is no such folder"
+        missing = "is a file, no folder" if root.exists() else "there is no such folder"
         raise DataError(
-            f"data.root = {root}: {missing}: set data.root to a folder with train/<class>/ and "
+            f"data.root = {root}: {missing}: set data.root to one with train/<class>/ and "
             f"val/<class>/, or make a small one: python -m jobs.data.to_folder digits {root}"
         )
     train, test = _find_splits(root)

@@ -16,8 +16,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from jobs.data.errors import DataError
-from jobs.data.files import TABLES, hidden
-from jobs.data.utf8 import why_no_text
+from jobs.data.files import TABLES, hidden, why_no_text
 from jobs.spec.errors import did_you_mean
 
 TRAIN = ("train", "training")

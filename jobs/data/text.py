@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-from jobs.data.files import IGNORED, TABLES, files_below, hidden
+from jobs.data.files import IGNORED, TABLES, files_below, hidden, why_no_text
 from jobs.data.splits import HELD_OUT, TRAIN, partners
-from jobs.data.utf8 import why_no_text
 from jobs.spec.data import DataSpec
 
 if TYPE_CHECKING:

@@ -209,7 +209,7 @@ def test_what_is_not_there_is_named_with_the_way_out(tmp_path: Path):
         assert str(root) in str(caught.value)
         assert "\n" not in str(caught.value)
     (tmp_path / "images.zip").touch()
-    with pytest.raises(DataError, match=r"images.zip: is a file: unpack it"):
+    with pytest.raises(DataError, match=r"images.zip: is a file, no folder"):
         load_images(config(tmp_path / "images.zip"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no images \(\.jpg"):

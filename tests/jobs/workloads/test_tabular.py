@@ -180,7 +180,7 @@ def test_labels_are_classes_as_they_are_written(tmp_path: Path, caplog: pytest.L
         (
             {"height": HEIGHTS, "label": [f"{c}\u00e9" for c in SORTED]},
             "latin-1",
-            r"byte 19 \(0xe9, in line 2\)",
+            r"byte 18 \(0xe9, in line 2\)",
         ),
         ({"height": HEIGHTS, "label": SORTED}, "utf-16", "it is UTF-16: save it as UTF-8"),
         (
