@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -100,8 +101,14 @@ class ServiceBackend:
     def incidents(self, job_id: str, newest: int | None) -> list[dict[str, Any]]:
         if newest is not None and newest <= MOST_AT_ONCE:
             place = {"start": -1, "limit": newest}
-            rows: list[dict[str, Any]] = self._ask("GET", f"/jobs/{job_id}/incidents", params=place).json()
-            return rows
+            with suppress(Refused):  # by an older service
+                rows: list[dict[str, Any]] = self._ask(
+                    "GET", f"/jobs/{job_id}/incidents", params=place
+                ).json()
+                return rows
+        return self._all_incidents(job_id)[-newest if newest else None :]
+
+    def _all_incidents(self, job_id: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while True:
             page = self._ask("GET", f"/jobs/{job_id}/incidents", params={"start": len(found)}).json()

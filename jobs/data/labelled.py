@@ -26,6 +26,8 @@ from jobs.spec.errors import did_you_mean
 _log = logging.getLogger(__name__)
 
 _NAMED = 5
+_ENOUGH = 10
+"""Rows with as many labels: of fewer each may be an example of its class."""
 _NOTHING = (None, "")
 
 
@@ -118,7 +120,7 @@ def classes_of(table: pa.Table, label: str, root: Path) -> dict[Any, str]:
     if len(classes) < 2:
         named = f", {next(iter(classes.values()))}" if classes else ""
         raise DataError(f"{root}: column {label!r} has {len(classes)} class{named}: it takes two or more")
-    if 2 < table.num_rows == len(found):
+    if _ENOUGH <= table.num_rows == len(found):
         raise DataError(f"{root}: {label} differs in each row: a number to predict or an id is no class")
     _warn_of_twins(classes.values(), label, root)
     return classes
