@@ -123,16 +123,22 @@ class NewIncidents:
         self._rows = GrowingRows(path, below)
         self._seen: set[tuple[str, int, float | None]] = set()
         self.rollbacks = 0
-        """Among those that were given."""
+        """Among those that were taken."""
 
     def fresh(self) -> Iterator[dict[str, Any]]:
-        """The rows of those that are new; none twice, also where a resumed job cut its journal back."""
+        """The rows of those that are new; none twice, also where a resumed job cut its journal back.
+
+        One whose taker fails comes again.
+        """
         if self._rows.restarted():
             self._rows.place = 0
+        before = self._rows.place
         while rows := self._rows.rows():
+            self._rows.place, after = before, self._rows.place
             for incident in (Incident.from_row(row) for row in rows if row.get("type") == "incident"):
                 key = (incident.job, incident.id, incident.time)
                 if key not in self._seen:
+                    yield {"type": "incident", **incident.to_row()}
                     self._seen.add(key)
                     self.rollbacks += incident.rolled_back
-                    yield {"type": "incident", **incident.to_row()}
+            before = self._rows.place = after

@@ -189,7 +189,7 @@ class JobReconciler:
             short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}  # without the evidence
             self._store.add_event(job.id, "incident", event.level, event.text, short, key=key)
             if row.get("action") == "rolled_back":
-                figures = {"error": event.text, "rollbacks": seen.rollbacks}
+                figures = {"error": event.text, "rollbacks": seen.rollbacks + 1}
                 step = int(row.get("step") or 0)
                 self._tell(job, "rolled_back", f"{job.id}: {event.text}", step, figures)
 
