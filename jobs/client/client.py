@@ -21,8 +21,19 @@ from guard.records import COLUMNS
 from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.connect import connect
 from jobs.client.errors import Conflict, JobTimeout
-from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, Progress, Recorded, Series, Status
+from jobs.client.models import (
+    ENDED,
+    STATUSES,
+    CheckpointInfo,
+    Event,
+    JobInfo,
+    Progress,
+    Recorded,
+    Series,
+    Status,
+)
 from jobs.client.show import show_progress
+from jobs.errors import JobError
 from jobs.spec.job_spec import JobSpec
 
 P = ParamSpec("P")
@@ -96,8 +107,14 @@ class JobClient:
         tag: str | None = None,
         limit: int | None = None,
     ) -> list[Job]:
-        """Jobs, the newest first: whose id contains ``name``, with ``tag``; all unless ``limit`` is given."""
+        """Jobs, the newest first: whose id contains ``name``, with ``tag``; all unless ``limit`` is given.
+
+        Raises:
+            JobError: a job has no such status.
+        """
         wanted = Wanted([status] if isinstance(status, str) else list(status), name, tag)
+        if unknown := set(wanted.statuses) - set(STATUSES):
+            raise JobError(f"status {min(unknown)!r}: a job is one of {', '.join(STATUSES)}")
         found: builtins.list[Job] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:
@@ -165,9 +182,9 @@ class JobClient:
         """What happens to the job, until it has ended; ``after`` is the last ``seq`` that was seen."""
         return self._backend.events(job_id, after=after)
 
-    def incidents(self, job_id: str) -> builtins.list[dict[str, Any]]:
-        """What the guard acted on, with the evidence, the first one first."""
-        return self._backend.incidents(job_id)
+    def incidents(self, job_id: str, newest: int | None = None) -> builtins.list[dict[str, Any]]:
+        """What the guard acted on, with the evidence, the first one first; at most the ``newest`` N."""
+        return self._backend.incidents(job_id, newest)
 
     def metrics(
         self,

@@ -16,6 +16,7 @@ from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.job_files import JobFiles
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
 from jobs.report.words import event
+from jobs.run_dir.incidents import NewIncidents
 from jobs.run_dir.plain_file import open_plain
 
 POLL_S = 1.0
@@ -30,12 +31,16 @@ class FileBackend(Backend):
 
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
         """Changes of status and incidents, numbered from 1 as they are seen, until the job has ended."""
-        seq, last, seen = 0, "", set[str]()
+        seq, last, journal = 0, "", None
         while True:
             job = self.get(job_id)
             fresh = [_changed(job)] if job.status != last else []
             last = job.status
-            for happened in (*self._fresh_incidents(job.id, seen), *fresh):
+            with suppress(Unsupported):
+                files = self._readable(job.id)
+                journal = journal or NewIncidents(files.folder.incidents, files.below)
+            found = () if journal is None else (incident_event(job.id, row) for row in journal.fresh())
+            for happened in (*found, *fresh):
                 seq += 1
                 if seq > after:
                     yield happened.model_copy(update={"seq": seq})
@@ -43,15 +48,8 @@ class FileBackend(Backend):
                 return
             time.sleep(POLL_S)
 
-    def _fresh_incidents(self, job_id: str, seen: set[str]) -> Iterator[Event]:
-        with suppress(Unsupported):
-            for row in self.incidents(job_id):
-                if row["anchor"] not in seen:
-                    seen.add(row["anchor"])
-                    yield incident_event(job_id, row)
-
-    def incidents(self, job_id: str) -> list[dict[str, Any]]:
-        return self._readable(job_id).incident_rows()
+    def incidents(self, job_id: str, newest: int | None) -> list[dict[str, Any]]:
+        return self._readable(job_id).incident_rows(start=0 if newest is None else -1, limit=newest)
 
     def metrics(self, job_id: str, columns: Sequence[str], *, after_attempt: int, points: int) -> Series:
         return self._readable(job_id).metrics(columns, after_attempt=after_attempt, points=points)

@@ -31,7 +31,8 @@ class FolderBackend(FileBackend):
             raise Unreachable(f"{self._root} is no folder: {wanted}")
 
     def page(self, wanted: Wanted, *, cursor: str | None, limit: int) -> JobList:
-        folders = [path for path in self._root.iterdir() if JobFiles(path).exists()]
+        alone = JobFiles(self._root).exists()
+        folders = [self._root] if alone else [p for p in self._root.iterdir() if JobFiles(p).exists()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         jobs = [self._info_or_why_not(JobFiles(path)) for path in folders]
         return page_of(jobs, wanted, cursor=cursor, limit=limit)

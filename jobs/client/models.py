@@ -17,6 +17,8 @@ Status = Literal[
 STATUSES: tuple[Status, ...] = get_args(Status)
 Recorded = Literal["metrics.jsonl", "incidents.jsonl", "checkpoints.jsonl", "result.json", "samples.txt"]
 """Files of a job that can be downloaded."""
+MOST_AT_ONCE = 1000
+"""Incidents of an answer: each may have some kB of evidence."""
 Number = float | Literal["nan", "inf", "-inf"]
 
 

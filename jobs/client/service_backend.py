@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -16,7 +17,7 @@ import httpx
 
 from jobs.client.backend import SubmitRequest, Wanted
 from jobs.client.errors import ClientError, Conflict, JobNotFound, NotAllowed, Refused, TryLater, Unreachable
-from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
+from jobs.client.models import ENDED, MOST_AT_ONCE, CheckpointInfo, Event, JobInfo, JobList, Series
 from jobs.client.working_dir import pack
 
 T = TypeVar("T")
@@ -97,7 +98,17 @@ class ServiceBackend:
     def events(self, job_id: str, *, after: int) -> Iterator[Event]:
         return self._stream(job_id, "events", _events, "after", after, follow=True)
 
-    def incidents(self, job_id: str) -> list[dict[str, Any]]:
+    def incidents(self, job_id: str, newest: int | None) -> list[dict[str, Any]]:
+        if newest is not None and newest <= MOST_AT_ONCE:
+            place = {"start": -1, "limit": newest}
+            with suppress(Refused):  # by an older service
+                rows: list[dict[str, Any]] = self._ask(
+                    "GET", f"/jobs/{job_id}/incidents", params=place
+                ).json()
+                return rows
+        return self._all_incidents(job_id)[-newest if newest else None :]
+
+    def _all_incidents(self, job_id: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while True:
             page = self._ask("GET", f"/jobs/{job_id}/incidents", params={"start": len(found)}).json()

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from jobs.data.errors import SampleError
@@ -17,6 +17,16 @@ import_torchvision()
 from torchvision.transforms.v2 import functional  # noqa: E402
 
 _BITS_PER_SAMPLE = 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation."""
 _LONGEST = 16
 """Of a strip with sides of more than 1:16 the middle is kept: resizing its short side would make it huge."""
 
@@ -24,8 +34,9 @@ _LONGEST = 16
 def decode(source: Path | BinaryIO, name: str | None = None) -> Tensor:
     """The image, uint8 [3, H, W].
 
-    16-bit grey is scaled to 8 bits, float pixels from 0..1. Transparency is dropped; but where the alpha
-    channel alone holds the picture, it is laid on a background that shows it.
+    It is turned by its EXIF orientation, as cameras set it. 16-bit grey is scaled to 8 bits, float pixels
+    from 0..1. Transparency is dropped; but where the alpha channel alone holds the picture, it is laid on a
+    background that shows it.
 
     Args:
         source: a file, or its content.
@@ -36,7 +47,8 @@ def decode(source: Path | BinaryIO, name: str | None = None) -> Tensor:
     """
     try:
         with Image.open(source) as image:
-            return functional.pil_to_tensor(_middle(_rgb(image)))
+            rgb = _rgb(image)
+            return functional.pil_to_tensor(_middle(_upright(rgb, image)))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything, and one broken file must not end a training
@@ -52,6 +64,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return _without_alpha(image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Asked after the image was loaded: Pillow itself turns a TIFF then."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - a broken header of a picture that can be read
+        turn = None
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _from_wide(image: Image.Image) -> Image.Image:

@@ -1,7 +1,8 @@
-"""The files below a folder: links followed, each real folder once, hidden ones left out."""
+"""The files below a folder: links followed, each real folder once, hidden ones left out; and what is text."""
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,12 @@ IGNORED = (
     *("$RECYCLE.BIN", "System Volume Information"),
 )
 """What archivers, Python and disks leave in folders; everything that begins with a dot is ignored too."""
+
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json", ".arrow")
+"""Of files that ``jobs.data.tables`` reads; ``.gz`` may follow."""
 
 
 def files_below(folder: Path, *, ignored: Sequence[str] = IGNORED, within: Path | None = None) -> list[Path]:
@@ -28,6 +35,20 @@ def files_below(folder: Path, *, ignored: Sequence[str] = IGNORED, within: Path 
     return sorted(
         (file for file in found if file.is_file() or leads_nowhere(file)), key=lambda file: file.parts
     )
+
+
+def why_no_text(content: bytes) -> str | None:
+    """What is wrong with a text in UTF-8; None if it is one."""
+    if content.startswith(_UTF_16):
+        return "it is UTF-16: save it as UTF-8"
+    if b"\0" in content:
+        return "it has zero bytes, as UTF-16 and binary files do"
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"byte {error.start} (0x{content[error.start]:02x}, in line {line}) is not UTF-8"
+    return None
 
 
 def leads_nowhere(path: Path) -> bool:

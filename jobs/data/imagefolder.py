@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import torch
 
@@ -15,6 +16,7 @@ from jobs.data.files import files_below, hidden, leads_nowhere
 from jobs.data.images import ImageFiles, hold_out
 from jobs.data.splits import HELD_OUT, TRAIN, partners, split_name
 from jobs.spec.data import DataSpec
+from jobs.spec.errors import did_you_mean
 from jobs.torchvision_compat import import_torchvision
 
 import_torchvision()
@@ -39,8 +41,9 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
     """
     root = Path(config.root or "").expanduser()
     if not root.is_dir():
+        missing = "is a file, no folder" if root.exists() else "there is no such folder"
         raise DataError(
-            f"data.root = {root}: there is no such folder: set data.root to one with train/<class>/ and "
+            f"data.root = {root}: {missing}: set data.root to one with train/<class>/ and "
             f"val/<class>/, or make a small one: python -m jobs.data.to_folder digits {root}"
         )
     train, test = _find_splits(root)
@@ -49,8 +52,20 @@ def load_image_folder(config: DataSpec) -> tuple[ImageFiles, ImageFiles]:
         return hold_out(_files(train, classes), config.val_share, config.split_seed, str(train))
     strange = sorted(set(_class_names(test)) - set(classes))
     if strange:
-        raise DataError(f"{test / strange[0]}: this class is not in {train}")
+        raise DataError(_unknown_class(test / strange[0], train, classes))
     return _files(train, classes), _files(test, classes, all_classes=False)
+
+
+def _unknown_class(folder: Path, train: Path, classes: Sequence[str]) -> str:
+    message = f"{folder}: this class is not in {train}"
+    same = [name for name in classes if normalize("NFC", name) == normalize("NFC", folder.name)]
+    if same:
+        return (
+            f"{message}: the name there looks the same and has other bytes (Unicode forms NFC and NFD, as "
+            "macOS and others write accents): rename one of them"
+        )
+    question = did_you_mean(folder.name, classes)
+    return f"{message}; {question}" if question else message
 
 
 def _find_splits(root: Path) -> tuple[Path, Path | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +23,11 @@ from jobs.data.tables import read_splits
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import did_you_mean
 
+_log = logging.getLogger(__name__)
+
 _NAMED = 5
+_ENOUGH = 10
+"""Rows with as many labels: of fewer each may be an example of its class."""
 _NOTHING = (None, "")
 
 
@@ -88,7 +94,7 @@ def load_table(config: DataSpec) -> tuple[TableImages, TableImages]:
         DataError: table, column or image is missing, or a label is no class; the row is named, from 1.
     """
     root, own = Path(config.root or "").expanduser(), config.columns
-    train, test = read_splits(root, "data.root", [own.image, own.label])
+    train, test = read_splits(root, "data.root", [own.image, own.label], own.label)
     classes = classes_of(train, own.label, root)
     return held_out(config, train, test, lambda table: _images(table, classes, config, root))
 
@@ -114,6 +120,9 @@ def classes_of(table: pa.Table, label: str, root: Path) -> dict[Any, str]:
     if len(classes) < 2:
         named = f", {next(iter(classes.values()))}" if classes else ""
         raise DataError(f"{root}: column {label!r} has {len(classes)} class{named}: it takes two or more")
+    if _ENOUGH <= table.num_rows == len(found):
+        raise DataError(f"{root}: {label} differs in each row: a number to predict or an id is no class")
+    _warn_of_twins(classes.values(), label, root)
     return classes
 
 
@@ -123,6 +132,17 @@ def _why_no_label(kind: pa.DataType) -> str:
     if pa.types.is_floating(kind):
         return "labels are texts or whole numbers, which empty cells turn into fractions: remove those rows"
     return "labels are texts or whole numbers"
+
+
+def _warn_of_twins(names: Iterable[str], label: str, root: Path) -> None:
+    """Names that look alike are usually one class, and count as two."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(unicodedata.normalize("NFKC", " ".join(name.split())).casefold(), []).append(name)
+    twins = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if twins:
+        named = "; ".join(twins[:_NAMED])
+        _log.warning("data: classes in column %r of %s that differ little: %s", label, root, named)
 
 
 def _class_label(table: pa.Table, label: str) -> list[str]:

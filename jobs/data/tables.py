@@ -16,7 +16,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from jobs.data.errors import DataError
-from jobs.data.files import hidden
+from jobs.data.files import TABLES, hidden, why_no_text
 from jobs.spec.errors import did_you_mean
 
 TRAIN = ("train", "training")
@@ -26,7 +26,9 @@ _SPLIT = re.compile(rf"({'|'.join((*TRAIN, *HELD_OUT))})(?:[-_.]?\d.*)?")
 _SEPARATORS = ",;\t"
 
 
-def read_splits(root: Path, field: str, columns: Sequence[str]) -> tuple[pa.Table, pa.Table | None]:
+def read_splits(
+    root: Path, field: str, columns: Sequence[str], label: str | None = None
+) -> tuple[pa.Table, pa.Table | None]:
     """These columns of the training table, and of the held-out one where there is one.
 
     Args:
@@ -34,6 +36,7 @@ def read_splits(root: Path, field: str, columns: Sequence[str]) -> tuple[pa.Tabl
             folder of ``save_to_disk``.
         field: of the spec, for messages.
         columns: names.
+        label: the one with names of classes: ``01`` and ``1`` are two, ``1.0`` is 1.
 
     Raises:
         DataError: there is no table, it cannot be read, or lacks a column.
@@ -41,8 +44,8 @@ def read_splits(root: Path, field: str, columns: Sequence[str]) -> tuple[pa.Tabl
     if not root.exists():
         raise DataError(f"{_place(field, root)}: there is no such file or folder")
     train, test = _parts(root, field)
-    found = _read(train, columns, root)
-    return found, _read(test, columns, root) if test else None
+    found = _read(train, columns, root, label)
+    return found, _read(test, columns, root, label) if test else None
 
 
 def column_names(root: Path) -> list[str] | None:
@@ -97,8 +100,8 @@ def _stem(path: Path) -> str:
     return path.name.lower().partition(".")[0]
 
 
-def _read(parts: Sequence[Path], columns: Sequence[str], root: Path) -> pa.Table:
-    tables = [_one(part, columns) for part in parts]
+def _read(parts: Sequence[Path], columns: Sequence[str], root: Path, label: str | None) -> pa.Table:
+    tables = [_with_label(_one(part, columns), part, label) for part in parts]
     try:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
@@ -127,16 +130,47 @@ def _one(path: Path, columns: Sequence[str]) -> pa.Table:
     return table.select(list(dict.fromkeys(columns)))
 
 
-def _csv(path: Path) -> pa.Table:
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        header = file.readline().decode("utf-8-sig")
+def _with_label(table: pa.Table, path: Path, label: str | None) -> pa.Table:
+    """The labels as they are written, where a number would lose a zero, and whole numbers as such."""
+    if label is None:
+        return table
+    place, labels = table.column_names.index(label), table.column(label)
+    if pa.types.is_integer(labels.type) and _kind(path) in (".csv", ".tsv"):
+        written = _csv(path, as_text=label).column(label)
+        if not written.equals(labels.cast(pa.string())):
+            return table.set_column(place, label, written)
+    if pa.types.is_floating(labels.type) and (whole := _whole_numbers(labels)) is not None:
+        return table.set_column(place, label, whole)
+    return table
+
+
+def _whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    try:
+        return labels.cast(pa.int64())
+    except pa.ArrowInvalid:  # 1.5, nan
+        return None
+
+
+def _csv(path: Path, as_text: str | None = None) -> pa.Table:
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rb") as file:
+        line = file.readline()
+        if reason := why_no_text(line):
+            raise ValueError(reason)
+        header = line.decode("utf-8-sig")
     found = "\t" if _kind(path) == ".tsv" else max(_SEPARATORS, key=header.count)
     names = next(csv.reader([header], delimiter=found), [])
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"column {twice!r} is there twice")
     options = pyarrow.csv.ParseOptions(delimiter=found, newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, parse_options=options)
+    text = {} if as_text is None else {as_text: pa.string()}
+    convert = pyarrow.csv.ConvertOptions(column_types=text, include_columns=list(text))
+    table = pyarrow.csv.read_csv(path, parse_options=options, convert_options=convert)
+    if any(map(pa.types.is_binary, table.schema.types)):
+        with opened(path, "rb") as file:
+            raise ValueError(why_no_text(file.read()) or "a cell is not text")
+    return table
 
 
 def _json(path: Path) -> pa.Table:
@@ -162,15 +196,9 @@ def _saved(folder: Path) -> pa.Table:
     return pa.concat_tables([_arrow(folder / part["filename"]) for part in state["_data_files"]])
 
 
-_READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".parquet": pyarrow.parquet.read_table,
-    ".jsonl": _json,
-    ".ndjson": _json,
-    ".json": _json,
-    ".arrow": _arrow,
-}
+_READERS: dict[str, Callable[[Path], pa.Table]] = dict(
+    zip(TABLES, (_csv, _csv, pyarrow.parquet.read_table, _json, _json, _json, _arrow), strict=True)
+)
 
 
 def _line(error: Exception) -> str:

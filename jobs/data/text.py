@@ -7,14 +7,14 @@ import gzip
 import logging
 import sysconfig
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-from jobs.data.files import IGNORED, files_below, hidden
+from jobs.data.files import IGNORED, TABLES, files_below, hidden, why_no_text
 from jobs.data.splits import HELD_OUT, TRAIN, partners
 from jobs.spec.data import DataSpec
 
@@ -127,14 +127,26 @@ def _texts_of(files: list[Path], source: Path) -> list[bytes]:
     texts = [text for text in texts if text]
     more = f"; and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     reasons = "; ".join(left_out[:_NAMED]) + more
+    advice = _of_tables(files)
     if not texts:
         raise DataError(
             f"data.path: there is no text in {source}: it takes UTF-8 files, gzipped or not"
             + (f" ({reasons})" if reasons else "")
+            + (f"; {advice}" if advice else "")
         )
+    if advice:
+        _log.warning("data: %s is trained on as it is, with names and separators: %s", source, advice)
     if left_out:
         _log.warning("data: left out, since it is no text: %s", reasons)
     return texts
+
+
+def _of_tables(files: Sequence[Path]) -> str:
+    """What to do where all files are tables; empty if not."""
+    suffixes = {Path(file.name.lower().removesuffix(".gz")).suffix for file in files}
+    return (
+        "data.columns: {text: COLUMN} reads a column of a table" if suffixes and suffixes <= {*TABLES} else ""
+    )
 
 
 def _system(corpus: str) -> tuple[list[bytes], str]:
@@ -177,14 +189,8 @@ def _text(file: Path) -> bytes:
     if zipped and not content:
         raise EOFError("it is empty, which no gzip file is")
     text = gzip.decompress(content) if zipped else content
-    if b"\0" in text:
-        raise _NoText("it has zero bytes, as UTF-16 and binary files do")
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        byte = text[error.start]
-        raise _NoText(f"byte {error.start} (0x{byte:02x}, in line {line}) is not UTF-8") from None
+    if reason := why_no_text(text):
+        raise _NoText(reason)
     return text.removeprefix(codecs.BOM_UTF8)
 
 

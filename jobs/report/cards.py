@@ -10,6 +10,7 @@ from guard.records import Incident
 from jobs.report import charts, words
 from jobs.report.advice import advice
 from jobs.report.formats import UNKNOWN, count, number, runs
+from jobs.run_dir.incidents import severity
 
 MOST_CARDS = 24
 MOST_LINES = 1500
@@ -37,13 +38,13 @@ class Card(Line):
     advice: str
 
 
-def arrange(incidents: Sequence[Incident]) -> tuple[list[Card], list[Line], int]:
-    """The most severe incidents as cards, others as lines, and how many are only in the file."""
+def arrange(incidents: Sequence[Incident], total: int) -> tuple[list[Card], list[Line], int]:
+    """The most severe incidents as cards, others as lines, and how many of the total are only in the file."""
     chosen = set(_most_severe(incidents, MOST_CARDS))
     cards = [card(incidents[index]) for index in sorted(chosen)]
     rest = [index for index in range(len(incidents)) if index not in chosen]
     lines = [Line(*_line(incidents[index])) for index in rest[:MOST_LINES]]
-    return cards, lines, len(rest) - len(lines)
+    return cards, lines, total - len(cards) - len(lines)
 
 
 def most_severe(incidents: Sequence[Incident], most: int) -> list[Incident]:
@@ -81,11 +82,7 @@ def _most_severe(incidents: Sequence[Incident], most: int) -> list[int]:
 
 def _rank(incident: Incident) -> int:
     """The most severe first: what halted the run, what was rolled back, what was not finite."""
-    if incident.halted:
-        return 0
-    if incident.rolled_back:
-        return 1
-    return 2 if incident.verdict == "nonfinite" else 3
+    return 0 if incident.halted else severity(incident.action, incident.verdict)
 
 
 def _facts(incident: Incident) -> list[tuple[str, str]]:

@@ -189,5 +189,5 @@ def _incidents(run: Run) -> dict[str, Any]:
     shown = most_severe(run.incidents, MOST_INCIDENTS)
     return {
         "shown": [(i.id, words.title(i), words.badge(i), tone(i)) for i in shown],
-        "unlisted": len(run.incidents) - len(shown),
+        "unlisted": len(run.incident_attempts) - len(shown),
     }

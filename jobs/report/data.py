@@ -17,6 +17,7 @@ from guard.rows import as_text
 from jobs.report.causes import with_first_layer
 from jobs.report.checkpoints import Checkpoint, read_checkpoints
 from jobs.report.series import Flags, Floats, Matrix, cell, matrix
+from jobs.run_dir.incidents import Journal
 from jobs.run_dir.jsonl import read_json
 from jobs.run_dir.paths import OPERATORS, SAMPLES, SPEC
 from jobs.run_dir.reader import RunReader
@@ -25,6 +26,8 @@ from jobs.run_dir.storage import without_keys
 from jobs.spec.masking import masked, masked_result, masked_spec
 from jobs.spec.yaml_text import dump_yaml, load_yaml
 
+MOST_INCIDENTS = 2000
+"""Of which a report holds the evidence."""
 NO_COOLDOWN = {"lr_scale": 1.0, "weight_decay_scale": 1.0, "anchor_l2": 0.0, "l1": 0.0}
 _NESTED = (
     "local_norms",
@@ -79,11 +82,14 @@ class Run:
     layers: Matrix
     ranks: Matrix
     incidents: tuple[Incident, ...]
+    """The most severe and the newest ones of a long journal."""
     rolled_back: tuple[Span, ...]
     restarts: int
     samples: str = ""
     checkpoints: tuple[Checkpoint, ...] = ()
     profile: Mapping[str, Any] | None = None
+    incident_attempts: tuple[int | None, ...] = ()
+    """Of all incidents."""
 
 
 def read_run(
@@ -103,10 +109,11 @@ def read_run(
     result = None if found is None else masked_result(found, unmasked, env)
     table = files.steps((*NUMBERS, *_TEXTS, *_NESTED))
     steps, layers = Steps(table), _layer_matrix(_known(table, "layers", Mapping))
+    journal = files.journal(start=-1, limit=MOST_INCIDENTS, severest=True)
     rolled_back = RolledBack()
     rolled_back.add(table.columns)
     return Run(
-        name=as_text((result or {}).get("job")) or as_text(spec.get("name")) or _name(files),
+        name=as_text((result or {}).get("job")) or as_text(spec.get("name")) or _name(files, journal),
         spec=spec,
         spec_text=spec_text,
         result=result,
@@ -114,7 +121,8 @@ def read_run(
         evaluations=tuple(table.evaluations),
         layers=layers,
         ranks=_rank_matrix(_measured(table, steps)),
-        incidents=tuple(with_first_layer(incident, layers) for incident in files.incidents()),
+        incidents=tuple(with_first_layer(incident, layers) for incident in journal.incidents),
+        incident_attempts=tuple(journal.attempts),
         rolled_back=tuple(rolled_back.spans),
         restarts=table.restarts,
         samples=files.text(SAMPLES) if (result or {}).get("samples") else "",
@@ -123,9 +131,9 @@ def read_run(
     )
 
 
-def _name(files: RunReader) -> str:
+def _name(files: RunReader, journal: Journal) -> str:
     """What a job is called that has neither a result nor a spec: as its incidents name it, or its folder."""
-    jobs = {incident.job for incident in files.incidents()} if not files.exists() else set()
+    jobs = {incident.job for incident in journal.incidents} if not files.exists() else set()
     return ", ".join(sorted(jobs - {""})) or files.folder.path.resolve().name
 
 

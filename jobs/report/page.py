@@ -75,7 +75,7 @@ def template(name: str) -> Template:
 def context(run: Run) -> dict[str, Any]:
     """Everything that the template names."""
     summary = summarize(run)
-    shown, lines, unlisted = cards.arrange(run.incidents)
+    shown, lines, unlisted = cards.arrange(run.incidents, len(run.incident_attempts))
     cost_parts = cost.shares(run, summary)
     worst, more_offenders = offenders(run.incidents)
     return {
@@ -99,6 +99,7 @@ def context(run: Run) -> dict[str, Any]:
         "unlisted": unlisted,
         "offenders": worst,
         "more_offenders": more_offenders,
+        "more_incidents": len(run.incident_attempts) - len(run.incidents),
         "layers": heat.layers(run.layers, charts.span(run)) if len(run.layers.names) else None,
         "ranks": heat.ranks(run.ranks, charts.span(run)) if len(run.ranks.names) > 1 else None,
         "cost": charts.cost(run) if cost_parts else None,
@@ -178,7 +179,10 @@ def training_words(run: Run) -> str:
         return "No finite loss was recorded."
     ways = f"Loss went from {number(float(losses[0]))} to {number(float(losses[-1]))}"
     highest = f"highest {number(float(losses.max()))}"
-    marked = f"{plural(len(run.incidents), 'incident')} marked"
+    more = len(run.incident_attempts) - len(run.incidents)
+    marked = (
+        f"{plural(len(run.incidents), 'incident')} marked{f', {count(more)} lesser ones not' if more else ''}"
+    )
     return f"{ways} ({highest}) over {plural(len(run.steps), 'attempt')}; {marked}."
 
 

@@ -77,7 +77,7 @@ def from_metrics(run: Run) -> Summary:
         attempts=_last(steps.attempt),
         metrics={name: value for name, value in last.metrics.items() if name != "epoch"} if last else {},
         anomalies=_anomalies(run),
-        incidents=len(run.incidents),
+        incidents=len(run.incident_attempts),
         skips=int(steps.skipped.sum()),
         rollbacks=int(rollbacks.sum()),
         clips=int(steps.clipped.sum()),
@@ -146,8 +146,8 @@ def _last(column: Any) -> int | None:
 def _anomalies(run: Run) -> int:
     """Attempts in which anything was wrong: by their rows, or by an incident where rows lack it."""
     attempts = set(run.steps.attempt[run.steps.anomalous].astype(int).tolist())
-    known = attempts | {i.attempt for i in run.incidents if i.attempt is not None}
-    return len(known) + sum(incident.attempt is None for incident in run.incidents)
+    known = attempts.union(attempt for attempt in run.incident_attempts if attempt is not None)
+    return len(known) + run.incident_attempts.count(None)
 
 
 def _steps_lost(steps: Steps) -> int:

@@ -4,6 +4,7 @@
 ``jsonl``: rows of JSON that grow, and documents that are replaced whole
 ``plain_file``: opens every file that is read
 ``reader``: ``RunReader``, the one reader of all files
+``incidents``: the incidents of a journal with their outcomes
 ``steps``: the step attempts as columns
 ``result``: ``result.json``, how a job ended
 ``storage``: the interface of a storage of checkpoints, and local folders

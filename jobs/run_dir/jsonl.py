@@ -30,7 +30,7 @@ def iter_jsonl(
     ``open_plain``.
     """
     place = 0
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_plain(path, below) as file:
+    with contextlib.suppress(FileNotFoundError), open_plain(path, below) as file:
         while line := file.readline(PIECE):
             place += len(line)
             if end is not None and place > end:

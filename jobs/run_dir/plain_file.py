@@ -14,6 +14,13 @@ LARGEST = 8 << 30
 """Bytes of a file that is read below a folder: ten million steps."""
 
 
+_WHY = {
+    errno.ELOOP: "is a link in a circle",
+    errno.ENXIO: "is no regular file",  # a socket
+    errno.EACCES: "may not be read by this user",
+}
+
+
 class NotAPlainFile(JobError, OSError):
     """Not a plain file, too large, or a link out of the job's folder."""
 
@@ -32,18 +39,13 @@ def open_plain(path: str | Path, below: Path | None = None, *, most: int = LARGE
         most: in bytes.
 
     Raises:
+        FileNotFoundError: there is none.
         NotAPlainFile: it is none that may be read.
-        OSError: it cannot be opened.
     """
     real = os.path.realpath(path)
     if below is not None and not is_inside(real, os.fspath(below)):  # a job may replace its folder by a link
         raise NotAPlainFile(path, "leads out of the job's folder")
-    try:
-        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise NotAPlainFile(path, "is a link in a circle") from None
-        raise
+    descriptor = _opened(real, path)
     try:
         _check(descriptor, path, real, None if below is None else most)
     except BaseException:
@@ -61,6 +63,19 @@ def read_plain(path: str | Path, below: Path | None = None, *, most: int = LARGE
 def is_inside(real: str, top: str) -> bool:
     """Whether a path without links is a folder or below it."""
     return real == top or real.startswith(f"{top.rstrip(os.sep)}{os.sep}")
+
+
+def _opened(real: str, path: str | Path) -> int:
+    try:
+        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+    except OSError as error:
+        raise NotAPlainFile(
+            path, _WHY.get(error.errno or 0, f"cannot be opened ({error.strerror})")
+        ) from None
 
 
 def _check(descriptor: int, path: str | Path, real: str, most: int | None) -> None:

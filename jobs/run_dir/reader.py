@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from guard.records import COLUMNS, NUMBERS, Incident, IncidentOutcome
-from guard.rows import as_int, as_text_or_none
+from guard.records import COLUMNS, NUMBERS, Incident
+from guard.rows import as_int
+from jobs.run_dir.incidents import Journal, join_outcomes
 from jobs.run_dir.jsonl import GrowingRows, iter_jsonl, last_rows, parse_row, read_bytes, read_json
 from jobs.run_dir.paths import SPEC, RunDir
 from jobs.run_dir.plain_file import NotAPlainFile, read_plain
@@ -72,17 +72,14 @@ class RunReader:
         return StepTable(columns)
 
     def incidents(self, *, start: int = 0, limit: int | None = None) -> list[Incident]:
-        """The incidents in the order of the journal, each with its outcome and its anchor.
+        """The incidents in the order of the journal, each with its outcome and its anchor; arguments as of
+        ``JournalWindow``."""
+        return self.journal(start=start, limit=limit).incidents
 
-        Args:
-            start: leaves out that many; -1: begins with the newest ``limit``.
-            limit: at most so many; no more are held in memory.
-        """
-        return join_outcomes(iter_jsonl(self.folder.incidents, below=self.below), start, limit)[0]
-
-    def newest_incidents(self, limit: int) -> tuple[list[Incident], int]:
-        """The newest ones, the oldest of them first, and how many there are in all."""
-        return join_outcomes(iter_jsonl(self.folder.incidents, below=self.below), -1, limit)
+    def journal(self, *, start: int = 0, limit: int | None = None, severest: bool = False) -> Journal:
+        """Some of the incidents, and the attempts of all; arguments as of ``JournalWindow``."""
+        rows = iter_jsonl(self.folder.incidents, below=self.below)
+        return join_outcomes(rows, start, limit, severest=severest)
 
     def result(self) -> dict[str, Any] | None:
         """The contents of result.json, as they are stored."""
@@ -140,44 +137,6 @@ def _total_steps(path: Path, below: Path | None, _mtime_ns: int, _size: int) -> 
         spec = RunReader(path.parent, below).spec()
         return None if spec is None else spec.train.max_steps
     return None
-
-
-def join_outcomes(
-    rows: Iterable[Mapping[str, Any]], start: int = 0, limit: int | None = None
-) -> tuple[list[Incident], int]:
-    """Incidents in the order of the journal; an outcome belongs to the latest incident of its job and id.
-
-    A restarted job may have used an id twice: the anchor is unique. Older outcomes name no job.
-
-    Args:
-        rows: of the journal.
-        start: see ``RunReader.incidents``.
-        limit: likewise.
-
-    Returns:
-        The incidents, and how many there are in the journal.
-    """
-    incidents: dict[int, Incident] = {}
-    count = 0
-    latest: dict[tuple[str | None, int], int] = {}
-    used: Counter[int] = Counter()
-    for row in rows:
-        if row.get("type") == "outcome":
-            place = latest.get((as_text_or_none(row.get("job")), as_int(row.get("incident")) or 0))
-            if place in incidents:
-                incidents[place] = replace(incidents[place], outcome=IncidentOutcome.from_row(row))
-        elif row.get("type") == "incident":
-            incident = Incident.from_row(row)
-            id_ = incident.id or count + 1
-            used[id_] += 1
-            again = f"-{used[id_]}" if used[id_] > 1 else ""
-            latest[incident.job, id_] = latest[None, id_] = count
-            if start < 0 or (count >= start and (limit is None or count < start + limit)):
-                incidents[count] = replace(incident, id=id_, anchor=f"incident-{id_}{again}")
-            if start < 0 and limit is not None and len(incidents) > limit:
-                del incidents[next(iter(incidents))]
-            count += 1
-    return list(incidents.values()), count
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from jobs.spec.masking import masked
 from jobs.spec.odd_characters import advice
 from jobs.spec.schema import Part, annotation_at, dotted, leaf_paths, section_of
 
@@ -37,9 +38,16 @@ class SpecProblem:
     where: str = ""
 
     def __str__(self) -> str:
-        field = self.path if self.value is None else f"{self.path} = {_quoted(self.value)}"
+        field = (
+            self.path if self.value is None else f"{self.path} = {_quoted(masked(self.value, self._name))}"
+        )
         line = ": ".join(part for part in (self.where, field, self.message) if part)
         return line if self.suggestion is None else f"{line}; {self.suggestion}"
+
+    @property
+    def _name(self) -> str:
+        """The innermost name: a secret in the wrong section is not printed into a log."""
+        return self.path.rpartition(".")[2].partition("[")[0]
 
 
 def line_of(problem: SpecProblem) -> tuple[bool, int]:
@@ -117,6 +125,10 @@ def _problem(
     if detail["type"] == "related":
         parts += [context["field"]] if context["field"] else []
         message, value = context["text"], context["value"]
+    elif detail["type"] == "json_invalid":
+        deep = "recursion" in detail["msg"]
+        message = f"is {'nested too deeply to be a spec' if deep else 'no text in UTF-8'}"
+        value = None
     elif detail["type"] == "extra_forbidden":
         message, suggestion = unknown_field(model, parts)
     elif detail["type"] == "literal_error":

@@ -31,6 +31,7 @@ from jobs.spec.workload_names import with_tabular_defaults
 from jobs.spec.yaml_text import dump_yaml
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9\-_.]{0,62}$")
+_LONGEST_NAME = 255
 
 
 class JobSpec(Config):
@@ -51,7 +52,7 @@ class JobSpec(Config):
     """Free fields for your own workload, which reads them from ``spec.options``; the built-in workloads have
     none."""
 
-    storage: str = Field(default="runs", min_length=1)
+    storage: str = Field(default="runs", min_length=1, max_length=1000)
     """Folder for the files of jobs; those of this job are stored in ``<storage>/<name>/``."""
 
     resume: Literal["manual", "auto"] = "manual"
@@ -238,6 +239,10 @@ class JobSpec(Config):
     def _is_a_folder(cls, value: str) -> str:
         if "://" in value:
             raise ValueError("is a URL: storage is a folder that every worker can access, such as runs")
+        if re.search(r"\$\w|\$\{", value):
+            raise ValueError("variables are not replaced: write the folder; ~ is your home")
+        if not value.isprintable() or max(len(part.encode()) for part in value.split("/")) > _LONGEST_NAME:
+            raise ValueError(f"must be printable, each name in it with at most {_LONGEST_NAME} bytes")
         return value
 
 

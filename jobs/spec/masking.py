@@ -1,11 +1,12 @@
 """Masks secrets in output: by the name of a field or variable, and by its value wherever it occurs."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 MASKED = "********"
 SHORTEST = 6
@@ -18,8 +19,8 @@ Names = Sequence[str]
 """More names of secrets, with ``*`` and ``?``, in any case: the field ``secrets`` of a spec."""
 
 _SECRET_NAME = re.compile(
-    r"(^|_)(tokens?|pwd|auth|oauth|keys?|dsn|cookies?|bearer|jwt|otp|sig|webhooks?|authorization"
-    r"|connection_?strings?)[0-9]*(_|$)|(^|_)(pass|pin|pat|sas)[0-9]*$"
+    r"(^|_)(tokens?|pwd|creds?|auth|oauth|keys?|dsn|cookies?|bearer|jwt|otp|sig|webhooks?|authorization"
+    r"|connection_?strings?)[0-9]*(_|$)|(^|_)(pin|pat|sas)[0-9]*$|pass[0-9]*$"
     r"|secret|passw(or)?[dt]|passphrase|passcode|passkey|credential"
     r"|(api|access|private|auth|bearer|refresh|session|master|ssh|license|encryption|signing)_?(key|token)",
     re.IGNORECASE,
@@ -30,17 +31,19 @@ _COUNT = re.compile(
 """Numbers of such a name are counts: ``max_tokens``, ``pad_token_id``, ``key_dim``."""
 
 _ASSIGNED = re.compile(
-    r"(?<![\w.\-])(?:([\w.\-]+)([\"']?\s*[=:]\s*)(?!//)|--([\w.\-]+)(\s+)(?![\w.\-]+[=:]))"
+    r"(?<![\w.\-])(?:([\w.\-]+)(\\*[\"']?\s*[=:]\s*)(?!//)|--([\w.\-]+)(\s+)(?![\w.\-]+[=:]))"
     r"(\"[^\"]*\"|'[^']*'|[^\s;&,]+)"
 )
 _SECRET_VALUE = re.compile(
     r"\b(Bearer|Basic)\s+[\w+/=.\-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY-----.*"
     r"|\b(gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abps]-|AKIA|AIza)[A-Za-z0-9\-]{16,}\w*"
+    r"|\b(npm_|pypi-|sk_live_|rk_live_|SG\.|ya29\.|ASIA)[\w.\-]{16,}"
     r"|\beyJ[\w\-]{10,}\.[\w.\-]+"
     r"|(?<=//hooks\.slack\.com/services/)\S+|(?<=//discord\.com/api/webhooks/)\S+",
     re.DOTALL,
 )
-"""Headers, private keys, and what GitHub, GitLab, Hugging Face, OpenAI, Slack, AWS and Google hand out."""
+"""Headers, private keys, and what GitHub, GitLab, Hugging Face, OpenAI, Slack, AWS, Google,
+npm, PyPI, Stripe and SendGrid issue."""
 
 _PARTS = re.compile(r"[\n,]|^(?:Bearer|Basic) ")
 """Between the keys of a list, the lines of a private key; before the key in a header."""
@@ -71,17 +74,21 @@ def masked(value: Any, name: str = "", more: Names = ()) -> Any:
 
 def _items(section: Mapping[Any, Any], name: str, more: Names) -> Iterator[tuple[str, Any, str]]:
     """Key, value and the name that decides. ``{name: API_KEY, value: ...}`` is a pair too."""
-    label = next((section[key] for key in ("name", "key") if isinstance(section.get(key), str)), "")
+    names = {str(key).lower(): item for key, item in section.items()}
+    label = next((names[key] for key in ("name", "key") if isinstance(names.get(key), str)), "")
     for key, item in section.items():
-        pair = key == "value" and is_secret(label, more)
+        pair = str(key).lower() in ("value", "val") and is_secret(label, more)
         yield str(key), item, label if pair else _name_below(name, str(key), more)
 
 
 def _elements(values: Sequence[Any], name: str, more: Names) -> Iterator[tuple[Any, str]]:
-    """Value and the name that decides: that of an option, as in ``[--api-key, ...]``, or of the list."""
+    """Value and the name that decides: that of an option, as in ``[--api-key, ...]``, of a pair, as in
+    ``[X-Api-Key, ...]``, or of the list."""
     for before, item in zip(("", *values), values, strict=False):
-        option = isinstance(before, str) and before.startswith("-") and "=" not in before
-        yield item, before.lstrip("-") if option and is_secret(before.lstrip("-"), more) else name
+        pair = len(values) == 2 and isinstance(item, str)
+        option = isinstance(before, str) and (pair or before.startswith("-"))
+        secret = option and "=" not in before and is_secret(before.lstrip("-"), more)
+        yield item, before.lstrip("-") if secret else name
 
 
 def _name_below(section: str, key: str, more: Names) -> str:
@@ -113,7 +120,8 @@ def _secrets(value: Any, name: str, more: Names) -> Iterator[str]:
         for item, below in _elements(value, name, more):
             yield from _secrets(item, below, more)
     elif masked(value, name, more) == MASKED:
-        yield from (str(value), *_PARTS.split(str(value)), *_secrets_in(str(value), more))
+        found = (str(value), *_PARTS.split(str(value)), *_secrets_in(str(value), more))
+        yield from (form for text in found for form in (text, quote(text, safe=""), json.dumps(text)[1:-1]))
     elif isinstance(value, str):
         yield from _secrets_in(value, more)
 
@@ -128,7 +136,7 @@ def _secrets_in(text: str, more: Names) -> Iterator[str]:
         with suppress(ValueError):
             parts = urlsplit(url)
             options = (option.partition("=") for option in parts.query.split("&"))
-            found = [parts.password or "", *(value for name, _, value in options if is_secret(name, more))]
+            found = [parts.password or "", *(value for name, _, value in options if _signs(name, more))]
             yield from (form for value in found for form in (value, unquote(value)))
 
 
@@ -151,10 +159,15 @@ def _without_credentials(url: str, more: Names) -> str:
         return url
     place = f"{MASKED}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     options = "&".join(
-        f"{pair.partition('=')[0]}={MASKED}" if is_secret(pair.partition("=")[0], more) else pair
+        f"{pair.partition('=')[0]}={MASKED}" if _signs(pair.partition("=")[0], more) else pair
         for pair in parts.query.split("&")
     )
     return urlunsplit((parts.scheme, place, parts.path, options, parts.fragment))
+
+
+def _signs(option: str, more: Names) -> bool:
+    """Whether an option of a URL gives access: a key, or the signature of a presigned URL."""
+    return is_secret(option, more) or option.lower().endswith("signature")
 
 
 class Mask:

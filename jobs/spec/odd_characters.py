@@ -15,6 +15,8 @@ _BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
 """Letters and signs that look like spaces."""
 BREAKS = "\x85\u2028\u2029"
 """YAML takes them for the end of a line, editors do not."""
+_UNSEEN = ("Cf", "Cs")
+"""Formats, and halves of characters, which no file can hold."""
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -54,7 +56,7 @@ def hidden_in(data: Any, parts: tuple[Part, ...] = ()) -> Iterator[tuple[str, st
         for index, value in enumerate(data):
             yield from hidden_in(value, (*parts, index))
     elif isinstance(data, str):
-        zero_width = "".join(letter for letter in data if unicodedata.category(letter) == "Cf")
+        zero_width = "".join(letter for letter in data if unicodedata.category(letter) in _UNSEEN)
         ends = data[: len(data) - len(data.lstrip())] + data[len(data.rstrip()) :]
         if found := advice("".join(letter for letter in zero_width + ends if letter not in _JOINERS)):
             yield dotted(parts), data, found
@@ -65,4 +67,4 @@ def _is_odd(letter: str) -> bool:
         return True
     if letter.isdecimal():
         return not letter.isascii()
-    return letter != " " and unicodedata.category(letter) in ("Zs", "Cf") and letter not in _JOINERS
+    return letter != " " and unicodedata.category(letter) in ("Zs", *_UNSEEN) and letter not in _JOINERS

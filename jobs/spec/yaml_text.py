@@ -1,8 +1,8 @@
 """YAML by the rules of version 1.2, read safely.
 
 ``1e-3`` is a number, only ``true`` and ``false`` are booleans (``off`` stays a word), no value becomes a date
-or an octal number, and a duplicate key is an error. On PyYAML: ruamel.yaml reads half as fast, reads dates,
-and writes ``off`` in a way that a reader of YAML 1.1 takes for false.
+or an octal number, each key is a text, and a duplicate key is an error. On PyYAML: ruamel.yaml reads half as
+fast, reads dates, and writes ``off`` in a way that a reader of YAML 1.1 takes for false.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class _Loader(yaml.SafeLoader):
                     None, None, f'the key "{key.value}" is given twice', key.start_mark
                 )
             seen.add(str(key.value))
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = self.DEFAULT_SCALAR_TAG  # as JSON has them, and as they are written: 007, no
         return super().construct_mapping(node, deep)
 
 
@@ -86,3 +90,9 @@ for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("_", "")))
+_Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in _Loader.yaml_constructors.items()
+    if tag not in {f"tag:yaml.org,2002:{name}" for name in ("binary", "timestamp", "set", "omap", "pairs")}
+}
+"""Without what JSON cannot hold."""

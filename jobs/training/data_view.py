@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from jobs.workloads.errors import WorkloadError
+
 if TYPE_CHECKING:
     from jobs.workloads.base import Workload
 
@@ -77,6 +79,9 @@ def look_at(workload: Workload, batch: Any) -> DataView:
     """
     tensors = list(_tensors(batch))
     counts: Mapping[str, int] = getattr(workload, "class_counts", {})
+    if not isinstance(counts, Mapping):
+        kind = type(counts).__name__
+        raise WorkloadError(f"class_counts must be a dict, samples by the name of their class, not a {kind}")
     describe = getattr(workload, "describe", None)
     facts = [*_balance(counts), *(describe(batch) if callable(describe) else ())]
     problems = [problem for name, tensor in tensors for problem in _problems(name, tensor)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from jobs.training.run import Run
+    from jobs.workloads.base import Workload
 
 
 class EvaluationStopped(BaseException):
@@ -97,19 +99,52 @@ def _own_sums(run: Run) -> dict[str, float] | None:
             sums = run.data.workload.evaluate(model, world.data_rank, world.data_size, world.device)
     except EvaluationStopped:
         return None
-    if not isinstance(sums, Mapping):
-        raise WorkloadError(f"evaluate() must return a dict of sums by name, not a {type(sums).__name__}")
-    return {key: _number(key, value) for key, value in sums.items()}
+    return _numbers("evaluate", "sums", sums)
 
 
-def _number(key: str, value: Any) -> float:
+def metrics_of(workload: Workload, sums: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that follow from the sums of all ranks.
+
+    Raises:
+        WorkloadError: they are no numbers by name.
+    """
+    return _numbers("metrics", "numbers", workload.metrics(sums))
+
+
+def try_evaluation(workload: Workload, model: nn.Module, workers: int, device: torch.device) -> None:
+    """The first rank's evaluation up to its second forward pass; its metrics too where it is over by then.
+
+    Raises:
+        Exception: what the workload's code raises; a job would end with it after its first epoch.
+    """
+    passes = count()
+
+    def raise_at_second(*_: Any) -> None:
+        if next(passes):
+            raise EvaluationStopped
+
+    handle = model.register_forward_pre_hook(raise_at_second)
+    try:
+        sums = _numbers("evaluate", "sums", workload.evaluate(model, 0, workers, device))
+    except EvaluationStopped:
+        return
+    finally:
+        handle.remove()
+    metrics_of(workload, sums)
+
+
+def _numbers(method: str, what: str, found: Any) -> dict[str, float]:
+    if not isinstance(found, Mapping):
+        raise WorkloadError(f"{method}() must return a dict of {what} by name, not a {type(found).__name__}")
+    return {key: _number(method, key, value) for key, value in found.items()}
+
+
+def _number(method: str, key: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        kind = type(value).__name__
-        raise WorkloadError(
-            f"evaluate() must return numbers, but {key} is a {kind}: return its sum"
-        ) from None
+        line = f"{method}() must return numbers, but {key} is a {type(value).__name__}"
+        raise WorkloadError(f"{line}: return its sum" if method == "evaluate" else line) from None
 
 
 @contextmanager

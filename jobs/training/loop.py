@@ -13,7 +13,7 @@ from jobs.placement.hardware_faults import FAULTY, PREEMPTED, display_names, fit
 from jobs.run_dir.paths import RunDir
 from jobs.run_dir.result import MOVING
 from jobs.spec.job_spec import JobSpec
-from jobs.training.evaluate import evaluate
+from jobs.training.evaluate import evaluate, metrics_of
 from jobs.training.run import Run
 from jobs.training.samples import write_samples
 from jobs.training.setup import build
@@ -163,7 +163,7 @@ def ensure_evaluated(run: Run) -> bool:
     run.progress.enter("evaluating")
     sums = evaluate(run)
     if sums is not None:
-        metrics = {name: float(value) for name, value in run.data.workload.metrics(sums).items()}
+        metrics = metrics_of(run.data.workload, sums)
         confusion = getattr(run.data.workload, "confusion", lambda _: None)(sums)
         run.progress.evaluated(metrics, run.guard.steps / run.data.steps_per_epoch, confusion)
     run.progress.enter("training")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,12 @@ from jobs.models.mlp import build_mlp
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.sections import ModelSpec
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
+
+_FEWEST_COUNTED = 10
+_INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)", re.IGNORECASE)
+_NAMED, _LONGEST = 5, 20
 
 Where = Callable[[int], str]
 """The place of a row, for messages."""
@@ -96,28 +102,52 @@ def load_rows(spec: JobSpec) -> tuple[FeatureRows, FeatureRows]:
     data = spec.data
     root, label = Path(data.root or "").expanduser(), data.columns.label
     names = list(data.columns.features or [n for n in column_names(root) or [] if n != label])
-    train, test = read_splits(root, "data.root", [*names, label])
+    train, test = read_splits(root, "data.root", [*names, label], label)
     if data.columns.features is None:
-        chosen = numeric_columns(train, label, str(root))
-        if left := [name for name in names if name not in chosen]:
-            log.warning("data: not used, since they are no numbers: columns %s of %s", ", ".join(left), root)
-        names = chosen
+        names = numeric_columns(train, label, str(root))
     classes = classes_of(train, label, root)
     own, others = held_out(data, train, test, lambda table: _rows(table, names, label, classes, root))
     return first(own, data.train_limit), first(others, data.test_limit)
 
 
 def numeric_columns(table: pa.Table, label: str, place: str) -> list[str]:
-    """The columns with numbers, or lists of them, but for the label.
+    """The columns with numbers, or lists of them, but for the label, and for one that counts the rows: that
+    tells the class where the rows are sorted. What is left out is logged.
 
     Raises:
         DataError: there is none.
     """
-    names = [name for name in table.column_names if name != label and _is_numeric(table.column(name).type)]
+    others = [name for name in table.column_names if name != label]
+    numeric = [name for name in others if _is_numeric(table.column(name).type)]
+    names = [name for name in numeric if not _counts_rows(name, table.column(name))]
+    if names and (counts := [name for name in numeric if name not in names]):
+        _log.warning(
+            "data: left out, since it counts the rows of %s: %s", place, ", ".join(map(repr, counts))
+        )
+    if names and (text := [_first_text(name, table.column(name)) for name in others if name not in numeric]):
+        _log.warning("data: left out, since they are no numbers in %s: %s", place, ", ".join(text[:_NAMED]))
+    names = names or numeric
     if not names:
         message = f"{place}: has no column of numbers besides {label!r}"
         raise DataError(f"{message}; to classify texts, set data.columns.text to their column")
     return names
+
+
+def _counts_rows(name: str, column: pa.ChunkedArray) -> bool:
+    """An index, as pandas writes it, or 0, 1, 2, ..."""
+    if not pa.types.is_integer(column.type) or column.null_count or len(column) < _FEWEST_COUNTED:
+        return False
+    values = column.to_numpy()
+    index = _INDEX.fullmatch(name) and len(np.unique(values)) == len(values)
+    return bool(index or (np.diff(values) == 1).all())
+
+
+def _first_text(name: str, column: pa.ChunkedArray) -> str:
+    """A column's name, and the first cell that keeps it from being one of numbers."""
+    for row, value in enumerate(column.to_pylist(), 1):
+        if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+            return f"{name} (row {row}: {value[:_LONGEST]!r})"
+    return name
 
 
 def features(table: pa.Table, names: Sequence[str], where: Where) -> Tensor:
@@ -168,11 +198,16 @@ def _numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[np.flo
         row = column.is_null().to_pylist().index(True)
         raise DataError(f"{where(row)} has no {name}: fill it in, or leave the row out")
     try:
-        values = np.asarray(column.to_pylist(), dtype=np.float32)
+        exact = np.asarray(column.to_pylist(), dtype=np.float64)
     except (ValueError, TypeError):
         file = where(0).rpartition(": ")[0]
         raise DataError(f"{file}: the lists of column {name!r} have other lengths, or holes") from None
+    with np.errstate(over="ignore"):
+        values = exact.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
-        raise DataError(f"{where(int(bad[0]))}: {name} is not a finite number")
+        raise DataError(f"{where(int(bad[0]))}: {name} is not a finite number in float32")
+    if len(exact) > 1 and np.ptp(exact) > 0 and np.ptp(values) == 0:
+        file = where(0).rpartition(": ")[0]
+        raise DataError(f"{file}: {name} differs by less than float32 resolves: subtract {exact.min():.17g}")
     return values.reshape(len(values), -1)

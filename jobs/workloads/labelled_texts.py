@@ -66,7 +66,7 @@ def load_texts(spec: JobSpec) -> tuple[LabelledTexts, LabelledTexts]:
     """
     data = spec.data
     root, text, label = Path(data.root or "").expanduser(), data.columns.text or "text", data.columns.label
-    train, test = read_splits(root, "data.root", [text, label])
+    train, test = read_splits(root, "data.root", [text, label], label)
     classes = classes_of(train, label, root)
     own, others = held_out(data, train, test, lambda table: _labelled(table, text, label, classes, root))
     return first(own, data.train_limit), first(others, data.test_limit)

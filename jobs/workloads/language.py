@@ -52,7 +52,8 @@ class LanguageWorkload:
         if not len(self._train) or not len(self._test):
             raise DataError(
                 f"{corpus.source}: {len(train)} tokens to train on and {len(test)} held out are too few for "
-                f"windows of {self._shape.context}: set data.path to more text, or model.context lower"
+                f"windows of {self._shape.context}: set data.path to more text, "
+                "data.holdout higher, or model.context lower"
             )
         self.n_train = len(self._train)
         self.tokens_per_sample = self._shape.context

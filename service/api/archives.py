@@ -9,7 +9,10 @@ from pathlib import PurePosixPath
 from service.api.context import Limits
 from service.api.problems import Problem
 
-_FILE_KINDS = (0, stat.S_IFREG)
+_KINDS = {False: (0, stat.S_IFREG), True: (0, stat.S_IFDIR)}
+"""Of a file, and of a folder."""
+_LONGEST = 255
+"""Bytes of a name that file systems take."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """The others may allocate gigabytes before they return a byte."""
 
@@ -49,6 +52,9 @@ def _check(archive: zipfile.ZipFile, limits: Limits) -> int:
     for entry in archive.infolist():
         _check_name(entry, seen)
     files = [entry for entry in archive.infolist() if not entry.is_dir()]
+    folders = {str(folder) for name in seen for folder in PurePosixPath(name).parents}
+    if both := folders & {str(PurePosixPath(entry.orig_filename)) for entry in files}:
+        raise Problem(422, f"the archive contains {min(both)[:200]!r} as a file and as a folder")
     left = limits.unpacked_bytes
     for entry in files:
         left -= _unpacked_size(archive, entry, left)
@@ -62,7 +68,9 @@ def _check_name(entry: zipfile.ZipInfo, seen: set[str]) -> None:
         raise Problem(422, f"the archive contains {shown!r}: a name has at most 1000 printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or ":" in path.parts[0]:
         raise Problem(422, f"the archive contains {shown!r}: a path must stay inside the folder")
-    if not entry.is_dir() and stat.S_IFMT(entry.external_attr >> 16) not in _FILE_KINDS:
+    if max(len(part.encode(errors="replace")) for part in path.parts) > _LONGEST:
+        raise Problem(422, f"the archive contains {shown!r}: a name has at most {_LONGEST} bytes")
+    if stat.S_IFMT(entry.external_attr >> 16) not in _KINDS[entry.is_dir()]:
         raise Problem(422, f"the archive contains {shown!r}, not a plain file: remove it")
     if entry.flag_bits & 1 or entry.compress_type not in _METHODS:
         raise Problem(422, f"the archive contains {shown!r}, encrypted or not packed with deflate")

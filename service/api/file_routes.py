@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from guard.records import COLUMNS
 from jobs.client.job_files import JobFiles
-from jobs.client.models import CheckpointInfo, Event, Series
+from jobs.client.models import MOST_AT_ONCE, CheckpointInfo, Event, Series
 from service.api.auth import Allowed, Reader, StillAllowed
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
@@ -28,8 +28,6 @@ POLL_S = 0.5
 HEARTBEAT_S = 15.0
 EVENTS_AT_ONCE = 200
 LARGEST = 2**53
-MOST_INCIDENTS = 1000
-"""Of a page: each may have some kB of evidence."""
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 """A job writes its report: a browser shows it and runs nothing in it."""
 
@@ -96,8 +94,8 @@ def incidents(
     job_id: JobId,
     service: Service,
     _: Reader,
-    start: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
-    limit: Annotated[int, Query(ge=1, le=MOST_INCIDENTS)] = MOST_INCIDENTS,
+    start: Annotated[int, Query(ge=-1, le=LARGEST, description="-1: the newest ones.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_AT_ONCE)] = MOST_AT_ONCE,
 ) -> list[dict[str, Any]]:
     """The incidents that the guard handled, with their evidence, the oldest first; a page of them."""
     files = _files(service, job_id)

@@ -2,6 +2,7 @@
 
 ``app``: the command line
 ``options``: arguments that commands share
+``tables``: tables of texts that others wrote
 ``check``: validate and pre-flight
 ``replay``: the detector on a log
 ``detector_settings``: the detector's settings from the command line

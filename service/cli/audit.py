@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
 from service.cli.options import JsonOption
+from service.cli.tables import PlainTable
 from service.cli.tokens import Database, Storage
 from service.settings import default_database, storage_folder
 
@@ -34,7 +34,7 @@ def audit(
     if as_json:
         typer.echo(json.dumps([{name: getattr(row, name) for name in FIELDS} for row in rows]))
         return
-    table = Table(*FIELDS, box=None)
+    table = PlainTable(*FIELDS, box=None)
     for row in rows:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.time))
         table.add_row(str(row.seq), when, row.token, row.address, row.action, row.subject, row.detail)

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 from typer import Option
 
 from guard.rows import strict
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import masked_spec
+from jobs.spec.workload_names import BUILTIN
 from jobs.spec.yaml_text import dump_yaml
 from service.cli.options import JsonOption, SetOption, SpecArgument
 from service.cli.plots import draw_samples, save_figure
+from service.cli.tables import PlainTable
 
 if TYPE_CHECKING:
     from guard.preflight import LrRange, PreflightReport
@@ -64,7 +66,7 @@ def check(
         )
         return
     details = details or layers or picture is not None
-    with _data_log(logging.INFO if details else logging.WARNING):
+    with _data_log(logging.INFO if details else logging.WARNING), _exit_is_an_error(job):
         found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
     memory = _memory(job)
     if found and plot:
@@ -136,6 +138,19 @@ def _data_log(level: int) -> Iterator[None]:
             logger.setLevel(before)
 
 
+@contextmanager
+def _exit_is_an_error(job: JobSpec) -> Iterator[None]:
+    """What a job's own code ends with ``exit(0)`` is not fine."""
+    try:
+        yield
+    except SystemExit as error:
+        from jobs.failures import where
+        from jobs.workloads.errors import WorkloadError
+
+        line = f"workload {job.workload}: its code ends the program with exit({error.code!r}){where(error)}"
+        raise WorkloadError(line) from error
+
+
 def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found | None:
     import torch  # takes a second, and validation alone does not need it
 
@@ -144,6 +159,7 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found | None:
     from jobs.layout.memory import too_large
     from jobs.spec.imported import find_modules_in
     from jobs.training.data_view import look_at
+    from jobs.training.evaluate import try_evaluation
     from jobs.training.lr_range import find_learning_rates
     from jobs.training.optim import check_by_path
     from jobs.training.preflight import first_batch, preflight
@@ -163,6 +179,8 @@ def _fly(job: JobSpec, spec: Path, *, lr_range: bool) -> Found | None:
     model = build_initialized(job, workload).to(device)
     batch = first_batch(job, workload, device)
     flight, view = preflight(job, workload, model, batch), look_at(workload, batch)
+    if job.workload not in BUILTIN:
+        try_evaluation(workload, model, job.scale.workers, device)
     rates = None
     if lr_range:
         rates = find_learning_rates(job, workload, model, report=lambda line: typer.echo(line, err=True))
@@ -207,7 +225,7 @@ def _brief(fact: str) -> str:
 def _show_layers(console: Console, flight: PreflightReport) -> None:
     figures_of = ("mean", "std", "growth", "dead", "gradient", "per weight")
     names = (Column(name, overflow="fold") for name in ("layer", "kind"))  # long names are never truncated
-    table = Table(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
+    table = PlainTable(*names, *figures_of, box=None, pad_edge=False, collapse_padding=True)
     for layer in flight.layers:
         style = "red" if layer.name == flight.layer else None
         figures = (layer.mean, layer.std, layer.growth)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
 from jobs.checkpoints.errors import DamagedCheckpoint
@@ -23,6 +22,7 @@ from jobs.run_dir.paths import CHECKPOINTS, SPEC
 from jobs.run_dir.storage import Storage, shown, step_of
 from jobs.spec.job_spec import JobSpec
 from service.cli.options import JsonOption
+from service.cli.tables import PlainTable
 
 if TYPE_CHECKING:
     from jobs.checkpoints.load import Content
@@ -127,9 +127,9 @@ def _verify(storage: Storage, readable: list[Manifest]) -> dict[str, str]:
 def _show(place: str, rows: list[dict[str, Any]], *, check: bool) -> None:
     console = Console(highlight=False)
     if not rows:
-        console.print(f"no checkpoints in {place}", soft_wrap=True)
+        console.print(f"no checkpoints in {place}", soft_wrap=True, markup=False)
         return
-    table = Table("step", "state", "saved", "size", "ranks", "metrics", box=None)
+    table = PlainTable("step", "state", "saved", "size", "ranks", "metrics", box=None)
     for row in rows:
         if "health" not in row:
             table.add_row(str(row["step"]), row["state"], "", "", "", "")
@@ -155,7 +155,7 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
         typer.echo(json.dumps({"steps": steps, "differences": [asdict(d) for d in found]}, allow_nan=False))
         return
     console = Console(highlight=False)
-    table = Table("tensor", "differs in", "largest", "relative", "not finite", box=None)
+    table = PlainTable("tensor", "differs in", "largest", "relative", "not finite", box=None)
     for difference in sorted(found, key=lambda d: -(d.relative or 0.0))[:SHOWN]:
         nonfinite = "" if difference.nonfinite == (0, 0) else "{} / {}".format(*difference.nonfinite)
         figures = (_figure(difference.largest), _figure(difference.relative), nonfinite)
@@ -169,12 +169,14 @@ def _compare(storage: Storage, steps: tuple[int, int], *, as_json: bool) -> None
 
 
 def _export(storage: Storage, step: int, target: Path) -> None:
+    if not target.parent.is_dir():
+        raise JobError(f"cannot write {target}: there is no folder {target.parent}")
     console, content = Console(highlight=False), _content(storage, step)
     try:
         written = _exported(content, target)
     except DamagedCheckpoint as error:
         raise JobError(f"checkpoint {checkpoint_folder(step)} is damaged: {error}") from None
-    console.print(f"{target}: {written}", soft_wrap=True)
+    console.print(f"{target}: {written}", soft_wrap=True, markup=False)
     if target.suffix:
         console.print(f"load it with {_how_to_load(content, target)}", soft_wrap=True, markup=False)
 

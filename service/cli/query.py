@@ -13,20 +13,25 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from typer import Argument, Option
 
 from jobs.client.job_files import JobFiles
 from jobs.errors import JobError
+from jobs.report.formats import as_mapping
 from jobs.run_dir.paths import METRICS, SPEC
 from jobs.run_dir.reader import RunReader
 from service.cli.jobs import client_at
 from service.cli.options import AddressOption, JsonOption
+from service.cli.tables import PlainTable
 
 if TYPE_CHECKING:
     from jobs.client import Job
     from jobs.client.models import JobInfo
 
 REFRESH_S = 1.0
+SHOWN = 500
+"""Incidents of a table."""
 STYLES = {"succeeded": "green", "running": "cyan", "stopped": "yellow", "waiting": "magenta"}
 STYLES |= dict.fromkeys(("failed", "halted"), "red")
 WatchOption = Annotated[
@@ -72,16 +77,21 @@ def status(
 def incidents(
     job: Annotated[str, Argument(help="Id of a job, its folder, or a journal such as incidents.jsonl.")],
     address: AddressOption = None,
+    limit: Annotated[
+        int | None, Option(min=1, help=f"The newest N. Default: {SHOWN}; with --json, all.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what the guard acted on."""
-    rows = _incident_rows(job, address)
+    most = limit or (None if as_json else SHOWN)
+    rows = _incident_rows(job, address, None if most is None else most + 1)
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps(rows[-most:] if most else rows))
         return
+    earlier, rows = most is not None and len(rows) > most, rows[-most:] if most else rows
     several = len({row.get("job") for row in rows}) > 1
     columns = ("step", "verdict", "signal", "value", "baseline", "action", "to", "outcome")
-    table = Table(*(("job", *columns) if several else columns), box=None)
+    table = PlainTable(*(("job", *columns) if several else columns), box=None)
     for row in rows:
         numbers = [_number(row.get(key)) for key in ("value", "baseline")]
         words = [str(row.get(key) or "") for key in ("verdict", "signal")]
@@ -89,6 +99,8 @@ def incidents(
         of_job = [_text(row.get("job"))] if several else []
         table.add_row(*of_job, _text(row.get("step")), *words, *numbers, *rest)
     _console().print(table if rows else "no incidents")
+    if earlier:
+        _console().print(f"earlier ones: --limit shows more than the newest {most}, --json has all")
 
 
 def report(
@@ -110,20 +122,24 @@ def report(
         from jobs.report import write_picture, write_report
 
         source = _journal(Path(job)) if Path(job).is_file() else job_folder(Path(job))
-        path = (write_picture if png else write_report)(source)
+        try:
+            path = (write_picture if png else write_report)(source)
+        except OSError as error:
+            raise JobError(f"cannot write the report of {source}: {error.strerror or error}") from None
     else:
         path = _fetched(job, address, to)
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
 
 
-def _incident_rows(job: str, address: str | None) -> list[dict[str, Any]]:
-    """Of a job, or of a bare journal."""
+def _incident_rows(job: str, address: str | None, newest: int | None) -> list[dict[str, Any]]:
+    """Of a job, or of a bare journal; at most the newest N."""
     if address is None and _is_here(job):
         path = Path(job).absolute()
         if path.is_file():
-            return JobFiles(_journal(path)).incident_rows()
+            start = 0 if newest is None else -1
+            return JobFiles(_journal(path)).incident_rows(start=start, limit=newest)
         address, job = str(path.parent), path.name
-    return client_at(address).incidents(job)
+    return client_at(address).incidents(job, newest)
 
 
 def _journal(path: Path) -> Path:
@@ -132,7 +148,7 @@ def _journal(path: Path) -> Path:
     Raises:
         JobError: it is another one.
     """
-    if path.stat().st_size and not RunReader(path).incidents():
+    if path.stat().st_size and not RunReader(path).incidents(start=-1, limit=1):
         raise JobError(f"{path} is no journal: no row of it is an incident; give the journal= of a guard")
     return path
 
@@ -170,9 +186,11 @@ def _fetched(job_id: str, address: str | None, to: Path | None) -> Path:
 
 
 def _table(jobs: list[Job]) -> Table:
-    table = Table("id", "status", "step", "loss", "accuracy", "duration", "since", "what", "folder", box=None)
+    table = PlainTable(
+        "id", "status", "step", "loss", "accuracy", "duration", "since", "what", "folder", box=None
+    )
     for job in jobs:
-        info, status, step, loss = job.info, f"[{STYLES.get(job.status, 'default')}]{job.status}", "", ""
+        info, status, step, loss = job.info, Text(job.status, STYLES.get(job.status, "default")), "", ""
         if (progress := job.progress) is not None:
             total = "" if progress.total_steps is None else f"/{progress.total_steps}"
             step, loss = f"{progress.step}{total}", _number(progress.loss)
@@ -197,7 +215,7 @@ def _figures(info: JobInfo) -> str:
 
 def _accuracy(result: Mapping[str, Any]) -> str:
     """The final evaluation's, as ``87.2 %``."""
-    value = (result.get("metrics") or {}).get("test_accuracy")
+    value = as_mapping(result.get("metrics")).get("test_accuracy")
     return f"{100 * value:.1f} %" if isinstance(value, int | float) else ""
 
 

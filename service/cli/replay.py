@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
 from guard import DetectConfig
@@ -19,6 +18,7 @@ from jobs.spec.job_spec import JobSpec
 from service.cli.detector_settings import detector_settings
 from service.cli.options import JsonOption
 from service.cli.plots import draw_alarms
+from service.cli.tables import PlainTable
 
 SHOWN = 50
 
@@ -77,6 +77,8 @@ def replay(
         rows = list(reader)
     except OSError as error:
         raise JobError(f"{error.filename or trace}: {error.strerror}") from None
+    if not rows:
+        raise JobError(f"{trace}: has no rows: the detector has seen nothing")
     results = [replay_rows(rows, settings) for settings in (config, other) if settings is not None]
     for result in results:
         result.kind, result.columns = reader.kind, reader.columns
@@ -113,7 +115,7 @@ def _show(results: list[ReplayResult], compare: list[str] | None) -> None:
     console.print(taken_for(result), markup=False, soft_wrap=True)
     entries = sorted([*result.alarms, *result.trends], key=lambda entry: entry["step"])
     if entries:
-        table = Table("step", "verdict", "signal", "score", "baseline", "the guard would", box=None)
+        table = PlainTable("step", "verdict", "signal", "score", "baseline", "the guard would", box=None)
         for entry in entries[:SHOWN]:
             baseline = "" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
             cells = (str(entry["step"]), entry["verdict"], entry["signal"], f"{entry['score']:.3g}", baseline)

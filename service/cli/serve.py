@@ -30,7 +30,7 @@ def serve(
         str | None, Option(help="URL of a Ray cluster's dashboard. Default: an embedded cluster on loopback.")
     ] = None,
     host: Annotated[str, Option(help="Interface to listen on.")] = HOST,
-    port: Annotated[int, Option(help="Port to listen on; 0 chooses a free one.")] = PORT,
+    port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = PORT,
     database: Annotated[
         str | None, Option(envvar=DATABASE_VARIABLE, help="sqlite:///FILE or postgresql://HOST/NAME.")
     ] = None,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
 from jobs.errors import EXIT_CODES
 from jobs.report.formats import count, number
 from service.cli.options import JsonOption
+from service.cli.tables import PlainTable
 
 if TYPE_CHECKING:
     from jobs.sweep.spec import SweepSpec
@@ -62,7 +62,7 @@ def _code(trials: list[Trial]) -> int:
 def _print(console: Console, wanted: SweepSpec, trials: list[Trial], path: Path) -> None:
     names = list(wanted.parameters)
     shown = ["trial", *names, wanted.metric_name, "steps", "incidents", "rollbacks", "status"]
-    table = Table(*shown, box=None)
+    table = PlainTable(*shown, box=None)
     for trial in trials:
         figures = (trial.steps, trial.incidents, trial.rollbacks)
         counts = ["–" if figure is None else count(figure) for figure in figures]

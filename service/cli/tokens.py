@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
 from jobs.errors import JobError
 from service.cli.options import JsonOption
+from service.cli.tables import PlainTable
 from service.settings import DATABASE_VARIABLE, default_database, storage_folder
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def list_tokens(database: Database = None, storage: Storage = None, as_json: Jso
         fields = ("name", "scope", "state", "created", "last_used")
         typer.echo(json.dumps([dict(zip(fields, row, strict=True)) for row in rows]))
         return
-    table = Table("name", "scope", "state", "created", "last used", box=None)
+    table = PlainTable("name", "scope", "state", "created", "last used", box=None)
     for name, scope, state, created, last_used in rows:
         table.add_row(name, scope, state, _day(created), _day(last_used) or "never")
     Console().print(table)

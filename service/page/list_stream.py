@@ -7,6 +7,7 @@ from typing import Any
 from guard.rows import as_float, strict
 from jobs.client.job_files import JobFiles
 from jobs.errors import ENDED
+from jobs.run_dir.jsonl import GrowingRows
 from jobs.run_dir.plain_file import NotAPlainFile
 from service.api.context import Context
 from service.api.view import files_of, summary
@@ -24,7 +25,7 @@ class ListLive:
     def __init__(self, service: Context, states: list[str], name: str | None, limit: int) -> None:
         self._service, self._states, self._name, self._limit = service, states, name, limit
         self._steps: dict[str, tuple[object, dict[str, Any]]] = {}
-        self._journals: dict[str, tuple[object, int]] = {}
+        self._journals: dict[str, tuple[GrowingRows, int]] = {}
         self._results: dict[str, tuple[int, float | None]] = {}
         self._sent: dict[str, dict[str, Any]] = {}
         self._order: list[str] | None = None
@@ -73,14 +74,15 @@ class ListLive:
 
     def _count(self, job: JobRow, files: JobFiles) -> int | None:
         """How many incidents the journal has."""
-        mark = file_mark(files.folder.incidents)
-        if mark is None:
+        if file_mark(files.folder.incidents) is None:
             return None if file_mark(files.folder.metrics) is None else 0
-        known = self._journals.get(job.id)
-        if known is None or known[0] != mark:
-            rows = files.rows(files.folder.incidents.name)
-            known = self._journals[job.id] = (mark, sum(row.get("type") == "incident" for row in rows))
-        return known[1]
+        growing, count = self._journals.get(job.id) or (GrowingRows(files.folder.incidents, files.below), 0)
+        if growing.restarted():
+            growing.place = count = 0
+        while rows := growing.rows():
+            count += sum(row.get("type") == "incident" for row in rows)
+        self._journals[job.id] = growing, count
+        return count
 
     def _read_results(self, jobs: list[JobRow]) -> None:
         """The accuracy in the results of jobs that have ended since the last poll."""

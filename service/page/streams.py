@@ -12,6 +12,8 @@ from jobs.report import words
 from jobs.report.advice import advice
 from jobs.report.bad_samples import offenders
 from jobs.report.spec_parts import spec_parts
+from jobs.run_dir.incidents import Journal, JournalWindow
+from jobs.run_dir.jsonl import GrowingRows
 from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.run_dir.reader import LiveSteps, RunReader
 from jobs.spec.masking import masked_spec
@@ -37,7 +39,8 @@ class JobLive:
         self._service, self._job_id = service, job_id
         self._version: int | None = None
         self._steps: LiveSteps | None = None
-        self._journal: tuple[int, int] | None = None
+        self._rows_of_journal: GrowingRows | None = None
+        self._journal = JournalWindow()
         self._checkpoints: dict[str, Any] = {"shown": [], "problem": ""}
         self._log_place = max(0, log_size(service.root, job_id) - LOG_TAIL)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -87,10 +90,16 @@ class JobLive:
             )
 
     def _incidents(self, files: RunReader) -> Iterator[Message]:
-        mark = file_mark(files.folder.incidents)
-        if mark not in (None, self._journal):
-            self._journal = mark
-            yield "incidents", incidents(files)
+        growing = self._rows_of_journal or GrowingRows(files.folder.incidents, files.below)
+        self._rows_of_journal = growing
+        changed = growing.restarted()
+        if changed:
+            growing.place, self._journal = 0, JournalWindow(-1, MOST_INCIDENTS)
+        while rows := growing.rows():
+            self._journal.add(rows)
+            changed = True
+        if changed:
+            yield "incidents", incidents(self._journal.journal())
 
     def _kept(self, job: JobRow) -> Iterator[Message]:
         if self._polls % CHECKPOINT_POLLS:
@@ -111,9 +120,9 @@ def file_mark(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def incidents(files: RunReader) -> dict[str, Any]:
+def incidents(journal: Journal) -> dict[str, Any]:
     """The newest incidents with their evidence, each in sentences too."""
-    found, total = files.newest_incidents(MOST_INCIDENTS)
+    found, attempts = journal
     shown = [
         {
             "id": incident.id,
@@ -128,4 +137,4 @@ def incidents(files: RunReader) -> dict[str, Any]:
     ]
     worst, more = offenders(found)
     bad = {"offenders": [asdict(offender) for offender in worst], "more_offenders": more}
-    return {"total": total, "shown": shown, **bad}
+    return {"total": len(attempts), "shown": shown, **bad}

@@ -14,7 +14,7 @@ from jobs.client.job_files import JobFiles
 from jobs.errors import ENDED
 from jobs.notify import Notice, Notifier
 from jobs.notify.notice import of_status
-from jobs.run_dir.plain_file import NotAPlainFile
+from jobs.run_dir.incidents import NewIncidents
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import Mask
 from jobs.spec.notify import NoticeKind
@@ -46,7 +46,7 @@ class JobReconciler:
         self._notices = notices or Notifier(())
         self._ended: dict[str, float] = {}
         self._started: dict[str, float] = {}
-        self._incidents: dict[str, tuple[float, int]] = {}
+        self._incidents: dict[str, NewIncidents] = {}
 
     def reconcile(self, job: JobRow, details: JobDetails | None, package: bytes | None) -> None:
         """One pass over a job that is starting, running or stopping.
@@ -182,29 +182,16 @@ class JobReconciler:
         files = self._files(job)
         if files is None:
             return
-        try:
-            written = files.folder.incidents.stat().st_mtime
-        except OSError:
-            return
-        last, known = self._incidents.get(job.id, (0.0, 0))
-        if written == last:
-            return
-        try:
-            rows = files.incident_rows()
-        except NotAPlainFile as error:
-            logger.warning("%s: %s", job.id, error)
-            rows = []
-        for row in rows[known:] if len(rows) >= known else rows:
+        seen = self._incidents.setdefault(job.id, NewIncidents(files.folder.incidents, files.below))
+        for row in seen.fresh():
             event = incident_event(job.id, row)
             key = f"incident-{row.get('id')}-{row.get('time')}"
             short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}  # without the evidence
             self._store.add_event(job.id, "incident", event.level, event.text, short, key=key)
             if row.get("action") == "rolled_back":
-                rollbacks = sum(one.get("action") == "rolled_back" for one in rows)
-                figures = {"error": event.text, "rollbacks": rollbacks}
+                figures = {"error": event.text, "rollbacks": seen.rollbacks + 1}
                 step = int(row.get("step") or 0)
                 self._tell(job, "rolled_back", f"{job.id}: {event.text}", step, figures)
-        self._incidents[job.id] = (written, len(rows))
 
     def _files(self, job: JobRow) -> JobFiles | None:
         return files_below(folder_for(job, self._root), self._root)

@@ -19,7 +19,7 @@ RETENTION = Caller("retention", "admin")
 def remove_job(
     store: JobStore, ray: RayApi | None, root: Path, job_id: str, caller: Caller, *, files: bool
 ) -> None:
-    """Deletes an ended job; with ``files`` its folder too, unless another job has the same.
+    """Deletes an ended job; with ``files`` its folder too, unless another job uses it.
 
     Raises:
         NoSuchJob, WrongState: there is none, it has not ended, or its folder is not the service's to delete.

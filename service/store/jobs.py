@@ -222,10 +222,11 @@ class JobStore:
             return list(session.scalars(query))
 
     def others_use(self, job: JobRow) -> bool:
-        """Whether another job has the same folder."""
-        same = (JobRow.folder == job.folder, JobRow.id != job.id)
+        """Whether another job has the same folder, or one inside of it."""
+        inside = JobRow.folder.startswith(f"{job.folder}/", autoescape=True)
+        others = select(JobRow.id).where((JobRow.folder == job.folder) | inside, JobRow.id != job.id)
         with self._session() as session:
-            return session.scalar(select(JobRow.id).where(*same).limit(1)) is not None
+            return session.scalar(others.limit(1)) is not None
 
     def begin_attempt(self, job: JobRow) -> None:
         """Records the start of the job's current attempt."""

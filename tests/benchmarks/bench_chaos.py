@@ -48,6 +48,7 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
         What followed on each kill, and the sums: resumed, steps repeated, median seconds to the first new
         step, orphans, and whether the final weights are equal to the bit.
     """
+    folder.mkdir(exist_ok=True)
     sandbox = noisy(folder)
     sandbox.environment["NOISY_EVALUATIONS"] = (
         LONG if any(kill.moment == "evaluation" for kill in kills) else "1"
@@ -85,21 +86,43 @@ def chaos(kills: Sequence[Kill], folder: Path) -> tuple[list[dict[str, Any]], di
     return rows, total
 
 
+def at_moments(names: Sequence[str], folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The kills of these kinds: the next kind falls on a new job where one ended before its turn.
+
+    Returns:
+        What followed on each kill, and the sums of each job.
+    """
+    rows, totals, left = [], [], list(names)
+    while left:
+        found, total = chaos(of_moments(left), folder / str(len(totals)))
+        rows, totals = [*rows, *found], [*totals, total]
+        done = next((n for n in range(len(left)) if len(of_moments(left[: n + 1])) > len(found)), len(left))
+        if not done:
+            progress(f"{left[0]}: its moment did not come")
+        left = left[done or 1 :]
+    return rows, totals
+
+
 def main() -> None:
     """Prints a table of the kills and their sums. Fails if anything was lost."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        kills = random_kills(options.kills, options.seed)
-        if options.moments is not None:
-            kills = of_moments(options.moments or list(MOMENTS))
-        rows, total = chaos(kills, Path(folder))
+        if options.moments is None:
+            kills = random_kills(options.kills, options.seed)
+            rows, total = chaos(kills, Path(folder))
+            totals = [total]
+        else:
+            names = options.moments or list(MOMENTS)
+            kills = of_moments(names)
+            rows, totals = at_moments(names, Path(folder))
     columns = ("victim", "signal", "step", "resumed", "steps_repeated", "seconds")
     table = [{key: row.get(key, "next kill came first") for key in columns} for row in rows]
     publish(
-        "chaos", {f"kills, seed {options.seed}": table, "sums": [total]}, options.json, seeds=[options.seed]
+        "chaos", {f"kills, seed {options.seed}": table, "sums": totals}, options.json, seeds=[options.seed]
     )
-    whole = total["bit_identical"] and not total["orphans"] and not total["tracebacks"]
-    sys.exit(not (whole and total["resumed"] == total["kills"] == len(kills)))
+    whole = all(t["bit_identical"] and not t["orphans"] and not t["tracebacks"] for t in totals)
+    resumed, dealt = (sum(t[key] for t in totals) for key in ("resumed", "kills"))
+    sys.exit(not (whole and resumed == dealt == len(kills)))
 
 
 def _options() -> argparse.Namespace:

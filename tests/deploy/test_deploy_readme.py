@@ -64,7 +64,7 @@ def test_the_figures_are_those_of_the_code() -> None:
 
 
 def test_every_line_of_the_threat_model_names_tests_that_exist() -> None:
-    """The rows of the table: who, what they can, what they cannot, and the tests."""
+    """The rows of the table: who, what they can, what they cannot, the tests; and the paragraphs below."""
     model = TEXT[TEXT.index("| Who | Can |") :].split("\n\n")[0].splitlines()[2:]
     assert len(model) >= 12
     there = {
@@ -77,3 +77,7 @@ def test_every_line_of_the_threat_model_names_tests_that_exist() -> None:
         named = set(re.findall(r"`(test_\w+)`", tests))
         assert named, f"{who}: no test"
         assert named <= there, f"{who}: {named - there}"
+    for paragraph in TEXT[TEXT.index(model[-1]) :].split("Not covered:")[0].split("\n\n")[1:-1]:
+        named = set(re.findall(r"`(test_\w+)`", paragraph))
+        assert named, f"no test: {paragraph[:60]}"
+        assert named <= there, named - there

@@ -45,7 +45,9 @@ def samples_of(file: IO[bytes], label: str, name: str, shard: int = 0) -> Iterat
             folder, _, name_in = member.name.rpartition("/")
             key, _, kind = name_in.partition(".")
             if member.isfile() and kind:
-                parts.setdefault(f"{folder}/{key}" if folder else key, {})[kind.lower()] = member
+                sample = parts.setdefault(f"{folder}/{key}" if folder else key, {})
+                if sample.setdefault(kind.lower(), member) is not member:
+                    raise DataError(f"{name}: {member.name} is there twice: one of two samples would be lost")
     for key, members in parts.items():
         image = next((members[kind] for kind in IMAGES if kind in members), None)
         if image is None:
@@ -54,7 +56,10 @@ def samples_of(file: IO[bytes], label: str, name: str, shard: int = 0) -> Iterat
         if found is None:
             raise DataError(f"{name}: {key} has no label: it takes {key}.cls, .json or .txt beside the image")
         file.seek(members[found].offset_data)
-        text = file.read(members[found].size).decode("utf-8-sig", "replace").strip()
+        try:
+            text = file.read(members[found].size).decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise DataError(f"{name}: {key}.{found} is not UTF-8 text") from None
         value = _label(text, found, label, f"{name}: {key}")
         start, end = min(map(_start, members.values())), max(map(_end, members.values()))
         yield Found(shard, key, image.offset_data, image.size, value, start, end)

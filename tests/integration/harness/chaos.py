@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from jobs.checkpoints import CheckpointManager
+from jobs.run_dir.jsonl import read_json
 from jobs.run_dir.paths import RunDir
 from jobs.spec.job_spec import JobSpec
 from jobs.workloads import load_workload
@@ -134,11 +135,16 @@ class ChaosRun:
         return rows
 
     def finish(self) -> int:
-        """Waits until the job has ended and returns its exit code."""
-        if self._process.poll() is None:
-            self._family.update(descendants(self._process))
-        wait_until(lambda: False, self._process)
-        return int(self._process.returncode)
+        """Waits until the job has ended, continued where it was stopped before its kill came, and returns its
+        exit code."""
+        while True:
+            if self._process.poll() is None:
+                self._family.update(descendants(self._process))
+            wait_until(lambda: False, self._process)
+            result = read_json(self.sandbox.path / "runs" / self.job / "result.json")
+            if (result or {}).get("status") != "stopped":
+                return int(self._process.returncode)
+            self._process = self._start()
 
     def orphans(self) -> list[str]:
         """The processes of the job that did not go with it."""

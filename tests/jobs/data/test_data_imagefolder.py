@@ -186,6 +186,19 @@ def test_a_class_may_be_missing_among_the_held_out_but_none_may_be_added(tmp_pat
         load_images(config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [("Cafe\u0301", "looks the same and has other bytes"), ("caf\u00e9", 'did you mean "Caf\u00e9"')],
+)
+def test_a_held_out_class_that_is_spelled_another_way_is_named_with_the_training_one(
+    tmp_path: Path, held_out: str, said: str
+):
+    for folder, name in (("train", "Caf\u00e9"), ("train", "red"), ("val", held_out)):
+        write_images(tmp_path / folder / name / "x", 1)
+    with pytest.raises(DataError, match=said):
+        load_images(config(tmp_path))
+
+
 def test_what_is_not_there_is_named_with_the_way_out(tmp_path: Path):
     for root, said in (
         (tmp_path / "none", "there is no such folder"),
@@ -195,6 +208,9 @@ def test_what_is_not_there_is_named_with_the_way_out(tmp_path: Path):
             load_images(config(root))
         assert str(root) in str(caught.value)
         assert "\n" not in str(caught.value)
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(DataError, match=r"images.zip: is a file, no folder"):
+        load_images(config(tmp_path / "images.zip"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no images \(\.jpg"):
         load_images(config(tmp_path))

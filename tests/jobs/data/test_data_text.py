@@ -95,7 +95,7 @@ def test_what_is_no_text_is_named_with_its_byte(tmp_path: Path, caplog: pytest.L
     with pytest.raises(DataError, match=r"b.txt: byte 13"):
         load_text(spec(tmp_path / "b.txt"))
     (tmp_path / "c.txt").write_bytes(LINE.encode("utf-16"))
-    with pytest.raises(DataError, match=r"c.txt: it has zero bytes, as UTF-16"):
+    with pytest.raises(DataError, match=r"c.txt: it is UTF-16"):
         load_text(spec(tmp_path / "c.txt"))
 
 
@@ -189,3 +189,19 @@ def test_spaces_and_what_has_an_unknown_token_are_not_dropped(tmp_path: Path):
     unknown = saved(tmp_path, byte_pairs("ab?", unk_token="?"))
     assert len(unknown.encode([b"axyb"])) == 4
     assert [tokenizer.dropped for tokenizer in (lowering, bytewise, unknown)] == [""] * 3
+
+
+def test_a_table_that_is_read_as_text_is_reported_with_the_field_that_names_its_column(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    advice = "data.columns: {text: COLUMN} reads a column of a table"
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "{LINE}"}}\n' * 50)
+    assert load_text(spec(tmp_path)).train
+    assert advice in caplog.text
+    caplog.clear()
+    (tmp_path / "code.py").write_text(LINE)
+    assert load_text(spec(tmp_path)).train
+    assert not caplog.records, "tables among other files are text like them"
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1\0")
+    with pytest.raises(DataError, match=r"no text in .*; data\.columns"):
+        load_text(spec(tmp_path / "rows.parquet"))

@@ -80,6 +80,8 @@ def test_labels_of_json_name_the_classes_and_a_part_is_held_out(tmp_path: Path) 
         ({"a.npy": b"1"}, "have no sample with an image"),
         ({"a.png": picture(1), "a.json": b'{"x": 1}'}, "has no 'label'; it has x: set data.columns.label"),
         ({"a.png": picture(1), "a.json": b"{"}, "a.json is no JSON"),
+        ({"a.png": picture(1), "a.cls": b"\xff\xfe"}, "a.cls is not UTF-8 text"),
+        ({"a.png": picture(1), "a.cls": b"0", "a.PNG": picture(2)}, "a.PNG is there twice"),
     ],
 )
 def test_what_cannot_be_a_sample_is_refused_by_name(

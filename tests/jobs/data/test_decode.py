@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from jobs.data import SampleError
 from jobs.data.decode import decode
@@ -93,3 +93,17 @@ def refusal_of(path: Path) -> str | None:
     except SampleError as error:
         return str(error)
     return None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_photograph_is_seen_as_its_camera_was_held(tmp_path: Path, orientation: int, suffix: str):
+    pixels = np.full((16, 32, 3), 40, np.uint8)
+    pixels[:8, :16] = 220
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    assert decode(path).permute(1, 2, 0).numpy().tolist() == expected.tolist()
+    assert expected.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))

@@ -7,8 +7,8 @@ import torch
 from guard import GradientGuard
 from jobs.report.data import read_run
 from jobs.report.summary import Summary, figures_of_rows, guard_words, headline, summarize
+from jobs.run_dir.incidents import join_outcomes
 from jobs.run_dir.jsonl import write_json_atomic
-from jobs.run_dir.reader import join_outcomes
 from jobs.run_dir.result import complete
 from jobs.spec.job_spec import JobSpec
 from tests.jobs.report.report_fixture import (

@@ -5,7 +5,7 @@ import pytest
 from guard import Incident
 from jobs.report import words
 from jobs.report.formats import accuracy, duration, listing, number, percent, times
-from jobs.run_dir.reader import join_outcomes
+from jobs.run_dir.incidents import join_outcomes
 from tests.jobs.report.report_fixture import nan_incident, rollback_incident
 
 RECOVERED = {"type": "outcome", "incident": 2, "outcome": "recovered", "step": 177, "steps": 52}

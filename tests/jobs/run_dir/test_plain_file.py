@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,14 @@ import pytest
 from jobs.run_dir.plain_file import NotAPlainFile, open_plain, read_plain
 
 
-def test_a_fifo_and_a_device_are_refused_without_waiting(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path / "fifo", Path("/dev/zero")):
+def test_a_fifo_a_socket_and_a_device_are_refused_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    for path in (Path("fifo"), Path("socket"), Path("/dev/zero")):
         with pytest.raises(NotAPlainFile, match="is no regular file"):
             open_plain(path)
 
@@ -69,3 +75,8 @@ def test_a_missing_file_is_an_error_of_the_system_and_a_folder_is_no_plain_file(
         open_plain(tmp_path / "none", tmp_path)
     with pytest.raises(NotAPlainFile, match="is a folder"):
         open_plain(tmp_path, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError):
+        open_plain(tmp_path / "file" / "below", tmp_path)
+    with pytest.raises(NotAPlainFile, match="cannot be opened"):
+        open_plain(tmp_path / ("n" * 300), tmp_path)

@@ -45,6 +45,14 @@ SECRET = "hunter2hunter2"
         {"urls": f"https://a:{SECRET}@host and https://b:{SECRET}@host"},
         {"notices": f"https://hooks.slack.com/services/T0/B0/{SECRET}"},
         {"login": f"ghp_{SECRET}{SECRET}"},
+        {"creds": SECRET},
+        {"smtppass": SECRET},
+        {"url": f"https://b.s3.amazonaws.com/x?X-Amz-Signature={SECRET}"},
+        {"url": f"https://cdn.example.com/x?Expires=1&Signature={SECRET}&Key-Pair-Id=K"},
+        {"body": json.dumps(json.dumps({"api_key": SECRET}))},
+        {"headers": [["X-Api-Key", SECRET]]},
+        {"env": [{"Name": "API_KEY", "Value": SECRET}, {"key": "API_KEY", "val": SECRET}]},
+        {"login": f"npm_{SECRET}{SECRET}"},
         {"pem": f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n"},
     ],
     ids=str,
@@ -94,6 +102,8 @@ def test_settings_stay_readable() -> None:
         "root": "/data/hf_datasets_of_mine_that_are_long/x",
         "variables": [{"name": "LR", "value": "0.1"}],
         "args": ["--lr", "0.1"],
+        "pairs": [["momentum", "0.9"], ["token", 3]],
+        "num_pass": 2,
     }
     assert masked(settings) == settings
     assert not any(map(is_secret, ("tokenizer", "keyboard", "monkey", "author")))
@@ -132,6 +142,12 @@ def test_each_key_of_a_list_and_the_key_of_a_header_are_masked_in_a_log() -> Non
     assert mask.text(f"{SECRET} abcdefgh 12345678") == f"{'*' * 14} {'*' * 8} {'*' * 8}"
     mail = {"notify": [{"kind": "email", "url": f"smtp://me:{SECRET}@host"}]}
     assert SECRET not in Mask({}, mail).text(f"refused: {SECRET}")
+
+
+def test_a_secret_is_masked_in_a_log_as_it_is_written_in_a_url_and_in_json() -> None:
+    mask = Mask({"HF_TOKEN": 'a/b+c"\n1234'})
+    assert mask.text("GET /x?t=a%2Fb%2Bc%22%0A1234") == f"GET /x?t={'*' * 19}"
+    assert mask.text(r'{"t": "a/b+c\"\n1234"}') == f'{{"t": "{"*" * 13}"}}'
 
 
 def test_a_result_is_shown_without_the_secrets_that_its_texts_quote(tmp_path: Path) -> None:

@@ -94,6 +94,38 @@ def test_a_value_in_place_of_a_section_is_refused_with_the_right_form(tmp_path: 
     assert "pydantic" not in str(error).lower()
 
 
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("$HOME/runs", "variables are not replaced"),
+        ("/data/${USER}", "variables are not replaced"),
+        ("a\tb", "must be printable"),
+        ("a/" + "é" * 200, "at most 255 bytes"),
+        ("a/" * 1000, "at most 1000 characters"),
+    ],
+)
+def test_a_folder_that_nobody_can_have_meant_is_refused(storage: str, said: str):
+    with pytest.raises(SpecError, match=said):
+        JobSpec.from_dict({"storage": storage})
+
+
+def test_a_secret_in_the_wrong_section_is_not_printed():
+    with pytest.raises(SpecError) as caught:
+        JobSpec.from_dict({"optimizer": {"api_key": "hunter2hunter2"}, "model": {"name": "hunter3"}})
+    assert "hunter2" not in str(caught.value)
+    assert "hunter3" in str(caught.value)
+
+
+def test_what_json_cannot_hold_is_named():
+    with pytest.raises(SpecError, match=r"options\.x = .*\(U\+D800\): delete it"):
+        JobSpec.from_dict({"workload": "my:Own", "options": {"x": "a\ud800"}})
+    deep: dict = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    with pytest.raises(SpecError, match="nested too deeply to be a spec"):
+        JobSpec.from_dict({"workload": "my:Own", "options": deep})
+
+
 def test_a_long_value_is_cut(tmp_path: Path):
     error = error_of(write(tmp_path, f"workload: {'x' * 500}\n"))
     assert "..." in str(error)

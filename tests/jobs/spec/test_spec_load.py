@@ -56,6 +56,12 @@ def test_a_scalar_is_what_it_looks_like(text: str, value: object):
     assert type(loaded) is type(value)
 
 
+def test_a_key_is_the_text_that_is_written():
+    text = "1: a\n~: b\n007: c\nx: &x {2: d, no: e}\ny: {<<: *x, 3.0: f}\n"
+    x = {"2": "d", "no": "e"}
+    assert load_yaml(text)[1] == {"1": "a", "~": "b", "007": "c", "x": x, "y": {**x, "3.0": "f"}}
+
+
 def test_off_stays_a_word_in_a_spec(tmp_path: Path):
     spec = JobSpec.load(written(tmp_path, "guard: {mode: off, local_norm: off, clip: {kind: off}}"))
     assert (spec.guard.mode, spec.guard.local_norm, spec.guard.clip.kind) == ("off", "off", "off")
@@ -162,6 +168,9 @@ def test_a_tab_and_a_no_break_space_are_named_with_what_to_write(tmp_path: Path)
         "a: @b\n",
         "%YAML 9.9\n---\nseed: 1\n",
         "a: *b\n",
+        "name: !!binary aGVsbG8=\n",
+        "data: !!set {a}\n",
+        "name: !!timestamp 2001-01-01\n",
     ],
 )
 def test_no_yaml_makes_a_traceback(tmp_path: Path, text: str):

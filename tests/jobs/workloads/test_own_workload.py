@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
+from jobs.training.evaluate import try_evaluation
 from jobs.workloads import WorkloadError, load_workload
 from jobs.workloads.losses import loss_of
+from service.cli.app import app
 
 MODULE = """
 import numpy as np
@@ -43,6 +46,29 @@ class Float(Base):
 
 class NoModel(Base):
     def build_model(self): pass
+
+class NoMetrics(Base):
+    def metrics(self, sums): pass
+
+class TextMetrics(Base):
+    def metrics(self, sums): return {"accuracy": "high"}
+
+class NoSums(Base):
+    def evaluate(self, model, rank, world_size, device): pass
+
+class Counts(Base):
+    class_counts = [3, 4]
+
+class Ends(Base):
+    def loss(self, model, batch): raise SystemExit(0)
+
+class Slow(Base):
+    passes = 0
+    def evaluate(self, model, rank, world_size, device):
+        for _ in range(1000):
+            Slow.passes += 1
+            model(torch.ones(2, 1))
+        return {}
 
 class Broken(Base):
     def __init__(self, spec):
@@ -111,7 +137,7 @@ def test_a_plain_int_is_made_of_it_where_it_can_be_set(module: str) -> None:
     ("name", "says"),
     [
         ("Float", "n_train must be the size of the training set, not 6.0"),
-        ("Broken", r"cannot be made: KeyError: 'size' \(__init__, line 29 of own_.*\.py\)"),
+        ("Broken", r"cannot be made: KeyError: 'size' \(__init__, line 52 of own_.*\.py\)"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(name: str, says: str, module: str) -> None:
@@ -143,3 +169,27 @@ def test_a_module_beside_the_spec_is_found_from_any_folder(tmp_path: Path) -> No
     assert "no module" not in done.stderr
     assert "every sample is constant" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("NoMetrics", r"metrics\(\) must return a dict of numbers by name, not a NoneType"),
+        ("TextMetrics", r"metrics\(\) must return numbers, but accuracy is a str"),
+        ("NoSums", r"evaluate\(\) must return a dict of sums by name, not a NoneType"),
+        ("Counts", "class_counts must be a dict, .* not a list"),
+        ("Ends", r"its code ends the program with exit\(0\) \(loss, line \d+ of "),
+    ],
+)
+def test_check_finds_what_would_end_a_job_later(tmp_path: Path, name: str, says: str, module: str) -> None:
+    (tmp_path / "own.json").write_text(
+        json.dumps({"workload": f"{module}:{name}", "data": {"batch_size": 4}})
+    )
+    with pytest.raises(WorkloadError, match=says):
+        CliRunner().invoke(app, ["check", str(tmp_path / "own.json")], catch_exceptions=False)
+
+
+def test_check_begins_a_long_evaluation_and_no_more(module: str) -> None:
+    workload = load_workload(JobSpec.from_dict({"workload": f"{module}:Slow", "data": {"batch_size": 4}}))
+    try_evaluation(workload, workload.build_model(), 1, torch.device("cpu"))
+    assert workload.passes == 2

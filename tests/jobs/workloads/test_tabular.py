@@ -106,12 +106,6 @@ def test_what_is_no_number_is_refused_by_row_and_column(
     assert line in str(refused.value)
 
 
-def test_a_column_that_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "t.csv").write_text("a,b,label\n1,?,x\n2,3,y\n3,4,x\n4,5,y\n")
-    load_workload(spec_of(tmp_path / "t.csv"))
-    assert "not used, since they are no numbers: columns b of" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
@@ -130,3 +124,80 @@ def test_fields_of_other_workloads_are_refused(tmp_path: Path, sections: dict[st
         spec_of(tmp_path, **sections) if "workload" not in sections else JobSpec.from_dict(
             {**sections, "data": {**sections["data"], "root": str(tmp_path)}}
         )
+
+
+def table(folder: Path, columns: dict[str, list[Any]], encoding: str = "utf-8") -> JobSpec:
+    """Of a CSV file."""
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+    return spec_of(folder / "table.csv", data={"batch_size": 4})
+
+
+ROWS = range(40)
+HEIGHTS = [round(0.1 + row % 7 * 0.5, 1) for row in ROWS]
+SORTED = ["a" if row < 20 else "b" for row in ROWS]
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "id"])
+def test_a_column_that_counts_the_rows_is_no_feature(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    columns = {name: list(ROWS), "height": HEIGHTS, "label": SORTED}
+    spec = table(tmp_path, columns)
+    assert load_workload(spec).columns == ("height",)
+    assert f"it counts the rows of {tmp_path / 'table.csv'}: {name!r}" in caplog.text
+    if name:
+        wanted = {**spec.data.model_dump()["columns"], "features": [name, "height"]}
+        named = spec_of(tmp_path / "table.csv", data={"batch_size": 4, "columns": wanted})
+        assert load_workload(named).columns == (name, "height"), "what the spec names is used"
+
+
+def test_columns_that_are_left_out_are_named_with_what_is_no_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    width = ["?" if row == 6 else row / 8 for row in ROWS]
+    price = [f'"1,{row:03}"' for row in ROWS]
+    load_workload(table(tmp_path, {"height": HEIGHTS, "width": width, "price": price, "label": SORTED}))
+    assert "width (row 7: '?'), price (row 1: '1,000')" in caplog.text
+
+
+def test_labels_are_classes_as_they_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def classes(labels: list[Any]) -> tuple[str, ...]:
+        return load_workload(table(tmp_path, {"height": HEIGHTS, "label": labels * 10})).classes
+
+    assert classes(["01", "1", "10", "10"]) == ("01", "1", "10")
+    assert classes([10, 9, 2, 2]) == ("2", "9", "10"), "whole numbers are in their order"
+    assert classes(["1.0", "0.0", "2.0", "2.0"]) == ("0", "1", "2")
+    assert not caplog.records
+    assert classes(["cat", " cat", "Dog", "dog"]) == (" cat", "Dog", "cat", "dog")
+    assert "differ little: ' cat' and 'cat'; 'Dog' and 'dog'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "encoding", "said"),
+    [
+        ({"height": HEIGHTS, "label": [*ROWS]}, "utf-8", "label differs in each row"),
+        (
+            {"height": HEIGHTS, "label": [f"{c}\u00e9" for c in SORTED]},
+            "latin-1",
+            r"byte 18 \(0xe9, in line 2\)",
+        ),
+        ({"height": HEIGHTS, "label": SORTED}, "utf-16", "it is UTF-16: save it as UTF-8"),
+        (
+            {"at": [1700000000000 + row % 2 for row in ROWS], "label": SORTED},
+            "utf-8",
+            "at differs by less than",
+        ),
+        (
+            {"height": ["1e300", *HEIGHTS[1:]], "label": SORTED},
+            "utf-8",
+            "row 1: height is not a finite number",
+        ),
+    ],
+    ids=["a number to predict", "latin-1", "utf-16", "milliseconds", "beyond float32"],
+)
+def test_what_would_train_on_something_else_is_refused(
+    tmp_path: Path, columns: dict[str, list[Any]], encoding: str, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        load_workload(table(tmp_path, columns, encoding))

@@ -93,11 +93,14 @@ def test_retention_deletes_what_ended_long_ago_with_its_files_and_nothing_else(
     old, new = ended(api, "old", 31), ended(api, "new", 29)
     outside = ended(api, "outside", 31, tmp_path / "elsewhere")
     ended(api, "shared", 31, new)
+    around = ended(api, "around", 31)
+    inner = api.submitted(spec={**SPEC, "storage": str(around.relative_to(api.root) / "checkpoints")})
     running = api.submitted()
     removed = remove_old(api.context.store, None, api.root, 30)
     assert not old.exists()
     assert new.exists(), "another job has the same folder"
     assert outside.exists(), "it is not below the storage folder"
+    assert around.exists(), f"{inner} trains inside of it"
     assert {"old", "shared"} <= set(removed)
     left = {job.id for job in api.context.store.page().jobs}
     assert left & {"new", running, "old", "shared"} == {"new", running}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,14 +51,21 @@ def put(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
 
 
+def put_socket(path: Path) -> None:
+    """By a short path: the name of a socket has at most 107 bytes."""
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_fifo_in_place_of_a_file_holds_up_no_request(api: Api, name: str) -> None:
-    job, client = api.submitted(), api.client("read")
-    put(folder_of(api, job) / name, os.mkfifo)
-    answers = {what: client.get(f"/v1/jobs/{job}{what}").status_code for what in ASKED}
-    assert set(answers.values()) <= {200, 409}, answers
+    for make in (os.mkfifo, put_socket, Path.mkdir):
+        job, client = api.submitted(), api.client("read")
+        put(folder_of(api, job) / name, make)
+        answers = {what: client.get(f"/v1/jobs/{job}{what}").status_code for what in ASKED}
+        assert set(answers.values()) <= {200, 409}, (make, answers)
+        assert dict(JobLive(api.context, job).poll())["job"]["id"] == job
     assert client.get("/v1/jobs").status_code == 200
-    assert dict(JobLive(api.context, job).poll())["job"]["id"] == job
     assert len(ListLive(api.context, [], None, 10).poll()) == 1
 
 
@@ -109,6 +118,27 @@ def test_a_long_journal_comes_in_pages(api: Api) -> None:
     assert (shown["total"], len(shown["shown"]), shown["shown"][-1]["id"]) == (2501, 200, 2501)
     with served(api) as address, JobClient(address, token=api.tokens["read"]) as whole:
         assert [incident["id"] for incident in whole.incidents(job)] == list(range(1, 2502))
+        assert [incident["id"] for incident in whole.incidents(job, newest=2)] == [2500, 2501]
+
+
+def test_html_of_a_job_is_text_and_its_report_is_in_a_sandbox(api: Api) -> None:
+    job, script = api.submitted(), "<script>alert(1)</script>"
+    folder = folder_of(api, job)
+    result = {"status": "failed", "error": script, "samples": SAMPLES, "dataset": script}
+    (folder / RESULT).write_text(json.dumps(result))
+    (folder / SAMPLES).write_text(f"</pre>{script}")
+    row = {"type": "incident", "id": 1, "step": 7, "action": script, "layers": [[script, 1.0]]}
+    (folder / INCIDENTS).write_text(json.dumps(row) + "\n")
+    report = api.client("read").get(f"/v1/jobs/{job}/report")
+    assert script not in report.text
+    assert "&lt;script&gt;" in report.text
+    assert report.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    sent = api.client("read").get(f"/v1/jobs/{job}/files/{SAMPLES}")
+    assert sent.headers["content-disposition"].startswith("attachment")
+    assert (sent.headers["content-type"], sent.headers["x-content-type-options"]) == (
+        "application/octet-stream",
+        "nosniff",
+    )
 
 
 def test_a_job_cannot_name_the_services_own_folder_as_its_own(api: Api) -> None:

@@ -140,6 +140,7 @@ def test_what_cannot_be_done_is_one_line_that_helps(job: Path, tmp_path: Path) -
         job, "--export", 10, "--to", tmp_path / "m.onnx"
     )
     assert "there is no folder" in refused(tmp_path / "missing")
-    assert "cannot write" in refused(job, "--export", 10, "--to", tmp_path / "no" / "m.pt")
+    for suffix in ("pt", "safetensors"):
+        assert "cannot write" in refused(job, "--export", 10, "--to", tmp_path / "no" / f"m.{suffix}")
     assert "no checkpoints in" in run(tmp_path)
     assert "cannot store checkpoints at nosuch://bucket/run" in refused("nosuch://bucket/run")

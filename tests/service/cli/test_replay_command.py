@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from guard.logs.log import TraceError
+from jobs.errors import JobError
 from service.cli.app import app
 
 
@@ -115,3 +116,11 @@ def test_the_exit_code_for_continuous_integration(tmp_path: Path, rows: str, fai
     (tmp_path / "log.csv").write_text("\n".join(["loss", *losses]))
     assert run(tmp_path / "log.csv").exit_code == 0
     assert run(tmp_path / "log.csv", "--fail-on", fail_on).exit_code == code
+
+
+def test_a_log_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("step,loss\n")
+    with pytest.raises(JobError, match=r"empty\.csv: has no rows"):
+        CliRunner().invoke(
+            app, ["replay", str(tmp_path / "empty.csv"), "--fail-on", "spike"], catch_exceptions=False
+        )
