@@ -192,7 +192,7 @@ class StartRate:
         uncut = self._tried
         lower = near and best is not None and level < (_CLEARLY if uncut else _LOWER) * best
         lost = best is not None and not lower and (near or uncut)
-        tries = near and not lost and self.cuts < _MOST_CUTS and level >= _WELL * start
+        tries = near and not lost and self.cuts < _MOST_CUTS and level >= _WELL * start > 0.0
         if lost:
             self.open = False
             return self._lost(best, level, rate, again=uncut)

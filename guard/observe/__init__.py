@@ -9,6 +9,7 @@
 ``sharded_norms``: the same under FSDP2, by its reduce-scatter
 ``fsdp2``: what is read of FSDP2's own state
 ``displacement``: how far the weights moved since they were measured before
+``window_rate``: the learning rate of the steps between two measurements of it
 ``attention_logits``: the largest of each head, read while the model computes
 ``own_rate``: optimizers that find their own learning rate
 ``shards``: the same under FSDP2, where each rank holds a shard

@@ -47,7 +47,8 @@ def why_no_text(content: bytes) -> str | None:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        return f"byte {error.start} (0x{content[error.start]:02x}, in line {line}) is not UTF-8"
+        byte = f"byte {error.start} (0x{content[error.start]:02x}, in line {line})"
+        return f"{byte} is not UTF-8: save it as UTF-8"
     return None
 
 

@@ -77,8 +77,6 @@ def replay(
         rows = list(reader)
     except OSError as error:
         raise JobError(f"{error.filename or trace}: {error.strerror}") from None
-    if not rows:
-        raise JobError(f"{trace}: has no rows: the detector has seen nothing")
     results = [replay_rows(rows, settings) for settings in (config, other) if settings is not None]
     for result in results:
         result.kind, result.columns = reader.kind, reader.columns

@@ -231,3 +231,11 @@ def test_what_was_cut_stays_cut_after_a_resume() -> None:
 def test_a_deferred_guard_cannot_return_to_the_start() -> None:
     with pytest.raises(ValidationError, match="needs mode: exact"):
         GuardConfig(mode="deferred", rate="act")
+
+
+@pytest.mark.parametrize("first", [0.0, -1.0])
+def test_a_first_loss_that_is_no_scale_decides_nothing(first: float) -> None:
+    """As of a policy that is compared with itself at first."""
+    rule = StartRate()
+    assert all(rule.observe(first, 0.1, travelled=lambda: None) is None for _ in range(100))
+    assert not rule.open

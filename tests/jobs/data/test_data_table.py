@@ -201,7 +201,7 @@ def broken(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
         ("label", "t.jsonl: row 1 has no label"),
         ("number", "column 'label' is double: labels are texts or whole numbers"),
         ("twice", "column 'label' is there twice"),
-        ("latin", "save the table as UTF-8"),
+        ("latin", "(0xc4, in line 2) is not UTF-8: save it as UTF-8"),
         ("one", "column 'label' has 1 class, cat: it takes two or more"),
         ("selected", "call flatten_indices() before save_to_disk"),
         ("split", "row 24: label 'dgo' is no class of the training data (cat, dog); did you mean \"dog\"?"),

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from guard.logs.log import TraceError
-from jobs.errors import JobError
 from service.cli.app import app
 
 
@@ -120,7 +119,7 @@ def test_the_exit_code_for_continuous_integration(tmp_path: Path, rows: str, fai
 
 def test_a_log_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("step,loss\n")
-    with pytest.raises(JobError, match=r"empty\.csv: has no rows"):
+    with pytest.raises(TraceError, match=r"empty\.csv: CSV without a row: nothing was logged yet"):
         CliRunner().invoke(
             app, ["replay", str(tmp_path / "empty.csv"), "--fail-on", "spike"], catch_exceptions=False
         )
