@@ -1,11 +1,12 @@
-"""All trackers of a run, in the background."""
+"""All trackers of a run, each in a thread of its own: one that does not answer keeps no other waiting."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,12 @@ class Trackers:
         resume: bool = False,
     ) -> None:
         self.failures: dict[str, int] = {}
-        self._trackers = [_Tracked(tracker, resume=resume) for tracker in trackers]
-        self._queue: queue.Queue[tuple[_Tracked, str, tuple[Any, ...]] | None] = queue.Queue(LONGEST_QUEUE)
-        self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
-        if self._trackers:
-            self._thread.start()
+        self._counting = threading.Lock()
+        self._trackers = [_Tracked(tracker, self._count, resume=resume) for tracker in trackers]
         settings = flat(spec or {})
         for tracked in self._trackers:
             own = tracked.config.folder if tracked.config else None
-            self._put(tracked, "open", name, settings, Path(own or folder))
+            tracked.put("open", name, settings, Path(own or folder))
 
     def observe(self, report: StepReport) -> None:
         """An attempt: its figures where one is due, and its incident. Returns at once."""
@@ -69,7 +67,7 @@ class Trackers:
         for tracked in self._trackers:
             every = tracked.config.every if tracked.config else 1
             if report.incident is not None or report.attempt % every == 0:
-                self._put(tracked, "values", report.attempt, values_of(report))
+                tracked.put("values", report.attempt, values_of(report))
         if report.incident is not None:
             self.incident(report.incident)
 
@@ -87,62 +85,76 @@ class Trackers:
         """A file or folder of the run, for those that want artefacts."""
         for tracked in self._trackers:
             if tracked.config is None or tracked.config.artefacts:
-                self._put(tracked, "artefact", path)
+                tracked.put("artefact", path)
 
     def close(self, status: str = "succeeded") -> None:
         """Ends the run everywhere, within ``CLOSING_S``."""
         self._each("close", status)
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join(CLOSING_S)
-        if self._thread.is_alive():
-            left = self._queue.qsize()  # with the end mark, and without the call that does not answer
-            self.failures["queue"] = self.failures.get("queue", 0) + left
-            log.warning("trackers: no answer for %g s: the last %d calls are lost", CLOSING_S, left)
+        until = time.monotonic() + CLOSING_S
+        for tracked in self._trackers:
+            tracked.end()
+        for tracked in self._trackers:
+            if left := tracked.lost(until):
+                self._count("queue", left)
+                lost = f"the last {left} calls are lost"
+                log.warning("tracker %s: no answer for %g s: %s", tracked.kind, CLOSING_S, lost)
 
     def _each(self, call: str, *arguments: Any) -> None:
         for tracked in self._trackers:
-            self._put(tracked, call, *arguments)
+            tracked.put(call, *arguments)
 
-    def _put(self, tracked: _Tracked, call: str, *arguments: Any) -> None:
-        try:
-            self._queue.put_nowait((tracked, call, arguments))
-        except queue.Full:
-            self.failures["queue"] = self.failures.get("queue", 0) + 1
+    def _count(self, kind: str, calls: int = 1) -> int:
+        """Counts failed calls; how many there were before."""
+        with self._counting:
+            before = self.failures.get(kind, 0)
+            self.failures[kind] = before + calls
+        return before
+
+
+class _Tracked:
+    """A tracker with its configuration, if it has one, and the thread that calls it."""
+
+    def __init__(self, tracker: TrackConfig | Tracker, count: Callable[[str], int], *, resume: bool) -> None:
+        self.config = tracker if isinstance(tracker, TrackConfig) else None
+        self._tracker: Tracker = make(tracker, resume=resume) if isinstance(tracker, TrackConfig) else tracker
+        self.kind: str = self.config.kind if self.config else type(tracker).__name__
+        self._count, self._broken = count, False
+        self._queue: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"tracker {self.kind}", daemon=True)
+        self._thread.start()
+
+    def put(self, call: str, *arguments: Any) -> None:
+        """A call, in the order of calls; returns at once."""
+        if self._queue.qsize() < LONGEST_QUEUE:
+            self._queue.put((call, arguments))
+        else:
+            self._count("queue")
+
+    def end(self) -> None:
+        """No call follows; returns at once."""
+        self._queue.put(None)
+
+    def lost(self, until: float) -> int:
+        """Waits until then for the calls so far. How many are lost, since the tracker has not answered."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+        # With the end mark, and without the call that does not answer.
+        return self._queue.qsize() if self._thread.is_alive() else 0
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             self._call(*item)
 
-    def _call(self, tracked: _Tracked, call: str, arguments: tuple[Any, ...]) -> None:
-        if tracked.broken:
-            self._count(tracked)
+    def _call(self, call: str, arguments: tuple[Any, ...]) -> None:
+        if self._broken:
+            self._count(self.kind)
             return
         try:
-            getattr(tracked.tracker, call)(*arguments)
+            getattr(self._tracker, call)(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the training goes on
-            tracked.broken = call == "open"
-            if not self._count(tracked):
-                lost = "nothing is tracked there" if tracked.broken else "the next calls are tried"
-                log.warning(
-                    "tracker %s: %s failed: %s; %s", tracked.kind, call, _reason(error, tracked.kind), lost
-                )
-
-    def _count(self, tracked: _Tracked) -> int:
-        """Counts a failure; how many there were before."""
-        before = self.failures.get(tracked.kind, 0)
-        self.failures[tracked.kind] = before + 1
-        return before
-
-
-class _Tracked:
-    """A tracker, its configuration if it has one, and whether it could be opened."""
-
-    def __init__(self, tracker: TrackConfig | Tracker, *, resume: bool) -> None:
-        self.config = tracker if isinstance(tracker, TrackConfig) else None
-        self.tracker: Tracker = make(tracker, resume=resume) if isinstance(tracker, TrackConfig) else tracker
-        self.kind: str = self.config.kind if self.config else type(tracker).__name__
-        self.broken = False
+            self._broken = call == "open"
+            if not self._count(self.kind):
+                lost = "nothing is tracked there" if self._broken else "the next calls are tried"
+                log.warning("tracker %s: %s failed: %s; %s", self.kind, call, _reason(error, self.kind), lost)
 
 
 def make(config: TrackConfig, *, resume: bool = False) -> Tracker:

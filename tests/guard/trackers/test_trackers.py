@@ -246,18 +246,19 @@ class Silent(Broken):
         self.answers.wait()
 
 
-def test_calls_that_a_silent_tracker_never_got_are_reported(
+def test_a_silent_tracker_loses_its_own_calls_alone_and_says_how_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("guard.trackers.trackers.CLOSING_S", 0.01)
+    monkeypatch.setattr("guard.trackers.trackers.CLOSING_S", 1.0)
     silent = Silent()
-    trackers = Trackers([silent], folder=tmp_path)
-    trackers.artefact(tmp_path)
+    trackers = Trackers([silent, TrackConfig(kind="csv")], folder=tmp_path)
     assert silent.asked.wait(60)
+    trackers.evaluation(1, {"accuracy": 0.5})
     with caplog.at_level(logging.WARNING, logger="guard"):
         trackers.close()
     silent.answers.set()
-    assert "no answer for 0.01 s: the last 3 calls are lost" in caplog.text
+    assert "tracker Silent: no answer for 1 s: the last 3 calls are lost" in caplog.text
+    assert "0.5" in (tmp_path / "track.csv").read_text()
     assert trackers.failures == {"queue": 3}
 
 
