@@ -4,6 +4,7 @@ all ranks were equal are taken again."""
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard.act.replicas import Replicas, replicated, whole_gradients
+from guard.act.shard_copies import ShardCopies
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import SQUARE
 from guard.config import GuardConfig
@@ -43,8 +45,10 @@ class Repairs:
         every = config.replicas if isinstance(config.replicas, int) else None
         self.on = config.replicas != "off" and config.mode in ("exact", "shadow") and _ranks(group) > 1
         self._observer, self._state, self._acts, self._replays = observer, state, config.acts, replays
-        self._read = replicated(model, optimizer, observer)
-        self._replicas = Replicas(self._read, every, group, observer.parameters[0].device)
+        device = observer.parameters[0].device
+        self._whole = replicated(model, optimizer, observer)
+        self._replicas = Replicas(self._whole, every, group, device)
+        self._shards = None if observer.shards is None else ShardCopies(optimizer, observer, group, device)
         self._budget = config.budget
         self._found: list[Damage] = []
         self._back: int | None = None
@@ -52,8 +56,8 @@ class Repairs:
         self._differ = False
         """Reduced gradients differ by rounding, or were never reduced."""
         self._repaired: deque[int] = deque()
-        self._suspects: tuple[int, dict[str, Tensor]] | None = None
-        """Step and tensors of a finding that no majority decides."""
+        self._suspects: tuple[int, list[str], dict[str, Tensor]] | None = None
+        """Step of a finding that no majority decides, names of its tensors, those that this rank holds."""
 
     @property
     def stops(self) -> bool:
@@ -108,7 +112,7 @@ class Repairs:
         if not found[0].ranks:
             self._back = self._state.snapshot_of(self._replicas.verified)
             self._skips = self._back is None
-            self._suspect(step, {found[0].tensor: gradients[found[0].tensor]})
+            self._suspect(step, found, gradients)
         self._replicas.copy_gradient(gradients[found[0].tensor], found[0].source)
         return True
 
@@ -118,12 +122,12 @@ class Repairs:
             return self._as_correction(seen, self._words())
         if self._suspects is None or self._suspects[0] != step:
             return None
-        kept, self._suspects = self._suspects[1], None
+        (_, names, kept), self._suspects = self._suspects, None
         ranks = self._replicas.farther(kept, {**self._read(), **whole_gradients(self._observer)})
         if not ranks:
             return None
-        self._found = [Damage(name, tuple(ranks), 0) for name in kept]
-        where = f"the {next(iter(kept))}: it was the memory of rank {ranks[0]} that was damaged"
+        self._found = [Damage(name, tuple(ranks), 0) for name in names]
+        where = f"the {names[0]}: it was the memory of rank {ranks[0]} that was damaged"
         return self._as_correction(seen, f"the steps up to this one, taken again, decide on {where}")
 
     def evidence(
@@ -150,16 +154,36 @@ class Repairs:
         """After a rollback to ``step``; if it was to where all ranks were equal, they must be."""
         back, self._back = self._back, None
         self._replicas.returned(step, verified=back is not None)
+        if self._shards is not None:
+            self._shards.returned(step)
         if back is None:
             return
-        found = self._replicas.check(step)
+        found = self._compare(step)
         if any(not damage.ranks for damage in found):
             raise RankDivergence(f"{_where(found)}, also in the snapshot of step {step}: {_REPLACE}")
-        self._replicas.heal(found)
+        self._heal(found)
+
+    def _compare(self, step: int) -> list[Damage]:
+        """What differs, of whole tensors and of shards that several ranks hold. Collective."""
+        before = self._replicas.verified
+        found = self._replicas.check(step)
+        if self._shards is not None:
+            found = [*found, *self._shards.check(step)]
+        if found:
+            self._replicas.verified = before
+        return found
+
+    def _heal(self, damage: list[Damage]) -> None:
+        for one in damage:
+            if self._shards is None or not self._shards.heal(one):
+                self._replicas.heal([one])
+
+    def _read(self) -> dict[str, Tensor]:
+        return {**self._whole(), **({} if self._shards is None else self._shards.read())}
 
     def _check(self, step: int, attempt: int) -> None:
         self._looked = True
-        self._found = self._replicas.check(step)
+        self._found = self._compare(step)
         if self._found and self._acts:
             self._count(attempt)
             self._correct(step)
@@ -173,9 +197,8 @@ class Repairs:
         if unknown and back is None:
             raise RankDivergence(f"{_where(found)}: {_REPLACE}")
         if unknown:
-            named = self._read()
-            self._suspect(step, {d.tensor: named[d.tensor] for d in found if not d.ranks})
-        self._replicas.heal(known)
+            self._suspect(step, [damage for damage in found if not damage.ranks], self._read())
+        self._heal(known)
         if unknown or (self._replays and verified is not None):
             self._back = back
             return
@@ -183,8 +206,9 @@ class Repairs:
             self._state.drop_snapshots_after(verified)
         self._replicas.verified = step
 
-    def _suspect(self, step: int, tensors: dict[str, Tensor]) -> None:
-        self._suspects = step, {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    def _suspect(self, step: int, found: list[Damage], tensors: Mapping[str, Tensor]) -> None:
+        names = [damage.tensor for damage in found]
+        self._suspects = step, names, {n: tensors[n].detach().clone() for n in names if n in tensors}
 
     def _count(self, attempt: int) -> None:
         while self._repaired and self._repaired[0] <= attempt - self._budget.window_steps:

@@ -42,8 +42,8 @@ class Replicas:
 
     A tensor counts once it has changed and was still equal on all ranks, or was equal in three checks:
     BatchNorm's statistics are each rank's own, and so are weights that are rounded at random. In a buffer
-    only a single element counts, since a module may write to it on one rank by design. Sharded tensors have
-    no copy to be compared with.
+    only a single element counts, since a module may write to it on one rank by design. For sharded tensors
+    see ``guard.act.shard_copies``.
 
     Args:
         tensors: what to compare, by name, in the same order on all ranks.
@@ -108,6 +108,9 @@ class Replicas:
         self._checked_at, self._checks = step, self._checks + 1
         if not self._same_names(list(named)):
             return []
+        if not named:  # of each tensor a rank has a part only
+            self.verified = step
+            return []
         names, sums = list(named), fingerprints(list(named.values()))
         unequal = self._unequal(sums)
         rows = self._gather(sums) if unequal.any() else sums.cpu().numpy()[None]
@@ -148,7 +151,7 @@ class Replicas:
 
         Ranks whose gradients were never the same have many that differ, and not by a single bit.
         """
-        if not self._same_names(list(gradients)):
+        if not self._same_names(list(gradients)) or not gradients:
             return []
         names, sums = list(gradients), fingerprints(list(gradients.values()))
         unequal = np.flatnonzero(self._unequal(sums))
@@ -215,13 +218,13 @@ class Replicas:
         return (most != ~least).cpu().numpy()
 
     def _same_names(self, names: list[str]) -> bool:
-        """Whether all ranks hold tensors of the same names, and any."""
+        """Whether all ranks hold tensors of the same names."""
         mine = zlib.crc32("\n".join(names).encode())
-        both = torch.tensor([mine, -mine, len(names), self._wanted]).to(self._device)
-        # All-reduce of the maximum of four numbers, before one whose size is that of the list.
+        both = torch.tensor([mine, -mine, self._wanted]).to(self._device)
+        # All-reduce of the maximum of three numbers, before one whose size is that of the list.
         dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
-        most, least, size, self.every = both.tolist()
-        return bool(most == -least and size)
+        most, least, self.every = both.tolist()
+        return bool(most == -least)
 
     def _gather(self, sums: Tensor) -> Sums:
         sums = sums.to(self._device)
