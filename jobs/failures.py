@@ -76,6 +76,15 @@ _KNOWN: tuple[tuple[str, Failure], ...] = (
         ),
     ),
     (
+        r"shapes cannot be multiplied|must match the size of tensor|size mismatch, got input"
+        r"|(must|to) have (the )?same dtype|expected (m1 and m2|scalar type|input.* to have \d+ channels)"
+        r"|Input type .* and weight type|Given (groups|normalized_shape)=|running_mean should contain"
+        r"|must be equal to input_size|expected target dtype|to match target batch_size|is invalid for input of"
+        r"|Expected size for first|must have same number of dimensions|of the following scalar types"
+        r"|does not match weight dtype",
+        Failure("job", "the sizes or types of two tensors do not fit", retry=False),
+    ),
+    (
         r"in DataLoader worker|DataLoader worker .*(killed|exited|bus error)|unable to mmap",
         Failure(
             "job",
@@ -92,6 +101,8 @@ _KNOWN: tuple[tuple[str, Failure], ...] = (
     ),
 )
 """Patterns in an error's type and text, and what they mean; the first that fits counts."""
+_MISTAKES = (NameError, AttributeError, TypeError, ImportError, NotImplementedError, SyntaxError)
+"""Of the code itself: the batch that comes again after a restart meets them again."""
 
 
 def explain_error(error: BaseException) -> Failure:
@@ -104,7 +115,8 @@ def explain_error(error: BaseException) -> Failure:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []) if "\n" not in note)
             return known._replace(line=f"{known.line}{notes}{where(error)}: {_detail(text, found.start())}")
     place = "" if known_to_us else where(error)
-    return Failure(getattr(error, "cause_of_failure", "job"), own + place, getattr(error, "retry", True))
+    retry = getattr(error, "retry", not isinstance(error, _MISTAKES))
+    return Failure(getattr(error, "cause_of_failure", "job"), own + place, retry)
 
 
 def first_line(error: BaseException | None) -> str:

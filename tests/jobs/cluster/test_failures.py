@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
-from torch import nn
+from torch import Tensor, nn
 
 from guard import RankLost
 from jobs.cluster.failures import WorkerFailed, crash_file, explain, log_crashes, log_failure
@@ -105,6 +106,12 @@ GPU_FULL = torch.OutOfMemoryError(
         (RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronous"),
          "job", False, ("index out of range", "number of classes", "scale.device: cpu")),
         (DDP, "job", False, ("no gradient", "requires_grad_(False)", "scale.workers to 1")),
+        (RuntimeError("mat1 and mat2 must have the same dtype, but got Double and Float"),
+         "job", False, ("sizes or types of two tensors do not fit", "Double and Float")),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x5 and 6x3)"),
+         "job", False, ("4x5 and 6x3",)),
+        (NameError("name 'scle' is not defined"), "job", False, ("NameError: name 'scle'",)),
+        (ConnectionError("the bucket does not answer"), "job", True, ("ConnectionError",)),
         (WorkloadError("loss() must return a scalar"), "job", False, ("loss() must return a scalar",)),
     ],
 )  # fmt: skip
@@ -174,3 +181,29 @@ def test_a_crash_is_named_with_its_line_and_its_stack_is_in_the_log(tmp_path: Pa
 def test_without_a_crash_a_dead_worker_is_only_lost(tmp_path: Path) -> None:
     crash_file(tmp_path, 0).write_text("")
     assert explain(WorkerGroupError("failed", {0: ActorDiedError()}), tmp_path).cause == "worker_lost"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: nn.functional.linear(x.double(), x),
+        lambda x: x @ x,
+        lambda x: x + x[:, :2],
+        lambda x: nn.Conv2d(1, 2, 1)(x.reshape(1, 2, 1, 3)),
+        lambda x: nn.BatchNorm1d(5)(x),
+        lambda x: nn.LSTM(5, 4)(x),
+        lambda x: nn.functional.cross_entropy(x, x[:, 0]),
+        lambda x: nn.functional.cross_entropy(x, torch.zeros(7, dtype=torch.int64)),
+        lambda x: torch.cat([x, x[0]]),
+        lambda x: nn.functional.embedding(x, x),
+        lambda x: nn.LayerNorm(5)(x),
+        lambda x: x.view(7),
+    ],
+)
+def test_tensors_that_do_not_fit_are_never_tried_again(call: Callable[[Tensor], Tensor]) -> None:
+    """What torch itself says, in this release."""
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        call(torch.randn(2, 3))
+    found = explain_error(raised.value)
+    assert not found.retry, found.line
+    assert "sizes or types of two tensors do not fit" in found.line
