@@ -79,9 +79,9 @@ _KNOWN: tuple[tuple[str, Failure], ...] = (
         r"shapes cannot be multiplied|must match the size of tensor|size mismatch, got input"
         r"|(must|to) have (the )?same dtype|expected (m1 and m2|scalar type|input.* to have \d+ channels)"
         r"|Input type .* and weight type|Given (groups|normalized_shape)=|running_mean should contain"
-        r"|must be equal to input_size|expected target dtype|to match target batch_size|is invalid for input of"
-        r"|Expected size for first|must have same number of dimensions|of the following scalar types"
-        r"|does not match weight dtype",
+        r"|must be equal to input_size|expected target dtype|to match target batch_size"
+        r"|is invalid for input of|Expected size for first|must have same number of dimensions"
+        r"|of the following scalar types|does not match weight dtype",
         Failure("job", "the sizes or types of two tensors do not fit", retry=False),
     ),
     (

@@ -276,6 +276,13 @@ class SnapshotRing:
         """Whether the newest snapshot is a candidate of the state after ``step``, and nothing followed it."""
         return bool(self._snapshots) and self._snapshots[-1].step == step and not self._snapshots[-1].healthy
 
+    @property
+    def just_taken(self) -> bool:
+        """Whether the newest snapshot is a candidate that no step has followed."""
+        return (
+            bool(self._snapshots) and not self._snapshots[-1].healthy and not self._snapshots[-1].clean_steps
+        )
+
     def clean_step(self, step: float = math.inf) -> None:
         """A clean step led to ``step``: it counts for the candidates from before it."""
         for snapshot in self._snapshots:

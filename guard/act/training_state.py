@@ -96,7 +96,7 @@ class TrainingState:
         return {
             "recovery": self.cooldown.state_dict(),
             "buffers": None if self.shield is None else self.shield.state_dict(),
-            "moved": None if self._displacement is None else self._displacement.state_dict(),
+            "moved": self._displacement and self._displacement.state_dict(measures=self._ring.just_taken),
         }
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:

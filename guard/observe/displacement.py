@@ -57,6 +57,8 @@ class Displacement:
         self._places: list[int] = []
         self._groups: list[_Group] = []
         self._measured_at = 0
+        self._saved: list[float] | None = None
+        """What the first measurement after a resume would read, had the copy been saved."""
         self._rate = WindowRate()
         self._own = OwnRate(optimizer)
         self._last: Floats | None = None
@@ -70,7 +72,7 @@ class Displacement:
     @torch.no_grad()
     def start(self, step: int) -> None:
         """The present weights, after ``step`` steps, are good: distances start here."""
-        self._measured_at, self._last = step, None
+        self._measured_at, self._last, self._saved = step, None, None
         self._rate.clear()
         self._own.start()
         if self._places != self._present_places():
@@ -84,17 +86,32 @@ class Displacement:
         self._places = []
         self.start(step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """When it was measured last; the copy is not saved, so the first distance after a resume is short."""
-        return {"measured_at": self._measured_at, "highest_rate": self._rate.highest}
+    @torch.no_grad()
+    def state_dict(self, *, measures: bool = False) -> dict[str, Any]:
+        """All but the copy of the weights. A run that ``measures`` before its next step is resumed exactly:
+        what that will read is saved too, but of shards. Else the first distance after a resume is short."""
+        known = measures and self._shards is None and self._places == self._present_places()
+        return {
+            "measured_at": self._measured_at,
+            "rates": self._rate.state_dict(),
+            "per_step": [self._before, self._per_step],
+            "pieces": self._pieces(follow=False).tolist() if known else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The weights must be those that were saved beside it, and ``start`` have been called with them."""
         self._measured_at = int(state["measured_at"])
-        self._rate.highest = float(state.get("highest_rate", 0.0))
+        if "rates" not in state:
+            return
+        self._saved = state["pieces"]
+        self._rate.load_state_dict(state["rates"])
+        if self._saved is None:
+            self._rate.clear()
+        self._before, self._per_step = map(float, state["per_step"])
 
     def due(self, step: int) -> bool:
         """Whether the weights after ``step`` steps are to be measured."""
-        return step - self._measured_at >= self._every
+        return step - self._measured_at >= self._every or self._saved is not None
 
     @torch.no_grad()
     def measure(self, step: int) -> Movement:
@@ -113,6 +130,9 @@ class Displacement:
             self.start(step)
             return Moving(steps, math.nan, torch.zeros(0))
         pieces = self._pieces(follow=True)
+        if self._saved is not None and len(self._saved) == len(pieces):
+            pieces.copy_(torch.tensor(self._saved, dtype=pieces.dtype))
+        self._saved = None
         self._own.check()
         return Moving(steps, math.nan if self._own.hidden else self._window_rate(), pieces)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 _WILD = 3.0
 """How many times above all others of its window, and all before that, a single rate is wild."""
@@ -20,14 +21,12 @@ class WindowRate:
         self._highest = 0.0
         """Of the windows before; a wild one does not count."""
 
-    @property
-    def highest(self) -> float:
-        """So far; a wild one does not count. Set it at a resume, where a new window begins."""
-        return max([self._highest, *self._counted(whole=False)[-1:]])
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": list(self._rates), "highest": self._highest}
 
-    @highest.setter
-    def highest(self, rate: float) -> None:
-        self._highest = rate
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rates = [float(rate) for rate in state["window"]]
+        self._highest = float(state["highest"])
 
     def add(self, rate: float) -> None:
         """The rate of one step."""

@@ -140,3 +140,30 @@ def ranks_interrupted(rank: int, world_size: int, folder: Path) -> list[list[str
 def test_an_interruption_of_two_ranks_changes_nothing(tmp_path: Path) -> None:
     for changed in on_ranks(2, ranks_interrupted, tmp_path):
         assert changed == [[], [], []]
+
+
+def test_a_run_with_a_snapshot_at_its_checkpoint_is_measured_alike_when_it_continues() -> None:
+    """How far the weights have moved decides whether an outlier is skipped: it is the same on both sides."""
+
+    def run(at: int | None) -> Run:
+        loop = fresh()
+        for attempt in range(ATTEMPTS):
+            if attempt in (13, 22, 41):
+                assert loop.guard is not None
+                loop.guard.snapshot()
+                if attempt == at:
+                    state = pickle.loads(pickle.dumps(saved(loop)))
+                    resumed = load(fresh(), state)
+                    resumed.reports = loop.reports
+                    loop = resumed
+            loop.attempt()
+        return loop
+
+    whole = run(None)
+    assert whole.guard is not None
+    for at in (13, 41):
+        resumed = run(at)
+        assert resumed.guard is not None
+        assert [r.update_norm for r in resumed.reports] == [r.update_norm for r in whole.reports]
+        ours, theirs = (loop.guard.state_dict()["actor"]["moved"] for loop in (whole, resumed))
+        assert not differences(ours, theirs)

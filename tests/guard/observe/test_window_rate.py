@@ -19,7 +19,7 @@ LR = 1e-2
 
 def rate_of(*rates: float, before: float = 0.0, whole: bool = False) -> float:
     window = WindowRate()
-    window.highest = before
+    window.load_state_dict({"window": [], "highest": before})
     for rate in rates:
         window.add(rate)
     return window.take(whole=whole)
@@ -54,7 +54,7 @@ def test_a_wild_rate_is_never_usual() -> None:
     for rate in (0.1, 100.0, 0.1):
         window.add(rate)
     window.take(whole=False)
-    assert window.highest == 0.1
+    assert window.state_dict() == {"window": [], "highest": 0.1}
 
 
 def test_groups_count_by_their_elements() -> None:
