@@ -52,7 +52,7 @@ class BackwardPass:
         accumulation = self._parts.accumulation
         self._forget_discarded()
         dropped = accumulation.begin(loss)
-        self._note(loss, watch_buffers=not dropped)
+        self._note(loss)
         scaled = self._state.scaler.scale(loss if weight == 1.0 else loss * weight)
         try:
             with accumulation.dropping() if dropped else nullcontext():
@@ -61,13 +61,16 @@ class BackwardPass:
             self._agreement.forget()
             accumulation.forget()
             raise
+        # Once backward is over the guard's code and data are in the processor's cache, before they are not.
         accumulation.ran()
+        self._note_state(watch_buffers=not dropped)
 
     def observe(self, loss: Tensor) -> None:
         """The loop runs the backward of this loss itself, right after."""
         self._pipeline().before_backward()
         self._forget_discarded()
-        self._note(checked_loss(loss), watch_buffers=True)
+        self._note(checked_loss(loss))
+        self._note_state(watch_buffers=True)
 
     def again(self, closure: Closure) -> None:
         """Runs the closure, which may run backward itself: by ``backward`` of the guard or of the loss."""
@@ -87,7 +90,8 @@ class BackwardPass:
                 "guard.step(closure) scales it and runs backward"
             )
         else:
-            self._note(torch.as_tensor(loss), watch_buffers=True, arm=False)
+            self._note(torch.as_tensor(loss), arm=False)
+            self._note_state(watch_buffers=True)
 
     def _forget_discarded(self) -> None:
         """Micro-batches before this one count for nothing if the loop has dropped their gradients."""
@@ -98,21 +102,23 @@ class BackwardPass:
         if self._parts.local is not None:
             self._parts.local.arm(self._pipeline().wants_local(), self._state.scaler.factor())
 
-    def _note(self, loss: Tensor, *, watch_buffers: bool, arm: bool = True) -> None:
+    def _note(self, loss: Tensor, *, arm: bool = True) -> None:
         started = time.perf_counter()
         pipeline = self._pipeline()
-        shield = self._state.shield if watch_buffers and self._watches_buffers else None
         self.started = True
         refuse_join(self._ddp)
         self._state.before_backward()
         self._state.checks.noted()
-        self._agreement.add(
-            loss,
-            stop=self.stop,
-            checkpoint=self.checkpoint,
-            changed=0 if self._agreement.pending else self._state.outside.found(),
-            buffer_jump=None if shield is None else shield.jump(),
-        )
+        self._agreement.add(loss, stop=self.stop, checkpoint=self.checkpoint)
         if arm:
             self._arm_local()
         pipeline.seconds += time.perf_counter() - started
+
+    def _note_state(self, *, watch_buffers: bool) -> None:
+        started = time.perf_counter()
+        shield = self._state.shield if watch_buffers and self._watches_buffers else None
+        self._agreement.add_state(
+            changed=self._state.outside.found() if self._agreement.pending == 1 else 0,
+            buffer_jump=None if shield is None else shield.jump(),
+        )
+        self._pipeline().seconds += time.perf_counter() - started

@@ -141,6 +141,9 @@ class StepPipeline:
     def _observe(self) -> tuple[Agreed, Observation]:
         """The rows of all ranks and the norms of the gradients; a global norm that differs there raises."""
         early = None if self._observer.misplaced() else self._observer.measure()
+        if early is not None and self._observer.shards is None and self._agreement.alone:
+            agreed = self._agreement.own(local_norm=self.last_local)
+            return agreed, self._correct(agreed, self._observer.read(early[0].numpy(), early[1]))
         if early is not None and self._observer.shards is None:
             square = early[0].sum() if self._agreement.world_size > 1 else 0.0
             gathered, rate = self._gather_rows(square), self._state.rate
@@ -172,9 +175,9 @@ class StepPipeline:
 
     def _correct(self, agreed: Agreed, seen: Observation) -> Observation:
         """Dropped micro-batches are missing in the mean: rescales it to that of the others."""
-        factor = correction(agreed.micro_batches, agreed.dropped_micro_batches)
-        if factor == 1.0 or not math.isfinite(seen.grad_norm):
+        if not agreed.dropped_micro_batches or not math.isfinite(seen.grad_norm):
             return seen
+        factor = correction(agreed.micro_batches, agreed.dropped_micro_batches)
         scale_(self._observer.gradients(), factor)
         return seen.scaled(factor)
 

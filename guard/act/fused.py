@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 FUSED = (SGD, Adam, AdamW, Adagrad)
+_NOTHING = nullcontext()
 
 
 class FusedStep:
@@ -58,7 +59,7 @@ class FusedStep:
     def armed(self) -> AbstractContextManager[None]:
         """Sets the attributes for the optimizer's step and removes them after it."""
         idle = self._scale is None and self._skip is None
-        return nullcontext() if idle else self._armed()
+        return _NOTHING if idle else self._armed()
 
     @contextmanager
     def _armed(self) -> Iterator[None]:

@@ -6,8 +6,7 @@ others, and makes its updates small for dozens of steps (Huang et al. 2025, "SPA
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,16 +18,11 @@ _MOMENTS = frozenset(
 """Of torch's optimizers; anything else in a state may be weights or counters, and stays."""
 
 
-def kept_moments(optimizer: Optimizer, *, keep: bool = True) -> AbstractContextManager[None]:
-    """Around one ``optimizer.step()``: it makes its update, and its moments are as before it."""
-    return _kept_moments(optimizer) if keep else nullcontext()
-
-
-@contextmanager
-def _kept_moments(optimizer: Optimizer) -> Iterator[None]:
+def kept_moments(optimizer: Optimizer, step: Callable[[], None]) -> None:
+    """Runs one ``step``: the optimizer makes its update, and its moments are as before it."""
     found = _moments(optimizer)
     saved = [moment.clone() for moment in found]
-    yield
+    step()
     with torch.no_grad():
         for moment, before in zip(found, saved, strict=True):
             moment.copy_(before)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from guard.observe.shards import version
+from guard.observe.shards import versions
 
 _PROBES = 32
 _QUIET_ATTEMPTS = 16
@@ -48,4 +48,4 @@ class OutsideChanges:
 
     def _probe(self) -> list[int]:
         """The versions of a few parameters, of all where they are few."""
-        return list(map(version, self._parameters[:: 1 + len(self._parameters) // _PROBES]))
+        return versions(self._parameters[:: 1 + len(self._parameters) // _PROBES])

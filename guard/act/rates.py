@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,9 @@ class UsedRate:
         """Of the last update; None before the first."""
         self.used: list[Tensor] = []
         """What it was on the device, where the last update was not to wait for that."""
+        self._handle: Any = None
+        self.expects, self._later = False, False
+        """Whether the next step is the guard's."""
         self._counts: tuple[int, ...] = ()
         self._sizes: list[float] = []
         """Elements of each group, of so many parameters each."""
@@ -73,23 +76,39 @@ class UsedRate:
             self._known = rate, version(rate), float(rate)
         return self._known[2]
 
-    @contextmanager
-    def read(self, *, later: bool = False) -> Iterator[None]:
-        """Around one ``optimizer.step()``: registered last, the hook runs after all others.
+    def expect_step(self, *, later: bool = False) -> None:
+        """Before one ``optimizer.step()``, whose rate is noted by a hook that runs after all others.
 
         Args:
             later: where the rate is a tensor on a device, ``used`` is a copy of it, and ``last`` is not set.
         """
-        self.used = []
+        self.used, self.expects, self._later = [], True, later
+        hooks = None if self._handle is None else self._handle.hooks_dict_ref()
+        if hooks is None or self._handle.id not in hooks:
+            self._handle = self._optimizer.register_step_pre_hook(_Hook(self))
+            hooks = self._handle.hooks_dict_ref()
+            for key, hook in list(hooks.items())[:-1]:
+                if isinstance(hook, _Hook):
+                    del hooks[key]
+        elif next(reversed(hooks)) != self._handle.id:
+            hooks.move_to_end(self._handle.id)
 
-        def note(optimizer: Optimizer, *_: Any) -> None:
-            if later and self.on_device():
-                self.used = [self.on_device()[0].clone()]
-            else:
-                self.last = self._number(optimizer.param_groups[0]["lr"])
+    def note(self) -> None:
+        """The optimizer is about to step, by whomever."""
+        if not self.expects:
+            return
+        if self._later and (rate := self.on_device()):
+            self.used = [rate[0].clone()]
+        else:
+            self.last = self._number(self._optimizer.param_groups[0]["lr"])
 
-        handle = self._optimizer.register_step_pre_hook(note)
-        try:
-            yield
-        finally:
-            handle.remove()
+
+class _Hook:
+    """The optimizer's pre-step hook, one for all guards that it has had; it keeps none of them alive."""
+
+    def __init__(self, rate: UsedRate) -> None:
+        self._rate = weakref.ref(rate)
+
+    def __call__(self, *_: Any) -> None:
+        if (rate := self._rate()) is not None:
+            rate.note()

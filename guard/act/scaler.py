@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
@@ -42,13 +39,15 @@ class ScalerAdapter:
         found = self._scaler._found_inf_per_device(self._optimizer)
         return any(bool(flag.item()) for flag in found.values()) and self.factor() >= 1.0
 
-    def step(self, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Steps the optimizer and updates the scale; after an overflow the scaler does not step."""
-        with around():
-            if self._scaler is None:
-                self._optimizer.step()
-            else:
-                self._scaler.step(self._optimizer)
+    def step(self) -> None:
+        """Steps the optimizer; after an overflow the scaler does not."""
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+
+    def update(self) -> None:
+        """After ``step``: adjusts the scale."""
         if self._scaler is not None:
             self._scaler.update()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -181,8 +180,7 @@ class TrainingState:
         self._ring.before_step()
         started = time.perf_counter()
         try:
-            with self._stepping(), kept_moments(self._optimizer, keep=outlier):
-                self.scaler.step(lambda: self.cooldown.applied_to(self._optimizer))
+            self._step_optimizer(outlier=outlier)
         except Exception as error:
             check_closure(self._optimizer, error)
             raise
@@ -197,15 +195,16 @@ class TrainingState:
             learning_rate=self.rate.last,
         )
 
-    @contextmanager
-    def _stepping(self, *, later: bool = False) -> Iterator[None]:
-        """Around the guard's own step of the optimizer; ``later`` as of ``UsedRate.read``."""
+    def _step_optimizer(self, *, outlier: bool = False, later: bool = False) -> None:
+        """The guard's own step of it; ``later`` as of ``UsedRate.expect_step``."""
         keys, self.checks.inside = self._subject.keys(), True
+        self.rate.expect_step(later=later)
         try:
-            with self.fused.armed(), self.rate.read(later=later):
-                yield
+            with self.fused.armed(), self.cooldown.applied_to(self._optimizer):
+                kept_moments(self._optimizer, self.scaler.step) if outlier else self.scaler.step()
         finally:
-            self.checks.inside = False
+            self.checks.inside = self.rate.expects = False
+        self.scaler.update()
         self._subject.note_keys(keys)
 
     def advance(self, rate: float | None = None) -> None:
@@ -268,6 +267,7 @@ class TrainingState:
     def overflow(self, step: int) -> StepOutcome:
         """An overflow that the loss scaler handles: it does not step, and lowers its scale."""
         self.scaler.step()
+        self.scaler.update()
         self.revert_buffers()
         return StepOutcome("skipped", step, overflow=True)
 
@@ -346,8 +346,7 @@ class TrainingState:
     def launch(self, skip: Tensor) -> None:
         """Steps the optimizer on the device unless ``skip`` (0-dim float32) is 1; ``fused`` has the flag."""
         self._ring.before_step()
-        with self._stepping(later=True):
-            self._optimizer.step()
+        self._step_optimizer(later=True)
         if self.shield is not None:
             self.shield.accept(unless=skip)
 

@@ -87,9 +87,9 @@ class Agreement:
             check_digests(digests, lambda: {f"parameter {name}": "present" for name in names}, self._group)
 
     @property
-    def pending(self) -> bool:
-        """Whether there is a micro-batch since the last ``gather``."""
-        return bool(self._losses)
+    def pending(self) -> int:
+        """Micro-batches since the last ``gather``."""
+        return len(self._losses)
 
     def add(
         self,
@@ -97,8 +97,6 @@ class Agreement:
         *,
         stop: bool = False,
         checkpoint: bool = False,
-        changed: int = 0,
-        buffer_jump: Value | None = None,
     ) -> None:
         """Adds a micro-batch to this rank's row; the host waits for no device.
 
@@ -108,8 +106,12 @@ class Agreement:
         self._check_group()
         self._failed = False
         self._losses.append(self._kept(loss))
+        self._requests |= STOP * stop | CHECKPOINT * checkpoint
+
+    def add_state(self, *, changed: int, buffer_jump: Value | None) -> None:
+        """Adds what the loop did to the weights before it, and its forward to the buffers."""
         self._jump = None if buffer_jump is None else self._kept(buffer_jump)
-        self._requests |= STOP * stop | CHECKPOINT * checkpoint | CHANGED * changed
+        self._requests |= CHANGED * changed
 
     def forget(self, *, all_of_them: bool = False) -> None:
         """The last micro-batch, or every one since the last ``gather``, counts for nothing.
@@ -136,6 +138,16 @@ class Agreement:
         """Drops the row of this step, on all ranks."""
         self._losses, self._jump, self._requests = [], None, 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank, and no device to wait for."""
+        return self._reads and self.world_size == 1
+
+    def own(self, *, local_norm: Value) -> Agreed:
+        """What ``read`` returns of ``gather`` where the process is ``alone``."""
+        row = self._row(local_norm, 0.0, 0)
+        return _single([float(value) for value in row])
+
     def gather(self, *, local_norm: Value, square: Value, digest: int) -> Tensor:
         """The rows of all ranks, [ranks, WIDTH], on the device; valid until the next call.
 
@@ -146,14 +158,19 @@ class Agreement:
             square: the squared norm of the reduced gradient; NaN where it is not known yet.
             digest: of what decides.
         """
+        row = self._row(local_norm, square, digest)
+        self._rows.write([float(value) for value in row] if self._reads else row)
+        self._all_gather(self._rows)
+        return self._rows.rows
+
+    def _row(self, local_norm: Value, square: Value, digest: int) -> list[Value]:
+        """This rank's, by column; the next one begins."""
         loss, dropped = _mean(self._losses)
         jump = _NO_JUMP if self._jump is None else self._jump
         micro_batches = float(len(self._losses))
         row = [loss, float(self._requests), local_norm, square, jump, float(digest), micro_batches, dropped]
         self.clear()
-        self._rows.write([float(value) for value in row] if self._reads else row)
-        self._all_gather(self._rows)
-        return self._rows.rows
+        return row
 
     def read(self, rows: Floats, layers: Describe) -> tuple[Agreed, float | None]:
         """What the rows of ``gather`` say, once they are on the host.

@@ -60,6 +60,8 @@ _Memory = tuple[float, float, float, int]
 """What the verdict on one row leaves for the next, immutable so that ``foresee`` can drop it: Page's sum; the
 larger ratio of the two norms in the last row, and in the row before; bit i: whether a norm surged i rows
 before the last one."""
+_Judged = tuple[_Row | None, Verdict, _Memory]
+"""``None`` is a row with a value that is not finite."""
 
 
 class SpikeDetector:
@@ -88,6 +90,7 @@ class SpikeDetector:
         self._trend = SlowTrend()
         self._runaway = RunawayUpdates()
         self._linear, self._expecting = False, 0
+        self._foreseen: tuple[tuple[float | None, ...], _Judged] | None = None
         self.first: float | None = None
         """The first level of the loss; None until there is enough history."""
         self._zeros = 0
@@ -108,25 +111,20 @@ class SpikeDetector:
             update_norm: the norm of the previous step's parameter change, best divided by its learning rate.
             buffer_jump: how far this step's forward moved the floating-point buffers.
         """
-        if (
-            (loss is not None and not isfinite(loss))
-            or (grad_norm is not None and not isfinite(grad_norm))
-            or (update_norm is not None and not isfinite(update_norm))
-            or (buffer_jump is not None and not isfinite(buffer_jump))
-        ):
+        row, verdict, self._memory = self._judged(loss, grad_norm, update_norm, buffer_jump)
+        self._foreseen = None
+        if row is None:
             self._ratios = tuple(math.inf if _bad(value) else 0.0 for value in (loss, grad_norm, update_norm))
-            return self._nonfinite(loss, grad_norm, update_norm)
-        row = self._measure(loss, grad_norm, update_norm, buffer_jump)
-        verdict, self._memory = self._judge(row, self._memory)
+            return verdict
         self._learn(row, verdict)
         if self.first is None and self._loss.ready:
             self.first = self._loss.first_level()
-        self._rows = rows = self._rows + 1
+        self._rows += 1
         if self._jumps_by_design(row[4]):
             self._expecting = max(self._expecting, _SETTLES)
         elif self._expecting:
             self._expecting -= 1
-        if rows % self.config.level_rows or verdict.kind != "ok":
+        if self._rows % self.config.level_rows or verdict.kind != "ok":
             return verdict
         return self._judge_trend() or verdict
 
@@ -138,10 +136,16 @@ class SpikeDetector:
         buffer_jump: float | None = None,
     ) -> Verdict:
         """What ``observe`` would return, but for drift and vanishing; changes nothing."""
-        values = (loss, grad_norm, update_norm, buffer_jump)
+        return self._judged(loss, grad_norm, update_norm, buffer_jump)[1]
+
+    def _judged(self, *values: float | None) -> _Judged:
+        """Kept until something is learned: what was foreseen is observed next, as a rule."""
         if any(map(_bad, values)):
-            return self._nonfinite(loss, grad_norm, update_norm)
-        return self._judge(self._measure(*values), self._memory)[0]
+            return None, self._nonfinite(*values[:3]), self._memory
+        if self._foreseen is None or self._foreseen[0] != values:
+            row = self._measure(*values)
+            self._foreseen = values, (row, *self._judge(row, self._memory))
+        return self._foreseen[1]
 
     def expect_change(self, steps: int, loss: float | None = None, grad_norm: float | None = None) -> None:
         """The levels change on purpose: they are relearned from the next ``steps`` rows, and these values.
@@ -154,13 +158,13 @@ class SpikeDetector:
         self._memory = (0.0, 0.0, 0.0, 0)
         self._trend.clear()
         self._runaway.clear()
-        self._expecting = steps
+        self._foreseen, self._expecting = None, steps
 
     def accept_jump(self, jump: float) -> None:
         """The buffers jump that far by design: that much is no longer suspect."""
         if jump > 0.0:
             self._buffers.raise_floor(jump)
-            self._expecting = max(self._expecting, _SETTLES)
+            self._foreseen, self._expecting = None, max(self._expecting, _SETTLES)
 
     def had_before(self, loss: float, factor: float = 1.0) -> bool:
         """Whether the loss is none that the run has not had: at most ``factor`` times its first level."""
@@ -177,9 +181,8 @@ class SpikeDetector:
         loss = self._loss
         if not loss.ready or (loss.linear and loss.level <= 0.0):
             return None
-        if loss.linear:
-            return loss.alarm / loss.level
-        return loss.unscale(loss.alarm - max(loss.level, loss.floor))
+        above = loss.alarm - max(loss.level, loss.floor)
+        return loss.alarm / loss.level if loss.linear else loss.unscale(above)
 
     def ratios(self) -> dict[str, float]:
         """The excess of the last row over the run's level by signal; anomalous from 1 on."""
@@ -209,9 +212,7 @@ class SpikeDetector:
         gradient near zero, the median is none of those that train.
         """
         level = self._grad
-        if not level.ready:
-            return None
-        return level.unscale(max(level.level, level.peak - math.log(factor)))
+        return level.unscale(max(level.level, level.peak - math.log(factor))) if level.ready else None
 
     def _measure(
         self, loss: float | None, grad_norm: float | None, update_norm: float | None, jump: float | None
@@ -322,7 +323,7 @@ class SpikeDetector:
 
     def _nonfinite(self, loss: float | None, grad_norm: float | None, update_norm: float | None) -> Verdict:
         row: dict[Signal, float | None] = {"update_norm": update_norm, "loss": loss, "grad_norm": grad_norm}
-        signal: Signal = next((signal for signal, value in row.items() if _bad(value)), "buffers")
+        signal: Signal = next((name for name, value in row.items() if _bad(value)), "buffers")
         return Verdict("nonfinite", signal, math.inf, self.typical(signal))
 
     def _judge_trend(self) -> Verdict | None:
@@ -342,8 +343,7 @@ class SpikeDetector:
 
     def _drift(self) -> Verdict | None:
         loss = self._loss
-        lowest = self._trend.drift(loss.level, loss.threshold)
-        if lowest is None:
+        if (lowest := self._trend.drift(loss.level, loss.threshold)) is None:
             return None
         score = (loss.level - lowest) / loss.threshold * self.config.sigmas
         return Verdict("drift", "loss", score, loss.unscale(lowest))
@@ -353,14 +353,13 @@ class SpikeDetector:
         if not grad.ready:
             return None
         level = self._norm_level()
-        highest = self._trend.vanished(None if loss.linear else loss.level, level)
-        if highest is None:
+        if (highest := self._trend.vanished(None if loss.linear else loss.level, level)) is None:
             return None
         score = (highest - level) / grad.threshold * self.config.sigmas
         return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
 
     def _norm_level(self) -> float:
-        """The level of the gradient norm, that of zero included."""
+        """That of the gradient, zero included."""
         return LOG_ZERO if self._zeros >= self.config.level_rows else self._grad.level
 
     def state_dict(self) -> dict[str, Any]:
@@ -382,6 +381,7 @@ class SpikeDetector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state_dict``, of a detector with the same configuration."""
+        self._foreseen = None
         for signal, level in self._levels.items():
             if signal in state["levels"]:
                 level.load_state_dict(state["levels"][signal])

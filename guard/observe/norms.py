@@ -54,6 +54,17 @@ def square_pieces(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     return _by_dot_products(gradients) or _by_norms(gradients)
 
 
+def small_squares(gradients: list[Tensor]) -> Tensor | None:
+    """As ``square_pieces``, one piece each, where all are small float32 tensors on the CPU; else None."""
+    for gradient in gradients:
+        if gradient.dtype is not torch.float32 or not gradient.is_cpu or gradient.numel() > SMALL_ELEMENTS:
+            return None
+        if gradient.is_sparse or gradient.requires_grad:
+            return None
+    norms = torch.stack(torch._foreach_norm(gradients)).numpy()
+    return torch.from_numpy(np.square(norms, dtype=np.float64))
+
+
 def sum_pieces(pieces: Floats, owners: Sequence[int] | Places, gradients: int) -> Floats:
     """The squares of ``square_pieces``, summed for each gradient."""
     if not len(owners):
@@ -88,9 +99,6 @@ def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]] | 
     if not all(gradient.dtype is torch.float32 and gradient.is_cpu for gradient in gradients):
         return None
     large = [i for i, gradient in enumerate(gradients) if gradient.numel() > SMALL_ELEMENTS]
-    if not large:
-        norms = torch.stack(torch._foreach_norm(list(gradients)))
-        return norms.double().square_(), list(range(len(gradients)))
     if not all(gradients[i].is_contiguous() for i in large):
         return None
     apart = set(large)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guard.observe.gradients import elements
-from guard.observe.norms import Places, square_pieces, sum_pieces
+from guard.observe.norms import Places, small_squares, square_pieces, sum_pieces
 from guard.observe.shards import Declared, Shards, laid_out_otherwise, local
 from guard.observe.watched import Watched
 from guard.types import Floats, Observation
@@ -46,9 +46,8 @@ class Observer:
         self.shards = Shards.of(self.parameters, self.names, self._declared)
         self.has_gradients = False
         """Whether there was any gradient in the last measurement."""
+        self._each = list(range(len(self.parameters)))
         self._owners: list[int] = []
-        self._one_each = False
-        """Whether each parameter has one piece, in their order."""
         self._places: Places = np.zeros(0, dtype=np.intp)
 
     @property
@@ -94,12 +93,21 @@ class Observer:
         pieces, owners = self.measure()
         return self.read(pieces.cpu().numpy(), owners)
 
-    @torch.no_grad()
     def measure(self) -> tuple[Tensor, list[int]]:
         """The squared norms of all pieces, where the gradients are; and the parameter each belongs to.
 
         Collective where a gradient is laid out otherwise than its parameter (``misplaced``).
         """
+        if self.shards is None and not self._complex:
+            gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
+            if len(gradients) == len(self._each) and (pieces := small_squares(gradients)) is not None:
+                self.has_gradients = True
+                return pieces, self._each
+        return self._measure_any()
+
+    @torch.no_grad()
+    def _measure_any(self) -> tuple[Tensor, list[int]]:
+        """The same, of gradients of any kind."""
         if self.shards is not None:
             self.shards.redistribute(self.parameters)
         plain, present, found = self.shards is None and not self._complex, [], []
@@ -115,16 +123,15 @@ class Observer:
 
     def read(self, pieces: Floats, owners: list[int]) -> Observation:
         """Norms from what ``measure`` returned, once it is on the host; collective where sharded."""
-        if owners != self._owners:
-            self._owners, self._places = owners, np.array(owners, dtype=np.intp)
-            self._one_each = owners == list(range(len(self.parameters)))
-        if self._one_each:
+        if owners == self._each:
             squares = pieces.astype(np.float64, copy=False)
         else:
+            if owners != self._owners:
+                self._owners, self._places = owners, np.array(owners, dtype=np.intp)
             squares = sum_pieces(pieces, self._places, len(self.parameters))
         if self.shards is not None:
             squares = self.shards.sum(squares)
-        return Observation(math.sqrt(squares.sum()), np.sqrt(squares))
+        return Observation(math.sqrt(np.add.reduce(squares)), np.sqrt(squares))
 
     def _elements(self, index: int, gradient: Tensor | None) -> Tensor:
         if gradient is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from guard.types import Floats
 
 Declared = Mapping[str, dist.ProcessGroup]
 """By name pattern, the ranks over which plain parameters are divided."""
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_VERSION = attrgetter("_version")
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -54,6 +57,14 @@ def version(tensor: Tensor) -> int:
     if type(tensor) in _PLAIN or not is_distributed(tensor):
         return tensor._version
     return tensor._version + local(tensor)._version
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """``version`` of each."""
+    if _PLAIN.issuperset(map(type, tensors)):
+        with suppress(RuntimeError):  # one was made under ``inference_mode``
+            return list(map(_VERSION, tensors))
+    return list(map(version, tensors))
 
 
 def layout(tensor: Any) -> Any:

@@ -80,7 +80,7 @@ def test_the_hook_of_a_guard_that_is_gone_or_replaced_does_nothing() -> None:
     loop.optimizer.zero_grad()
     newer.backward(loop.loss())
     assert newer.step().applied
-    assert len(loop.optimizer._optimizer_step_pre_hooks) == 1
+    assert len(loop.optimizer._optimizer_step_pre_hooks) == 2, "one that checks, one that reads the rate"
 
 
 def test_of_two_guards_of_one_optimizer_the_older_is_refused() -> None:

@@ -86,6 +86,18 @@ def test_foreseeing_a_step_changes_nothing_and_gives_the_verdict_of_observing_it
         assert foreseen == verdict or verdict.kind in ("drift", "vanishing")
 
 
+def test_what_was_foreseen_is_judged_again_after_a_change_on_purpose() -> None:
+    detector = SpikeDetector()
+    for step in run(300, norm=lambda _: 0.5):
+        detector.observe(*step)
+    loaded = detector.state_dict()
+    assert detector.foresee(9.0, 0.5).kind == "suspect"
+    detector.expect_change(20)
+    assert detector.foresee(9.0, 0.5).kind == detector.observe(9.0, 0.5).kind == "ok"
+    detector.load_state_dict(loaded)
+    assert detector.observe(9.0, 0.5).kind == "suspect"
+
+
 def test_equal_numbers_give_equal_verdicts() -> None:
     assert verdicts_of(eventful(seed=3)) == verdicts_of(eventful(seed=3))
 
