@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -33,3 +34,9 @@ class TrackConfig(Config):
 
     artefacts: bool = True
     """Whether spec, incidents, report and the newest good checkpoint are uploaded at the end."""
+
+    def missing(self) -> str | None:
+        """What to install before it can be used here; None where that is there."""
+        if self.kind == "csv" or importlib.util.find_spec(self.kind) is not None:
+            return None
+        return f'{self.kind} is not installed here: pip install "gradguard[{self.kind}]"'

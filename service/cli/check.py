@@ -69,6 +69,8 @@ def check(
     with _data_log(logging.INFO if details else logging.WARNING), _exit_is_an_error(job):
         found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
     memory = _memory(job)
+    for missing in dict.fromkeys(filter(None, (tracker.missing() for tracker in job.track))):
+        typer.echo(f"track: {missing}; a tracker that fails does not stop the job", err=True)
     if found and plot:
         _draw(found.flight, found.rates, plot)
     if found and picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ def check(*arguments: object, code: int = 0) -> Result:
     result = CliRunner().invoke(app, ["check", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
+
+
+def test_a_tracker_whose_package_is_not_here_is_said_once_and_is_no_error(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as where it is not installed
+    tracked = [{"kind": "csv"}, {"kind": "trackio"}, {"kind": "trackio", "project": "other"}]
+    spec.write_text(yaml.safe_dump({**SPEC, "track": tracked}))
+    result = check(spec, "--no-preflight")
+    assert result.stderr == (
+        'track: trackio is not installed here: pip install "gradguard[trackio]"; '
+        "a tracker that fails does not stop the job\n"
+    )
+    spec.write_text(yaml.safe_dump({**SPEC, "track": tracked[:1]}))
+    assert check(spec, "--no-preflight").stderr == ""
 
 
 def test_a_healthy_network_is_fine_layer_by_layer_and_nothing_is_written(spec: Path) -> None:
