@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,12 @@ from guard.errors import GuardError
 from guard.observe.local_norms import find_ddp
 from guard.observe.observer import Observer
 from guard.observe.shards import Declared, is_distributed
+from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
 
 _LIMITS = ("auto", "norm", "off")
+_SAVED = ("step", "attempt", "last_local", "noise_scale", "judge", "ledger", "metrics", "actor")
+"""The keys of ``GradientGuard.state_dict``."""
 _PHASES = (("first_step", "second_step"), ("ascent_step", "descent_step"), ("perturb_weights", "unperturb"))
 """The two halves of a sharpness-aware step, as public packages name them."""
 _SHARPNESS_AWARE = re.compile(r"SAM|Sam(?![a-z])")
@@ -100,8 +104,11 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     _check_inner(optimizer)
 
 
-def check_groups(shards: Declared | None, mode: str) -> None:
-    """Raises GuardError where ``shards`` names no process group of this rank, or the mode has no shards."""
+def check_groups(shards: Declared | None, mode: str, process_group: dist.ProcessGroup | None) -> None:
+    """Raises GuardError where a process group is none, or none of this rank, or the mode has no shards."""
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        kind = type(process_group).__name__
+        raise GuardError(f"process_group is a {kind}: pass what torch.distributed.new_group returned")
     if shards and mode == "deferred":
         raise GuardError("mode deferred has no shards: the norm of all parts is known to the host alone")
     for pattern, group in (shards or {}).items():
@@ -233,6 +240,39 @@ def check_states(
             raise GuardError(f"{name} is a {type(stateful).__name__}: give it state_dict and load_state_dict")
 
 
+def as_states(state: Mapping[str, Stateful] | None) -> dict[str, Stateful]:
+    """A copy of ``state``."""
+    if state is not None and not isinstance(state, Mapping):
+        raise GuardError(f'state is a {type(state).__name__}: pass a dict, as in state={{"name": object}}')
+    return dict(state or {})
+
+
+def as_journal(journal: Journal | str | Path | None, rank: int) -> Journal | None:
+    """A journal, on rank 0."""
+    if journal is None or isinstance(journal, Journal):
+        return journal if rank == 0 else None
+    if not isinstance(journal, str | Path) or Path(journal).is_dir():
+        raise GuardError(f"journal is {str(journal)!r}, no file: pass a path such as incidents.jsonl")
+    return Journal(journal) if rank == 0 else None
+
+
+def check_change(reason: str, steps: int) -> None:
+    """Raises GuardError for a change that cannot be announced."""
+    if not isinstance(steps, int) or steps < 1:
+        raise GuardError(f"steps is {steps!r}: expect a change for at least 1 step")
+    if not isinstance(reason, str):
+        raise GuardError(f'reason is {reason!r}: write what changes, as in expect_change("smoothing on")')
+
+
+def check_saved(state: Any) -> None:
+    """Raises GuardError for what is no state of a guard."""
+    saved = state if isinstance(state, Mapping) else {}
+    missing = [key for key in _SAVED if key not in saved]
+    if missing:
+        kind = type(state).__name__
+        raise GuardError(f"the state, a {kind}, has no {missing[0]!r}: pass what guard.state_dict() returned")
+
+
 def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> GuardMetrics | None:
     """A ``GuardMetrics``, made and registered where a registry was given."""
     if isinstance(metrics, CollectorRegistry):
@@ -242,6 +282,8 @@ def as_metrics(metrics: GuardMetrics | CollectorRegistry | None, job: str) -> Gu
         except ValueError as error:
             raise GuardError(f"metrics: {error}") from None
         return created
+    if metrics is not None and not isinstance(metrics, GuardMetrics):
+        raise GuardError(f"metrics is a {type(metrics).__name__}: pass a GuardMetrics or a registry")
     return metrics
 
 

@@ -26,6 +26,8 @@ def resolved(
     rank: int = 0,
 ) -> GuardConfig:
     """The config with ``exact`` or ``deferred`` in place of ``auto``; rank 0 logs which, and why."""
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise GuardError(f"scaler is a {type(scaler).__name__}: pass a torch.amp.GradScaler, or none")
     if config.mode != "auto":
         return config
     devices = {p.device for group in optimizer.param_groups for p in group["params"] if p.requires_grad}

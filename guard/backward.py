@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from guard.act.loop_checks import checked_loss
+from guard.act.loop_checks import checked_loss, checked_weight
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
 from guard.decide.recompute import Closure
@@ -48,7 +48,7 @@ class BackwardPass:
             self._parts.search.add(checked_loss(loss), weight)
             return
         self._pipeline().before_backward()
-        self._state.checks.before_backward(checked_loss(loss), weight)
+        self._state.checks.before_backward(checked_loss(loss), checked_weight(weight))
         accumulation = self._parts.accumulation
         self._forget_discarded()
         dropped = accumulation.begin(loss)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from guard.agree.agreement import DROPPED, JUMP, LOSS, SQUARE, same_norms
 from guard.clip.base import EPSILON, coefficient
-from guard.decide.decider import StepLimits
 from guard.errors import GuardError
 from guard.observe.displacement import Moving
 from guard.observe.host_copy import HostCopy
@@ -24,7 +23,7 @@ from guard.parts import StepParts
 from guard.recomputation import Again
 from guard.record.recorder import Traces
 from guard.step import StepPipeline
-from guard.types import Evidence, Floats, StepOutcome, StepReport
+from guard.types import Evidence, Floats, StepLimits, StepOutcome, StepReport
 
 
 @dataclass(slots=True)
@@ -84,6 +83,7 @@ class DeferredStepPipeline(StepPipeline):
             self._state.undo_forward()  # this batch was computed with weights that are gone
             return report
         able = self._decider.detector.ready and not self._state.cooldown.active
+        able = able and not self._decider.own_spikes.on_trial
         if able and (report is None or report.applied):
             self._late = self._launch()
         else:

@@ -22,9 +22,13 @@ from guard.agree.settings import RankSettings, Settings
 from guard.arguments import (
     WrappedOptimizer,
     as_config,
+    as_journal,
     as_metrics,
+    as_states,
+    check_change,
     check_groups,
     check_optimizer,
+    check_saved,
     check_shards,
     check_states,
 )
@@ -100,12 +104,12 @@ class GradientGuard:
         self._asked = as_config(config)
         self._wrapped = WrappedOptimizer(optimizer)
         optimizer = self._wrapped.inner
-        states = dict(state or {})
+        states = as_states(state)
         check_optimizer(model, optimizer)
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self.config = resolved(self._asked, optimizer, scaler=scaler, shards=shards, ema=ema, rank=rank)
         check_states(optimizer, scheduler, states, data, ema)
-        check_groups(shards, self.config.mode)
+        check_groups(shards, self.config.mode, process_group)
         observer = Observer(watched=Watched(model, optimizer), declared=shards)
         check_shards(shards, model, observer)
         device = observer.parameters[0].device
@@ -147,7 +151,7 @@ class GradientGuard:
             agreement=self._agreement,
             decider=decider,
             state=self._state,
-            recorder=Recorder(job, observer.names, self.metrics, self._journal(journal), self.config),
+            recorder=Recorder(job, observer.names, self.metrics, as_journal(journal, rank), self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
             replayer=replayer,
             local=norms(observer.parameters, model, self.config.local_norm_by) if local else None,
@@ -303,10 +307,9 @@ class GradientGuard:
             steps: attempts until the new levels are known; call it before the batch on which it shows.
 
         Raises:
-            GuardError: ``steps`` is less than 1.
+            GuardError: ``steps`` is no number from 1 on, or there is no reason.
         """
-        if steps < 1:
-            raise GuardError(f"steps is {steps}: expect a change for at least 1 step")
+        check_change(reason, steps)
         self._parts.decider.expect_change(self._pipeline.step, steps)
         self._parts.recorder.change(reason, step=self.steps, attempt=self.attempts, steps=steps)
 
@@ -369,6 +372,7 @@ class GradientGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes. Load all else before, random number generators too: that becomes the first snapshot."""
+        check_saved(state)
         pipeline, parts = make_pipeline(self._parts), self._parts
         pipeline.step, pipeline.attempt = int(state["step"]), int(state["attempt"])
         pipeline.last_local = float(state["last_local"])
@@ -393,8 +397,3 @@ class GradientGuard:
                 self._state.refresh()
 
         handle = model.register_forward_pre_hook(ForwardHook(refresh))
-
-    def _journal(self, journal: Journal | str | Path | None) -> Journal | None:
-        if journal is None or self._agreement.rank != 0:
-            return None
-        return journal if isinstance(journal, Journal) else Journal(journal)

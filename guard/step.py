@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from guard.act.accumulation import correction
+from guard.act.outside import FROZEN
 from guard.agree.agreement import Value
 from guard.agree.settings import digest
 from guard.clip.base import scale_
@@ -43,6 +44,8 @@ class StepPipeline:
         """What the guard spent on the present attempt outside of ``run``."""
         self.noise = NoiseScale()
         self._unsettled: bool | None = None
+        self._merged = False
+        """Whether frozen weights were changed since a step was applied."""
         self._decisions = 0
         """A digest of all decisions since the start or the resume."""
         self._advice = Advice(rank=parts.agreement.rank)
@@ -112,6 +115,7 @@ class StepPipeline:
         fault: Correction | None = None
         bad: list[SampleEvidence] = []
         watched = (again is not None or repairs.on) and not overflow and self._parts.config.mode != "off"
+        watched = watched and not self._decider.own_spikes.on_trial
         expected = self._decider.foresee(agreed, seen, moved) if watched else OK
         repairs.look(self.step, number, bad=overflow or expected.kind != "ok")
         if again is not None and watched and not repairs.stops:
@@ -214,6 +218,7 @@ class StepPipeline:
 
     def _act(self, evidence: Evidence) -> StepOutcome:
         self._follow_rate(evidence)
+        self._merged = self._merged or evidence.agreed.changed >= FROZEN
         if not self._parts.config.acts:
             return self._state.apply(self.step, lambda: None)
         rung = evidence.decision.rung
@@ -247,11 +252,13 @@ class StepPipeline:
             self._state.cooldown.rate_factor = rate.factor
 
     def _accept_change(self, step: int, evidence: Evidence) -> None:
-        """A change on purpose: the cooldown of its rollbacks ends; loaded weights are healthy."""
+        """A change on purpose: the cooldown of its rollbacks ends; loaded weights are healthy, and so are
+        those that an adapter was merged into, which no snapshot holds."""
         if evidence.decision.new_level:
             self._state.cooldown.end()
-        if evidence.decision.adopt:
+        if evidence.decision.adopt or self._merged:
             self._state.start(step)
+            self._merged = False
 
     def _record(self, evidence: Evidence, outcome: StepOutcome, traces: Traces) -> Incident | None:
         self.step = outcome.step

@@ -119,6 +119,19 @@ class Decision:
     """The learning rate is too high for the start of the run, or was not after all."""
     verified: int | None = None
     """A rollback to a snapshot of this step at most, whose batches then come again: memory was damaged."""
+    on_trial: bool = False
+    """A spike that training makes itself is let through: nothing after it is healthy until it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """From which loss, gradient norm and jump of the buffers on a step is skipped, and the norm it is clipped
+    to; inf for none."""
+
+    loss: float
+    grad_norm: float
+    jump: float
+    clip: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +234,7 @@ class Evidence:
     @property
     def clean(self) -> bool:
         """Whether nothing was wrong with the step that is applied; a warning is of steps to come."""
-        return self.verdict.healthy
+        return self.verdict.healthy and not self.decision.on_trial
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@
 ``cooldown``: lower learning rate and more regularization after a rollback
 ``regularize``: decoupled L1, L2 and anchor penalties
 ``moments``: a clipped outlier leaves nothing in the optimizer
-``outside``: weights that the loop changes between two steps
+``outside``: weights that the loop changes between two steps, frozen ones too
 ``fingerprints``: the bits of a tensor as one number
 ``replicas``: weights, moments and buffers are compared between ranks, and copied where memory was damaged
 ``shard_copies``: the same of shards that several ranks hold, as under HSDP

@@ -8,6 +8,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def checked_loss(loss: Any) -> Tensor:
             f"the loss has shape {shape} and dtype {dtype}: reduce it to one number, loss.mean()"
         )
     return loss
+
+
+def checked_weight(weight: Any) -> Any:
+    """The weight of a micro-batch, if it is a finite number.
+
+    Raises:
+        GuardError: it is something else.
+    """
+    if isinstance(weight, Tensor) or (isinstance(weight, Real) and math.isfinite(weight)):
+        return weight
+    raise GuardError(f"weight is {weight!r}: pass 1 / k for each of k micro-batches")
 
 
 def check_closure(optimizer: Optimizer, error: Exception) -> None:

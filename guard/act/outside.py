@@ -9,6 +9,8 @@ from torch import Tensor
 from guard.observe.shards import versions
 
 _PROBES = 32
+FROZEN = 4
+"""Weights that no snapshot holds were changed."""
 _QUIET_ATTEMPTS = 16
 """A loop that changes weights more often does so by design (a clamp, a projection)."""
 
@@ -19,33 +21,56 @@ class OutsideChanges:
     All of them: a model was loaded. Only some of them, for the first time: it may be a fault. From the second
     time on it is what the loop does (layers, heads, dead units that get new weights).
 
+    Frozen weights that are changed (an adapter is merged into them) are in no snapshot: the state with them
+    is the only one that a rollback can restore exactly.
+
     Args:
         parameters: a list that follows what is trained.
+        unheld: a list that follows what is frozen and in no snapshot.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = parameters
-        self._versions: list[int] | None = None
-        self._quiet = 0
-        """Attempts since the weights were changed between two steps."""
+    def __init__(self, parameters: Sequence[Tensor], unheld: Sequence[Tensor] = ()) -> None:
+        self._trained, self._unheld = _Writes(parameters), _Writes(unheld)
         self._known = False
-        """Whether they were, and seldom, before."""
+        """Whether weights were changed between two steps, and seldom, before."""
 
     def watch(self) -> None:
         """Ends an attempt: what changes the weights before the next one is not the guard."""
-        self._versions = self._probe()
+        self._trained.watch()
+        self._unheld.watch()
 
     def found(self) -> int:
-        """1 if all weights were changed since ``watch``, 2 if any were, not for the first time; else 0."""
+        """1 if all weights were changed since ``watch``, 2 if any were, not for the first time; else 0.
+        ``FROZEN`` is added where frozen ones were."""
+        frozen = FROZEN * (self._unheld.found() is not None)
+        every = self._trained.found()
+        if every is None:
+            return frozen
+        again, self._known = self._known, True
+        return frozen + (2 if again else int(every))
+
+
+class _Writes:
+    """Notices that some of these tensors were written between two attempts, after a while without."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._versions: list[int] | None = None
+        self._quiet = 0
+        """Attempts since they were written."""
+
+    def watch(self) -> None:
+        self._versions = self._probe()
+
+    def found(self) -> bool | None:
+        """Whether all were written since ``watch``; None if none was, or they are all the time."""
         now = self._probe()
         if self._versions is None or self._versions == now:
             self._quiet += 1
-            return 0
+            return None
         lone, self._quiet = self._quiet >= _QUIET_ATTEMPTS, 0
-        every = not any(a == b for a, b in zip(self._versions, now, strict=False))
-        again, self._known = self._known, self._known or lone
-        return 0 if not lone else 2 if again else int(every)
+        return not any(a == b for a, b in zip(self._versions, now, strict=False)) if lone else None
 
     def _probe(self) -> list[int]:
-        """The versions of a few parameters, of all where they are few."""
-        return versions(self._parameters[:: 1 + len(self._parameters) // _PROBES])
+        """The versions of a few tensors, of all where they are few."""
+        return versions(self._tensors[:: 1 + len(self._tensors) // _PROBES])

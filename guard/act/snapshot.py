@@ -106,6 +106,8 @@ class Subject:
         self._optimizer = optimizer
         self._states = dict(states)
         self._written: set[str] = set()
+        self.unheld: list[Tensor] = []
+        """Frozen weights that the last snapshot does not hold; always the same list."""
 
     def joined(self, snapshots: Sequence[Snapshot]) -> None:
         """Weights are trained that were not before: what they are now is what they were in each snapshot."""
@@ -134,7 +136,10 @@ class Subject:
         trained = {id(parameter): parameter for parameter in self._trained}
         every = {id(p): p for p in (*self._model.parameters(), *parameters_of(self._optimizer))}
         frozen = [parameter for i, parameter in every.items() if i not in trained]
-        return [*trained.values(), *self._frozen.to_hold(frozen, self._trained)]
+        held = self._frozen.to_hold(frozen, self._trained)
+        known = set(map(id, held))
+        self.unheld[:] = [parameter for parameter in frozen if id(parameter) not in known]
+        return [*trained.values(), *held]
 
     def save_to(self, snapshot: Snapshot, *, keep: frozenset[str] = frozenset()) -> None:
         """Copies the present state into ``snapshot``, which keeps its own of the named states in ``keep``."""

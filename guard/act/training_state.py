@@ -82,7 +82,7 @@ class TrainingState:
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self.oldest_step = self._ring.oldest_step
         self._start_version = self._subject.version()
-        self.outside = OutsideChanges(observer.parameters)
+        self.outside = OutsideChanges(observer.parameters, self._subject.unheld)
         self.attention_logit: float | None = None
         """The largest of the present attempt; None where it is not measured."""
 

@@ -5,6 +5,7 @@
 ``baseline``: robust level and noise of one signal
 ``ladder``: from a verdict to an action: apply, clip, skip, roll back, halt
 ``outliers``: a bad batch on healthy weights is skipped, and nothing is rolled back
+``own_spikes``: spikes that training makes and ends itself are let through, on trial
 ``new_level``: a level that comes back on healthy weights is the data's
 ``rates``: whether the learning rate has just jumped
 ``start_rate``: whether the learning rate is too high for the first steps

@@ -140,6 +140,16 @@ class RobustBaseline:
         return max(self.reference + self.threshold, self.floor + self._min_excess)
 
     @property
+    def meaningless(self) -> bool:
+        """Whether the signal is below its floor: steps that are longer there gain and lose nothing."""
+        return not self.linear and self.level < self.floor
+
+    @property
+    def gained(self) -> float:
+        """The level, but the floor where it is below, on the scale in use."""
+        return self.floor if self.meaningless else self.level
+
+    @property
     def peak(self) -> float:
         """The value that one accepted in 32 exceeds, on the scale in use."""
         excesses = self._excesses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,12 +12,14 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
+from guard.act.outside import FROZEN
 from guard.clip.make import make_clipper
 from guard.config import ClipConfig, GuardConfig
 from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.new_level import NewLevel
 from guard.decide.outliers import Outliers
+from guard.decide.own_spikes import OwnSpikes
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
 from guard.decide.rising_rate import Climb, RisingRate
@@ -36,6 +38,7 @@ from guard.types import (
     Observation,
     RateFinding,
     Rung,
+    StepLimits,
     Travelled,
 )
 
@@ -44,17 +47,6 @@ _RELEARN_STEPS = 50
 _NEW_WEIGHTS = 4.0
 """Times the first level: the loss of new weights amid others that have grown is above that of fresh ones."""
 _UNSEEN = Observation(math.nan, np.zeros(0))
-
-
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """From which loss, gradient norm and jump of the buffers on a step is skipped, and the norm it is clipped
-    to; inf for none."""
-
-    loss: float
-    grad_norm: float
-    jump: float
-    clip: float
 
 
 class Decider:
@@ -79,6 +71,7 @@ class Decider:
         replays = config.recovery.data == "replay"
         self.new_level = NewLevel(patience=config.detect.patience, replays=replays)
         self.outliers = Outliers(config.detect.sigmas, replays=replays)
+        self.own_spikes = OwnSpikes(config.budget.window_steps, replays=replays)
         self.changes = 0
         """Changes on purpose so far, announced or found."""
         self._changed: tuple[int, int] = (0, 0)
@@ -156,6 +149,8 @@ class Decider:
             )
             if decision.new_level:
                 verdict, typical = self._accept_change(verdict, agreed, step, seen.grad_norm), None
+            elif decision.rung == "rollback" and verdict.kind == "ok":
+                verdict = replace(verdict, kind="spike", signal="loss")
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
             alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
             finding = self.start_rate.observe(
@@ -262,14 +257,14 @@ class Decider:
         """The rung, and whether a change on purpose explains the verdict."""
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
-        most = 1.0 if agreed.changed < 2 else _NEW_WEIGHTS
-        loaded = agreed.changed > 0 and self.detector.had_before(agreed.loss, most)
+        changed = agreed.changed % FROZEN
+        loaded = changed > 0 and self.detector.had_before(agreed.loss, 1.0 if changed < 2 else _NEW_WEIGHTS)
         persists = self.new_level.observe(ratio, agreed.loss, attempt, step, normal=normal, changed=loaded)
         if persists:
             self.ladder.give_back(self.new_level.accepted())
         rose = verdict.kind != "ok" and self._rates.rose
-        instead = None
-        if verdict.kind != "ok":
+        instead = self._end_trial(verdict, agreed.loss, attempt, step, able=can_roll_back)
+        if instead is None and verdict.kind != "ok":
             instead = self._instead(verdict, agreed.loss, attempt, step, rose)
         decision = self.ladder.decide(
             verdict, attempt=attempt, can_roll_back=can_roll_back, rate_rose=rose, instead=instead
@@ -277,11 +272,24 @@ class Decider:
         if decision.rung == "rollback" and self._config.acts:
             self.new_level.rolled_back(verdict, agreed.loss, attempt=attempt, step=step, rate_rose=rose)
             self._rates.forget_recent()
-        return decision
+            self.own_spikes.rolled_back()
+        elif decision.rung == "skip" and self._config.acts:
+            self.own_spikes.skipped(agreed.loss, attempt)
+        return replace(decision, on_trial=True) if self.own_spikes.on_trial else decision
+
+    def _end_trial(
+        self, verdict: Verdict, loss: float, attempt: int, step: int, *, able: bool
+    ) -> Decision | None:
+        """What is right where a spike that was let through does not end."""
+        ended = self.own_spikes.observe(verdict, loss, attempt, step)
+        if ended == "new level":
+            return Decision("apply", "the loss stays where it jumped to", new_level=True)
+        if ended == "failed" and able:
+            return Decision("rollback", "a spike that was let through did not end", recover=True)
+        return None
 
     def _instead(self, verdict: Verdict, loss: float, attempt: int, step: int, rose: bool) -> Decision | None:
-        """What is right where the weights are not the cause; a guard that only watches restores none, and
-        finds no new level."""
+        """What is right where the weights are not the cause; in shadow nothing is restored or accepted."""
         far = (lambda: True) if rose else self.new_level.moved_far
         usual = self.detector.had_before(loss)
         unknown = self._config.acts and self.detector.first is None
@@ -292,8 +300,12 @@ class Decider:
             return outlier
         if outlier is not None and outlier.rung == "skip" and self.new_level.has_habit(attempt):
             outlier = Decision("clip", outlier.reason)
+        limit = self.detector.limits()[0]
+        own = self.own_spikes.instead(verdict, loss, attempt, limit=limit, moved_far=far)
+        if own is not None and own.rung == "apply":
+            self.ladder.give_back(self.own_spikes.explained())
         known = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)
-        return known or outlier or self.new_level.habit(verdict, attempt, rate_rose=rose)
+        return own or known or outlier or self.new_level.habit(verdict, attempt, rate_rose=rose)
 
     def _accept_change(self, verdict: Verdict, agreed: Agreed, step: int, grad_norm: float) -> Verdict:
         """The present level is the new one, reported once as a drift."""
@@ -349,39 +361,35 @@ class Decider:
         due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
         return [i for i in due if self._parameters[i].grad is not None]
 
+    def _stateful(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in checkpoints."""
+        return {
+            "detector": self.detector,
+            "clip": self.clipper,
+            "ladder": self.ladder,
+            "rank_exclusion": self.rank_exclusion,
+            "outliers": self.outliers,
+            "own_spikes": self.own_spikes,
+            "new_level": self.new_level,
+            "rates": self._rates,
+            "start_rate": self.start_rate,
+            "rising_rate": self._rising,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "detector": self.detector.state_dict(),
-            "clip": self.clipper.state_dict(),
-            "ladder": self.ladder.state_dict(),
-            "rank_exclusion": self.rank_exclusion.state_dict(),
-            "outliers": self.outliers.state_dict(),
-            "new_level": self.new_level.state_dict(),
+            **{name: part.state_dict() for name, part in self._stateful().items()},
             "changes": [self.changes, *self._changed],
-            "rates": self._rates.state_dict(),
-            "start_rate": self.start_rate.state_dict(),
-            "rising_rate": self._rising.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._by_depth.rows,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.detector.load_state_dict(state["detector"])
-        self.clipper.load_state_dict(state["clip"])
-        self.ladder.load_state_dict(state["ladder"])
-        if "rank_exclusion" in state:
-            self.rank_exclusion.load_state_dict(state["rank_exclusion"])
-        if "outliers" in state:
-            self.outliers.load_state_dict(state["outliers"])
-        if "new_level" in state:
-            self.new_level.load_state_dict(state["new_level"])
-            self.changes, *changed = map(int, state["changes"])
-            self._changed = (changed[0], changed[1])
-            self._rates.load_state_dict(state["rates"])
-        if "start_rate" in state:
-            self.start_rate.load_state_dict(state["start_rate"])
-        if "rising_rate" in state:
-            self._rising.load_state_dict(state["rising_rate"])
+        for name, part in self._stateful().items():
+            if name in state:  # older checkpoints do not have all
+                part.load_state_dict(state[name])
+        self.changes, *changed = map(int, state.get("changes", (0, 0, 0)))
+        self._changed = (changed[0], changed[1])
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

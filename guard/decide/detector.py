@@ -45,7 +45,6 @@ _OVERWHELMING_UPDATE = math.log(10)
 """... ten times that of the update: it has been applied, and skipping the next one does not help."""
 _BUFFER_JUMP = math.log(10)
 """A jump of the buffers is suspect from ten times its level on: a short last batch alone makes it large."""
-
 _SETTLES = 8
 """Rows in which the loss settles after a jump of the buffers by design, as of codes that are drawn again."""
 
@@ -225,7 +224,7 @@ class SpikeDetector:
             update = self._update.measure(update_norm)
             if update_norm > 0.0 and level.ready and self._grad.ready and not self._zeros:
                 present = self._grad.level if grad_norm is None else max(self._grad.level, grad[1])
-                sample = UpdateSample(update[1], level.level, present)
+                sample = UpdateSample(update[1], level.gained, present)
         on_loss = _ABSENT if loss is None else level.measure(loss)
         buffers = _ABSENT if jump is None else self._buffers.measure(jump)
         return level, on_loss, grad, update, buffers, sample
@@ -285,8 +284,9 @@ class SpikeDetector:
         ratio, excess = norm[0], norm[1] - self._levels[signal].reference
         if ratio >= _SURGE and excess >= _NORM_SURGE:
             surges |= 1
-            applied = signal == "update_norm" and ratio >= _OVERWHELMING and excess >= _OVERWHELMING_UPDATE
-            if applied or surges.bit_count() >= 2:
+            update = signal == "update_norm"
+            applied = update and ratio >= _OVERWHELMING and excess >= _OVERWHELMING_UPDATE
+            if (applied or surges.bit_count() >= 2) and not (update and self._loss.meaningless):
                 return "spike", surges
         return "suspect" if ratio >= 1.0 and excess >= _NORM_SUSPECT else "ok", surges
 

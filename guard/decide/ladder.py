@@ -41,7 +41,7 @@ class EscalationLadder:
             attempt: number of step attempts so far; only grows.
             can_roll_back: whether a healthy snapshot exists.
             rate_rose: whether the learning rate has just jumped: a rollback then cuts it at once.
-            instead: of a rollback, where the weights are not the cause; of a skip too unless it is one.
+            instead: of a rollback, where the weights are not the cause; of all else too unless it is a skip.
         """
         decision = self._choose(verdict, can_roll_back and self._advanced)
         if instead is not None and (decision.rung == "rollback" or instead.rung != "skip"):
@@ -103,7 +103,7 @@ class EscalationLadder:
             return Decision("halt", f"{decision.reason}; the budget is spent ({spent})")
         self._rollbacks.append(attempt)
         self._advanced = False
-        return replace(decision, recover=recover or len(self._rollbacks) > 1)
+        return replace(decision, recover=decision.recover or recover or len(self._rollbacks) > 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {

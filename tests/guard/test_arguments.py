@@ -161,6 +161,48 @@ def test_swapped_arguments_are_refused() -> None:
         GradientGuard(optimizer, model)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("scaler", True, "pass a torch.amp.GradScaler"),
+        ("state", [StepLR], "pass a dict"),
+        ("metrics", "gradguard", "pass a GuardMetrics or a registry"),
+        ("journal", ".", "pass a path such as incidents.jsonl"),
+        ("process_group", "default", "new_group"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_with_what_to_pass(
+    argument: str, value: Any, said: str
+) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(GuardError, match=said):
+        GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1), **{argument: value})
+
+
+@pytest.mark.parametrize("state", [None, {}, {"step": 3}])
+def test_what_is_no_state_of_a_guard_is_not_loaded(state: Any) -> None:
+    model = nn.Linear(2, 2)
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(GuardError, match=r"pass what guard\.state_dict\(\) returned"):
+        guard.load_state_dict(state)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1/4", None])
+def test_a_weight_that_is_no_number_is_refused(weight: Any) -> None:
+    model = nn.Linear(2, 2)
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(GuardError, match="1 / k for each of k micro-batches"):
+        guard.backward(model(torch.ones(1, 2)).sum(), weight=weight)
+
+
+def test_a_change_is_announced_with_a_reason_and_a_number_of_steps() -> None:
+    model = nn.Linear(2, 2)
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for words, said in (((5,), "write what changes"), (("smoothing", "50"), "at least 1 step")):
+        with pytest.raises(GuardError, match=said):
+            guard.expect_change(*words)  # type: ignore[arg-type]
+
+
 def test_a_dict_is_a_config() -> None:
     model = nn.Linear(2, 1)
     config = {"clip": {"max_norm": 0.5}, "mode": "shadow"}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from guard import GradientGuard, StepReport
+from guard import FaultConfig, FaultInjector, GradientGuard, StepReport
 from guard.act.outside import OutsideChanges
 
 EVERY = 150
@@ -92,3 +92,47 @@ def test_a_layer_that_gets_new_weights_now_and_then_costs_one_rollback_in_all(
     assert sum(report.action == "rolled_back" for report in reports) <= 1
     assert sum(report.applied for report in reports) >= 0.98 * len(reports)
     assert accuracy > 0.75
+
+
+class Adapted(nn.Module):
+    """A frozen layer with an adapter of rank 4 (LoRA), which may be merged into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(64, 64).requires_grad_(False)
+        self.down, self.up = nn.Parameter(0.1 * torch.randn(4, 64)), nn.Parameter(torch.zeros(64, 4))
+
+    def weight(self) -> torch.Tensor:
+        return self.base.weight + self.up @ self.down
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight(), self.base.bias)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        self.base.weight.add_(self.up @ self.down)
+        self.up.zero_()
+
+
+def test_an_adapter_that_was_merged_is_never_added_a_second_time_by_a_rollback() -> None:
+    torch.manual_seed(0)
+    model = Adapted()
+    optimizer = torch.optim.AdamW([model.down, model.up], lr=3e-3)
+    guard = GradientGuard(model, optimizer)
+    fault = FaultConfig(kind="lr_spike", step=66, factor=1e5)
+    faults, weights = FaultInjector([fault], model=model, optimizer=optimizer), {}
+    target, returns = torch.randn(64, 64), []
+    for attempt in range(90):
+        faults.begin(guard.steps)
+        x = torch.randn(32, 64)
+        optimizer.zero_grad()
+        guard.backward(F.mse_loss(model(x), x @ target / 8))
+        report = guard.step()
+        if report.action == "rolled_back":
+            returns.append(report.step)
+            assert torch.allclose(model.weight(), weights[report.step], atol=1e-5)
+        if attempt == 60:
+            model.merge()
+        weights[guard.steps] = model.weight().detach().clone()
+    assert returns
+    assert min(returns) > 60, "of the snapshot before the merge the frozen layer is not known"

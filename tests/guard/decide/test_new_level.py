@@ -73,7 +73,7 @@ def test_it_is_reported_once_as_a_new_level_and_costs_no_budget(tmp_path: Path) 
     journal = tmp_path / "incidents.jsonl"
     guard, _ = train(smoothing(0.05, by_steps=True), journal=journal)
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    accepted = [row for row in rows if "same level after 2 rollbacks" in row.get("reason", "")]
+    accepted = [row for row in rows if "stays where it jumped to" in row.get("reason", "")]
     assert [(row["verdict"], row["signal"]) for row in accepted] == [("drift", "loss")]
     assert guard._parts.decider.ladder.rollbacks_left(guard.attempts) == guard.config.budget.rollbacks
     assert guard._state.cooldown.strengths()["lr_scale"] == 1.0
