@@ -60,8 +60,6 @@ def why_exact(
         "the model is on several devices": len(devices) > 1,
         "shards= are summed by the host": bool(shards),
         "ema= is updated right after each step": ema is not None,
-        "replicas are compared by the host": isinstance(config.replicas, int),
-        "recompute computes batches again": config.recompute != "off",
         "rate act returns to the start of the run": config.rate == "act",
         "attention computes batches again": config.attention.action != "off",
         "exclude_samples computes batches again": config.exclude_samples,
@@ -76,12 +74,3 @@ def _refused(config: GuardConfig, fused: FusedStep, device: torch.device) -> str
     except GuardError as error:
         return str(error)
     return None
-
-
-def check_closure(chosen: GuardConfig, asked: GuardConfig, closure: Any) -> None:
-    """Raises GuardError for a closure where ``auto`` chose a mode that computes no batch again."""
-    if closure is not None and asked.mode == "auto" and chosen.mode == "deferred":
-        raise GuardError(
-            "mode auto chose deferred, which computes no batch again: leave the closure out, or set mode to "
-            "exact"
-        )

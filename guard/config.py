@@ -303,9 +303,9 @@ class RecoveryConfig(Config):
 class GuardConfig(Config):
     """What the guard watches and what it may do; the defaults suit a run nobody has tuned yet."""
 
-    mode: Literal["exact", "deferred", "auto", "shadow", "off"] = "exact"
+    mode: Literal["exact", "deferred", "auto", "shadow", "off"] = "auto"
     """``exact`` decides before each optimizer step. ``deferred`` leaves clipping and skipping to a fused
-    optimizer and reads what happened one step later, so that the host never waits for the device. ``auto``
+    optimizer and reads what happened one step later, so that the host does not wait for the device. ``auto``
     is ``deferred`` on CUDA where nothing needs ``exact``, and ``exact`` elsewhere; the log says which and
     why. ``shadow`` watches and reports what it would have done; ``off`` is a bare loop."""
 
@@ -361,12 +361,13 @@ class GuardConfig(Config):
     """Every k steps weights, moments and buffers of all ranks are compared to the bit, in one pass over them.
     A flipped bit in one rank's memory, which no gradient shows, is named and corrected: copied from a healthy
     rank, and the steps since all were equal are taken again where ``data=`` is given or two ranks disagree.
-    ``auto``: in mode ``exact``, every 50 steps, or more where those cost over 0.5 % of a step (to 1,000)."""
+    Shards that one rank alone holds are compared with themselves, from one step to the next. ``auto``: every
+    50 steps, or more where those cost over 0.5 % of a step (to 1,000)."""
 
     recompute: Literal["auto", "off"] | PositiveInt = "off"
     """Every k-th attempt a healthy batch is computed twice, and its gradients are compared to the bit: this
     finds hardware that computes wrongly now and then; the second result is used. ``auto``: every 100, at most
-    1 % of the time. Needs mode ``exact`` and ``guard.step(closure)``, which jobs pass. A loop that does not
+    1 % of the time. Needs ``guard.step(closure)``, which jobs pass. A loop that does not
     repeat itself is left alone after the first time."""
 
     watch_buffers: tuple[str, ...] = ("*",)
@@ -379,10 +380,6 @@ class GuardConfig(Config):
 
     @model_validator(mode="after")
     def _what_the_host_decides_needs_exact_steps(self) -> GuardConfig:
-        for name in ("replicas", "recompute"):
-            if self.mode == "deferred" and isinstance(getattr(self, name), int):
-                message = f"{name} needs a decision by the host: set mode to exact, or {name} to auto or off"
-                raise ValueError(message)
         needs = {
             "attention computes the batch again": self.attention.action != "off",
             "exclude_samples computes a batch again": self.exclude_samples,

@@ -33,13 +33,13 @@ from guard.arguments import (
     check_states,
 )
 from guard.attention import AttentionWatch
-from guard.auto_mode import check_closure, resolved
+from guard.auto_mode import resolved
 from guard.backward import BackwardPass
 from guard.config import GuardConfig
 from guard.decide.bad_samples import SampleClosure, Samples, SampleSearch
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer
-from guard.deferred_step import DeferredStepPipeline
+from guard.deferred_step import DeferredStepPipeline, resolve_saved
 from guard.errors import GuardError
 from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, find_ddp, give_hook, local_norms
@@ -101,13 +101,13 @@ class GradientGuard:
         job: str = "",
     ) -> None:
         report_exit()
-        self._asked = as_config(config)
         self._wrapped = WrappedOptimizer(optimizer)
         optimizer = self._wrapped.inner
         states = as_states(state)
         check_optimizer(model, optimizer)
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        self.config = resolved(self._asked, optimizer, scaler=scaler, shards=shards, ema=ema, rank=rank)
+        asked = as_config(config)
+        self.config = resolved(asked, optimizer, scaler=scaler, shards=shards, ema=ema, rank=rank)
         check_states(optimizer, scheduler, states, data, ema)
         check_groups(shards, self.config.mode, process_group)
         observer = Observer(watched=Watched(model, optimizer), declared=shards)
@@ -139,8 +139,9 @@ class GradientGuard:
         decider.start_rate.oldest_step = None if data is None else self._state.oldest_step
         self.metrics = as_metrics(metrics, job)
         replays = data is not None or self.config.recovery.data == "replay"
+        exchange = self._agreement.exchange
         repairs = Repairs(
-            model, optimizer, observer, self._state, self.config, process_group, replays=replays
+            model, optimizer, observer, self._state, self.config, process_group, exchange, replays=replays
         )
         replayer = BatchReplayer(model)
         local = "off" not in (self.config.local_norm, self.config.mode) and self._agreement.world_size > 1
@@ -151,8 +152,10 @@ class GradientGuard:
             agreement=self._agreement,
             decider=decider,
             state=self._state,
-            recorder=Recorder(job, observer.names, self.metrics, as_journal(journal, rank), self.config),
-            accumulation=GradAccumulation(model, observer.parameters, active=self.config.mode == "exact"),
+            recorder=Recorder(
+                job, observer.names, self.metrics, as_journal(journal, self._agreement.rank), self.config
+            ),
+            accumulation=GradAccumulation(model, observer.parameters, active=lambda: self._pipeline.by_host),
             replayer=replayer,
             local=norms(observer.parameters, model, self.config.local_norm_by) if local else None,
             data=data,
@@ -267,7 +270,8 @@ class GradientGuard:
         Args:
             closure: computes the same batch again: returns its loss, or calls ``backward`` for each of
                 several micro-batches and returns None. Used where a step looks bad, to distinguish a hardware
-                fault from bad data. Give it on every rank or on none; only ``mode="exact"`` uses it.
+                fault from bad data. Give it on every rank or on none. A deferred guard uses it in attempts
+                that the host decides: a first bad batch is skipped.
             samples: the ids of this rank's samples, integers. At an incident that is the batch's, the bad
                 ones are found and named: ``closure(ids)`` then computes these samples alone, as it computes
                 the whole batch without an argument; it runs no ``loss.backward()`` of its own.
@@ -282,7 +286,6 @@ class GradientGuard:
             GuardError: if ``backward`` was not called.
         """
         self._wrapped.check_step()
-        check_closure(self.config, self._asked, closure)
         again = None if closure is None else partial(self._backward.again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is
@@ -351,17 +354,13 @@ class GradientGuard:
         return self._pipeline.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the guard remembers; save the model's and the optimizer's state beside it.
-
-        Raises:
-            GuardError: a step is in flight on the device: what would be saved beside this is changing.
-        """
+        """All that the guard remembers, a step in flight included; save the model's, the optimizer's and the
+        scheduler's state beside it."""
         pipeline, parts = self._pipeline, self._parts
-        if isinstance(pipeline, DeferredStepPipeline) and pipeline.in_flight:
-            raise GuardError("a step is in flight on the device: call guard.flush() before saving")
         return {
             "step": pipeline.step,
             "attempt": pipeline.attempt,
+            "late": pipeline.late(),
             "last_local": float(pipeline.last_local),
             "noise_scale": pipeline.noise.state_dict(),
             "judge": parts.decider.state_dict(),
@@ -386,6 +385,7 @@ class GradientGuard:
             self.totals.load_state_dict(state["metrics"]["totals"])
         self._state.load_state_dict(state["actor"], pipeline.step)
         parts.repairs.returned(pipeline.step)
+        resolve_saved(pipeline, parts, state)
 
     def _before_first_backward(self, model: nn.Module) -> None:
         """Until the first backward, each forward checks whether weights were loaded after construction."""

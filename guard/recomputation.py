@@ -46,6 +46,10 @@ class Recomputation:
         self._acts = parts.config.acts
         self._repeats = Repeats(parts.replayer.model, parts.observer, parts.config.recompute)
 
+    def due(self, attempt: int) -> bool:
+        """Whether the batch of this attempt is computed twice, however it looks. The same on all ranks."""
+        return self._acts and self._repeats.due(attempt)
+
     def run(
         self,
         again: Again,

@@ -4,17 +4,19 @@ all ranks were equal are taken again."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.act.replicas import Replicas, replicated, whole_gradients
+from guard.act.replicas import Replicas, odd_ranks, replicated, whole_gradients
+from guard.act.resting import Resting
 from guard.act.shard_copies import ShardCopies
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import SQUARE
+from guard.agree.divergence import same_squares
 from guard.config import GuardConfig
 from guard.errors import RankDivergence
 from guard.observe.observer import Observer
@@ -28,6 +30,7 @@ class Repairs:
     """Finds and corrects, in exact steps, what differs between ranks that hold the same.
 
     Args:
+        exchange: the row of each rank, [ranks, columns]. Collective.
         replays: whether a rollback restores the position in the data, so that its batches can come again.
     """
 
@@ -39,30 +42,75 @@ class Repairs:
         state: TrainingState,
         config: GuardConfig,
         group: dist.ProcessGroup | None,
+        exchange: Callable[[Sequence[float]], Floats],
         *,
         replays: bool,
     ) -> None:
         every = config.replicas if isinstance(config.replicas, int) else None
-        self.on = config.replicas != "off" and config.mode in ("exact", "shadow") and _ranks(group) > 1
+        self.on = config.replicas != "off" and config.mode != "off" and _ranks(group) > 1
         self._observer, self._state, self._acts, self._replays = observer, state, config.acts, replays
         device = observer.parameters[0].device
         self._whole = replicated(model, optimizer, observer)
         self._replicas = Replicas(self._whole, every, group, device)
         self._shards = None if observer.shards is None else ShardCopies(optimizer, observer, group, device)
+        self._resting: Resting | None = None
+        if self.on and observer.shards is not None:
+            self._resting = Resting(optimizer, observer, every, exchange)
         self._budget = config.budget
         self._found: list[Damage] = []
         self._back: int | None = None
-        self._skips = self._begun = self._looked = False
+        self._skips = self._begun = self._looked = self._asked = False
         self._differ = False
         """Reduced gradients differ by rounding, or were never reduced."""
+        self._unequal = self._rounds = False
+        """Their norms are unequal; they were before, and the state was equal after it."""
         self._repaired: deque[int] = deque()
-        self._suspects: tuple[int, list[str], dict[str, Tensor]] | None = None
-        """Step of a finding that no majority decides, names of its tensors, those that this rank holds."""
+        self._suspects: tuple[int, list[str], dict[str, Tensor] | Floats] | None = None
+        """Step of a finding that no majority decides, names of its tensors, those that this rank holds; of a
+        gradient that is gone the squared norm on each rank."""
+        self._squares: Floats = np.zeros(0)
+        """The squared norm of the present gradient on each rank."""
 
     @property
     def stops(self) -> bool:
         """Whether this batch is not applied."""
         return self._back is not None or self._skips
+
+    def due(self, step: int) -> bool:
+        """Whether the state after ``step`` steps is to be compared. The same on all ranks."""
+        decides = self._suspects is not None and self._suspects[0] == step
+        return self.on and self._begun and (self._asked or decides or self._replicas.due(step))
+
+    def ask(self, squares: Floats, *, bad: bool) -> None:
+        """After a step that the device decided: the next attempt compares out of turn where it looked
+        ``bad``, or where the norms of the ranks were not equal and that is not by design.
+
+        Args:
+            squares: the squared norm of the gradient on each rank.
+        """
+        self._unequal = not _equal(squares) and not self._rounds
+        self._asked = bad or self._unequal
+
+    def gradient_differed(self, squares: Floats, step: int, attempt: int) -> float | None:
+        """The device skipped the step after ``step``, since the norms of the ranks differ by more than
+        rounding. Its gradients are gone: the batch comes again with those since all ranks were equal.
+
+        Args:
+            squares: the squared norm on each rank.
+
+        Returns:
+            That of a rank that has most, or of the first; None where they do not differ so, or always did.
+        """
+        if not self.on or self._differ or same_squares(squares):
+            return None
+        odd = odd_ranks(squares, None)
+        self._found = [Damage("reduced gradient", tuple(odd), 0)]
+        self._count(attempt)
+        self._back = self._state.snapshot_of(self._replicas.verified) if self._replays else None
+        self._skips = self._back is None
+        if not odd:
+            self._suspects = step, ["reduced gradient"], squares
+        return float(next(square for rank, square in enumerate(squares) if rank not in odd))
 
     def begin(self, step: int, attempt: int) -> None:
         """Before the gradients of the attempt are read: compares the state after ``step`` steps when due.
@@ -75,9 +123,27 @@ class Repairs:
         """
         self._found, self._back, self._skips = [], None, False
         self._looked = not self.on or not self._begun
-        if self.on and self._begun and self._replicas.due(step):
+        if self._resting is not None and (changed := self._resting.changed()):
+            self._found = changed
+            self._count(attempt)
+            self._back_from(step)
+        elif self.due(step):
             self._check(step, attempt)
-        self._begun = True
+            self._rounds |= self._unequal and not self._found
+        self._begun, self._asked, self._unequal = True, False, False
+
+    def rest(self, step: int) -> None:
+        """After a step was applied: forward and backward change nothing before the next one."""
+        if self._resting is not None:
+            self._resting.note(step)
+
+    def _back_from(self, step: int) -> None:
+        """No other rank has what was damaged after ``step``: back to the newest snapshot from before."""
+        if not self._acts:
+            return
+        self._back = self._state.snapshot_of(step)
+        if self._back is None:
+            raise RankDivergence(f"{_where(self._found)}, of which there is no snapshot: {_REPLACE}")
 
     def look(self, step: int, attempt: int, *, bad: bool) -> None:
         """The same out of turn, where the gradients are ``bad``: that is agreed, so all ranks come here."""
@@ -89,7 +155,8 @@ class Repairs:
     ) -> tuple[Floats, Floats, list[int]]:
         """Rows, squared norms of the pieces and their owners; measured again where a bit had flipped in a
         reduced gradient, which is then the same on all ranks."""
-        if not self._corrects_gradient(rows[:, SQUARE], step, attempt):
+        self._squares = rows[:, SQUARE]
+        if not self._corrects_gradient(self._squares, step, attempt):
             return rows, squares, owners
         pieces, owners = self._observer.measure()
         squares = pieces.cpu().numpy()
@@ -100,7 +167,7 @@ class Repairs:
         """``squares``: of the norm on each rank. Where they are equal, nothing is looked at."""
         if not self.on or not self._acts or self._differ or self._state.scaler.active:
             return False
-        if np.array_equal(squares, np.full_like(squares, squares[0]), equal_nan=True):
+        if _equal(squares):
             return False
         gradients = whole_gradients(self._observer)
         found = self._replicas.flipped_gradient(gradients)
@@ -123,8 +190,11 @@ class Repairs:
         if self._suspects is None or self._suspects[0] != step:
             return None
         (_, names, kept), self._suspects = self._suspects, None
-        ranks = self._replicas.farther(kept, {**self._read(), **whole_gradients(self._observer)})
-        if not ranks:
+        if isinstance(kept, dict):
+            ranks = self._replicas.farther(kept, {**self._read(), **whole_gradients(self._observer)})
+        else:
+            ranks = np.flatnonzero(kept != self._squares).tolist()
+        if len(ranks) != 1:
             return None
         self._found = [Damage(name, tuple(ranks), 0) for name in names]
         where = f"the {names[0]}: it was the memory of rank {ranks[0]} that was damaged"
@@ -156,6 +226,8 @@ class Repairs:
         self._replicas.returned(step, verified=back is not None)
         if self._shards is not None:
             self._shards.returned(step)
+        if self._resting is not None:
+            self._resting.forget()
         if back is None:
             return
         found = self._compare(step)
@@ -232,6 +304,10 @@ class Repairs:
         if self._skips:
             return f"{where}: the batch is left out"
         return f"{where}: copied from rank {self._found[0].source}" if self._acts else where
+
+
+def _equal(squares: Floats) -> bool:
+    return np.array_equal(squares, np.full_like(squares, squares[0]), equal_nan=True)
 
 
 def _ranks(group: dist.ProcessGroup | None) -> int:

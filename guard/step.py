@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -58,6 +58,11 @@ class StepPipeline:
         """Optimizer steps applied in the history that stands."""
         return self.step
 
+    @property
+    def by_host(self) -> bool:
+        """Whether it is known before the backward that the host decides the attempt, and may change it."""
+        return self._parts.config.mode == "exact"
+
     def run(self, again: Again | None, *, settle: bool) -> StepReport:
         """One attempt."""
         started = time.perf_counter()
@@ -84,6 +89,10 @@ class StepPipeline:
 
     def flush(self) -> StepReport | None:
         """What has not been reported yet: nothing, since every attempt is reported at once."""
+        return None
+
+    def late(self) -> dict[str, Any] | None:
+        """A step in flight, as plain numbers: ``resolve_saved`` continues with it."""
         return None
 
     def settle(self) -> None:
@@ -138,6 +147,8 @@ class StepPipeline:
         incident = self._record(evidence, outcome, traces)
         if settle:
             self.settle()
+        if outcome.action in ("applied", "clipped"):
+            repairs.rest(self.step)
         if self._parts.local is not None:
             self.last_local = self._parts.local.take()
         return self._report(started, evidence, outcome, incident)

@@ -18,6 +18,7 @@
 ``fingerprints``: the bits of a tensor as one number
 ``replicas``: weights, moments and buffers are compared between ranks, and copied where memory was damaged
 ``shard_copies``: the same of shards that several ranks hold, as under HSDP
+``resting``: bits that flip between two steps in shards that no other rank holds
 ``rates``: the learning rate that an update used
 ``rng``: the random number generators that a step draws from
 ``untouched``: computes beside the step, and leaves no trace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,10 +26,10 @@ class GradAccumulation:
     Args:
         model: the module or its DDP wrapper.
         parameters: those whose gradients are accumulated; a list that follows what the optimizer steps.
-        active: whether anything may be dropped at all.
+        active: whether anything of the present attempt may be dropped. The same on all ranks.
     """
 
-    def __init__(self, model: nn.Module, parameters: Sequence[Tensor], *, active: bool) -> None:
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor], *, active: Callable[[], bool]) -> None:
         self._model = model
         self._ddp = find_ddp(model)
         self._parameters = parameters
@@ -53,7 +53,10 @@ class GradAccumulation:
         self._now += 1
         if self.excluded:
             return True
-        if not self._active or not self._several():
+        if not self._active():
+            self._shield = None  # what it would restore is no longer what was before the batch
+            return False
+        if not self._several():
             return False
         if self._shield is None:
             self._shield = BufferShield(self._model)
@@ -99,15 +102,22 @@ class GradAccumulation:
             if self._shield is not None:
                 self._shield.revert()  # not earlier: backward still needs what forward left
 
-    def close(self, action: Action) -> None:
-        """The step was taken or not: the next micro-batch is the first of the next step."""
-        if action in ("applied", "clipped"):
+    def close(self, action: Action | None) -> None:
+        """The step was taken or not, or (None) the device will decide: the next micro-batch is the first of
+        the next step."""
+        if action is None:
+            self._comm.release()
+        elif action in ("applied", "clipped"):
             self._comm.accept()
         else:
             self._comm.revert(forget=action == "rolled_back")
         self._before, self._now, self.excluded = max(1, self._now), 0, False
         if self._shield is not None:
             self._shield.accept()
+
+    def skipped_late(self) -> None:
+        """The device skipped a step whose gradients the communication hook has added to the next already."""
+        self._comm.revert(forget=True)
 
     def _several(self) -> bool:
         no_sync = self._ddp is not None and not self._ddp.require_backward_grad_sync

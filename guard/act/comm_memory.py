@@ -27,6 +27,10 @@ class CommMemory:
             kept = {_ERRORS: dict(getattr(state, _ERRORS)), **factors}
             self._kept[id(state)] = kept | {"iter": state.iter, "rng": state.rng.get_state()}
 
+    def release(self) -> None:
+        """What was accepted is no longer known to be what was before the present batch."""
+        self._kept = {}
+
     def revert(self, *, forget: bool = False) -> None:
         """As it was when accepted; ``forget``: empty, since the gradients were of weights that are gone."""
         for state in self._states():

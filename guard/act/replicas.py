@@ -26,7 +26,7 @@ from guard.act.fingerprints import bits, fingerprints, is_plain
 from guard.act.stores import is_zero
 from guard.observe.observer import Observer
 from guard.observe.watched import parameter_names
-from guard.types import Damage
+from guard.types import Damage, Floats
 
 Sums = NDArray[np.int64]
 _CONSTANT = 3
@@ -159,7 +159,7 @@ class Replicas:
             return []
         column = self._gather(sums)[:, unequal[0]]
         odd = odd_ranks(column, None)
-        if len(odd) > 1 or not _one_bit(column):
+        if len(odd) > 1 or not one_bit(column):
             return []
         return [Damage(names[unequal[0]], tuple(odd), next(r for r in range(len(column)) if r not in odd))]
 
@@ -198,7 +198,7 @@ class Replicas:
             return True
         if tensor.numel() > 1:
             return self._lone_element(tensor)
-        return _one_bit(sums, least=1 if tensor.is_floating_point() else _COUNTER)
+        return one_bit(sums, least=1 if tensor.is_floating_point() else _COUNTER)
 
     def _lone_element(self, tensor: Tensor) -> bool:
         """Whether the ranks differ in one element alone. Collective."""
@@ -283,14 +283,14 @@ def whole_gradients(observer: Observer) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in found.items() if is_plain(gradient)}
 
 
-def _one_bit(sums: Sums, *, least: int = 1) -> bool:
+def one_bit(sums: Sums, *, least: int = 1) -> bool:
     """Whether there are two sums that differ by a power of two, as those of a flipped bit do; they wrap."""
     values = [int(value) for value in np.unique(sums)]
     apart = min(values[-1] - values[0], (1 << 64) - values[-1] + values[0])
     return len(values) == 2 and apart >= least and apart & (apart - 1) == 0
 
 
-def odd_ranks(sums: Sums, before: int | None) -> list[int]:
+def odd_ranks(sums: Sums | Floats, before: int | None) -> list[int]:
     """The ranks without the sum of most, or in a tie without that of before; empty where neither is known."""
     values, counts = np.unique(sums, return_counts=True)
     right = values[counts.argmax()] if 2 * counts.max() > len(sums) else before

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
-def capture() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators; on a GPU also the current device's."""
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """The CUDA devices of a model: dropout draws from the generator of each, whichever is the current one."""
+    found = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    return sorted(found, key=str)
+
+
+def capture(devices: Sequence[torch.device] = ()) -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators.
+
+    Args:
+        devices: whose generators are captured too; of none, that of the current device where there is one.
+    """
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": list(_numpy.state()),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
+        known = {str(device): torch.cuda.get_rng_state(device) for device in devices}
+        state["cuda"] = known or torch.cuda.get_rng_state()
     return state
 
 
@@ -30,8 +43,11 @@ def restore(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     _numpy.forget()
     torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+    generators = state.get("cuda", {})
+    if isinstance(generators, torch.Tensor):
+        generators = {"cuda": generators}  # of the current device
+    for device, generator in generators.items():
+        torch.cuda.set_rng_state(generator, device)
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -119,6 +119,11 @@ def _of(numbers: Sequence[int]) -> str:
     return f" of ranks {', '.join(map(str, numbers))}"
 
 
+def has_copies(parameter: Any) -> bool:
+    """Whether other ranks hold the same shard."""
+    return _copies(parameter) is not None
+
+
 def _copies(parameter: Any) -> dist.ProcessGroup | None:
     """The ranks that hold the same shard, along the first dimension of a mesh that does not divide it."""
     if not is_distributed(parameter):

@@ -99,7 +99,7 @@ class Subject:
         states: Mapping[str, Stateful],
         trained: Sequence[Tensor] | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._devices = model, rng.devices_of(model)
         self._trained = parameters_of(optimizer) if trained is None else trained
         self._frozen = FrozenWeights()
         self._buffers = Buffers(model)
@@ -151,7 +151,7 @@ class Subject:
             if name not in keep:
                 snapshot.state(name).save(stateful.state_dict())
         if GENERATORS not in keep:
-            snapshot.generators = rng.capture()
+            snapshot.generators = rng.capture(self._devices)
 
     def reserve(self, snapshot: Snapshot, held: Sequence[Tensor]) -> None:
         """Allocates what saving to ``snapshot`` will need; ``held``: the weights that it will hold."""

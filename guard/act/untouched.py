@@ -21,7 +21,7 @@ def untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
 
     The parameters have no gradients meanwhile. Memory: a copy of the buffers.
     """
-    gradients, generators = [p.grad for p in parameters], rng.capture()
+    gradients, generators = [p.grad for p in parameters], rng.capture(rng.devices_of(model))
     buffers = Buffers(model)
     before = buffers.read()
     kept = [None if buffer is None else buffer.detach().clone() for buffer in before]

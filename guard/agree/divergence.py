@@ -78,6 +78,12 @@ def check_norms(norms: Floats, layers: Describe, group: Any) -> None:
     )
 
 
+def same_squares(squares: Floats) -> bool:
+    """Whether these squared norms, one a rank, are of the same gradients."""
+    norms = np.sqrt(squares)
+    return bool(_alike(norms, norms[0]).all())
+
+
 def _differences(mine: Settings, odd: list[int], alike: NDArray[np.bool_], group: Any, topic: str) -> str:
     """Where the first of the odd ranks differs from a rank that stands for the others.
 

@@ -179,7 +179,7 @@ class SampleSearch:
             ids = self._ids()
             with untouched(self._model, self._observer.parameters):
                 self._replayer.reset()
-                self._generators = rng.capture()
+                self._generators = rng.capture(rng.devices_of(self._model))
                 row = _Examination(self._measure, verdict).row(ids) if ids else []
         except Exception as error:  # noqa: BLE001 - whatever the loop's own code raises: the other ranks wait
             log.warning("the bad samples were not found: %s: %s", type(error).__name__, error)

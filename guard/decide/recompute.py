@@ -49,6 +49,7 @@ class BatchReplayer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._devices = rng.devices_of(model)
         self._handle: Any = None
         self._generators: dict[str, Any] | None = None
         self._drawn: dict[str, Any] | None = None
@@ -85,11 +86,11 @@ class BatchReplayer:
             return
         self._forwards += module.training
         if self._generators is None and torch.is_grad_enabled():
-            self._generators = rng.capture()
+            self._generators = rng.capture(self._devices)
 
     def computed(self) -> None:
         """The batch has been computed for the first time: keeps where it left the generators."""
-        self._drawn, self._forwards_before = rng.capture(), self._forwards
+        self._drawn, self._forwards_before = rng.capture(self._devices), self._forwards
 
     def reset(self) -> None:
         """The next forward draws what the first one of this attempt drew."""
@@ -105,7 +106,7 @@ class BatchReplayer:
         """
         if self._drawn is None:
             return False
-        same = self._forwards == self._forwards_before and rng.equal(rng.capture(), self._drawn)
+        same = self._forwards == self._forwards_before and rng.equal(rng.capture(self._devices), self._drawn)
         rng.restore(self._drawn)
         return same
 

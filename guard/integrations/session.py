@@ -41,6 +41,8 @@ class GuardSession:
         if unknown := options.keys() - GuardOptions.__annotations__.keys():
             raise TypeError(f"unexpected keyword argument {', '.join(map(repr, sorted(unknown)))}")
         self.config = config or GuardConfig()
+        if self.config.mode == "auto":  # the framework acts on the report of each step at once
+            self.config = self.config.model_copy(update={"mode": "exact"})
         if self.config.recovery.data == "replay":
             raise GuardError(
                 "recovery.data is replay, but the framework owns the data loader, which cannot be "

@@ -202,7 +202,7 @@ def legend(run: Run) -> list[tuple[str, str]]:
 
 def guard_mode(spec: Mapping[str, Any]) -> str:
     """A bare `off` is false to YAML 1.1."""
-    mode = as_mapping(spec.get("guard")).get("mode", "exact")
+    mode = as_mapping(spec.get("guard")).get("mode", "auto")
     return "off" if mode is False else str(mode)
 
 

@@ -217,7 +217,7 @@ def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> Gradie
         max_layers=spec.metrics.max_layers,
         max_ranks=spec.metrics.max_ranks,
     )
-    return GradientGuard(
+    guard = GradientGuard(
         model.wrapped,
         model.optimizer,
         guard_config(spec, divided=model.divided),
@@ -229,6 +229,8 @@ def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> Gradie
         journal=RunDir(spec.job_dir).incidents,
         job=spec.name,
     )
+    metrics.info["mode"] = guard.config.mode  # what ``auto`` has chosen
+    return guard
 
 
 def build_stepper(

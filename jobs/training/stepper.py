@@ -80,10 +80,7 @@ class Stepper:
             self.faults.repeat()
             self._gradients(np.asarray(samples, dtype=np.int64), epoch, step)
 
-        if self.guard.config.mode == "deferred":  # it computes no batch again
-            report = self.guard.step(settle=False)
-        else:
-            report = self.guard.step(again, samples=ids, settle=False)
+        report = self.guard.step(again, samples=ids, settle=False)
         if report.applied:
             self.regularizer.after_step_(step, report.learning_rate)
             if self.average is not None:

@@ -47,14 +47,18 @@ class Network(nn.Module):
         return self.down(torch.tanh(self.up(inputs)) * self.mask + 0.1 * self.follows)
 
 
-def draw(flips: int, world_size: int, seed: int = 0) -> list[Flip]:
-    """All 32 bits of a float32, in tensors of all kinds."""
+LATER = 30
+"""Attempts after which the device decides, in mode ``deferred``."""
+
+
+def draw(flips: int, world_size: int, seed: int = 0, later: int = 0) -> list[Flip]:
+    """All 32 bits of a float32, in tensors of all kinds, in one of seven attempts, ``later`` or not."""
     chance = random.Random(seed)
     return [
         Flip(
             KINDS[i % len(KINDS)],
             (i // len(KINDS)) % 32,
-            chance.randrange(5, 12),
+            later + chance.randrange(5, 12),
             chance.randrange(world_size),
             chance.randrange(1 << 20),
             chance.random() < 0.5,
@@ -64,16 +68,24 @@ def draw(flips: int, world_size: int, seed: int = 0) -> list[Flip]:
 
 
 def run(
-    rank: int, world_size: int, flip: Flip | None, steps: int = STEPS, every: Any = EVERY
+    rank: int,
+    world_size: int,
+    flip: Flip | None,
+    steps: int = STEPS,
+    every: Any = EVERY,
+    *,
+    mode: str = "exact",
 ) -> dict[str, Any]:
-    """Trains; returns the incidents, the state at the end and what was counted."""
+    """Trains, in mode ``deferred`` for longer; returns incidents, last state and counts."""
     torch.manual_seed(0)
     model = Network()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    deferred = mode == "deferred"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=deferred)
     ddp = DistributedDataParallel(model)
     ddp.broadcast_buffers = False  # a flipped bit of a buffer stays; releases of torch differ in its argument
     cursor = Cursor(rank=rank, world_size=world_size)
     config = {
+        "mode": mode,
         "replicas": every,
         # No run returns to its start: DDP orders its buckets after the first step, and so the sum of three.
         "snapshot": {"every_steps": EVERY if every == EVERY else 50},
@@ -81,7 +93,7 @@ def run(
     }
     guard = GradientGuard(ddp, optimizer, GuardConfig.model_validate(config), data=cursor)
     trained, incidents = Run(ddp, optimizer, None, cursor, guard), []
-    while guard.steps < steps:
+    while guard.steps < steps + LATER * deferred:
         now = flip is not None and flip.rank == rank and flip.attempt == guard.attempts + 1
         if flip is not None and now and not flip.late and flip.kind != "gradient":
             _flip(model, optimizer, flip)
@@ -89,9 +101,10 @@ def run(
         guard.backward(trained.loss())
         if flip is not None and now and (flip.late or flip.kind == "gradient"):
             _flip(model, optimizer, flip)
-        report = guard.step()
-        if report.incident is not None:
-            incidents.append(report.incident)
+        reports = [guard.step()]
+        if guard.steps == steps + LATER and (late := guard.flush()) is not None:
+            reports.append(late)
+        incidents += [report.incident for report in reports if report.incident is not None]
     return {
         "found": [(i.attempt, i.faulty_ranks, i.reason) for i in incidents],
         "state": trained.state(),

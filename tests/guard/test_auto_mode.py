@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from guard import GradientGuard, GuardConfig, GuardError
+from guard import GradientGuard, GuardConfig
 from guard.act.fused import FusedStep
-from guard.auto_mode import check_closure, why_exact
+from guard.auto_mode import why_exact
 from tests.guard.loops import differences, guarded_run
+from tests.guard.simulated_cuda import Loop, SimulatedCuda
 
 CUDA = {torch.device("cuda", 0)}
 
@@ -38,7 +39,7 @@ def test_a_fused_optimizer_on_one_cuda_device_decides_there() -> None:
         ({}, fused(), CUDA, {"ema": object()}, "ema="),
         ({"clip": {"kind": "agc"}}, fused(), CUDA, {}, "clip.kind agc"),
         ({"on_suspect": "clip"}, fused(), CUDA, {}, "on_suspect"),
-        ({"replicas": 10}, fused(), CUDA, {}, "replicas"),
+        ({"exclude_samples": True}, fused(), CUDA, {}, "exclude_samples"),
         ({"rate": "act"}, fused(), CUDA, {}, "rate act"),
     ],
 )
@@ -65,14 +66,8 @@ def test_on_the_cpu_it_is_the_exact_mode_to_the_bit_and_the_log_says_so_once(
     assert not differences(auto.state(), exact.state())
 
 
-def test_a_closure_is_refused_where_auto_chose_to_compute_nothing_again() -> None:
-    asked, chosen = GuardConfig(mode="auto"), GuardConfig(mode="deferred")
-    with pytest.raises(GuardError, match="set mode to exact"):
-        check_closure(chosen, asked, lambda: None)
-    check_closure(chosen, chosen, lambda: None)  # asked for by name it is ignored, as documented
-    check_closure(GuardConfig(), asked, lambda: None)
-
-
-def test_the_default_is_exact() -> None:
+def test_it_is_the_default_on_the_cpu_as_on_a_device() -> None:
     model = nn.Linear(2, 2)
     assert GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1)).config.mode == "exact"
+    with SimulatedCuda() as device:
+        assert Loop(device, {}).guard.config.mode == "deferred"

@@ -143,8 +143,7 @@ def test_a_deferred_step_reads_nothing_from_the_device() -> None:
         for _ in range(10):
             run.attempt()
     assert host.reads == []
-    with pytest.raises(GuardError, match="in flight"):
-        run.guard.state_dict()  # and it was left to the device
+    assert run.guard.state_dict()["late"] is not None  # it was left to the device
 
 
 class Reads(TorchFunctionMode):
@@ -190,16 +189,6 @@ def test_after_a_rollback_the_schedule_is_where_the_steps_are() -> None:
     assert "rolled_back" in [report.action for report in run.reports]
     assert run.scheduler.last_epoch == run.guard.steps
     assert run.optimizer.param_groups[0]["lr"] == run.scheduler.get_last_lr()[0]
-
-
-def test_saving_with_a_step_under_way_is_refused() -> None:
-    run = trained("deferred", "adamw", 40)
-    assert run.guard is not None
-    run.attempt()
-    with pytest.raises(GuardError, match="flush"):
-        run.guard.state_dict()
-    assert run.guard.flush() is not None
-    assert run.guard.state_dict()["step"] == 41
 
 
 def test_the_budget_holds_and_the_last_healthy_state_is_left() -> None:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor
 
-from guard import GuardConfig, RankDivergence
+from guard import RankDivergence
 from guard.act.fingerprints import fingerprints
-from guard.act.replicas import Replicas, _one_bit, affordable, odd_ranks
+from guard.act.replicas import Replicas, affordable, odd_ranks, one_bit
 from guard.faults.injector import flip_bit_
 from guard.types import Damage
 from tests.guard.flips import EVERY, draw, judged, run
@@ -54,8 +53,8 @@ def test_one_bit_is_told_from_several_although_sums_wrap(bit: int) -> None:
         flip_bit_(target, 1, bit)
     flip_bit_(other, 2, 5)
     sums = np.stack([fingerprints([t]).numpy() for t in (values, flipped, other)])[:, 0]
-    assert _one_bit(sums[:2])
-    assert not _one_bit(sums[[0, 2]])
+    assert one_bit(sums[:2])
+    assert not one_bit(sums[[0, 2]])
 
 
 def compared(name: str, *checks: list[int], tensor: Tensor | None = None) -> list[Damage]:
@@ -99,11 +98,6 @@ def test_of_two_ranks_the_one_is_named_whose_constant_changed() -> None:
 
 def test_of_two_ranks_none_is_named_that_both_had_changed() -> None:
     assert compared("weight w", [1, 1], [2, 2], [3, 7]) == [Damage("weight w", (), 0)]
-
-
-def test_replicas_with_deferred_steps_are_refused() -> None:
-    with pytest.raises(ValidationError, match="replicas needs a decision by the host: set mode to exact"):
-        GuardConfig(mode="deferred", replicas=10)
 
 
 @pytest.mark.parametrize(

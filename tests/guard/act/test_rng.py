@@ -1,61 +1,72 @@
-"""The state of the generators is exact, though NumPy's is read only where it has drawn."""
+"""Random numbers are those of the devices that the model is on, whichever device is the current one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from guard.act import rng
+from guard.decide.recompute import BatchReplayer
+from tests.guard.simulated_cuda import SimulatedCuda, on_device
 
 
-@pytest.fixture(autouse=True)
-def numpys_own() -> Iterator[None]:
-    before, generator = np.random.get_state(), np.random.get_bit_generator()  # type: ignore[attr-defined]
-    yield
-    np.random.set_bit_generator(generator)  # type: ignore[attr-defined]
-    np.random.set_state(before)
+@pytest.fixture
+def generators(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Generator]:
+    """Of two CUDA devices, as torch's functions reach them; the first is the current one."""
+    made = {"cuda:0": torch.Generator().manual_seed(1), "cuda:1": torch.Generator().manual_seed(2)}
+
+    def of(device: Any) -> torch.Generator:
+        return made["cuda:0" if str(device) == "cuda" else str(device)]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": of(device).get_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device="cuda": of(device).set_state(state))
+    return made
 
 
-DRAWS: dict[str, Callable[[], Any]] = {
-    "uniform": np.random.rand,
-    "one of two normal numbers": np.random.normal,
-    "the other of two normal numbers": lambda: [np.random.normal(), rng.capture(), np.random.normal()],
-    "integers": lambda: np.random.randint(7, size=1000),
-    "a new seed": lambda: np.random.seed(3),
-    "another place": lambda: np.random.set_state(np.random.RandomState(5).get_state()),
-    "nothing": lambda: None,
-}
+def draws(generators: dict[str, torch.Generator]) -> list[float]:
+    return [float(torch.rand((), generator=generator)) for generator in generators.values()]
 
 
-@pytest.mark.parametrize("name", DRAWS)
-def test_what_is_captured_is_restored_after_any_draw(name: str) -> None:
-    rng.capture()
-    DRAWS[name]()
-    state = rng.capture()
-    expected = np.random.normal(size=3).tolist(), np.random.rand(700).tolist()
-    DRAWS[name]()
+def test_the_generators_of_all_devices_of_a_model_come_back(generators: dict[str, torch.Generator]) -> None:
+    state = rng.capture([torch.device("cuda", 0), torch.device("cuda", 1)])
+    first, later = draws(generators), draws(generators)
     rng.restore(state)
-    assert rng.equal(rng.capture(), state)
-    assert (np.random.normal(size=3).tolist(), np.random.rand(700).tolist()) == expected
+    assert draws(generators) == first != later
+    assert not rng.equal(state, rng.capture([torch.device("cuda", 0), torch.device("cuda", 1)]))
 
 
-def test_the_second_normal_number_that_is_kept_is_part_of_the_state() -> None:
-    np.random.seed(0)
-    np.random.normal()
-    kept = rng.capture()
-    np.random.normal()  # draws nothing: it was kept
-    assert not rng.equal(rng.capture(), kept)
+def test_without_devices_it_is_that_of_the_current_one_as_checkpoints_have_it(
+    generators: dict[str, torch.Generator],
+) -> None:
+    state = rng.capture()
+    assert isinstance(state["cuda"], torch.Tensor)
+    (first, other), _ = draws(generators), draws(generators)
+    rng.restore(state)
+    again = draws(generators)
+    assert again[0] == first
+    assert again[1] != other
 
 
-def test_captures_do_not_share_what_a_later_one_changes() -> None:
-    np.random.seed(0)
-    first = rng.capture()
-    words = first["numpy"][1].clone()
-    np.random.rand(1000)
-    rng.capture()
-    assert torch.equal(first["numpy"][1], words)
-    assert not rng.equal(first, rng.capture())
+def test_a_batch_repeats_on_a_device_that_is_not_the_current_one(
+    generators: dict[str, torch.Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rng, "devices_of", lambda _: [torch.device("cuda", 1)])
+    model = nn.Linear(2, 2)
+    replayer = BatchReplayer(model)
+    replayer.arm()
+    model(torch.ones(2))
+    first = draws(generators)[1]
+    replayer.reset()
+    assert draws(generators)[1] == first
+
+
+def test_a_model_is_asked_for_its_devices() -> None:
+    with SimulatedCuda():
+        model = on_device(nn.Linear(2, 2))
+        assert rng.devices_of(model) == [torch.device("cuda", 0)]
+    assert rng.devices_of(nn.Linear(2, 2)) == []

@@ -125,17 +125,22 @@ def attempt(run: Run, batch: tuple[Tensor, Tensor]) -> StepReport:
     return run.reports[-1]
 
 
+def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-3, fused=True)
+
+
 def trained(
-    rank: int, world_size: int, bad: tuple[int, ...] = (1,), **exclusion: Any
+    rank: int, world_size: int, bad: tuple[int, ...] = (1,), *, mode: str = "exact", **exclusion: Any
 ) -> tuple[Run, GuardMetrics]:
     metrics = GuardMetrics(job="test")
     config = {
+        "mode": mode,
         "clip": {"kind": "norm", "max_norm": NEVER},
         "rank_exclusion": exclusion,
         "snapshot": {"every_steps": 10},
     }
     where = {"rank": rank, "world_size": world_size, "ddp": True}
-    run = guarded_run(config, adamw, metrics=metrics, **where)
+    run = guarded_run(config, adamw if mode == "exact" else fused, metrics=metrics, **where)
     while run.cursor.position < BAD.stop + 10:
         attempt(run, spoilt(run, rank, bad))
     return run, metrics
@@ -178,6 +183,19 @@ def test_a_bad_shard_meets_the_ladder_first_and_is_then_excluded(tmp_path: Path)
         assert (seen["incidents"], seen["anomalies"]) == (3, len(BAD)), "one, and one at each attempt"
         assert seen["worst"] == 1
         assert seen["finite"]
+
+
+def a_bad_shard_deferred(rank: int, world_size: int, folder: Path) -> Any:
+    at = {report.attempt - 1: report for report in trained(rank, world_size, mode="deferred")[0].reports}
+    then = {(at[position].action, *at[position].excluded_ranks) for position in BAD[2:]}
+    return [at[position].action for position in BAD[:2]], then
+
+
+@pytest.mark.slow
+def test_a_rank_is_excluded_in_mode_deferred_too(tmp_path: Path) -> None:
+    for ladder, then in on_ranks(2, a_bad_shard_deferred, tmp_path):
+        assert ladder == ["skipped", "rolled_back"]
+        assert then == {("applied", 1)}
 
 
 def one_exact_step(rank: int, world_size: int, folder: Path) -> dict[str, Any]:

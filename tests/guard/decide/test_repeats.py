@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from guard import GuardConfig
 from tests.guard.loops import NEVER, Run, adamw, differences, guarded_run, plain_run
 from tests.guard.ranks import on_ranks
 
@@ -22,14 +20,21 @@ FLIP = {"kind": "bitflip_gradient", "parameter": "*0.weight", "step": 2 * EVERY 
 
 
 def trained(
-    faults: list[dict[str, Any]], *, draws: bool = False, recompute: Any = EVERY, **where: Any
+    faults: list[dict[str, Any]],
+    *,
+    draws: bool = False,
+    recompute: Any = EVERY,
+    mode: str = "exact",
+    steps: int = STEPS,
+    make: Any = adamw,
+    **where: Any,
 ) -> Run:
     """``draws``: the loop draws noise for the batch itself, and the closure draws other noise."""
-    run = guarded_run({"recompute": recompute}, adamw, faults=faults, **where)
+    run = guarded_run({"mode": mode, "recompute": recompute}, make, faults=faults, **where)
     assert run.guard is not None
     assert run.faults is not None
     guard, injected = run.guard, run.faults
-    while guard.steps < STEPS:
+    while guard.steps < steps:
         injected.begin(guard.steps)
         run.optimizer.zero_grad()
         inputs, targets = next(run.cursor)
@@ -92,6 +97,14 @@ def test_a_flipped_bit_of_a_gradient_is_found_and_leaves_no_trace(tmp_path: Path
         assert "0.weight" in reason
 
 
-def test_it_needs_steps_that_the_host_decides() -> None:
-    with pytest.raises(ValidationError, match="recompute needs a decision by the host"):
-        GuardConfig(mode="deferred", recompute=10)
+def test_in_mode_deferred_the_host_decides_such_an_attempt() -> None:
+    def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=3e-3, fused=True)
+
+    flip = {**FLIP, "step": 10 * EVERY - 1}  # once there is a history
+    config = {"mode": "deferred", "steps": 12 * EVERY, "make": fused}
+    clean, faulty = trained([], **config), trained([flip], **config)
+    assert not incidents(clean)
+    assert not differences(clean.state(), faulty.state())
+    [(attempt, faulty_ranks, _)] = incidents(faulty)
+    assert (attempt, faulty_ranks) == (10 * EVERY, [0])

@@ -45,7 +45,7 @@ def test_an_empty_spec_is_a_complete_job():
     spec = JobSpec.from_dict({})
     assert (spec.name, spec.workload, spec.scale.workers) == ("job", "vision", 1)
     assert (spec.train.epochs, spec.train.max_steps) == (2, None)
-    assert spec.guard.mode == "exact"
+    assert spec.guard.mode == "auto"
 
 
 @pytest.mark.parametrize("data", [{}, FULL], ids=["defaults", "full"])
