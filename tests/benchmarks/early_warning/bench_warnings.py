@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from measure import progress, publish
 
-from early_warning import acting
+from early_warning import acting, cost
 from early_warning.candidates import OURS, RISES, candidates
 from early_warning.log import Floats, Log
 from early_warning.networks import TEXT, chosen
 from early_warning.trainings import OTHER_SEED, SEED, runs, train, zoo
 
-ANNOUNCED, ACTED = "explosions announced", "what the guard changes in the runs that it warns of"
+ANNOUNCED, MISSED = "explosions announced", "explosions that the guard does not announce"
+ACTED, COST = "what the guard changes in the runs that it warns of", "what the warning costs"
 FACTOR, FACTOR_TEXT = 1.5, 1.25
 """From this multiple of its level on the loss has exploded. That of text seldom reaches 1.5 times: it ends at
 the frequencies of the letters."""
@@ -36,6 +37,9 @@ FIRST = 40
 QUIET = 50
 """Steps after which the next warning is another one."""
 MOST = 1 / 10_000
+EARLY = 20
+"""Steps before the explosion from which on a warning is early."""
+SMALL = "mlp-ramp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,12 @@ def main() -> None:
     judged = list(map(judge, logs))
     warned = {run.log.name for run in judged if _lead(OURS, run, 0.0) is not None}
     progress(f"{len(warned)} runs again, under the guard")
-    acted = acting.table([run for run in runs(quick=options.quick) if run.name in warned], crossing)
-    shown = {ANNOUNCED: table(judged), ACTED: acted}
+    wanted = {run.name: run for run in runs(quick=options.quick)}
+    acted = acting.table([run for name, run in wanted.items() if name in warned], crossing)
+    small = next(run for run in logs if run.name.startswith(SMALL))
+    shown = {ANNOUNCED: table(judged), ACTED: acted, COST: cost.table(small, wanted[small.name])}
+    if missed := missed_runs(judged):
+        shown[MISSED] = missed
     publish("early warning", shown, options.json, seeds=[SEED, OTHER_SEED])
 
 
@@ -130,10 +138,37 @@ def _row(name: str, judged: list[Judged]) -> dict[str, Any]:
             f"runs{part}": len(exploding),
             f"warned{part}": len(leads) / count,
             f"median lead{part}": statistics.median(leads) if leads else 0,
-            f"20 steps before{part}": sum(lead >= 20 for lead in leads) / count,
+            f"20 steps before{part}": sum(lead >= EARLY for lead in leads) / count,
             f"false per 10,000{part}": 1e4 * false / max(1, steps),
         }
     return row
+
+
+def missed_runs(judged: list[Judged]) -> list[dict[str, Any]]:
+    """How fast the others explode, and which candidates announce them early."""
+    healthy = [run for run in judged if run.healthy and run.chosen]
+    thresholds = {name: _threshold(name, healthy) for name in judged[0].scores if name not in (OURS, RISES)}
+    rows = []
+    for run in judged:
+        if run.crossed is None or _lead(OURS, run, 0.0) is not None:
+            continue
+        leads = {name: _lead(name, run, threshold) for name, threshold in thresholds.items()}
+        early = [name for name, lead in leads.items() if lead is not None and lead >= EARLY]
+        row = {
+            "run": run.log.name,
+            "explodes at": run.crossed,
+            "steps of the rise": _rise(run.log, run.crossed),
+        }
+        rows.append({**row, "announced by": ", ".join(sorted(early)) or "none"})
+    return rows
+
+
+def _rise(log: Log, crossed: int) -> int:
+    """Steps since the median of five losses was last within a tenth of its lowest before."""
+    padded = np.concatenate([np.full(4, np.nan), log.loss[:crossed]])
+    recent = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1)
+    lowest = min(float(np.median(log.loss[max(0, at - 50) : at])) for at in range(10, crossed + 1))
+    return crossed - max(np.flatnonzero(recent <= 1.1 * lowest).tolist(), default=0)
 
 
 def _threshold(name: str, healthy: list[Judged]) -> float:
