@@ -10,7 +10,7 @@
 ``rates``: whether the learning rate has just jumped
 ``start_rate``: whether the learning rate is too high for the first steps
 ``overshoot``: steps that are too long, seen on the batch's own loss
-``rising_rate``: a warning: the loss climbs while the rate rises beyond what was good
+``climbing``: a warning: the loss climbs under a rate beyond what was good, or under long updates
 ``recompute``: a suspect batch computed again, to tell a hardware fault from bad data
 ``repeats``: a healthy batch computed twice now and then, compared to the bit
 ``rank_exclusion``: the same batch without a rank whose data stays bad

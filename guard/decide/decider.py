@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from guard.act.outside import FROZEN
 from guard.clip.make import make_clipper
 from guard.config import ClipConfig, GuardConfig
+from guard.decide.climbing import Climb, Climbing, layers
 from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.new_level import NewLevel
@@ -22,7 +23,6 @@ from guard.decide.outliers import Outliers
 from guard.decide.own_spikes import OwnSpikes
 from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rates import RateHistory
-from guard.decide.rising_rate import Climb, RisingRate
 from guard.decide.start_rate import CUT, StartRate, fast
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.shards import Shards
@@ -78,7 +78,7 @@ class Decider:
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
         self.start_rate = StartRate(open=config.rate != "off" and config.mode != "off")
-        self._rising = RisingRate()
+        self._climbing = Climbing(layers(parameters))
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._any_idle = True
@@ -95,6 +95,7 @@ class Decider:
         self._names, self._parameters = names, parameters
         self._idle = remapped(self._idle, origins)
         self._by_depth = VanishingByDepth(parameters, self._config.dead_steps)
+        self._climbing.layers = layers(parameters)
         self.clipper.follow(parameters, origins, shards)
 
     def foresee(self, agreed: Agreed, seen: Observation, moved: Movement | None) -> Verdict:
@@ -159,7 +160,8 @@ class Decider:
             if finding is not None:
                 verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
             elif verdict.kind == "ok" and decision.rung == "apply" and self._config.rate != "off":
-                verdict, decision = self._check_climb(agreed.loss, learning_rate, verdict, decision)
+                ratio = None if moved is None else moved.ratio
+                verdict, decision = self._check_climb(agreed.loss, learning_rate, ratio, verdict, decision)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -198,17 +200,18 @@ class Decider:
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
 
     def _check_climb(
-        self, loss: float, rate: float, verdict: Verdict, decision: Decision
+        self, loss: float, rate: float, moved: float | None, verdict: Verdict, decision: Decision
     ) -> tuple[Verdict, Decision]:
-        """Warns where the loss climbs under a rate that rises; the rate is then held, if the guard may."""
-        rising = self._rising
-        planned = rate / rising.hold
-        climb = rising.observe(loss, rate)
-        if climb is None and rising.hold == 1.0:
-            return verdict, decision
+        """Warns where the loss climbs under a rate that is too high; it is then held, if the guard may."""
+        climbing = self._climbing
+        planned = rate / climbing.hold
+        climb = climbing.observe(loss, rate, moved)
         acts = self._config.rate == "act" and self._config.mode == "exact"
+        before = climbing.hold
         if acts:
-            rising.hold = rising.held(planned)
+            climbing.hold = climbing.held(planned)
+        if climb is None and climbing.hold == before == 1.0:
+            return verdict, decision
         finding = self._held_rate(planned, climb, acts=acts)
         if climb is None:
             return verdict, replace(decision, rate=finding)
@@ -216,15 +219,16 @@ class Decider:
         return warning, Decision("apply", finding.reason, rate=finding)
 
     def _held_rate(self, planned: float, climb: Climb | None, *, acts: bool) -> RateFinding:
-        factor = CUT**-self.start_rate.cuts * self._rising.hold
+        factor = CUT**-self.start_rate.cuts * self._climbing.hold
         if climb is None:
             return RateFinding(factor, False, "", "")
-        seen = (
-            f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} "
-            f"since the learning rate passed {climb.rate:.2g}"
-        )
-        held = f": it is held there, instead of {planned:.2g}" if acts else f": it is {planned:.2g} now"
-        return RateFinding(factor, False, seen, seen + held, planned / climb.rate, acts)
+        since = f"since the learning rate passed {climb.rate:.2g}"
+        if climb.moved is not None:
+            since = f"while a step moves the weights by {climb.moved:.2g} of their norm"
+        seen = f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} {since}"
+        now = f"held at {climb.rate:.2g}, instead of {planned:.2g}" if acts else f"{planned:.2g} now"
+        held = f"{seen}: the learning rate is {now}"
+        return RateFinding(factor, False, seen, held, planned / climb.rate, acts)
 
     def expect_change(
         self, step: int, steps: int, loss: float | None = None, grad_norm: float | None = None
@@ -239,13 +243,13 @@ class Decider:
         """
         self.changes += 1
         self._changed = (step, steps)
-        self._rising.relearn()
+        self._climbing.relearn()
         self.detector.expect_change(steps, loss, grad_norm)
         self.clipper.expect_change()
 
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
-        self._rising.rolled_back()
+        self._climbing.rolled_back()
         self.start_rate.returned(step)
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
@@ -373,7 +377,7 @@ class Decider:
             "new_level": self.new_level,
             "rates": self._rates,
             "start_rate": self.start_rate,
-            "rising_rate": self._rising,
+            "rising_rate": self._climbing,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the guard changes in runs that it warns of: the rate held while a warning lasts, or rollbacks."""
+"""What the guard changes in runs that it warns of: a lower rate while a warning lasts, or rollbacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from guard import GradientGuard, GuardHalt
 ACTIONS: dict[str, dict[str, Any]] = {
     "none": {"mode": "off"},
     "rollbacks (rate: off)": {"rate": "off"},
-    "the rate is held too (rate: act)": {"rate": "act"},
+    "the rate is lowered too (rate: act)": {"rate": "act"},
 }
 LAST = 25
 """The final loss is the mean of so many."""
@@ -57,7 +57,7 @@ class Guarded:
     def log(self, name: str) -> Log:
         """Its losses alone."""
         losses, none = np.array([*self._losses.values()]), np.zeros((0, 4))
-        return Log(name, losses, np.zeros(len(losses)), none[:, :, None], np.zeros(0), [], none, none)
+        return Log(name, 1, losses, losses, losses, none[:, :, None], np.zeros(0), [], none, none)
 
 
 def table(runs: Sequence[Run], crossing: Callable[[Log], int | None]) -> list[dict[str, Any]]:

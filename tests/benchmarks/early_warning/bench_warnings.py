@@ -4,14 +4,13 @@
         [--keep FOLDER] [--json FILE]
 
 Every run is logged once with all signals. A candidate warns above a threshold that gives at most one warning
-in 10,000 steps of the healthy runs of the development seeds; the guard's own has its constants. What is shown
-for other models had no part in any choice. With ``--keep`` logs stay, and are not made again.
+in 10,000 steps of the healthy runs of the chosen networks and of the healthy zoo; the guard's own has its
+constants. The networks held out had no part in any choice. With ``--keep`` logs stay, and are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -22,18 +21,25 @@ import numpy as np
 import torch
 from measure import progress, publish
 
-from early_warning import acting
-from early_warning.candidates import OURS, candidates
+from early_warning import acting, cost
+from early_warning.candidates import OURS, RISES, candidates
 from early_warning.log import Floats, Log
-from early_warning.trainings import DEVELOPMENT, HELD_OUT, runs, train, zoo
+from early_warning.networks import TEXT, chosen
+from early_warning.trainings import OTHER_SEED, SEED, runs, train, zoo
 
-ANNOUNCED, ACTED = "explosions announced", "what the guard changes in the runs that it warns of"
+ANNOUNCED, MISSED = "explosions announced", "explosions that the guard does not announce"
+ACTED, COST = "what the guard changes in the runs that it warns of", "what the warning costs"
 FACTOR, FACTOR_TEXT = 1.5, 1.25
-"""From this multiple of its level on the loss has exploded. A GPT's never reaches 1.5 times: it ends at the
-frequencies of the letters."""
+"""From this multiple of its level on the loss has exploded. That of text seldom reaches 1.5 times: it ends at
+the frequencies of the letters."""
+FIRST = 40
+"""What explodes before has no level: the rate is too high from the start (``guard.decide.start_rate``)."""
 QUIET = 50
 """Steps after which the next warning is another one."""
 MOST = 1 / 10_000
+EARLY = 20
+"""Steps before the explosion from which on a warning is early."""
+SMALL = "mlp-ramp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Judged:
     log: Log
     scores: dict[str, Floats]
     healthy: bool
-    development: bool
+    chosen: bool
     crossed: int | None
 
 
@@ -58,9 +64,13 @@ def main() -> None:
     judged = list(map(judge, logs))
     warned = {run.log.name for run in judged if _lead(OURS, run, 0.0) is not None}
     progress(f"{len(warned)} runs again, under the guard")
-    acted = acting.table([run for run in runs(quick=options.quick) if run.name in warned], crossing)
-    shown = {ANNOUNCED: table(judged), ACTED: acted}
-    publish("early warning", shown, options.json, seeds=[DEVELOPMENT, HELD_OUT])
+    wanted = {run.name: run for run in runs(quick=options.quick)}
+    acted = acting.table([run for name, run in wanted.items() if name in warned], crossing)
+    small = next(run for run in logs if run.name.startswith(SMALL))
+    shown = {ANNOUNCED: table(judged), ACTED: acted, COST: cost.table(small, wanted[small.name])}
+    if missed := missed_runs(judged):
+        shown[MISSED] = missed
+    publish("early warning", shown, options.json, seeds=[SEED, OTHER_SEED])
 
 
 def _options() -> argparse.Namespace:
@@ -79,32 +89,30 @@ def gather(keep: Path, *, quick: bool) -> list[Log]:
             train(run).save(path)
             progress(f"{number} of {len(wanted)} runs")
     if not quick:
-        zoo([DEVELOPMENT], keep)
+        zoo([SEED, OTHER_SEED], keep)
     healthy = [] if quick else sorted(keep.glob("zoo_*.npz"))
     return list(map(Log.read, [*(keep / f"{run.name}.npz" for run in wanted), *healthy]))
 
 
 def judge(log: Log) -> Judged:
     """What each candidate says of a run."""
-    healthy = log.name.startswith("zoo_") or "-x1-" in log.name
-    found = re.search(r"-s(\d+)", log.name)
-    development = found is not None and int(found[1]) == DEVELOPMENT
-    return Judged(log, candidates(log), healthy, development, None if healthy else crossing(log))
+    zoo_run = log.name.startswith("zoo_")
+    healthy = zoo_run or "-x1-" in log.name
+    known = f"-s{SEED}-" in log.name if zoo_run else log.name.split("-")[0] in chosen()
+    return Judged(log, candidates(log), healthy, known, None if healthy else crossing(log))
 
 
 def crossing(log: Log) -> int | None:
-    """The step from which on the loss stays above a multiple of its level: the median of the 50 steps before,
-    of text the lowest so far, and at least a tenth of the first loss."""
-    text = log.name.startswith("gpt")
+    """The step from which on the loss stays above a multiple of its level: the lowest median of 50 steps so
+    far, and at least a tenth of the first loss. None if it does so within the first ``FIRST`` steps."""
+    factor = FACTOR_TEXT if log.name.split("-")[0] in TEXT else FACTOR
     losses = np.where(np.isfinite(log.loss), log.loss, 1e9)
     least, lowest = 0.1 * float(np.median(losses[:5])), np.inf
-    for step in range(QUIET if text else 20, len(losses) - 8):
-        level = float(np.median(losses[max(0, step - 50) : step]))
-        lowest = min(lowest, level)
-        limit = (FACTOR_TEXT * lowest) if text else FACTOR * max(level, least)
+    for step in range(10, len(losses) - 8):
+        lowest = min(lowest, float(np.median(losses[max(0, step - 50) : step])))
         after = (losses[step], np.median(losses[step : step + 5]), np.median(losses[step + 5 : step + 25]))
-        if min(after) > limit:
-            return step
+        if min(after) > factor * max(lowest, least):
+            return step if step >= FIRST else None
     return len(losses) if losses[-1] > 1e6 else None
 
 
@@ -116,12 +124,12 @@ def table(judged: list[Judged]) -> list[dict[str, Any]]:
 
 
 def _row(name: str, judged: list[Judged]) -> dict[str, Any]:
-    known = [run for run in judged if run.healthy and run.development]
-    threshold = 0.0 if name == OURS else _threshold(name, known)
+    healthy = [run for run in judged if run.healthy and run.chosen]
+    threshold = 0.0 if name in (OURS, RISES) else _threshold(name, healthy)
     row: dict[str, Any] = {"signal": name}
-    for part, chosen in (("", True), (", held out", False)):
-        exploding = [run for run in judged if run.crossed is not None and run.development == chosen]
-        healthy = [run for run in judged if run.healthy and run.development == chosen]
+    for part, known in (("", True), (", held out", False)):
+        exploding = [run for run in judged if run.crossed is not None and run.chosen == known]
+        healthy = [run for run in judged if run.healthy and run.chosen == known]
         leads = [lead for run in exploding if (lead := _lead(name, run, threshold)) is not None]
         steps = sum(len(run.log.loss) for run in healthy)
         false = sum(len(_warnings(run.scores[name], threshold)) for run in healthy)
@@ -130,10 +138,37 @@ def _row(name: str, judged: list[Judged]) -> dict[str, Any]:
             f"runs{part}": len(exploding),
             f"warned{part}": len(leads) / count,
             f"median lead{part}": statistics.median(leads) if leads else 0,
-            f"20 steps before{part}": sum(lead >= 20 for lead in leads) / count,
+            f"20 steps before{part}": sum(lead >= EARLY for lead in leads) / count,
             f"false per 10,000{part}": 1e4 * false / max(1, steps),
         }
     return row
+
+
+def missed_runs(judged: list[Judged]) -> list[dict[str, Any]]:
+    """How fast the others explode, and which candidates announce them early."""
+    healthy = [run for run in judged if run.healthy and run.chosen]
+    thresholds = {name: _threshold(name, healthy) for name in judged[0].scores if name not in (OURS, RISES)}
+    rows = []
+    for run in judged:
+        if run.crossed is None or _lead(OURS, run, 0.0) is not None:
+            continue
+        leads = {name: _lead(name, run, threshold) for name, threshold in thresholds.items()}
+        early = [name for name, lead in leads.items() if lead is not None and lead >= EARLY]
+        row = {
+            "run": run.log.name,
+            "explodes at": run.crossed,
+            "steps of the rise": _rise(run.log, run.crossed),
+        }
+        rows.append({**row, "announced by": ", ".join(sorted(early)) or "none"})
+    return rows
+
+
+def _rise(log: Log, crossed: int) -> int:
+    """Steps since the median of five losses was last within a tenth of its lowest before."""
+    padded = np.concatenate([np.full(4, np.nan), log.loss[:crossed]])
+    recent = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1)
+    lowest = min(float(np.median(log.loss[max(0, at - 50) : at])) for at in range(10, crossed + 1))
+    return crossed - max(np.flatnonzero(recent <= 1.1 * lowest).tolist(), default=0)
 
 
 def _threshold(name: str, healthy: list[Judged]) -> float:

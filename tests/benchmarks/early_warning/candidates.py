@@ -6,15 +6,17 @@ import math
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 
-from early_warning.log import COLUMNS, EVERY, Floats, Log
-from guard.decide import rising_rate
+from early_warning.log import COLUMNS, EVERY, WINDOW, Floats, Log
+from guard.decide.climbing import Climbing
 
 BASE, LAG, LEAST = 100, 10, 40
 """Steps of the level before, how long before, and with which a run's first level is known."""
 ROWS = 20
 """The first steps of a run give no score."""
-OURS = "loss climbs while the rate rises"
+OURS = "loss climbs while the rate rises or updates are long"
+RISES = "loss climbs while the rate rises"
 
 
 def candidates(log: Log) -> dict[str, Floats]:
@@ -30,12 +32,15 @@ def _candidates(log: Log) -> dict[str, Floats]:
     found = {
         "curvature times rate": _curvature(log, of),
         "gradients against each other": -_mean(of["cosine"].sum(1), 25) / _mean(grad * _shifted(grad), 25),
-        "update over weight": _mean(moved / weight, 5),
+        "update over weight": _mean(moved / weight, WINDOW),
         "update over weight rises": growth(moved / weight, 10),
         "loss rises": growth(np.maximum(log.loss, 1e-3), 10),
-        OURS: (ours := rising(log)),
-        f"{OURS}, or update over weight": np.where(ours > 0.0, np.inf, _mean(moved / weight, 5)),
+        "weights rise": growth(weight, 5),
+        OURS: climbing(log, log.far),
+        RISES: climbing(log, np.full(len(log.loss), np.nan)),
     }
+    for name in ("update over weight", "update over weight rises", "weights rise"):
+        found[f"{name}, and the loss climbs"] = np.where(_climbs(log.loss), found[name], np.nan)
     for kind, name in (("max", "activation maximum"), ("kurt", "activation kurtosis"), ("logit", "logit")):
         found[f"{name} rises"] = growth(_looked_at(log, kind), 5)
     found["own batch's loss falls less"] = _overshoot(log)
@@ -53,13 +58,23 @@ def growth(values: Floats, fast: int) -> Floats:
     return result
 
 
-def rising(log: Log) -> Floats:
-    """The guard's own: its score on the steps on which it warns."""
-    followed, scores = rising_rate.RisingRate(), np.zeros(len(log.loss))
+def climbing(log: Log, far: Floats) -> Floats:
+    """The guard's own: its score on the steps on which it warns; it looks at ``far`` every ``WINDOW``."""
+    followed, scores = Climbing(log.layers), np.zeros(len(log.loss))
     for step, (loss, rate) in enumerate(zip(log.loss.tolist(), log.lr.tolist(), strict=True)):
-        climb = followed.observe(loss, rate) if math.isfinite(loss) else None
+        moved = float(far[step]) if step % WINDOW == 0 else None
+        climb = followed.observe(loss, rate, moved) if math.isfinite(loss) else None
         scores[step] = 0.0 if climb is None else climb.score
     return scores
+
+
+def _climbs(losses: Floats) -> NDArray[np.bool_]:
+    """Whether the mean of 25 is a deviation of the difference of two such means above its lowest so far."""
+    padded = np.concatenate([np.full(WINDOW - 1, np.nan), losses])
+    recent = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)
+    level = recent.mean(1)
+    roughness = np.sqrt(np.square(np.diff(recent, axis=1)).mean(1) / 2)
+    return level - np.fmin.accumulate(level) > math.sqrt(2 / WINDOW) * roughness
 
 
 def _curvature(log: Log, of: dict[str, Floats]) -> Floats:

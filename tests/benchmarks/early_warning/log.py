@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from guard.decide.climbing import layers
+
 EVERY = 5
 """Steps between two looks at activations, attention and the batch's own loss after its step."""
+WINDOW = 25
+"""Steps between two looks of the guard at the distance of the weights."""
 COLUMNS = ("grad", "weight", "curvature", "moved", "cosine", "preconditioned")
 """Of each parameter: |g|^2, |w|^2, <g - g', dw>, |dw|^2, <g, g'>, dw sqrt(v) dw, with g' the gradient and dw
 the movement of the step before, and v Adam's second moment."""
@@ -24,12 +29,18 @@ Floats = NDArray[np.float64]
 
 
 class Log(NamedTuple):
-    """One run: ``loss`` and ``lr`` [steps], ``cols`` [steps, parameters, COLUMNS], ``acts`` [looks, akeys] at
-    the steps ``at``, ``rho`` [looks, (step, loss, loss of the same batch after it, <g, dw>)]."""
+    """One run of a network with so many ``layers``.
+
+    ``loss``, ``lr`` and ``far`` [steps], the last of which is the mean distance of one of the last ``WINDOW``
+    steps over the norm of the weights; ``cols`` [steps, parameters, COLUMNS]; ``acts`` [looks, akeys] at the
+    steps ``at``; ``rho`` [looks, (step, loss, loss of the same batch after it, <g, dw>)].
+    """
 
     name: str
+    layers: int
     loss: Floats
     lr: Floats
+    far: Floats
     cols: Floats
     at: Floats
     akeys: list[str]
@@ -41,7 +52,7 @@ class Log(NamedTuple):
         with np.load(path) as stored:
             keys = [str(key) for key in stored["akeys"]]
             values = {name: stored[name] for name in cls._fields if name not in ("name", "akeys")}
-        return cls(name=path.stem, akeys=keys, **values)
+        return cls(name=path.stem, akeys=keys, **{**values, "layers": int(values["layers"])})
 
     def save(self, path: Path) -> None:
         values = {**self._asdict(), "akeys": np.array(self.akeys)}
@@ -70,11 +81,12 @@ class Logger:
         self._sizes = np.array(sizes)
         self._before: tuple[Floats, Floats] | None = None
         self._present: dict[str, float] = {}
-        self._rows: list[tuple[float, float, Floats]] = []
+        self._rows: list[tuple[float, float, float, Floats]] = []
         self._looks: list[tuple[int, dict[str, float]]] = []
         self._own: list[tuple[float, ...]] = []
+        self._weights: deque[Floats] = deque(maxlen=WINDOW + 1)
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.LSTM | nn.GRU | nn.LayerNorm):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.RNNBase | nn.LayerNorm):
                 module.register_forward_hook(lambda _m, _x, y, name=name: self._look(name, y))
             if isinstance(module, nn.MultiheadAttention):
                 module.register_forward_pre_hook(
@@ -122,7 +134,8 @@ class Logger:
         if due:
             self._looks.append((step, self._present))
             self._present = {}
-        self._rows.append((value, self._optimizer.param_groups[0]["lr"], self._columns(gradient, weight)))
+        rate = self._optimizer.param_groups[0]["lr"]
+        self._rows.append((value, rate, self._far(weight), self._columns(gradient, weight)))
         self._before = gradient, weight
         self._optimizer.step()
         if due and self._again is not None:
@@ -151,6 +164,12 @@ class Logger:
         second = self._flat([state["exp_avg_sq"] for state in states]) / unbiased
         return {"preconditioned": self._sum(moved**2 * (np.sqrt(second) + group["eps"]))}
 
+    def _far(self, weight: Floats) -> float:
+        self._weights.append(weight)
+        if len(self._weights) <= WINDOW:
+            return math.nan
+        return float(np.linalg.norm(weight - self._weights[0]) / WINDOW / np.linalg.norm(weight))
+
     def _sum(self, values: Floats) -> Floats:
         return np.add.reduceat(values, self._starts)
 
@@ -161,14 +180,16 @@ class Logger:
 
     def log(self, name: str) -> Log:
         """What was noted."""
-        losses, rates, columns = zip(*self._rows, strict=True)
+        losses, rates, far, columns = zip(*self._rows, strict=True)
         keys = sorted({key for _, look in self._looks for key in look})
         looks = [[look.get(key, math.nan) for key in keys] for _, look in self._looks]
         at = np.array([step for step, _ in self._looks], dtype=float)
         return Log(
             name,
+            layers(self._parameters),
             np.array(losses),
             np.array(rates),
+            np.array(far),
             np.array(columns),
             at,
             keys,

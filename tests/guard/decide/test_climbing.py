@@ -1,4 +1,4 @@
-"""A rate that rises beyond what was good: announced before the loss is high, and held where the guard may."""
+"""A loss that climbs under too high a rate: announced before it is high, and eased where the guard may."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from guard import GradientGuard, StepReport
-from guard.decide.rising_rate import RisingRate
+from guard.decide.climbing import Climbing
 from tests.guard.loops import adamw, differences, guarded_run, plain_run
 
+LAYERS = 4
 LOW = 120
 """Attempts after which the loss is at its lowest."""
 
@@ -27,9 +28,9 @@ def noisy(levels: Iterator[float], seed: int = 0) -> Iterator[float]:
 
 
 def warned(losses: Iterator[float], rates: Iterator[float]) -> list[int]:
-    rising = RisingRate()
+    climbing = Climbing(LAYERS)
     pairs = zip(losses, rates, strict=False)
-    return [at for at, (loss, rate) in enumerate(pairs) if rising.observe(loss, rate) is not None]
+    return [at for at, (loss, rate) in enumerate(pairs) if climbing.observe(loss, rate) is not None]
 
 
 def valley(attempt: int) -> float:
@@ -76,7 +77,7 @@ def test_a_rate_that_is_unknown_or_was_zero_at_first_gives_no_warning() -> None:
 
 def test_it_continues_from_its_state_as_if_it_had_not_stopped() -> None:
     losses = [*noisy(map(valley, range(300)))]
-    whole, first, second = RisingRate(), RisingRate(), RisingRate()
+    whole, first, second = Climbing(LAYERS), Climbing(LAYERS), Climbing(LAYERS)
     expected = [whole.observe(loss, creeping(at)) for at, loss in enumerate(losses)]
     found = [first.observe(loss, creeping(at)) for at, loss in enumerate(losses[:150])]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))

@@ -1,0 +1,185 @@
+"""A warning before the explosion: the loss climbs under a rate that is too high, or under updates that are.
+
+A rate that is too high seldom explodes at once. The loss first stops falling, then climbs slowly, while the
+rate is above any with which it still reached a new low (a long warm-up, a rate that creeps up), or while a
+few steps replace a large part of the weights. Where neither is so, nothing is found. Measured against other
+signals in ``tests/benchmarks/early_warning``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+_LEVEL = 25
+"""Losses in the level, their mean: it has a fifth of one loss's noise."""
+_HIGHER = 1.5
+"""The rate is above the others from this multiple on: by then a new low was due."""
+_ABOVE = 2.5
+"""Standard deviations of the difference of two levels."""
+_FAR = 0.02
+"""Updates are long from this change of the network by a step on: the mean distance of the weights over their
+norm, times the square root of the layers, whose changes add up (as in deep relative trust, Bernstein 2020).
+A healthy start may be that fast, but then the loss falls."""
+_MOST_LAYERS = 16
+"""More count as so many: no deeper network was measured."""
+_ABOVE_FAR = 0.9
+"""``_ABOVE`` where updates are long: with that evidence a smaller climb will do."""
+_EASED = 3.0
+"""What a rate whose updates are long is divided by, at each measurement."""
+_LEAST = 0.03
+"""A climb by less than this share of the lowest level is none, however quiet the loss is; ..."""
+_FLOOR, _FLOOR_SHARE = 0.01, 0.015
+"""... nor by less than this, or than this share of the first level where that is less."""
+_DEVIATION = 0.6147 * math.sqrt(2 / _LEVEL)
+"""Of the difference of two levels, in units of the loss's roughness (see ``baseline``)."""
+_MOST = 100.0
+"""The score of a loss without noise."""
+_QUIET = 50
+"""After this many attempts without a climb the next one is another warning: two levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """The loss has climbed, and its rate is too high.
+
+    Attributes:
+        score: how far, in standard deviations of the difference of two levels.
+        lowest: the level from which.
+        level: to which.
+        rate: what the rate should be at most.
+        moved: the mean distance of a step over the norm of the weights, where that is the evidence; else the
+            rate itself is, and ``rate`` the highest with which the loss reached a new low.
+    """
+
+    score: float
+    lowest: float
+    level: float
+    rate: float
+    moved: float | None = None
+
+
+class Climbing:
+    """Follows the level of the loss, the highest rate with which it still reached a new low, and the updates.
+
+    Updates are known where they are measured (``update_norm``).
+
+    Args:
+        layers: weight matrices of the network.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.hold = 1.0
+        """What the rate is multiplied by at present, so that it stays where the loss was still falling."""
+        self._losses: deque[float] = deque(maxlen=_LEVEL)
+        self._first = self._lowest = math.inf
+        self._rate = 0.0
+        self._cap = math.inf
+        """The rate at which it is held."""
+        self._moved: float | None = None
+        self._since = _QUIET
+        """Attempts since the loss was last found to climb."""
+
+    def observe(self, loss: float, rate: float, moved: float | None = None) -> Climb | None:
+        """One attempt that nothing else is wrong with.
+
+        Args:
+            loss: agreed.
+            rate: of its update.
+            moved: the mean distance of a step over the norm of the weights (``Movement.ratio``), where it was
+                measured.
+
+        Returns:
+            The climb, on the attempt with which a warning begins.
+        """
+        losses = self._losses
+        losses.append(loss)
+        self._moved = self._moved if moved is None else moved
+        if len(losses) < _LEVEL:
+            if self._lowest == math.inf:
+                self._rate = max(self._rate, rate)
+            return None
+        level = fmean(losses)
+        if level < self._lowest:
+            self._lowest, self._rate = level, max(self._rate, rate)
+            if self._first == math.inf:
+                self._first = abs(level)
+        self._since += 1
+        climb = self._climb(level, rate)
+        if climb is None:
+            return None
+        self._cap, begins, self._since = climb.rate, self._since >= _QUIET, 0
+        return climb if begins else None
+
+    def _climb(self, level: float, rate: float) -> Climb | None:
+        rise, lowest = level - self._lowest, self._lowest
+        risen, far = rate > _HIGHER * self._rate > 0.0, self._far() and rate > 0.0
+        if rise <= min(_FLOOR, _FLOOR_SHARE * self._first) or not (risen or far):
+            return None
+        deviation = _DEVIATION * _roughness(self._losses)
+        score = rise / max(deviation, rise / _MOST)
+        if risen and score > _ABOVE and rise > _LEAST * abs(lowest):
+            return Climb(score, lowest, level, self._rate)
+        if far and score > _ABOVE_FAR:
+            moved, self._moved = self._moved, None
+            return Climb(score, lowest, level, rate / _EASED, moved)
+        return None
+
+    def _far(self) -> bool:
+        layers = min(max(self.layers, 1), _MOST_LAYERS)
+        return self._moved is not None and self._moved * math.sqrt(layers) > _FAR
+
+    def held(self, rate: float) -> float:
+        """The factor that keeps ``rate`` where it should be; 1, and free again, once it is below that."""
+        if not rate > self._cap:
+            self._cap = math.inf
+        return min(1.0, self._cap / rate) if rate > 0.0 else 1.0
+
+    def rolled_back(self) -> None:
+        """The losses and distances since are void; which rate brought the loss how low is not."""
+        self._losses.clear()
+        self._moved = None
+
+    def relearn(self) -> None:
+        """A change on purpose: the lowest level is none any more, and the rate with it is the present one."""
+        self._losses.clear()
+        self._lowest, self._moved = math.inf, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "hold": self.hold,
+            "losses": list(self._losses),
+            "first": self._first,
+            "lowest": self._lowest,
+            "rate": self._rate,
+            "since": self._since,
+            "cap": self._cap,
+            "moved": self._moved,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses = deque(map(float, state["losses"]), maxlen=_LEVEL)
+        self.hold, self._since = float(state["hold"]), int(state["since"])
+        self._first, self._lowest = float(state["first"]), float(state["lowest"])
+        self._rate = float(state["rate"])
+        self._cap = float(state.get("cap", self._rate if self.hold < 1.0 else math.inf))
+        self._moved = state.get("moved")
+
+
+def layers(parameters: Sequence[Tensor]) -> int:
+    """Weight matrices, kernels and embeddings among them."""
+    return sum(parameter.dim() >= 2 for parameter in parameters)
+
+
+def _roughness(values: deque[float]) -> float:
+    """The upper quartile of the distances between neighbours: noise, without the trend."""
+    distances = sorted(abs(after - before) for before, after in pairwise(values))
+    return distances[3 * len(distances) // 4]

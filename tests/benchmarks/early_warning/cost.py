@@ -1,0 +1,34 @@
+"""What the warning costs: it reads numbers that the guard has anyway."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from measure import interleaved, median_ms
+
+from early_warning.acting import Guarded
+from early_warning.candidates import climbing
+from early_warning.log import Log
+from early_warning.trainings import Run, train
+
+ROUNDS = 5
+
+
+def table(log: Log, run: Run) -> list[dict[str, Any]]:
+    """Its share of an unguarded step of ``run``, the smallest network; ``log`` is of the same run."""
+
+    def judged() -> float:
+        started = perf_counter()
+        climbing(log, log.far)
+        return (perf_counter() - started) / len(log.loss)
+
+    def trained() -> float:
+        started = perf_counter()
+        made = train(run, partial(Guarded, config={"mode": "off"}))
+        return (perf_counter() - started) / len(made.loss)
+
+    seconds = interleaved({"judged": judged, "step": trained}, ROUNDS)
+    share = median_ms(seconds["judged"]) / median_ms(seconds["step"])
+    return [{"network": run.model, "share of a step": share}]
