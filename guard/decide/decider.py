@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,9 +19,9 @@ from guard.decide.ladder import EscalationLadder
 from guard.decide.new_level import NewLevel
 from guard.decide.outliers import Outliers
 from guard.decide.rank_exclusion import RankExclusion
+from guard.decide.rate_watch import RateWatch
 from guard.decide.rates import RateHistory
-from guard.decide.rising_rate import Climb, RisingRate
-from guard.decide.start_rate import CUT, StartRate, fast
+from guard.decide.start_rate import fast
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.shards import Shards
 from guard.observe.watched import remapped
@@ -34,8 +34,6 @@ from guard.types import (
     Floats,
     Movement,
     Observation,
-    RateFinding,
-    Rung,
     Travelled,
 )
 
@@ -84,8 +82,7 @@ class Decider:
         self._changed: tuple[int, int] = (0, 0)
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
-        self.start_rate = StartRate(open=config.rate != "off" and config.mode != "off")
-        self._rising = RisingRate()
+        self.rate = RateWatch(config, self.ladder)
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._any_idle = True
@@ -134,12 +131,14 @@ class Decider:
         can_roll_back: bool,
         moved_far: Callable[[], bool],
         travelled: Callable[[], Travelled | None],
+        way_back: Callable[[], float | None] = lambda: None,
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
         """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged.
 
-        ``moved_far`` and ``travelled`` measure the weights: called only where that decides.
+        ``moved_far`` and ``travelled`` measure the weights, ``way_back`` the loss between the first ones and
+        them: called only where that decides.
         """
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.clip_level(self._config.clip.factor)
@@ -157,14 +156,16 @@ class Decider:
             if decision.new_level:
                 verdict, typical = self._accept_change(verdict, agreed, step, seen.grad_norm), None
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
-            alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
-            finding = self.start_rate.observe(
-                agreed.loss, learning_rate, travelled=travelled, alarm=alarm, step=step
+            verdict, decision = self.rate.judge(
+                verdict,
+                decision,
+                agreed.loss,
+                learning_rate,
+                step=step,
+                can_roll_back=can_roll_back,
+                travelled=travelled,
+                way_back=way_back,
             )
-            if finding is not None:
-                verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
-            elif verdict.kind == "ok" and decision.rung == "apply" and self._config.rate != "off":
-                verdict, decision = self._check_climb(agreed.loss, learning_rate, verdict, decision)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -187,50 +188,6 @@ class Decider:
             layer=layer,
         )
 
-    def _change_rate(
-        self, finding: RateFinding, verdict: Verdict, decision: Decision, *, able: bool
-    ) -> tuple[Verdict, Decision]:
-        """The run returns to its start with a lower rate, or goes on with another one."""
-        if self._config.rate != "act" or not able:
-            self.start_rate.open = False
-            return verdict, replace(decision, rate=replace(finding, acts=False))
-        if not finding.again and decision.rung != "apply":
-            return verdict, replace(decision, rate=finding)
-        if decision.rung == "rollback":
-            self.ladder.give_back(1)
-        kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
-        rung: Rung = "rollback" if finding.again else "apply"
-        return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
-
-    def _check_climb(
-        self, loss: float, rate: float, verdict: Verdict, decision: Decision
-    ) -> tuple[Verdict, Decision]:
-        """Warns where the loss climbs under a rate that rises; the rate is then held, if the guard may."""
-        rising = self._rising
-        planned = rate / rising.hold
-        climb = rising.observe(loss, rate)
-        if climb is None and rising.hold == 1.0:
-            return verdict, decision
-        acts = self._config.rate == "act" and self._config.mode == "exact"
-        if acts:
-            rising.hold = rising.held(planned)
-        finding = self._held_rate(planned, climb, acts=acts)
-        if climb is None:
-            return verdict, replace(decision, rate=finding)
-        warning = Verdict("warning", "loss", climb.score, climb.lowest)
-        return warning, Decision("apply", finding.reason, rate=finding)
-
-    def _held_rate(self, planned: float, climb: Climb | None, *, acts: bool) -> RateFinding:
-        factor = CUT**-self.start_rate.cuts * self._rising.hold
-        if climb is None:
-            return RateFinding(factor, False, "", "")
-        seen = (
-            f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} "
-            f"since the learning rate passed {climb.rate:.2g}"
-        )
-        held = f": it is held there, instead of {planned:.2g}" if acts else f": it is {planned:.2g} now"
-        return RateFinding(factor, False, seen, seen + held, planned / climb.rate, acts)
-
     def expect_change(
         self, step: int, steps: int, loss: float | None = None, grad_norm: float | None = None
     ) -> None:
@@ -244,14 +201,13 @@ class Decider:
         """
         self.changes += 1
         self._changed = (step, steps)
-        self._rising.relearn()
+        self.rate.rising.relearn()
         self.detector.expect_change(steps, loss, grad_norm)
         self.clipper.expect_change()
 
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
-        self._rising.rolled_back()
-        self.start_rate.returned(step)
+        self.rate.rolled_back(step)
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
             self.detector.expect_change(changed_at - step + steps)
@@ -359,8 +315,7 @@ class Decider:
             "new_level": self.new_level.state_dict(),
             "changes": [self.changes, *self._changed],
             "rates": self._rates.state_dict(),
-            "start_rate": self.start_rate.state_dict(),
-            "rising_rate": self._rising.state_dict(),
+            **self.rate.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._by_depth.rows,
         }
@@ -378,10 +333,7 @@ class Decider:
             self.changes, *changed = map(int, state["changes"])
             self._changed = (changed[0], changed[1])
             self._rates.load_state_dict(state["rates"])
-        if "start_rate" in state:
-            self.start_rate.load_state_dict(state["start_rate"])
-        if "rising_rate" in state:
-            self._rising.load_state_dict(state["rising_rate"])
+        self.rate.load_state_dict(state)
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

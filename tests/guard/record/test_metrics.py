@@ -22,6 +22,7 @@ DESIGNED_NAMES = {
     *(f"gradguard_update_{part}" for part in ("norm", "ratio")),
     "gradguard_buffer_jump",
     *(f"gradguard_{part}_factor" for part in ("loss_alarm", "rate")),
+    "gradguard_rate_advice",
     "gradguard_micro_batches_dropped_total",
     "gradguard_hardware_faults_total",
     *(f"gradguard_{what}_exclusions_total" for what in ("rank", "sample")),
