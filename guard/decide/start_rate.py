@@ -94,6 +94,8 @@ class StartRate:
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
     _same_start: bool = True
+    _doubt: bool = False
+    """Whether there was evidence that was left to the duel."""
     oldest_step: Callable[[], int] | None = None
     replays: bool = False
 
@@ -168,10 +170,11 @@ class StartRate:
 
     def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
         climb = level - min(self._lowest, start)
-        if self._waits and self._observed < _RECOVERED and level < _LOST * start:
-            return False
         if not self._climbs:
-            return climb > _CLIMB * start and fast(travelled())
+            climbed = climb > _CLIMB * start and fast(travelled())
+            left = climbed and self._waits and self._observed < _RECOVERED and level < _LOST * start
+            self._doubt = self._doubt or left
+            return climbed and not left
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
     def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
@@ -182,7 +185,10 @@ class StartRate:
 
     def _overshot(self, start: float, level: float) -> RateFinding | None:
         found = self.overshoot.found
-        if found is None or level <= _FALLEN * start or self.cuts >= _MOST_CUTS or self._waits:
+        if found is None or level <= _FALLEN * start or self.cuts >= _MOST_CUTS:
+            return None
+        if self._waits:
+            self._doubt = True
             return None
         gain = (
             f"a step lowers the loss of its own batch by {max(0.0, -found):.0%} of what its gradient predicts"
@@ -198,7 +204,7 @@ class StartRate:
         if best is not None and not lower and (near or uncut):
             self.open = False
             return self._lost(end_of(best), end, rate)
-        tries = near and self.cuts < _MOST_CUTS and end >= _WELL * start > 0.0
+        tries = near and self.cuts < _MOST_CUTS and (end >= _WELL * start > 0.0 or self._doubt)
         if not tries or not (self.cuts or self._suspect()):
             self.open = False
             return None
@@ -217,7 +223,7 @@ class StartRate:
 
     def _suspect(self) -> bool:
         """Whether steps seem long, and a duel would leave no trace."""
-        return self.replays and self._start_kept and self.overshoot.highest > _SUSPECT
+        return self.replays and self._start_kept and (self._doubt or self.overshoot.highest > _SUSPECT)
 
     @property
     def _waits(self) -> bool:
@@ -266,6 +272,7 @@ class StartRate:
         self._losses.clear()
         self._last.clear()
         self.overshoot.clear()
+        self._doubt = False
         self._steps = self._observed = 0
         self._highest, self._lowest, self._peak = 0.0, math.inf, 0.0
 
@@ -302,6 +309,7 @@ class StartRate:
             "best": self._best,
             "start_step": self._start_step,
             "same_start": self._same_start,
+            "doubt": self._doubt,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -317,7 +325,7 @@ class StartRate:
         best = state.get("best")  # a mean, in states of before there were pairs
         self._best = [best] * COMPARED if isinstance(best, float) else best
         self._start_step = state.get("start_step")
-        self._same_start = bool(state.get("same_start", True))
+        self._same_start, self._doubt = bool(state.get("same_start", True)), bool(state.get("doubt"))
 
 
 def fast(moved: Travelled | None) -> bool:

@@ -4,7 +4,8 @@
 
 The four of the benchmark, and the ten that no constant was chosen on. ``tried``: a duel returned to the
 start; ``cut``: the rate is lower in the end; ``other bits``: weights or moments differ. Then the healthy
-trainings of the guard's tests, which pass no closure: ``touched`` is a rollback, or a rate that was changed.
+trainings of the guard's tests, which pass no closure: ``touched`` is a return to the start, or a rate that
+was changed.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def watched(found: Counter[str], model: nn.Module, optimizer: Optimizer, schedul
         optimizer.zero_grad()
         guard.backward(loss)
         report = guard.step()
-        if not changed and (report.action == "rolled_back" or report.rate_factor != 1.0):
+        if not changed and (report.rolled_back_to == 0 or report.rate_factor != 1.0):
             changed = True
             found["touched"] += 1
 
