@@ -14,6 +14,7 @@ for batch in loader:
 ``parts``: what carries them out
 ``own_loss``: the loss of a batch before and after its own step
 ``attention``: the largest attention logits, and weights rescaled where they are too large
+``way_back``: how long the first steps should have been, on the way back from them
 ``beside``: the loss of the batch computed beside the step
 ``recomputation``: batches computed again
 ``repairs``: memory that was damaged on a rank is corrected

@@ -324,9 +324,9 @@ class GuardConfig(Config):
     rate: Literal["act", "warn", "off"] = "warn"
     """A learning rate that is too high from the start, where the loss climbs above its value before the first
     update, or (with a closure) steps overshoot: ``act`` returns to the start with a third of the rate, as
-    often as needed or better, and keeps that factor under your schedule; ``warn`` logs a climb once. Only
-    mode ``exact`` acts. A rate that becomes too high, where the loss climbs while the rate rises beyond any
-    with which it still fell, is a ``warning``; with ``act`` the rate is then held at that one, as long as
+    often as needed or better, and keeps that factor under your schedule; ``warn`` names a rate to try once.
+    Only mode ``exact`` acts. A rate that becomes too high, where the loss climbs while the rate rises beyond
+    any with which it still fell, is a ``warning``; with ``act`` the rate is then held at that one, as long as
     your schedule is above it."""
 
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)

@@ -21,7 +21,7 @@ class OwnLoss:
 
     def __init__(self, model: nn.Module, parts: StepParts) -> None:
         self._model, self._parts = model, parts
-        self._rule = parts.decider.start_rate
+        self._rule = parts.decider.rate.start
         exchanges = any(isinstance(module, SyncBatchNorm) for module in model.modules())
         self._active = parts.config.rate == "act" and parts.config.mode == "exact" and not exchanges
         if self._active:

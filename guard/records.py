@@ -106,6 +106,13 @@ class StepRecord(Row):
     )
     """What the learning rate is multiplied by, since it was too high from the start, or as it has become too
     high; 1 where it is not."""
+    rate_advice: float = stored(
+        1.0,
+        sparse=True,
+        gauge=("rate_advice", "What the learning rate should be multiplied by, where the guard may not."),
+    )
+    """What the learning rate should be multiplied by, as far as the guard has seen; 1 where it is right, or
+    where the guard itself changes it."""
     attention_logit: float | None = stored(
         None, sparse=True, gauge=("attention_logit", "The largest attention logit, where it is measured.")
     )

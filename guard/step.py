@@ -26,6 +26,7 @@ from guard.recomputation import Again, Recomputation
 from guard.record.recorder import Traces
 from guard.records import OK, Incident, SampleEvidence
 from guard.types import Agreed, Correction, Evidence, Floats, Movement, Observation, StepOutcome, StepReport
+from guard.way_back import WayBack
 
 
 class StepPipeline:
@@ -49,6 +50,7 @@ class StepPipeline:
         self._decisions = 0
         """A digest of all decisions since the start or the resume."""
         self._advice = Advice(rank=parts.agreement.rank)
+        self._way_back = WayBack(parts)
         self._recomputation = Recomputation(
             parts, self._observe, self._collect, partial(self.digest, "evidence")
         )
@@ -218,6 +220,7 @@ class StepPipeline:
             can_roll_back=self._state.can_roll_back(),
             moved_far=partial(self._state.moved_far, self.step),
             travelled=partial(self._state.travelled, self.step),
+            way_back=self._way_back.share,
             overflow=overflow,
             fault=fault,
         )
@@ -258,7 +261,7 @@ class StepPipeline:
         """Logs that the rate is too high, or goes on with another one."""
         rate = evidence.decision.rate
         if rate is not None and not rate.acts:
-            self._advice.rate(rate, evidence.learning_rate)
+            self._advice.rate(rate.reason)
         elif rate is not None and not rate.again:
             self._state.cooldown.rate_factor = rate.factor
 
@@ -308,6 +311,7 @@ class StepPipeline:
             local_norms=None if self._parts.local is None else agreed.local_norms.tolist(),
             recovery=self._state.cooldown.strengths(),
             rate_factor=self._state.cooldown.rate_factor,
+            rate_advice=self._decider.rate.advice,
             update_norm=evidence.update_norm,
             update_ratio=None if evidence.moved is None else evidence.moved.ratio,
             buffer_jump=agreed.buffer_jump,

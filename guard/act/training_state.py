@@ -72,10 +72,10 @@ class TrainingState:
         self.shield = BufferShield(model, config.watch_buffers) if watches else None
         self.only_statistics = self.shield is not None and self.shield.only_statistics
         """Whether no buffer is watched but running statistics."""
-        self._displacement: Displacement | None = None
+        self.displacement: Displacement | None = None
         if watches and config.update_norm != "off":
             every = 1 if config.update_norm == "always" else config.update_norm
-            self._displacement = Displacement(observer.parameters, optimizer, every, observer.shards)
+            self.displacement = Displacement(observer.parameters, optimizer, every, observer.shards)
         named = {"guard.scheduler": scheduler, "guard.scaler": scaler, **states, DATA: data, EMA: ema}
         present = {k: s for k, s in named.items() if s is not None}
         self._subject = Subject(model, optimizer, present, observer.parameters)
@@ -95,7 +95,7 @@ class TrainingState:
         return {
             "recovery": self.cooldown.state_dict(),
             "buffers": None if self.shield is None else self.shield.state_dict(),
-            "moved": self._displacement and self._displacement.state_dict(measures=self._ring.just_taken),
+            "moved": self.displacement and self.displacement.state_dict(measures=self._ring.just_taken),
         }
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
@@ -104,8 +104,8 @@ class TrainingState:
         self.start(step)
         if self.shield is not None and state["buffers"] is not None:
             self.shield.load_state_dict(state["buffers"])
-        if self._displacement is not None and state["moved"] is not None:
-            self._displacement.load_state_dict(state["moved"])
+        if self.displacement is not None and state["moved"] is not None:
+            self.displacement.load_state_dict(state["moved"])
 
     def can_roll_back(self) -> bool:
         """Whether a healthy snapshot exists (in shadow mode, where none are taken: as if one did)."""
@@ -125,8 +125,8 @@ class TrainingState:
         self._ring.joined()
         if self.shield is not None:
             self.shield.rescan()
-        if self._displacement is not None:
-            self._displacement.follow(self._observer.parameters, step, self._observer.shards)
+        if self.displacement is not None:
+            self.displacement.follow(self._observer.parameters, step, self._observer.shards)
 
     def refresh(self) -> None:
         """Before the first step: weights may have been loaded after ``start``; then the snapshot follows.
@@ -148,25 +148,25 @@ class TrainingState:
 
     def start_movement(self, step: int) -> Moving | None:
         """The same, on the device, where ``read_movement`` will be called with it once it is on the host."""
-        if self._displacement is None or not (self._displacement.due(step) or self._ring.is_fresh(step)):
+        if self.displacement is None or not (self.displacement.due(step) or self._ring.is_fresh(step)):
             return None
-        return self._displacement.launch(step)
+        return self.displacement.launch(step)
 
     def read_movement(self, moving: Moving, pieces: Floats) -> Movement | None:
         """What ``start_movement`` measured."""
-        return None if self._displacement is None else self._displacement.read(moving, pieces)
+        return None if self.displacement is None else self.displacement.read(moving, pieces)
 
     def distances(self, step: int) -> Floats | None:
         """How far each parameter has moved since the last measurement; None where that is not watched."""
-        return None if self._displacement is None else self._displacement.distances(step)
+        return None if self.displacement is None else self.displacement.distances(step)
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""
-        return self._displacement is not None and self._displacement.moved_far(step)
+        return self.displacement is not None and self.displacement.moved_far(step)
 
     def travelled(self, step: int) -> Travelled | None:
         """How far the weights are from where they were measured last; None where that is not watched."""
-        return None if self._displacement is None else self._displacement.travelled(step)
+        return None if self.displacement is None else self.displacement.travelled(step)
 
     def apply(self, step: int, clip: Callable[[], float | None], *, outlier: bool = False) -> StepOutcome:
         """Clips the gradients, steps the optimizer, advances the schedule.
@@ -209,8 +209,8 @@ class TrainingState:
 
     def advance(self, rate: float | None = None) -> None:
         """Advances the learning rate schedule: once for each applied step, of this rate where it is known."""
-        if self._displacement is not None:
-            self._displacement.stepped(self.rate.overall(self.learning_rate if rate is None else rate))
+        if self.displacement is not None:
+            self.displacement.stepped(self.rate.overall(self.learning_rate if rate is None else rate))
         self._schedule.check()
         if self._scheduler is not None:
             self._scheduler.step()  # type: ignore[attr-defined]
@@ -391,8 +391,8 @@ class TrainingState:
         self._ema_before_skip = None
         self._schedule.accept()
         self._accept_buffers()
-        if self._displacement is not None:
-            self._displacement.start(step)
+        if self.displacement is not None:
+            self.displacement.start(step)
 
     def _accept_buffers(self) -> None:
         if self.shield is not None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from guard.decide.detector import SpikeDetector
     from guard.decide.replay import ReplayResult
-    from guard.types import RateFinding
 
 log = logging.getLogger("guard")
 
@@ -31,13 +30,9 @@ class Advice:
             self._log("blind", blindness(factor) + "; see detect.sigmas and detect.loss_floor")
         return factor
 
-    def rate(self, finding: RateFinding, rate: float) -> None:
+    def rate(self, reason: str) -> None:
         """The learning rate is too high, and the guard may not change it."""
-        probably = (
-            f"the learning rate {rate:.2g} is probably about {finding.named:.0f} times too high: "
-            f"try {rate / finding.named:.2g}, or set rate: act"
-        )
-        self._log("rate", f"{finding.climb}: {probably}")
+        self._log("rate", reason)
 
     def _log(self, kind: str, message: str) -> None:
         if kind in self._open:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,15 +15,16 @@ from torch.optim import Optimizer
 from guard.act.outside import FROZEN
 from guard.clip.make import make_clipper
 from guard.config import ClipConfig, GuardConfig
-from guard.decide.climbing import Climb, Climbing, layers
+from guard.decide.climbing import layers
 from guard.decide.detector import SpikeDetector
 from guard.decide.ladder import EscalationLadder
 from guard.decide.new_level import NewLevel
 from guard.decide.outliers import Outliers
 from guard.decide.own_spikes import OwnSpikes
 from guard.decide.rank_exclusion import RankExclusion
+from guard.decide.rate_watch import RateWatch
 from guard.decide.rates import RateHistory
-from guard.decide.start_rate import CUT, StartRate, fast
+from guard.decide.start_rate import fast
 from guard.decide.vanishing import VANISHED, VanishingByDepth
 from guard.observe.shards import Shards
 from guard.observe.watched import remapped
@@ -36,8 +37,6 @@ from guard.types import (
     Floats,
     Movement,
     Observation,
-    RateFinding,
-    Rung,
     StepLimits,
     Travelled,
 )
@@ -77,8 +76,7 @@ class Decider:
         self._changed: tuple[int, int] = (0, 0)
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
-        self.start_rate = StartRate(open=config.rate != "off" and config.mode != "off")
-        self._climbing = Climbing(layers(parameters))
+        self.rate = RateWatch(config, self.ladder, layers(parameters))
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._any_idle = True
@@ -95,7 +93,7 @@ class Decider:
         self._names, self._parameters = names, parameters
         self._idle = remapped(self._idle, origins)
         self._by_depth = VanishingByDepth(parameters, self._config.dead_steps)
-        self._climbing.layers = layers(parameters)
+        self.rate.climbing.layers = layers(parameters)
         self.clipper.follow(parameters, origins, shards)
 
     def foresee(self, agreed: Agreed, seen: Observation, moved: Movement | None) -> Verdict:
@@ -128,12 +126,14 @@ class Decider:
         can_roll_back: bool,
         moved_far: Callable[[], bool],
         travelled: Callable[[], Travelled | None],
+        way_back: Callable[[], float | None] = lambda: None,
         overflow: bool = False,
         fault: Correction | None = None,
     ) -> Evidence:
         """Judges one step attempt and counts it. ``overflow``: the scaler handles it, nothing is judged.
 
-        ``moved_far`` and ``travelled`` measure the weights: called only where that decides.
+        ``moved_far`` and ``travelled`` measure the weights, ``way_back`` the loss between the first ones and
+        them: called only where that decides.
         """
         verdict, decision, layer = OK, Decision("apply", "ok"), None
         typical = self.detector.clip_level(self._config.clip.factor)
@@ -153,15 +153,17 @@ class Decider:
             elif decision.rung == "rollback" and verdict.kind == "ok":
                 verdict = replace(verdict, kind="spike", signal="loss")
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
-            alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
-            finding = self.start_rate.observe(
-                agreed.loss, learning_rate, travelled=travelled, alarm=alarm, step=step
+            verdict, decision = self.rate.judge(
+                verdict,
+                decision,
+                agreed.loss,
+                learning_rate,
+                step=step,
+                can_roll_back=can_roll_back,
+                moved=None if moved is None else moved.ratio,
+                travelled=travelled,
+                way_back=way_back,
             )
-            if finding is not None:
-                verdict, decision = self._change_rate(finding, verdict, decision, able=can_roll_back)
-            elif verdict.kind == "ok" and decision.rung == "apply" and self._config.rate != "off":
-                ratio = None if moved is None else moved.ratio
-                verdict, decision = self._check_climb(agreed.loss, learning_rate, ratio, verdict, decision)
         return Evidence(
             attempt=attempt,
             step=step,
@@ -184,52 +186,6 @@ class Decider:
             layer=layer,
         )
 
-    def _change_rate(
-        self, finding: RateFinding, verdict: Verdict, decision: Decision, *, able: bool
-    ) -> tuple[Verdict, Decision]:
-        """The run returns to its start with a lower rate, or goes on with another one."""
-        if self._config.rate != "act" or not able:
-            self.start_rate.open = False
-            return verdict, replace(decision, rate=replace(finding, acts=False))
-        if not finding.again and decision.rung != "apply":
-            return verdict, replace(decision, rate=finding)
-        if decision.rung == "rollback":
-            self.ladder.give_back(1)
-        kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
-        rung: Rung = "rollback" if finding.again else "apply"
-        return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
-
-    def _check_climb(
-        self, loss: float, rate: float, moved: float | None, verdict: Verdict, decision: Decision
-    ) -> tuple[Verdict, Decision]:
-        """Warns where the loss climbs under a rate that is too high; it is then held, if the guard may."""
-        climbing = self._climbing
-        planned = rate / climbing.hold
-        climb = climbing.observe(loss, rate, moved)
-        acts = self._config.rate == "act" and self._config.mode == "exact"
-        before = climbing.hold
-        if acts:
-            climbing.hold = climbing.held(planned)
-        if climb is None and climbing.hold == before == 1.0:
-            return verdict, decision
-        finding = self._held_rate(planned, climb, acts=acts)
-        if climb is None:
-            return verdict, replace(decision, rate=finding)
-        warning = Verdict("warning", "loss", climb.score, climb.lowest)
-        return warning, Decision("apply", finding.reason, rate=finding)
-
-    def _held_rate(self, planned: float, climb: Climb | None, *, acts: bool) -> RateFinding:
-        factor = CUT**-self.start_rate.cuts * self._climbing.hold
-        if climb is None:
-            return RateFinding(factor, False, "", "")
-        since = f"since the learning rate passed {climb.rate:.2g}"
-        if climb.moved is not None:
-            since = f"while a step moves the weights by {climb.moved:.2g} of their norm"
-        seen = f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} {since}"
-        now = f"held at {climb.rate:.2g}, instead of {planned:.2g}" if acts else f"{planned:.2g} now"
-        held = f"{seen}: the learning rate is {now}"
-        return RateFinding(factor, False, seen, held, planned / climb.rate, acts)
-
     def expect_change(
         self, step: int, steps: int, loss: float | None = None, grad_norm: float | None = None
     ) -> None:
@@ -243,14 +199,13 @@ class Decider:
         """
         self.changes += 1
         self._changed = (step, steps)
-        self._climbing.relearn()
+        self.rate.climbing.relearn()
         self.detector.expect_change(steps, loss, grad_norm)
         self.clipper.expect_change()
 
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
-        self._climbing.rolled_back()
-        self.start_rate.returned(step)
+        self.rate.rolled_back(step)
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
             self.detector.expect_change(changed_at - step + steps)
@@ -376,14 +331,13 @@ class Decider:
             "own_spikes": self.own_spikes,
             "new_level": self.new_level,
             "rates": self._rates,
-            "start_rate": self.start_rate,
-            "rising_rate": self._climbing,
         }
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **{name: part.state_dict() for name, part in self._stateful().items()},
             "changes": [self.changes, *self._changed],
+            **self.rate.state_dict(),
             "idle": self._idle.tolist(),
             "faded": self._by_depth.rows,
         }
@@ -394,6 +348,7 @@ class Decider:
                 part.load_state_dict(state[name])
         self.changes, *changed = map(int, state.get("changes", (0, 0, 0)))
         self._changed = (changed[0], changed[1])
+        self.rate.load_state_dict(state)
         if len(state["idle"]) == len(self._names):
             self._idle = np.asarray(state["idle"], dtype=np.int64)
         self._by_depth.rows = int(state.get("faded", 0))

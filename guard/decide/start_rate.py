@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
+from guard.decide.duel import COMPARED, end_of, ends_lower
 from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
 
@@ -41,26 +42,19 @@ _MOST_NAMED = 27.0
 _FALLEN = 0.5
 """Below this share of the first loss a run trains, however long its steps are: a network whose layers are
 normalized shortens them itself."""
-_DUEL_STEPS = 25
-"""Attempts after the rate has last risen, once it was cut on evidence; a rate that was not cut has ``_STEPS``
-behind it, and so has what is compared with it."""
-_SUSPECT, _SUSPECT_FALLEN = -0.65, -0.4
-"""The highest mean of eight overshoots with which a third of a rate that was not cut is tried too: where the
-loss is above half of the first one, and where it has fallen to less, ..."""
-_TRAINS = 0.2
-"""... but not below this share."""
-_DUEL = 8
-"""Losses at the end of the first steps, whose mean is compared with that of a third of the rate."""
-_LOWER, _CLEARLY = 0.98, 0.95
-"""A third of the rate is better where that is below this share; of a rate that was not cut, the second."""
+_SUSPECT = -0.65
+"""The highest mean of eight overshoots from which on a third of a rate that was not cut is tried too."""
 _WELL = 0.1
 """Below this share of the first loss the rate is good enough: the lowest loss after so few steps would favour
 rates that are too low."""
 _NEAR = 100
 """Attempts that a duel takes at most: a longer warm-up costs more than the last factor of 3 is worth."""
+_RECOVERED, _LOST = 20, 10.0
+"""Where a duel will decide, a climb is evidence only from this attempt on, or above this multiple of the
+first loss."""
 _RECENT, _ENOUGH = 5, 3
 """The median of the last five losses, from three on: one bad batch is no trend."""
-_STEPS = 40
+_STEPS = 50
 """Attempts after the rate has last risen; the climb of a rate that is too high begins at once."""
 _MOST_CUTS = 8
 """3^8 is beyond any rate that is chosen by mistake."""
@@ -94,15 +88,25 @@ class StartRate:
     _lowest: float = math.inf
     _peak: float = 0.0
     overshoot: Overshoot = field(default_factory=Overshoot)
-    _last: deque[float] = field(default_factory=lambda: deque(maxlen=_DUEL))
-    _best: float | None = None
-    """Where the first steps ended with the rate that is the best so far, once there is a duel."""
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=COMPARED))
+    _best: list[float] | None = None
+    """How the first steps ended with the rate that is the best so far, once there is a duel."""
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
     _same_start: bool = True
-    _duel_after: int = _STEPS
+    _doubt: bool = False
+    """Whether there was evidence that was left to the duel."""
     oldest_step: Callable[[], int] | None = None
-    """The step of the oldest snapshot, where its batches can come again, so that a duel leaves no trace."""
+    replays: bool = False
+
+    def follow(self, oldest_step: Callable[[], int], *, replays: bool) -> None:
+        """How a return leads to the start.
+
+        Args:
+            oldest_step: of the oldest snapshot, to which it leads: after a resume that is another one.
+            replays: whether its batches can come again, so that a duel leaves no trace.
+        """
+        self.oldest_step, self.replays = oldest_step, replays
 
     @property
     def attempts(self) -> int:
@@ -142,7 +146,7 @@ class StartRate:
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
-        if self._steps > self._duel_after or start <= 0.0:
+        if self._steps > _STEPS or start <= 0.0:
             return self._duel(start, rate)
         return None if self._tried else self._judge(start, loss, travelled, alarm=alarm)
 
@@ -167,7 +171,10 @@ class StartRate:
     def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
         climb = level - min(self._lowest, start)
         if not self._climbs:
-            return climb > _CLIMB * start and fast(travelled())
+            climbed = climb > _CLIMB * start and fast(travelled())
+            left = climbed and self._waits and self._observed < _RECOVERED and level < _LOST * start
+            self._doubt = self._doubt or left
+            return climbed and not left
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
     def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
@@ -180,6 +187,9 @@ class StartRate:
         found = self.overshoot.found
         if found is None or level <= _FALLEN * start or self.cuts >= _MOST_CUTS:
             return None
+        if self._waits:
+            self._doubt = True
+            return None
         gain = (
             f"a step lowers the loss of its own batch by {max(0.0, -found):.0%} of what its gradient predicts"
         )
@@ -187,35 +197,44 @@ class StartRate:
 
     def _duel(self, start: float, rate: float) -> RateFinding | None:
         """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
-        level, best = fmean(self._last), self._best
-        near = self._same_start and self._observed <= _NEAR and math.isfinite(level)
-        uncut = self._tried
-        lower = near and best is not None and level < (_CLEARLY if uncut else _LOWER) * best
-        lost = best is not None and not lower and (near or uncut)
-        tries = near and not lost and self.cuts < _MOST_CUTS and level >= _WELL * start > 0.0
-        if lost:
+        last, best = list(self._last), self._best
+        end, uncut = end_of(last), self._tried
+        near = self._start_kept and self._observed <= _NEAR and math.isfinite(end)
+        lower = near and best is not None and ends_lower(last, best, cut=not uncut)
+        if best is not None and not lower and (near or uncut):
             self.open = False
-            return self._lost(best, level, rate, again=uncut)
-        if not tries or not (self.cuts or self._suspect(level / start)):
+            return self._lost(end_of(best), end, rate)
+        tries = near and self.cuts < _MOST_CUTS and (end >= _WELL * start > 0.0 or self._doubt)
+        if not tries or not (self.cuts or self._suspect()):
             self.open = False
             return None
-        self._best = level
-        return self._cut(f"the first steps end at {level:.4g}", CUT, tries=True)
+        self._best = last
+        return self._cut(f"the first steps end at {end:.4g}", CUT, tries=True)
 
-    def _lost(self, best: float | None, level: float, rate: float, *, again: bool) -> RateFinding:
-        """The rate before was better; one that was not cut goes on as if nothing had been tried."""
+    def _lost(self, best: float, end: float, rate: float) -> RateFinding:
+        """The rate before was better: the run follows its steps again, as if no other had been tried; where
+        the start is gone, it goes on from here."""
         self.cuts -= 1
-        ended = f"the first steps end at {best:.4g}, with a third of the rate at {level:.4g}"
-        now = f"{CUT * rate:.2g} of {rate * CUT ** (self.cuts + 1):.2g}"
-        follows = f"again from the start with {CUT * rate:.2g}" if again else f"training goes on at {now}"
-        return RateFinding(CUT**-self.cuts, again, ended, f"{ended}: {follows}", replays=again)
+        again = self._start_kept
+        now = f"{CUT * rate:.2g}" + (f" of {rate * CUT ** (self.cuts + 1):.2g}" if self.cuts else "")
+        ended = f"the first steps end at {best:.4g}, with a third of the rate at {end:.4g}"
+        reason = f"{ended}: {'again from the start with' if again else 'training goes on at'} {now}"
+        return RateFinding(CUT**-self.cuts, again, ended, reason, replays=self.replays)
 
-    def _suspect(self, share: float) -> bool:
-        """Whether steps seem long, at this share of the first loss, and a duel would leave no trace."""
-        if self.oldest_step is None or self.oldest_step() != self._start_step:
-            return False
-        limit = _SUSPECT if share > _FALLEN else _SUSPECT_FALLEN
-        return share > _TRAINS and self.overshoot.highest > limit
+    def _suspect(self) -> bool:
+        """Whether steps seem long, and a duel would leave no trace."""
+        return self.replays and self._start_kept and (self._doubt or self.overshoot.highest > _SUSPECT)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a duel will decide: steps that are long at first, as those of Adagrad, may be right."""
+        last_rise = self._observed - self._steps
+        return self.replays and not self.cuts and self._start_kept and last_rise <= _NEAR - _STEPS
+
+    @property
+    def _start_kept(self) -> bool:
+        here = self.oldest_step is None or self.oldest_step() == self._start_step
+        return self._same_start and here
 
     def returned(self, step: int) -> None:
         """After a rollback to ``step``: runs that begin at different places are not compared."""
@@ -241,20 +260,19 @@ class StartRate:
         """From the start again with a third of the rate."""
         factor, rate = CUT**self.cuts, self._highest
         self._restart()
-        self._duel_after = self._duel_after if tries else _DUEL_STEPS
         self.cuts += 1
         now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
         too_high = (
             f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
         )
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
-        replays = tries and self.oldest_step is not None
-        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=replays)
+        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=tries and self.replays)
 
     def _restart(self) -> None:
         self._losses.clear()
         self._last.clear()
         self.overshoot.clear()
+        self._doubt = False
         self._steps = self._observed = 0
         self._highest, self._lowest, self._peak = 0.0, math.inf, 0.0
 
@@ -291,7 +309,7 @@ class StartRate:
             "best": self._best,
             "start_step": self._start_step,
             "same_start": self._same_start,
-            "duel_after": self._duel_after,
+            "doubt": self._doubt,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,10 +321,11 @@ class StartRate:
         self._observed, self._lowest = int(state["observed"]), float(state["lowest"])
         self._peak = float(state.get("peak", 0.0))
         self.overshoot.load_state_dict(state.get("overshoot", {"changes": []}))
-        self._last = deque(map(float, state.get("last", [])), maxlen=_DUEL)
-        self._best, self._start_step = state.get("best"), state.get("start_step")
-        self._same_start = bool(state.get("same_start", True))
-        self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
+        self._last = deque(map(float, state.get("last", [])), maxlen=COMPARED)
+        best = state.get("best")  # a mean, in states of before there were pairs
+        self._best = [best] * COMPARED if isinstance(best, float) else best
+        self._start_step = state.get("start_step")
+        self._same_start, self._doubt = bool(state.get("same_start", True)), bool(state.get("doubt"))
 
 
 def fast(moved: Travelled | None) -> bool:

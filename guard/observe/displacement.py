@@ -186,6 +186,13 @@ class Displacement:
             distance = math.sqrt(np.square(distances).sum())
         return Travelled(distance / norm, step - self._measured_at or self._every) if norm > 0 else None
 
+    def way(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The present weights, in pieces, and those of the last measurement; empty where these are gone."""
+        if self._places != self._present_places():
+            return [], []
+        pairs = [pair for group in self._groups for pair in zip(group.weights, group.copies, strict=True)]
+        return [weight for weight, _ in pairs], [copy for _, copy in pairs]
+
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain: one of them was wild.
 

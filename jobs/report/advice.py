@@ -37,6 +37,8 @@ def advice(incident: Incident) -> str:
 def _rate(incident: Incident) -> str:
     if RATE_TOO_HIGH not in incident.reason:
         return ""
+    if incident.verdict == "warning":
+        return "Start again with the lower optimizer.lr that it names, or set guard.rate to act."
     factor = incident.recovery.rate_factor if incident.recovery is not None else None
     if factor is None or not math.isfinite(factor):
         return "Train the next run with a lower optimizer.lr."

@@ -1,11 +1,13 @@
 """How much does a rate that is too high cost? Four networks, rates of 1 to 300 times the best, by method.
 
-    python tests/benchmarks/bench_rates.py [--quick] [--seeds N] [--tasks NAME ...] [--json FILE]
+    python tests/benchmarks/bench_rates.py [--quick] [--unseen] [--seeds N] [--tasks NAME ...] [--json FILE]
 
 The LR sensitivity (Wortsman et al. 2023) is the mean over schedules, rates and seeds of how far the held-out
 loss ends above the best that any run without a method or with a clip (1.0, AdaGC) reaches under that
-schedule; at most 1 a run, so that a lost run counts as 1. With ``--keep FILE`` every run is written there as
-it ends and not made again.
+schedule; at most 1 a run, so that a lost run counts as 1. Where ours ends over the best is the mean of the
+ratios of single seeds, which share first weights and batches, with its standard error; the best method and
+rate are those of the other seeds, so that luck does not choose them. ``--unseen`` trains ten other networks
+that no constant was chosen on. With ``--keep FILE`` every run is written there as it ends and not made again.
 """
 
 from __future__ import annotations
@@ -13,20 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from measure import progress, publish
 from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
 from rates.tasks import RateTask, tasks
+from rates.unseen import unseen
 
+UNSEEN_METHODS = ("no guard", "clip 1.0", GUARD)
 TIMES = (1, 3, 10, 30, 100, 300)
 SENSITIVITY = "LR sensitivity"
 OURS = "rate: act, held-out loss over the best"
+WITHIN = 1.05
 Run = tuple[str, str, str, int, int, int]
 """Task, method, schedule, times the best rate, seed, steps."""
 
@@ -36,8 +42,9 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     logging.getLogger("guard").setLevel(logging.ERROR)
-    chosen = {name: task for name, task in tasks().items() if name in (options.tasks or tasks())}
-    reasons = {method: lacking(method) for method in METHODS}
+    known = unseen() if options.unseen else tasks()
+    chosen = {name: task for name, task in known.items() if name in (options.tasks or known)}
+    reasons = {method: lacking(method) for method in (UNSEEN_METHODS if options.unseen else METHODS)}
     for reason in filter(None, reasons.values()):
         progress(reason)
     runs = [
@@ -45,21 +52,23 @@ def main() -> None:
         for name in chosen
         for method, reason in reasons.items()
         for schedule in options.schedules
-        for seed in range(options.seeds)
+        for seed in range(options.seeds * chosen[name].repeats)
         for times in options.times
         if reason is None and (schedule, times) == _made(method, schedule, times, options)
     ]
     found = results(runs, chosen, options.keep)
     shown = tables(found, options.schedules, options.times)
-    publish("rates", shown, options.json, seeds=range(options.seeds))
+    most = max(task.repeats for task in chosen.values())
+    publish("rates", shown, options.json, seeds=range(options.seeds * most))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one schedule, three rates, no text")
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--unseen", action="store_true", help="the ten others; none, clip 1.0 and ours")
+    parser.add_argument("--seeds", type=int, help="of the text; nine for three of it on the small images")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--tasks", nargs="+", choices=list(tasks()))
+    parser.add_argument("--tasks", nargs="+", choices=[*tasks(), *unseen()])
     parser.add_argument("--keep", type=Path, help="runs that were made; new ones are added")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -111,8 +120,9 @@ def tables(
         rows = ({"method": m, **_means(losses[name, schedule, m], times)} for m in methods)
         shown[f"{name}, {schedule}: held-out loss by rate, times the best"] = list(rows)
         if GUARD in methods:
-            ends = _means(losses[name, schedule, GUARD], times)
-            ratios = {key: end / best[name, schedule] for key, end in ends.items()}
+            rivals = [each for m in methods if m in RIVALS for each in losses[name, schedule, m]]
+            ours = zip(times, losses[name, schedule, GUARD], strict=True)
+            ratios = {f"x {time}": _over_best(each, rivals) for time, each in ours}
             shown[OURS].append({"network": name, "schedule": schedule, **ratios})
     return shown
 
@@ -135,6 +145,21 @@ def _losses(
 
 def _best(each: Iterable[list[list[float]]]) -> float:
     return min(fmean(losses) for of_method in each for losses in of_method)
+
+
+def _over_best(ours: list[float], rivals: list[list[float]]) -> str:
+    """The geometric mean of the ratios of single seeds, and its standard error; marked where it is above 1.05
+    by more than that."""
+    seeds, logs = range(len(ours)), list[float]()
+    for seed in seeds:
+        others = [other for other in seeds if other != seed] or [seed]
+        best = min(rivals, key=lambda each: fmean(each[other] for other in others))
+        logs.append(math.log(ours[seed] / best[seed]))
+    if len(logs) == 1 or not all(map(math.isfinite, logs)):
+        return f"{math.exp(fmean(logs)):.2f}"
+    ratio, error = math.exp(fmean(logs)), stdev(logs) / math.sqrt(len(logs))
+    missed = " *" if ratio * (1 - error) > WITHIN else ""
+    return f"{ratio:.2f} ± {ratio * error:.2f}{missed}"
 
 
 def _excess(losses: list[list[float]], best: float) -> float:

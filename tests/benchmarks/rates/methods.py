@@ -73,12 +73,12 @@ def held_out(task: RateTask, method: str, schedule: str, times: float, seed: int
     model = task.task.build()
     loss = Loss(task, model, seed)
     train = _TRAIN.get(method, _by_rival(method))
-    train(task, model, loss, times * task.task.lr, partial(_factor, schedule, steps), steps)
+    train(task, model, loss, times * task.task.lr, partial(factor, schedule, steps), steps)
     found = task.task.score(model)
     return found if math.isfinite(found) else math.inf
 
 
-def _factor(schedule: str, steps: int, step: int) -> float:
+def factor(schedule: str, steps: int, step: int) -> float:
     """What the rate is multiplied by."""
     falls = 1.0 if schedule == "constant" else (1 + math.cos(math.pi * min(step, steps) / steps)) / 2
     return falls * (min(1.0, WARM_UP * (step + 1) / steps) if "warm-up" in schedule else 1.0)

@@ -25,7 +25,19 @@ def test_a_lost_run_counts_as_one_and_the_best_is_that_of_the_plain_and_the_clip
     found = {row["method"]: row["mean"] for row in shown[SENSITIVITY]}
     expected = {"no guard": 0.6, "clip 1.0": 0.2, PRODIGY: -0.1, SCHEDULE_FREE: 0.1, GUARD: 0.5}
     assert found == pytest.approx(expected)
-    assert shown[OURS] == [{"network": MLP, "schedule": COSINE, "x 1": 1.0, "x 10": 10.0}]
+    assert shown[OURS] == [{"network": MLP, "schedule": COSINE, "x 1": "1.00", "x 10": "10.00"}]
+
+
+def test_what_seeds_share_is_no_error_and_the_best_rate_is_that_of_the_other_seeds() -> None:
+    by_seed = [0.1, 0.2, 0.4, 0.8]
+    best = {(MLP, "no guard", COSINE, 1, seed, 9): loss for seed, loss in enumerate(by_seed)}
+    lucky = {(MLP, "no guard", COSINE, 10, seed, 9): 0.01 if seed == 3 else 9.0 for seed in range(4)}
+    ours = {(MLP, GUARD, COSINE, 1, seed, 9): 1.1 * loss for seed, loss in enumerate(by_seed)}
+    shares = zip(by_seed, (2.4, 0.5, 2.0, 0.5), strict=True)
+    noisy = {(MLP, GUARD, COSINE, 10, seed, 9): a * b for seed, (a, b) in enumerate(shares)}
+    (row,) = tables({**best, **lucky, **ours, **noisy}, [COSINE], (1, 10))[OURS]
+    assert row["x 1"] == "1.10 ± 0.00 *"
+    assert row["x 10"] == "1.05 ± 0.45"
 
 
 def test_runs_that_were_made_before_are_not_made_again(tmp_path: Path) -> None:
@@ -40,7 +52,7 @@ def test_every_method_learns_at_the_right_rate(method: str) -> None:
     if reason := lacking(method):
         pytest.skip(reason)
     task = tasks()[MLP]
-    assert held_out(task, method, COSINE, 1, 0, 60) < 1.5
+    assert held_out(task, method, COSINE, 1, 0, 80) < 1.5
 
 
 @pytest.mark.parametrize("method", RIVALS)

@@ -25,7 +25,7 @@ DESIGNED_NAMES = {
     "gradguard_micro_batches_dropped_total",
     "gradguard_hardware_faults_total",
     *(f"gradguard_{what}_exclusions_total" for what in ("rank", "sample")),
-    *(f"gradguard_{what}" for what in ("loss", "qk_clips_total")),
+    *(f"gradguard_{what}" for what in ("loss", "qk_clips_total", "rate_advice")),
     "gradguard_clip_threshold",
     "gradguard_clip_coefficient",
     "gradguard_learning_rate",

@@ -77,6 +77,7 @@ def test_a_spec_that_cannot_be_read_is_shown_whole() -> None:
             {"reason": "about 30 times too high", "recovery": {"rate_factor": 0.0333}},
             "with 0.0333 times this optimizer.lr",
         ),
+        ({"verdict": "warning", "reason": "27 times too high: try 0.1"}, "lower optimizer.lr that it names"),
     ],
 )
 def test_an_incident_says_what_to_do_next(tmp_path: Path, changes: dict[str, object], said: str) -> None:

@@ -1,0 +1,42 @@
+"""Two rates from one start: whose first steps end lower, beyond chance?
+
+With the same batches their losses differ far less than the batches among themselves, so that pairs of losses
+show in a few steps what a comparison of two means would take many for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+COMPARED = 20
+"""Losses at the end of the first steps, in pairs."""
+_LAST = 8
+"""Of these the mean, where the rate before is known to be too high."""
+_LOWER, _CLEARLY = 0.98, 0.95
+"""A third of the rate is better where it is below this share; of a rate that was not cut, the second, ..."""
+_SURE = 2.5
+"""... and by so many standard errors of the mean difference."""
+
+
+def end_of(losses: Sequence[float]) -> float:
+    """Where the first steps end."""
+    return fmean([*losses][-_LAST:])
+
+
+def ends_lower(losses: Sequence[float], before: Sequence[float], *, cut: bool) -> bool:
+    """Whether ``losses`` end lower than ``before``, those with three times the rate.
+
+    Args:
+        losses: of the last steps, at most 20, the newest last.
+        before: likewise.
+        cut: whether the rate before is known to be too high; else the difference must be beyond chance.
+    """
+    if cut:
+        return end_of(losses) < _LOWER * end_of(before)
+    gains = [old - new for new, old in zip(reversed(losses), reversed(before), strict=False)]
+    if len(gains) < _LAST or not all(map(math.isfinite, gains)):
+        return False
+    error = stdev(gains) / math.sqrt(len(gains))
+    return fmean(gains) > max((1 - _CLEARLY) * fmean(before), _SURE * error)
