@@ -50,6 +50,8 @@ FAMILIES = (
     Family("gauge", "attempt_seconds", "Mean of the last attempts: all, and the wait for data.", ("part",)),
     Family("gauge", "gpu_memory_bytes", "GPU memory of rank 0: allocated, reserved, peak, total.", ("kind",)),
     Family("gauge", "gpu_utilization", "Share of the time in which the GPU of rank 0 computed."),
+    Family("gauge", "gpu_peak_bytes", "Most GPU memory allocated, as of the last evaluation.", ("rank",)),
+    Family("gauge", "gpu_mean_utilization", "Mean GPU utilization, as of the last evaluation.", ("rank",)),
     Family("gauge", "regularization_strength", "Strength of one regularization.", ("kind",)),
     Family("gauge", "steps_accepted", "Optimizer steps that stand; a rollback sets it back."),
     Family("gauge", "samples_accepted", "Samples in the steps that stand; a rollback sets it back."),

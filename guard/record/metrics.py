@@ -7,6 +7,7 @@ grows with the number of steps.
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 import threading
@@ -35,6 +36,8 @@ KEYED = (
     "evaluation",
     "attempt_seconds",
     "gpu_memory_bytes",
+    "gpu_peak_bytes",
+    "gpu_mean_utilization",
 )
 """Values with one number a rank, layer, kind, metric or part."""
 _SIGNAL_OF = {name: name for name in VALUED_SIGNALS if name != "buffers"} | {"buffer_jump": "buffers"}
@@ -173,6 +176,15 @@ class GuardMetrics:
             _update_finite(self._keyed["gpu_memory_bytes"], memory_bytes)
             if utilization is not None:
                 _keep_finite(self._values, "gpu_utilization", utilization)
+
+    def gpus(self, peak_bytes: Mapping[str, float], utilization: Mapping[str, float]) -> None:
+        """The most memory and the mean utilization of every rank's GPU, by rank; of more than `max_ranks`
+        those with the most memory and those that computed least."""
+        with self._lock:
+            fullest = heapq.nlargest(self._max_ranks, peak_bytes, key=peak_bytes.__getitem__)
+            idlest = heapq.nsmallest(self._max_ranks, utilization, key=utilization.__getitem__)
+            self._keyed["gpu_peak_bytes"] = {rank: peak_bytes[rank] for rank in fullest}
+            self._keyed["gpu_mean_utilization"] = {rank: utilization[rank] for rank in idlest}
 
     def checkpoint(self, outcome: str) -> None:
         """Count what became of a checkpoint: ``good``, ``suspect`` (deleted), ``failed``, ``damaged``."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,9 @@ class GpuUse:
         self._device = device if device.type == "cuda" else None
         self._has_nvml = True
         self._busy: list[float] = [0.0, 0.0]
+        self._sampled = 0.0
+        self.ranks: list[dict[str, Any]] = []
+        """``peak_bytes`` and ``utilization`` of every rank, as of the last ``exchange``."""
 
     def memory(self) -> dict[str, float]:
         """Bytes: ``allocated`` and ``reserved`` now, ``peak`` that was allocated, ``total`` of the device."""
@@ -47,8 +52,26 @@ class GpuUse:
         self._busy = [self._busy[0] + share, self._busy[1] + 1]
         return share
 
+    def sample(self) -> None:
+        """Reads the utilization, at most once a second."""
+        if self._device is not None and (now := time.monotonic()) >= self._sampled + 1.0:
+            self._sampled = now
+            self.utilization()
+
+    def exchange(self, ranks: int) -> None:
+        """Every rank calls it after each evaluation, and learns of all others. Collective, on GPUs."""
+        own = self.summary()
+        if own is None:
+            return
+        found: list[Any] = [own] * ranks
+        if ranks > 1:
+            # All-gather of two numbers a rank, after an evaluation that all ranks have finished.
+            dist.all_gather_object(found, {key: own[key] for key in ("peak_bytes", "utilization")})
+        self.ranks = [{key: one[key] for key in ("peak_bytes", "utilization")} for one in found]
+
     def summary(self) -> dict[str, Any] | None:
-        """For result.json: ``name``, ``peak_bytes``, ``total_bytes``, and the mean ``utilization``."""
+        """For result.json: ``name``, ``peak_bytes``, ``total_bytes``, and the mean ``utilization``; of all
+        ``ranks`` what is known."""
         if self._device is None:
             return None
         memory, (busy, times) = self.memory(), self._busy
@@ -57,4 +80,5 @@ class GpuUse:
             "peak_bytes": int(memory["peak"]),
             "total_bytes": int(memory["total"]),
             "utilization": busy / times if times else None,
+            "ranks": self.ranks,
         }

@@ -102,6 +102,7 @@ class Progress:
             self.event(*event_text(report.incident, self._places))
         elif report.overflow:
             self.event("info", f"step {report.step}: the loss scaler had an overflow and lowers its scale")
+        self.gpu.sample()
         self._push(force=special)
 
     def evaluated(
@@ -113,6 +114,9 @@ class Progress:
         self.early_stopping.add(metrics)
         if self._guard.metrics is not None:
             self._guard.metrics.evaluation(metrics)
+            ranks = {str(rank): found for rank, found in enumerate(self.gpu.ranks)}
+            busy = {n: one["utilization"] for n, one in ranks.items() if one["utilization"] is not None}
+            self._guard.metrics.gpus({n: one["peak_bytes"] for n, one in ranks.items()}, busy)
         self.trackers.evaluation(self._guard.attempts, metrics)
         place = {"attempt": self._guard.attempts, "step": self._guard.steps}
         self._write({"time": time.time(), **place, "eval": {**metrics, "epoch": epoch}})

@@ -10,6 +10,14 @@ from jobs.run_dir.paths import TRACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankGpu(Row):
+    """The same of any worker."""
+
+    peak_bytes: int | None = None
+    utilization: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu(Row):
     """What the first worker used of its GPU: the most memory that torch allocated, mean utilization."""
 
@@ -17,6 +25,7 @@ class Gpu(Row):
     peak_bytes: int | None = None
     total_bytes: int | None = None
     utilization: float | None = None
+    ranks: list[RankGpu] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,4 +72,19 @@ def gpu_figure(gpu: Gpu | None) -> list[tuple[str, str, str]]:
         return []
     of = f"of {size_text(gpu.total_bytes)}" if gpu.total_bytes else ""
     busy = f"{percent(gpu.utilization)} busy" if gpu.utilization is not None else ""
-    return [("GPU memory", size_text(gpu.peak_bytes), "; ".join(filter(None, (of, busy))))]
+    words = "; ".join(filter(None, (of, busy, *_of_ranks(gpu.ranks))))
+    return [("GPU memory", size_text(gpu.peak_bytes), words)]
+
+
+def _of_ranks(ranks: list[RankGpu]) -> list[str]:
+    """Which rank has most, and which computes least."""
+    memory = {rank: one.peak_bytes for rank, one in enumerate(ranks) if one.peak_bytes is not None}
+    shares = {rank: one.utilization for rank, one in enumerate(ranks) if one.utilization is not None}
+    if len(ranks) < 2 or not memory:
+        return []
+    most = max(memory, key=memory.__getitem__)
+    words = [f"most on rank {most}: {size_text(memory[most])}"]
+    if shares:
+        least = min(shares, key=shares.__getitem__)
+        words.append(f"least busy: rank {least}, {percent(shares[least])}")
+    return words

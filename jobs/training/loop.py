@@ -163,6 +163,7 @@ def ensure_evaluated(run: Run) -> bool:
     run.progress.enter("evaluating")
     sums = evaluate(run)
     if sums is not None:
+        run.progress.gpu.exchange(run.world.size)
         metrics = metrics_of(run.data.workload, sums)
         confusion = getattr(run.data.workload, "confusion", lambda _: None)(sums)
         run.progress.evaluated(metrics, run.guard.steps / run.data.steps_per_epoch, confusion)

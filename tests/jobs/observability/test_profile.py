@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from guard.record.exposition import render
 from jobs.observability.gpu import GpuUse
 from jobs.observability.profile import StepProfiler
 from jobs.report import write_page
+from jobs.report.profile import Gpu, gpu_figure
 from jobs.run_dir.paths import OPERATORS, TRACE, RunDir
 from jobs.spec.job_spec import JobSpec
 from jobs.training.loop import train_steps
+from tests.guard.ranks import on_ranks
 from tests.jobs.report.report_fixture import result
 from tests.jobs.training.test_time_limits import CPU, STEPS, run_of
 
@@ -90,3 +94,36 @@ def test_a_gpu_shows_its_memory() -> None:
     summary = use.summary()
     assert summary is not None
     assert summary["peak_bytes"] >= held.nbytes
+
+
+def figures_of_a_rank(rank: int, world_size: int, folder: Path) -> Any:
+    """As on a GPU of which rank 1 has used more, and less often."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+        patch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda _: (1 + rank) << 30)
+        patch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+        patch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
+        patch.setattr(torch.cuda, "utilization", lambda _: 90 - 50 * rank)
+        use = GpuUse(torch.device("cuda", 0))
+        use.sample()
+        use.sample()  # within the same second
+        use.exchange(world_size)
+        return use.summary()
+
+
+def test_every_rank_knows_the_gpus_of_all(tmp_path: Path) -> None:
+    ranks = on_ranks(2, figures_of_a_rank, tmp_path)
+    expected = [{"peak_bytes": 1 << 30, "utilization": 0.9}, {"peak_bytes": 2 << 30, "utilization": 0.4}]
+    assert [seen["ranks"] for seen in ranks] == [expected, expected]
+    ((_, _, words),) = gpu_figure(Gpu.from_row(ranks[0]))
+    assert "most on rank 1: 2" in words
+    assert "least busy: rank 1, 40" in words
+
+
+def test_of_many_ranks_the_fullest_and_the_idlest_are_shown() -> None:
+    metrics = GuardMetrics(job="a", max_ranks=2)
+    metrics.gpus({"0": 5.0, "1": 9.0, "2": 7.0}, {"0": 0.9, "1": 0.8, "2": 0.1})
+    text = render([metrics.snapshot()])
+    assert [f'gpu_peak_bytes{{job="a",rank="{r}"}}' in text for r in "012"] == [False, True, True]
+    assert [f'gpu_mean_utilization{{job="a",rank="{r}"}}' in text for r in "012"] == [False, True, True]
