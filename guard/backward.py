@@ -57,9 +57,11 @@ class BackwardPass:
         try:
             with accumulation.dropping() if dropped else nullcontext():
                 scaled.backward()
-        except Exception:
+        except Exception as error:
             self._agreement.forget()
             accumulation.forget()
+            if "second time" in str(error):
+                error.add_note("of several losses of one batch pass the sum: guard.backward(first + second)")
             raise
         # Once backward is over the guard's code and data are in the processor's cache, before they are not.
         accumulation.ran()

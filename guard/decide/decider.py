@@ -150,7 +150,7 @@ class Decider:
             )
             if decision.new_level:
                 verdict, typical = self._accept_change(verdict, agreed, step, seen.grad_norm), None
-            elif decision.rung == "rollback" and verdict.kind == "ok":
+            elif decision.rung in ("rollback", "halt") and verdict.kind == "ok":
                 verdict = replace(verdict, kind="spike", signal="loss")
             verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
             verdict, decision = self.rate.judge(
@@ -206,6 +206,7 @@ class Decider:
     def rolled_back(self, step: int) -> None:
         """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
         self.rate.rolled_back(step)
+        self.own_spikes.rolled_back()
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
             self.detector.expect_change(changed_at - step + steps)
@@ -231,7 +232,6 @@ class Decider:
         if decision.rung == "rollback" and self._config.acts:
             self.new_level.rolled_back(verdict, agreed.loss, attempt=attempt, step=step, rate_rose=rose)
             self._rates.forget_recent()
-            self.own_spikes.rolled_back()
         elif decision.rung == "skip" and self._config.acts:
             self.own_spikes.skipped(agreed.loss, attempt)
         return replace(decision, on_trial=True) if self.own_spikes.on_trial else decision

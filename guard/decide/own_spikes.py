@@ -66,6 +66,7 @@ class OwnSpikes:
         self._explained = 0
         self._skipped: tuple[int, float] = (-1, math.nan)
         self._fixed = False
+        self._attempt = 0
         self._trial: _Trial | None = None
         self._largest = 0.0
         """The largest score of spikes that ended without help."""
@@ -85,7 +86,7 @@ class OwnSpikes:
             known.append(loss)
         if len(self._path) > _SPAN:
             del self._path[next(iter(self._path))]
-        self._fixed = self._skipped == (attempt - 1, loss)
+        self._attempt, self._fixed = attempt, self._skipped == (attempt - 1, loss)
         return None if self._trial is None else self._follow(self._trial, verdict, loss, attempt)
 
     def _follow(self, trial: _Trial, verdict: Verdict, loss: float, attempt: int) -> Ended | None:
@@ -94,16 +95,16 @@ class OwnSpikes:
         trial.high += not normal
         alike = not normal and loss <= trial.first + (_ALIKE - 1.0) * abs(trial.first)
         trial.alike += alike
-        trial.score = max(trial.score, verdict.score)
+        if verdict.kind != "nonfinite":
+            trial.score = max(trial.score, verdict.score)
         level = trial.high == _LEVEL and 4 * trial.alike >= 3 * _LEVEL and trial.normal == 0
-        ends = verdict.kind == "nonfinite" or trial.normal == _OVER or trial.high == _LONGEST
-        if not (ends or level):
+        if not (level or trial.normal == _OVER or trial.high == _LONGEST):
             return None
         self._trial = None
         if trial.normal == _OVER:
             self._largest = max(self._largest, trial.score)
             return "over"
-        if alike:
+        if alike and verdict.kind != "nonfinite":
             return "new level"
         self._failed = attempt
         return "failed"
@@ -151,7 +152,9 @@ class OwnSpikes:
         self._skipped = attempt, loss
 
     def rolled_back(self) -> None:
-        """The run returns to a snapshot."""
+        """The run has returned to a snapshot; within a trial, since the loss was not finite."""
+        if self._trial is not None:
+            self._failed = self._attempt
         self._trial, self._retraces = None, not self._replays
 
     def state_dict(self) -> dict[str, Any]:

@@ -117,16 +117,12 @@ class RateWatch:
         since = f"since the learning rate passed {climb.rate:.2g}"
         if climb.moved is not None:
             since = f"while a step moves the weights by {climb.moved:.2g} of their norm"
-        seen, named = (
-            f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} {since}",
-            planned / climb.rate,
-        )
+        seen = f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} {since}"
+        named = planned / climb.rate
+        then = f"the learning rate is held at {climb.rate:.2g}, instead of {planned:.2g}"
         if not acts:
-            self.advice = 1 / named
-        held = f"the learning rate is held at {climb.rate:.2g}, instead of {planned:.2g}"
-        return RateFinding(
-            factor, False, seen, f"{seen}: {held if acts else _too_high(planned, named)}", named, acts
-        )
+            self.advice, then = 1 / named, _too_high(planned, named)
+        return RateFinding(factor, False, seen, f"{seen}: {then}", named, acts)
 
     def rolled_back(self, step: int) -> None:
         """To that step; what is known of the rates still holds."""

@@ -1,6 +1,7 @@
-"""Optimizers that find their own rate: Prodigy, D-Adaptation, DoG, schedule-free.
+"""Optimizers that find their own rate: Prodigy, D-Adaptation, DoG, schedule-free, Rprop.
 
-They keep what they found in their groups, beside ``lr``: distances per unit of ``lr`` then grow by design.
+All but Rprop keep what they found in their groups, beside ``lr``: distances per unit of ``lr`` then grow by
+design.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, Rprop
 
 _OF_A_SCHEDULE = frozenset(
     {"params", "lr", "initial_lr", "max_lr", "min_lr", "base_lr", "betas", "weight_decay"}
@@ -37,7 +38,8 @@ class OwnRate:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._marks: dict[str, Any] = {}
-        self.found = False
+        self.found = isinstance(optimizer, Rprop)
+        """Rprop has a step size for each weight, and ``lr`` is only the first of them."""
 
     @property
     def hidden(self) -> bool:

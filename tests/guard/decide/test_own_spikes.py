@@ -6,6 +6,7 @@ import json
 import math
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from guard import FaultConfig, FaultInjector, GradientGuard, StepReport
+from guard import FaultConfig, FaultInjector, GradientGuard, GuardHalt, StepReport
 from guard.decide.own_spikes import OwnSpikes
 from guard.records import OK, Verdict
 from guard.types import Decision
@@ -107,8 +108,22 @@ def test_after_a_failure_none_begins_for_a_while() -> None:
         assert row(spikes, at + 1, 1.0, step=at) == (None, rung)
 
 
-def test_a_loss_that_is_not_finite_ends_a_trial() -> None:
-    assert begun().observe(Verdict("nonfinite", "loss", math.inf, 0.1), math.nan, 12, 12) == "failed"
+def test_a_trial_within_which_losses_were_not_finite_until_a_rollback_has_failed() -> None:
+    """Else the same losses after it would begin the next one, without end."""
+    spikes = begun()
+    nonfinite = Verdict("nonfinite", "loss", math.inf, 0.1)
+    assert spikes.observe(nonfinite, math.nan, 12, 12) is None
+    assert spikes.instead(nonfinite, math.nan, 12, limit=LIMIT, moved_far=lambda: False) is None
+    assert spikes.on_trial
+    spikes.rolled_back()
+    spikes.skipped(1.0, 13)
+    assert row(spikes, 14, 1.0, step=10) == (None, None)
+
+
+def test_a_trial_that_fails_beyond_the_budget_halts() -> None:
+    fault = FaultConfig(kind="lr_drift", step=150, times=60, factor=1.05)
+    with pytest.raises(GuardHalt, match="did not end; the budget is spent"):
+        descend(1.0, 300, fault, budget={"rollbacks": 0})
 
 
 def test_a_round_trip_continues_identically() -> None:
@@ -122,7 +137,9 @@ def test_a_round_trip_continues_identically() -> None:
 IMAGES, LABELS = (torch.tensor(part) for part in load_digits(return_X_y=True))
 
 
-def descend(rate: float, attempts: int, *faults: FaultConfig) -> tuple[GradientGuard, list[StepReport]]:
+def descend(
+    rate: float, attempts: int, *faults: FaultConfig, **config: Any
+) -> tuple[GradientGuard, list[StepReport]]:
     """Gradient descent on one batch, at the edge of stability from some 100 steps on at a rate of 1.5."""
     torch.manual_seed(1)
     rows = torch.randperm(len(LABELS))[:200]
@@ -130,7 +147,7 @@ def descend(rate: float, attempts: int, *faults: FaultConfig) -> tuple[GradientG
     layers = [m for a, b in pairwise((64, 64, 64, 10)) for m in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    guard = GradientGuard(model, optimizer)
+    guard = GradientGuard(model, optimizer, config)
     injector = FaultInjector(faults, model=model, optimizer=optimizer)
     reports = []
     for _ in range(attempts):

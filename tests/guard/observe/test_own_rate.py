@@ -108,6 +108,10 @@ def test_what_an_optimizer_writes_into_its_group_shows_its_own_rate(
     assert (own.found, own.hidden) == (found, hidden)
 
 
+def test_the_step_sizes_of_rprop_are_its_own() -> None:
+    assert OwnRate(torch.optim.Rprop(model().parameters(), lr=1e-3)).hidden
+
+
 def test_the_step_size_of_prodigy_is_part_of_its_rate() -> None:
     optimizer = Growing(list(model().parameters()), "d")
     assert declared_rate(optimizer) * step_size(optimizer) == pytest.approx(1e-6)
