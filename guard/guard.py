@@ -136,7 +136,7 @@ class GradientGuard:
             ema=ema,
         )
         decider.new_level.only_statistics = self._state.only_statistics
-        decider.rate.start.follow(self._state.oldest_step, replays=data is not None)
+        decider.rate.follow(self._state.oldest_step, replays=data is not None)
         self.metrics = as_metrics(metrics, job)
         replays = data is not None or self.config.recovery.data == "replay"
         exchange = self._agreement.exchange

@@ -31,6 +31,15 @@ class RateWatch:
         self.advice = 1.0
         """What the learning rate should be multiplied by, where the guard may not."""
 
+    def follow(self, oldest_step: Callable[[], int], *, replays: bool) -> None:
+        """How a return leads to the start.
+
+        Args:
+            oldest_step: of the oldest snapshot, to which it leads: after a resume that is another one.
+            replays: whether its batches can come again, so that a duel leaves no trace.
+        """
+        self.start.oldest_step, self.start.replays = oldest_step, replays and self._config.rate == "act"
+
     def judge(
         self,
         verdict: Verdict,

@@ -98,15 +98,7 @@ class StartRate:
     """Whether there was evidence that was left to the duel."""
     oldest_step: Callable[[], int] | None = None
     replays: bool = False
-
-    def follow(self, oldest_step: Callable[[], int], *, replays: bool) -> None:
-        """How a return leads to the start.
-
-        Args:
-            oldest_step: of the oldest snapshot, to which it leads: after a resume that is another one.
-            replays: whether its batches can come again, so that a duel leaves no trace.
-        """
-        self.oldest_step, self.replays = oldest_step, replays
+    """See ``RateWatch.follow``."""
 
     @property
     def attempts(self) -> int:

@@ -46,6 +46,16 @@ def trained(
     return model, reports
 
 
+class Cursor:
+    """Has no place to return to: all batches are the same."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
 
@@ -58,6 +68,13 @@ def test_the_rate_that_is_named_is_near_the_right_one_however_far_the_present_on
     (advice,) = {report.rate_advice for report in reports} - {1.0}
     assert 0.1 < times * advice < 10.0
     assert times == 10 or advice < 1 / 27, "further than a climb alone shows"
+
+
+def test_no_duel_is_announced_where_the_guard_may_not_act() -> None:
+    """Evidence that is left to a duel elsewhere is named at once, and long steps alone are no evidence."""
+    _, with_cursor = trained(30 * RIGHT, 60, data=Cursor())
+    _, without = trained(30 * RIGHT, 60)
+    assert [report.rate_advice for report in with_cursor] == [report.rate_advice for report in without]
 
 
 def test_the_search_leaves_no_trace() -> None:

@@ -44,9 +44,17 @@ class Loss:
 
     def __call__(self, *, again: bool = False) -> Tensor:
         if not again:
-            ids = torch.randint(self._task.samples, (self._task.batch_size,), generator=self._batches)
-            self._latest = [self._task.batch(ids)]
+            self._draw()
         return self._task.loss(self._model, self._latest[0])
+
+    def of(self, model: nn.Module) -> Tensor:
+        """Of another model on the next batch."""
+        self._draw()
+        return self._task.loss(model, self._latest[0])
+
+    def _draw(self) -> None:
+        ids = torch.randint(self._task.samples, (self._task.batch_size,), generator=self._batches)
+        self._latest = [self._task.batch(ids)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self._batches.get_state()}
