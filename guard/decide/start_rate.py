@@ -42,6 +42,9 @@ _MOST_NAMED = 27.0
 _FALLEN = 0.5
 """Below this share of the first loss a run trains, however long its steps are: a network whose layers are
 normalized shortens them itself."""
+_DUEL_STEPS = 25
+"""Attempts after the rate has last risen, once it was cut on evidence: more would favour rates that are too
+low. A rate that was not cut has ``_STEPS`` behind it, and so has what is compared with it."""
 _SUSPECT = -0.65
 """The highest mean of eight overshoots from which on a third of a rate that was not cut is tried too."""
 _WELL = 0.1
@@ -94,6 +97,7 @@ class StartRate:
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
     _same_start: bool = True
+    _duel_after: int = _STEPS
     _doubt: bool = False
     """Whether there was evidence that was left to the duel."""
     oldest_step: Callable[[], int] | None = None
@@ -138,7 +142,7 @@ class StartRate:
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
-        if self._steps > _STEPS or start <= 0.0:
+        if self._steps > self._duel_after or start <= 0.0:
             return self._duel(start, rate)
         return None if self._tried else self._judge(start, loss, travelled, alarm=alarm)
 
@@ -252,6 +256,7 @@ class StartRate:
         """From the start again with a third of the rate."""
         factor, rate = CUT**self.cuts, self._highest
         self._restart()
+        self._duel_after = self._duel_after if tries else _DUEL_STEPS
         self.cuts += 1
         now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
         too_high = (
@@ -301,6 +306,7 @@ class StartRate:
             "best": self._best,
             "start_step": self._start_step,
             "same_start": self._same_start,
+            "duel_after": self._duel_after,
             "doubt": self._doubt,
         }
 
@@ -317,6 +323,7 @@ class StartRate:
         best = state.get("best")  # a mean, in states of before there were pairs
         self._best = [best] * COMPARED if isinstance(best, float) else best
         self._start_step = state.get("start_step")
+        self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
         self._same_start, self._doubt = bool(state.get("same_start", True)), bool(state.get("doubt"))
 
 
