@@ -16,7 +16,7 @@ _LAST = 8
 """Of these the mean, where the rate before is known to be too high."""
 _LOWER, _CLEARLY = 0.98, 0.95
 """A third of the rate is better where it is below this share; of a rate that was not cut, the second, ..."""
-_SURE = 2.5
+_SURE = 2.0
 """... and by so many standard errors of the mean difference."""
 
 

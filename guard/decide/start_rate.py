@@ -42,6 +42,9 @@ _MOST_NAMED = 27.0
 _FALLEN = 0.5
 """Below this share of the first loss a run trains, however long its steps are: a network whose layers are
 normalized shortens them itself."""
+_DUEL_STEPS = 25
+"""Attempts after the rate has last risen, once it was cut on evidence: more would favour rates that are too
+low. A rate that was not cut has ``_STEPS`` behind it, and so has what is compared with it."""
 _SUSPECT = -0.65
 """The highest mean of eight overshoots from which on a third of a rate that was not cut is tried too."""
 _WELL = 0.1
@@ -94,8 +97,9 @@ class StartRate:
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
     _same_start: bool = True
-    _doubt: bool = False
-    """Whether there was evidence that was left to the duel."""
+    _duel_after: int = _STEPS
+    _doubt: str = ""
+    """Which evidence was left to the duel: ``climb`` or ``overshoot``."""
     oldest_step: Callable[[], int] | None = None
     replays: bool = False
     """See ``RateWatch.follow``."""
@@ -138,7 +142,7 @@ class StartRate:
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         start = fmean(self._before)
-        if self._steps > _STEPS or start <= 0.0:
+        if self._steps > self._duel_after or start <= 0.0:
             return self._duel(start, rate)
         return None if self._tried else self._judge(start, loss, travelled, alarm=alarm)
 
@@ -165,7 +169,7 @@ class StartRate:
         if not self._climbs:
             climbed = climb > _CLIMB * start and fast(travelled())
             left = climbed and self._waits and self._observed < _RECOVERED and level < _LOST * start
-            self._doubt = self._doubt or left
+            self._doubt = "climb" if left else self._doubt
             return climbed and not left
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
@@ -180,7 +184,7 @@ class StartRate:
         if found is None or level <= _FALLEN * start or self.cuts >= _MOST_CUTS:
             return None
         if self._waits:
-            self._doubt = True
+            self._doubt = self._doubt or "overshoot"
             return None
         gain = (
             f"a step lowers the loss of its own batch by {max(0.0, -found):.0%} of what its gradient predicts"
@@ -191,6 +195,8 @@ class StartRate:
         """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
         last, best = list(self._last), self._best
         end, uncut = end_of(last), self._tried
+        if self._doubt == "climb" and not end <= _FALLEN * start:
+            return self._too_high(start, end)  # it has not recovered
         near = self._start_kept and self._observed <= _NEAR and math.isfinite(end)
         lower = near and best is not None and ends_lower(last, best, cut=not uncut)
         if best is not None and not lower and (near or uncut):
@@ -215,7 +221,7 @@ class StartRate:
 
     def _suspect(self) -> bool:
         """Whether steps seem long, and a duel would leave no trace."""
-        return self.replays and self._start_kept and (self._doubt or self.overshoot.highest > _SUSPECT)
+        return self.replays and self._start_kept and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
 
     @property
     def _waits(self) -> bool:
@@ -252,6 +258,7 @@ class StartRate:
         """From the start again with a third of the rate."""
         factor, rate = CUT**self.cuts, self._highest
         self._restart()
+        self._duel_after = self._duel_after if tries else _DUEL_STEPS
         self.cuts += 1
         now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
         too_high = (
@@ -264,7 +271,7 @@ class StartRate:
         self._losses.clear()
         self._last.clear()
         self.overshoot.clear()
-        self._doubt = False
+        self._doubt = ""
         self._steps = self._observed = 0
         self._highest, self._lowest, self._peak = 0.0, math.inf, 0.0
 
@@ -301,6 +308,7 @@ class StartRate:
             "best": self._best,
             "start_step": self._start_step,
             "same_start": self._same_start,
+            "duel_after": self._duel_after,
             "doubt": self._doubt,
         }
 
@@ -317,7 +325,8 @@ class StartRate:
         best = state.get("best")  # a mean, in states of before there were pairs
         self._best = [best] * COMPARED if isinstance(best, float) else best
         self._start_step = state.get("start_step")
-        self._same_start, self._doubt = bool(state.get("same_start", True)), bool(state.get("doubt"))
+        self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
+        self._same_start, self._doubt = bool(state.get("same_start", True)), str(state.get("doubt", ""))
 
 
 def fast(moved: Travelled | None) -> bool:

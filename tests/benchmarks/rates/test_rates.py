@@ -11,6 +11,7 @@ from bench_rates import OURS, SENSITIVITY, results, tables
 
 from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
 from rates.tasks import tasks
+from rates.unseen import unseen
 
 MLP, COSINE = "MLP, Adam", "cosine"
 
@@ -61,3 +62,9 @@ def test_a_rate_of_zero_changes_nothing(method: str, schedule: str) -> None:
     task = tasks()[MLP]
     still = replace(task, task=replace(task.task, lr=0.0))
     assert held_out(still, method, schedule, 1, 0, 5) == held_out(still, method, schedule, 1, 0, 1)
+
+
+def test_the_unseen_tasks_train() -> None:
+    for task in unseen().values():
+        start, end = (held_out(task, "no guard", "constant", 1, 0, steps) for steps in (0, 30))
+        assert end < start, task.task.name

@@ -28,7 +28,7 @@ def test_on_the_same_batches_six_percent_are_seen_through_batches_that_differ_by
 
 def test_losses_that_differ_by_chance_alone_seldom_count_as_lower() -> None:
     wins = [ends_lower(times(1.0, 0.5, seed), times(1.0, 0.5, seed + 1000), cut=False) for seed in range(500)]
-    assert sum(wins) <= 10
+    assert sum(wins) <= 25
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

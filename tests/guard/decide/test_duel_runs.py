@@ -99,7 +99,8 @@ def climbing(rule: StartRate, losses: Sequence[float], rate: float = 0.9) -> lis
     return found
 
 
-RECOVERS = [2.0, 4.0, 5.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.8, *[1.5] * 41]
+PASSES = [2.0, 4.0, 5.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.8]
+RECOVERS, LEARNS_NOTHING = [*PASSES, *[0.9] * 41], [*PASSES, *[1.8] * 41]
 STAYS = [2.0, *[5.0] * 40]
 
 
@@ -108,8 +109,15 @@ def test_a_climb_from_which_the_loss_recovers_is_left_to_a_duel_where_there_can_
     assert (step, reason.endswith("again from the start")) == (2, True)
     duels = StartRate(oldest_step=lambda: 0, replays=True)
     assert not climbing(duels, RECOVERS)
-    ((step, reason),) = climbing(duels, [1.5])
-    assert reason == "the first steps end at 1.5: from the start with 0.3 of 0.9"
+    ((step, reason),) = climbing(duels, [0.9])
+    assert reason == "the first steps end at 0.9: from the start with 0.3 of 0.9"
+
+
+def test_a_climb_after_which_nothing_is_learned_is_evidence_whatever_a_third_of_the_rate_does() -> None:
+    rule = StartRate(oldest_step=lambda: 0, replays=True)
+    assert not climbing(rule, LEARNS_NOTHING)
+    ((_, reason),) = climbing(rule, [1.8])
+    assert reason == "the loss went from 1.8 to 1.8 in the first steps: again from the start"
 
 
 def test_a_climb_that_lasts_or_is_steep_is_evidence_at_once() -> None:
