@@ -90,7 +90,7 @@ class DeferredStepPipeline(StepPipeline):
         super().__init__(parts)
         self._device = parts.device
         self._late: Launched | StepReport | None = None
-        self._by_host_until = 0
+        self._by_host_until, self._closure = 0, False
 
     @property
     def by_host(self) -> bool:
@@ -112,14 +112,13 @@ class DeferredStepPipeline(StepPipeline):
         started = time.perf_counter()
         self._agreement.check_pending()
         launched, by_host = self.in_flight, self.by_host  # as it was for the backward
+        self._closure = again is not None
         report = self.flush()
         self.follow_optimizer()
         if report is not None and report.action == "rolled_back" and launched:
             self._agreement.clear()
             self._state.undo_forward()  # this batch was computed with weights that are gone
             return report
-        if report is not None:
-            self._watch(report, closure=again is not None)
         if by_host or self.by_host or self._host_has_to(again):
             self._late = self._run_exact(started, again, settle=settle)
         else:
@@ -139,13 +138,13 @@ class DeferredStepPipeline(StepPipeline):
         twice = again is not None and self._recomputation.due(self.attempt + 1)
         return twice or self._parts.repairs.due(self.step)
 
-    def _watch(self, report: StepReport, *, closure: bool) -> None:
+    def _watch(self, report: StepReport) -> None:
         """After an attempt that was not as usual the host decides those that follow."""
         whole = not (report.dropped_micro_batches or report.excluded_ranks or report.excluded_samples)
         if report.applied and whole:
             return
         series = self._parts.config.rank_exclusion.window_steps
-        lasting = closure or report.dropped_micro_batches > 0
+        lasting = self._closure or report.dropped_micro_batches > 0
         self._by_host_until = max(self._by_host_until, report.attempt + 1 + (series if lasting else 0))
 
     def before_backward(self) -> None:
@@ -165,7 +164,10 @@ class DeferredStepPipeline(StepPipeline):
     def flush(self) -> StepReport | None:
         """Waits for the step in flight and reports it. Raises as ``run`` does."""
         late, self._late = self._late, None
-        return self._resolve(late, time.perf_counter()) if isinstance(late, Launched) else late
+        report = self._resolve(late, time.perf_counter()) if isinstance(late, Launched) else late
+        if report is not None:
+            self._watch(report)
+        return report
 
     def late(self) -> dict[str, Any] | None:
         return self._late.state_dict() if isinstance(self._late, Launched) else None
@@ -245,7 +247,7 @@ class DeferredStepPipeline(StepPipeline):
         if evidence.verdict.kind != "ok" and self._parts.local is not None:
             local_norms = self._gather(float(self.last_local))
         bad = evidence.verdict.kind != "ok"
-        self._parts.repairs.ask(squares_of_ranks, bad=bad)
+        self._parts.repairs.ask(squares_of_ranks, bad=skipped or evidence.decision.rung == "rollback")
         if bad and skipped:  # it counts for the exclusion of its rank
             self._decider.culprit(self.attempt, agreed, local_norms, evidence.verdict)
             self._parts.accumulation.skipped_late()

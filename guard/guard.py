@@ -325,7 +325,7 @@ class GradientGuard:
             GuardError: a step is in flight on the device.
         """
         if isinstance(self._pipeline, DeferredStepPipeline) and self._pipeline.in_flight:
-            raise GuardError("a step is in flight on the device: call guard.flush() before adopt_state()")
+            raise GuardError("a step is in flight on the device: call guard.flush() before changing them")
         self.expect_change("state adopted")
         self._state.start(self._pipeline.step)
         self._state.outside.watch()
@@ -349,7 +349,7 @@ class GradientGuard:
     def flush(self) -> StepReport | None:
         """Waits for the step that a deferred guard has not reported yet; None where there is none.
 
-        Call it before saving, and after the last step. Raises as ``step`` does.
+        Call it on every rank after the last step. Raises as ``step`` does.
         """
         return self._pipeline.flush()
 

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ _CONSTANT = 3
 """Checks after which a tensor that never changed is known to be the same on all ranks."""
 _COUNTER = 1 << 12
 """An integer of its own (``num_batches_tracked``) that differs by less may count what one rank did."""
+_SLOW_AT_FIRST, _SURE_STEPS = 4.0, 10
+"""The first few steps of a run are up to so many times as slow as those that follow."""
 FEWEST_STEPS, MOST_STEPS, SHARE = 50, 1000, 0.005
 """Between two checks whose cost decides how often they are made: this share of a step."""
 
@@ -62,7 +65,7 @@ class Replicas:
         self._read, self._group = tensors, group
         self.every = self._wanted = every_steps or FEWEST_STEPS
         self._by_cost, self._ended = every_steps is None, (0.0, 0)
-        self._seconds: deque[float] = deque(maxlen=_CONSTANT)
+        self._seconds: deque[float] = deque(maxlen=5)
         self._ranks = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         self._known: dict[str, tuple[int | None, int]] = {}
         """The last sum of each tensor, and in how many checks it was equal; 0: it is each rank's own."""
@@ -98,10 +101,10 @@ class Replicas:
         """How often this rank would check; the ranks agree on it in the next check."""
         (ended, before), now = self._ended, time.perf_counter()
         self._ended = now, step
-        # The least of the last few: a check that waits for a slower rank only waits in place of the next row.
         self._seconds.append(now - started)
         if self._by_cost and ended and step > before:
-            self._wanted = affordable(min(self._seconds), (started - ended) / (step - before))
+            slow = _SLOW_AT_FIRST if step - before < _SURE_STEPS else 1.0
+            self._wanted = affordable(slow * fmean(self._seconds), (started - ended) / (step - before))
 
     def _check(self, step: int) -> list[Damage]:
         named = self._read()

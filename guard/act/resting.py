@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guard.act.fingerprints import fingerprints, is_plain
-from guard.act.replicas import affordable, one_bit
+from guard.act.replicas import MOST_STEPS, affordable, one_bit
 from guard.act.shard_copies import has_copies
 from guard.observe.observer import Observer
 from guard.observe.shards import local
@@ -41,9 +42,9 @@ class Resting:
         exchange: Callable[[Sequence[float]], Floats],
     ) -> None:
         self._optimizer, self._observer, self._exchange = optimizer, observer, exchange
-        self._by_cost, self._every = every_steps is None, every_steps or affordable(1.0, 0.0)
+        self._by_cost, self._every = every_steps is None, every_steps or MOST_STEPS
         self._noted: tuple[int, dict[str, Tensor], Tensor] | None = None
-        self._seconds: deque[float] = deque(maxlen=3)
+        self._seconds: deque[float] = deque(maxlen=5)
         self._started, self._spent = time.perf_counter(), 0.0
 
     def note(self, step: int) -> None:
@@ -65,7 +66,7 @@ class Resting:
         ended = time.perf_counter()
         self._seconds.append(self._spent + ended - began)
         step_s = max(ended - self._started - self._seconds[-1], 1e-9)
-        rows = self._exchange([float(place), float(affordable(min(self._seconds), step_s))])
+        rows = self._exchange([float(place), float(affordable(fmean(self._seconds), step_s))])
         if self._by_cost:
             self._every = int(rows[:, 1].max())
         names = list(tensors)

@@ -1,8 +1,9 @@
 """What the comparisons of ``replicas: auto`` cost of a step, on two ranks of one thread each.
 
-    python -m tests.benchmarks.replicas.bench_cost [--steps N] [--json FILE]
+    python -m tests.benchmarks.replicas.bench_cost [--steps N] [--networks MLP] [--json FILE]
 
-``first``: of the first ten steps, with the three comparisons at the start; ``later``: of the steps after.
+``first``: of the first ten steps, with the three comparisons at the start; ``later``: of the steps after. Of
+the smallest network there are ten times as many, so that they hold several intervals of its comparisons.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,9 +51,10 @@ NETWORKS = {
 }
 
 
-def on_a_rank(rank: int, world_size: int, folder: Path, *, steps: int) -> dict[str, Any]:
+def on_a_rank(rank: int, world_size: int, folder: Path, *, steps: int, networks: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return {name: measured(name, steps) for name in NETWORKS}
+    wanted = [name for name in NETWORKS if name.startswith(tuple(networks))]
+    return {name: measured(name, steps * (10 if name.startswith("MLP") else 1)) for name in wanted}
 
 
 def measured(name: str, steps: int) -> dict[str, float]:
@@ -59,35 +63,46 @@ def measured(name: str, steps: int) -> dict[str, float]:
     model, inputs = NETWORKS[name]()
     ddp, optimizer = DistributedDataParallel(model), torch.optim.AdamW(model.parameters())
     replicas = Replicas(replicated(model, optimizer, Observer(watched=Watched(model, optimizer))), None, None)
-    checks, first, middle, began = 0.0, 0.0, 0.0, time.perf_counter()
+    checks, first, began = clocks() * 0, clocks() * 0, clocks()
+    middle = began
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         ddp(inputs).square().mean().backward()
         optimizer.step()
         if replicas.due(step):
-            started = time.perf_counter()
+            started = clocks()
             assert not replicas.check(step)
-            checks += time.perf_counter() - started
+            checks += clocks() - started
         if step == 10:
-            first, middle = checks, time.perf_counter()
-    ended = time.perf_counter()
+            first, middle = checks.copy(), clocks()
+    ended = clocks()
+    wall, processor = ((checks - first) / (ended - middle)).tolist()
     return {
-        "step_ms": 1e3 * (ended - middle - checks + first) / (steps - 10),
+        "step_ms": 1e3 * float((ended - middle - checks + first)[0]) / (steps - 10),
         "every": replicas.every,
-        "first": first / (middle - began),
-        "later": (checks - first) / (ended - middle),
+        "first": float((first / (middle - began))[0]),
+        "later": wall,
+        "later, processor": processor,
     }
+
+
+def clocks() -> NDArray[np.float64]:
+    """Seconds that have passed, and seconds of the processor: without the wait for the other rank."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=210)
+    parser.add_argument("--networks", nargs="*", default=[""], help="the first letters of their names")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = on_ranks(2, partial(on_a_rank, steps=given.steps), Path(folder))[0]
+        work = partial(on_a_rank, steps=given.steps, networks=given.networks)
+        result = on_ranks(2, work, Path(folder))[0]
     for name, row in result.items():
-        print(f"{name}: {row['step_ms']:.1f} ms a step, every {row['every']}, {row['later']:.2%} of the time")
+        shares = f"{row['later']:.2%} of the time, {row['later, processor']:.2%} of the processor's"
+        print(f"{name}: {row['step_ms']:.1f} ms a step, every {row['every']}, {shares}")
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))
 
