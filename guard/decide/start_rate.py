@@ -265,7 +265,7 @@ class StartRate:
             f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
         )
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
-        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=tries and self.replays)
+        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=self.replays)
 
     def _restart(self) -> None:
         self._losses.clear()
