@@ -144,11 +144,13 @@ class StartRate:
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
             return self._duel(start, rate)
-        return None if self._tried else self._judge(start, loss, travelled, alarm=alarm)
+        if self._best is not None:
+            return None  # three times the rate has lasted: the end of its first steps alone decides
+        return self._judge(start, loss, travelled, alarm=alarm)
 
     @property
     def _tried(self) -> bool:
-        """Whether this is a third of a rate that was not cut: the end of its first steps alone decides."""
+        """Whether this is a third of a rate that was not cut."""
         return self.cuts == 1 and self._best is not None
 
     def _judge(
@@ -265,7 +267,7 @@ class StartRate:
             f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
         )
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
-        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=tries and self.replays)
+        return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=self.replays)
 
     def _restart(self) -> None:
         self._losses.clear()

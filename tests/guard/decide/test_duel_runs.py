@@ -125,3 +125,13 @@ def test_a_climb_that_lasts_or_is_steep_is_evidence_at_once() -> None:
     assert climbing(lasts, STAYS)[0][0] == 19
     steep = StartRate(oldest_step=lambda: 0, replays=True)
     assert climbing(steep, [2.0, 30.0, 40.0, 40.0])[0][0] == 2
+
+
+def test_a_third_that_is_tried_is_not_judged_by_its_noise_since_three_times_it_has_lasted() -> None:
+    rule = StartRate(oldest_step=lambda: 0, replays=True)
+    steep, lasts = [2.0, 30.0, 40.0], [2.0, *[1.0] * 26]
+    assert [len(climbing(rule, steep)) for _ in range(2)] == [1, 1], "again, then with a third"
+    ((_, tried),) = climbing(rule, lasts, rate=0.3)
+    assert tried == "the first steps end at 1: from the start with 0.1 of 0.9"
+    ((_, kept),) = climbing(rule, [2.0, 9.0, 9.0, 9.0, *[1.0] * 23], rate=0.1)
+    assert kept.endswith("again from the start with 0.3 of 0.9")
