@@ -50,7 +50,7 @@ class Blobs:
         return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES))
 
     def train_batch(self, ids: np.ndarray, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(ids)
+        rows = torch.from_numpy(ids % len(INPUTS))
         return INPUTS[rows], LABELS[rows]
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -104,6 +104,23 @@ def trained(
         ids = np.arange(BATCH) + BATCH * attempt
         stepper.step(shard(ids, rank, world_size), 0)
     return {name: tensor.clone() for name, tensor in bare.state_dict().items()}, stepper
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "faults"), [(3, ()), (1, (FaultConfig(kind="nan_loss", step=30),))]
+)
+def test_a_step_that_the_device_decides_is_the_same_step(
+    micro_batches: int, faults: tuple[FaultConfig, ...]
+) -> None:
+    ends = []
+    for mode in ("exact", "deferred"):
+        given: Any = {"micro_batches": micro_batches, "faults": faults, "spec": RegularizeSpec()}
+        weights, stepper = trained(attempts=40, config=GuardConfig.model_validate({"mode": mode}), **given)
+        in_flight = stepper.guard.state_dict()["late"] is not None
+        assert in_flight is (mode == "deferred" and not faults)  # after a bad batch the host decides
+        stepper.guard.flush()
+        ends.append((stepper.guard.totals.steps, {n: w.tolist() for n, w in weights.items()}))
+    assert ends[0] == ends[1]
 
 
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
