@@ -146,15 +146,14 @@ class GradientGuard:
         replayer = BatchReplayer(model)
         local = "off" not in (self.config.local_norm, self.config.mode) and self._agreement.world_size > 1
         norms = local_norms if observer.shards is None else sharded_norms
+        written = as_journal(journal, self._agreement.rank)
         self._parts = StepParts(
             config=self.config,
             observer=observer,
             agreement=self._agreement,
             decider=decider,
             state=self._state,
-            recorder=Recorder(
-                job, observer.names, self.metrics, as_journal(journal, self._agreement.rank), self.config
-            ),
+            recorder=Recorder(job, observer.names, self.metrics, written, self.config),
             accumulation=GradAccumulation(model, observer.parameters, active=lambda: self._pipeline.by_host),
             replayer=replayer,
             local=norms(observer.parameters, model, self.config.local_norm_by) if local else None,

@@ -70,7 +70,7 @@ class Decider:
         replays = config.recovery.data == "replay"
         self.new_level = NewLevel(patience=config.detect.patience, replays=replays)
         self.outliers = Outliers(config.detect.sigmas, replays=replays)
-        self.own_spikes = OwnSpikes(config.budget.window_steps, replays=replays)
+        self.own_spikes = OwnSpikes(config.budget.window_steps, config.clip.factor, replays=replays)
         self.changes = 0
         """Changes on purpose so far, announced or found."""
         self._changed: tuple[int, int] = (0, 0)
@@ -142,6 +142,7 @@ class Decider:
             normal = self.new_level.waits and self.detector.normal
             verdict = self.detector.observe(agreed.loss, seen.grad_norm, update, agreed.buffer_jump)
             self._rates.push(learning_rate)
+            self.own_spikes.note(seen.grad_norm)
             self.new_level.moved_far = (
                 partial(_far, moved_far, travelled) if self.detector.first is None else moved_far
             )
@@ -174,7 +175,7 @@ class Decider:
             decision=decision,
             clip=self.clipper.plan(
                 seen,
-                typical=typical,
+                typical=self.own_spikes.usual(typical) if decision.rung == "apply" else typical,
                 suspect=decision.rung == "clip",
                 accepted=decision.rung == "apply" and not overflow,
             ),
@@ -259,8 +260,7 @@ class Decider:
             return outlier
         if outlier is not None and outlier.rung == "skip" and self.new_level.has_habit(attempt):
             outlier = Decision("clip", outlier.reason)
-        limit = self.detector.limits()[0]
-        own = self.own_spikes.instead(verdict, loss, attempt, limit=limit, moved_far=far)
+        own = self.own_spikes.instead(verdict, loss, attempt, limit=self.detector.limits()[0], moved_far=far)
         if own is not None and own.rung == "apply":
             self.ladder.give_back(self.own_spikes.explained())
         known = self.new_level.instead(verdict, attempt=attempt, step=step, rate_rose=rose)
@@ -278,7 +278,7 @@ class Decider:
     def limits(self) -> StepLimits:
         """What a device must know to decide the coming step."""
         loss, grad_norm, jump = self.detector.limits()
-        typical = self.detector.clip_level(self._config.clip.factor)
+        typical = self.own_spikes.usual(self.detector.clip_level(self._config.clip.factor))
         clip = self.clipper.plan(_UNSEEN, typical=typical, accepted=False).limit
         return StepLimits(loss, grad_norm, jump, math.inf if clip is None else clip)
 

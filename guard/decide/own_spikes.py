@@ -31,12 +31,13 @@ Ended = Literal["over", "new level", "failed"]
 
 @dataclass(slots=True)
 class _Trial:
-    """A spike that is let through: its first loss, its limit, the largest score; attempts with a high loss,
-    those of them with one like the first, and those in a row without."""
+    """A spike that is let through: its first loss, its limit, the largest score and gradient norm; attempts
+    with a high loss, those of them with one like the first, and those in a row without."""
 
     first: float
     limit: float
     score: float
+    norm: float = 0.0
     high: int = 1
     alike: int = 1
     normal: int = 0
@@ -55,11 +56,12 @@ class OwnSpikes:
 
     Args:
         window: attempts after a trial that failed in which none begins.
+        factor: times the typical gradient norm, to which clipping ``auto`` limits it.
         replays: whether a rollback replays the data: the same alarm may then be that of a bad batch.
     """
 
-    def __init__(self, window: int, *, replays: bool = False) -> None:
-        self._window, self._replays = window, replays
+    def __init__(self, window: int, factor: float = 3.0, *, replays: bool = False) -> None:
+        self._window, self._factor, self._replays = window, factor, replays
         self._path: dict[int, list[float]] = {}
         """The losses of each step, of all histories that were rolled back too."""
         self._retraces = False
@@ -70,12 +72,24 @@ class OwnSpikes:
         self._trial: _Trial | None = None
         self._largest = 0.0
         """The largest score of spikes that ended without help."""
+        self._norm = 0.0
+        """Likewise of the gradient. Up to twice of it nothing is clipped by ``auto``: a spike ends since the
+        optimizer sees its gradients (Adam takes shorter steps, descent moves to where it is flatter)."""
         self._failed: int | None = None
 
     @property
     def on_trial(self) -> bool:
         """Whether a spike is let through: no step counts as clean meanwhile."""
         return self._trial is not None
+
+    def note(self, grad_norm: float) -> None:
+        """The global gradient norm of the coming row."""
+        if self._trial is not None and math.isfinite(grad_norm):
+            self._trial.norm = max(self._trial.norm, grad_norm)
+
+    def usual(self, typical: float | None) -> float | None:
+        """The typical gradient norm; more where training ended spikes with larger ones."""
+        return None if typical is None else max(typical, _SIMILAR * self._norm / self._factor)
 
     def observe(self, verdict: Verdict, loss: float, attempt: int, step: int) -> Ended | None:
         """One row. Returns how the trial ended, if it did."""
@@ -103,6 +117,7 @@ class OwnSpikes:
         self._trial = None
         if trial.normal == _OVER:
             self._largest = max(self._largest, trial.score)
+            self._norm = max(self._norm, trial.norm)
             return "over"
         if alike and verdict.kind != "nonfinite":
             return "new level"
@@ -163,13 +178,14 @@ class OwnSpikes:
             "retraces": self._retraces,
             "skipped": list(self._skipped),
             "trial": None if self._trial is None else asdict(self._trial),
-            "largest": self._largest,
+            "largest": [self._largest, self._norm],
             "failed": self._failed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._path = {int(step): losses for step, *losses in state["path"]}
-        self._retraces, self._largest = bool(state["retraces"]), float(state["largest"])
+        self._retraces = bool(state["retraces"])
+        self._largest, self._norm = map(float, state["largest"])
         attempt, loss = state["skipped"]
         self._skipped = int(attempt), float(loss)
         self._trial = None if state["trial"] is None else _Trial(**state["trial"])

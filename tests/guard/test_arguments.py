@@ -244,3 +244,15 @@ def test_a_guard_made_before_the_process_group_is_refused(tmp_path: Path) -> Non
     for message in on_ranks(2, made_too_early, tmp_path):
         assert "before init_process_group" in message
         assert "make it after" in message
+
+
+def test_a_second_backward_of_one_batch_has_a_note_to_pass_the_sum() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    output = model(torch.ones(1, 2))
+    guard.backward(output.sum())
+    with pytest.raises(RuntimeError, match="second time") as raised:
+        guard.backward(output.square().sum())
+    assert raised.value.__notes__ == [
+        "of several losses of one batch pass the sum: guard.backward(first + second)"
+    ]
