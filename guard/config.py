@@ -325,9 +325,9 @@ class GuardConfig(Config):
     """A learning rate that is too high from the start, where the loss climbs above its value before the first
     update, or (with a closure) steps overshoot: ``act`` returns to the start with a third of the rate, as
     often as needed or better, and keeps that factor under your schedule; ``warn`` names a rate to try once.
-    Only mode ``exact`` acts. A rate that becomes too high, where the loss climbs while the rate rises beyond
-    any with which it still fell, is a ``warning``; with ``act`` the rate is then held at that one, as long as
-    your schedule is above it."""
+    Only mode ``exact`` acts. Later a loss that climbs is a ``warning`` where the rate has risen beyond any
+    with which it still fell, or where updates are long (see ``update_norm``); with ``act`` the rate is then
+    held at that one, or at a third, as long as your schedule is above it."""
 
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     """The cooldown after a rollback."""

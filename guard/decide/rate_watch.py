@@ -97,6 +97,8 @@ class RateWatch:
             return verdict, replace(decision, rate=finding)
         if decision.rung == "rollback":
             self._ladder.give_back(1)
+        if finding.again:
+            self.climbing.relearn()  # what the first steps reached, perhaps at another rate, is void
         kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
         rung: Rung = "rollback" if finding.again else "apply"
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)

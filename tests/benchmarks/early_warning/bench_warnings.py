@@ -28,7 +28,7 @@ from early_warning.networks import TEXT, chosen
 from early_warning.trainings import OTHER_SEED, SEED, runs, train, zoo
 
 ANNOUNCED, MISSED = "explosions announced", "explosions that the guard does not announce"
-ACTED, COST = "what the guard changes in the runs that it warns of", "what the warning costs"
+ACTED, COST = "what the guard changes in the runs held out that it warns of", "what the warning costs"
 FACTOR, FACTOR_TEXT = 1.5, 1.25
 """From this multiple of its level on the loss has exploded. That of text seldom reaches 1.5 times: it ends at
 the frequencies of the letters."""
@@ -62,7 +62,9 @@ def main() -> None:
         keep.mkdir(parents=True, exist_ok=True)
         logs = gather(keep, quick=options.quick)
     judged = list(map(judge, logs))
-    warned = {run.log.name for run in judged if _lead(OURS, run, 0.0) is not None}
+    warned = {run.log.name for run in judged if not run.chosen and _lead(OURS, run, 0.0) is not None}
+    if options.quick:
+        warned = {run.log.name for run in judged if not run.healthy}
     progress(f"{len(warned)} runs again, under the guard")
     wanted = {run.name: run for run in runs(quick=options.quick)}
     acted = acting.table([run for name, run in wanted.items() if name in warned], crossing)

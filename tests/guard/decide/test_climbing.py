@@ -6,15 +6,17 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from guard import GradientGuard, StepReport
-from guard.decide.climbing import Climbing
+from guard.decide.climbing import Climb, Climbing
+from tests.guard.healthy.trainings import mlp
 from tests.guard.loops import adamw, differences, guarded_run, plain_run
 
 LAYERS = 4
@@ -78,11 +80,71 @@ def test_a_rate_that_is_unknown_or_was_zero_at_first_gives_no_warning() -> None:
 def test_it_continues_from_its_state_as_if_it_had_not_stopped() -> None:
     losses = [*noisy(map(valley, range(300)))]
     whole, first, second = Climbing(LAYERS), Climbing(LAYERS), Climbing(LAYERS)
-    expected = [whole.observe(loss, creeping(at)) for at, loss in enumerate(losses)]
-    found = [first.observe(loss, creeping(at)) for at, loss in enumerate(losses[:150])]
+    rates = [creeping(min(at, LOW)) for at in range(300)]
+    far = [LONG if at == 145 else None for at in range(300)]
+    rows = [*zip(losses, rates, far, strict=True)]
+    expected = [whole.observe(*row) for row in rows]
+    found = [first.observe(*row) for row in rows[:150]]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    found += [second.observe(loss, creeping(at)) for at, loss in enumerate(losses[150:], 150)]
+    found += [second.observe(*row) for row in rows[150:]]
     assert found == expected
+    assert any(found)
+
+
+LONG = 0.0101
+"""A step of 4 layers that is just too long: it changes them by 2.02 % together."""
+
+
+def measured(losses: list[float], moved: float, layers: int = LAYERS) -> list[Climb]:
+    """Warnings of a constant rate of 0.01, whose updates are measured every 25 attempts."""
+    climbing = Climbing(layers)
+    climbs = [climbing.observe(loss, 0.01, moved if at % 25 == 0 else None) for at, loss in enumerate(losses)]
+    return [climb for climb in climbs if climb is not None]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_climb_under_long_updates_is_announced_at_a_constant_rate(seed: int) -> None:
+    climbs = measured([*noisy(map(valley, range(300)), seed)], LONG)
+    assert climbs[0].moved == LONG
+    assert climbs[0].level < 1.3
+    assert climbs[0].rate == pytest.approx(0.01 / 3)
+
+
+def test_long_updates_are_none_while_the_loss_falls_and_a_climb_is_none_under_short_ones() -> None:
+    climbs, falls = [*noisy(map(valley, range(300)))], [3.0 * math.exp(-at / 50) for at in range(300)]
+    assert not measured(falls, 1.0)
+    assert not measured(climbs, LONG / 1.1)
+
+
+def test_the_same_distance_is_longer_in_a_deeper_network() -> None:
+    climbs = [*noisy(map(valley, range(300)))]
+    assert not measured(climbs, LONG / 2, layers=15)
+    assert measured(climbs, LONG / 2, layers=16)
+    assert not measured(climbs, LONG / 4, layers=1000), "none that deep was measured"
+
+
+def test_each_measurement_lowers_the_rate_once_and_the_climb_is_one_warning() -> None:
+    climbing, rates = Climbing(LAYERS), []
+    losses = [*noisy(map(valley, range(300)))]
+    for at, loss in enumerate(losses):
+        rate = 0.01 * climbing.hold
+        climbing.observe(loss, rate, LONG if at in (150, 175) else None)
+        climbing.hold = climbing.held(0.01)
+        rates.append(climbing.hold)
+    assert sorted(set(rates), reverse=True) == pytest.approx([1.0, 1 / 3, 1 / 9])
+    assert len(measured(losses[:200], LONG)) == 1
+
+
+def test_a_state_of_the_version_before_still_loads_and_holds_the_rate() -> None:
+    climbing = Climbing(LAYERS)
+    for at, loss in enumerate(noisy(map(valley, range(200)))):
+        if climbing.observe(loss, rate := creeping(at)) is not None:
+            climbing.hold = climbing.held(rate)
+    state = climbing.state_dict()
+    old = {key: value for key, value in state.items() if key not in ("cap", "moved")}
+    loaded = Climbing(LAYERS)
+    loaded.load_state_dict(old)
+    assert loaded.held(1.0) == climbing.held(1.0) == state["rate"]
 
 
 STEPS, RISE = 290, 1.02
@@ -185,3 +247,34 @@ def test_the_rate_is_let_go_once_the_schedule_is_below_it() -> None:
 def test_a_healthy_run_is_bit_identical_with_and_without_it() -> None:
     plain = plain_run(adamw).train_plain(120)
     assert not differences(plain.state(), guarded_run({"rate": "act"}, adamw).train(120).state())
+
+
+def too_fast(rate: Literal["act", "off"]) -> tuple[float, list[str]]:
+    """The final loss of a network with a warm-up to a rate that spoils it, and the reasons of warnings."""
+    torch.manual_seed(1)
+    sizes = [16, 32, 32, 32]
+    layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+    teacher, model = mlp(16, 32, 1, activation=nn.Tanh), nn.Sequential(*layers, nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.2)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
+    config = {**ALONE, "update_norm": 25, "rate": rate}
+    guard, data = GradientGuard(model, optimizer, config, scheduler=warmup), torch.Generator().manual_seed(1)
+    losses, reasons = [], []
+    for _ in range(250):
+        inputs = torch.randn(32, 16, generator=data)
+        with torch.no_grad():
+            targets = 3 * teacher(inputs) + 0.1 * torch.randn(32, 1, generator=data)
+        optimizer.zero_grad()
+        guard.backward((model(inputs) - targets).square().mean())
+        report = guard.step()
+        losses.append(report.loss)
+        if report.verdict.kind == "warning" and report.incident:
+            reasons.append(report.incident.reason)
+    return sum(losses[-25:]) / 25, reasons
+
+
+def test_a_constant_rate_whose_updates_are_long_is_lowered_and_the_run_is_not_spoiled() -> None:
+    (spoiled, none), (saved, reasons) = too_fast("off"), too_fast("act")
+    assert not none
+    assert "while a step moves the weights by" in reasons[0]
+    assert saved < spoiled / 3

@@ -1,13 +1,144 @@
-"""Two rates from one start: the lower one wins where that is more than chance."""
+"""Two rates from one start: the lower one wins beyond chance, also on two ranks and with a resume in the middle."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
 
+from guard import GradientGuard, StepReport
 from guard.decide.duel import COMPARED, ends_lower
+from guard.decide.start_rate import StartRate
+from guard.types import Travelled
+from tests.guard.decide.test_overshoot import Excerpts, Text, loss_of
+from tests.guard.loops import differences
+from tests.guard.ranks import on_ranks
+
+STEPS = 60
+SEEMS = 0.2
+"""A rate that only seems too high."""
+
+
+class Run:
+    """A small transformer whose rate the guard may change."""
+
+    def __init__(self, rate: float, mode: str = "act", *, rank: int | None = None) -> None:
+        torch.manual_seed(1)
+        model = Text(dropout=0.1)
+        self.model = model if rank is None else DistributedDataParallel(model)
+        self.data = Excerpts(1 if rank is None else 10 + rank)
+        self.optimizer = SGD(model.parameters(), lr=rate, momentum=0.9)
+        self.guard = GradientGuard(self.model, self.optimizer, {"rate": mode}, data=self.data)
+        self.reports: list[StepReport] = []
+
+    def attempt(self) -> StepReport:
+        texts = self.data.batch()
+        self.optimizer.zero_grad()
+        self.guard.backward(loss_of(self.model, texts))
+        self.reports.append(self.guard.step(lambda: loss_of(self.model, texts)))
+        return self.reports[-1]
+
+    def until(self, steps: int = STEPS) -> Run:
+        while self.guard.steps < steps:
+            self.attempt()
+        return self
+
+    def until_a_third_is_tried(self) -> Run:
+        while not (self.guard.steps == 20 and self.guard.totals.rollbacks["memory"] == 1):
+            self.attempt()
+        return self
+
+    @property
+    def returns(self) -> list[str]:
+        """Why it returned to its start, or changed its rate."""
+        incidents = [report.incident for report in self.reports if report.incident is not None]
+        return [incident.reason for incident in incidents if "first steps" in incident.reason]
+
+    def parts(self) -> tuple[Any, ...]:
+        return self.model, self.optimizer, self.data, self.guard
+
+
+def on_a_rank(rank: int, world_size: int, folder: Path) -> Any:
+    """How a run ends whose rate the guard may change, what it returned for, and how one without ends."""
+    act, off = (Run(SEEMS, mode, rank=rank).until() for mode in ("act", "off"))
+    return dict(act.model.state_dict()), act.returns, dict(off.model.state_dict())
+
+
+@pytest.mark.slow
+def test_two_ranks_end_a_duel_alike_and_as_if_nothing_had_been_tried(tmp_path: Path) -> None:
+    first, second = on_ranks(2, on_a_rank, tmp_path)
+    assert len(first[1]) == 2, "to the third and back"
+    assert not differences(first, second)
+    assert not differences(first[0], first[2])
+
+
+def test_a_run_that_is_resumed_while_a_third_is_tried_gets_its_rate_back_and_says_so() -> None:
+    whole = Run(SEEMS).until_a_third_is_tried()
+    resumed = Run(SEEMS)
+    for fresh, saved in zip(resumed.parts(), whole.parts(), strict=True):
+        fresh.load_state_dict(copy.deepcopy(saved.state_dict()))
+    assert resumed.guard.steps == 20
+    resumed.until(80)
+    assert "again from the start with 0.2" in whole.until().returns[-1]
+    assert "training goes on at 0.2" in resumed.returns[-1]
+    assert resumed.reports[-1].rate_factor == 1.0
+    assert not any(report.action == "rolled_back" for report in resumed.reports)
+
+
+def climbing(rule: StartRate, losses: Sequence[float], rate: float = 0.9) -> list[tuple[int, str]]:
+    """At which losses something is found, and what, in weights that move fast."""
+    found = []
+    for step, loss in enumerate(losses):
+        finding = rule.observe(loss, rate, travelled=lambda: Travelled(1.0, 1), step=step)
+        found += [] if finding is None else [(step, finding.reason)]
+    return found
+
+
+PASSES = [2.0, 4.0, 5.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.8]
+RECOVERS, LEARNS_NOTHING = [*PASSES, *[0.9] * 41], [*PASSES, *[1.8] * 41]
+STAYS = [2.0, *[5.0] * 40]
+
+
+def test_a_climb_from_which_the_loss_recovers_is_left_to_a_duel_where_there_can_be_one() -> None:
+    step, reason = climbing(StartRate(), RECOVERS)[0]
+    assert (step, reason.endswith("again from the start")) == (2, True)
+    duels = StartRate(oldest_step=lambda: 0, replays=True)
+    assert not climbing(duels, RECOVERS)
+    ((step, reason),) = climbing(duels, [0.9])
+    assert reason == "the first steps end at 0.9: from the start with 0.3 of 0.9"
+
+
+def test_a_climb_after_which_nothing_is_learned_is_evidence_whatever_a_third_of_the_rate_does() -> None:
+    rule = StartRate(oldest_step=lambda: 0, replays=True)
+    assert not climbing(rule, LEARNS_NOTHING)
+    ((_, reason),) = climbing(rule, [1.8])
+    assert reason == "the loss went from 1.8 to 1.8 in the first steps: again from the start"
+
+
+def test_a_climb_that_lasts_or_is_steep_is_evidence_at_once() -> None:
+    lasts = StartRate(oldest_step=lambda: 0, replays=True)
+    assert climbing(lasts, STAYS)[0][0] == 19
+    steep = StartRate(oldest_step=lambda: 0, replays=True)
+    assert climbing(steep, [2.0, 30.0, 40.0, 40.0])[0][0] == 2
+
+
+def test_a_third_that_is_tried_is_not_judged_by_its_noise_since_three_times_it_has_lasted() -> None:
+    rule = StartRate(oldest_step=lambda: 0, replays=True)
+    steep, lasts = [2.0, 30.0, 40.0], [2.0, *[1.0] * 26]
+    assert [len(climbing(rule, steep)) for _ in range(2)] == [1, 1], "again, then with a third"
+    ((_, tried),) = climbing(rule, lasts, rate=0.3)
+    assert tried == "the first steps end at 1: from the start with 0.1 of 0.9"
+    ((_, kept),) = climbing(rule, [2.0, 9.0, 9.0, 9.0, *[1.0] * 23], rate=0.1)
+    assert kept.endswith("again from the start with 0.3 of 0.9")
+
 
 _draw = Random(0)
 BATCHES = [_draw.lognormvariate(0.0, 0.5) for _ in range(COMPARED)]
