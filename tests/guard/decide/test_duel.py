@@ -1,4 +1,4 @@
-"""Two rates from one start: the lower one wins beyond chance, also on two ranks and with a resume in the middle."""
+"""Two rates from one start: the lower one wins beyond chance, on two ranks and after a resume too."""
 
 from __future__ import annotations
 
