@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.rates.bench_advice [--seeds N] [--unseen]
 
-Both as multiples of the best rate, for runs at 3 to 300 times as much: the attempt of the warning, and the
+Both as multiples of the best rate, for runs at 1 to 300 times as much: the attempt of the warning, and the
 rate that it names; ``-`` where there is none in the first 60 attempts.
 """
 
@@ -25,7 +25,7 @@ from rates.methods import Loss, factor
 from rates.tasks import RateTask, tasks
 from rates.unseen import unseen
 
-TIMES = (3, 10, 30, 100, 300)
+TIMES = (1, 3, 10, 30, 100, 300)
 STEPS, ATTEMPTS = 200, 60
 
 
