@@ -196,6 +196,8 @@ class Decider:
         if self._config.rate != "act" or not able:
             self.start_rate.open = False
             return verdict, replace(decision, rate=replace(finding, acts=False))
+        if finding.factor == 1.0 and not finding.again:
+            self._climbing.ignore()
         if not finding.again and decision.rung != "apply":
             return verdict, replace(decision, rate=finding)
         if decision.rung == "rollback":
@@ -211,10 +213,10 @@ class Decider:
     ) -> tuple[Verdict, Decision]:
         """Warns where the loss climbs under a rate that is too high; it is then held, if the guard may."""
         climbing = self._climbing
-        planned = rate / climbing.hold
+        before = climbing.hold
+        planned = rate / before
         climb = climbing.observe(loss, rate, moved)
         acts = self._config.rate == "act" and self._config.mode == "exact"
-        before = climbing.hold
         if acts:
             climbing.hold = climbing.held(planned)
         if climb is None and climbing.hold == before == 1.0:
