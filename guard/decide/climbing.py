@@ -32,6 +32,8 @@ _MOST_LAYERS = 16
 """More count as so many: no deeper network was measured."""
 _ABOVE_FAR = 0.9
 """``_ABOVE`` where updates are long: with that evidence a smaller climb will do."""
+_START = 40
+"""Attempts in which long updates are no evidence: ``start_rate`` judges those."""
 _EASED = 3.0
 """What a rate whose updates are long is divided by, at each measurement."""
 _LEAST = 0.03
@@ -79,12 +81,16 @@ class Climbing:
         self.layers = layers
         self.hold = 1.0
         """What the rate is multiplied by at present, so that it stays where the loss was still falling."""
+        self.by_design = False
         self._losses: deque[float] = deque(maxlen=_LEVEL)
         self._first = self._lowest = math.inf
         self._rate = 0.0
         self._cap = math.inf
         """The rate at which it is held."""
         self._moved: float | None = None
+        self._seen = 0
+        self._eased: tuple[int, float] | None = None
+        """When the rate was last eased, and the level of the loss then."""
         self._since = _QUIET
         """Attempts since the loss was last found to climb."""
 
@@ -102,6 +108,7 @@ class Climbing:
         """
         losses = self._losses
         losses.append(loss)
+        self._seen += 1
         self._moved = self._moved if moved is None else moved
         if len(losses) < _LEVEL:
             if self._lowest == math.inf:
@@ -113,8 +120,12 @@ class Climbing:
             if self._first == math.inf:
                 self._first = abs(level)
         self._since += 1
+        if self._eased is not None and self._seen - self._eased[0] >= 2 * _LEVEL:
+            if self.hold < 1.0 and level - self._eased[1] > _ABOVE * _DEVIATION * _roughness(losses):
+                self.ignore()
+            self._eased = None
         climb = self._climb(level, rate)
-        if climb is None:
+        if climb is None or self.by_design:
             return None
         self._cap, begins, self._since = climb.rate, self._since >= _QUIET, 0
         return climb if begins else None
@@ -130,12 +141,13 @@ class Climbing:
             return Climb(score, lowest, level, self._rate)
         if far and score > _ABOVE_FAR:
             moved, self._moved = self._moved, None
+            self._eased = self._seen, level
             return Climb(score, lowest, level, rate / _EASED, moved)
         return None
 
     def _far(self) -> bool:
         layers = min(max(self.layers, 1), _MOST_LAYERS)
-        return self._moved is not None and self._moved * math.sqrt(layers) > _FAR
+        return self._seen > _START and self._moved is not None and self._moved * math.sqrt(layers) > _FAR
 
     def held(self, rate: float) -> float:
         """The factor that keeps ``rate`` where it should be; 1, and free again, once it is below that."""
@@ -151,11 +163,18 @@ class Climbing:
     def relearn(self) -> None:
         """A change on purpose: the lowest level is none any more, and the rate with it is the present one."""
         self._losses.clear()
-        self._lowest, self._moved = math.inf, None
+        self._lowest, self._moved, self._seen = math.inf, None, 0
+
+    def ignore(self) -> None:
+        """The loss climbs by design, at lower rates too: the rate is let go, nothing is found any more."""
+        self.by_design, self.hold, self._cap = True, 1.0, math.inf
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "hold": self.hold,
+            "by_design": self.by_design,
+            "seen": self._seen,
+            "eased": self._eased,
             "losses": list(self._losses),
             "first": self._first,
             "lowest": self._lowest,
@@ -169,9 +188,10 @@ class Climbing:
         self._losses = deque(map(float, state["losses"]), maxlen=_LEVEL)
         self.hold, self._since = float(state["hold"]), int(state["since"])
         self._first, self._lowest = float(state["first"]), float(state["lowest"])
-        self._rate = float(state["rate"])
+        self._eased = None if state.get("eased") is None else tuple(state["eased"])
+        self._rate, self._seen = float(state["rate"]), int(state.get("seen", _START))
         self._cap = float(state.get("cap", self._rate if self.hold < 1.0 else math.inf))
-        self._moved = state.get("moved")
+        self._moved, self.by_design = state.get("moved"), bool(state.get("by_design", False))
 
 
 def layers(parameters: Sequence[Tensor]) -> int:

@@ -93,6 +93,8 @@ class RateWatch:
         self, finding: RateFinding, verdict: Verdict, decision: Decision
     ) -> tuple[Verdict, Decision]:
         """The run returns to its start with a lower rate, or goes on with another one."""
+        if finding.factor == 1.0 and not finding.again:
+            self.climbing.ignore()
         if not finding.again and decision.rung != "apply":
             return verdict, replace(decision, rate=finding)
         if decision.rung == "rollback":
