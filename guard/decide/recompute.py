@@ -86,7 +86,7 @@ class BatchReplayer:
             return
         self._forwards += module.training
         if self._generators is None and torch.is_grad_enabled():
-            self._generators = rng.capture(self._devices)
+            self._generators = rng.capture(self._devices, quick=True)
 
     def computed(self) -> None:
         """The batch has been computed for the first time: keeps where it left the generators."""
