@@ -17,8 +17,6 @@ from guard.act.regularize import pull_, soft_threshold_
 from guard.config import RecoveryConfig
 from guard.observe.shards import locals_of
 
-_NOTHING = nullcontext()
-
 
 class Cooldown:
     """The fading measures after rollbacks. Its state survives a rollback: a second one is harder."""
@@ -81,7 +79,7 @@ class Cooldown:
     def applied_to(self, optimizer: Optimizer) -> AbstractContextManager[None]:
         """Around one ``optimizer.step()``: scaled rate and decay inside, penalties after it."""
         idle = not self.active and self.rate_factor == 1.0
-        return _NOTHING if idle else self._applied_to(optimizer)
+        return nullcontext() if idle else self._applied_to(optimizer)
 
     @contextmanager
     def _applied_to(self, optimizer: Optimizer) -> Iterator[None]:

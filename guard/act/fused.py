@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 FUSED = (SGD, Adam, AdamW, Adagrad)
-_NOTHING = nullcontext()
 
 
 class FusedStep:
@@ -59,7 +58,7 @@ class FusedStep:
     def armed(self) -> AbstractContextManager[None]:
         """Sets the attributes for the optimizer's step and removes them after it."""
         idle = self._scale is None and self._skip is None
-        return _NOTHING if idle else self._armed()
+        return nullcontext() if idle else self._armed()
 
     @contextmanager
     def _armed(self) -> Iterator[None]:

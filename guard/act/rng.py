@@ -62,7 +62,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 class _NumpyGenerator:
-    """NumPy's legacy generator, whose state takes 60 us to read."""
+    """NumPy's legacy generator, whose state is slow to read."""
 
     _BYTES = 2500
     """Of an MT19937 in memory: its 624 words, then its position, 32 bits each."""
