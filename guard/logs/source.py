@@ -74,7 +74,9 @@ class Source:
     def _binary(self) -> str | None:
         """What a file with zeros is; None for a text with zeros at its ends."""
         known = next((what for magic, what in _BINARY.items() if self.starts_with(magic)), None)
-        return known or ("binary, not text" if _CONTROL & set(self._start.strip(b"\0")) else None)
+        text = self._start.strip(b"\0")
+        binary = _CONTROL & set(text) or not (text or self._piped or self.path.is_file())
+        return known or ("binary, not text" if binary else None)
 
     def open(self) -> BinaryIO:
         """The unpacked bytes."""

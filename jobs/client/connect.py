@@ -84,5 +84,6 @@ def token_from_environment() -> str | None:
     file = os.environ.get(TOKEN_FILE_VARIABLE)
     try:
         return Path(file).expanduser().read_text(encoding="utf-8").strip() if file else None
-    except OSError as error:
-        raise Unreachable(f"the token file {file} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # or no text
+        reason = getattr(error, "strerror", None) or "is no text"
+        raise Unreachable(f"the token file {file} cannot be read: {reason}") from None

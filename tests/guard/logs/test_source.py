@@ -66,6 +66,11 @@ def test_zeros_at_the_ends_are_left_out(before: int, after: int, tmp_path: Path)
     assert read(tmp_path / "log", bytes(before) + TEXT.encode() + bytes(after)) == ROWS
 
 
+def test_a_device_without_end_is_no_log() -> None:
+    with pytest.raises(TraceError, match="binary, not text"):
+        list(TraceReader("/dev/zero"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
