@@ -52,14 +52,15 @@ def parse(
         wanted: only these columns; all of them if None.
         block_size: bytes that are parsed at once.
     """
-    whole = isinstance(source, Path)
 
     def read(columns: Sequence[str] | None, point: str) -> pa.Table:
-        if not whole:
+        if isinstance(source, pa.BufferReader):
             source.seek(0)
         return pyarrow.csv.read_csv(
             source,
-            pyarrow.csv.ReadOptions(column_names=names, skip_rows=int(whole), block_size=block_size),
+            pyarrow.csv.ReadOptions(
+                column_names=names, skip_rows=int(isinstance(source, Path)), block_size=block_size
+            ),
             pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             pyarrow.csv.ConvertOptions(column_types=types, include_columns=columns, decimal_point=point),
         )
