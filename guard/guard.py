@@ -137,6 +137,7 @@ class GradientGuard:
         )
         decider.new_level.only_statistics = self._state.only_statistics
         decider.rate.follow(self._state.oldest_step, replays=data is not None)
+        self._state.keep_oldest(decider.rate.needs_start)
         self.metrics = as_metrics(metrics, job)
         replays = data is not None or self.config.recovery.data == "replay"
         exchange = self._agreement.exchange

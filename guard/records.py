@@ -336,6 +336,8 @@ class Incident(Row):
     """Those that made the batch bad, the worst first; found where ``guard.step`` got ``samples``."""
     excluded_samples: list[int] = field(default_factory=list)
     """Those without which the step was applied."""
+    by_rate: bool = False
+    """Whether the learning rate is tried, cut or restored (``rate: act``): the signal may be as usual."""
     anchor: str = stored("", unstored=True)
     """Unique in its journal, where ids may repeat; set by the reader, as the two below."""
     outcome: IncidentOutcome | None = stored(None, unstored=True)

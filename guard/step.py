@@ -283,7 +283,11 @@ class StepPipeline:
             self._unsettled = evidence.clean
         if not begins:
             return None
-        recovery = self._state.cooldown.plan(outcome.step) if outcome.action == "rolled_back" else None
+        recovery, rate = None, evidence.decision.rate
+        if outcome.action == "rolled_back":
+            recovery = self._state.cooldown.plan(
+                outcome.step, replays=rate is not None and rate.again and rate.replays
+            )
         return self._recorder.incident(evidence, outcome, traces, recovery)
 
     def _report(

@@ -122,6 +122,11 @@ class Decision:
     on_trial: bool = False
     """A spike that training makes itself is let through: nothing after it is healthy until it has ended."""
 
+    @property
+    def by_rate(self) -> bool:
+        """Whether the learning rate is the reason."""
+        return self.rate is not None and self.rate.acts and self.rate.reason == self.reason
+
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:

@@ -70,11 +70,15 @@ class Cooldown:
             "l1": config.l1 * fading,
         }
 
-    def plan(self, step: int) -> dict[str, Any]:
-        """The measures in force at ``step``, the step at which they end, and how the data continues."""
+    def plan(self, step: int, *, replays: bool = False) -> dict[str, Any]:
+        """The measures in force at ``step``, the step at which they end, and how the data continues.
+
+        Args:
+            replays: the batches come again, whatever ``recovery.data`` is.
+        """
         until = step + self._remaining
         scales = {**self.strengths(), "rate_factor": self.rate_factor}
-        return {**scales, "until_step": until, "data": self._config.data}
+        return {**scales, "until_step": until, "data": "replay" if replays else self._config.data}
 
     def applied_to(self, optimizer: Optimizer) -> AbstractContextManager[None]:
         """Around one ``optimizer.step()``: scaled rate and decay inside, penalties after it."""

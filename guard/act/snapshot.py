@@ -210,6 +210,11 @@ class SnapshotRing:
         self._snapshots: list[Snapshot] = []
         self._free: list[Snapshot] = []
         self._reserved: tuple[int, int] | None = None
+        self._keeps_oldest: Callable[[], bool] = lambda: False
+
+    def keep_oldest(self, needed: Callable[[], bool]) -> None:
+        """While it is needed the oldest snapshot makes no room: the one after it does."""
+        self._keeps_oldest = needed
 
     def reserve(self) -> None:
         """Allocates what all snapshots will need, as soon as that is known: weights at the start, moments
@@ -368,9 +373,9 @@ class SnapshotRing:
             return self._free.pop()
         if len(self._snapshots) < self._config.keep:
             return Snapshot.at(self._config.place)
-        oldest = next(s for s in self._snapshots if s.healthy)
-        self._snapshots.remove(oldest)
-        return oldest
+        dropped = [s for s in self._snapshots if s.healthy][int(self._keeps_oldest())]
+        self._snapshots.remove(dropped)
+        return dropped
 
     def _drop(self, snapshots: list[Snapshot]) -> None:
         for snapshot in snapshots:

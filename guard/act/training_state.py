@@ -80,7 +80,7 @@ class TrainingState:
         present = {k: s for k, s in named.items() if s is not None}
         self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
-        self.oldest_step = self._ring.oldest_step
+        self.oldest_step, self.keep_oldest = self._ring.oldest_step, self._ring.keep_oldest
         self._start_version = self._subject.version()
         self.outside = OutsideChanges(observer.parameters, self._subject.unheld)
         self.attention_logit: float | None = None

@@ -200,7 +200,7 @@ class Decider:
         """
         self.changes += 1
         self._changed = (step, steps)
-        self.rate.climbing.relearn()
+        self.rate.changed(announced=loss is None)
         self.detector.expect_change(steps, loss, grad_norm)
         self.clipper.expect_change()
 

@@ -21,8 +21,9 @@ _SURE = 2.0
 
 
 def end_of(losses: Sequence[float]) -> float:
-    """Where the first steps end."""
-    return fmean([*losses][-_LAST:])
+    """Where the first steps end; batches that are not finite are skipped, and do not count."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return fmean(finite[-_LAST:]) if len(finite) >= min(_LAST, len(losses)) > 0 else math.inf
 
 
 def ends_lower(losses: Sequence[float], before: Sequence[float], *, cut: bool) -> bool:
@@ -35,8 +36,10 @@ def ends_lower(losses: Sequence[float], before: Sequence[float], *, cut: bool) -
     """
     if cut:
         return end_of(losses) < _LOWER * end_of(before)
-    gains = [old - new for new, old in zip(reversed(losses), reversed(before), strict=False)]
-    if len(gains) < _LAST or not all(map(math.isfinite, gains)):
+    pairs = zip(reversed(losses), reversed(before), strict=False)
+    kept = [(new, old) for new, old in pairs if math.isfinite(old - new)]
+    if len(kept) < _LAST:
         return False
+    gains = [old - new for new, old in kept]
     error = stdev(gains) / math.sqrt(len(gains))
-    return fmean(gains) > max((1 - _CLEARLY) * fmean(before), _SURE * error)
+    return fmean(gains) > max((1 - _CLEARLY) * fmean(old for _, old in kept), _SURE * error)

@@ -40,6 +40,16 @@ class RateWatch:
         """
         self.start.oldest_step, self.start.replays = oldest_step, replays and self._config.rate == "act"
 
+    def needs_start(self) -> bool:
+        """Whether the run may still return to its start, which is then kept."""
+        return self._config.rate == "act" and self.start.needs_start
+
+    def changed(self, *, announced: bool) -> None:
+        """A change on purpose."""
+        self.climbing.relearn()
+        if announced:
+            self.start.changed()
+
     def judge(
         self,
         verdict: Verdict,

@@ -109,6 +109,11 @@ class StartRate:
         """Since the start."""
         return self._observed
 
+    @property
+    def needs_start(self) -> bool:
+        """Whether the run may still return to its start."""
+        return self.open and self._observed <= _NEAR
+
     def observe(
         self,
         loss: float,
@@ -130,6 +135,8 @@ class StartRate:
         """
         if not self.open:
             return None
+        if self._best is None and self._observed and self._oldest == step != self._start_step:
+            self._begin(step)
         if not self._losses:
             if not math.isfinite(loss):
                 return None  # a bad batch, at weights that are still those before any update
@@ -141,9 +148,11 @@ class StartRate:
         self._observed += 1
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
+        if self._best is not None and not self._same_start:
+            return self._give_up()
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
-            return self._duel(start, rate)
+            return self._duel(start)
         if self._best is not None:
             return None  # three times the rate has lasted: the end of its first steps alone decides
         return self._judge(start, loss, travelled, alarm=alarm)
@@ -193,17 +202,17 @@ class StartRate:
         )
         return self._cut(gain, CUT)
 
-    def _duel(self, start: float, rate: float) -> RateFinding | None:
+    def _duel(self, start: float) -> RateFinding | None:
         """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
         last, best = list(self._last), self._best
         end, uncut = end_of(last), self._tried
         if self._doubt == "climb" and not end <= _FALLEN * start:
             return self._too_high(start, end)  # it has not recovered
-        near = self._start_kept and self._observed <= _NEAR and math.isfinite(end)
-        lower = near and best is not None and ends_lower(last, best, cut=not uncut)
-        if best is not None and not lower and (near or uncut):
-            self.open = False
-            return self._lost(end_of(best), end, rate)
+        if best is not None and not ends_lower(last, best, cut=not uncut):
+            return self._lost(
+                f"the first steps end at {end_of(best):.4g}, with a third of the rate at {end:.4g}"
+            )
+        near = self._duels and self._observed <= _NEAR and math.isfinite(end)
         tries = near and self.cuts < _MOST_CUTS and (end >= _WELL * start > 0.0 or self._doubt)
         if not tries or not (self.cuts or self._suspect()):
             self.open = False
@@ -211,35 +220,62 @@ class StartRate:
         self._best = last
         return self._cut(f"the first steps end at {end:.4g}", CUT, tries=True)
 
-    def _lost(self, best: float, end: float, rate: float) -> RateFinding:
-        """The rate before was better: the run follows its steps again, as if no other had been tried; where
-        the start is gone, it goes on from here."""
+    def _give_up(self) -> RateFinding | None:
+        """A third of the rate whose steps began elsewhere, or after which the loss has changed on purpose."""
+        if self._tried or self._start_kept:
+            return self._lost("the first steps with a third of the rate cannot be compared")
+        self.open = False
+        return None
+
+    def _lost(self, seen: str) -> RateFinding:
+        """The rate before is better, as far as is known: the run follows its steps again, as if no other had
+        been tried; where the start is gone, it goes on from here."""
+        self.open, again = False, self._start_kept
         self.cuts -= 1
-        again = self._start_kept
-        now = f"{CUT * rate:.2g}" + (f" of {rate * CUT ** (self.cuts + 1):.2g}" if self.cuts else "")
-        ended = f"the first steps end at {best:.4g}, with a third of the rate at {end:.4g}"
-        reason = f"{ended}: {'again from the start with' if again else 'training goes on at'} {now}"
-        return RateFinding(CUT**-self.cuts, again, ended, reason, replays=self.replays)
+        rate = CUT * self._highest
+        now = f"{rate:.2g}" + (f" of {rate * CUT**self.cuts:.2g}" if self.cuts else "")
+        reason = f"{seen}: {'again from the start with' if again else 'training goes on at'} {now}"
+        return RateFinding(CUT**-self.cuts, again, seen, reason, replays=self.replays)
 
     def _suspect(self) -> bool:
         """Whether steps seem long, and a duel would leave no trace."""
-        return self.replays and self._start_kept and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
+        return self.replays and self._duels and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
 
     @property
     def _waits(self) -> bool:
         """Whether a duel will decide: steps that are long at first, as those of Adagrad, may be right."""
         last_rise = self._observed - self._steps
-        return self.replays and not self.cuts and self._start_kept and last_rise <= _NEAR - _STEPS
+        return self.replays and not self.cuts and self._duels and last_rise <= _NEAR - _STEPS
+
+    @property
+    def _oldest(self) -> int | None:
+        return self._start_step if self.oldest_step is None else self.oldest_step()
 
     @property
     def _start_kept(self) -> bool:
-        here = self.oldest_step is None or self.oldest_step() == self._start_step
-        return self._same_start and here
+        return self._start_step is not None and self._oldest == self._start_step
+
+    @property
+    def _duels(self) -> bool:
+        """Whether these first steps can be compared with others."""
+        return self._same_start and self._start_kept
+
+    def _begin(self, step: int) -> None:
+        """The first steps begin here: the run was resumed, or what precedes is not to be returned to."""
+        self._start_step, self._same_start = step, True
+        self._observed = self._steps = 0
+        self._last.clear()
 
     def returned(self, step: int) -> None:
-        """After a rollback to ``step``: runs that begin at different places are not compared."""
-        if self._start_step is not None and step != self._start_step:
-            self._same_start = False
+        """After a rollback to ``step``: the first steps begin again there, or are not compared."""
+        self._same_start = step == self._start_step
+        if self._same_start and self._observed:
+            self._restart()
+
+    def changed(self) -> None:
+        """The loss changes on purpose: that of before is no measure, and no reason to return to it."""
+        self._same_start, self._start_step = False, None
+        self.open = self.open and self._tried
 
     def _too_high(self, start: float, level: float) -> RateFinding:
         lowest = min(self._lowest, start)

@@ -132,6 +132,7 @@ class Recorder:
             samples=traces.samples[:MAX_SAMPLES],
             bad_samples=traces.bad_samples,
             excluded_samples=evidence.excluded_samples,
+            by_rate=evidence.decision.by_rate and verdict.kind != "warning",
         )
         if self._journal is not None:
             self._journal.incident(incident)

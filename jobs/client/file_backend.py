@@ -15,7 +15,7 @@ from jobs.client.backend import Backend, Wanted
 from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.job_files import JobFiles
 from jobs.client.models import ENDED, CheckpointInfo, Event, JobInfo, JobList, Series
-from jobs.report.words import event
+from jobs.observability.event_line import event
 from jobs.run_dir.incidents import NewIncidents
 from jobs.run_dir.plain_file import open_plain
 

@@ -7,6 +7,7 @@
 ``command``: passes a command to a job through the hub
 ``counter_carryover``: keeps counters from falling at a restart
 ``console``: the live display in a terminal
+``event_line``: an incident as one line
 ``driver_events``: what the driver receives from the hub, and Ctrl-C
 ``gpu``: memory and utilization of the GPU
 ``profile``: a trace of a few steps

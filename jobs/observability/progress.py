@@ -17,9 +17,9 @@ from guard.rows import JsonlWriter
 from guard.trackers import Trackers
 from jobs.observability.counter_carryover import CounterCarryover
 from jobs.observability.early_stopping import EarlyStopping
+from jobs.observability.event_line import event as event_text
 from jobs.observability.gpu import GpuUse
 from jobs.observability.hub import CHECKPOINT, STOP, HubLink
-from jobs.report.words import event as event_text
 from jobs.run_dir.jsonl import cut_back
 from jobs.run_dir.paths import RunDir
 from jobs.spec.job_spec import JobSpec

@@ -4,7 +4,7 @@ import math
 
 from guard.records import Incident
 from jobs.report.formats import listing, number, plural
-from jobs.report.words import RATE_TOO_HIGH
+from jobs.report.words import RATE_TOO_HIGH, by_rate
 
 _OUTCOMES = {
     "recovered": "Nothing to do: the run recovered. If it comes back, lower optimizer.lr.",
@@ -36,7 +36,8 @@ def advice(incident: Incident) -> str:
 
 def _rate(incident: Incident) -> str:
     if RATE_TOO_HIGH not in incident.reason:
-        return ""
+        compares = "Nothing to do: two learning rates were compared, and the run follows the better one."
+        return compares if by_rate(incident) else ""
     if incident.verdict == "warning":
         return "Start again with the lower optimizer.lr that it names, or set guard.rate to act."
     factor = incident.recovery.rate_factor if incident.recovery is not None else None

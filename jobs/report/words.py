@@ -1,7 +1,7 @@
 """What happened, in sentences. Pure functions from an incident, or the run's figures, to English."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TypeGuard
 
 from guard.records import CooldownInfo, Incident, LayerEvidence, RankEvidence
@@ -39,7 +39,7 @@ SHADOW = "The guard was in shadow mode: it reported what it found and changed no
 
 
 RATE_TOO_HIGH = "times too high"
-"""In the reason of an incident: the guard has cut the rate."""
+"""In the reason of an incident: the guard has cut the rate, or names a lower one."""
 
 
 def journal_missing(anomalies: int) -> str:
@@ -63,6 +63,8 @@ def signal_name(signal: str) -> str:
 
 def title(incident: Incident) -> str:
     """A headline: `Loss spike at step 1,204`."""
+    if by_rate(incident):
+        return "Learning rate changed" + _at(incident)
     signal = signal_name(incident.signal)
     kinds = {
         "nonfinite": "non-finite",
@@ -72,8 +74,21 @@ def title(incident: Incident) -> str:
     }
     kind = "vanishing" if incident.verdict == "vanishing" else kinds.get(incident.verdict)
     what = f"{kind} {signal}" if kind else f"{signal} {incident.verdict}".strip()
-    at = f" at step {count(incident.step)}" if incident.step is not None else ""
-    return f"{what[0].upper()}{what[1:]}{at}"
+    return f"{what[0].upper()}{what[1:]}{_at(incident)}"
+
+
+def _at(incident: Incident) -> str:
+    return f" at step {count(incident.step)}" if incident.step is not None else ""
+
+
+def by_rate(incident: Incident) -> bool:
+    """Whether the guard tried, cut or restored the learning rate: the signal may be as usual."""
+    return incident.by_rate or (RATE_TOO_HIGH in incident.reason and incident.rolled_back)
+
+
+def reason(incident: Incident) -> str:
+    """The reason as a sentence."""
+    return f"{incident.reason[0].upper()}{incident.reason[1:]}."
 
 
 def badge(incident: Incident) -> str:
@@ -101,60 +116,11 @@ def badge(incident: Incident) -> str:
 
 def story(incident: Incident) -> list[str]:
     """The incident from cause to outcome, a sentence an entry."""
+    parts: tuple[Callable[[Incident], str], ...]
     parts = (seen, first, layers, ranks, samples, corrected, action, outcome)
+    if by_rate(incident):
+        parts = (reason, action, outcome)
     return [sentence for part in parts if (sentence := part(incident))]
-
-
-def event(incident: Incident, places: Sequence[str] = ()) -> tuple[str, str]:
-    """Level and text of an incident as one line, for a log or a stream of events.
-
-    Args:
-        incident: as the guard made it, or as it was read back.
-        places: node and device of each rank, where known.
-    """
-    value = "" if incident.value is None else f" {incident.value:.4g}"
-    baseline = f" (baseline {incident.baseline:.4g})" if _finite(incident.baseline) else ""
-    text = f"step {incident.step}: {incident.verdict}, {incident.signal}{value}{baseline}"
-    level, done = _event(incident, places)
-    return level, f"{text}: {done}" if done else text
-
-
-def named_ranks(ranks: Sequence[int], places: Sequence[str] = ()) -> str:
-    """``rank 1 (node 3f2a, cpu)``, for each; rank -1 is unknown."""
-    named = [f"rank {r} ({places[r]})" if 0 <= r < len(places) else f"rank {r}" for r in ranks if r >= 0]
-    return ", ".join(named) or "an unknown rank"
-
-
-def _event(incident: Incident, places: Sequence[str]) -> tuple[str, str]:
-    """Level, and what was done."""
-    if incident.signal == "replicas":
-        return "error", incident.reason
-    if incident.faulty_ranks:
-        return "error", f"hardware fault on {named_ranks(incident.faulty_ranks, places)}; computed again"
-    if incident.excluded_ranks:
-        excluded = named_ranks(incident.excluded_ranks, places)
-        return "warning", f"{excluded} excluded, because the data stays bad"
-    if incident.excluded_samples:
-        return "warning", incident.reason
-    if incident.action == "rolled_back":
-        back = f"rolled back {incident.steps_lost} steps to step {incident.rolled_back_to}"
-        return "error", f"{_bad_rank(incident)}{back}{_bad_sample(incident)}"
-    if incident.action == "skipped":
-        return "warning", f"{_bad_rank(incident)}step skipped{_bad_sample(incident)}"
-    if incident.action == "halted":
-        return "error", f"halted, {incident.reason}"
-    if incident.dropped_micro_batches or incident.verdict in ("vanishing", "warning"):
-        return "warning", incident.reason
-    return "warning", incident.action if incident.would is None else f"would {incident.would}"
-
-
-def _bad_rank(incident: Incident) -> str:
-    bad = len(incident.ranks) > 1 and incident.ranks[0].nonfinite
-    return f"from rank {incident.ranks[0].rank}: " if bad else ""
-
-
-def _bad_sample(incident: Incident) -> str:
-    return f", bad sample {incident.bad_samples[0].sample}" if incident.bad_samples else ""
 
 
 def seen(incident: Incident) -> str:
@@ -189,7 +155,7 @@ def first(incident: Incident) -> str:
 def corrected(incident: Incident) -> str:
     """What was found and corrected before it could do harm."""
     if incident.signal == "replicas":
-        return f"{incident.reason[0].upper()}{incident.reason[1:]}."
+        return reason(incident)
     if incident.faulty_ranks:
         where = "on an unidentified rank"
         if min(incident.faulty_ranks) >= 0:
@@ -206,7 +172,7 @@ def corrected(incident: Incident) -> str:
         dropped = plural(incident.dropped_micro_batches, "micro-batch", "micro-batches")
         return f"{dropped} not finite: dropped."
     if incident.verdict == "warning" or incident.reason.startswith(("no gradient", "the gradient")):
-        return f"{incident.reason[0].upper()}{incident.reason[1:]}."
+        return reason(incident)
     return ""
 
 
@@ -273,6 +239,8 @@ def action(incident: Incident) -> str:
 
 
 def _applied(incident: Incident) -> str:
+    if by_rate(incident):
+        return "The guard applied the step."
     if incident.excluded_ranks:
         return "The guard applied the step without it and excluded it from then on."
     if incident.faulty_ranks or incident.excluded_samples or incident.dropped_micro_batches:
@@ -367,10 +335,8 @@ def _rollback(incident: Incident) -> str:
     clauses = [f"rolled back{lost}{target}"]
     if incident.recovery is not None:
         clauses += _recovery(incident.recovery)
-    failed = incident.verdict != "spike" and incident.reason
+    failed = incident.verdict != "spike" and not by_rate(incident) and incident.reason
     before = f"Skipping did not help: {incident.reason}. " if failed else ""
-    if RATE_TOO_HIGH in incident.reason:
-        before = f"{incident.reason[0].upper()}{incident.reason[1:]}. "
     return f"{before}The guard {listing(clauses)}."
 
 

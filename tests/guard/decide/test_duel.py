@@ -1,9 +1,10 @@
-"""Two rates from one start: the lower one wins beyond chance, on two ranks and after a resume too."""
+"""Two rates from one start: the lower one wins beyond chance, whatever happens in the middle of the duel."""
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -25,6 +26,8 @@ from tests.guard.ranks import on_ranks
 STEPS = 60
 SEEMS = 0.2
 """A rate that only seems too high."""
+TOO_HIGH = 2.0
+"""One that is cut on evidence, before its duel."""
 
 
 class Run:
@@ -32,6 +35,7 @@ class Run:
 
     def __init__(self, rate: float, mode: str = "act", *, rank: int | None = None) -> None:
         torch.manual_seed(1)
+        self.rate = rate
         model = Text(dropout=0.1)
         self.model = model if rank is None else DistributedDataParallel(model)
         self.data = Excerpts(1 if rank is None else 10 + rank)
@@ -39,11 +43,11 @@ class Run:
         self.guard = GradientGuard(self.model, self.optimizer, {"rate": mode}, data=self.data)
         self.reports: list[StepReport] = []
 
-    def attempt(self) -> StepReport:
-        texts = self.data.batch()
+    def attempt(self, *, bad: bool = False) -> StepReport:
+        texts, factor = self.data.batch(), math.nan if bad else 1.0
         self.optimizer.zero_grad()
-        self.guard.backward(loss_of(self.model, texts))
-        self.reports.append(self.guard.step(lambda: loss_of(self.model, texts)))
+        self.guard.backward(factor * loss_of(self.model, texts))
+        self.reports.append(self.guard.step(lambda: factor * loss_of(self.model, texts)))
         return self.reports[-1]
 
     def until(self, steps: int = STEPS) -> Run:
@@ -55,6 +59,10 @@ class Run:
         while not (self.guard.steps == 20 and self.guard.totals.rollbacks["memory"] == 1):
             self.attempt()
         return self
+
+    def end(self) -> float:
+        """The mean of the last losses."""
+        return sum(report.loss for report in self.reports[-10:]) / 10
 
     @property
     def returns(self) -> list[str]:
@@ -80,17 +88,102 @@ def test_two_ranks_end_a_duel_alike_and_as_if_nothing_had_been_tried(tmp_path: P
     assert not differences(first[0], first[2])
 
 
-def test_a_run_that_is_resumed_while_a_third_is_tried_gets_its_rate_back_and_says_so() -> None:
-    whole = Run(SEEMS).until_a_third_is_tried()
-    resumed = Run(SEEMS)
-    for fresh, saved in zip(resumed.parts(), whole.parts(), strict=True):
+def resumed(run: Run) -> Run:
+    """Another one, from the state of this one."""
+    again = Run(run.rate)
+    for fresh, saved in zip(again.parts(), run.parts(), strict=True):
         fresh.load_state_dict(copy.deepcopy(saved.state_dict()))
-    assert resumed.guard.steps == 20
-    resumed.until(80)
-    assert "again from the start with 0.2" in whole.until().returns[-1]
-    assert "training goes on at 0.2" in resumed.returns[-1]
-    assert resumed.reports[-1].rate_factor == 1.0
-    assert not any(report.action == "rolled_back" for report in resumed.reports)
+    return again
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Run:
+    return Run(SEEMS).until()
+
+
+@pytest.fixture(scope="module")
+def undisturbed_cut() -> Run:
+    return Run(TOO_HIGH).until()
+
+
+def test_a_run_that_is_resumed_while_a_third_is_tried_gets_its_rate_back_and_says_so() -> None:
+    again = resumed(Run(SEEMS).until_a_third_is_tried())
+    assert again.guard.steps == 20
+    again.until(80)
+    (compared,) = again.returns
+    assert re.fullmatch(r".* end at 2\.7\d+, .* third of the rate at 2\.8\d+: .* goes on at 0\.2", compared)
+    assert again.reports[-1].rate_factor == 1.0
+    assert not any(report.action == "rolled_back" for report in again.reports)
+
+
+def test_a_run_that_is_resumed_in_its_first_steps_has_its_duel_from_there() -> None:
+    again = resumed(Run(SEEMS).until(20)).until(80)
+    assert [report.rolled_back_to for report in again.reports if report.action == "rolled_back"] == [20, 20]
+    assert "again from the start with 0.2" in again.returns[-1]
+    assert again.reports[-1].rate_factor == 1.0
+
+
+@pytest.mark.parametrize("after", [4, 6])
+def test_a_run_whose_rate_was_cut_ends_as_well_wherever_in_its_duel_it_is_resumed(
+    after: int, undisturbed_cut: Run
+) -> None:
+    run = Run(TOO_HIGH)
+    for _ in range(20 * after):
+        run.attempt()
+    again = resumed(run).until()
+    assert again.reports[-1].rate_factor == pytest.approx(undisturbed_cut.reports[-1].rate_factor, rel=0.01)
+    assert again.end() < 1.05 * undisturbed_cut.end()
+
+
+@pytest.mark.parametrize("attempt", [48, 90])
+def test_a_batch_that_is_not_finite_does_not_decide_a_duel(attempt: int, undisturbed: Run) -> None:
+    run = Run(SEEMS)
+    while run.guard.steps < STEPS:
+        run.attempt(bad=len(run.reports) == attempt)
+    assert [report.action for report in run.reports].count("skipped") == 1
+    ends = [reason.rpartition(":")[2] for reason in undisturbed.returns]
+    assert [reason.rpartition(":")[2] for reason in run.returns] == ends
+    assert run.reports[-1].rate_factor == 1.0
+
+
+def test_snapshots_in_the_middle_leave_the_start_where_it_is(undisturbed: Run) -> None:
+    run = Run(SEEMS)
+    while run.guard.steps < STEPS:
+        if run.attempt().step % 10 == 5:
+            run.guard.snapshot()
+    assert run.returns == undisturbed.returns
+    assert not differences(dict(run.model.state_dict()), dict(undisturbed.model.state_dict()))
+
+
+@pytest.mark.parametrize(("attempt", "returns"), [(30, 0), (70, 2)])
+def test_after_a_change_on_purpose_nothing_is_compared_and_a_rate_on_trial_is_restored(
+    attempt: int, returns: int
+) -> None:
+    run = Run(SEEMS)
+    while run.guard.steps < STEPS:
+        if len(run.reports) == attempt:
+            run.guard.expect_change("other data")
+        run.attempt()
+    assert len(run.returns) == returns
+    assert run.reports[-1].rate_factor == 1.0
+    if returns:
+        assert run.returns[-1].endswith("cannot be compared: training goes on at 0.2")
+        assert [report.rate_factor for report in run.reports[70:72]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("attempt", [30, 70])
+def test_steps_that_an_incident_undid_are_not_compared(attempt: int) -> None:
+    run = Run(SEEMS)
+    while run.guard.steps < STEPS:
+        if len(run.reports) == attempt:
+            with torch.no_grad():
+                run.model.head.weight.add_(torch.randn_like(run.model.head.weight), alpha=30.0)
+        run.attempt()
+    undone = [i for i, report in enumerate(run.reports) if report.action == "rolled_back"]
+    judged = [i for i, report in enumerate(run.reports) if "end at" in getattr(report.incident, "reason", "")]
+    assert min(abs(i - attempt) for i in undone) < 4, "the incident is rolled back"
+    assert all(judged[-1] - i > 50 for i in undone if i < judged[-1]), "50 steps in a row"
+    assert run.reports[-1].rate_factor == 1.0
 
 
 def climbing(rule: StartRate, losses: Sequence[float], rate: float = 0.9) -> list[tuple[int, str]]:
@@ -163,9 +256,16 @@ def test_losses_that_differ_by_chance_alone_seldom_count_as_lower() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_loss_that_is_not_finite_never_wins(bad: float) -> None:
-    assert not ends_lower([*times(0.5)[1:], bad], times(1.0), cut=False)
-    assert not ends_lower([*times(0.5)[1:], bad], times(1.0), cut=True)
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_batch_that_is_not_finite_decides_nothing_and_a_run_of_them_never_wins(
+    bad: float, cut: bool
+) -> None:
+    for place in (0, 15, 19):
+        new, before = times(0.5), times(1.0)
+        assert ends_lower([*new[:place], bad, *new[place + 1 :]], before, cut=cut)
+        assert ends_lower(new, [*before[:place], bad, *before[place + 1 :]], cut=cut)
+        assert not ends_lower(before, [*new[:place], bad, *new[place + 1 :]], cut=cut)
+    assert not ends_lower([*times(0.5)[:7], *[bad] * 13], times(1.0), cut=cut)
 
 
 def test_where_the_rate_before_is_known_to_be_too_high_three_percent_are_enough() -> None:

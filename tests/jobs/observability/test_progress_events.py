@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from guard import FaultConfig, FaultInjector, GradientGuard, GuardConfig, StepReport
-from jobs.report.words import event
+from jobs.observability.event_line import event
 
 
 def reports(fault: dict[str, Any], steps: int = 40) -> list[StepReport]:

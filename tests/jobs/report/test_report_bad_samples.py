@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from guard import Incident
+from jobs.observability.event_line import event
 from jobs.report import words
 from jobs.report.bad_samples import MOST_OFFENDERS, offenders
 from jobs.report.page import write_page
@@ -62,5 +63,5 @@ def test_the_story_says_what_goes_without_the_sample_and_what_was_excluded():
 
 
 def test_one_line_names_the_sample():
-    _, line = words.event(Incident.from_row(incident(1, bad(17))))
+    _, line = event(Incident.from_row(incident(1, bad(17))))
     assert line.endswith("step skipped, bad sample 17")

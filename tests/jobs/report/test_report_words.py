@@ -3,7 +3,9 @@ import math
 import pytest
 
 from guard import Incident
+from jobs.observability.event_line import event
 from jobs.report import words
+from jobs.report.advice import advice
 from jobs.report.formats import accuracy, duration, listing, number, percent, times
 from jobs.run_dir.incidents import join_outcomes
 from tests.jobs.report.report_fixture import nan_incident, rollback_incident
@@ -38,6 +40,22 @@ def test_nan_names_the_rank_and_states_that_nothing_was_changed():
         "The batch held samples 1000–1063. "
         "The guard skipped the step: weights, optimizer and statistics are untouched."
     )
+
+
+def test_a_rate_that_is_tried_is_no_spike_of_a_loss_that_is_as_usual():
+    changes = {"by_rate": True, "reason": "the first steps end at 2.7: from the start with 0.1 of 0.3"}
+    recovery = {"lr_scale": 1 / 3, "rate_factor": 1 / 3, "data": "replay"}
+    row = {**rollback_incident(2), **changes, "value": 2.7, "recovery": recovery}
+    assert story(row, RECOVERED) == (
+        "The first steps end at 2.7: from the start with 0.1 of 0.3. "
+        "The guard rolled back 26 steps to step 125, keeps the learning rate at 33 % of its schedule "
+        "and replayed the same data. Recovered in 52 steps."
+    )
+    incident = Incident.from_row(row)
+    assert words.title(incident) == "Learning rate changed at step 151"
+    line = f"step 151: {changes['reason']}; rolled back 26 steps"
+    assert event(incident) == ("warning", line)
+    assert advice(incident).startswith("Nothing to do: two learning rates were compared")
 
 
 @pytest.mark.parametrize(
