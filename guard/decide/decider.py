@@ -45,7 +45,7 @@ _RELEARN_STEPS = 50
 """After a level has been accepted; two windows of the level."""
 _MILD = 2.0
 """Times the first loss: up to that a lone outlier shows nothing about the weights."""
-_FIRST = 1.25
+_FIRST = 1.1
 """Times the first level: the loss of the first weights, from which it has fallen until a level is known."""
 _NEW_WEIGHTS = 4.0
 """Times the first level: the loss of new weights amid others that have grown is above that of fresh ones."""
@@ -223,7 +223,8 @@ class Decider:
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
         changed = agreed.changed % FROZEN
-        loaded = changed > 0 and self.detector.had_before(agreed.loss, _FIRST if changed < 2 else _NEW_WEIGHTS)
+        most = _FIRST if changed < 2 else _NEW_WEIGHTS
+        loaded = changed > 0 and self.detector.had_before(agreed.loss, most)
         persists = self.new_level.observe(ratio, agreed.loss, attempt, step, normal=normal, changed=loaded)
         if persists:
             self.ladder.give_back(self.new_level.accepted())
