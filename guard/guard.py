@@ -22,6 +22,7 @@ from guard.agree.rank_failure import raises_rank_lost, report_exit, report_failu
 from guard.agree.settings import RankSettings, Settings
 from guard.arguments import (
     WrappedOptimizer,
+    as_callable,
     as_config,
     as_journal,
     as_metrics,
@@ -206,7 +207,7 @@ class GradientGuard:
             restore: loads a healthy state of the given step or an earlier one, of all but the guard, on every
                 rank alike, and returns its step; None where there is none: the snapshot is then used again.
         """
-        self._state.restore = restore
+        self._state.restore = as_callable(restore, "restore", "pass a function of a step")
 
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
@@ -284,7 +285,7 @@ class GradientGuard:
             RankDivergence: on all ranks, when their decision states differ, or their gradients did.
             GuardError: if ``backward`` was not called.
         """
-        self._wrapped.check_step()
+        self._wrapped.check_step(closure)
         again = None if closure is None else partial(self._backward.again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is

@@ -71,7 +71,7 @@ class SpikeDetector:
     """
 
     def __init__(self, config: DetectConfig | None = None) -> None:
-        self.config = config = config or DetectConfig()
+        self.config = config = DetectConfig.model_validate(config or {})
         least_norm = math.log1p(config.min_excess_norm)
         self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True, of_batch=True)
         self._grad = RobustBaseline(config, least_norm, of_batch=True)
