@@ -310,7 +310,7 @@ class WrappedOptimizer:
         self.inner: Optimizer = optimizer if self._state is None else optimizer.optimizer  # type: ignore[attr-defined]
 
     def check_step(self, closure: Any) -> None:
-        """Raises GuardError for a closure that cannot be called, and within Accelerate's ``accumulate`` before
+        """Raises GuardError for a closure that is none, within Accelerate's ``accumulate`` also before
         the last micro-batch of a step."""
         as_callable(closure, "closure", "a loss goes to guard.backward(loss), before guard.step()")
         if self._state is not None and not self._state.sync_gradients:
