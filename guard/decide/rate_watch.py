@@ -22,12 +22,16 @@ class RateWatch:
 
     Args:
         layers: weight matrices of the network.
+        shortens: whether the optimizer's steps become shorter without a schedule, as those of Adagrad, which
+            divides by the root of the sum of all squares: they are judged when they have.
     """
 
-    def __init__(self, config: GuardConfig, ladder: EscalationLadder, layers: int) -> None:
+    def __init__(
+        self, config: GuardConfig, ladder: EscalationLadder, layers: int, *, shortens: bool = False
+    ) -> None:
         self._config, self._ladder = config, ladder
         self._acts = config.rate == "act" and config.mode == "exact"
-        self.start = StartRate(open=config.rate != "off" and config.mode != "off")
+        self.start = StartRate(open=config.rate != "off" and config.mode != "off", shortens=shortens)
         self.climbing = Climbing(layers)
         self.advice = 1.0
         """What the learning rate should be multiplied by, where the guard may not."""
@@ -101,7 +105,7 @@ class RateWatch:
         if decision.rung == "rollback":
             self._ladder.give_back(1)
         if finding.again:
-            self.climbing.relearn()  # what the first steps reached, perhaps at another rate, is void
+            self.climbing.start_again()  # what the first steps reached, perhaps at another rate, is void
         kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
         rung: Rung = "rollback" if finding.again else "apply"
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
