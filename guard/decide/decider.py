@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 
 from guard.act.outside import FROZEN
 from guard.clip.make import make_clipper
@@ -80,7 +80,9 @@ class Decider:
         self._changed: tuple[int, int] = (0, 0)
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
-        self.rate = RateWatch(config, self.ladder, layers(parameters))
+        self.rate = RateWatch(
+            config, self.ladder, layers(parameters), shortens=isinstance(optimizer, Adagrad)
+        )
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._any_idle = True
