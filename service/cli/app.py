@@ -12,6 +12,7 @@ from typer import Option
 
 from guard.logs.log import TraceError
 from jobs.errors import FAILED, INTERRUPTED, JobError, exit_code_of
+from jobs.observability.terminal import show_any_text
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.audit import audit
@@ -158,6 +159,7 @@ def _end_by_ctrl_c() -> None:
 def main() -> None:
     """Runs the command; bad input is one line and an exit code, never a traceback."""
     _end_by_ctrl_c()
+    show_any_text()
     if os.environ.get("COLUMNS") == "0":  # rich would print nothing
         del os.environ["COLUMNS"]
     try:
