@@ -260,8 +260,19 @@ def check_change(reason: str, steps: int) -> None:
     """Raises GuardError for a change that cannot be announced."""
     if not isinstance(steps, int) or steps < 1:
         raise GuardError(f"steps is {steps!r}: expect a change for at least 1 step")
-    if not isinstance(reason, str):
+    if not isinstance(reason, str) or not reason.strip():
         raise GuardError(f'reason is {reason!r}: write what changes, as in expect_change("smoothing on")')
+
+
+def as_callable(given: Any, name: str, hint: str) -> Any:
+    """What the guard is to call, if it can be called; None where there is none.
+
+    Raises:
+        GuardError: it cannot.
+    """
+    if given is None or callable(given):
+        return given
+    raise GuardError(f"{name} is a {type(given).__name__}: {hint}")
 
 
 def check_saved(state: Any) -> None:
@@ -298,8 +309,10 @@ class WrappedOptimizer:
         self._state = getattr(optimizer, "gradient_state", None)
         self.inner: Optimizer = optimizer if self._state is None else optimizer.optimizer  # type: ignore[attr-defined]
 
-    def check_step(self) -> None:
-        """Raises GuardError within Accelerate's ``accumulate`` before the last micro-batch of a step."""
+    def check_step(self, closure: Any) -> None:
+        """Raises GuardError for a closure that is none, within Accelerate's ``accumulate`` also before
+        the last micro-batch of a step."""
+        as_callable(closure, "closure", "a loss goes to guard.backward(loss), before guard.step()")
         if self._state is not None and not self._state.sync_gradients:
             raise GuardError(
                 "Accelerate still accumulates gradients: write guard.backward(loss, weight=1 / "

@@ -169,6 +169,10 @@ class DeferredStepPipeline(StepPipeline):
             self._watch(report)
         return report
 
+    def judge_late(self) -> None:
+        if isinstance(self._late, Launched):
+            self._late = self._resolve(self._late, time.perf_counter())
+
     def late(self) -> dict[str, Any] | None:
         return self._late.state_dict() if isinstance(self._late, Launched) else None
 

@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from guard.act.accumulation import GradAccumulation
 from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
+from guard.act.untouched import kept_weights
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_exit, report_failure
 from guard.agree.settings import RankSettings, Settings
 from guard.arguments import (
     WrappedOptimizer,
+    as_callable,
     as_config,
     as_journal,
     as_metrics,
@@ -39,8 +41,7 @@ from guard.config import GuardConfig
 from guard.decide.bad_samples import SampleClosure, Samples, SampleSearch
 from guard.decide.decider import Decider
 from guard.decide.recompute import BatchReplayer
-from guard.deferred_step import DeferredStepPipeline, resolve_saved
-from guard.errors import GuardError
+from guard.deferred_step import resolve_saved
 from guard.hooks import ForwardHook
 from guard.observe.local_norms import CommHook, find_ddp, give_hook, local_norms
 from guard.observe.noise_scale import NoiseEstimate
@@ -103,7 +104,7 @@ class GradientGuard:
         report_exit()
         self._wrapped = WrappedOptimizer(optimizer)
         optimizer = self._wrapped.inner
-        states = as_states(state)
+        states, self._model = as_states(state), model
         check_optimizer(model, optimizer)
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         asked = as_config(config)
@@ -207,7 +208,7 @@ class GradientGuard:
             restore: loads a healthy state of the given step or an earlier one, of all but the guard, on every
                 rank alike, and returns its step; None where there is none: the snapshot is then used again.
         """
-        self._state.restore = restore
+        self._state.restore = as_callable(restore, "restore", "pass a function of a step")
 
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""
@@ -285,7 +286,7 @@ class GradientGuard:
             RankDivergence: on all ranks, when their decision states differ, or their gradients did.
             GuardError: if ``backward`` was not called.
         """
-        self._wrapped.check_step()
+        self._wrapped.check_step(closure)
         again = None if closure is None else partial(self._backward.again, closure)
         if again is not None and not self._state.checks.pending:
             again()  # as torch.optim has it: the closure is all there is
@@ -316,16 +317,17 @@ class GradientGuard:
         self._parts.decider.expect_change(self._pipeline.step, steps)
         self._parts.recorder.change(reason, step=self.steps, attempt=self.attempts, steps=steps)
 
+    @raises_rank_lost
     def adopt_state(self) -> None:
         """Makes the present weights and buffers the healthy state: no rollback goes beyond it.
 
-        Call it on every rank after changing them (best weights loaded, a codebook restarted).
-
-        Raises:
-            GuardError: a step is in flight on the device.
+        Call it on every rank after changing them (best weights loaded, a codebook restarted). A step in
+        flight on the device is judged first: the next call of ``step`` or ``flush`` reports it. Raises as
+        ``step`` does.
         """
-        if isinstance(self._pipeline, DeferredStepPipeline) and self._pipeline.in_flight:
-            raise GuardError("a step is in flight on the device: call guard.flush() before changing them")
+        if self._pipeline.in_flight:
+            with kept_weights(self._model, self._parts.observer.parameters):
+                self._pipeline.judge_late()
         self.expect_change("state adopted")
         self._state.start(self._pipeline.step)
         self._state.outside.watch()

@@ -61,6 +61,11 @@ class StepPipeline:
         return self.step
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a step has been launched whose outcome has not been read."""
+        return False
+
+    @property
     def by_host(self) -> bool:
         """Whether it is known before the backward that the host decides the attempt, and may change it."""
         return self._parts.config.mode == "exact"
@@ -92,6 +97,9 @@ class StepPipeline:
     def flush(self) -> StepReport | None:
         """What has not been reported yet: nothing, since every attempt is reported at once."""
         return None
+
+    def judge_late(self) -> None:
+        """Judges a step in flight; the next call of ``run`` or ``flush`` reports it."""
 
     def late(self) -> dict[str, Any] | None:
         """A step in flight, as plain numbers: ``resolve_saved`` continues with it."""

@@ -4,6 +4,7 @@
 ``accumulation``: micro-batches of one step; a non-finite one is dropped
 ``comm_memory``: what PowerSGD's communication hook remembers, restored after a skip
 ``loop_checks``: mistakes in the loop around the guard
+``other_optimizers``: an optimizer without a guard steps what one watches
 ``frozen``: which frozen weights a snapshot must hold
 ``snapshot``: healthy states in memory
 ``stores``: copies of tensors in reused memory

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from guard.act.other_optimizers import GuardedStep, watch_others
 from guard.errors import GuardError
 from guard.observe.shards import local, version
 
@@ -89,7 +90,7 @@ class LoopChecks:
         *,
         active: bool = True,
     ) -> None:
-        self._parameters = parameters
+        self.parameters = parameters
         self._scaler = scaler
         self._had_gradient = False
         self.inside = False
@@ -108,6 +109,7 @@ class LoopChecks:
         self._active = active
         if active:
             _register(optimizer, _StepHook(self))
+            watch_others(self)
 
     def on_optimizer_step(self) -> None:
         """The optimizer steps, by whomever.
@@ -124,6 +126,21 @@ class LoopChecks:
             )
         if self._steps:
             self._warn("optimizer.step() was called outside of guard.step(): that step is not guarded")
+
+    def on_other_step(self, optimizer: Optimizer) -> None:
+        """Another optimizer, which no guard steps, steps some of the parameters.
+
+        Raises:
+            GuardError: with gradients that are the guard's to use.
+        """
+        named = f"{type(optimizer).__name__}.step() of an optimizer that has no guard"
+        if self.pending or self._unchanged():
+            raise GuardError(
+                f"{named} was called beside this guard, on parameters that it watches: for a new optimizer "
+                "make a new guard, GradientGuard(model, optimizer), and call only its guard.step()"
+            )
+        if self._steps:
+            self._warn(f"{named} changed parameters that a guard watches: that step is not guarded")
 
     def before_backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Looks at the loss, which backward multiplies with ``weight``, and at what the step before has left.
@@ -161,14 +178,14 @@ class LoopChecks:
 
     def begin_closure(self) -> int:
         """A closure starts: how many losses were noted before it."""
-        gradients = [parameter.grad for parameter in self._parameters]
+        gradients = [parameter.grad for parameter in self.parameters]
         self._before_closure = [(g, 0 if g is None else version(g)) for g in gradients]
         return self.notes
 
     def closure_ran_backward(self) -> bool:
         """Whether gradients have changed since ``begin_closure``."""
         before, self._before_closure = self._before_closure, []
-        pairs = zip(self._parameters, before, strict=True)
+        pairs = zip(self.parameters, before, strict=True)
         now = [(p.grad, g, seen) for p, (g, seen) in pairs if p.grad is not None]
         return any((g is not old or version(g) != seen) and _nonzero(g) for g, old, seen in now)
 
@@ -177,7 +194,7 @@ class LoopChecks:
         self.pending = False
         self._steps += 1
         self._used = None
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if (gradient := parameter.grad) is not None:
                 self._used = parameter, weakref.ref(gradient), version(gradient)
                 break
@@ -210,7 +227,7 @@ class LoopChecks:
         gradient = parameter.grad
         if gradient is None or gradient is not used() or version(gradient) != seen:
             return False
-        return _nonzero(gradient) and any(parameter is p for p in self._parameters)
+        return _nonzero(gradient) and any(parameter is p for p in self.parameters)
 
     def _check_scale(self, loss: Tensor) -> None:
         factors = [f for f in _factors(loss) if isinstance(f, Tensor) and f.dtype is torch.float32]
@@ -242,7 +259,7 @@ def _nonzero(gradient: Tensor) -> bool:
     return bool((part._values() if part.is_sparse else part).any())
 
 
-class _StepHook:
+class _StepHook(GuardedStep):
     """The optimizer's pre-step hook; it keeps neither the checks nor the guard alive."""
 
     def __init__(self, checks: LoopChecks) -> None:

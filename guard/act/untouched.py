@@ -1,4 +1,4 @@
-"""Computes with a model beside the step: gradients, buffers and random numbers are then as they were."""
+"""What runs inside leaves gradients, buffers, weights or random numbers as they were."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from guard.act import rng
 from guard.act.buffers import Buffers
+from guard.act.stores import TensorStore
 from guard.observe.local_norms import find_ddp
 
 
@@ -35,6 +36,21 @@ def untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         rng.restore(generators)
+
+
+@contextmanager
+def kept_weights(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Weights and buffers are as before once what runs inside has ended, unless it raises.
+
+    Memory: a copy of both.
+    """
+    buffers, weights = Buffers(model), TensorStore()
+    before = buffers.read()
+    kept = [None if buffer is None else buffer.detach().clone() for buffer in before]
+    weights.save(parameters)
+    yield
+    weights.restore(parameters)
+    _restore(buffers, before, kept)
 
 
 @contextmanager

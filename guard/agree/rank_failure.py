@@ -68,6 +68,7 @@ def _report_ending() -> None:
 
 def report_failure(error: BaseException) -> None:
     """Writes this rank's cause to the store, where the other ranks look for it; nothing with one rank."""
+    error = error if isinstance(error, BaseException) else RuntimeError(str(error))
     stores = [(default_store(), dist.get_rank())] if _several() else _kept
     if not stores or isinstance(error, _ON_ALL_RANKS) or getattr(error, _REPORTED, False):
         return

@@ -111,6 +111,8 @@ class SampleSearch:
         if samples is None or self._checked:
             return
         self._checked = True
+        if isinstance(samples, str):
+            raise GuardError(f"samples is {samples!r}: pass the ids of this rank's samples, integers")
         if closure is None:
             raise GuardError("step got samples without a closure: pass one that takes a list of ids")
         try:

@@ -126,6 +126,8 @@ class RobustBaseline:
         self._slack = 0.0
         self._accepted = 0
         self._to_learn = config.min_history
+        self.meaningful = -math.inf
+        """The level when the loss was last above its floor."""
         self.floor = _floor(config.loss_floor) if signed else -math.inf
         """On the log scale; -inf for none, or before it is learned."""
 
@@ -142,7 +144,7 @@ class RobustBaseline:
     @property
     def meaningless(self) -> bool:
         """Whether the signal is below its floor: steps that are longer there gain and lose nothing."""
-        return not self.linear and self.level < self.floor
+        return self.ready and not self.linear and self.level < self.floor
 
     @property
     def gained(self) -> float:
@@ -196,14 +198,17 @@ class RobustBaseline:
         learns = self._signed and not self.linear and self.config.loss_floor is None
         return log(self._FLOOR) if learns and self.floor == -math.inf else self.floor
 
-    def learn(self, measured: Measured, anomalous: bool) -> bool:
+    def learn(self, measured: Measured, anomalous: bool, *, meaningful: bool = False) -> bool:
         """Accepts a value, or quarantines it. True when quarantined values have become the new normal.
 
         Args:
             measured: what ``measure`` returned.
             anomalous: whether the step was called anomalous; its value is then quarantined in any case.
+            meaningful: whether the loss of the step is one that has a meaning.
         """
         ratio, value = measured
+        if meaningful and self.ready:
+            self.meaningful = self.level
         if not self.ready:
             self._learn_first(value)
             return False
@@ -359,6 +364,7 @@ class RobustBaseline:
             "floor": self.floor if math.isfinite(self.floor) else None,
             "origin": self.reference,
             "usual": self.tail_ratio,
+            "meaningful": self.meaningful if math.isfinite(self.meaningful) else None,
             "threshold": self.threshold if math.isfinite(self.threshold) else None,
         }
 
@@ -376,6 +382,8 @@ class RobustBaseline:
         self.ready = bool(state["ready"])
         self.reference = float(state["origin"])
         self.tail_ratio = float(state["usual"])
+        meaningful = state.get("meaningful")
+        self.meaningful = -math.inf if meaningful is None else float(meaningful)
         self.threshold = math.inf if state["threshold"] is None else float(state["threshold"])
         self._slack = self._SLACK * self.threshold
 

@@ -165,6 +165,11 @@ class Climbing:
         self._losses.clear()
         self._lowest, self._moved, self._seen = math.inf, None, 0
 
+    def start_again(self) -> None:
+        """From the first weights: no rate is held any more either."""
+        self.relearn()
+        self.hold, self._cap = 1.0, math.inf
+
     def ignore(self) -> None:
         """The loss climbs by design, at lower rates too: the rate is let go, nothing is found any more."""
         self.by_design, self.hold, self._cap = True, 1.0, math.inf

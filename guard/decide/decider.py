@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 
 from guard.act.outside import FROZEN
 from guard.clip.make import make_clipper
@@ -43,6 +43,10 @@ from guard.types import (
 
 _RELEARN_STEPS = 50
 """After a level has been accepted; two windows of the level."""
+_MILD = 2.0
+"""Times the first loss: up to that a lone outlier shows nothing about the weights."""
+_FIRST = 1.1
+"""Times the first level: the loss of the first weights, from which it has fallen until a level is known."""
 _NEW_WEIGHTS = 4.0
 """Times the first level: the loss of new weights amid others that have grown is above that of fresh ones."""
 _UNSEEN = Observation(math.nan, np.zeros(0))
@@ -76,7 +80,9 @@ class Decider:
         self._changed: tuple[int, int] = (0, 0)
         """The step of the last one, and for how many steps it relearns."""
         self._rates = RateHistory()
-        self.rate = RateWatch(config, self.ladder, layers(parameters))
+        self.rate = RateWatch(
+            config, self.ladder, layers(parameters), shortens=isinstance(optimizer, Adagrad)
+        )
         self._idle = np.zeros(len(names), dtype=np.int64)
         """Steps in a row in which each parameter's gradient was exactly zero."""
         self._any_idle = True
@@ -219,7 +225,8 @@ class Decider:
         on = self.detector.ratios()
         ratio = max(on["loss"], on["grad_norm"])
         changed = agreed.changed % FROZEN
-        loaded = changed > 0 and self.detector.had_before(agreed.loss, 1.0 if changed < 2 else _NEW_WEIGHTS)
+        most = _FIRST if changed < 2 else _NEW_WEIGHTS
+        loaded = changed > 0 and self.detector.had_before(agreed.loss, most)
         persists = self.new_level.observe(ratio, agreed.loss, attempt, step, normal=normal, changed=loaded)
         if persists:
             self.ladder.give_back(self.new_level.accepted())
@@ -251,10 +258,16 @@ class Decider:
     def _instead(self, verdict: Verdict, loss: float, attempt: int, step: int, rose: bool) -> Decision | None:
         """What is right where the weights are not the cause; in shadow nothing is restored or accepted."""
         far = (lambda: True) if rose else self.new_level.moved_far
-        usual = self.detector.had_before(loss)
+        usual, mild = self.detector.had_before(loss), self.detector.had_before(loss, _MILD)
         unknown = self._config.acts and self.detector.first is None
         outlier = self.outliers.instead(
-            verdict, attempt, usual=usual, moved_far=far, unknown=unknown, skipped=self._config.acts
+            verdict,
+            attempt,
+            usual=usual,
+            mild=mild,
+            moved_far=far,
+            unknown=unknown,
+            skipped=self._config.acts,
         )
         if not self._config.acts:
             return outlier

@@ -71,7 +71,7 @@ class SpikeDetector:
     """
 
     def __init__(self, config: DetectConfig | None = None) -> None:
-        self.config = config = config or DetectConfig()
+        self.config = config = DetectConfig.model_validate(config or {})
         least_norm = math.log1p(config.min_excess_norm)
         self._loss = RobustBaseline(config, math.log1p(config.min_excess), signed=True, of_batch=True)
         self._grad = RobustBaseline(config, least_norm, of_batch=True)
@@ -208,10 +208,12 @@ class SpikeDetector:
         """The norm whose ``factor``-fold only an unusual one exceeds; None until there is enough history.
 
         It is the typical norm, unless ordinary norms are often that far above it: where most batches have a
-        gradient near zero, the median is none of those that train.
+        gradient near zero, the median is none of those that train. While the loss is below its floor, it is
+        at least that of the last one above: there the gradients of a healthy run rise a thousandfold.
         """
         level = self._grad
-        return level.unscale(max(level.level, level.peak - math.log(factor))) if level.ready else None
+        above = level.meaningful if self._loss.meaningless else -math.inf
+        return level.unscale(max(level.level, level.peak - math.log(factor), above)) if level.ready else None
 
     def _measure(
         self, loss: float | None, grad_norm: float | None, update_norm: float | None, jump: float | None
@@ -315,7 +317,7 @@ class SpikeDetector:
         if grad is not _ABSENT:
             self._zeros = self._zeros + 1 if grad[1] == LOG_ZERO else 0
             if not self._zeros:
-                self._grad.learn(grad, spike == "grad_norm")
+                self._grad.learn(grad, spike == "grad_norm", meaningful=not self._loss.meaningless)
         if update is not _ABSENT and not self._zeros:  # without a gradient it shows no level either
             self._update.learn(update, spike == "update_norm")
         if buffers is not _ABSENT:
@@ -335,8 +337,7 @@ class SpikeDetector:
             self._linear = loss.linear
             trend.clear()
             self._runaway.clear()
-        verdict = self._drift() or self._vanishing()
-        if verdict is not None:
+        if (verdict := self._drift() or self._vanishing()) is not None:
             trend.clear()
         trend.push(loss.level, self._norm_level() if grad.ready else None)
         return verdict
@@ -382,9 +383,8 @@ class SpikeDetector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state_dict``, of a detector with the same configuration."""
         self._foreseen = None
-        for signal, level in self._levels.items():
-            if signal in state["levels"]:
-                level.load_state_dict(state["levels"][signal])
+        for signal, saved in state["levels"].items():
+            self._levels[signal].load_state_dict(saved)
         norm, norm_before = map(float, state["norms"])
         self._memory = (float(state["evidence"]), norm, norm_before, int(state["surges"]))
         self._rows = int(state["rows"])

@@ -14,8 +14,11 @@ COMPARED = 20
 """Losses at the end of the first steps, in pairs."""
 _LAST = 8
 """Of these the mean, where the rate before is known to be too high."""
-_LOWER, _CLEARLY = 0.98, 0.95
-"""A third of the rate is better where it is below this share; of a rate that was not cut, the second, ..."""
+_LOWER = 0.98
+"""A third of a rate that is known to be too high is better where it is below this share."""
+_CLEARLY, _SHORTENING = 0.05, 0.15
+"""A third of a rate that was not cut is better where it is lower by this share, ...; the second where steps
+shorten by themselves, so that a low rate leads at first."""
 _SURE = 2.0
 """... and by so many standard errors of the mean difference."""
 
@@ -26,13 +29,16 @@ def end_of(losses: Sequence[float]) -> float:
     return fmean(finite[-_LAST:]) if len(finite) >= min(_LAST, len(losses)) > 0 else math.inf
 
 
-def ends_lower(losses: Sequence[float], before: Sequence[float], *, cut: bool) -> bool:
+def ends_lower(
+    losses: Sequence[float], before: Sequence[float], *, cut: bool, shortens: bool = False
+) -> bool:
     """Whether ``losses`` end lower than ``before``, those with three times the rate.
 
     Args:
         losses: of the last steps, at most 20, the newest last.
         before: likewise.
         cut: whether the rate before is known to be too high; else the difference must be beyond chance.
+        shortens: whether steps become shorter without a schedule.
     """
     if cut:
         return end_of(losses) < _LOWER * end_of(before)
@@ -42,4 +48,5 @@ def ends_lower(losses: Sequence[float], before: Sequence[float], *, cut: bool) -
         return False
     gains = [old - new for new, old in kept]
     error = stdev(gains) / math.sqrt(len(gains))
-    return fmean(gains) > max((1 - _CLEARLY) * fmean(old for _, old in kept), _SURE * error)
+    clearly = (_SHORTENING if shortens else _CLEARLY) * fmean(old for _, old in kept)
+    return fmean(gains) > max(clearly, _SURE * error)

@@ -16,6 +16,8 @@ _WITHIN = 8
 """... a third among eight is no chance: what makes them is still there."""
 _OFTEN = 8
 """Bad batches, in a row or not, that come for the ninth time ..."""
+_OFTEN_MILD = 4
+"""... those with a mild loss for the fifth time: clipped, they do no harm, and a rare class is learned ..."""
 _SPAN = 512
 """... in so many attempts are the data's way: to skip them for good would leave them untrained."""
 _SWING = 16
@@ -52,6 +54,7 @@ class Outliers:
         attempt: int,
         *,
         usual: bool,
+        mild: bool = False,
         moved_far: Callable[[], bool],
         unknown: bool = False,
         skipped: bool = False,
@@ -65,6 +68,8 @@ class Outliers:
             verdict: the detector's.
             attempt: its number.
             usual: whether the loss is one that the run began with.
+            mild: whether it is less than twice that. Between normal losses it is that of a rare class, or of
+                a hard batch: weights that are the cause make three in a row.
             moved_far: whether the weights have moved farther than steps explain; measures them.
             skipped: whether outliers are: the same batch then has the same loss again.
             unknown: whether the run has no level yet: high losses between normal ones then belong to it.
@@ -89,13 +94,17 @@ class Outliers:
             return Decision("clip", f"{what}: one batch, which comes {times} times in a row")
         recent = sum(attempt - other < _WITHIN for other in self._last)
         follows = attempt - 1 in self._last
-        often = len(self._begins) == _OFTEN and attempt - self._begins[0] < _SPAN
+        in_a_row = follows and attempt - 2 in self._last
+        series = sum(attempt - begin < _SPAN for begin in self._begins)
         if not follows:
             self._begins.append(attempt)
         self._last.append(attempt)
         ordinary = not on_loss or ratio < _OVERWHELMING or usual or unknown
         # While levels are relearned, a skipped value would be one of those that were seen since.
         few = recent < (_MOST if ordinary else verdict.baseline is not None)
+        mild = mild and on_loss and ratio < _OVERWHELMING and not in_a_row
+        few = few or mild
+        often = series == _OFTEN or (mild and series >= _OFTEN_MILD)
         if often and (few or ordinary) and not moved_far():
             return Decision("clip", f"{what}: one of many, the weights have not moved far")
         if few and not moved_far():

@@ -1,6 +1,6 @@
 """What the loss says about the learning rate: too high from the start, or since it has risen.
 
-With ``rate: act`` it is changed; else a rate to try is named, and nothing changes.
+With ``rate: act`` it is changed; else, and in shadow, a rate to try is named, and nothing changes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ class RateWatch:
 
     Args:
         layers: weight matrices of the network.
+        shortens: whether the optimizer's steps become shorter without a schedule, as those of Adagrad, which
+            divides by the root of the sum of all squares: they are judged when they have.
     """
 
-    def __init__(self, config: GuardConfig, ladder: EscalationLadder, layers: int) -> None:
+    def __init__(
+        self, config: GuardConfig, ladder: EscalationLadder, layers: int, *, shortens: bool = False
+    ) -> None:
         self._config, self._ladder = config, ladder
-        self.start = StartRate(open=config.rate != "off" and config.mode != "off")
+        self._acts = config.rate == "act" and config.mode == "exact"
+        self.start = StartRate(open=config.rate != "off" and config.mode != "off", shortens=shortens)
         self.climbing = Climbing(layers)
         self.advice = 1.0
         """What the learning rate should be multiplied by, where the guard may not."""
@@ -38,7 +43,7 @@ class RateWatch:
             oldest_step: of the oldest snapshot, to which it leads: after a resume that is another one.
             replays: whether its batches can come again, so that a duel leaves no trace.
         """
-        self.start.oldest_step, self.start.replays = oldest_step, replays and self._config.rate == "act"
+        self.start.oldest_step, self.start.replays = oldest_step, replays and self._acts
 
     def needs_start(self) -> bool:
         """Whether the run may still return to its start, which is then kept."""
@@ -76,12 +81,12 @@ class RateWatch:
             travelled: how far the weights are from the first ones.
             way_back: at which share of that way the loss is lowest; called only where a rate is named.
         """
-        alarm = self._config.rate == "act" and decision.rung in ("rollback", "halt")
+        alarm = self._acts and decision.rung in ("rollback", "halt")
         finding = self.start.observe(loss, rate, travelled=travelled, alarm=alarm, step=step)
         if finding is None:
             healthy = verdict.kind == "ok" and decision.rung == "apply" and self._config.rate != "off"
             return self._check_climb(loss, rate, moved, verdict, decision) if healthy else (verdict, decision)
-        if self._config.rate == "act" and can_roll_back:
+        if self._acts and can_roll_back:
             return self._change_rate(finding, verdict, decision)
         return self._advise(finding, verdict, decision, rate, way_back())
 
@@ -92,7 +97,7 @@ class RateWatch:
         self.start.open = False
         named = finding.named if share is None else max(CUT, 1 / share)
         self.advice = 1 / named
-        finding = replace(finding, reason=f"{finding.climb}: {_too_high(rate, named)}", acts=False)
+        finding = replace(finding, reason=f"{finding.climb}: {self._too_high(rate, named)}", acts=False)
         if verdict.kind != "ok" or decision.rung != "apply":
             reason = f"{decision.reason}; {finding.reason}"
             return verdict, replace(decision, reason=reason, rate=finding)
@@ -110,7 +115,7 @@ class RateWatch:
         if decision.rung == "rollback":
             self._ladder.give_back(1)
         if finding.again:
-            self.climbing.relearn()  # what the first steps reached, perhaps at another rate, is void
+            self.climbing.start_again()  # what the first steps reached, perhaps at another rate, is void
         kind: Literal["spike", "drift"] = "spike" if finding.again else "drift"
         rung: Rung = "rollback" if finding.again else "apply"
         return replace(verdict, kind=kind, signal="loss"), Decision(rung, finding.reason, rate=finding)
@@ -122,18 +127,17 @@ class RateWatch:
         climbing, before = self.climbing, self.climbing.hold
         planned = rate / before
         climb = climbing.observe(loss, rate, moved)
-        acts = self._config.rate == "act" and self._config.mode == "exact"
-        if acts:
+        if self._acts:
             climbing.hold = climbing.held(planned)
         if climb is None and climbing.hold == before == 1.0:
             return verdict, decision
-        finding = self._held_rate(planned, climb, acts=acts)
+        finding = self._held_rate(planned, climb)
         if climb is None:
             return verdict, replace(decision, rate=finding)
         warning = Verdict("warning", "loss", climb.score, climb.lowest)
         return warning, Decision("apply", finding.reason, rate=finding)
 
-    def _held_rate(self, planned: float, climb: Climb | None, *, acts: bool) -> RateFinding:
+    def _held_rate(self, planned: float, climb: Climb | None) -> RateFinding:
         factor = CUT**-self.start.cuts * self.climbing.hold
         if climb is None:
             return RateFinding(factor, False, "", "")
@@ -143,9 +147,15 @@ class RateWatch:
         seen = f"the loss has climbed from {climb.lowest:.4g} to {climb.level:.4g} {since}"
         named = planned / climb.rate
         then = f"the learning rate is held at {climb.rate:.2g}, instead of {planned:.2g}"
-        if not acts:
-            self.advice, then = 1 / named, _too_high(planned, named)
-        return RateFinding(factor, False, seen, f"{seen}: {then}", named, acts)
+        if not self._acts:
+            self.advice, then = 1 / named, self._too_high(planned, named)
+        return RateFinding(factor, False, seen, f"{seen}: {then}", named, self._acts)
+
+    def _too_high(self, rate: float, times: float) -> str:
+        probably = f"the learning rate {rate:.2g} is probably about {float(f'{times:.2g}'):g} times too high"
+        then = "no healthy state is left to return to" if self._acts else "mode: shadow changes nothing"
+        then = f"; {then}" if self._config.rate == "act" else ", or set rate: act"
+        return f"{probably}: try {rate / times:.2g}{then}"
 
     def rolled_back(self, step: int) -> None:
         """To that step; what is known of the rates still holds."""
@@ -165,10 +175,3 @@ class RateWatch:
         if "rising_rate" in state:
             self.climbing.load_state_dict(state["rising_rate"])
         self.advice = float(state.get("rate_advice", 1.0))
-
-
-def _too_high(rate: float, times: float) -> str:
-    return (
-        f"the learning rate {rate:.2g} is probably about {float(f'{times:.2g}'):g} times too high: "
-        f"try {rate / times:.2g}, or set rate: act"
-    )

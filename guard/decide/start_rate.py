@@ -44,7 +44,10 @@ _FALLEN = 0.5
 normalized shortens them itself."""
 _DUEL_STEPS = 25
 """Attempts after the rate has last risen, once it was cut on evidence: more would favour rates that are too
-low. A rate that was not cut has ``_STEPS`` behind it, and so has what is compared with it."""
+low."""
+_LONG_DUEL = 75
+"""The same of a rate that only seems too high: of one that is three times too high the first 50 steps are
+often as good as those of the right one, the next 25 are not."""
 _SUSPECT = -0.65
 """The highest mean of eight overshoots from which on a third of a rate that was not cut is tried too."""
 _WELL = 0.1
@@ -100,6 +103,8 @@ class StartRate:
     _duel_after: int = _STEPS
     _doubt: str = ""
     """Which evidence was left to the duel: ``climb`` or ``overshoot``."""
+    shortens: bool = False
+    """See ``RateWatch``."""
     oldest_step: Callable[[], int] | None = None
     replays: bool = False
     """See ``RateWatch.follow``."""
@@ -163,12 +168,15 @@ class StartRate:
     def _judge(
         self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
     ) -> RateFinding | None:
-        if alarm and loss > (1 + _CLIMB) * start and (self._climbs or fast(travelled())):
+        early = self._shortening and self._observed < _STEPS
+        if alarm and loss > (1 + _CLIMB) * start and not early and (self._climbs or fast(travelled())):
             return self._too_high(start, loss)
         if len(self._losses) < _ENOUGH:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
+        if early:
+            return None if level < _LOST * start else self._too_high(start, level)
         if self._climbed(start, level, travelled) or self._stalled(start, level, travelled):
             return self._too_high(start, level)
         return self._overshot(start, level)
@@ -183,7 +191,8 @@ class StartRate:
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
     def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
-        if self._observed not in _MEASURED or level <= _STALLED * start:
+        measured = (_STEPS,) if self._shortening else _MEASURED
+        if self._observed not in measured or level <= _STALLED * start:
             return False
         moved = travelled()
         return moved is not None and not moved.distance <= _FAR
@@ -203,16 +212,20 @@ class StartRate:
     def _duel(self, start: float, step: int) -> RateFinding | None:
         """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
         last, best = list(self._last), self._best
-        end, uncut = end_of(last), self._tried
+        end = end_of(last)
         if self._doubt == "climb" and not end <= _FALLEN * start:
             return self._too_high(start, end)  # it has not recovered
-        if best is not None and not ends_lower(last, best, cut=not uncut):
+        worth, first = end >= _WELL * start > 0.0 or bool(self._doubt), best is None and not self.cuts
+        if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
+            return None
+        known = self._duel_after == _DUEL_STEPS
+        if best is not None and not ends_lower(last, best, cut=known, shortens=self.shortens):
             return self._lost(
                 f"the first steps end at {end_of(best):.4g}, with a third of the rate at {end:.4g}"
             )
         near = self._same_start and self._observed <= _NEAR and math.isfinite(end)
-        near = near and self.cuts < _MOST_CUTS and (end >= _WELL * start > 0.0 or bool(self._doubt))
-        tries = near and (self.cuts > 0 or self._suspect())
+        worth = worth or (first and self._duel_after > _STEPS)
+        tries = near and worth and self.cuts < _MOST_CUTS and (self.cuts > 0 or self._suspect())
         if tries and best is None and self._begin_at_oldest(step):
             return None
         if not (tries and self._start_kept):
@@ -220,6 +233,12 @@ class StartRate:
             return None
         self._best = last
         return self._cut(f"the first steps end at {end:.4g}", CUT, tries=True)
+
+    def _goes_on(self) -> bool:
+        """Whether the first steps of a rate that only seems too high are to be longer, with a start to return
+        to."""
+        self._duel_after = min(_LONG_DUEL, _NEAR - 1 - (self._observed - self._steps))
+        return self._steps <= self._duel_after
 
     def _give_up(self) -> RateFinding | None:
         """A third of the rate whose steps began elsewhere, or after which the loss has changed on purpose."""
@@ -243,8 +262,13 @@ class StartRate:
         return self.replays and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
 
     @property
+    def _shortening(self) -> bool:
+        """Whether steps may be far too long only at first."""
+        return self.shortens and not self._climbs
+
+    @property
     def _waits(self) -> bool:
-        """Whether a duel will decide: steps that are long at first, as those of Adagrad, may be right."""
+        """Whether a duel will decide: steps that are long at first may be right."""
         last_rise = self._observed - self._steps
         return self.replays and not self.cuts and self._same_start and last_rise <= _NEAR - _STEPS
 

@@ -16,10 +16,10 @@ _STARTS = re.compile(r'\s*\{\s*("|$)')
 def read_json_lines(source: Source, _: str | None = None) -> Log | None:
     """A log whose first line is a JSON object."""
     head = source.head
-    if not head or not _STARTS.match(head[0]) or _object(head[0]) is None:
+    if not head or not _STARTS.match(head[0]) or object_in(head[0]) is None:
         return None
     if len(head) == 1 and any(
-        isinstance(value, list | dict) and len(value) > 1 for value in (_object(head[0]) or {}).values()
+        isinstance(value, list | dict) and len(value) > 1 for value in (object_in(head[0]) or {}).values()
     ):
         return None  # a document in one line
     kind, unrolled = "JSON lines", False
@@ -49,14 +49,14 @@ def _lines(source: Source) -> Lines:
 
 
 def flat(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"train": {"loss": 1.0}}`` as ``train/loss``."""
-    if not any(isinstance(value, dict) for value in record.values()):
-        return record
-    found: dict[str, Any] = {}
-    for key, value in record.items():
-        inner = value.items() if isinstance(value, dict) else ()
-        found |= {f"{key}/{name}": one for name, one in inner} or {key: value}
-    return found
+    """``{"train": {"loss": 1.0}}`` as ``train/loss``, at any depth."""
+    while any(isinstance(value, dict) and value for value in record.values()):
+        found: dict[str, Any] = {}
+        for key, value in record.items():
+            inner = value.items() if isinstance(value, dict) else ()
+            found |= {f"{key}/{name}": one for name, one in inner} or {key: value}
+        record = found
+    return record
 
 
 def _unrolled(lines: Iterable[tuple[int, Record]]) -> Lines:
@@ -72,7 +72,8 @@ def _unrolled(lines: Iterable[tuple[int, Record]]) -> Lines:
         yield line, {**record, "iter": before + record["iter"]}
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def object_in(text: str) -> dict[str, Any] | None:
+    """The JSON object of a line; None where it is no such thing."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

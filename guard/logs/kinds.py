@@ -15,17 +15,20 @@ from guard.logs.mlflow_files import read_mlflow
 from guard.logs.printed import read_printed
 from guard.logs.source import Source
 from guard.logs.table import read_table
+from guard.logs.wrapped import unwrapped
 
-READERS: tuple[Callable[[Source, str | None], Log | None], ...] = (
-    read_events,
-    read_mlflow,
+_Reader = Callable[[Source, str | None], Log | None]
+_STORES: tuple[_Reader, ...] = (read_events, read_mlflow)
+_TEXTS: tuple[_Reader, ...] = (
     read_json_lines,
     read_document,
     read_table,
     read_blocks,
     read_printed,
 )
-"""Asked in this order; each returns None for what is not its own. Given: the log, the loss that was named."""
+"""Asked in this order, after the stores; each returns None for what is not its own. Given: the log, the loss
+that was named.
+"""
 
 IN_A_FOLDER = (
     "metrics.jsonl",
@@ -58,13 +61,21 @@ def recognize(source: Source, loss: str | None = None) -> Log:
     if source.is_folder:
         file = next((path for name in IN_A_FOLDER if (path := source.path / name).is_file()), None)
         source = source if file is None else Source(file)
-    for reader in READERS:
-        log = reader(source, loss)
-        if log is not None:
-            return log
-        if reader is read_mlflow and source.is_folder:
-            return recognize(Source(_only_log(source.path)), loss)
-    raise TraceError(source.path, 0, "no column 'loss': the log has no names and numbers; see --regex")
+    stored = _first(_STORES, source, loss)
+    if stored is not None:
+        return stored
+    if source.is_folder:
+        return recognize(Source(_only_log(source.path)), loss)
+    if not source.head:
+        raise TraceError(source.path, 0, "is empty: nothing was logged yet")
+    log = _first(_TEXTS, unwrapped(source), loss)
+    if log is None:
+        raise TraceError(source.path, 0, "no column 'loss': the log has no names and numbers; see --regex")
+    return log
+
+
+def _first(readers: tuple[_Reader, ...], source: Source, loss: str | None) -> Log | None:
+    return next((log for reader in readers if (log := reader(source, loss)) is not None), None)
 
 
 def _only_log(folder: Path) -> Path:

@@ -21,6 +21,7 @@ _BINARY = {
     b"PK": "a zip archive or a checkpoint: unpack it, and name the log in it",
     b":W&B": "a file of W&B's own format: wandb sync it, and export the run's history as CSV",
 }
+_CONTROL = set(range(32)) - set(b"\a\b\t\n\v\f\r\x1b")
 _HEAD_BYTES = 4096
 _HEAD_LINES = 400
 
@@ -50,26 +51,32 @@ class Source:
 
     def lines(self) -> Iterator[str]:
         """The lines of the text, each with its end; a carriage return, with which progress bars start again,
-        ends one too. UTF-16 is what PowerShell writes. Bytes that are not UTF-8 are replaced.
+        ends one too. UTF-16 is what PowerShell writes. Bytes that are not UTF-8 are replaced; zeros
+        that a crash or a rotated log leaves at an end of the file are left out.
 
         Raises:
             TraceError: it is not text, or a damaged archive.
             OSError: the file cannot be opened.
         """
         wide = any(self.starts_with(mark) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        if not wide and b"\0" in self._start:
-            found = next(
-                (what for magic, what in _BINARY.items() if self.starts_with(magic)), "binary, not text"
-            )
+        if not wide and b"\0" in self._start and (found := self._binary()):
             raise TraceError(self.path, 0, f"{found}: name a log of text")
         encoding = "utf-16" if wide else "utf-8-sig"
         try:
             with io.TextIOWrapper(self.open(), encoding=encoding, errors="replace", newline="") as text:
-                yield from text
+                for line in text:
+                    yield line if wide or "\0" not in line else line.replace("\0", "")
         except (EOFError, zlib.error, LZMAError, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
             raise TraceError(self.path, 0, f"a damaged archive: {error}") from error
+
+    def _binary(self) -> str | None:
+        """What a file with zeros is; None for a text with zeros at its ends."""
+        known = next((what for magic, what in _BINARY.items() if self.starts_with(magic)), None)
+        text = self._start.strip(b"\0")
+        binary = _CONTROL & set(text) or not (text or self._piped or self.path.is_file())
+        return known or ("binary, not text" if binary else None)
 
     def open(self) -> BinaryIO:
         """The unpacked bytes."""

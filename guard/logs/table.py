@@ -15,6 +15,8 @@ from guard.logs.source import Source
 
 _DELIMITERS = ",\t;|"
 _SPACES = " "
+_COMMENTS = ("#", "sep=")
+"""Not part of the table; the second names the separator for Excel."""
 _RULE = re.compile(r"\s*:?-+:?\s*")
 """A cell of the line below the header of a Markdown table."""
 _SUM = " + "
@@ -22,7 +24,7 @@ _SUM = " + "
 
 def read_table(source: Source, loss: str | None = None) -> Log | None:
     """A first line of names, with as many numbers below it."""
-    lines = [line.strip("\r\n") for line in source.head if not line.startswith("#")]
+    lines = _without_comments([line.strip("\r\n") for line in source.head])
     first = lines[0] if lines else ""
     delimiter = max(_DELIMITERS, key=first.count)
     if delimiter not in first and _is_spaced(lines):
@@ -44,6 +46,16 @@ def read_table(source: Source, loss: str | None = None) -> Log | None:
 
     log = Log(kind, [*header, *([_SUM.join(parts)] if parts else [])], records, columns, uniform=True)
     return pivoted(log) if loss is None and is_long(header) else log
+
+
+def _without_comments(head: list[str]) -> list[str]:
+    """With the header that is one above numbers, as ``numpy.savetxt`` and gnuplot have it."""
+    first = next((at for at, line in enumerate(head) if not line.startswith(_COMMENTS)), len(head))
+    lines = [line for line in head[first:] if not line.startswith(_COMMENTS)]
+    above = head[first - 1].lstrip("# ") if lines and first else ""
+    if not above or len(above.split()) != len(lines[0].split()):
+        return lines
+    return [above, *lines] if all(map(_is_number, re.split(r"[\s,;]+", lines[0].strip()))) else lines
 
 
 def _sum(cells: list[str]) -> str:
@@ -91,7 +103,7 @@ def _rows(source: Source, header: list[str], delimiter: str) -> Iterator[tuple[i
         nonlocal ended
         for line in source.lines():
             ended = line.endswith(("\n", "\r"))
-            yield "\n" if line.startswith("#") else line
+            yield "\n" if line.startswith(_COMMENTS) else line
 
     lines: Iterable[str] = noted()
     if delimiter == _SPACES:

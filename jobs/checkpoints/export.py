@@ -46,10 +46,12 @@ def export_model(content: Content, target: Path) -> int:
         if target.suffix == ".safetensors":
             save_file(weights, temporary, metadata=_metadata(content.manifest))
         else:
-            torch.save(weights, temporary)
+            with temporary.open("wb") as file:  # given a name, torch hides why it cannot write
+                torch.save(weights, file)
         temporary.replace(target)
     except (OSError, RuntimeError, SafetensorError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
+        cause = error if isinstance(error, OSError) else error.__context__
+        why = cause.strerror if isinstance(cause, OSError) else None
         raise JobError(f"cannot write {target}: {why or error}") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jobs.client.backend import Backend
 from jobs.client.errors import NotAllowed, Unreachable
@@ -18,6 +20,7 @@ TOKEN_VARIABLE = "GRADGUARD_TOKEN"
 TOKEN_FILE_VARIABLE = "GRADGUARD_TOKEN_FILE"
 PROBE_TIMEOUT_S = 10.0
 PROBES = 6
+_IN_NO_URL = frozenset(map(chr, (*range(33), 127)))
 
 
 def connect(address: str | None, *, token: str | None = None) -> Backend:
@@ -40,6 +43,7 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
         if "://" in address and not address.startswith("file://"):
             raise Unreachable(f"{address} is no address: give http://..., https://..., or a folder of jobs")
         return FolderBackend(address)
+    _check_url(address)
     if is_service(address):
         from jobs.client.service_backend import ServiceBackend
 
@@ -64,9 +68,19 @@ def is_service(address: str) -> bool:
                     f"({error.reason.verify_message}): set SSL_CERT_FILE to that of its issuer"
                 ) from None
             return False
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, HTTPException):
             return False
     return False
+
+
+def _check_url(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        known = parts.hostname and (parts.port is None or parts.port) and not set(address) & _IN_NO_URL
+    except ValueError:  # a port that is none, or half an IPv6 address
+        known = False
+    if not known:
+        raise Unreachable(f"{address} is no URL: write http://HOST:PORT, such as {SERVICE}")
 
 
 def _sendable(token: str | None) -> str | None:
@@ -84,5 +98,6 @@ def token_from_environment() -> str | None:
     file = os.environ.get(TOKEN_FILE_VARIABLE)
     try:
         return Path(file).expanduser().read_text(encoding="utf-8").strip() if file else None
-    except OSError as error:
-        raise Unreachable(f"the token file {file} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # or no text
+        reason = getattr(error, "strerror", None) or "is no text"
+        raise Unreachable(f"the token file {file} cannot be read: {reason}") from None

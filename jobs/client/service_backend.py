@@ -151,7 +151,7 @@ class ServiceBackend:
             try:
                 response = self._http.request(method, path, **request)
                 break
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if attempt + 1 == RETRIES:
                     raise Unreachable(f"the service at {self.address} does not answer: {error}") from error
                 time.sleep(PAUSE_S * 2**attempt)
@@ -166,7 +166,7 @@ class ServiceBackend:
                 _check(response)
                 for piece in response.iter_bytes():
                     to.write(piece)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unreachable(f"the download from {self.address} broke off: {error}") from error
 
     def _stream(
@@ -188,7 +188,7 @@ class ServiceBackend:
                     for item, after in read(response, position):
                         position, failures = after, 0
                         yield item
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 failures += 1
                 if failures > RETRIES:
                     raise Unreachable(f"the service at {self.address} does not answer: {error}") from error

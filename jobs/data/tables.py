@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import re
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from jobs.data.csv_files import header_of, parse
 from jobs.data.errors import DataError
 from jobs.data.files import TABLES, hidden, why_no_text
 from jobs.spec.errors import did_you_mean
@@ -23,7 +22,6 @@ TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "dev", "eval", "evaluation", "test", "testing")
 _SPLIT = re.compile(rf"({'|'.join((*TRAIN, *HELD_OUT))})(?:[-_.]?\d.*)?")
 """``train``, and a part of it as on the Hugging Face hub: ``train-00000-of-00002``."""
-_SEPARATORS = ",;\t"
 
 
 def read_splits(
@@ -157,16 +155,9 @@ def _csv(path: Path, as_text: str | None = None) -> pa.Table:
         line = file.readline()
         if reason := why_no_text(line):
             raise ValueError(reason)
-        header = line.decode("utf-8-sig")
-    found = "\t" if _kind(path) == ".tsv" else max(_SEPARATORS, key=header.count)
-    names = next(csv.reader([header], delimiter=found), [])
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"column {twice!r} is there twice")
-    options = pyarrow.csv.ParseOptions(delimiter=found, newlines_in_values=True)
+    separator, names = header_of(line, tabs=_kind(path) == ".tsv")
     text = {} if as_text is None else {as_text: pa.string()}
-    convert = pyarrow.csv.ConvertOptions(column_types=text, include_columns=list(text))
-    table = pyarrow.csv.read_csv(path, parse_options=options, convert_options=convert)
+    table = parse(path, separator, names, types=text, wanted=list(text) or None)
     if any(map(pa.types.is_binary, table.schema.types)):
         with opened(path, "rb") as file:
             raise ValueError(why_no_text(file.read()) or "a cell is not text")

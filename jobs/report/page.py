@@ -32,13 +32,14 @@ PALETTES = {"light": colors.LIGHT, "dark": colors.DARK, "paper": colors.PAPER}
 TONES = {"succeeded": "good", "failed": "danger", "halted": "danger", "stopped": "warn"}
 
 
-def write_page(job_dir: str | Path) -> Path:
+def write_page(job_dir: str | Path, to: Path | None = None) -> Path:
     """Write report.html from the job's files, any of which may be missing or cut. Returns its path.
 
     Args:
         job_dir: the folder of the job, or a bare journal of incidents: then the report is written beside it.
+        to: another file to write.
     """
-    path = RunReader(Path(job_dir)).folder.report
+    path = to or RunReader(Path(job_dir)).folder.report
     write_html(path, render(read_run(Path(job_dir))))
     return path
 

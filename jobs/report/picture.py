@@ -36,20 +36,26 @@ MARKS = {
 """The marks of the page's legend: shape and colour."""
 
 
-def write_report(job_dir: str | Path) -> Path:
+def write_report(job_dir: str | Path, to: Path | None = None) -> Path:
     """Write report.html and report.png from the job's files, any of which may be missing or cut.
+
+    Args:
+        job_dir: the folder of the job, or a bare journal of incidents.
+        to: another file for the page; the picture is written beside it.
 
     Returns:
         The path of the page.
     """
-    page = write_page(job_dir)
-    write_picture(job_dir)
+    page = write_page(job_dir, to)
+    write_picture(job_dir, page.with_suffix(".png"))
     return page
 
 
-def write_picture(job_dir: str | Path) -> Path:
-    """Write report.png from the job's files, any of which may be missing or cut. Returns its path."""
-    path = RunReader(Path(job_dir)).folder.report.with_suffix(".png")
+def write_picture(job_dir: str | Path, to: Path | None = None) -> Path:
+    """Write report.png, or ``to``, from the job's files, any of which may be missing or cut. Returns its
+    path.
+    """
+    path = to or RunReader(Path(job_dir)).folder.report.with_suffix(".png")
     write_bytes_atomic(path, draw(read_run(Path(job_dir))))
     return path
 

@@ -62,15 +62,17 @@ def parse_document(text: str, label: str = "spec", *, is_json: bool = False) -> 
 
 def _read(path: Path) -> str:
     try:
-        content = path.expanduser().read_bytes()
+        with path.expanduser().open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)  # a device may have no end
     except FileNotFoundError:
         raise single("no such file", where=str(path)) from None
     except IsADirectoryError:
         raise single("is a folder; a spec is one YAML or JSON file", where=str(path)) from None
-    except OSError as error:
-        raise single(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (OSError, RuntimeError, ValueError) as error:  # no home of ~, or a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise single(f"cannot be read: {reason}", where=str(path)) from None
     if len(content) > _MAX_BYTES:
-        raise single(f"has {len(content)} bytes; a spec has at most {_MAX_BYTES}", where=str(path))
+        raise single(f"is too long: a spec has at most {_MAX_BYTES} bytes", where=str(path))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -46,7 +46,7 @@ def _parse_override(override: str) -> tuple[list[Part], Any]:
     try:
         return parts, load_yaml(text)[1]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise _invalid(parts, f"the value is not valid YAML: {problem}") from None
 
 

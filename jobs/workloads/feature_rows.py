@@ -186,7 +186,8 @@ def _rows(table: pa.Table, names: list[str], label: str, classes: dict[Any, str]
 def _is_numeric(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _is_numeric(kind.value_type)
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """The command ``gradguard``."""
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -157,15 +158,18 @@ def _end_by_ctrl_c() -> None:
 def main() -> None:
     """Runs the command; bad input is one line and an exit code, never a traceback."""
     _end_by_ctrl_c()
+    if os.environ.get("COLUMNS") == "0":  # rich would print nothing
+        del os.environ["COLUMNS"]
     try:
-        app()
+        code = app(prog_name=app.info.name, standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as found:  # noqa: BLE001 - shown in one line
-        error = _missing(found) or found
+        error = _missing(found) or _misused(found) or found
         text = str(error) if isinstance(error, JobError | SpecError | TraceError) else _explained(error)
         Console(stderr=True, highlight=False).print(text, style="red", markup=False, soft_wrap=True)
         sys.exit(exit_code_of(error) if text == str(error) else FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _missing(error: Exception) -> JobError | None:
@@ -174,6 +178,16 @@ def _missing(error: Exception) -> JobError | None:
     if name.partition(".")[0] in ("", "guard", "jobs", "service"):
         return None
     return JobError(f"the library {name} is not installed here: python -m pip install gradguard installs it")
+
+
+def _misused(error: Exception) -> JobError | None:
+    """The line for a command, argument or option that there is not, and for a value of another kind."""
+    if not hasattr(error, "format_message"):  # typer has brought its own copy of click since 0.26
+        return None
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "gradguard"
+    message = " ".join(error.format_message().split())
+    return JobError(f"{path}: {message}{'' if message.endswith(('.', '?')) else '.'} See {path} -h")
 
 
 def _explained(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typer import Argument, Option
 
 from guard.rows import strict
 from jobs.errors import JobError
+from service.cli.options import writable
 from service.cli.query import job_folder
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def compare(
     from jobs.report.compare import write_comparison
 
     comparison = compare_jobs(job_folder(first), job_folder(second))
-    path = to or first / f"compare-{second.resolve().name}.html"
+    path = writable(to) if to else first / f"compare-{second.resolve().name}.html"
     try:
         write_comparison(comparison, path)
     except OSError as error:

@@ -14,7 +14,7 @@ from jobs.spec.job_spec import JobSpec
 from jobs.spec.notify import NoticeKind
 from service.cli.options import SetOption, SpecArgument
 
-notify_app = Typer(help="Notices of a job.", no_args_is_help=True)
+notify_app = Typer(help="Notices of a job.")
 
 
 @notify_app.callback()

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from jobs.errors import JobError
+
 SpecArgument = Annotated[Path, Argument(help="The job's spec, YAML or JSON.")]
 SetOption = Annotated[
     list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Override a field of the spec.")
@@ -19,3 +21,14 @@ AddressOption = Annotated[
         "Default: a service, else Ray, on this machine.",
     ),
 ]
+
+
+def writable(path: Path) -> Path:
+    """The file that an option names; what is there and is no file, as a device or a folder, is not replaced.
+
+    Raises:
+        JobError: it is no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise JobError(f"cannot write {path}: it is no file; name another one with --to")
+    return path

@@ -22,7 +22,7 @@ from jobs.report.formats import as_mapping
 from jobs.run_dir.paths import METRICS, SPEC
 from jobs.run_dir.reader import RunReader
 from service.cli.jobs import client_at
-from service.cli.options import AddressOption, JsonOption
+from service.cli.options import AddressOption, JsonOption, writable
 from service.cli.tables import PlainTable
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def report(
         str, Argument(help="The folder of a job, such as runs/fashion, its id, or a journal of incidents.")
     ],
     address: AddressOption = None,
-    to: Annotated[Path | None, Option(help="File for the report of a job that is elsewhere.")] = None,
+    to: Annotated[Path | None, Option(help="The file; default: in the folder of the job, else here.")] = None,
     png: Annotated[
         bool, Option("--png", help="Only the picture of the main chart, report.png, for a chat.")
     ] = False,
@@ -116,6 +116,7 @@ def report(
 ) -> None:
     """Write the report of a job, finished or not: report.html, and report.png beside it."""
     here = address is None and _is_here(job)
+    to = to and writable(to)
     if png and not here:
         raise JobError(f"{job} is not a folder: --png draws from the files of a job, such as runs/fashion")
     if here:
@@ -123,9 +124,10 @@ def report(
 
         source = _journal(Path(job)) if Path(job).is_file() else job_folder(Path(job))
         try:
-            path = (write_picture if png else write_report)(source)
+            path = (write_picture if png else write_report)(source, to)
         except OSError as error:
-            raise JobError(f"cannot write the report of {source}: {error.strerror or error}") from None
+            why = f"{error.strerror or error}; name another file with --to"
+            raise JobError(f"cannot write {to or f'the report of {source}'}: {why}") from None
     else:
         path = _fetched(job, address, to)
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))

@@ -67,6 +67,10 @@ def serve(
     receivers = JobSpec.load(notify).notify if notify else ()
     if address is None:
         require_token()
+    elif not address.startswith(("http://", "https://")):
+        raise JobError(
+            f"--address {address}: is no URL of a dashboard: write http://{address.split('/')[-1]}"
+        )
     try:
         from service.api import Limits
         from service.api.http_protocol import check_tls

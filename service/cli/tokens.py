@@ -24,7 +24,7 @@ Database = Annotated[
     str | None, Option("--database", envvar=DATABASE_VARIABLE, help="Database URL of the service.")
 ]
 Storage = Annotated[Path | None, Option("--storage", help="Storage folder of the service.")]
-tokens_app = typer.Typer(help="Create, list and revoke access tokens of the service.", no_args_is_help=True)
+tokens_app = typer.Typer(help="Create, list and revoke access tokens of the service.")
 
 
 @tokens_app.command()

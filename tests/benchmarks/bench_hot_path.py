@@ -4,8 +4,9 @@
 
 For a ResNet-50 and a transformer of 10 M parameters with fused AdamW. The guard's cost is guard.backward
 and guard.step less the bare backward and optimizer.step, with per-layer norms, detector and metrics; it is
-deferred on a GPU. Snapshots and the measurement of the update norm, which come once in many steps, are timed
-apart. On a GPU the waits and kernel launches of one bfloat16 ResNet-50 step are counted too.
+deferred on a GPU. "norms alone" is the least that any guard costs: one pass over the gradients. Snapshots
+and the measurement of the update norm, which come once in many steps, are timed apart. On a GPU the waits
+and kernel launches of one bfloat16 ResNet-50 step are counted too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from measure import interleaved, median_ms, show, timed
 from torch import nn
 
 from guard import ClipConfig, GradientGuard, GuardConfig, GuardMetrics
+from guard.observe.norms import square_norms
 from jobs.torchvision_compat import import_torchvision
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -57,8 +59,7 @@ class Subject:
             self.guard = GradientGuard(self.model, self.optimizer, config, metrics=GuardMetrics(job="bench"))
 
     def step(self) -> float:
-        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
-            parameter.grad = gradient.clone()
+        self._renew_gradients()
         return timed(self._guarded if self.guard else self._bare)
 
     def _bare(self) -> None:
@@ -72,9 +73,16 @@ class Subject:
         assert report.applied or report.pending, report.verdict
 
     def clip(self) -> float:
+        self._renew_gradients()
+        return timed(lambda: torch.nn.utils.clip_grad_norm_(self.model.parameters(), NEVER))
+
+    def norms(self) -> float:
+        self._renew_gradients()
+        return timed(lambda: square_norms([p.grad for p in self.model.parameters() if p.grad is not None]))
+
+    def _renew_gradients(self) -> None:
         for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
             parameter.grad = gradient.clone()
-        return timed(lambda: torch.nn.utils.clip_grad_norm_(self.model.parameters(), NEVER))
 
 
 def hot_path(
@@ -84,7 +92,8 @@ def hot_path(
     bare = Subject(make, None, device, dtype)
     idle = Subject(make, ClipConfig(max_norm=NEVER), device, dtype)
     clipping = Subject(make, ClipConfig(max_norm=ALWAYS), device, dtype)
-    variants = {"clip": bare.clip, "bare": bare.step, "idle": idle.step, "clipping": clipping.step}
+    variants = {"clip": bare.clip, "norms": bare.norms, "bare": bare.step}
+    variants |= {"idle": idle.step, "clipping": clipping.step}
     seconds = interleaved(variants, rounds)
     clip = statistics.median(seconds["clip"])
 
@@ -96,6 +105,7 @@ def hot_path(
         "model": name,
         "clip_grad_norm_ ms": 1e3 * clip,
         "optimizer.step ms": median_ms(seconds["bare"]),
+        "norms alone / clip": statistics.median(seconds["norms"]) / clip,
         "guard / clip, nothing clipped": ratio("idle"),
         "guard / clip, every step clipped": ratio("clipping"),
         **snapshots(idle, rounds),

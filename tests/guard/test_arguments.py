@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
-from guard import ClipConfig, GradientGuard, GuardConfig, GuardError
+from guard import ClipConfig, GradientGuard, GuardConfig, GuardError, SpikeDetector
 from tests.guard.ranks import on_ranks
 
 
@@ -198,9 +198,36 @@ def test_a_weight_that_is_no_number_is_refused(weight: Any) -> None:
 def test_a_change_is_announced_with_a_reason_and_a_number_of_steps() -> None:
     model = nn.Linear(2, 2)
     guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    for words, said in (((5,), "write what changes"), (("smoothing", "50"), "at least 1 step")):
+    for words, said in (
+        ((5,), "write what changes"),
+        ((" ",), "write what"),
+        (("smoothing", "50"), "at least 1"),
+    ):
         with pytest.raises(GuardError, match=said):
             guard.expect_change(*words)  # type: ignore[arg-type]
+
+
+def test_what_the_guard_is_to_call_is_checked_when_it_is_given() -> None:
+    model = nn.Linear(2, 1)
+    guard = GradientGuard(model, sgd(model))
+    wrong: Any = model(torch.ones(1, 2)).sum()
+    with pytest.raises(GuardError, match=r"closure is a Tensor: a loss goes to guard\.backward\(loss\)"):
+        guard.step(wrong)
+    with pytest.raises(GuardError, match="restore is a Tensor: pass a function of a step"):
+        guard.restore_from(wrong)
+    names: Any = "abc"
+    guard.backward(wrong)
+    with pytest.raises(GuardError, match="samples is 'abc': pass the ids"):
+        guard.step(lambda _=None: wrong, samples=names)
+
+
+def test_a_dict_is_a_config_of_a_detector_too() -> None:
+    config: Any = {"sigmas": 6.0}
+    assert SpikeDetector(config).config.sigmas == 6.0
+    with pytest.raises(ValueError, match="did you mean"):
+        SpikeDetector({"sigma": 6.0})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="instance of DetectConfig"):
+        SpikeDetector(GuardConfig())  # type: ignore[arg-type]
 
 
 def test_a_dict_is_a_config() -> None:

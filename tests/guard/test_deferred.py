@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guard import GradientGuard, GuardConfig, GuardError, GuardHalt, StepReport
-from tests.guard.loops import MakeOptimizer, Run, differences, guarded_run
+from tests.guard.loops import MakeOptimizer, Run, differences, guarded_run, network
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True),
@@ -106,6 +106,24 @@ def test_ruined_statistics_that_neither_loss_nor_norm_shows_are_restored(mode: s
     reports = [run.attempt() for _ in range(4)]
     assert [r.verdict.signal for r in reports if r.action == "skipped"] == ["buffers"]
     assert norm.running_mean.abs().max() < 10.0
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["applied", "rolled back"])
+def test_weights_adopted_while_a_step_is_in_flight_stand_whatever_becomes_of_it(damaged: bool) -> None:
+    run = trained("deferred", "adamw", 50, watch_buffers=["!*"])
+    assert run.guard is not None
+    if damaged:
+        with torch.no_grad():
+            run.model[4].weight.mul_(100.0)
+    assert run.attempt().pending
+    other = network(seed=5).state_dict()
+    run.model.load_state_dict(other)
+    run.guard.adopt_state()
+    assert not differences(dict(other), dict(run.model.state_dict()))
+    assert run.attempt().action == ("rolled_back" if damaged else "applied")
+    report = run.guard.flush()
+    assert report is not None
+    assert report.action == "applied"
 
 
 def test_damage_that_shows_late_is_rolled_back_with_the_step_after_it() -> None:

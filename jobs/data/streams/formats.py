@@ -5,7 +5,6 @@ Imports no torch: Ray tasks that read blocks start in a second.
 
 from __future__ import annotations
 
-import csv
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from jobs.data.csv_files import header_of, parse
 from jobs.data.streams.files import File, open_file
 from jobs.data.streams.tars import Found, samples_of
 
 _TEXT_BYTES, _TAR_BYTES = 8 << 20, 32 << 20
-_SEPARATORS = ",;\t"
 
 
 class Block(NamedTuple):
@@ -157,12 +155,8 @@ def _parse(file: File, rows: bytes, columns: Columns) -> pa.Table:
     _, separator, names = _header(file)
     _require(wanted or [], names)
     texts = dict.fromkeys([*columns.text, *filter(None, [columns.label])], pa.string())
-    return pyarrow.csv.read_csv(
-        pa.BufferReader(rows),
-        pyarrow.csv.ReadOptions(column_names=names, block_size=max(len(rows), 1)),
-        pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(column_types=texts, include_columns=wanted),
-    )
+    size = max(len(rows), 1)
+    return parse(pa.BufferReader(rows), separator, names, types=texts, wanted=wanted, block_size=size)
 
 
 @lru_cache(1024)
@@ -174,12 +168,7 @@ def _header(file: File) -> tuple[bytes, str, list[str]]:
                 raise ValueError("it is one array: write JSON lines, one object in each")
             return b"", "", []
         line = io.BufferedReader(source).readline()
-    text = line.decode("utf-8-sig")
-    separator = "\t" if file.kind == ".tsv" else max(_SEPARATORS, key=text.count)
-    names = next(csv.reader([text], delimiter=separator), [])
-    if len(set(names)) < len(names):
-        raise ValueError(f"column {next(n for n in names if names.count(n) > 1)!r} is there twice")
-    return line, separator, names
+    return line, *header_of(line, tabs=file.kind == ".tsv")
 
 
 def _is_csv(file: File) -> bool:

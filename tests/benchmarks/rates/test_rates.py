@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bench_rates import OURS, SENSITIVITY, results, tables
 
+from rates.bench_untouched import compared
 from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
 from rates.tasks import tasks
 from rates.unseen import unseen
@@ -62,6 +63,12 @@ def test_a_rate_of_zero_changes_nothing(method: str, schedule: str) -> None:
     task = tasks()[MLP]
     still = replace(task, task=replace(task.task, lr=0.0))
     assert held_out(still, method, schedule, 1, 0, 5) == held_out(still, method, schedule, 1, 0, 1)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "warm-up, cosine"])
+def test_first_steps_of_adagrad_that_are_long_are_no_evidence(schedule: str) -> None:
+    untouched = {"runs": 1, "tried": 0, "cut": 0, "other bits": 0}
+    assert compared(unseen()["bag of words, Adagrad"], schedule, 1, 80) == untouched
 
 
 def test_the_unseen_tasks_train() -> None:

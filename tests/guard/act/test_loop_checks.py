@@ -73,6 +73,63 @@ def test_a_plain_step_between_two_guarded_ones_is_warned_of_once() -> None:
     assert loop.attempt() == "applied"
 
 
+@pytest.mark.parametrize("after", [True, False], ids=["after guard.step", "instead of it"])
+def test_a_new_optimizer_beside_the_guard_is_refused_before_a_weight_changes(after: bool) -> None:
+    loop = Loop()
+    loop.attempt()
+    newer = torch.optim.AdamW(loop.model.parameters())
+    newer.zero_grad()
+    loop.guard.backward(loop.loss())
+    if after:
+        loop.guard.step()
+    before = loop.model.weight.detach().clone()
+    with pytest.raises(GuardError, match=r"AdamW\.step\(\).*GradientGuard\(model, optimizer\)"):
+        newer.step()
+    assert torch.equal(before, loop.model.weight)
+
+
+def test_another_optimizer_between_two_guarded_steps_is_warned_of_once() -> None:
+    loop = Loop()
+    loop.attempt()
+    other = torch.optim.Adam(loop.model.parameters())
+
+    def plain() -> None:
+        for _ in range(2):
+            other.zero_grad()
+            loop.loss().backward()
+            other.step()
+
+    with pytest.warns(UserWarning, match=r"Adam\.step\(\).*that step is not guarded") as caught:
+        plain()
+    assert len(caught) == 1
+    assert loop.attempt() == "applied"
+
+
+def test_optimizers_with_guards_or_parameters_of_their_own_are_none_of_a_guard_s_concern() -> None:
+    loop = Loop()
+    loop.attempt()
+    second = torch.optim.Adam(loop.model.parameters())
+    guard = GradientGuard(loop.model, second, OFF)
+    second.zero_grad()
+    guard.backward(loop.loss())
+    assert guard.step().applied
+    other = nn.Linear(4, 1)
+    loop.optimizer.zero_grad()
+    loop.guard.backward(loop.loss())
+    other(torch.ones(1, 4)).sum().backward()
+    torch.optim.SGD(other.parameters()).step()
+    assert loop.guard.step().applied
+
+
+def test_after_a_guard_is_gone_any_optimizer_steps_its_parameters() -> None:
+    loop = Loop()
+    loop.attempt()
+    loop.optimizer.zero_grad()
+    loop.guard.backward(loop.loss())
+    del loop.guard
+    torch.optim.Adam(loop.model.parameters()).step()
+
+
 def test_the_hook_of_a_guard_that_is_gone_or_replaced_does_nothing() -> None:
     loop = Loop()
     loop.attempt()

@@ -278,3 +278,13 @@ def test_a_constant_rate_whose_updates_are_long_is_lowered_and_the_run_is_not_sp
     assert not none
     assert "while a step moves the weights by" in reasons[0]
     assert saved < spoiled / 3
+
+
+def test_a_rate_that_was_held_is_whole_again_from_the_first_weights() -> None:
+    climbing = Climbing(LAYERS)
+    for at, loss in enumerate(noisy(map(valley, range(200)))):
+        if climbing.observe(loss, rate := creeping(at)) is not None:
+            climbing.hold = climbing.held(rate)
+    assert climbing.hold < 1.0
+    climbing.start_again()
+    assert (climbing.hold, climbing.held(rate)) == (1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -121,3 +122,17 @@ def test_what_it_relearns_survives_a_round_trip() -> None:
     for loss in [*noisy(9.0, 40, seed=1), 50.0, 50.0]:
         assert one.observe(loss, 3.0) == other.observe(loss, 3.0)
     assert one.state_dict() == other.state_dict()
+
+
+def test_below_the_floor_no_gradient_is_clipped_that_is_smaller_than_those_above_it() -> None:
+    """A loss on its way to 1e-9 has gradients that fall as fast, and rise a thousandfold now and then."""
+    detector = SpikeDetector()
+    losses = [10.0 ** (-row / 50) for row in range(450)]
+    for loss in losses:
+        detector.observe(loss, math.sqrt(loss))
+    other = SpikeDetector()
+    other.load_state_dict(json.loads(json.dumps(detector.state_dict())))
+    for each in (detector, other):
+        level = each.clip_level(3.0)
+        assert level is not None
+        assert 0.05 < level < 0.2, "that of a loss of 0.01, not of 1e-9"

@@ -23,7 +23,7 @@ from tests.guard.decide.test_overshoot import Excerpts, Text, loss_of
 from tests.guard.loops import differences
 from tests.guard.ranks import on_ranks
 
-STEPS = 60
+STEPS = 80
 SEEMS = 0.2
 """A rate that only seems too high."""
 TOO_HIGH = 2.0
@@ -117,7 +117,7 @@ def test_a_run_that_is_resumed_while_a_third_is_tried_gets_its_rate_back_and_say
 
 
 def test_a_run_that_is_resumed_in_its_first_steps_has_its_duel_from_there() -> None:
-    again = resumed(Run(SEEMS).until(20)).until(80)
+    again = resumed(Run(SEEMS).until(20)).until(110)
     assert [report.rolled_back_to for report in again.reports if report.action == "rolled_back"] == [20, 20]
     assert "again from the start with 0.2" in again.returns[-1]
     assert again.reports[-1].rate_factor == 1.0
@@ -155,7 +155,7 @@ def test_snapshots_in_the_middle_leave_the_start_where_it_is(undisturbed: Run) -
     assert not differences(dict(run.model.state_dict()), dict(undisturbed.model.state_dict()))
 
 
-@pytest.mark.parametrize(("attempt", "returns"), [(30, 0), (70, 2)])
+@pytest.mark.parametrize(("attempt", "returns"), [(30, 0), (100, 2)])
 def test_after_a_change_on_purpose_nothing_is_compared_and_a_rate_on_trial_is_restored(
     attempt: int, returns: int
 ) -> None:
@@ -168,7 +168,7 @@ def test_after_a_change_on_purpose_nothing_is_compared_and_a_rate_on_trial_is_re
     assert run.reports[-1].rate_factor == 1.0
     if returns:
         assert run.returns[-1].endswith("cannot be compared: training goes on at 0.2")
-        assert [report.rate_factor for report in run.reports[70:72]] == [1.0, 1.0]
+        assert [report.rate_factor for report in run.reports[100:102]] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("attempt", [30, 70])
@@ -196,7 +196,7 @@ def climbing(rule: StartRate, losses: Sequence[float], rate: float = 0.9) -> lis
 
 
 PASSES = [2.0, 4.0, 5.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.8]
-RECOVERS, LEARNS_NOTHING = [*PASSES, *[0.9] * 41], [*PASSES, *[1.8] * 41]
+RECOVERS, LEARNS_NOTHING = [*PASSES, *[0.9] * 66], [*PASSES, *[1.8] * 41]
 STAYS = [2.0, *[5.0] * 40]
 
 
@@ -207,6 +207,38 @@ def test_a_climb_from_which_the_loss_recovers_is_left_to_a_duel_where_there_can_
     assert not climbing(duels, RECOVERS)
     ((step, reason),) = climbing(duels, [0.9])
     assert reason == "the first steps end at 0.9: from the start with 0.3 of 0.9"
+
+
+def overshooting(losses: Sequence[float], **options: Any) -> list[tuple[int, str]]:
+    """The same of steps that overshoot a little, with a start to return to."""
+    rule = StartRate(oldest_step=lambda: 0, replays=True, **options)
+    for _ in range(8):
+        rule.overshoot.add(-0.5, -1.0)
+    return climbing(rule, losses)
+
+
+def test_a_rate_that_only_seems_too_high_is_compared_after_75_attempts_or_what_a_warm_up_leaves() -> None:
+    assert [step for step, _ in overshooting([2.0, *[1.0] * 80])] == [76]
+    assert not overshooting([2.0, *[0.19] * 80]), "good enough after 50"
+    assert len(overshooting([2.0, *[1.0] * 50, *[0.19] * 30])) == 1
+    for warm_up, expected in ((40, 99), (49, 99), (60, None)):
+        rule = StartRate(oldest_step=lambda: 0, replays=True)
+        for _ in range(8):
+            rule.overshoot.add(-0.5, -1.0)
+        found = []
+        for step in range(150):
+            rate = min(1.0, (step + 1) / warm_up)
+            finding = rule.observe(1.0, rate, travelled=lambda: None, step=step)
+            found += [] if finding is None else [step]
+        assert found[:1] == [expected][: expected is not None], warm_up
+
+
+def test_steps_that_shorten_by_themselves_are_judged_when_they_have() -> None:
+    settles, lost = [2.0, *[5.0] * 40, *[1.0] * 9], [2.0, *[50.0] * 40]
+    assert climbing(StartRate(), settles), "other steps do not"
+    assert not climbing(StartRate(shortens=True), settles)
+    assert [step for step, _ in climbing(StartRate(shortens=True), lost)][:2] == [2, 5], "at once"
+    assert climbing(StartRate(shortens=True), [2.0, *[5.0] * 60])[0][0] == 49
 
 
 def test_a_climb_after_which_nothing_is_learned_is_evidence_whatever_a_third_of_the_rate_does() -> None:
@@ -272,6 +304,10 @@ def test_where_the_rate_before_is_known_to_be_too_high_three_percent_are_enough(
     noisy = times(0.97, 0.1)
     assert ends_lower(times(0.97), times(1.0), cut=True)
     assert not ends_lower(noisy, times(1.0), cut=False)
+
+
+def test_where_steps_shorten_by_themselves_a_low_rate_must_lead_by_more() -> None:
+    assert [ends_lower(times(f), times(1.0), cut=False, shortens=True) for f in (0.88, 0.8)] == [False, True]
 
 
 def test_a_few_losses_decide_nothing() -> None:

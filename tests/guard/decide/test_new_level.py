@@ -187,6 +187,24 @@ def test_weights_that_were_loaded_are_not_rolled_back() -> None:
     assert (reports[150].rolled_back_to or 0) >= 119
 
 
+def test_the_first_weights_that_are_loaded_again_as_for_another_fold_are_not_rolled_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    first = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    guard, reports, teacher = GradientGuard(model, optimizer), [], torch.randn(16, 4)
+    for attempt in range(240):
+        if attempt % 80 == 0:
+            model.load_state_dict(first[0])
+            optimizer.load_state_dict(first[1])
+        x = torch.randn(32, 16)
+        optimizer.zero_grad()
+        guard.backward(F.cross_entropy(model(x), (x @ teacher).argmax(1)))
+        reports.append(guard.step())
+    assert actions(reports, "rolled_back") == 0
+    assert actions(reports, "skipped") <= 2
+
+
 def test_an_adopted_state_is_never_rolled_back_beyond() -> None:
     reports, then, later = loaded(adopts=True)
     assert [i for i, r in enumerate(reports) if not r.applied] == [150]

@@ -30,16 +30,24 @@ def ask(
     attempt: int,
     *,
     usual: bool = False,
+    mild: bool = False,
     far: bool = False,
     skipped: bool = False,
 ) -> Decision | None:
-    return outliers.instead(verdict, attempt, usual=usual, moved_far=lambda: far, skipped=skipped)
+    return outliers.instead(verdict, attempt, usual=usual, mild=mild, moved_far=lambda: far, skipped=skipped)
 
 
 def test_an_outlier_is_skipped_and_the_third_of_eight_is_not() -> None:
     outliers = Outliers(SIGMAS)
     found = [ask(outliers, spike(), attempt) for attempt in (10, 13, 17, 18, 40)]
     assert [d is not None and d.rung == "skip" for d in found] == [True, True, False, False, True]
+
+
+def test_a_mild_loss_is_the_batch_s_until_it_is_the_third_in_a_row() -> None:
+    """As of a rare class, which the fifth series shows to be one: from then on it is learned."""
+    outliers = Outliers(SIGMAS)
+    found = [ask(outliers, spike(), attempt, mild=True) for attempt in (10, 12, 14, 17, 21, 22, 23)]
+    assert [d and d.rung for d in found] == ["skip"] * 4 + ["clip"] * 2 + [None]
 
 
 def test_norms_that_surge_are_skipped_first_and_one_batch_again_and_again_is_clipped() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guard import GradientGuard, GuardConfig, StepReport
+from guard.decide.ladder import EscalationLadder
+from guard.decide.rate_watch import RateWatch
 from guard.decide.start_rate import StartRate
-from guard.types import Travelled
+from guard.records import OK
+from guard.types import Decision, Travelled
 from tests.guard.decide.test_new_level import DIGITS
 from tests.guard.loops import NEVER, adamw, differences, guarded_run, plain_run
 
@@ -192,6 +196,28 @@ def test_a_guard_that_may_not_act_names_the_rate_once_and_changes_nothing(
         run = Digits(10 * RIGHT, config={"rate": rate}).train(40)
         states.append(dict(run.model.state_dict()))
     assert not differences(*states)
+
+
+def test_the_advice_to_set_what_is_set_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "guard"):
+        for rate in ("warn", "act"):
+            shadow = Digits(30 * RIGHT, config={"rate": rate, "mode": "shadow"}).train(9)
+            assert shadow.reports[-1].rate_advice < 1.0
+    warn, act = (message for message in caplog.messages if "learning rate" in message)
+    assert warn.endswith("try 0.33, or set rate: act")
+    assert act.endswith("try 0.33; mode: shadow changes nothing")
+    config = GuardConfig(mode="exact", rate="act")
+    watch = RateWatch(config, EscalationLadder(config.budget, "skip"), layers=1)
+    judge = partial(
+        watch.judge,
+        step=0,
+        can_roll_back=False,
+        moved=None,
+        travelled=lambda: Travelled(9.0, 9),
+        way_back=lambda: None,
+    )
+    *_, (_, decision) = (judge(OK, Decision("apply", "ok"), loss, 0.3) for loss in (1.0, 2.0, 4.0))
+    assert decision.reason.endswith("; no healthy state is left to return to")
 
 
 @pytest.mark.parametrize("kind", ["nan_loss", "poisoned_batch", "scaled_gradient"])

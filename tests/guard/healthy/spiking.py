@@ -69,6 +69,23 @@ def slingshot(seed: int, wrap: Wrap) -> float:
     return end(update, lambda: F.cross_entropy(model(pairs), pairs.sum(1) % 17), 1500)
 
 
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(10 * x)
+
+
+def neural_field(seed: int, wrap: Wrap) -> float:
+    """An image learnt by heart to 1e-9 (Sitzmann et al. 2020): gradients fall as far, and rise again."""
+    torch.manual_seed(seed)
+    side = torch.linspace(-1, 1, 16)
+    places = torch.cartesian_prod(side, side)
+    image = (DIGITS[0][seed].float() / 16).reshape(8, 8)
+    pixels = image.repeat_interleave(2, 0).repeat_interleave(2, 1).reshape(-1, 1)
+    model = nn.Sequential(nn.Linear(2, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 1))
+    update = wrap(model, torch.optim.Adam(model.parameters(), lr=3e-3))
+    return end(update, lambda: F.mse_loss(model(places), pixels), 1200)
+
+
 def restarts(seed: int, wrap: Wrap) -> float:
     """All samples at once, at a rate that returns to the edge every 150 steps."""
     torch.manual_seed(seed)
@@ -84,5 +101,6 @@ SPIKING: list[Callable[[int, Wrap], float]] = [
     edge_with_tanh,
     catapult,
     slingshot,
+    neural_field,
     restarts,
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guard import GradientGuard
-from tests.guard.healthy.further import FURTHER
+from tests.guard.healthy.further import FURTHER, imbalance
 from tests.guard.healthy.spiking import SPIKING
 from tests.guard.healthy.trainings import TRAININGS, Update, Wrap
 
@@ -90,6 +90,14 @@ def test_a_healthy_run_is_left_alone(training: Training) -> None:
 @pytest.mark.parametrize("training", FURTHER, ids=lambda training: training.__name__)
 def test_one_that_had_no_part_in_any_choice_is_left_alone(training: Training) -> None:
     assert_left_alone(training, OTHER_SEEDS)
+
+
+@pytest.mark.parametrize("seed", [1, 5, 7])
+def test_batches_with_a_rare_class_close_to_each_other_roll_nothing_back(seed: int) -> None:
+    guarded = Guarded()
+    assert imbalance(seed, guarded) <= 1.25 * imbalance(seed, plain)
+    assert guarded.actions["rolled_back"] == 0
+    assert guarded.actions["skipped"] <= 0.01 * guarded.actions.total()
 
 
 @pytest.mark.parametrize("training", SPIKING, ids=lambda training: training.__name__)

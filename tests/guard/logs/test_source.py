@@ -51,12 +51,46 @@ def test_letters_of_another_encoding_do_not_matter(tmp_path: Path) -> None:
         (b":W&B\xba\xde\x00", "W&B's own format"),
         (bytes(range(256)), "binary, not text"),
         (b"step,loss\n", "CSV without a row: nothing was logged yet"),
-        (b"", "see --regex"),
+        (b"", "is empty: nothing was logged yet"),
+        (b"no names and no numbers\n", "see --regex"),
     ],
 )
 def test_what_is_no_log_is_named(data: bytes, what: str, tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=what):
         read(tmp_path / "log", data)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 5000), (5000, 0), (7, 7)])
+def test_zeros_at_the_ends_are_left_out(before: int, after: int, tmp_path: Path) -> None:
+    """After a crash a file system may leave them at the end, a log that was rotated at the start."""
+    assert read(tmp_path / "log", bytes(before) + TEXT.encode() + bytes(after)) == ROWS
+
+
+def test_a_device_without_end_is_no_log() -> None:
+    with pytest.raises(TraceError, match="binary, not text"):
+        list(TraceReader("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=,\r\n" + TEXT,
+        "# step loss grad_norm\n" + "".join(f"{row.step:g} {row.loss} 0.5\n" for row in ROWS),
+        "# a run\n# step,loss,grad_norm\n" + TEXT.partition("\n")[2],
+        "".join(f"- step: {row.step:g}\n  loss: {row.loss}\n  grad_norm: 0.5\n" for row in ROWS),
+        "".join(f"Step {row.step:g}/30:\n    loss = {row.loss}\n    grad norm = 0.5\n" for row in ROWS),
+    ],
+    ids=["Excel", "savetxt", "a comment above", "YAML", "printed blocks"],
+)
+def test_headers_and_blocks_of_other_programs_are_read(text: str, tmp_path: Path) -> None:
+    assert read(tmp_path / "run.log", text) == ROWS
+
+
+@pytest.mark.parametrize("field", ["log", "message", "msg", "textPayload"])
+def test_lines_inside_of_json_are_read(field: str, tmp_path: Path) -> None:
+    printed = [f"step {row.step:g} | loss {row.loss} | gnorm 0.5\n" for row in ROWS]
+    lines = [json.dumps({field: line, "time": "2026-01-02T03:04:05Z"}) for line in ("Starting\n", *printed)]
+    assert read(tmp_path / "container-json.log", "\n".join(lines)) == ROWS
 
 
 def test_the_last_checkpoint_of_hugging_face_has_the_whole_log(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import socket
+import threading
 import zipfile
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from jobs.client import (
     Unreachable,
     Unsupported,
 )
+from jobs.client.connect import is_service, token_from_environment
 from jobs.client.models import JobInfo, Progress
 from jobs.client.show import describe, show_progress
 from jobs.client.working_dir import pack
@@ -166,3 +170,34 @@ def test_a_job_whose_files_cannot_be_read_does_not_hide_the_others(tmp_path: Pat
     (circle / "incidents.jsonl").symlink_to("incidents.jsonl")
     with pytest.raises(JobError, match="is a link in a circle: it is not read"):
         JobClient(str(tmp_path)).incidents("circle")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http://exa mple", "http://[::1", "http://x:99999", "https://:80"]
+)
+def test_what_is_no_url_is_one_line(address: str) -> None:
+    with pytest.raises(Unreachable, match=f"^{re.escape(address)} is no URL: write http://HOST:PORT"):
+        JobClient(address)
+
+
+def test_a_server_that_speaks_no_http_is_no_service() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail.example.com ESMTP\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert not is_service(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+
+def test_a_token_file_that_is_no_text_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfe\0t")
+    monkeypatch.setenv("GRADGUARD_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.delenv("GRADGUARD_TOKEN", raising=False)
+    with pytest.raises(Unreachable, match="token cannot be read: is no text"):
+        token_from_environment()

@@ -195,7 +195,7 @@ def broken(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
         ("gone", "nowhere.csv: there is no such file or folder"),
         ("column", "there is no column 'imge'; it has image, label, note; did you mean \"image\"?"),
         ("image", "t.csv: row 5: there is no file"),
-        ("empty", "t.csv: cannot be read: Empty CSV file"),
+        ("empty", "t.csv: cannot be read: its first line is empty"),
         ("ragged", "Expected 2 columns, got 3"),
         ("kind", "t.xlsx: is none of .csv, .tsv"),
         ("label", "t.jsonl: row 1 has no label"),

@@ -111,6 +111,14 @@ def test_what_is_no_spec_is_refused_in_one_line(tmp_path: Path, content: str | b
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/dev/zero", "a spec has at most"), ("/dev/null", "is empty"), ("a\0b", "cannot be read")],
+)
+def test_a_device_without_end_and_a_name_that_cannot_be_are_one_line(path: str, said: str):
+    assert said in failure(Path(path))
+
+
 def test_aliases_that_would_expand_without_end_are_refused(tmp_path: Path):
     bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
     bomb += "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))

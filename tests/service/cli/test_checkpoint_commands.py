@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -144,3 +145,18 @@ def test_what_cannot_be_done_is_one_line_that_helps(job: Path, tmp_path: Path) -
         assert "cannot write" in refused(job, "--export", 10, "--to", tmp_path / "no" / f"m.{suffix}")
     assert "no checkpoints in" in run(tmp_path)
     assert "cannot store checkpoints at nosuch://bucket/run" in refused("nosuch://bucket/run")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_an_export_that_the_disk_has_no_room_for_is_one_line_and_leaves_nothing(
+    job: Path, tmp_path: Path, suffix: str
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        said = refused(job, "--export", 10, "--to", tmp_path / f"m.{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in said
+    assert "enforce fail" not in said
+    assert not list(tmp_path.iterdir())

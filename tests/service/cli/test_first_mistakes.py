@@ -32,6 +32,10 @@ class Mine:
 """
 NOBODY = "http://127.0.0.1:9"
 MISTAKES: dict[str, str] = {
+    "a command that does not exist": "gradguard trian my-job.yaml",
+    "an option that does not exist": "gradguard check my-job.yaml --layer",
+    "an argument that is missing": "gradguard status",
+    "a Ray address without http": "gradguard serve --address 127.0.0.1:8265",
     "a file that does not exist": "gradguard train my-jbo.yaml",
     "a misspelt field": "gradguard check misspelt.yaml",
     "a number in words": "gradguard train my-job.yaml --set train.max_steps=many",
@@ -128,6 +132,17 @@ def test_a_first_mistake_prints_the_documented_line(
     assert ended.value.code == 2
     (line,) = printed.err.replace(str(beginner), "/home/me").splitlines()
     assert line == documented()[mistake][1]
+
+
+def test_a_terminal_of_unknown_width_shows_the_answer(
+    beginner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(beginner)
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setattr(sys, "argv", ["gradguard", "replay", "log.csv"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "50 rows: 0 alarms" in capsys.readouterr().out
 
 
 def test_a_library_that_is_not_installed_is_one_line() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from jobs.errors import JobError
 from service.cli.app import app, main
 
 SPEC = "name: {name}\nseed: 0\noptimizer: {{name: sgd, lr: {lr}}}\n"
@@ -45,6 +47,26 @@ def test_png_writes_only_the_picture(jobs: tuple[Path, Path]) -> None:
     done = run("report", jobs[1], "--png")
     assert (done.exit_code, done.stdout.strip()) == (0, str(jobs[1] / "report.png"))
     assert not (jobs[1] / "report.html").exists()
+
+
+def test_the_report_is_written_where_to_says(jobs: tuple[Path, Path], tmp_path: Path) -> None:
+    page = tmp_path / "mine.html"
+    assert run("report", jobs[1], "--to", page).stdout.strip() == str(page)
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert not (jobs[1] / "report.html").exists()
+    assert run("report", jobs[1], "--png", "--to", tmp_path / "chart.png").exit_code == 0
+    assert (tmp_path / "chart.png").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_folder_or_device_is_not_replaced(command: str, jobs: tuple[Path, Path], tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.html")
+    for place in (tmp_path, pipe):
+        given = jobs if command == "compare" else jobs[:1]
+        with pytest.raises(JobError, match=f"cannot write {place}: it is no file"):
+            CliRunner().invoke(app, [command, *map(str, (*given, "--to", place))], catch_exceptions=False)
+    assert pipe.is_fifo()
 
 
 def test_compare_shows_figures_and_what_differs_in_the_spec(jobs: tuple[Path, Path]) -> None:
