@@ -322,8 +322,7 @@ class GradientGuard:
         """Makes the present weights and buffers the healthy state: no rollback goes beyond it.
 
         Call it on every rank after changing them (best weights loaded, a codebook restarted). A step in
-        flight on the device is judged first: the next call of ``step`` or ``flush`` reports it. Raises as
-        ``step`` does.
+        flight is judged first: the next ``step`` or ``flush`` reports it. Raises as ``step`` does.
         """
         if self._pipeline.in_flight:
             with kept_weights(self._model, self._parts.observer.parameters):

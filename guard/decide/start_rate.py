@@ -43,8 +43,7 @@ _FALLEN = 0.5
 """Below this share of the first loss a run trains, however long its steps are: a network whose layers are
 normalized shortens them itself."""
 _DUEL_STEPS = 25
-"""Attempts after the rate has last risen, once it was cut on evidence: more would favour rates that are too
-low."""
+"""Attempts after the rate has last risen, once it was cut on evidence: more would favour low rates."""
 _LONG_DUEL = 75
 """The same of a rate that only seems too high: of one that is three times too high the first 50 steps are
 often as good as those of the right one, the next 25 are not."""
