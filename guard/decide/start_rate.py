@@ -139,8 +139,6 @@ class StartRate:
         """
         if not self.open:
             return None
-        if self._best is None and self._observed and self._oldest == step != self._start_step:
-            self._begin(step)
         if not self._losses:
             if not math.isfinite(loss):
                 return None  # a bad batch, at weights that are still those before any update
@@ -156,7 +154,7 @@ class StartRate:
             return self._give_up()
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
-            return self._duel(start)
+            return self._duel(start, step)
         if self._best is not None:
             return None  # three times the rate has lasted: the end of its first steps alone decides
         return self._judge(start, loss, travelled, alarm=alarm)
@@ -210,7 +208,7 @@ class StartRate:
         )
         return self._cut(gain, CUT)
 
-    def _duel(self, start: float) -> RateFinding | None:
+    def _duel(self, start: float, step: int) -> RateFinding | None:
         """The first steps are over: with a third of a rate that is or may be too high they may end lower."""
         last, best = list(self._last), self._best
         end = end_of(last)
@@ -224,9 +222,12 @@ class StartRate:
             return self._lost(
                 f"the first steps end at {end_of(best):.4g}, with a third of the rate at {end:.4g}"
             )
-        near = self._duels and self._observed <= _NEAR and math.isfinite(end)
+        near = self._same_start and self._observed <= _NEAR and math.isfinite(end)
         worth = worth or (first and self._duel_after > _STEPS)
-        if not (near and worth and self.cuts < _MOST_CUTS) or not (self.cuts or self._suspect()):
+        tries = near and worth and self.cuts < _MOST_CUTS and (self.cuts > 0 or self._suspect())
+        if tries and best is None and self._begin_at_oldest(step):
+            return None
+        if not (tries and self._start_kept):
             self.open = False
             return None
         self._best = last
@@ -257,7 +258,7 @@ class StartRate:
 
     def _suspect(self) -> bool:
         """Whether steps seem long, and a duel would leave no trace."""
-        return self.replays and self._duels and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
+        return self.replays and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
 
     @property
     def _shortening(self) -> bool:
@@ -268,7 +269,7 @@ class StartRate:
     def _waits(self) -> bool:
         """Whether a duel will decide: steps that are long at first may be right."""
         last_rise = self._observed - self._steps
-        return self.replays and not self.cuts and self._duels and last_rise <= _NEAR - _STEPS
+        return self.replays and not self.cuts and self._same_start and last_rise <= _NEAR - _STEPS
 
     @property
     def _oldest(self) -> int | None:
@@ -278,16 +279,14 @@ class StartRate:
     def _start_kept(self) -> bool:
         return self._start_step is not None and self._oldest == self._start_step
 
-    @property
-    def _duels(self) -> bool:
-        """Whether these first steps can be compared with others."""
-        return self._same_start and self._start_kept
-
-    def _begin(self, step: int) -> None:
-        """The first steps begin here: the run was resumed, or what precedes is not to be returned to."""
-        self._start_step, self._same_start = step, True
-        self._observed = self._steps = 0
-        self._last.clear()
+    def _begin_at_oldest(self, step: int) -> bool:
+        """After a resume the first steps begin where the run was resumed: a later one is the oldest state."""
+        oldest, start = self._oldest, self._start_step
+        if oldest is None or start is None or not start < oldest <= step:
+            return False
+        self._start_step, self._observed = oldest, step - oldest
+        self._steps = min(self._steps, self._observed)
+        return True
 
     def returned(self, step: int) -> None:
         """After a rollback to ``step``: the first steps begin again there, or are not compared."""

@@ -1,11 +1,12 @@
 """Which signal announces an explosion before the loss shows it, and how often is it wrong?
 
-    PYTHONPATH=tests/benchmarks python tests/benchmarks/early_warning/bench_warnings.py [--quick]
+    PYTHONPATH=tests/benchmarks python tests/benchmarks/early_warning/bench_warnings.py [--quick | --further]
         [--keep FOLDER] [--json FILE]
 
 Every run is logged once with all signals. A candidate warns above a threshold that gives at most one warning
 in 10,000 steps of the healthy runs of the chosen networks and of the healthy zoo; the guard's own has its
-constants. The networks held out had no part in any choice. With ``--keep`` logs stay, and are not made again.
+constants. The networks held out had no part in any choice; with ``--further`` six that were made later. With
+``--keep`` logs stay, and are not made again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from early_warning import acting, cost
 from early_warning.candidates import OURS, RISES, candidates
 from early_warning.log import Floats, Log
 from early_warning.networks import TEXT, chosen
-from early_warning.trainings import OTHER_SEED, SEED, runs, train, zoo
+from early_warning.trainings import OTHER_SEED, SEED, Run, runs, train, zoo
 
 ANNOUNCED, MISSED = "explosions announced", "explosions that the guard does not announce"
 ACTED, COST = "what the guard changes in the runs held out that it warns of", "what the warning costs"
@@ -60,16 +62,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         keep = options.keep or Path(folder)
         keep.mkdir(parents=True, exist_ok=True)
-        logs = gather(keep, quick=options.quick)
+        wanted = {run.name: run for run in runs(quick=options.quick, six_more=options.further)}
+        logs = gather(keep, wanted.values(), zoo_too=not (options.quick or options.further))
     judged = list(map(judge, logs))
     warned = {run.log.name for run in judged if not run.chosen and _lead(OURS, run, 0.0) is not None}
     if options.quick:
         warned = {run.log.name for run in judged if not run.healthy}
     progress(f"{len(warned)} runs again, under the guard")
-    wanted = {run.name: run for run in runs(quick=options.quick)}
     acted = acting.table([run for name, run in wanted.items() if name in warned], crossing)
-    small = next(run for run in logs if run.name.startswith(SMALL))
-    shown = {ANNOUNCED: table(judged), ACTED: acted, COST: cost.table(small, wanted[small.name])}
+    shown = {ANNOUNCED: table(judged), ACTED: acted}
+    small = next((run for run in logs if run.name.startswith(SMALL)), None)
+    if small is not None:
+        shown[COST] = cost.table(small, wanted[small.name])
     if missed := missed_runs(judged):
         shown[MISSED] = missed
     publish("early warning", shown, options.json, seeds=[SEED, OTHER_SEED])
@@ -78,21 +82,21 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one explosion and one healthy run")
+    parser.add_argument("--further", action="store_true", help="six networks of neither half instead")
     parser.add_argument("--keep", type=Path, help="folder of logs that were made; new ones are added")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
-def gather(keep: Path, *, quick: bool) -> list[Log]:
-    """The logs of all runs."""
-    wanted = runs(quick=quick)
+def gather(keep: Path, wanted: Collection[Run], *, zoo_too: bool) -> list[Log]:
+    """The logs of these runs, and of the healthy trainings of the guard's tests."""
     for number, run in enumerate(wanted, start=1):
         if not (path := keep / f"{run.name}.npz").exists():
             train(run).save(path)
             progress(f"{number} of {len(wanted)} runs")
-    if not quick:
+    if zoo_too:
         zoo([SEED, OTHER_SEED], keep)
-    healthy = [] if quick else sorted(keep.glob("zoo_*.npz"))
+    healthy = sorted(keep.glob("zoo_*.npz")) if zoo_too else []
     return list(map(Log.read, [*(keep / f"{run.name}.npz" for run in wanted), *healthy]))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 CONTEXT = 16
-TEXT = ("gpts", "gptpost", "gptbf16", "lstm", "lstmadam", "gru", "rnnlong")
+TEXT = ("gpts", "gptpost", "gptbf16", "lstm", "lstmadam", "gru", "rnnlong", "scan")
 """Networks that predict characters."""
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], Optimizer]
 
@@ -136,7 +136,7 @@ def models() -> dict[str, tuple[Task, MakeOptimizer, float]]:
 
 def chosen() -> dict[str, tuple[Task, MakeOptimizer, float]]:
     """Signals and constants were chosen on these."""
-    digits, text, short = _data()
+    digits, text, short = data()
     momentum = partial(SGD, momentum=0.9)
     return {
         "gpts": (replace(short, build=GPT), AdamW, 5e-3),
@@ -156,7 +156,7 @@ def chosen() -> dict[str, tuple[Task, MakeOptimizer, float]]:
 
 def held_out() -> dict[str, tuple[Task, MakeOptimizer, float]]:
     """These had no part in any choice."""
-    digits, text, short = _data()
+    digits, text, short = data()
     whole = digits.batch(torch.arange(256))
     squares = Squares(**{name: getattr(digits, name) for name in Task.__slots__})
     return {
@@ -177,7 +177,7 @@ def held_out() -> dict[str, tuple[Task, MakeOptimizer, float]]:
     }
 
 
-def _data() -> tuple[Task, Task, Task]:
+def data() -> tuple[Task, Task, Task]:
     """Digits, text, and text in short windows."""
     text = replace(survival_tasks()["gpt"], batch_size=8)
     return tasks()["MLP, Adam"].task, text, replace(text, batch=partial(_short, text.batch))

@@ -14,6 +14,7 @@ import torch
 from survival.tasks import Batch
 from torch import Tensor, nn
 
+from early_warning.further import further
 from early_warning.log import Log, Logger
 from early_warning.networks import models
 
@@ -40,10 +41,13 @@ class Run(NamedTuple):
         return self.times == 1
 
 
-def runs(*, quick: bool = False) -> list[Run]:
-    """All runs."""
+def runs(*, quick: bool = False, six_more: bool = False) -> list[Run]:
+    """All runs; ``six_more``: those of ``further`` instead, each with three seeds where it is healthy."""
     if quick:
         return [Run("mlp", "ramp", 30, 0, 400), Run("mlp", "hramp", 1, 0, 500)]
+    if six_more:
+        healthy = [run for model in further() for seed in (1, 2) for run in _each(model, seed) if run.healthy]
+        return [*(run for model in further() for run in _each(model, SEED)), *healthy]
     return [run for model in models() for run in _each(model, SEED)]
 
 
@@ -66,7 +70,7 @@ class Updates(Protocol):
 
 def train(run: Run, updates: Callable[..., Updates] = Logger) -> Log:
     """Trains, until the loss is not finite or far above its start."""
-    task, optimizer_of, right = models()[run.model]
+    task, optimizer_of, right = (models() | further())[run.model]
     torch.manual_seed(run.seed)
     model, data = task.build(), torch.Generator().manual_seed(1000 + run.seed)
     optimizer = optimizer_of(model.parameters(), right * run.times)

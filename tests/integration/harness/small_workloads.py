@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jobs.workloads.vision import VisionWorkload
 
 
 class Convolutions(VisionWorkload):
-    """A network that is compiled in seconds."""
+    """A network that is compiled in seconds. Option ``pause_s``: seconds to wait in each step."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        time.sleep(self._spec.options.get("pause_s", 0.0))
+        return super().loss(model, batch)
 
     def build_model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
