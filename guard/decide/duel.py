@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean, variance
 
-COMPARED = 20
+COMPARED = 45
 """Losses at the end of the first steps, in pairs."""
 _LAST = 8
 """Of these the mean, where the rate before is known to be too high."""
@@ -29,21 +29,28 @@ def end_of(losses: Sequence[float]) -> float:
 
 
 def ends_lower(
-    losses: Sequence[float], before: Sequence[float], *, cut: bool, shortens: bool = False
+    losses: Sequence[float],
+    before: Sequence[float],
+    *,
+    cut: bool,
+    shortens: bool = False,
+    paired: bool = True,
 ) -> bool:
     """Whether ``losses`` end lower than ``before``, those with three times the rate.
 
     Args:
-        losses: of the last steps, at most 20, the newest last.
+        losses: of the last steps, at most 45, the newest last.
         before: likewise.
         cut: whether the rate before is known to be too high; else the difference must be beyond chance.
         shortens: whether steps become shorter without a schedule.
+        paired: whether they are of the same batches: after a rollback they are not.
     """
     if cut:
         return end_of(losses) < _LOWER * end_of(before)
     gains = [old - new for new, old in zip(reversed(losses), reversed(before), strict=False)]
     if len(gains) < _LAST or not all(map(math.isfinite, gains)):
         return False
-    error = stdev(gains) / math.sqrt(len(gains))
+    several = (gains,) if paired else (losses[-len(gains) :], before[-len(gains) :])
+    error = math.sqrt(math.fsum(variance(each) for each in several) / len(gains))
     clearly = (_SHORTENING if shortens else _CLEARLY) * fmean(before)
     return fmean(gains) > max(clearly, _SURE * error)

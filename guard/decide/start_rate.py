@@ -211,9 +211,13 @@ class StartRate:
         worth, first = end >= _WELL * start > 0.0 or bool(self._doubt), best is None and not self.cuts
         if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
             return None
-        near = self._start_kept and self._observed <= _NEAR and math.isfinite(end)
-        known = self._duel_after == _DUEL_STEPS
-        lower = near and best is not None and ends_lower(last, best, cut=known, shortens=self.shortens)
+        soon = self._observed <= _NEAR and math.isfinite(end)
+        near, known = soon and self._start_kept, self._duel_after == _DUEL_STEPS
+        lower = (
+            soon
+            and best is not None
+            and ends_lower(last, best, cut=known, shortens=self.shortens, paired=self._same_start)
+        )
         if best is not None and not lower and (near or uncut):
             self.open = False
             return self._lost(end_of(best), end, rate)
