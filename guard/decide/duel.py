@@ -16,7 +16,7 @@ _LAST = 8
 """Of these the mean, where the rate before is known to be too high."""
 _LOWER = 0.98
 """A third of a rate that is known to be too high is better where it is below this share."""
-_CLEARLY, _SHORTENING = 0.05, 0.15
+_CLEARLY, _SHORTENING = 0.05, 0.2
 """A third of a rate that was not cut is better where it is lower by this share, ...; the second where steps
 shorten by themselves, so that a low rate leads at first."""
 _SURE = 2.0
