@@ -130,11 +130,11 @@ def test_a_rate_that_only_seems_too_high_is_tried_against_a_third_and_the_run_is
     None
 ):
     momentum = partial(SGD, momentum=0.9)
-    usual = partial(trained, 0.2, steps=60, dropout=0.1, seed=1, optimizer_of=momentum)
+    usual = partial(trained, 0.2, steps=80, dropout=0.1, seed=1, optimizer_of=momentum)
     act, guard, losses = usual(config={"rate": "act"}, cursor=True)
     off, _, expected = usual(config={"rate": "off"}, cursor=True)
     assert guard.totals.rollbacks["memory"] == 2, "to the third and back"
-    assert losses[-60:] == expected
+    assert losses[-80:] == expected
     assert not differences(dict(act.state_dict()), dict(off.state_dict()))
     _, guard, _ = usual(config={"rate": "act"})
     assert not any(guard.totals.rollbacks.values()), "without a cursor the batches do not come again"
@@ -197,7 +197,7 @@ def test_a_closure_that_runs_its_own_backward_is_left_alone() -> None:
 def first_steps(rule: StartRate, rate: float, end: float) -> list[str]:
     """The reasons of what is found while the loss goes from 2 to ``end``, until the first return."""
     found: list[str] = []
-    for step in range(60):
+    for step in range(80):
         loss = end + (2.0 - end) * math.exp(-step / 4)
         finding = rule.observe(loss, rate, travelled=lambda: None, step=step)
         found += [] if finding is None else [finding.reason]
