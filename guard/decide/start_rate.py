@@ -212,12 +212,7 @@ class StartRate:
         if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
             return None
         soon = self._observed <= _NEAR and math.isfinite(end)
-        near, known = soon and self._start_kept, self._duel_after == _DUEL_STEPS
-        lower = (
-            soon
-            and best is not None
-            and ends_lower(last, best, cut=known, shortens=self.shortens, paired=self._same_start)
-        )
+        near, lower = soon and self._start_kept, soon and self._wins(last)
         if best is not None and not lower and (near or uncut):
             self.open = False
             return self._lost(end_of(best), end, rate)
@@ -227,6 +222,13 @@ class StartRate:
             return None
         self._best = last
         return self._cut(f"the first steps end at {end:.4g}", CUT, tries=True)
+
+    def _wins(self, last: list[float]) -> bool:
+        """Whether a third of the rate ends lower than what it was tried against."""
+        known = self._duel_after == _DUEL_STEPS
+        return self._best is not None and ends_lower(
+            last, self._best, cut=known, shortens=self.shortens, paired=self._same_start
+        )
 
     def _goes_on(self) -> bool:
         """Whether the first steps of a rate that only seems too high are to be longer, with a start to return
