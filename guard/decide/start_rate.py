@@ -217,8 +217,7 @@ class StartRate:
         worth, first = end >= _WELL * start > 0.0 or bool(self._doubt), best is None and not self.cuts
         if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
             return None
-        known, paired = self._duel_after == _DUEL_STEPS, self._same_start
-        if best is not None and not ends_lower(last, best, cut=known, shortens=self.shortens, paired=paired):
+        if best is not None and not self._wins(last):
             return self._lost(
                 f"the first steps end at {end_of(best):.4g}, with a third of the rate at {end:.4g}"
             )
@@ -232,6 +231,13 @@ class StartRate:
             return None
         self._best = last
         return self._cut(f"the first steps end at {end:.4g}", CUT, tries=True)
+
+    def _wins(self, last: list[float]) -> bool:
+        """Whether a third of the rate ends lower than what it was tried against."""
+        known = self._duel_after == _DUEL_STEPS
+        return self._best is not None and ends_lower(
+            last, self._best, cut=known, shortens=self.shortens, paired=self._same_start
+        )
 
     def _goes_on(self) -> bool:
         """Whether the first steps of a rate that only seems too high are to be longer, with a start to return
