@@ -109,7 +109,7 @@ def explain_error(error: BaseException) -> Failure:
     """What one exception means, with its own words and the line of the user's code that it came from."""
     known_to_us = hasattr(error, "retry")  # its text is the whole line
     own = str(error) if known_to_us else first_line(error)
-    text = f"{type(error).__module__}.{type(error).__name__}: {error}"
+    text = f"{type(error).__module__}.{type(error).__name__}: {_text_of(error)}"
     for pattern, known in () if known_to_us else _KNOWN:
         if found := re.search(pattern, text, re.IGNORECASE):
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []) if "\n" not in note)
@@ -121,9 +121,17 @@ def explain_error(error: BaseException) -> Failure:
 
 def first_line(error: BaseException | None) -> str:
     """The type and the text of an error, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _text_of(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
     return f"{type(error).__name__}: {text}"[:LONGEST_LINE]
+
+
+def _text_of(error: BaseException | None) -> str:
+    """Its text, unless that raises an error too."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - of somebody else's class
+        return "its text cannot be shown"
 
 
 def where(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from jobs.cluster.session import JOB_CONFIG_VAR, ClusterError
 from jobs.data.errors import DataError, SampleError
 from jobs.errors import EXIT_CODES, INTERRUPTED, JobError, JobFinished, exit_code_of
 from jobs.observability.console import print_summary
-from jobs.observability.terminal import TerminalOutput
+from jobs.observability.terminal import TerminalOutput, show_any_text
 from jobs.ray_internals.core import leave_if_killed
 from jobs.spec.errors import SpecError
 from jobs.spec.imported import find_modules_in
@@ -40,6 +40,7 @@ USER_ERRORS = (SpecError, JobError, ClusterError, DataError, SampleError, Worklo
 def main(arguments: list[str] | None = None) -> int:
     """Runs the spec of the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
+    show_any_text()
     try:
         if options.spec is not None:
             find_modules_in(options.spec.parent)

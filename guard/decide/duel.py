@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean, variance
 
-COMPARED = 20
+COMPARED = 45
 """Losses at the end of the first steps, in pairs."""
 _LAST = 8
 """Of these the mean, where the rate before is known to be too high."""
 _LOWER = 0.98
 """A third of a rate that is known to be too high is better where it is below this share."""
-_CLEARLY, _SHORTENING = 0.05, 0.15
+_CLEARLY, _SHORTENING = 0.05, 0.2
 """A third of a rate that was not cut is better where it is lower by this share, ...; the second where steps
 shorten by themselves, so that a low rate leads at first."""
 _SURE = 2.0
@@ -30,15 +30,21 @@ def end_of(losses: Sequence[float]) -> float:
 
 
 def ends_lower(
-    losses: Sequence[float], before: Sequence[float], *, cut: bool, shortens: bool = False
+    losses: Sequence[float],
+    before: Sequence[float],
+    *,
+    cut: bool,
+    shortens: bool = False,
+    paired: bool = True,
 ) -> bool:
     """Whether ``losses`` end lower than ``before``, those with three times the rate.
 
     Args:
-        losses: of the last steps, at most 20, the newest last.
+        losses: of the last steps, at most 45, the newest last.
         before: likewise.
         cut: whether the rate before is known to be too high; else the difference must be beyond chance.
         shortens: whether steps become shorter without a schedule.
+        paired: whether they are of the same batches: after a rollback they are not.
     """
     if cut:
         return end_of(losses) < _LOWER * end_of(before)
@@ -47,6 +53,7 @@ def ends_lower(
     if len(kept) < _LAST:
         return False
     gains = [old - new for new, old in kept]
-    error = stdev(gains) / math.sqrt(len(gains))
+    several = (gains,) if paired else ([new for new, _ in kept], [old for _, old in kept])
+    error = math.sqrt(math.fsum(variance(each) for each in several) / len(gains))
     clearly = (_SHORTENING if shortens else _CLEARLY) * fmean(old for _, old in kept)
     return fmean(gains) > max(clearly, _SURE * error)

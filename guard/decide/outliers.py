@@ -68,8 +68,8 @@ class Outliers:
             verdict: the detector's.
             attempt: its number.
             usual: whether the loss is one that the run began with.
-            mild: whether it is less than twice that. Between normal losses it is that of a rare class, or of
-                a hard batch: weights that are the cause make three in a row.
+            mild: whether it is less than twice that. Such a loss between normal ones is that of a rare class
+                or of a hard batch, and likewise a norm: weights that are the cause make three in a row.
             moved_far: whether the weights have moved farther than steps explain; measures them.
             skipped: whether outliers are: the same batch then has the same loss again.
             unknown: whether the run has no level yet: high losses between normal ones then belong to it.
@@ -102,7 +102,7 @@ class Outliers:
         ordinary = not on_loss or ratio < _OVERWHELMING or usual or unknown
         # While levels are relearned, a skipped value would be one of those that were seen since.
         few = recent < (_MOST if ordinary else verdict.baseline is not None)
-        mild = mild and on_loss and ratio < _OVERWHELMING and not in_a_row
+        mild = (mild or not on_loss) and ratio < _OVERWHELMING and not in_a_row
         few = few or mild
         often = series == _OFTEN or (mild and series >= _OFTEN_MILD)
         if often and (few or ordinary) and not moved_far():

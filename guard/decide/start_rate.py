@@ -150,7 +150,7 @@ class StartRate:
         self._observed += 1
         self._steps = 0 if rate > self._highest else self._steps + 1
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
-        if self._best is not None and not self._same_start:
+        if self._best is not None and self._start_step is None:
             return self._give_up()
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
@@ -217,8 +217,8 @@ class StartRate:
         worth, first = end >= _WELL * start > 0.0 or bool(self._doubt), best is None and not self.cuts
         if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
             return None
-        known = self._duel_after == _DUEL_STEPS
-        if best is not None and not ends_lower(last, best, cut=known, shortens=self.shortens):
+        known, paired = self._duel_after == _DUEL_STEPS, self._same_start
+        if best is not None and not ends_lower(last, best, cut=known, shortens=self.shortens, paired=paired):
             return self._lost(
                 f"the first steps end at {end_of(best):.4g}, with a third of the rate at {end:.4g}"
             )
@@ -240,8 +240,8 @@ class StartRate:
         return self._steps <= self._duel_after
 
     def _give_up(self) -> RateFinding | None:
-        """A third of the rate whose steps began elsewhere, or after which the loss has changed on purpose."""
-        if self._tried or self._start_kept:
+        """A third of the rate on trial, during which the loss has changed on purpose."""
+        if self._tried:
             return self._lost("the first steps with a third of the rate cannot be compared")
         self.open = False
         return None

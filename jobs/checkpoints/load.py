@@ -17,6 +17,7 @@ from jobs.checkpoints.manifest import STATE, Manifest, digest_of
 from jobs.checkpoints.stager import generators_name
 from jobs.checkpoints.state import Tensors, put_together
 from jobs.run_dir.storage import MANIFEST, Storage, step_of
+from jobs.run_dir.strays import hidden
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +76,11 @@ def read(storage: Storage, name: str, *, wanted: Callable[[str], bool] = lambda 
     with tempfile.TemporaryDirectory(prefix="gradguard-") as scratch:
         try:
             folder = storage.local_copy(name, Path(scratch))
-            _verify(folder, manifest, storage.files(name))
+            found = storage.files(name)
+            _verify(folder, manifest, found)
             state = _read_state(folder, manifest)
-            tensors = _read_tensors(folder, wanted)
+            alone = folder if found.keys() == manifest.files.keys() else _links(folder, manifest, scratch)
+            tensors = _read_tensors(alone, wanted)
         except OSError as error:
             raise DamagedCheckpoint(f"cannot be read: {error.strerror or error}") from None
     return Content(manifest, tensors, state)
@@ -164,7 +167,8 @@ def _read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _verify(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:
     for extra in sorted(found.keys() - manifest.files.keys()):
-        raise DamagedCheckpoint(f"{extra} does not belong to it")
+        if not hidden(extra):  # by a file browser, NFS, or a promotion that was killed
+            raise DamagedCheckpoint(f"{extra} does not belong to it")
     for name, record in manifest.files.items():
         if name not in found:
             raise DamagedCheckpoint(f"{name} is missing")
@@ -173,6 +177,15 @@ def _verify(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:
         with (folder / name).open("rb") as file:
             if digest_of(file) != record:
                 raise DamagedCheckpoint(f"{name} does not match its checksum")
+
+
+def _links(folder: Path, manifest: Manifest, scratch: str) -> Path:
+    """A folder with the files of the checkpoint alone: torch reads whatever ends in ``.safetensors``."""
+    alone = Path(scratch, "alone")
+    alone.mkdir()
+    for name in manifest.files:
+        (alone / name).symlink_to((folder / name).absolute())
+    return alone
 
 
 def _read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Tensors:

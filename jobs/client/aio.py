@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from jobs.client.client import JobClient
@@ -54,7 +55,7 @@ class AsyncJobClient:
         self.sync = client
 
     @classmethod
-    async def connect(cls, address: str | None = None, *, token: str | None = None) -> Self:
+    async def connect(cls, address: str | Path | None = None, *, token: str | None = None) -> Self:
         return cls(await asyncio.to_thread(JobClient, address, token=token))
 
     submit = _awaited(JobClient.submit)

@@ -54,7 +54,7 @@ class JobClient:
         Unreachable: nothing answers there.
     """
 
-    def __init__(self, address: str | None = None, *, token: str | None = None) -> None:
+    def __init__(self, address: str | Path | None = None, *, token: str | None = None) -> None:
         self._backend = connect(address, token=token)
 
     def submit(
@@ -81,6 +81,8 @@ class JobClient:
             env: environment variables of the job; the way for secrets.
             idempotency_key: the same key with the same job submits it once.
         """
+        if not isinstance(spec, JobSpec):
+            raise JobError(f"submit takes a JobSpec, not {type(spec).__name__}: see JobSpec.from_dict and load")
         order = SubmitRequest(
             spec=spec,
             working_dir=None if working_dir is None else Path(working_dir),
@@ -210,8 +212,9 @@ class JobClient:
 
         Raises:
             JobNotFound: there is no such job, or it has no such file yet.
+            JobError: there is no folder ``to``.
         """
-        path = Path(to) / f"{job_id}-{name}"
+        path = _folder(to) / f"{job_id}-{name}"
         with tempfile.TemporaryDirectory(dir=to) as folder:
             part = Path(folder, name)
             with part.open("wb") as file:
@@ -225,8 +228,9 @@ class JobClient:
         Raises:
             JobNotFound: there is no such job or checkpoint.
             Conflict: the folder exists already.
+            JobError: there is no folder ``to``.
         """
-        with tempfile.TemporaryDirectory(dir=to) as folder:
+        with tempfile.TemporaryDirectory(dir=_folder(to)) as folder:
             self._backend.download_checkpoint(job_id, step, Path(folder))
             (part,) = Path(folder).iterdir()
             if (path := Path(to) / part.name).exists():
@@ -242,6 +246,12 @@ class JobClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _folder(to: str | Path) -> Path:
+    if not (folder := Path(to)).is_dir():
+        raise JobError(f"{folder}: there is no such folder")
+    return folder
 
 
 def _of_job(

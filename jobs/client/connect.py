@@ -23,7 +23,7 @@ PROBES = 6
 _IN_NO_URL = frozenset(map(chr, (*range(33), 127)))
 
 
-def connect(address: str | None, *, token: str | None = None) -> Backend:
+def connect(address: str | Path | None, *, token: str | None = None) -> Backend:
     """The backend for an address.
 
     Args:
@@ -37,6 +37,7 @@ def connect(address: str | None, *, token: str | None = None) -> Backend:
     """
     if address is None:
         address = SERVICE if is_service(SERVICE) else RAY
+    address = os.fspath(address)
     if not address.startswith(("http://", "https://")):
         from jobs.client.folder_backend import FolderBackend
 

@@ -7,12 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-IGNORED = (
-    *("__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found"),
-    *("$RECYCLE.BIN", "System Volume Information"),
-)
-"""What archivers, Python and disks leave in folders; everything that begins with a dot is ignored too."""
-
+from jobs.run_dir.strays import IGNORED
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -55,11 +50,6 @@ def why_no_text(content: bytes) -> str | None:
 def leads_nowhere(path: Path) -> bool:
     """Whether it is a link whose target is not there."""
     return path.is_symlink() and not path.exists()
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is not data: ``.ipynb_checkpoints``, ``._cat.jpg``."""
-    return name.startswith(".") or name in IGNORED
 
 
 def _walk(folder: Path, home: Path, ignored: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -15,7 +15,8 @@ import pyarrow.parquet
 
 from jobs.data.csv_files import header_of, parse
 from jobs.data.errors import DataError
-from jobs.data.files import TABLES, hidden, why_no_text
+from jobs.data.files import TABLES, why_no_text
+from jobs.run_dir.strays import hidden
 from jobs.spec.errors import did_you_mean
 
 TRAIN = ("train", "training")

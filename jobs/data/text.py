@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-from jobs.data.files import IGNORED, TABLES, files_below, hidden, why_no_text
+from jobs.data.files import TABLES, files_below, why_no_text
 from jobs.data.splits import HELD_OUT, TRAIN, partners
+from jobs.run_dir.strays import IGNORED, hidden
 from jobs.spec.data import DataSpec
 
 if TYPE_CHECKING:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import threading
 from typing import TextIO
+
+
+def show_any_text() -> None:
+    """On standard output escapes what its encoding lacks, as a letter in ASCII or half a character in a
+    file's name, as Python does on standard error.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class TerminalOutput:

@@ -130,13 +130,14 @@ class JobSpec(Config):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Reads a YAML or JSON file and applies ``field.path=value`` overrides.
+        """Reads a YAML or JSON file and applies ``field.path=value`` overrides, several or one.
 
         Raises:
             SpecError: with every problem of the file and of the overrides.
         """
         document = read_document(Path(path))
-        problems = apply_overrides(document, overrides, cls)
+        several = [overrides] if isinstance(overrides, str) else overrides
+        problems = apply_overrides(document, several, cls)
         if document.data.get("name") is None:
             document.data["name"] = slug(Path(path).stem)
         return cls._validated(document, problems)
@@ -148,12 +149,18 @@ class JobSpec(Config):
         Raises:
             SpecError: with everything that is wrong with it.
         """
+        if not isinstance(data, Mapping):
+            raise single(f"a spec is a mapping of fields, such as {{'seed': 0}}, not {type(data).__name__}")
         return cls._validated(Document(dict(data)), [])
 
     @classmethod
     def _validated(cls, document: Document, problems: list[SpecProblem]) -> Self:
         # As JSON: strict mode then refuses true as a number, but takes a list for a tuple.
-        data = without_empty_sections(json.loads(json.dumps(document.data, default=_plain)), cls)
+        try:
+            plain = json.loads(json.dumps(document.data, default=_plain))
+        except (ValueError, RecursionError):  # a value that contains itself
+            raise single("is nested too deeply to be a spec") from None
+        data = without_empty_sections(plain, cls)
         data = with_tabular_defaults(with_huggingface_defaults(with_language_defaults(data)))
         try:
             spec = cls.model_validate_json(json.dumps(data), strict=True)

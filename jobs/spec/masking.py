@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from html import escape
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -121,9 +122,14 @@ def _secrets(value: Any, name: str, more: Names) -> Iterator[str]:
             yield from _secrets(item, below, more)
     elif masked(value, name, more) == MASKED:
         found = (str(value), *_PARTS.split(str(value)), *_secrets_in(str(value), more))
-        yield from (form for text in found for form in (text, quote(text, safe=""), json.dumps(text)[1:-1]))
+        yield from (form for text in found for form in _forms(text))
     elif isinstance(value, str):
         yield from _secrets_in(value, more)
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    """As a URL, a JSON document and a page show it."""
+    return text, quote(text, safe=""), json.dumps(text)[1:-1], escape(text)
 
 
 def _secrets_in(text: str, more: Names) -> Iterator[str]:
@@ -189,19 +195,19 @@ class Mask:
         """The same for a text of any origin; what looks like a secret is masked too."""
         return str(masked(self(text.encode("utf-8", "replace")).decode()))
 
+    def document(self, value: Any) -> Any:
+        """A copy of a JSON value with its texts masked; numbers are no secrets."""
+        if isinstance(value, Mapping):
+            return {str(key): self.document(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.document(item) for item in value]
+        return self.text(value) if isinstance(value, str) else value
+
 
 def masked_result(
     result: Mapping[str, Any], spec: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A copy of a job's result to display. Its texts may quote a command line with
-    ``--set options.api_key=...``, or an error with a URL; its figures are no secrets."""
-    mask = Mask(env or {}, spec)
-
-    def shown(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: shown(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [shown(item) for item in value]
-        return mask.text(value) if isinstance(value, str) else value
-
-    return {str(key): shown(value) for key, value in result.items()}
+    ``--set options.api_key=...``, or an error with a URL."""
+    shown: dict[str, Any] = Mask(env or {}, spec).document(result)
+    return shown

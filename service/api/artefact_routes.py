@@ -15,15 +15,15 @@ from jobs.client.errors import JobNotFound, Unsupported
 from jobs.client.job_files import JobFiles
 from jobs.client.models import Recorded
 from jobs.run_dir.jsonl import LARGEST_DOCUMENT, parse_row
-from jobs.run_dir.paths import RESULT
+from jobs.run_dir.paths import METRICS, RESULT
 from jobs.run_dir.plain_file import open_plain
 from jobs.run_dir.storage import MANIFEST
-from jobs.spec.masking import masked_result
+from jobs.spec.masking import Mask
 from service.api.auth import Allowed, Reader, StillAllowed, Submitter
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import Problem, documented
-from service.api.view import files_of
+from service.api.view import files_of, mask_of
 from service.store import JobRow
 
 PIECE = 1 << 20
@@ -38,14 +38,16 @@ Step = Annotated[int, PathParameter(ge=0, lt=10**18)]
 def recorded(
     job_id: JobId, name: Recorded, service: Service, _: Reader, allowed: StillAllowed
 ) -> StreamingResponse:
-    """A file that the job recorded, as it is now; the secrets in ``result.json`` are masked."""
+    """A file that the job recorded, as it is now; the job's secrets in its texts are masked."""
     job = service.store.get(job_id)
     files = _files(service, job)
     try:
         file = open_plain(files.folder.path / name, files.below)
     except FileNotFoundError:
         raise Problem(404, f"{job_id} has no {name} yet") from None
-    return _stream(_masked(file, job) if name == RESULT else _pieces(file), allowed, f"{job_id}-{name}")
+    mask = mask_of(job)
+    pieces = _masked(file, mask) if name == RESULT else _masked_lines(file, mask)
+    return _stream(_pieces(file) if name == METRICS else pieces, allowed, f"{job_id}-{name}")
 
 
 @router.get("/jobs/{job_id}/checkpoints/{step}", response_class=StreamingResponse, responses=STREAM)
@@ -93,12 +95,21 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
             yield piece
 
 
-def _masked(file: BinaryIO, job: JobRow) -> Iterator[bytes]:
+def _masked(file: BinaryIO, mask: Mask) -> Iterator[bytes]:
     """A document whose texts quote the job's command line and its error; nothing where it is none."""
     with file:
         result = parse_row(file.read(LARGEST_DOCUMENT))
     if result is not None:
-        yield json.dumps(masked_result(result, job.spec, job.env), indent=2).encode() + b"\n"
+        yield json.dumps(mask.document(result), indent=2).encode() + b"\n"
+
+
+def _masked_lines(file: BinaryIO, mask: Mask) -> Iterator[bytes]:
+    """Each line as it is, unless it holds a secret; the numbers of a row of JSON are none."""
+    with file:
+        while line := file.readline(PIECE):
+            if (shown := mask(line)) != line and (row := parse_row(line)) is not None:
+                shown = json.dumps(mask.document(row)).encode() + b"\n"
+            yield shown
 
 
 def _tar(folder: str, paths: list[Path], below: Path | None) -> Iterator[bytes]:

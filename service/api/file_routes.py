@@ -20,7 +20,7 @@ from service.api.auth import Allowed, Reader, StillAllowed
 from service.api.context import Context, Service
 from service.api.job_routes import COMMON, JobId
 from service.api.problems import STREAM, Problem, documented, text_of
-from service.api.view import event, files_of, may_read, readable_checkpoints
+from service.api.view import event, files_of, mask_of, may_read, readable_checkpoints
 from service.reconcile.log_spool import log_size, read_log
 
 PIECE = 1 << 16
@@ -98,8 +98,10 @@ def incidents(
     limit: Annotated[int, Query(ge=1, le=MOST_AT_ONCE)] = MOST_AT_ONCE,
 ) -> list[dict[str, Any]]:
     """The incidents that the guard handled, with their evidence, the oldest first; a page of them."""
-    files = _files(service, job_id)
-    return [] if files is None else files.incident_rows(start=start, limit=limit)
+    job = service.store.get(job_id)
+    files = files_of(service, job)
+    rows = [] if files is None else files.incident_rows(start=start, limit=limit)
+    return list(map(mask_of(job).document, rows))
 
 
 @router.get("/jobs/{job_id}/metrics")
@@ -133,7 +135,8 @@ def report(job_id: JobId, service: Service, _: Reader) -> HTMLResponse:
     if files is None or not files.exists():
         raise Problem(404, f"{job_id} has recorded nothing yet, or not below the service's storage folder")
     text = files.report(remote=may_read(service.checkpoint_urls, files.checkpoint_place()), env=job.env)
-    return HTMLResponse(text.encode("utf-8", "replace"), headers={"Content-Security-Policy": SANDBOX})
+    page = mask_of(job)(text.encode("utf-8", "replace"))
+    return HTMLResponse(page, headers={"Content-Security-Policy": SANDBOX})
 
 
 async def _events(

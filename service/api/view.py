@@ -7,7 +7,7 @@ from typing import Any
 from guard.rows import strict
 from jobs.client.job_files import JobFiles
 from jobs.client.models import AttemptInfo, CheckpointInfo, Event, JobInfo
-from jobs.spec.masking import MASKED, is_secret, masked, masked_result, masked_spec, names_of
+from jobs.spec.masking import MASKED, Mask, is_secret, masked, masked_result, masked_spec, names_of
 from service.api.context import Context
 from service.reconcile.adopt import folder_for
 from service.reconcile.job_files import files_below
@@ -70,6 +70,11 @@ def event(row: EventRow) -> Event:
 def files_of(service: Context, job: JobRow) -> JobFiles | None:
     """The files of a job; None if they are not below the root."""
     return files_below(folder_for(job, service.root), service.root)
+
+
+def mask_of(job: JobRow) -> Mask:
+    """Masks the secrets of a job, which its own code may have written into its files."""
+    return Mask(job.env, job.spec)
 
 
 def readable_checkpoints(service: Context, job: JobRow) -> tuple[list[CheckpointInfo], str]:

@@ -12,6 +12,7 @@ from typer import Option
 
 from guard.logs.log import TraceError
 from jobs.errors import FAILED, INTERRUPTED, JobError, exit_code_of
+from jobs.observability.terminal import show_any_text
 from jobs.spec.errors import SpecError
 from jobs.spec.job_spec import JobSpec
 from service.cli.audit import audit
@@ -158,6 +159,7 @@ def _end_by_ctrl_c() -> None:
 def main() -> None:
     """Runs the command; bad input is one line and an exit code, never a traceback."""
     _end_by_ctrl_c()
+    show_any_text()
     if os.environ.get("COLUMNS") == "0":  # rich would print nothing
         del os.environ["COLUMNS"]
     try:
@@ -166,9 +168,9 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as found:  # noqa: BLE001 - shown in one line
         error = _missing(found) or _misused(found) or found
-        text = str(error) if isinstance(error, JobError | SpecError | TraceError) else _explained(error)
+        text, code = _line_and_code(error)
         Console(stderr=True, highlight=False).print(text, style="red", markup=False, soft_wrap=True)
-        sys.exit(exit_code_of(error) if text == str(error) else FAILED)
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -190,11 +192,14 @@ def _misused(error: Exception) -> JobError | None:
     return JobError(f"{path}: {message}{'' if message.endswith(('.', '?')) else '.'} See {path} -h")
 
 
-def _explained(error: Exception) -> str:
-    """One line for any other error; an unforeseen one also has its traceback in a file."""
-    from jobs.train import USER_ERRORS, unforeseen
+def _line_and_code(error: Exception) -> tuple[str, int]:
+    """The line and the exit code; an unforeseen error also has its traceback in a file."""
+    if not isinstance(error, JobError | SpecError | TraceError):
+        from jobs.train import USER_ERRORS, unforeseen
 
-    return str(error) if isinstance(error, USER_ERRORS) else unforeseen(error)
+        if not isinstance(error, USER_ERRORS):
+            return unforeseen(error), FAILED
+    return str(error), exit_code_of(error)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from jobs.spec.job_spec import JobSpec
 from jobs.spec.masking import masked_spec
 from jobs.spec.workload_names import BUILTIN
 from jobs.spec.yaml_text import dump_yaml
-from service.cli.options import JsonOption, SetOption, SpecArgument
+from service.cli.options import JsonOption, SetOption, SpecArgument, prints_apart
 from service.cli.plots import draw_samples, save_figure
 from service.cli.tables import PlainTable
 
@@ -66,7 +66,8 @@ def check(
         )
         return
     details = details or layers or picture is not None
-    with _data_log(logging.INFO if details else logging.WARNING), _exit_is_an_error(job):
+    log = _data_log(logging.INFO if details else logging.WARNING)
+    with log, _exit_is_an_error(job), prints_apart(as_json):
         found = _fly(job, spec, lr_range=lr_range) if preflight and job.preflight != "off" else None
     memory = _memory(job)
     for missing in dict.fromkeys(filter(None, (tracker.missing() for tracker in job.track))):

@@ -1,5 +1,7 @@
 """Arguments and options that several commands share."""
 
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,11 @@ AddressOption = Annotated[
         "Default: a service, else Ray, on this machine.",
     ),
 ]
+
+
+def prints_apart(as_json: bool) -> AbstractContextManager[object]:
+    """In this block what the code of a job prints is on standard error, where standard output is JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def writable(path: Path) -> Path:

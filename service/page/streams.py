@@ -18,7 +18,7 @@ from jobs.run_dir.plain_file import NotAPlainFile
 from jobs.run_dir.reader import LiveSteps, RunReader
 from jobs.spec.masking import masked_spec
 from service.api.context import Context
-from service.api.view import details, files_of, readable_checkpoints
+from service.api.view import details, files_of, mask_of, readable_checkpoints
 from service.reconcile.log_spool import log_size, read_log
 from service.store import JobRow
 
@@ -55,7 +55,8 @@ class JobLive:
         job = self._service.store.get(self._job_id)
         files = files_of(self._service, job)
         messages = [*self._job(job), *self._log()]
-        for part in () if files is None else (self._rows(files), self._incidents(files), self._kept(job)):
+        parts = () if files is None else (self._rows(files), self._incidents(job, files), self._kept(job))
+        for part in parts:
             with suppress(NotAPlainFile):  # GET names it
                 messages += part
         self._polls += 1
@@ -89,7 +90,7 @@ class JobLive:
                 },
             )
 
-    def _incidents(self, files: RunReader) -> Iterator[Message]:
+    def _incidents(self, job: JobRow, files: RunReader) -> Iterator[Message]:
         growing = self._rows_of_journal or GrowingRows(files.folder.incidents, files.below)
         self._rows_of_journal = growing
         changed = growing.restarted()
@@ -99,7 +100,7 @@ class JobLive:
             self._journal.add(rows)
             changed = True
         if changed:
-            yield "incidents", incidents(self._journal.journal())
+            yield "incidents", mask_of(job).document(incidents(self._journal.journal()))
 
     def _kept(self, job: JobRow) -> Iterator[Message]:
         if self._polls % CHECKPOINT_POLLS:

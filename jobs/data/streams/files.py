@@ -11,10 +11,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jobs.data.errors import DataError
-from jobs.data.files import hidden
 from jobs.data.tables import HELD_OUT, TRAIN
 from jobs.run_dir.remote_storage import file_system
 from jobs.run_dir.storage import shown
+from jobs.run_dir.strays import hidden
 
 _WORDS = re.compile(r"[^a-z]+")
 

@@ -307,7 +307,33 @@ def test_where_the_rate_before_is_known_to_be_too_high_three_percent_are_enough(
 
 
 def test_where_steps_shorten_by_themselves_a_low_rate_must_lead_by_more() -> None:
-    assert [ends_lower(times(f), times(1.0), cut=False, shortens=True) for f in (0.88, 0.8)] == [False, True]
+    assert [ends_lower(times(f), times(1.0), cut=False, shortens=True) for f in (0.82, 0.78)] == [False, True]
+
+
+def test_losses_of_other_batches_win_beyond_the_noise_of_the_batches_alone() -> None:
+    """As after a rollback on the way."""
+    wins = [
+        ends_lower(sample(times(factor), seed), times(1.0), cut=False, paired=False)
+        for factor in (0.4, 0.9)
+        for seed in range(50)
+    ]
+    assert (sum(wins[:50]), sum(wins[50:])) == (50, 0)
+
+
+def sample(losses: list[float], seed: int) -> list[float]:
+    return Random(seed).sample(losses, len(losses))
+
+
+def test_a_third_that_ends_far_lower_is_kept_after_a_rollback_on_the_way() -> None:
+    for end, kept in ((0.2, True), (0.9, False)):
+        rule = StartRate(oldest_step=lambda: 0, replays=True)
+        for _ in range(8):
+            rule.overshoot.add(-0.5, -1.0)
+        assert len(climbing(rule, [2.0, *(1.0 + batch for batch in BATCHES), *[1.0] * 31])) == 1
+        rule.returned(50)
+        found = climbing(rule, [2.0, *(end + batch for batch in BATCHES), *[end] * 31], rate=0.3)
+        assert [reason.endswith("again from the start with 0.9") for _, reason in found] == [True] * (not kept)
+        assert rule.cuts == kept
 
 
 def test_a_few_losses_decide_nothing() -> None:

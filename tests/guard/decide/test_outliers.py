@@ -50,6 +50,14 @@ def test_a_mild_loss_is_the_batch_s_until_it_is_the_third_in_a_row() -> None:
     assert [d and d.rung for d in found] == ["skip"] * 4 + ["clip"] * 2 + [None]
 
 
+def test_norms_that_surge_between_others_are_the_batch_s_while_the_loss_is_not_high() -> None:
+    """As of a likelihood whose gradient grows while its variance shrinks."""
+    outliers = Outliers(SIGMAS)
+    surge = Verdict("spike", "grad_norm", 2.2 * SIGMAS, 0.1)
+    found = [ask(outliers, surge, attempt) for attempt in (10, 12, 14, 17, 21, 22, 23)]
+    assert [d and d.rung for d in found] == ["skip"] * 4 + ["clip"] * 2 + [None]
+
+
 def test_norms_that_surge_are_skipped_first_and_one_batch_again_and_again_is_clipped() -> None:
     """Neither is a rollback: nothing was applied, and the loss is normal."""
     surge = Verdict("spike", "grad_norm", 3.5 * SIGMAS, 0.1)

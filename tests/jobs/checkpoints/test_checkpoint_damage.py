@@ -119,6 +119,19 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(folder: Path, harm: C
     assert "step-00000020" in names(folder), "and stays for inspection"
 
 
+def test_what_file_browsers_and_kills_leave_in_it_does_no_harm(folder: Path) -> None:
+    newest = folder / "step-00000020"
+    shard = next(newest.glob("*.safetensors"))
+    strays = (".DS_Store", f"._{shard.name}", f".{MANIFEST}.tmp", ".nfs000000000004a1c3", "Thumbs.db")
+    for stray in strays:
+        (newest / stray).write_bytes(b"\0\5\x16\7")
+    (newest / "@eaDir").mkdir()
+    messages, state = Messages(), parts()
+    assert CheckpointManager(folder, state, notify=messages).load_latest() == 20
+    assert messages == []
+    assert {*strays, "@eaDir"} <= {path.name for path in newest.iterdir()}, "nothing of others is deleted"
+
+
 def test_nothing_is_loaded_of_a_damaged_one(folder: Path) -> None:
     state = parts()
     before = {k: v.clone() for k, v in state["model"].state_dict().items()}

@@ -201,3 +201,15 @@ def test_a_token_file_that_is_no_text_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("GRADGUARD_TOKEN", raising=False)
     with pytest.raises(Unreachable, match="token cannot be read: is no text"):
         token_from_environment()
+
+
+def test_arguments_of_another_kind_are_taken_or_refused_in_a_line(tmp_path: Path) -> None:
+    job_folder(tmp_path, "digits")
+    client = JobClient(tmp_path)
+    assert [job.id for job in client.list()] == ["digits"]
+    with pytest.raises(JobError, match="submit takes a JobSpec, not dict"):
+        client.submit({"name": "digits"})  # type: ignore[arg-type]
+    with pytest.raises(JobError, match="missing: there is no such folder"):
+        client.download("digits", "metrics.jsonl", tmp_path / "missing")
+    with pytest.raises(JobError, match="yaml: there is no such folder"):
+        client.get("digits").download_checkpoint(10, tmp_path / "digits" / "spec.yaml")

@@ -73,6 +73,14 @@ def test_the_line_is_short_however_long_the_error_is() -> None:
     assert explain(ValueError()).line == "ValueError: no message"
 
 
+def test_an_error_whose_text_raises_another_one_is_a_line_too() -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    assert explain_error(Unspeakable()).line == "Unspeakable: its text cannot be shown"
+
+
 def test_the_log_grows_and_holds_the_traceback(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     for rank in (0, 1):

@@ -1,5 +1,6 @@
 """The pages in a real Chromium: wide, narrow, in the dark and on paper. Pictures are in build/screenshots."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,38 @@ pytestmark = [
 ]
 
 
+HOSTILE = (
+    "<script>window.harm = 1</script>",
+    '"><img src=x onerror="window.harm = 1">',
+    "x" * 3000,
+    "\u202e😀'",
+)
+
+
+def hostile(folder: Path) -> Path:
+    """A job whose names are those of an attacker, wherever a job may choose them."""
+    folder.mkdir()
+    rows = [{"attempt": i, "step": i, "action": "applied", "loss": 1 / i, "lr": 0.1} for i in range(1, 31)]
+    layers = dict.fromkeys(HOSTILE, 1.0)
+    (folder / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps({**row, 'layers': layers})}\n" for row in rows)
+    )
+    found = {"type": "incident", "verdict": "spike", "score": 9.0, "baseline": 1.0, "value": 99.0, "step": 9}
+    incidents = [
+        {**found, "id": i, "attempt": 9 + i, "signal": name, "action": name, "samples": [name]}
+        | {"layers": [[name, 0.5]], "reason": name}
+        for i, name in enumerate(HOSTILE)
+    ]
+    (folder / "incidents.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in incidents))
+    confusion = {"classes": HOSTILE, "rows": [[1] * len(HOSTILE)] * len(HOSTILE)}
+    result = {"status": HOSTILE[0], "error": HOSTILE[1], "metrics": layers, "confusion": confusion}
+    (folder / "result.json").write_text(
+        json.dumps({**result, "versions": dict(zip(HOSTILE, HOSTILE, strict=True))})
+    )
+    (folder / "spec.yaml").write_text(json.dumps({"name": "hostile", "tags": HOSTILE}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
@@ -27,6 +60,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     return {
         "report": write_report(first),
         "long-name": write_report(named),
+        "hostile": write_report(hostile(root / "hostile")),
         "empty": write_report(root / "nothing"),
         "compare": write_comparison(compare(first, second), root / "compare.html"),
     }
@@ -77,6 +111,14 @@ def test_nothing_scrolls_sideways(visit, name, place, size):
     keep(page, f"{name}-{place}")
     assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
     assert too_wide(page) == []
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_names_of_an_attacker_are_text_that_breaks(visit, size):
+    page = visit("hostile", viewport=size)
+    assert page.evaluate("window.harm") is None
+    assert page.get_by_text("window.harm").first.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
 
 
 TEXT_SIZES = """() => [...document.querySelectorAll(".chart text")].map(e =>

@@ -119,6 +119,23 @@ def test_a_device_without_end_and_a_name_that_cannot_be_are_one_line(path: str, 
     assert said in failure(Path(path))
 
 
+@pytest.mark.parametrize("data", [None, [], "name: a", JobSpec()])
+def test_what_is_no_mapping_is_no_spec(data: object):
+    with pytest.raises(SpecError, match=r"^a spec is a mapping of fields, such as \{'seed': 0\}, not "):
+        JobSpec.from_dict(data)
+
+
+def test_a_value_that_contains_itself_is_refused():
+    options: dict[str, object] = {}
+    options["own"] = options
+    with pytest.raises(SpecError, match="nested too deeply"):
+        JobSpec.from_dict({"workload": "my:Own", "options": options})
+
+
+def test_one_override_may_be_given_alone(tmp_path: Path):
+    assert JobSpec.load(written(tmp_path, "seed: 1\n"), "seed=2").seed == 2
+
+
 def test_aliases_that_would_expand_without_end_are_refused(tmp_path: Path):
     bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
     bomb += "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.page.streams import JobLive
 from tests.service.api.api_fixture import Api, problem
 
 
@@ -56,6 +57,32 @@ def test_a_result_arrives_without_the_secrets_that_it_quotes(api: Api) -> None:
     assert api.client("read").get(f"/v1/jobs/{job}/files/result.json").json() == shown
     report = api.client("read").get(f"/v1/jobs/{job}/report").text
     assert not [text for text in ("hunter2", "another1") if text in report]
+
+
+def test_a_secret_that_a_job_writes_into_its_files_is_in_no_answer(api: Api) -> None:
+    secret = "o<p&q>r-77889900"
+    spec = {"name": "own", "workload": "my:Own", "options": {"api_key": secret, "password": 1234567}}
+    job = api.submitted(spec=spec)
+    folder = folder_of(api, job)
+    folder.mkdir(parents=True)
+    incident = {
+        **{"type": "incident", "id": 1, "attempt": 3, "step": 3, "verdict": "spike", "signal": "loss"},
+        **{"action": "skipped", "score": 9.0, "baseline": 1.0, "value": 1234567, "samples": [secret]},
+    }
+    (folder / "incidents.jsonl").write_text(json.dumps(incident) + "\n")
+    (folder / "metrics.jsonl").write_text('{"attempt": 1, "step": 1, "action": "applied", "loss": 1.0}\n')
+    (folder / "checkpoints.jsonl").write_text(json.dumps({"event": "failed", "why": secret}) + "\n")
+    (folder / "samples.txt").write_text(f"the key is {secret}\n")
+    (folder / "result.json").write_text('{"status": "failed", "samples": "samples.txt"}')
+    reader = api.client("read")
+    files = [f"files/{name}" for name in ("incidents.jsonl", "checkpoints.jsonl", "samples.txt")]
+    for what in (*files, "incidents", "report"):
+        answer = reader.get(f"/v1/jobs/{job}/{what}")
+        assert answer.status_code == 200
+        assert "77889900" not in answer.text, what
+    assert reader.get(f"/v1/jobs/{job}/files/incidents.jsonl").json()["value"] == 1234567, "a figure is none"
+    assert JobLive(api.context, job).poll()
+    assert "77889900" not in json.dumps(JobLive(api.context, job).poll())
 
 
 def test_a_hard_link_to_another_file_is_not_sent(api: Api, job: str, tmp_path: Path) -> None:

@@ -88,6 +88,25 @@ def test_json_has_the_verdict_and_the_layers_and_nothing_else(spec: Path) -> Non
     assert {"mean", "std", "grad_norm", "dead_share", "growth"} <= set(flight["layers"][0])
 
 
+def test_what_a_workload_prints_is_not_part_of_the_json(tmp_path: Path) -> None:
+    lines = ["import torch", "print('imported')", "class Chatty:", "    n_train = 16"]
+    members = {
+        "__init__(self, spec)": "print('made')",
+        "build_model(self)": "return torch.nn.Linear(4, 2)",
+        "train_batch(self, ids, epoch, device)": "return torch.arange(4.0 * len(ids)).view(-1, 4) / 32",
+        "loss(self, model, batch)": "print('loss'); return model(batch).mean()",
+        "evaluate(self, model, rank, world_size, device)": "return {}",
+        "metrics(self, sums)": "return {}",
+    }
+    lines += [f"    def {signature}: {body}" for signature, body in members.items()]
+    (tmp_path / "chatty_workload.py").write_text("\n".join(lines))
+    spec = tmp_path / "own.yaml"
+    spec.write_text("{workload: chatty_workload:Chatty, data: {batch_size: 8}, scale: {device: cpu}}")
+    result = check(spec, "--json")
+    assert json.loads(result.stdout)["preflight"]["verdict"] == "fine"
+    assert "imported\nmade\n" in result.stderr
+
+
 def test_a_network_that_explodes_is_named_with_its_layer_and_its_cure(spec: Path) -> None:
     path = exploding(spec.parent)
     output = check(path, code=1).output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import socket
@@ -143,6 +144,21 @@ def test_a_terminal_of_unknown_width_shows_the_answer(
     with pytest.raises(SystemExit, match="0"):
         main()
     assert "50 rows: 0 alarms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(
+    encoding: str, beginner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = beginner / "é\udcff.yaml"
+    spec.write_text(SPEC)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "argv", ["gradguard", "check", str(spec), "--no-preflight"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    shown.flush()
+    assert b"\\udcff.yaml is valid" in shown.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_library_that_is_not_installed_is_one_line() -> None:
