@@ -13,9 +13,7 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from guard.act.accumulation import GradAccumulation
 from guard.act.snapshot import Stateful
-from guard.act.training_state import TrainingState
 from guard.act.untouched import kept_weights
 from guard.agree.agreement import Agreement
 from guard.agree.rank_failure import raises_rank_lost, report_exit, report_failure
@@ -38,25 +36,20 @@ from guard.attention import AttentionWatch
 from guard.auto_mode import resolved
 from guard.backward import BackwardPass
 from guard.config import GuardConfig
-from guard.decide.bad_samples import SampleClosure, Samples, SampleSearch
-from guard.decide.decider import Decider
-from guard.decide.recompute import BatchReplayer
+from guard.decide.bad_samples import SampleClosure, Samples
 from guard.deferred_step import resolve_saved
 from guard.hooks import ForwardHook
-from guard.observe.local_norms import CommHook, find_ddp, give_hook, local_norms
+from guard.observe.local_norms import CommHook, find_ddp, give_hook
 from guard.observe.noise_scale import NoiseEstimate
 from guard.observe.observer import Observer
-from guard.observe.sharded_norms import sharded_norms
 from guard.observe.shards import declared_groups
 from guard.observe.watched import Watched
 from guard.own_loss import OwnLoss
-from guard.parts import StepParts
+from guard.parts import make_parts
 from guard.pipelines import make_pipeline
 from guard.record.journal import Journal
 from guard.record.metrics import GuardMetrics
-from guard.record.recorder import Recorder
 from guard.record.totals import Totals
-from guard.repairs import Repairs
 from guard.types import StepReport
 
 
@@ -124,47 +117,26 @@ class GradientGuard:
             process_group, device, describe=self._deciding, deferred=self.config.mode == "deferred"
         )
         self._agreement.check_names(observer.names)
-        decider = Decider(self.config, observer.names, observer.parameters, optimizer, observer.shards)
-        self._state = TrainingState(
+        self.metrics = as_metrics(metrics, job)
+        self._parts = make_parts(
             model,
             optimizer,
             self.config,
             observer=observer,
+            agreement=self._agreement,
+            settings=settings,
             scheduler=scheduler,
             scaler=scaler,
-            states={"guard.detector": decider.detector, "guard.clip": decider.clipper, **states},
+            states=states,
             data=data,
             ema=ema,
+            metrics=self.metrics,
+            journal=as_journal(journal, self._agreement.rank),
+            process_group=process_group,
+            job=job,
+            by_host=lambda: self._pipeline.by_host,
         )
-        decider.new_level.only_statistics = self._state.only_statistics
-        decider.rate.follow(self._state.oldest_step, replays=data is not None)
-        self._state.keep_oldest(decider.rate.needs_start)
-        self.metrics = as_metrics(metrics, job)
-        replays = data is not None or self.config.recovery.data == "replay"
-        exchange = self._agreement.exchange
-        repairs = Repairs(
-            model, optimizer, observer, self._state, self.config, process_group, exchange, replays=replays
-        )
-        replayer = BatchReplayer(model)
-        local = "off" not in (self.config.local_norm, self.config.mode) and self._agreement.world_size > 1
-        norms = local_norms if observer.shards is None else sharded_norms
-        written = as_journal(journal, self._agreement.rank)
-        self._parts = StepParts(
-            config=self.config,
-            observer=observer,
-            agreement=self._agreement,
-            decider=decider,
-            state=self._state,
-            recorder=Recorder(job, observer.names, self.metrics, written, self.config),
-            accumulation=GradAccumulation(model, observer.parameters, active=lambda: self._pipeline.by_host),
-            replayer=replayer,
-            local=norms(observer.parameters, model, self.config.local_norm_by) if local else None,
-            data=data,
-            device=device,
-            settings=settings,
-            search=SampleSearch(model, observer, self._agreement, replayer, self._state.shield, data),
-            repairs=repairs,
-        )
+        self._state = self._parts.state
         self._pipeline = make_pipeline(self._parts)
         self._own_loss, self._attention = OwnLoss(model, self._parts), AttentionWatch(model, self._parts)
         self._ddp = find_ddp(model)
@@ -208,7 +180,7 @@ class GradientGuard:
             restore: loads a healthy state of the given step or an earlier one, of all but the guard, on every
                 rank alike, and returns its step; None where there is none: the snapshot is then used again.
         """
-        self._state.restore = as_callable(restore, "restore", "pass a function of a step")
+        self._state.restore_from(as_callable(restore, "restore", "pass a function of a step"))
 
     def request_stop(self) -> None:
         """Asks all ranks to stop: the next step's report has ``stop`` set on every rank."""

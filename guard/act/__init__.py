@@ -1,8 +1,8 @@
 """Act: apply, clip, skip, roll back; everything that a step may change.
 
 ``training_state``: owns model, optimizer, schedule and states; carries out the rung
-``accumulation``: micro-batches of one step; a non-finite one is dropped
-``comm_memory``: what PowerSGD's communication hook remembers, restored after a skip
+``rollback``: which state is restored, and which data follow
+``accumulation``: micro-batches of one step; a non-finite one is dropped, and from PowerSGD's memory too
 ``loop_checks``: mistakes in the loop around the guard
 ``other_optimizers``: an optimizer without a guard steps what one watches
 ``frozen``: which frozen weights a snapshot must hold

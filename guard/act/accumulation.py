@@ -1,19 +1,23 @@
-"""Gradient accumulation: a micro-batch that is not finite is dropped, and the others are kept."""
+"""Gradient accumulation: a micro-batch that is not finite is dropped, and the others are kept; what a
+communication hook remembers of a bad one too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guard.act.buffers import BufferShield
-from guard.act.comm_memory import CommMemory
 from guard.observe.fsdp2 import gathered
 from guard.observe.local_norms import comm_states, find_ddp
 from guard.observe.shards import is_distributed
 from guard.records import Action
+
+_ERRORS, _FACTORS = "error_dict", ("p_memory_dict", "q_memory_dict")
+"""Of torch's ``PowerSGDState``: what was not sent, new in each step; its factors, written in place."""
 
 
 class GradAccumulation:
@@ -127,3 +131,41 @@ class GradAccumulation:
 def correction(micro_batches: int, dropped: int) -> float:
     """What the accumulated gradient is multiplied with when some micro-batches were dropped from its mean."""
     return micro_batches / (micro_batches - dropped) if dropped < micro_batches else 1.0
+
+
+class CommMemory:
+    """PowerSGD adds what it could not send to the next gradient: one NaN would stay in all that follow.
+
+    Args:
+        states: of the present hooks; those without such a memory are left alone.
+    """
+
+    def __init__(self, states: Callable[[], Iterable[Any]]) -> None:
+        self._find = states
+        self._kept: dict[int, dict[str, Any]] = {}
+
+    def accept(self) -> None:
+        """The step was applied: keeps what is remembered now."""
+        for state in self._states():
+            factors = {n: {i: t.clone() for i, t in getattr(state, n).items()} for n in _FACTORS}
+            kept = {_ERRORS: dict(getattr(state, _ERRORS)), **factors}
+            self._kept[id(state)] = kept | {"iter": state.iter, "rng": state.rng.get_state()}
+
+    def release(self) -> None:
+        """What was accepted is no longer known to be what was before the present batch."""
+        self._kept = {}
+
+    def revert(self, *, forget: bool = False) -> None:
+        """As it was when accepted; ``forget``: empty, since the gradients were of weights that are gone."""
+        for state in self._states():
+            kept = self._kept.get(id(state), {})
+            for name in (_ERRORS, *_FACTORS):
+                tensors = {} if forget else kept.get(name, {})
+                getattr(state, name).clear()
+                getattr(state, name).update({i: t.clone() for i, t in tensors.items()})
+            if kept:
+                state.iter = kept["iter"]
+                state.rng.set_state(kept["rng"])
+
+    def _states(self) -> list[Any]:
+        return [state for state in self._find() if isinstance(getattr(state, _ERRORS, None), dict)]

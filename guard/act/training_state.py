@@ -18,18 +18,16 @@ from guard.act.loop_checks import LoopChecks, ScheduleCheck, check_closure
 from guard.act.moments import kept_moments
 from guard.act.outside import OutsideChanges
 from guard.act.rates import UsedRate
+from guard.act.rollback import DATA, Rollback
 from guard.act.scaler import ScalerAdapter
-from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful, Subject
+from guard.act.snapshot import GENERATORS, SnapshotRing, Stateful, Subject
 from guard.config import GuardConfig
 from guard.observe.displacement import Displacement, Moving
 from guard.observe.observer import Observer
-from guard.records import Source
-from guard.types import Floats, Movement, RateFinding, StepOutcome, Travelled
+from guard.types import Floats, Movement, StepOutcome, Travelled
 
-DATA, EMA = "data", "ema"
-"""What the data cursor and the averaged weights are called in a snapshot."""
-
-Restore = Callable[[int], int | None]
+EMA = "ema"
+"""What the averaged weights are called in a snapshot."""
 
 
 class TrainingState:
@@ -60,9 +58,7 @@ class TrainingState:
         self.checks = LoopChecks(optimizer, observer.parameters, scaler, active=config.mode != "off")
         others = {k: s for k, s in states.items() if not k.startswith("guard.")}
         self._schedule = ScheduleCheck(scheduler, optimizer, others)
-        self._replay = config.recovery.data == "replay"
         self.cooldown = Cooldown(config.recovery, observer.parameters)
-        self.restore: Restore | None = None
         # Deferred reports come one step late: what an average learns at a skip is of the step before.
         self._ema = ema if config.mode == "exact" else None
         self._ema_before_skip: dict[str, Any] | None = None
@@ -81,6 +77,15 @@ class TrainingState:
         self._subject = Subject(model, optimizer, present, observer.parameters)
         self._ring = SnapshotRing(config.snapshot, self._subject)
         self.oldest_step, self.keep_oldest = self._ring.oldest_step, self._ring.keep_oldest
+        self._rollback = Rollback(
+            self._ring,
+            self.cooldown,
+            replay=config.recovery.data == "replay",
+            before=self._clear_gradients,
+            after=self._accept_state,
+            start=self.start,
+        )
+        self.roll_back, self.restore_from = self._rollback.run, self._rollback.restore_from
         self._start_version = self._subject.version()
         self.outside = OutsideChanges(observer.parameters, self._subject.unheld)
         self.attention_logit: float | None = None
@@ -284,63 +289,11 @@ class TrainingState:
         """Before a rollback; as ``SnapshotRing.drop_damaged``."""
         return self._ring.drop_damaged(exchange) if self._active else ""
 
-    def roll_back(
-        self,
-        step: int,
-        *,
-        recover: bool = True,
-        rate: RateFinding | None = None,
-        verified: int | None = None,
-    ) -> StepOutcome:
-        """Restores the newest healthy snapshot, or a checkpoint if that did not help.
-
-        Args:
-            step: optimizer steps before this rollback.
-            recover: starts the cooldown too, one level harder where one is running.
-            rate: what is wrong with the rate: restores the oldest healthy snapshot, and cuts the rate.
-            verified: memory was damaged: restores the newest snapshot of this step at most, with its data.
-        """
-        intact = None if verified is None else self._ring.newest(verified)
-        if intact is not None:
-            return self._return_to(intact, step, keep=frozenset())
-        if rate is not None and rate.acts and rate.again:
-            return self._restart(step, rate)
-        started = time.perf_counter()
-        source: Source = "memory"
-        spent = self._ring.spent()
-        target = None if spent is None else self._restore_from_disk(spent.step - 1)
-        if target is not None:
-            source = "disk"
-        else:
-            target = self._restore_snapshot().step
-        if recover:
-            self.cooldown.begin()
-        seconds = time.perf_counter() - started
-        return StepOutcome("rolled_back", target, target, max(0, step - target), seconds, source=source)
-
-    def _restart(self, step: int, rate: RateFinding) -> StepOutcome:
-        target, replays = self._ring.oldest(), self._replay or rate.replays
-        kept = frozenset() if replays else frozenset({DATA, GENERATORS})
-        outcome = self._return_to(target, step, keep=kept)
-        target.returns = 0
-        self.cooldown.rate_factor = rate.factor
-        return outcome
-
-    def _return_to(self, target: Snapshot, step: int, *, keep: frozenset[str]) -> StepOutcome:
-        """Restores a snapshot that is not at fault, but for the named states in ``keep``."""
-        started, returns = time.perf_counter(), target.returns
-        self._clear_gradients()
-        self._ring.restore(target, keep=keep)
-        target.returns = returns
-        self._accept_state(target.step)
-        seconds = time.perf_counter() - started
-        return StepOutcome("rolled_back", target.step, target.step, step - target.step, seconds)
-
     def halt(self, step: int) -> StepOutcome:
         """Restores the newest healthy snapshot, without cooldown; where there is none, skips."""
         if not self.can_roll_back():
             return self.skip(step)
-        target = self._restore_snapshot()
+        target = self._rollback.to_healthy()
         return StepOutcome("rolled_back", target.step, target.step, step - target.step)
 
     def launch(self, skip: Tensor) -> None:
@@ -357,31 +310,6 @@ class TrainingState:
         if self._ema_before_skip is not None and self._ema is not None:
             self._ema.load_state_dict(self._ema_before_skip)
             self._ema_before_skip = None
-
-    def _restore_from_disk(self, before: int) -> int | None:
-        """Loads an older state in place of all snapshots; None where there is none.
-
-        All ranks reach it, since ``spent`` is the same on each; ``restore`` may run collectives.
-        """
-        if self.restore is None or (step := self.restore(before)) is None:
-            return None
-        self._clear_gradients()
-        self.start(step)
-        return step
-
-    def _restore_snapshot(self) -> Snapshot:
-        self._clear_gradients()
-        target = self._ring.target()
-        if target is None:
-            raise RuntimeError("a rollback was decided without a healthy snapshot")
-        self._ring.restore(target, keep=frozenset() if self._replay else self._moves_on(target))
-        self._accept_state(target.step)
-        return target
-
-    def _moves_on(self, target: Snapshot) -> frozenset[str]:
-        """What is not restored, so that other batches follow: where a rollback to this snapshot did not help,
-        the random numbers too, since many loops draw their batches from them."""
-        return frozenset({DATA, GENERATORS} if target.returns else {DATA})
 
     def _clear_gradients(self) -> None:
         self.scaler.forget()

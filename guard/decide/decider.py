@@ -25,9 +25,8 @@ from guard.decide.rank_exclusion import RankExclusion
 from guard.decide.rate_watch import RateWatch
 from guard.decide.rates import RateHistory
 from guard.decide.start_rate import fast
-from guard.decide.vanishing import VANISHED, VanishingByDepth
+from guard.decide.vanishing import LostGradients
 from guard.observe.shards import Shards
-from guard.observe.watched import remapped
 from guard.records import OK, Verdict
 from guard.types import (
     Agreed,
@@ -64,8 +63,6 @@ class Decider:
         shards: Shards | None = None,
     ) -> None:
         self._config = config
-        self._names = names
-        self._parameters = parameters
         self.detector = SpikeDetector(config.detect)
         clip = config.clip if config.mode != "off" else ClipConfig(kind="off")
         self.clipper = make_clipper(clip, parameters, optimizer, shards)
@@ -83,10 +80,7 @@ class Decider:
         self.rate = RateWatch(
             config, self.ladder, layers(parameters), shortens=isinstance(optimizer, Adagrad)
         )
-        self._idle = np.zeros(len(names), dtype=np.int64)
-        """Steps in a row in which each parameter's gradient was exactly zero."""
-        self._any_idle = True
-        self._by_depth = VanishingByDepth(self._parameters, config.dead_steps)
+        self._lost = LostGradients(config, names, parameters)
 
     def follow(
         self,
@@ -96,9 +90,7 @@ class Decider:
         shards: Shards | None = None,
     ) -> None:
         """The optimizer steps these parameters from now on; ``origins``: the former index of each, or -1."""
-        self._names, self._parameters = names, parameters
-        self._idle = remapped(self._idle, origins)
-        self._by_depth = VanishingByDepth(parameters, self._config.dead_steps)
+        self._lost.follow(names, parameters, origins)
         self.rate.climbing.layers = layers(parameters)
         self.clipper.follow(parameters, origins, shards)
 
@@ -141,7 +133,8 @@ class Decider:
         ``moved_far`` and ``travelled`` measure the weights, ``way_back`` the loss between the first ones and
         them: called only where that decides.
         """
-        verdict, decision, layer = OK, Decision("apply", "ok"), None
+        layer: int | None = None
+        verdict, decision = OK, Decision("apply", "ok")
         typical = self.detector.clip_level(self._config.clip.factor)
         if self._config.mode != "off" and not overflow:
             update = None if moved is None else moved.per_lr
@@ -159,7 +152,10 @@ class Decider:
                 verdict, typical = self._accept_change(verdict, agreed, step, seen.grad_norm), None
             elif decision.rung in ("rollback", "halt") and verdict.kind == "ok":
                 verdict = replace(verdict, kind="spike", signal="loss")
-            verdict, decision, layer = self._check_vanishing(attempt, verdict, decision, seen)
+            lost = self._lost.observe(attempt, seen.layer_norms)
+            if lost is not None and verdict.kind == "ok":
+                verdict, layer = Verdict("vanishing", "grad_norm", lost.score), lost.layer
+                decision = Decision("apply", lost.reason)
             verdict, decision = self.rate.judge(
                 verdict,
                 decision,
@@ -300,39 +296,6 @@ class Decider:
         verdict = replace(evidence.verdict, kind="suspect")
         return replace(evidence, verdict=verdict, decision=Decision("skip", f"{verdict.signal} is suspect"))
 
-    def _check_vanishing(
-        self, attempt: int, verdict: Verdict, decision: Decision, seen: Observation
-    ) -> tuple[Verdict, Decision, int | None]:
-        """Reports once the layers that gradients no longer reach, and the index of the first of them.
-
-        The step is applied.
-        """
-        dead = self._dead(seen)
-        vanished = self._by_depth.observe(attempt, seen.layer_norms)
-        if verdict.kind == "ok" and dead:
-            layers = ", ".join(self._names[i] for i in dead[:3]) + (", ..." if len(dead) > 3 else "")
-            reason = f"no gradient in {self._config.dead_steps} steps: {layers}"
-            return Verdict("vanishing", "grad_norm", float(len(dead))), Decision("apply", reason), dead[0]
-        if verdict.kind == "ok" and vanished:
-            layer, ratio = vanished
-            start = self._names[layer]
-            reason = f"the gradient vanishes on its way back: from {start} on, {ratio:.1g} of it remains"
-            score = self._config.detect.sigmas * math.log(ratio) / math.log(VANISHED)
-            return Verdict("vanishing", "grad_norm", score), Decision("apply", reason), layer
-        return verdict, decision, None
-
-    def _dead(self, seen: Observation) -> list[int]:
-        """Layers with a gradient of exactly zero in ``dead_steps`` steps in a row, as of this step."""
-        if seen.layer_norms.all():  # what is not finite counts as a gradient
-            if self._any_idle:
-                self._idle.fill(0)
-                self._any_idle = False
-            return []
-        self._any_idle = True
-        self._idle = np.where(seen.layer_norms == 0.0, self._idle + 1, 0)
-        due = np.flatnonzero(self._idle == self._config.dead_steps).tolist()
-        return [i for i in due if self._parameters[i].grad is not None]
-
     def _stateful(self) -> dict[str, Any]:
         """What has a state of its own, by its name in checkpoints."""
         return {
@@ -351,8 +314,7 @@ class Decider:
             **{name: part.state_dict() for name, part in self._stateful().items()},
             "changes": [self.changes, *self._changed],
             **self.rate.state_dict(),
-            "idle": self._idle.tolist(),
-            "faded": self._by_depth.rows,
+            **self._lost.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -362,9 +324,7 @@ class Decider:
         self.changes, *changed = map(int, state.get("changes", (0, 0, 0)))
         self._changed = (changed[0], changed[1])
         self.rate.load_state_dict(state)
-        if len(state["idle"]) == len(self._names):
-            self._idle = np.asarray(state["idle"], dtype=np.int64)
-        self._by_depth.rows = int(state.get("faded", 0))
+        self._lost.load_state_dict(state)
 
 
 def _far(moved_far: Callable[[], bool], travelled: Callable[[], Travelled | None]) -> bool:

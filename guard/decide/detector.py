@@ -18,7 +18,7 @@ from typing import Any
 
 from guard.config import DetectConfig
 from guard.decide.baseline import LOG_ZERO, Measured, RobustBaseline
-from guard.decide.drift import SlowTrend
+from guard.decide.drift import SlowFaults
 from guard.decide.runaway_updates import RunawayUpdates, UpdateSample
 from guard.records import Kind, Signal, Verdict
 
@@ -86,9 +86,9 @@ class SpikeDetector:
         self._memory: _Memory = (0.0, 0.0, 0.0, 0)
         self._ratios: tuple[float, ...] = (0.0, 0.0, 0.0)
         self._rows = 0
-        self._trend = SlowTrend()
+        self._slow = SlowFaults(config.sigmas)
         self._runaway = RunawayUpdates()
-        self._linear, self._expecting = False, 0
+        self._expecting = 0
         self._foreseen: tuple[tuple[float | None, ...], _Judged] | None = None
         self.first: float | None = None
         """The first level of the loss; None until there is enough history."""
@@ -125,7 +125,7 @@ class SpikeDetector:
             self._expecting -= 1
         if self._rows % self.config.level_rows or verdict.kind != "ok":
             return verdict
-        return self._judge_trend() or verdict
+        return self._judge_slow() or verdict
 
     def foresee(
         self,
@@ -155,7 +155,7 @@ class SpikeDetector:
         self._grad.relearn(steps, grad_norm)
         self._update.relearn(0)
         self._memory = (0.0, 0.0, 0.0, 0)
-        self._trend.clear()
+        self._slow.trend.clear()
         self._runaway.clear()
         self._foreseen, self._expecting = None, steps
 
@@ -313,7 +313,7 @@ class SpikeDetector:
                 self._loss = self._levels["loss"] = level
             if level.learn(loss, spike == "loss"):
                 self._memory = (0.0, *self._memory[1:])
-                self._trend.clear()
+                self._slow.trend.clear()
         if grad is not _ABSENT:
             self._zeros = self._zeros + 1 if grad[1] == LOG_ZERO else 0
             if not self._zeros:
@@ -328,36 +328,13 @@ class SpikeDetector:
         signal: Signal = next((name for name, value in row.items() if _bad(value)), "buffers")
         return Verdict("nonfinite", signal, math.inf, self.typical(signal))
 
-    def _judge_trend(self) -> Verdict | None:
-        """Once in ``level_rows`` steps: has the loss crept up, or the gradient faded away?"""
-        loss, grad, trend = self._loss, self._grad, self._trend
-        if not loss.ready:
+    def _judge_slow(self) -> Verdict | None:
+        """Once in ``level_rows`` steps."""
+        if not self._loss.ready:
             return None
-        if loss.linear != self._linear:
-            self._linear = loss.linear
-            trend.clear()
+        if self._slow.rescaled(self._loss):
             self._runaway.clear()
-        if (verdict := self._drift() or self._vanishing()) is not None:
-            trend.clear()
-        trend.push(loss.level, self._norm_level() if grad.ready else None)
-        return verdict
-
-    def _drift(self) -> Verdict | None:
-        loss = self._loss
-        if (lowest := self._trend.drift(loss.level, loss.threshold)) is None:
-            return None
-        score = (loss.level - lowest) / loss.threshold * self.config.sigmas
-        return Verdict("drift", "loss", score, loss.unscale(lowest))
-
-    def _vanishing(self) -> Verdict | None:
-        loss, grad = self._loss, self._grad
-        if not grad.ready:
-            return None
-        level = self._norm_level()
-        if (highest := self._trend.vanished(None if loss.linear else loss.level, level)) is None:
-            return None
-        score = (highest - level) / grad.threshold * self.config.sigmas
-        return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
+        return self._slow.judge(self._loss, self._grad, self._norm_level() if self._grad.ready else None)
 
     def _norm_level(self) -> float:
         """That of the gradient, zero included."""
@@ -372,9 +349,9 @@ class SpikeDetector:
             "norms": [norm, norm_before],
             "surges": surges,
             "rows": self._rows,
-            "trend": self._trend.state_dict(),
+            "trend": self._slow.trend.state_dict(),
             "runaway_updates": self._runaway.state_dict(),
-            "linear": self._linear,
+            "linear": self._slow.linear,
             "expecting": self._expecting,
             "first": self.first,
             "zeros": self._zeros,
@@ -388,10 +365,10 @@ class SpikeDetector:
         norm, norm_before = map(float, state["norms"])
         self._memory = (float(state["evidence"]), norm, norm_before, int(state["surges"]))
         self._rows = int(state["rows"])
-        self._trend.load_state_dict(state["trend"])
+        self._slow.trend.load_state_dict(state["trend"])
         if "runaway_updates" in state:
             self._runaway.load_state_dict(state["runaway_updates"])
-        self._linear = bool(state["linear"])
+        self._slow.linear = bool(state["linear"])
         self._expecting = int(state.get("expecting", 0))
         self.first, self._zeros = state.get("first"), int(state.get("zeros", 0))
 

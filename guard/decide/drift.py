@@ -6,6 +6,9 @@ import math
 from collections import deque
 from typing import Any
 
+from guard.decide.baseline import RobustBaseline
+from guard.records import Verdict
+
 _MEMORY = 64
 """Past levels that are remembered: 1,536 steps at 24 a block, so that a rise over an epoch is seen."""
 _VANISHED = math.log(100)
@@ -60,3 +63,52 @@ class SlowTrend:
         self.clear()
         for loss, grad in zip(state["losses"], state["grads"], strict=True):
             self.push(loss, grad)
+
+
+class SlowFaults:
+    """Judges the levels of loss and gradient, once for each block of steps.
+
+    Args:
+        sigmas: what the score of a verdict is counted in.
+    """
+
+    def __init__(self, sigmas: float) -> None:
+        self._sigmas, self.trend = sigmas, SlowTrend()
+        self.linear = False
+        """Whether past levels of the loss are on a linear scale."""
+
+    def rescaled(self, loss: RobustBaseline) -> bool:
+        """Whether the loss has another scale than before; what was remembered is then void."""
+        if loss.linear == self.linear:
+            return False
+        self.linear = loss.linear
+        self.trend.clear()
+        return True
+
+    def judge(self, loss: RobustBaseline, grad: RobustBaseline, norm: float | None) -> Verdict | None:
+        """Whether the loss has crept up, or the gradient faded away.
+
+        Args:
+            loss: ready.
+            grad: perhaps not.
+            norm: the level of the gradient, on the log scale, zero included; None while it is not ready.
+        """
+        verdict = self._drift(loss) or self._vanishing(loss, grad, norm)
+        if verdict is not None:
+            self.trend.clear()
+        self.trend.push(loss.level, norm)
+        return verdict
+
+    def _drift(self, loss: RobustBaseline) -> Verdict | None:
+        if (lowest := self.trend.drift(loss.level, loss.threshold)) is None:
+            return None
+        score = (loss.level - lowest) / loss.threshold * self._sigmas
+        return Verdict("drift", "loss", score, loss.unscale(lowest))
+
+    def _vanishing(self, loss: RobustBaseline, grad: RobustBaseline, norm: float | None) -> Verdict | None:
+        if norm is None:
+            return None
+        if (highest := self.trend.vanished(None if loss.linear else loss.level, norm)) is None:
+            return None
+        score = (highest - norm) / grad.threshold * self._sigmas
+        return Verdict("vanishing", "grad_norm", score, grad.unscale(highest))
