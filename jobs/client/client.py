@@ -82,9 +82,8 @@ class JobClient:
             idempotency_key: the same key with the same job submits it once.
         """
         if not isinstance(spec, JobSpec):
-            raise JobError(
-                f"submit takes a JobSpec, not {type(spec).__name__}: see JobSpec.from_dict and load"
-            )
+            given = type(spec).__name__
+            raise JobError(f"submit takes a JobSpec, not {given}: see JobSpec.load and JobSpec.from_dict")
         order = SubmitRequest(
             spec=spec,
             working_dir=None if working_dir is None else Path(working_dir),

@@ -319,10 +319,12 @@ def _hangup_ignored() -> Iterator[None]:
         signal.signal(signal.SIGHUP, handler)
 
 
-def _temp_dir() -> str | None:
-    """`None` lets Ray choose (from RAY_TMPDIR or TMPDIR), unless its sockets' paths would be too long."""
-    root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(Path(root) / "ray")) <= LONGEST_TEMP_DIR:
-        return None
+def _temp_dir() -> str:
+    """Where Ray chooses too (from RAY_TMPDIR or TMPDIR), unless its sockets' paths would be too long; as an
+    absolute path, without which Ray does not start.
+    """
+    root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
+    if len(os.fsencode(root / "ray")) <= LONGEST_TEMP_DIR:
+        return str(root / "ray")
     logger.warning("%s is too long for Ray's sockets; its session files go to /tmp/ray", root)
     return "/tmp/ray"

@@ -51,7 +51,7 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def start_head(*, temp_dir: str | None, timeout_s: float, **options: Any) -> None:
+def start_head(*, temp_dir: str, timeout_s: float, **options: Any) -> None:
     """``ray.init`` of a new local cluster with its session files in ``temp_dir``.
 
     Its node has ``timeout_s`` to register, where Ray has a constant of 30 s.

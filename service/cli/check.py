@@ -61,9 +61,8 @@ def check(
     job = JobSpec.load(spec, overrides or [])
     console = Console(highlight=False)
     if show:
-        console.print(
-            dump_yaml(masked_spec(job.model_dump(mode="json"))), end="", markup=False, soft_wrap=True
-        )
+        fields = masked_spec(job.model_dump(mode="json"))
+        typer.echo(json.dumps(strict(fields), indent=2) if as_json else dump_yaml(fields), nl=as_json)
         return
     details = details or layers or picture is not None
     log = _data_log(logging.INFO if details else logging.WARNING)

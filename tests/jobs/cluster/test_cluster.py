@@ -17,6 +17,7 @@ from jobs.cluster.session import (
     JOB_CONFIG_VAR,
     PACKAGE_ROOT,
     ClusterError,
+    _temp_dir,
     ray_session,
     shortage,
     worker_runtime_env,
@@ -354,3 +355,26 @@ class TestRuntimeEnv:
         from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
         assert JOB_CONFIG_VAR == RAY_JOB_CONFIG_JSON_ENV_VAR
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/tmp/ray"),
+        ({"TMPDIR": ""}, "/tmp/ray"),
+        ({"TMPDIR": "t"}, "/var/t/ray"),
+        ({"TMPDIR": "/scratch"}, "/scratch/ray"),
+        ({"TMPDIR": "/scratch", "RAY_TMPDIR": "/local"}, "/local/ray"),
+        ({"TMPDIR": "/" + "t" * 60}, "/tmp/ray"),
+    ],
+)
+def test_the_folder_of_the_session_is_one_in_which_ray_starts(
+    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes an empty or a relative one as it is, and its processes look for it in other folders."""
+    monkeypatch.chdir("/var")
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _temp_dir() == folder

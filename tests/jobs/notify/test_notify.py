@@ -170,6 +170,11 @@ def test_the_command_tries_every_receiver(receiver: Receiver, tmp_path: Path) ->
     assert "notify[0]: the webhook took it" in result.output
     assert "notify[1]: the slack answered 500" in result.output
     assert "test of the notices" in json.loads(receiver.posts[0][2])["sentence"]
+    result = CliRunner().invoke(app, ["notify", "test", str(path), "--json"])
+    assert result.exit_code == 1
+    first, second = json.loads(result.stdout)
+    assert first == {"kind": "webhook", "error": None}
+    assert "answered 500" in second["error"]
 
 
 def test_apprise_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

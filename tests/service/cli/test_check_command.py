@@ -88,6 +88,14 @@ def test_json_has_the_verdict_and_the_layers_and_nothing_else(spec: Path) -> Non
     assert {"mean", "std", "grad_norm", "dead_share", "growth"} <= set(flight["layers"][0])
 
 
+def test_the_spec_is_shown_as_yaml_or_as_json_with_the_same_fields(spec: Path) -> None:
+    shown = check(spec, "--show").stdout
+    assert json.loads(check(spec, "--show", "--json").stdout) == yaml.safe_load(shown)
+    shown_again = spec.with_name("again.yaml")
+    shown_again.write_text(shown)
+    assert check(shown_again, "--show").stdout == shown, "what is shown is a spec"
+
+
 def test_what_a_workload_prints_is_not_part_of_the_json(tmp_path: Path) -> None:
     lines = ["import torch", "print('imported')", "class Chatty:", "    n_train = 16"]
     members = {
