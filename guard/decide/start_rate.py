@@ -19,6 +19,7 @@ from statistics import fmean, median
 from typing import Any
 
 from guard.decide.duel import COMPARED, end_of, ends_lower
+from guard.decide.first_climbs import FirstClimbs
 from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
 
@@ -63,10 +64,6 @@ _STEPS = 50
 """Attempts after the rate has last risen; the climb of a rate that is too high begins at once."""
 _MOST_CUTS = 8
 """3^8 is beyond any rate that is chosen by mistake."""
-_SAME = 0.8
-"""A climb per step of at least this share of the one before a cut has another cause than the rate."""
-_AS_EARLY = 2.0
-"""If it comes after as many attempts, up to this factor."""
 
 
 @dataclass(slots=True)
@@ -83,10 +80,7 @@ class StartRate:
     _before: list[float] = field(default_factory=list)
     """The first loss after each start: of the weights before any update."""
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _climbs: list[float] = field(default_factory=list)
-    """Per step, in units of the loss before the first update."""
-    _after: list[int] = field(default_factory=list)
-    """The attempts from the start to each climb."""
+    _climbs: FirstClimbs = field(default_factory=FirstClimbs)
     _observed: int = 0
     _steps: int = 0
     _highest: float = 0.0
@@ -307,10 +301,9 @@ class StartRate:
 
     def _too_high(self, start: float, level: float) -> RateFinding:
         lowest = min(self._lowest, start)
-        self._climbs.append((level - lowest) / start / self._observed)
-        self._after.append(self._observed)
+        self._climbs.add((level - lowest) / start, self._observed)
         climb = f"the loss went from {lowest:.4g} to {level:.4g} in the first steps"
-        if self._other_cause():
+        if self._climbs.unmoved() or self.cuts >= _MOST_CUTS:
             self.open, self.cuts = False, 0
             return RateFinding(1.0, False, climb, f"{climb}, at lower rates too: the rate is restored")
         named = self._named(start)
@@ -346,24 +339,13 @@ class StartRate:
         overshoot = min(_MOST_NAMED, max(CUT, self._peak / start))
         return CUT ** round(math.log(overshoot, CUT))
 
-    def _other_cause(self) -> bool:
-        """Whether the last two cuts changed nothing, or all did not help.
-
-        In a warm-up a lower rate becomes too high later, at the same speed.
-        """
-        last = [climb for climb in self._climbs[1:][-3:] if math.isfinite(climb)]
-        as_early = max(self._after[-3:]) <= _AS_EARLY * min(self._after[-3:])
-        unmoved = len(last) == 3 and as_early and last[2] > _SAME * last[1] > _SAME**2 * last[0]
-        return unmoved or self.cuts >= _MOST_CUTS
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "open": self.open,
             "cuts": self.cuts,
             "before": list(self._before),
             "losses": list(self._losses),
-            "climbs": list(self._climbs),
-            "after": list(self._after),
+            **self._climbs.state_dict(),
             "steps": self._steps,
             "observed": self._observed,
             "highest": self._highest,
@@ -380,8 +362,8 @@ class StartRate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.open, self.cuts = bool(state["open"]), int(state["cuts"])
-        self._before, self._climbs = [*map(float, state["before"])], [*map(float, state["climbs"])]
-        self._after = [*map(int, state.get("after", [1] * len(self._climbs)))]
+        self._before = [*map(float, state["before"])]
+        self._climbs.load_state_dict(state)
         self._losses = deque(map(float, state["losses"]), maxlen=_RECENT)
         self._steps, self._highest = int(state["steps"]), float(state["highest"])
         self._observed, self._lowest = int(state["observed"]), float(state["lowest"])
