@@ -1,5 +1,5 @@
-"""The files below a folder: links followed, each real folder once, hidden ones left out; what is text; names of
-training and held-out parts.
+"""The files below a folder: links followed, each real folder once, hidden ones left out; what is text;
+and names of training and held-out parts.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _is_new(folder: Path, home: Path, linked: set[Path]) -> bool:
 
 
 class SplitName(NamedTuple):
-    """What a name as ``val2017`` or ``seg_train`` says: the split, and its other words; numbers and words such
-    as ``images`` aside.
+    """What a name as ``val2017`` or ``seg_train`` says: the split, and its other words; numbers and words
+    such as ``images`` aside.
     """
 
     split: str
