@@ -372,8 +372,8 @@ class TestRuntimeEnv:
 def test_the_folder_of_the_session_is_one_in_which_ray_starts(
     variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray takes an empty or a relative one as it is, and its processes look for it elsewhere; it encodes paths
-    as ASCII.
+    """Ray takes an empty or a relative one as it is, and its processes look for it elsewhere; it knows only
+    ASCII.
     """
     monkeypatch.chdir("/var")
     for name in ("TMPDIR", "RAY_TMPDIR"):
