@@ -12,9 +12,11 @@
 ``json_document``: trainer_state.json, arrays, TensorBoard's JSON
 ``positions``: the step of ``[100/600]`` in a printed line
 ``bars``: progress bars: tqdm, Keras
+``epochs``: steps that start again with each epoch
 ``packed``: gzip, bzip2, xz, zstd
 ``printed``: printed lines: nanoGPT, llm.c, Megatron, torchtitan, axolotl and others
-``blocks``: printed blocks of several lines: OLMo, Composer
+``blocks``: printed blocks of several lines: OLMo, Composer, YAML
+``wrapped``: printed lines inside of JSON: Docker, journald, structured loggers
 ``event_files``: event files of TensorBoard
 ``mlflow_files``: metric files of MLflow
 ``pattern``: a regular expression of the user

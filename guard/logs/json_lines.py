@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from typing import Any
 
-from guard.logs.log import Lines, Log, Record, TraceError, names_of
+from guard.logs.log import Lines, Log, TraceError, names_of
 from guard.logs.source import Source
 
 _STARTS = re.compile(r'\s*\{\s*("|$)')
@@ -22,15 +21,15 @@ def read_json_lines(source: Source, _: str | None = None) -> Log | None:
         isinstance(value, list | dict) and len(value) > 1 for value in (object_in(head[0]) or {}).values()
     ):
         return None  # a document in one line
-    kind, unrolled = "JSON lines", False
+    kind = "JSON lines"
     names = names_of(_lines(source))
     if {"iteration", "total_loss"} <= set(names):
         kind = "detectron2 metrics.json"
     elif {"mode", "iter", "epoch"} <= set(names):
-        kind, unrolled = "mm* JSON log", True
+        kind = "mm* JSON log"
     elif {"_step", "_timestamp"} <= set(names):
         kind = "W&B history"
-    return Log(kind, names, lambda: _unrolled(_lines(source)) if unrolled else _lines(source))
+    return Log(kind, names, lambda: _lines(source))
 
 
 def _lines(source: Source) -> Lines:
@@ -57,19 +56,6 @@ def flat(record: dict[str, Any]) -> dict[str, Any]:
             found |= {f"{key}/{name}": one for name, one in inner} or {key: value}
         record = found
     return record
-
-
-def _unrolled(lines: Iterable[tuple[int, Record]]) -> Lines:
-    """``iter`` of mmcv starts again with each epoch: it is counted on."""
-    last: dict[str, Any] = {"epoch": None, "iter": 0}
-    before = 0
-    for line, record in lines:
-        if record.get("mode") != "train":
-            continue
-        if record["epoch"] != last["epoch"] and record["iter"] <= last["iter"]:
-            before += last["iter"]
-        last = dict(record)
-        yield line, {**record, "iter": before + record["iter"]}
 
 
 def object_in(text: str) -> dict[str, Any] | None:

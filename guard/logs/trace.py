@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from guard.logs.columns import USUAL, find, find_loss, is_evaluation, plain
+from guard.logs.epochs import Epochs
 from guard.logs.figures import is_empty, number
 from guard.logs.kinds import recognize
 from guard.logs.log import Log, Record, Row, TraceError
@@ -70,6 +71,7 @@ class TraceReader(Iterator[Row]):
 
     def _rows_of(self, log: Log) -> Iterator[Row]:
         step, loss, norm = (self.columns[name] for name in USUAL)
+        epochs = Epochs(find(log.names, "epoch", ("epoch",)))
         count = 0
         for line, record in log.records():
             cells = [None if name is None else record.get(name) for name in (loss, norm)]
@@ -79,7 +81,7 @@ class TraceReader(Iterator[Row]):
             if cell is None and step is not None:
                 continue  # a summary at the end
             yield Row(
-                float(count) if cell is None else _step(self.path, line, cell),
+                float(count) if cell is None else epochs.counted_on(_step(self.path, line, cell), record),
                 _number(self.path, line, loss, cells[0]),
                 _number(self.path, line, norm, cells[1]),
             )

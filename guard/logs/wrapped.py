@@ -9,8 +9,8 @@ from guard.logs.json_lines import flat, object_in
 from guard.logs.printed import PRINTED
 from guard.logs.source import Source
 
-_FIELDS = ("log", "message", "msg", "textPayload", "line")
-"""Docker's ``json-file``; python-json-logger, CloudWatch, Datadog; zap, logrus; Google Cloud; Loki."""
+_FIELDS = frozenset(("log", "message", "msg", "textpayload", "line"))
+"""Docker's ``json-file``; journald, python-json-logger, Datadog; zap, logrus; Google Cloud; Loki."""
 
 
 class Wrapped(Source):
@@ -32,14 +32,18 @@ def unwrapped(source: Source) -> Source:
     record = object_in(head[0]) if head else None
     if record is None or find_loss(list(flat(record))) is not None:
         return source
-    for field in _FIELDS:
-        texts = [text for line in head if (text := _text(line, field)) is not None]
-        if 2 * sum(bool(PRINTED.search(text)) for text in texts) >= max(1, len(head)):
+    for field in flat(record):
+        texts = [_text(line, field) or "" for line in head] if _is_message(field) else []
+        if 2 * sum(bool(PRINTED.search(text)) for text in texts) >= len(head):
             return Wrapped(source, field)
     return source
 
 
+def _is_message(field: str) -> bool:
+    return field.rpartition("/")[2].lower() in _FIELDS
+
+
 def _text(line: str, field: str) -> str | None:
     """The text of the field; None where the line has no such field."""
-    found = (object_in(line) or {}).get(field) if f'"{field}"' in line else None
+    found = flat(object_in(line) or {}).get(field)
     return found if isinstance(found, str) else None

@@ -320,11 +320,12 @@ def _hangup_ignored() -> Iterator[None]:
 
 
 def _temp_dir() -> str:
-    """Where Ray chooses too (from RAY_TMPDIR or TMPDIR), unless its sockets' paths would be too long; as an
-    absolute path, without which Ray does not start.
+    """Where Ray chooses too (from RAY_TMPDIR or TMPDIR), unless its sockets' paths would be too long, or have
+    letters beyond ASCII; as an absolute path. Ray starts with no other.
     """
     root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
-    if len(os.fsencode(root / "ray")) <= LONGEST_TEMP_DIR:
+    if len(str(root / "ray")) <= LONGEST_TEMP_DIR and str(root).isascii():
         return str(root / "ray")
-    logger.warning("%s is too long for Ray's sockets; its session files go to /tmp/ray", root)
+    what = "too long for Ray's sockets" if str(root).isascii() else "not ASCII, which Ray needs"
+    logger.warning("%s is %s; its session files go to /tmp/ray", root, what)
     return "/tmp/ray"

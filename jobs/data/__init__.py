@@ -8,8 +8,8 @@
 ``labelled``: images and labels from a table
 ``tables``: CSV, Parquet, JSON lines, Arrow
 ``webdataset``: images and labels in tar files
-``files``: the files below a folder
-``splits``: names of training and held-out parts
+``csv_files``: CSV and TSV as spreadsheets write them
+``files``: the files below a folder, and names of training and held-out parts
 ``images``: labelled images in memory or files
 ``decode``: one image file as red, green and blue
 ``transforms``: size, augmentation, normalisation

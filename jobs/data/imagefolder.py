@@ -12,9 +12,8 @@ from unicodedata import normalize
 import torch
 
 from jobs.data.errors import DataError
-from jobs.data.files import files_below, leads_nowhere
+from jobs.data.files import HELD_OUT, TRAIN, files_below, leads_nowhere, partners, split_name
 from jobs.data.images import ImageFiles, hold_out
-from jobs.data.splits import HELD_OUT, TRAIN, partners, split_name
 from jobs.run_dir.strays import hidden
 from jobs.spec.data import DataSpec
 from jobs.spec.errors import did_you_mean

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.data.errors import DataError
-from jobs.data.files import TABLES, files_below, why_no_text
-from jobs.data.splits import HELD_OUT, TRAIN, partners
+from jobs.data.files import HELD_OUT, TABLES, TRAIN, files_below, partners, why_no_text
 from jobs.run_dir.strays import IGNORED, hidden
 from jobs.spec.data import DataSpec
 

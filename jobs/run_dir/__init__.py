@@ -10,4 +10,5 @@
 ``storage``: the interface of a storage of checkpoints, and local folders
 ``open_storage``: the storage of a path or a URL
 ``remote_storage``: S3, GCS, HDFS, fsspec
+``strays``: what file browsers and systems leave in folders
 """

@@ -86,10 +86,12 @@ def test_headers_and_blocks_of_other_programs_are_read(text: str, tmp_path: Path
     assert read(tmp_path / "run.log", text) == ROWS
 
 
-@pytest.mark.parametrize("field", ["log", "message", "msg", "textPayload"])
+@pytest.mark.parametrize("field", ["log", "message", "MESSAGE", "textPayload", "jsonPayload/msg"])
 def test_lines_inside_of_json_are_read(field: str, tmp_path: Path) -> None:
     printed = [f"step {row.step:g} | loss {row.loss} | gnorm 0.5\n" for row in ROWS]
-    lines = [json.dumps({field: line, "time": "2026-01-02T03:04:05Z"}) for line in ("Starting\n", *printed)]
+    section, _, name = field.rpartition("/")
+    texts = [{name: line, "time": "2026-01-02T03:04:05Z"} for line in ("Starting\n", *printed)]
+    lines = [json.dumps({section: text} if section else text) for text in texts]
     assert read(tmp_path / "container-json.log", "\n".join(lines)) == ROWS
 
 
@@ -108,6 +110,16 @@ def test_the_only_log_below_a_folder_is_found_and_several_are_named(tmp_path: Pa
     read(tmp_path / "lightning_logs/version_1/metrics.csv", TEXT)
     with pytest.raises(TraceError, match=r"several runs: name one of lightning_logs/version_0/"):
         list(TraceReader(tmp_path))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_steps_that_start_again_with_each_epoch_are_counted_on(first: int, tmp_path: Path) -> None:
+    cells = [f"{at // 10},{first + at % 10},{row.loss},0.5\n" for at, row in enumerate(ROWS)]
+    found = read(tmp_path / "log.csv", "epoch,batch,loss,grad_norm\n" + "".join(cells))
+    assert [row.step for row in found] == [first + row.step for row in ROWS]
+    resumed = [f"{epoch},{step},1.0\n" for epoch, step in ((0, 1), (0, 2), (1, 3), (1, 4), (0, 2), (1, 3))]
+    found = read(tmp_path / "resumed.csv", "epoch,step,loss\n" + "".join(resumed))
+    assert [row.step for row in found] == [1, 2, 3, 4, 2, 3], "as the log has them"
 
 
 def test_steps_that_go_back_are_reported(tmp_path: Path) -> None:

@@ -366,12 +366,15 @@ class TestRuntimeEnv:
         ({"TMPDIR": "/scratch"}, "/scratch/ray"),
         ({"TMPDIR": "/scratch", "RAY_TMPDIR": "/local"}, "/local/ray"),
         ({"TMPDIR": "/" + "t" * 60}, "/tmp/ray"),
+        ({"TMPDIR": "/données"}, "/tmp/ray"),
     ],
 )
 def test_the_folder_of_the_session_is_one_in_which_ray_starts(
     variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray takes an empty or a relative one as it is, and its processes look for it in other folders."""
+    """Ray takes an empty or a relative one as it is, and its processes look for it elsewhere; it knows only
+    ASCII.
+    """
     monkeypatch.chdir("/var")
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
