@@ -15,6 +15,7 @@
 ``epochs``: steps that start again with each epoch
 ``packed``: gzip, bzip2, xz, zstd
 ``printed``: printed lines: nanoGPT, llm.c, Megatron, torchtitan, axolotl and others
+``wrapped``: printed lines inside of the JSON of containers and structured loggers
 ``blocks``: printed blocks of several lines: OLMo, Composer, YAML
 ``wrapped``: printed lines inside of JSON: Docker, journald, structured loggers
 ``event_files``: event files of TensorBoard

@@ -2,6 +2,7 @@
 
 ``paths``: names of the files, and what happens when the job exists already
 ``jsonl``: rows of JSON that grow, and documents that are replaced whole
+``strays``: what systems and file browsers leave in folders of others
 ``plain_file``: opens every file that is read
 ``reader``: ``RunReader``, the one reader of all files
 ``incidents``: the incidents of a journal with their outcomes
