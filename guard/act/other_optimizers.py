@@ -21,7 +21,7 @@ class Watcher(Protocol):
     """Whether the guard is stepping its own optimizer, of which another may be a part."""
 
     def on_other_step(self, optimizer: Optimizer, *, own_gradients: bool) -> None:
-        """``optimizer`` is about to step some of ``parameters``; with a closure it makes its own gradients."""
+        """``optimizer`` is about to step some of ``parameters``; a closure computes its own gradients."""
         ...
 
 
