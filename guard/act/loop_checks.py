@@ -127,14 +127,14 @@ class LoopChecks:
         if self._steps:
             self._warn("optimizer.step() was called outside of guard.step(): that step is not guarded")
 
-    def on_other_step(self, optimizer: Optimizer) -> None:
+    def on_other_step(self, optimizer: Optimizer, *, own_gradients: bool) -> None:
         """Another optimizer, which no guard steps, steps some of the parameters.
 
         Raises:
             GuardError: with gradients that are the guard's to use.
         """
         named = f"{type(optimizer).__name__}.step() of an optimizer that has no guard"
-        if self.pending or self._unchanged():
+        if not own_gradients and (self.pending or self._unchanged()):
             raise GuardError(
                 f"{named} was called beside this guard, on parameters that it watches: for a new optimizer "
                 "make a new guard, GradientGuard(model, optimizer), and call only its guard.step()"

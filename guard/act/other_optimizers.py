@@ -20,8 +20,8 @@ class Watcher(Protocol):
     inside: bool
     """Whether the guard is stepping its own optimizer, of which another may be a part."""
 
-    def on_other_step(self, optimizer: Optimizer) -> None:
-        """``optimizer`` is about to step some of ``parameters``."""
+    def on_other_step(self, optimizer: Optimizer, *, own_gradients: bool) -> None:
+        """``optimizer`` is about to step some of ``parameters``; a closure computes its own gradients."""
         ...
 
 
@@ -43,7 +43,7 @@ def watch_others(watcher: Watcher) -> None:
     _watchers.add(watcher)
 
 
-def _on_step(optimizer: Optimizer, *_: Any) -> None:
+def _on_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling() or not _watchers:
         return
     if any(isinstance(hook, GuardedStep) for hook in optimizer._optimizer_step_pre_hooks.values()):
@@ -51,8 +51,9 @@ def _on_step(optimizer: Optimizer, *_: Any) -> None:
     if any(watcher not in _in_use for watcher in _concerned(optimizer)):
         gc.collect()  # a guard that the loop has dropped may be part of a cycle
         _in_use.update(_watchers)
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
     for watcher in _concerned(optimizer):
-        watcher.on_other_step(optimizer)
+        watcher.on_other_step(optimizer, own_gradients=closure is not None)
 
 
 def _concerned(optimizer: Optimizer) -> list[Watcher]:

@@ -105,6 +105,22 @@ def test_another_optimizer_between_two_guarded_steps_is_warned_of_once() -> None
     assert loop.attempt() == "applied"
 
 
+def test_an_optimizer_that_computes_its_own_gradients_is_only_warned_of() -> None:
+    """As of a last phase with L-BFGS, while the guard's gradients are still there."""
+    loop = Loop()
+    loop.attempt()
+    polish = torch.optim.LBFGS(loop.model.parameters())
+
+    def closure() -> Tensor:
+        polish.zero_grad()
+        loss = loop.loss()
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match=r"LBFGS\.step\(\).*that step is not guarded"):
+        polish.step(closure)
+
+
 def test_optimizers_with_guards_or_parameters_of_their_own_are_none_of_a_guard_s_concern() -> None:
     loop = Loop()
     loop.attempt()
