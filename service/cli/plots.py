@@ -24,8 +24,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         JobError: the format is unknown, or the file cannot be written.
     """
+    from matplotlib.text import Text
+
     if path.is_dir() or not path.suffix:
         raise JobError(f"{path}: write a file's name that ends in .svg, .png or .pdf")
+    for text in figure.findobj(Text):  # names of files, columns, classes: no formulas, and perhaps no text
+        text.set_parse_math(False)
+        text.set_text(text.get_text().encode("utf-8", "replace").decode())
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a title in Chinese

@@ -17,7 +17,7 @@ from jobs.data.errors import DataError
 from jobs.data.to_folder import main as to_folder
 from jobs.errors import JobError
 from jobs.spec.errors import SpecError
-from service.cli.app import app
+from service.cli.app import app, main
 
 SPEC: dict[str, Any] = {
     "name": "checked",
@@ -222,6 +222,20 @@ def test_the_data_are_described_and_drawn(spec: Path) -> None:
     data = json.loads(check(spec, "--json").output)["data"]
     assert [tensor["shape"] for tensor in data["tensors"]] == [[16, 1, 8, 8], [16]]
     assert data["problems"] == []
+
+
+def test_classes_of_any_name_are_drawn(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("$x_{$", "z\udcff"):
+        folder = spec.parent / "pictures" / kind
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(f"{folder}/{number}.png")
+    fields = {"dataset": "imagefolder", "root": "pictures", "batch_size": 8, "image_size": 8}
+    spec.write_text(yaml.safe_dump({**SPEC, "data": fields}))
+    monkeypatch.setattr(sys, "argv", ["gradguard", "check", str(spec), "--picture", "samples.png"])
+    with pytest.raises(SystemExit):
+        main()
+    assert (spec.parent / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_details_are_printed_on_request_and_a_strong_imbalance_always(spec: Path) -> None:

@@ -33,9 +33,6 @@ class Mine:
 """
 NOBODY = "http://127.0.0.1:9"
 MISTAKES: dict[str, str] = {
-    "a command that does not exist": "gradguard trian my-job.yaml",
-    "an option that does not exist": "gradguard check my-job.yaml --layer",
-    "an argument that is missing": "gradguard status",
     "a Ray address without http": "gradguard serve --address 127.0.0.1:8265",
     "a file that does not exist": "gradguard train my-jbo.yaml",
     "a misspelt field": "gradguard check misspelt.yaml",
@@ -133,6 +130,31 @@ def test_a_first_mistake_prints_the_documented_line(
     assert ended.value.code == 2
     (line,) = printed.err.replace(str(beginner), "/home/me").splitlines()
     assert line == documented()[mistake][1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "gradguard trian a.yaml",
+            "gradguard: No such command 'trian'. Did you mean 'train'? See gradguard -h",
+        ),
+        ("gradguard check a.yaml --layer", "gradguard check: No such option: --layer"),
+        ("gradguard status", "gradguard status: Missing argument 'job_id'. See gradguard status -h"),
+        ("gradguard tokens", "gradguard tokens: Missing command. See gradguard tokens -h"),
+        ("gradguard list --limit 0", "gradguard list: Invalid value for '--limit': "),
+        ("gradguard replay a.csv --fail-on spik", "gradguard replay: Invalid value for '--fail-on': "),
+    ],
+)
+def test_what_the_command_does_not_know_is_one_line(
+    line: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(said)
+    assert printed.endswith(" -h")
 
 
 def test_a_terminal_of_unknown_width_shows_the_answer(
