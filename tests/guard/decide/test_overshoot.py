@@ -100,7 +100,7 @@ def test_along_a_parabola_a_step_gains_what_its_length_says(size: float, max_nor
     guard.step(loss)
     length = size if max_norm == NEVER else size / norm  # of the step, in units of the way to the bottom
     ((change, predicted),) = guard._parts.decider.rate.start.overshoot.state_dict()["changes"]
-    assert change / -predicted == pytest.approx(-1 + length / 2, rel=1e-4)
+    assert change / -predicted == pytest.approx(-1 + length / 2, abs=1e-4)
 
 
 def test_a_plateau_is_left_by_a_lower_rate_where_the_loop_passes_a_closure() -> None:
@@ -150,7 +150,7 @@ def test_a_rate_that_seems_too_high_and_ends_higher_than_a_third_is_cut() -> Non
     assert (duel.cuts, duel.open) == (1, False)
 
 
-@pytest.mark.parametrize(("end", "share"), [(1.6, -0.7), (0.18, -0.6)])
+@pytest.mark.parametrize(("end", "share"), [(1.6, -0.7), (0.09, -0.6)])
 def test_a_run_that_learns_with_steps_of_a_usual_length_is_not_tried(end: float, share: float) -> None:
     rule = StartRate(oldest_step=lambda: 0, replays=True)
     for _ in range(MEASURED):
