@@ -16,11 +16,8 @@ _LAST = 8
 """Of these the mean, where the rate before is known to be too high."""
 _LOWER = 0.98
 """A third of a rate that is known to be too high is better where it is below this share."""
-_CLEARLY, _SHORTENING = 0.05, 0.2
-"""A third of a rate that was not cut is better where it is lower by this share, ...; the second where steps
-shorten by themselves, so that a low rate leads at first."""
 _SURE = 2.0
-"""... and by so many standard errors of the mean difference."""
+"""A third of a rate that was not cut must lead by so many standard errors of the mean difference."""
 
 
 def end_of(losses: Sequence[float]) -> float:
@@ -34,7 +31,7 @@ def ends_lower(
     before: Sequence[float],
     *,
     cut: bool,
-    shortens: bool = False,
+    lead: float = 0.05,
     paired: bool = True,
 ) -> bool:
     """Whether ``losses`` end lower than ``before``, those with three times the rate.
@@ -43,7 +40,7 @@ def ends_lower(
         losses: of the last steps, at most 45, the newest last.
         before: likewise.
         cut: whether the rate before is known to be too high; else the difference must be beyond chance.
-        shortens: whether steps become shorter without a schedule.
+        lead: the share of the mean by which they must then be lower.
         paired: whether they are of the same batches: after a rollback they are not.
     """
     if cut:
@@ -55,5 +52,4 @@ def ends_lower(
     gains = [old - new for new, old in kept]
     several = (gains,) if paired else ([new for new, _ in kept], [old for _, old in kept])
     error = math.sqrt(math.fsum(variance(each) for each in several) / len(gains))
-    clearly = (_SHORTENING if shortens else _CLEARLY) * fmean(old for _, old in kept)
-    return fmean(gains) > max(clearly, _SURE * error)
+    return fmean(gains) > max(lead * fmean(old for _, old in kept), _SURE * error)

@@ -50,9 +50,13 @@ _LONG_DUEL = 75
 often as good as those of the right one, the next 25 are not."""
 _SUSPECT = -0.65
 """The highest mean of eight overshoots from which on a third of a rate that was not cut is tried too."""
-_WELL = 0.1
+_WELL, _NEARLY = 0.05, 0.1
 """Below this share of the first loss the rate is good enough: the lowest loss after so few steps would favour
-rates that are too low."""
+rates that are too low. Below the second, of a rate that was not cut on evidence, a third must lead by
+``_NEARLY_LEAD``."""
+_LEAD, _SHORTENING_LEAD, _NEARLY_LEAD = 0.05, 0.2, 0.35
+"""By how much a third of a rate that was not cut must be lower; the second where steps shorten by themselves,
+so that a low rate leads at first."""
 _NEAR = 100
 """Attempts that a duel takes at most: a longer warm-up costs more than the last factor of 3 is worth."""
 _RECOVERED, _LOST = 20, 10.0
@@ -96,6 +100,10 @@ class StartRate:
     _duel_after: int = _STEPS
     _doubt: str = ""
     """Which evidence was left to the duel: ``climb`` or ``overshoot``."""
+    _next_lead: float = _LEAD
+    """That of a third of the present rate, ..."""
+    _lead: float = _LEAD
+    """... and of the present rate, against three times of it."""
     shortens: bool = False
     """See ``RateWatch``."""
     oldest_step: Callable[[], int] | None = None
@@ -208,7 +216,10 @@ class StartRate:
         end = end_of(last)
         if self._doubt == "climb" and not end <= _FALLEN * start:
             return self._too_high(start, end)  # it has not recovered
-        worth, first = end >= _WELL * start > 0.0 or bool(self._doubt), best is None and not self.cuts
+        well = _NEARLY if self._duel_after == _DUEL_STEPS else _WELL
+        worth, first = end >= well * start > 0.0 or bool(self._doubt), best is None and not self.cuts
+        if not first or self._duel_after == _STEPS:
+            self._next_lead = self._lead_after(end / start if start > 0.0 else 1.0)
         if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
             return None
         if best is not None and not self._wins(last):
@@ -223,15 +234,20 @@ class StartRate:
         if not (tries and self._start_kept):
             self.open = False
             return None
-        self._best = last
+        self._best, self._lead = last, self._next_lead
         return self._cut(f"the first steps end at {end:.4g}", CUT, tries=True)
 
     def _wins(self, last: list[float]) -> bool:
         """Whether a third of the rate ends lower than what it was tried against."""
         known = self._duel_after == _DUEL_STEPS
         return self._best is not None and ends_lower(
-            last, self._best, cut=known, shortens=self.shortens, paired=self._same_start
+            last, self._best, cut=known, lead=self._lead, paired=self._same_start
         )
+
+    def _lead_after(self, share: float) -> float:
+        """What a third must lead by where a loss ended at this share of the first one."""
+        lead = _SHORTENING_LEAD if self.shortens else _LEAD
+        return _NEARLY_LEAD if share < _NEARLY else lead
 
     def _goes_on(self) -> bool:
         """Whether the first steps of a rate that only seems too high are to be longer, with a start to return
@@ -358,6 +374,7 @@ class StartRate:
             "same_start": self._same_start,
             "duel_after": self._duel_after,
             "doubt": self._doubt,
+            "leads": [self._next_lead, self._lead],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -375,6 +392,7 @@ class StartRate:
         self._start_step = state.get("start_step")
         self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
         self._same_start, self._doubt = bool(state.get("same_start", True)), str(state.get("doubt", ""))
+        self._next_lead, self._lead = map(float, state.get("leads", [_LEAD, _LEAD]))
 
 
 def fast(moved: Travelled | None) -> bool:

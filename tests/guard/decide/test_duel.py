@@ -219,8 +219,8 @@ def overshooting(losses: Sequence[float], **options: Any) -> list[tuple[int, str
 
 def test_a_rate_that_only_seems_too_high_is_compared_after_75_attempts_or_what_a_warm_up_leaves() -> None:
     assert [step for step, _ in overshooting([2.0, *[1.0] * 80])] == [76]
-    assert not overshooting([2.0, *[0.19] * 80]), "good enough after 50"
-    assert len(overshooting([2.0, *[1.0] * 50, *[0.19] * 30])) == 1
+    assert not overshooting([2.0, *[0.09] * 80]), "good enough after 50"
+    assert len(overshooting([2.0, *[1.0] * 50, *[0.09] * 30])) == 1
     for warm_up, expected in ((40, 99), (49, 99), (60, None)):
         rule = StartRate(oldest_step=lambda: 0, replays=True)
         for _ in range(8):
@@ -307,7 +307,25 @@ def test_where_the_rate_before_is_known_to_be_too_high_three_percent_are_enough(
 
 
 def test_where_steps_shorten_by_themselves_a_low_rate_must_lead_by_more() -> None:
-    assert [ends_lower(times(f), times(1.0), cut=False, shortens=True) for f in (0.82, 0.78)] == [False, True]
+    assert [ends_lower(times(f), times(1.0), cut=False, lead=0.2) for f in (0.82, 0.78)] == [False, True]
+    for shortens, end, wins in ((False, 0.9, True), (True, 0.9, False), (True, 0.7, True)):
+        assert third_wins([2.0, *[1.0] * 76], [2.0, *[end] * 76], shortens=shortens) == wins
+
+
+def test_of_a_rate_that_trains_well_a_third_must_lead_by_a_third_and_more() -> None:
+    well, cut_later = [2.0, *[0.15] * 76], [2.0, *[0.3] * 50, *[0.15] * 26]
+    assert [third_wins(well, [2.0, *[end] * 76]) for end in (0.12, 0.08)] == [False, True]
+    assert third_wins(cut_later, [2.0, *[0.3] * 30, *[0.12] * 46]), "after 50 it did not yet"
+
+
+def third_wins(losses: list[float], with_a_third: list[float], **options: Any) -> bool:
+    """Whether the rate is cut, where steps overshoot a little."""
+    rule = StartRate(oldest_step=lambda: 0, replays=True, **options)
+    for _ in range(8):
+        rule.overshoot.add(-0.5, -1.0)
+    assert len(climbing(rule, losses)) == 1, "a third is tried"
+    lost = climbing(rule, with_a_third, rate=0.3)
+    return not any("again from the start" in reason for _, reason in lost) and rule.cuts > 0
 
 
 def test_losses_of_other_batches_win_beyond_the_noise_of_the_batches_alone() -> None:

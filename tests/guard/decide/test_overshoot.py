@@ -150,7 +150,7 @@ def test_a_rate_that_seems_too_high_and_ends_higher_than_a_third_is_cut() -> Non
     assert (duel.cuts, duel.open) == (1, False)
 
 
-@pytest.mark.parametrize(("end", "share"), [(1.6, -0.7), (0.18, -0.6)])
+@pytest.mark.parametrize(("end", "share"), [(1.6, -0.7), (0.09, -0.6)])
 def test_a_run_that_learns_with_steps_of_a_usual_length_is_not_tried(end: float, share: float) -> None:
     rule = StartRate(oldest_step=lambda: 0, replays=True)
     for _ in range(MEASURED):
