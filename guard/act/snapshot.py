@@ -7,8 +7,7 @@ explosion shows one or two steps after the update that caused it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,11 +24,12 @@ from guard.act.stores import (
     Place,
     StateStore,
     TensorStore,
+    advice_on_memory,
     parameters_of,
     state_of,
 )
 from guard.config import SnapshotConfig
-from guard.errors import GuardError, RankDivergence
+from guard.errors import RankDivergence
 from guard.observe.shards import version
 from guard.types import Floats
 
@@ -227,7 +227,7 @@ class SnapshotRing:
         if self._reserved == (now := (len(held), self._subject.stepped)):
             return
         self._reserved = now
-        with _advice_on_memory(self._config, self._subject.device):
+        with advice_on_memory(self._config, self._subject.device):
             while len(self._snapshots) + len(self._free) < self._config.keep:
                 self._free.append(Snapshot.at(self._config.place))
             for snapshot in (*self._snapshots, *self._free):
@@ -249,7 +249,7 @@ class SnapshotRing:
     def take(self, step: int, *, healthy: bool = False) -> None:
         """Saves the state after ``step``; ``healthy`` only where nothing can have harmed it yet."""
         snapshot = self._slot()
-        with _advice_on_memory(self._config, self._subject.device):
+        with advice_on_memory(self._config, self._subject.device):
             self._subject.save_to(snapshot)
         snapshot.step, snapshot.healthy, snapshot.clean_steps, snapshot.returns = step, healthy, 0, 0
         self._snapshots.append(snapshot)
@@ -381,20 +381,3 @@ class SnapshotRing:
         for snapshot in snapshots:
             self._snapshots.remove(snapshot)
             self._free.append(snapshot)
-
-
-@contextmanager
-def _advice_on_memory(config: SnapshotConfig, device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError, and that pinned memory cannot be allocated
-        if "memory" not in str(error):
-            raise
-        on_host = config.place == "host" and device.type == "cuda"
-        lower = f"snapshot.keep to 2 (it is {config.keep})" if config.keep > 2 else "update_norm to off"
-        other = ", or snapshot.place to host" if device.type == "cuda" and not on_host else ""
-        where = "pinned memory of the host" if on_host else f"memory on {device}"
-        raise GuardError(
-            f"not enough {where} for {config.keep} snapshots of weights and moments: set {lower}{other}, or "
-            "divide the model over more devices"
-        ) from error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any, Literal, TypeGuard
 
@@ -18,6 +19,8 @@ from torch.optim import Optimizer
 
 from guard.act.buffers import Buffers, Slots
 from guard.act.fingerprints import fingerprints, is_plain
+from guard.config import SnapshotConfig
+from guard.errors import GuardError
 from guard.observe.shards import laid_out, layout, locals_of
 
 Place = Literal["device", "host"]
@@ -338,3 +341,21 @@ def _flatten(optimizer: Optimizer) -> tuple[list[tuple[int, str]], list[Tensor],
 
 def _keys(values: dict[int, dict[str, Any]]) -> list[tuple[int, list[str]]]:
     return [(index, list(entries)) for index, entries in values.items()]
+
+
+@contextmanager
+def advice_on_memory(config: SnapshotConfig, device: torch.device) -> Iterator[None]:
+    """Around what takes memory for snapshots: says what to lower where there is not so much."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError, and that pinned memory cannot be allocated
+        if "memory" not in str(error):
+            raise
+        on_host = config.place == "host" and device.type == "cuda"
+        lower = f"snapshot.keep to 2 (it is {config.keep})" if config.keep > 2 else "update_norm to off"
+        other = ", or snapshot.place to host" if device.type == "cuda" and not on_host else ""
+        where = "pinned memory of the host" if on_host else f"memory on {device}"
+        raise GuardError(
+            f"not enough {where} for {config.keep} snapshots of weights and moments: set {lower}{other}, or "
+            "divide the model over more devices"
+        ) from error
