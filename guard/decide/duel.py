@@ -18,6 +18,11 @@ _LOWER = 0.98
 """A third of a rate that is known to be too high is better where it is below this share."""
 _SURE = 2.0
 """A third of a rate that was not cut must lead by so many standard errors of the mean difference."""
+NEARLY = 0.1
+"""A loss below this share of the first one is nearly good enough."""
+LEAD, _SHORTENING_LEAD, _NEARLY_LEAD = 0.05, 0.2, 0.35
+"""By how much a third of a rate that was not cut must be lower; the second where steps shorten by themselves,
+so that a low rate leads at first, the third where the loss is nearly good enough."""
 
 
 def end_of(losses: Sequence[float]) -> float:
@@ -31,7 +36,7 @@ def ends_lower(
     before: Sequence[float],
     *,
     cut: bool,
-    lead: float = 0.05,
+    lead: float = LEAD,
     paired: bool = True,
 ) -> bool:
     """Whether ``losses`` end lower than ``before``, those with three times the rate.
@@ -53,3 +58,15 @@ def ends_lower(
     several = (gains,) if paired else ([new for new, _ in kept], [old for _, old in kept])
     error = math.sqrt(math.fsum(variance(each) for each in several) / len(gains))
     return fmean(gains) > max(lead * fmean(old for _, old in kept), _SURE * error)
+
+
+def lead_after(share: float, *, shortens: bool) -> float:
+    """By how much a third must lead.
+
+    Args:
+        share: where the loss has ended, of the first one.
+        shortens: whether steps become shorter without a schedule.
+    """
+    if share < NEARLY:
+        return _NEARLY_LEAD
+    return _SHORTENING_LEAD if shortens else LEAD

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from guard.decide.duel import COMPARED, end_of, ends_lower
+from guard.decide.duel import COMPARED, LEAD, NEARLY, end_of, ends_lower, lead_after
 from guard.decide.first_climbs import FirstClimbs
 from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
@@ -50,13 +50,9 @@ _LONG_DUEL = 75
 often as good as those of the right one, the next 25 are not."""
 _SUSPECT = -0.65
 """The highest mean of eight overshoots from which on a third of a rate that was not cut is tried too."""
-_WELL, _NEARLY = 0.05, 0.1
+_WELL = 0.05
 """Below this share of the first loss the rate is good enough: the lowest loss after so few steps would favour
-rates that are too low. Below the second, of a rate that was not cut on evidence, a third must lead by
-``_NEARLY_LEAD``."""
-_LEAD, _SHORTENING_LEAD, _NEARLY_LEAD = 0.05, 0.2, 0.35
-"""By how much a third of a rate that was not cut must be lower; the second where steps shorten by themselves,
-so that a low rate leads at first."""
+rates that are too low; below ``NEARLY`` where it was cut on evidence."""
 _NEAR = 100
 """Attempts that a duel takes at most: a longer warm-up costs more than the last factor of 3 is worth."""
 _RECOVERED, _LOST = 20, 10.0
@@ -100,9 +96,9 @@ class StartRate:
     _duel_after: int = _STEPS
     _doubt: str = ""
     """Which evidence was left to the duel: ``climb`` or ``overshoot``."""
-    _next_lead: float = _LEAD
+    _next_lead: float = LEAD
     """That of a third of the present rate, ..."""
-    _lead: float = _LEAD
+    _lead: float = LEAD
     """... and of the present rate, against three times of it."""
     shortens: bool = False
     """See ``RateWatch``."""
@@ -216,10 +212,10 @@ class StartRate:
         end = end_of(last)
         if self._doubt == "climb" and not end <= _FALLEN * start:
             return self._too_high(start, end)  # it has not recovered
-        well = _NEARLY if self._duel_after == _DUEL_STEPS else _WELL
+        well = NEARLY if self._duel_after == _DUEL_STEPS else _WELL
         worth, first = end >= well * start > 0.0 or bool(self._doubt), best is None and not self.cuts
         if not first or self._duel_after == _STEPS:
-            self._next_lead = self._lead_after(end / start if start > 0.0 else 1.0)
+            self._next_lead = lead_after(end / start if start > 0.0 else 1.0, shortens=self.shortens)
         if first and self._duel_after == _STEPS and worth and self._suspect() and self._goes_on():
             return None
         if best is not None and not self._wins(last):
@@ -243,11 +239,6 @@ class StartRate:
         return self._best is not None and ends_lower(
             last, self._best, cut=known, lead=self._lead, paired=self._same_start
         )
-
-    def _lead_after(self, share: float) -> float:
-        """What a third must lead by where a loss ended at this share of the first one."""
-        lead = _SHORTENING_LEAD if self.shortens else _LEAD
-        return _NEARLY_LEAD if share < _NEARLY else lead
 
     def _goes_on(self) -> bool:
         """Whether the first steps of a rate that only seems too high are to be longer, with a start to return
@@ -392,7 +383,7 @@ class StartRate:
         self._start_step = state.get("start_step")
         self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
         self._same_start, self._doubt = bool(state.get("same_start", True)), str(state.get("doubt", ""))
-        self._next_lead, self._lead = map(float, state.get("leads", [_LEAD, _LEAD]))
+        self._next_lead, self._lead = map(float, state.get("leads", [LEAD, LEAD]))
 
 
 def fast(moved: Travelled | None) -> bool:
