@@ -124,7 +124,7 @@ def test_the_configuration_is_used(tmp_path: Path) -> None:
         ("a.csv", "step,loss\n0\n", 2, "1 cells under a header of 2"),
         ("a.csv", 'step,loss\n0,"1.0\n', 2, "not CSV"),
         ("a.csv", "step,perplexity\n0,1.0\n", 0, "no column 'loss': name one of step, perplexity"),
-        ("a.csv", "", 0, "no column 'loss'"),
+        ("a.csv", "", 0, "is empty: nothing was logged yet"),
         ("a.jsonl", '{"step": 0, "loss": 1}\n{"step": 1, "lo\n', 2, "not JSON"),
         ("a.jsonl", '{"step": 0, "loss": 1}\n[1, 2]\n', 2, "not a JSON object"),
         ("a.jsonl", '{"step": 0, "loss": [1]}\n', 1, "loss is [1], not a number"),
