@@ -222,7 +222,7 @@ def _follow(
     with LiveView(console) as view, interrupts() as interrupted:
         events = DriverEvents(hub, spec.name, view, tell, grace_s=spec.scale.stop_grace_s)
         where = "an embedded Ray" if cluster.embedded else f"the Ray cluster at {cluster.address}"
-        text = f"starting {spec.scale.sizes_text} workers on {where}; metrics at {metrics_at(hub)}"
+        text = f"starting {spec.scale.workers_text} on {where}; metrics at {metrics_at(hub)}"
         events.show("info", text)
         tell("started", f"{spec.name}: {text}.")
         try:

@@ -67,10 +67,11 @@ class ScaleSpec(Config):
         return range(self.fewest_workers, self.workers + 1)
 
     @property
-    def sizes_text(self) -> str:
-        """``4``, or ``2 to 4``."""
+    def workers_text(self) -> str:
+        """``1 worker``, ``4 workers``, or ``2 to 4 workers``."""
         sizes = self.world_sizes
-        return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        fewest = "" if len(sizes) == 1 else f"{sizes[0]} to "
+        return f"{fewest}{sizes[-1]} {'worker' if sizes[-1] == 1 else 'workers'}"
 
     @field_validator("min_workers")
     @classmethod

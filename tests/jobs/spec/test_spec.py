@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.spec.job_spec import JobSpec, SpecError, slug
 from jobs.spec.schema import section_of
+from jobs.spec.sections import ScaleSpec
 from jobs.spec.yaml_text import load_yaml
 
 FULL = {
@@ -232,3 +233,15 @@ def test_what_must_know_each_step_at_once_cannot_be_deferred(other: dict[str, An
     with pytest.raises(SpecError, match=r"guard\.mode.*does not work with"):
         JobSpec.from_dict({"name": "job", **other, "guard": guard})
     assert JobSpec.from_dict({"name": "job", "guard": {"mode": "deferred"}}).guard.mode == "deferred"
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        ({"workers": 1}, "1 worker"),
+        ({"workers": 4}, "4 workers"),
+        ({"workers": 4, "min_workers": 2}, "2 to 4 workers"),
+    ],
+)
+def test_the_workers_are_counted_in_words(scale: dict[str, int], text: str) -> None:
+    assert ScaleSpec(**scale).workers_text == text
