@@ -328,6 +328,9 @@ class GuardConfig(Config):
     Only mode ``exact`` acts. Later a loss that climbs is a ``warning`` where the rate has risen beyond any
     with which it still fell, or where updates are long (see ``update_norm``); with ``act`` the rate is then
     held at that one, or at a third, as long as your schedule is above it."""
+    total_steps: PositiveInt | None = None
+    """Of the whole run, where known (a job says it). With ``rate: act`` a rate that only seems too high is
+    tried against a third, which takes 150 attempts: in a run of fewer than 3,000 steps it is not."""
 
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     """The cooldown after a rollback."""

@@ -16,6 +16,9 @@ from guard.decide.start_rate import CUT, StartRate
 from guard.records import Verdict
 from guard.types import Decision, RateFinding, Rung, Travelled
 
+_WORTH_A_DUEL = 3000
+"""Steps of a run from which on a duel takes at most a twentieth of them."""
+
 
 class RateWatch:
     """Changes verdict and decision of an attempt where the learning rate explains its loss.
@@ -31,7 +34,9 @@ class RateWatch:
     ) -> None:
         self._config, self._ladder = config, ladder
         self._acts = config.rate == "act" and config.mode == "exact"
-        self.start = StartRate(open=config.rate != "off" and config.mode != "off", shortens=shortens)
+        short = config.total_steps is not None and config.total_steps < _WORTH_A_DUEL
+        watches = config.rate != "off" and config.mode != "off"
+        self.start = StartRate(open=watches, shortens=shortens, short=short)
         self.climbing = Climbing(layers)
         self.advice = 1.0
         """What the learning rate should be multiplied by, where the guard may not."""

@@ -102,6 +102,8 @@ class StartRate:
     """... and of the present rate, against three times of it."""
     shortens: bool = False
     """See ``RateWatch``."""
+    short: bool = False
+    """Whether the run is too short to try a rate that only seems too high."""
     oldest_step: Callable[[], int] | None = None
     replays: bool = False
     """See ``RateWatch.follow``."""
@@ -265,7 +267,8 @@ class StartRate:
 
     def _suspect(self) -> bool:
         """Whether steps seem long, and a duel would leave no trace."""
-        return self.replays and (bool(self._doubt) or self.overshoot.highest > _SUSPECT)
+        seems = not self.short and self.overshoot.highest > _SUSPECT
+        return self.replays and (bool(self._doubt) or seems)
 
     @property
     def _shortening(self) -> bool:

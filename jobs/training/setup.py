@@ -183,13 +183,14 @@ def build_replicated(spec: JobSpec, data: Data, world: World) -> tuple[nn.Module
     return wrapped, unused
 
 
-def guard_config(spec: JobSpec, *, divided: bool = False) -> GuardConfig:
+def guard_config(spec: JobSpec, total_steps: int, *, divided: bool = False) -> GuardConfig:
     """The guard's section; ``auto`` is ``exact`` where a setting of the job needs that.
 
     Args:
+        total_steps: of the run, where the section names none.
         divided: whether the model is; then no rank has a gradient of its own that could be excluded.
     """
-    config = spec.guard
+    config = spec.guard.model_copy(update={"total_steps": spec.guard.total_steps or total_steps})
     if divided:
         without = config.rank_exclusion.model_copy(update={"after": None})
         config = config.model_copy(update={"rank_exclusion": without})
@@ -220,7 +221,7 @@ def build_guard(spec: JobSpec, data: Data, model: Model, world: World) -> Gradie
     guard = GradientGuard(
         model.wrapped,
         model.optimizer,
-        guard_config(spec, divided=model.divided),
+        guard_config(spec, data.total_steps, divided=model.divided),
         scheduler=model.schedule,
         scaler=model.scaler,
         data=data.cursor,

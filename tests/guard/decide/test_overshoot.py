@@ -138,6 +138,8 @@ def test_a_rate_that_only_seems_too_high_is_tried_against_a_third_and_the_run_is
     assert not differences(dict(act.state_dict()), dict(off.state_dict()))
     _, guard, _ = usual(config={"rate": "act"})
     assert not any(guard.totals.rollbacks.values()), "without a cursor the batches do not come again"
+    _, guard, _ = usual(config={"rate": "act", "total_steps": 2999}, cursor=True)
+    assert not any(guard.totals.rollbacks.values()), "it would take more than a twentieth of the run"
 
 
 def test_a_rate_that_seems_too_high_and_ends_higher_than_a_third_is_cut() -> None:

@@ -302,7 +302,14 @@ def test_mode_auto_of_a_job_is_exact_where_something_follows_each_step_at_once(
     other: dict[str, Any], mode: str
 ) -> None:
     spec = JobSpec.from_dict({"name": "job", **other, "guard": {**other.get("guard", {}), "mode": "auto"}})
-    assert guard_config(spec).mode == mode
+    assert guard_config(spec, 100).mode == mode
+
+
+def test_a_job_says_how_long_it_is() -> None:
+    """A short one does not pay for a duel of a rate that only seems too high."""
+    assert guard_config(JobSpec.from_dict({"name": "job"}), 100).total_steps == 100
+    named = JobSpec.from_dict({"name": "job", "guard": {"total_steps": 9000}})
+    assert guard_config(named, 100).total_steps == 9000
 
 
 class Poisoned(Blobs):
