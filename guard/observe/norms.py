@@ -106,7 +106,7 @@ def _by_dot_products(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]] | 
     small = len(owners)
     products: list[np.float32] = []
     for i in large:
-        vector = gradients[i].detach().numpy().ravel()  # a view: it is contiguous
+        vector = np.from_dlpack(gradients[i].detach().view(-1))
         pieces = [vector[start : start + SPLIT_ELEMENTS] for start in range(0, vector.size, SPLIT_ELEMENTS)]
         products += [np.dot(piece, piece) for piece in pieces]
         owners += [i] * len(pieces)
