@@ -143,7 +143,9 @@ def test_after_a_guard_is_gone_any_optimizer_steps_its_parameters() -> None:
     loop.optimizer.zero_grad()
     loop.guard.backward(loop.loss())
     del loop.guard
+    before = [parameter.detach().clone() for parameter in loop.model.parameters()]
     torch.optim.Adam(loop.model.parameters()).step()
+    assert not all(map(torch.equal, before, loop.model.parameters()))
 
 
 def test_the_hook_of_a_guard_that_is_gone_or_replaced_does_nothing() -> None:
