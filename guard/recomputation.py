@@ -87,6 +87,7 @@ class Recomputation:
     ) -> Used:
         """Of a batch that looks bad."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
+        value = _value(expected.signal, agreed, seen)
         self._parts.replayer.computed()
         agreed, seen, second, comparable = self._computed_again(again)
         ranks = tuple(faulty_ranks(first, second, self._parts.device))
@@ -94,8 +95,6 @@ class Recomputation:
             agreed, seen, third, comparable = self._computed_again(again)
             comparable = comparable and not faulty_ranks(second, third, self._parts.device)
             second = third
-        values = {"loss": first.agreed.loss, "buffers": first.agreed.buffer_jump or math.nan}
-        value = values.get(expected.signal, first.grad_norm)
         if ranks and (comparable or self._parts.decider.foresee(agreed, seen, moved).kind == "ok"):
             return agreed, seen, Correction(ranks if comparable else (), expected, value, norms)
         culprit = self._parts.decider.culprit(attempt, agreed, second.local_norms, expected)
@@ -184,13 +183,23 @@ class Recomputation:
         moved: Movement | None,
     ) -> Used:
         """The batch without its bad samples, if that is asked for, possible, and then normal."""
-        search = self._parts.search
-        left_out = search.excluded(bad) if self._parts.config.exclude_samples else []
-        if (without_them := search.without(left_out)) is None:
-            return agreed, seen, None
-        better = self._recompute(without_them)
-        if self._parts.decider.foresee(*better, moved).kind != "ok" or better[0].dropped_micro_batches:
-            return *self._recompute(again), None
-        value = agreed.loss if expected.signal == "loss" else seen.grad_norm
-        samples = tuple(sample.sample for sample in left_out)
-        return *better, Correction((), expected, value, seen.layer_norms, hardware=False, samples=samples)
+        search, tried = self._parts.search, False
+        for left_out in search.excluded(bad) if self._parts.config.exclude_samples else []:
+            if (without_them := search.without(left_out)) is None:
+                break
+            better = self._recompute(without_them)
+            if (
+                self._parts.decider.foresee(*better, moved).kind == "ok"
+                and not better[0].dropped_micro_batches
+            ):
+                value, samples = _value(expected.signal, agreed, seen), tuple(s.sample for s in left_out)
+                fixed = Correction((), expected, value, seen.layer_norms, hardware=False, samples=samples)
+                return *better, fixed
+            tried = True
+        return (*self._recompute(again), None) if tried else (agreed, seen, None)
+
+
+def _value(signal: str, agreed: Agreed, seen: Observation) -> float:
+    """Of the signal that a verdict is of."""
+    jump = math.nan if agreed.buffer_jump is None else agreed.buffer_jump
+    return {"loss": agreed.loss, "buffers": jump}.get(signal, seen.grad_norm)

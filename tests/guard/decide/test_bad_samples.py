@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +26,7 @@ SAMPLES, BATCH, BAD_AT = 256, 32, 24
 BAD = 5
 """The place of the bad sample in its batch."""
 Poison = Callable[[Tensor, Tensor, int], None]
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def nan_pixel(x: Tensor, _: Tensor, place: int) -> None:
@@ -48,28 +49,33 @@ class Loop:
         ranks: int = 1,
         missing: bool = False,
         plain: bool = False,
-        also_bad: int | None = None,
+        also_bad: dict[int, float] | None = None,
+        place: int = BAD,
+        criterion: Criterion = functional.mse_loss,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
         **config: Any,
     ) -> None:
         generator = torch.Generator().manual_seed(7)
         self.x = torch.randn(SAMPLES, 8, generator=generator)
         self.y = torch.tanh(self.x @ torch.randn(8, 4, generator=generator))
-        self.bare = network()
+        self.criterion = criterion
+        self.bare = network() if wrap is None else wrap(network())
         self.model = DistributedDataParallel(self.bare) if ranks > 1 else self.bare
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         self.guard = GradientGuard(self.model, self.optimizer, GuardConfig.model_validate(config))
         self.poison, self.parts, self.rank, self.ranks = poison, micro_batches, rank, ranks
-        self.missing, self.plain, self.also_bad = missing, plain, also_bad
-        self.bad = -1
+        self.missing, self.plain, self.also_bad = missing, plain, also_bad or {}
+        self.bad, self.place = -1, place
         torch.manual_seed(3 + rank)
 
     def loss(self, ids: list[int]) -> Tensor:
         x, y = self.x[ids].clone(), self.y[ids].clone()
         if self.bad in ids:
             self.poison(x, y, ids.index(self.bad))
-        if self.bad >= 0 and self.also_bad in ids:
-            y[ids.index(self.also_bad)] = 300.0
-        return functional.mse_loss(self.model(x), y)
+        for other in self.also_bad if self.bad >= 0 else ():
+            if other in ids:
+                y[ids.index(other)] = self.also_bad[other]
+        return self.criterion(self.model(x), y)
 
     def backward(self, ids: list[int]) -> None:
         for part in np.array_split(ids, min(self.parts, len(ids))):
@@ -77,7 +83,7 @@ class Loop:
 
     def attempt(self, number: int) -> StepReport:
         batch = [(number * BATCH + i) % SAMPLES for i in range(BATCH)]
-        self.bad = batch[BAD] if number == BAD_AT else -1
+        self.bad = batch[self.place] if number == BAD_AT else -1
         share = BATCH // self.ranks
         own = batch[self.rank * share : (self.rank + 1) * share]
         if self.missing and self.bad in own:
@@ -144,12 +150,16 @@ def test_an_excluded_sample_is_as_if_the_batch_never_had_it(poison: Poison) -> N
     assert rng.equal(generators, rng.capture())
 
 
-def test_where_the_others_are_no_better_the_batch_is_handled_as_without_exclusion() -> None:
-    def two(_: Tensor, y: Tensor, place: int) -> None:
-        y[place] = 400.0
+@pytest.mark.parametrize(("poison", "value"), [(nan_pixel, math.nan), (far_target, 300.0)])
+def test_two_bad_samples_are_both_excluded(poison: Poison, value: float) -> None:
+    incident, _, _ = finished(Loop(poison, also_bad={BAD + 20: value}, exclude_samples=True))
+    assert (incident.action, sorted(incident.excluded_samples)) == ("applied", [BAD, BAD + 20])
 
-    incident, state, _ = finished(Loop(two, also_bad=BAD + 1, exclude_samples=True))
-    other, plain, _ = finished(Loop(two, also_bad=BAD + 1, plain=True))
+
+def test_where_the_others_are_no_better_the_batch_is_handled_as_without_exclusion() -> None:
+    others = dict.fromkeys(range(8, 28), 50.0)
+    incident, state, _ = finished(Loop(far_target, also_bad=others, exclude_samples=True))
+    other, plain, _ = finished(Loop(far_target, also_bad=others, plain=True))
     assert incident.bad_samples[0].sample == BAD
     assert incident.excluded_samples == []
     assert incident.action == other.action
@@ -164,24 +174,24 @@ def test_a_healthy_run_computes_nothing_again() -> None:
     assert len(forwards) == 20
 
 
-def test_of_many_samples_few_are_computed_alone() -> None:
-    sizes: list[int] = []
-    loop = Loop()
-    ids = list(range(SAMPLES))
+@pytest.mark.parametrize(("value", "passes"), [(300.0, 30), (math.nan, 14)])
+def test_one_of_many_samples_is_found_in_few_passes(value: float, passes: int) -> None:
+    loop, ids, sizes = Loop(), list(range(SAMPLES)), []
 
     def closure(chosen: list[int] = ids) -> Tensor:
         sizes.append(len(chosen))
         return loop.loss(chosen)
 
+    loop.poison = lambda _, y, place: y[place].fill_(value)
     for number in range(30):
         loop.bad = 77 if number == 29 else -1
         loop.optimizer.zero_grad()
         loop.guard.backward(loop.loss(ids))
         report = loop.guard.step(closure, samples=torch.tensor(ids))
     assert report.incident is not None
-    assert report.incident.bad_samples[0].sample == 77
-    assert sizes.count(1) == 64
-    assert len(sizes) < 64 + 30
+    assert [s.sample for s in report.incident.bad_samples] == [77]
+    assert sizes.count(1) == 1
+    assert len(sizes) < passes
 
 
 def test_weights_that_are_broken_are_no_samples_fault() -> None:
@@ -212,6 +222,70 @@ def test_a_closure_that_fails_costs_the_ranking_and_not_the_run(caplog: pytest.L
     assert "batches of 32 only" in caplog.text
 
 
+def few_alone(model: nn.Module) -> nn.Module:
+    """It cannot compute one sample."""
+    return nn.Sequential(model, nn.BatchNorm1d(4, track_running_stats=False))
+
+
+def contrast(out: Tensor, y: Tensor) -> Tensor:
+    """0 / 0 for one sample."""
+    others = ~torch.eye(len(out), dtype=torch.bool)
+    return torch.cdist(out, y)[others].sum() / others.sum()
+
+
+@pytest.mark.parametrize("place", [0, BAD, BATCH - 1])
+@pytest.mark.parametrize("poison", [nan_pixel, far_target])
+@pytest.mark.parametrize("special", [{"wrap": few_alone}, {"criterion": contrast}])
+def test_a_sample_is_found_by_a_model_or_loss_that_cannot_compute_it_alone(
+    special: dict[str, Any], poison: Poison, place: int
+) -> None:
+    incident = Loop(poison, place=place, **special).run()
+    assert incident is not None
+    assert [s.sample for s in incident.bad_samples] == [place]
+
+
+def test_a_sample_that_ruins_only_the_buffers_is_found() -> None:
+    def huge(x: Tensor, _: Tensor, place: int) -> None:
+        x[place, 3] = 1e30
+
+    incident, state, _ = finished(Loop(huge, exclude_samples=True))
+    without = Loop(huge, missing=True)
+    without.run()
+    assert (incident.signal, [s.sample for s in incident.bad_samples]) == ("buffers", [BAD])
+    assert incident.excluded_samples == [BAD]
+    assert same(state, without.state())
+
+
+@pytest.mark.parametrize("offset", [2**60 + 1, -(2**60) - 1])
+def test_large_ids_are_exact(offset: int) -> None:
+    loop = Loop()
+    for number in range(BAD_AT + 1):
+        batch = [(number * BATCH + i) % SAMPLES for i in range(BATCH)]
+        loop.bad = batch[BAD] if number == BAD_AT else -1
+        loop.optimizer.zero_grad()
+        loop.backward(batch)
+
+        def closure(ids: list[int] | None = None, batch: list[int] = batch) -> Tensor:
+            return loop.loss(batch if ids is None else [i - offset for i in ids])
+
+        report = loop.guard.step(closure, samples=[i + offset for i in batch])
+    assert report.incident is not None
+    assert [s.sample for s in report.incident.bad_samples] == [loop.bad + offset]
+
+
+def test_a_sample_that_fills_a_ranks_batch_is_named_and_not_excluded() -> None:
+    loop = Loop(exclude_samples=True)
+    for number in range(BAD_AT):
+        loop.attempt(number)
+    loop.bad = 7
+    loop.optimizer.zero_grad()
+    loop.backward([7] * 4)
+    report = loop.guard.step(lambda ids=(7,) * 4: loop.loss(list(ids)), samples=[7] * 4)
+    assert report.incident is not None
+    assert [s.sample for s in report.incident.bad_samples] == [7]
+    assert report.excluded_samples == []
+
+
 def test_samples_need_a_closure_that_takes_them() -> None:
     loop = Loop()
     loop.backward([1, 2, 3])
@@ -221,26 +295,27 @@ def test_samples_need_a_closure_that_takes_them() -> None:
     other.backward([1, 2, 3])
     with pytest.raises(GuardError, match="takes no argument"):
         other.guard.step(lambda: None, samples=[1, 2, 3])
+    for ids in ("123", ["a", "b"], [1.5, 2.5], torch.rand(3), 7):
+        last = Loop()
+        last.backward([1, 2, 3])
+        with pytest.raises(GuardError, match="integers"):
+            last.guard.step(last.loss, samples=ids)
 
 
 def test_samples_of_all_ranks_are_ranked_by_what_they_explain() -> None:
-    def row(samples: int, whole: float, *entries: list[float]) -> list[float]:
-        head = [float(samples), float(samples), sum(e[4] for e in entries), whole]
-        filled = [*head, *(value for entry in entries for value in entry)]
-        return filled + [math.nan] * (44 - len(filled))
+    def row(whole: float, *entries: tuple[int, float], samples: int = 32) -> list[float]:
+        finite = math.isfinite(whole)
+        filled = [v for sample, fall in entries for v in (0, 0, sample, 3.0, math.nan, fall)]
+        return [samples, finite, whole, *filled] + [math.nan] * (48 - len(filled))
 
     spike = Verdict("spike", "loss", 9.0, 1.0)
-    rows = np.array(
-        [
-            row(32, 1.1, [4, 3.0, math.nan, 0.05, 0]),
-            row(32, 3.0, [9, 70.0, math.nan, 2.0, 0]),
-            [math.nan] * 44,
-        ]
-    )
-    assert [(s.sample, s.rank) for s in ranked(rows, spike)] == [(9, 1)]
-    bad = np.array([row(2, math.nan, [4, math.nan, math.nan, 0, 1], [5, math.nan, math.nan, 0, 1]), rows[0]])
-    assert ranked(bad, spike)  # 2 of 34
-    assert ranked(bad[:1], spike) == []  # all of them: the weights
+    healthy, bad, unknown = row(1.1, (4, 0.05)), row(3.0, (9, 2.0)), [math.nan] * 51
+    assert [(s.sample, s.rank) for s in ranked(np.array([healthy, bad, unknown]), spike)] == [(9, 1)]
+    nan = row(math.nan, (4, math.nan), (5, math.nan))
+    assert [s.sample for s in ranked(np.array([nan, healthy]), spike)] == [4, 5]
+    assert ranked(np.array([nan, unknown]), spike) == []  # nothing was finite: the weights
+    small = row(3.0, (1, 0.8), (2, 0.7), samples=4)
+    assert ranked(np.array([small]), spike) == []  # about an even split of four
 
 
 def _two_ranks(rank: int, world_size: int, _: Path) -> dict[str, Any]:
