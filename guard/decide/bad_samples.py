@@ -1,10 +1,10 @@
 """Which samples made a batch bad: found by computing it again without some of them, at an incident only.
 
-That finds the worst samples however the loss weighs them (by length, by tokens, against each other), with the
-batch statistics of training: one bad sample of 64 in 19 passes, or in 10 where it is not finite
-(``guard.observe.culprits``). The part of the excess over the baseline that goes with a sample is its share. The
-measure is what the verdict is of: the loss, the norm of this rank's gradient, or how far the forward moves the
-buffers.
+That finds the worst samples however the loss weighs them (by length, by tokens, against each other), with
+the batch statistics of training: one bad sample of 64 in 18 passes, or in 10 where it is not finite
+(``guard.observe.culprits``). The part of the excess over the baseline that goes with a sample is its share.
+The measure is what the verdict is of: the loss, the norm of this rank's gradient, or how far the forward
+moves the buffers.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ Samples = Sequence[int] | Any
 """Ids: a list, an array or a tensor."""
 DECISIVE = 0.5
 """Samples with this share of the excess are excluded, where that is asked for."""
-_RELEVANT = 0.1
-"""A smaller share is not of this sample; in a small batch, twice the share of an even split."""
 _RELEVANT_AT_MOST = 0.6
+"""In a small batch, a sample explains the verdict from twice an even share on, but at most from this one."""
 _SIGNALS = ("loss", "grad_norm", "buffers")
 _MISSES = 3
 """After as many searches in a row that found nothing, none follows until a step is normal."""
 _CONTENT = 200
 _DIGIT = 1 << 22
 """An id is sent in digits of this base, each exact in float32."""
-_HEAD = 3
+_HEAD = 2
 _COLUMNS = 6
 _UNKNOWN = math.nan
 
@@ -156,11 +155,23 @@ class SampleSearch:
         able = self._samples is not None and self._observer.shards is None and self._misses < _MISSES
         if hardware or not judged or not able or moved_far():
             return []
-        rows = self._agreement.exchange(self._local_row(verdict))
+        wholes, rows = self._searched(verdict)
         self._sizes = rows[:, 0].tolist()
-        found = [self._described(sample) for sample in ranked(rows, verdict)]
+        found = [self._described(sample) for sample in ranked(rows, wholes, verdict)]
         self._misses = 0 if found else self._misses + 1
         return found
+
+    def _searched(self, verdict: Verdict) -> tuple[Floats, Floats]:
+        """The measure of all samples of each rank, and the row of each."""
+        self._failure = None
+        with untouched(self._model, self._observer.parameters):
+            self._replayer.reset()
+            self._generators = rng.capture(rng.devices_of(self._model))
+            wholes = self._agreement.exchange([self._tried(None, verdict.signal).of(verdict.signal)])[:, 0]
+            rows = self._agreement.exchange(self._local_row(verdict, wholes))
+        if self._failure is not None and math.isnan(rows[self._agreement.rank, _HEAD]):
+            log.warning("the bad samples were not found: %s: %s", type(self._failure).__name__, self._failure)
+        return wholes, rows
 
     def excluded(self, bad: Sequence[SampleEvidence]) -> list[Sequence[SampleEvidence]]:
         """Those without which the batch is probably fine, fewest first: all that are not finite, else the
@@ -184,55 +195,43 @@ class SampleSearch:
     def _ids(self) -> list[int]:
         return [] if self._samples is None else [operator.index(sample) for sample in self._samples]
 
-    def _local_row(self, verdict: Verdict) -> list[float]:
-        """What this rank knows: how many samples it has, whether some of them gave a finite measure, the
-        measure of all, and its bad ones. Where the search fails, they are not the cause."""
+    def _local_row(self, verdict: Verdict, wholes: Floats) -> list[float]:
+        """What this rank knows: how many samples it has, whether some of them gave a finite measure, and its
+        bad ones. Where they cannot be computed, they are not the cause.
+
+        Args:
+            wholes: as of ``_searched``.
+        """
         row: list[float] = []
-        self._failure = None
-        try:
-            ids = self._ids()
-            with untouched(self._model, self._observer.parameters):
-                self._replayer.reset()
-                self._generators = rng.capture(rng.devices_of(self._model))
-                row = self._row(ids, verdict) if ids else []
-        except Exception as error:  # noqa: BLE001 - whatever the loop's own code raises: the other ranks wait
-            self._failure = error
-        finally:
-            self._sum = None
-        if self._failure is not None and len(row) <= _HEAD:
-            kind = type(self._failure).__name__
-            log.warning("the bad samples were not found: %s: %s", kind, self._failure)
+        if self._failure is None and (ids := self._ids()):
+            members, whole = list(dict.fromkeys(ids)), float(wholes[self._agreement.rank])
+            value = partial(self._value, ids, verdict.signal)
+            healthy, fallen = math.isfinite(whole), dict[int, float]()
+            if not healthy:
+                bad, healthy = culprits.not_finite(members, lambda some: math.isfinite(value(some)))
+                fallen = dict.fromkeys(bad, _UNKNOWN)
+            elif 0.0 < culprits.RELEVANT * _excess(wholes, verdict) <= whole - _baseline(verdict):
+                fallen = culprits.explain(members, value, whole, _baseline(verdict))
+            row = [len(members), healthy]
+            for sample, fall in fallen.items():
+                alone = self._tried([sample], verdict.signal)
+                row += [*_digits(sample), alone.loss, alone.norm, fall]
         return row + [_UNKNOWN] * (_HEAD + culprits.MOST * _COLUMNS - len(row))
 
-    def _row(self, ids: list[int], verdict: Verdict) -> list[float]:
-        signal, baseline = verdict.signal, verdict.baseline or 0.0
-        members = list(dict.fromkeys(ids))
+    def _value(self, ids: list[int], signal: str, some: Sequence[int]) -> float:
+        chosen = set(some)
+        return self._tried([i for i in ids if i in chosen], signal).of(signal)
 
-        def value(some: Sequence[int]) -> float:
-            chosen = set(some)
-            return self._tried([i for i in ids if i in chosen], signal).of(signal)
-
-        whole = self._measure(ids, signal).of(signal)
-        if math.isfinite(whole):
-            least, healthy = max(0.0, _RELEVANT * (whole - baseline)), True
-            found = culprits.drops(members, value, whole, baseline)
-            fallen = {sample: fall for sample, fall in found.items() if fall > least}
-        else:
-            bad, healthy = culprits.not_finite(members, lambda some: math.isfinite(value(some)))
-            fallen = dict.fromkeys(bad, _UNKNOWN)
-        row = [len(members), healthy, whole]
-        for sample, fall in fallen.items():
-            alone = self._tried([sample], signal)
-            row += [*_digits(sample), alone.loss, alone.norm, fall]
-        return list(map(float, row))
-
-    def _tried(self, ids: list[int], signal: str) -> Measured:
-        """Some samples, which may be too few for the loop's code."""
+    def _tried(self, ids: list[int] | None, signal: str) -> Measured:
+        """Some samples, which may be too few for the loop's code; or all."""
         try:
-            return self._measure(ids, signal)
-        except Exception as error:  # noqa: BLE001 - as above
+            chosen = self._ids() if ids is None else ids
+            return self._measure(chosen, signal) if chosen else Measured(_UNKNOWN)
+        except Exception as error:  # noqa: BLE001 - whatever the loop's own code raises: the other ranks wait
             self._failure = self._failure or error
             return Measured(_UNKNOWN)
+        finally:
+            self._sum = None
 
     def _measure(self, ids: list[int], signal: str) -> Measured:
         """What these samples give, with the random numbers and buffers of the batch."""
@@ -337,11 +336,21 @@ def _digits(sample: int) -> tuple[int, int, int]:
     return high, middle, low
 
 
-def ranked(rows: Floats, verdict: Verdict) -> list[SampleEvidence]:
+def _baseline(verdict: Verdict) -> float:
+    return verdict.baseline or 0.0
+
+
+def _excess(wholes: Floats, verdict: Verdict) -> float:
+    """Over the baseline, of all ranks that could be measured."""
+    return float((wholes[np.isfinite(wholes)] - _baseline(verdict)).sum())
+
+
+def ranked(rows: Floats, wholes: Floats, verdict: Verdict) -> list[SampleEvidence]:
     """The samples of all ranks that explain the verdict, the worst first, at most ``culprits.MOST``.
 
     Args:
         rows: of ``SampleSearch._local_row``, [ranks, columns]; NaN where a rank knows nothing.
+        wholes: the measure of all samples of each rank.
     """
     entries = [
         (_Entry(*entry), rank)
@@ -349,14 +358,11 @@ def ranked(rows: Floats, verdict: Verdict) -> list[SampleEvidence]:
         for entry in row[_HEAD:].reshape(-1, _COLUMNS).tolist()
         if not math.isnan(entry[0])
     ]
-    known = rows[~np.isnan(rows[:, 0])]
     if bad := [(entry, rank) for entry, rank in entries if math.isnan(entry.fall)]:
-        healthy = known[:, 1].any()  # else it is not the samples, but the weights
+        healthy = np.nansum(rows[:, 1]) > 0  # else it is not the samples, but the weights
         return [entry.evidence(rank, None) for entry, rank in bad[: culprits.MOST] if healthy]
-    excess = float((known[:, 2] - (verdict.baseline or 0.0)).sum())
-    if not 0.0 < excess < math.inf:
-        return []
-    relevant = max(_RELEVANT, min(_RELEVANT_AT_MOST, 2 / known[:, 0].sum()))
+    excess = _excess(wholes, verdict)
+    relevant = max(culprits.RELEVANT, min(_RELEVANT_AT_MOST, 2 / max(1.0, np.nansum(rows[:, 0]))))
     shares = [(entry.fall / excess, entry, rank) for entry, rank in entries]
     worst = sorted((item for item in shares if item[0] >= relevant), key=lambda item: -item[0])
     return [entry.evidence(rank, share) for share, entry, rank in worst[: culprits.MOST]]

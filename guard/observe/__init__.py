@@ -15,4 +15,5 @@
 ``shards``: the same under FSDP2, where each rank holds a shard
 ``noise_scale``: gradient noise scale, a hint on batch size
 ``robust_window``: exact sliding median and MAD
+``culprits``: the members of a batch that explain what was measured of it
 """

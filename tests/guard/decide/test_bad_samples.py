@@ -156,6 +156,16 @@ def test_two_bad_samples_are_both_excluded(poison: Poison, value: float) -> None
     assert (incident.action, sorted(incident.excluded_samples)) == ("applied", [BAD, BAD + 20])
 
 
+def test_samples_each_of_which_is_enough_are_found_together() -> None:
+    def worst(out: Tensor, y: Tensor) -> Tensor:
+        return (out - y).abs().max()
+
+    others = {BAD + 1: 300.0, BAD + 12: 300.0}
+    incident, _, _ = finished(Loop(far_target, also_bad=others, criterion=worst, exclude_samples=True))
+    assert sorted(s.sample for s in incident.bad_samples) == [BAD, *others]
+    assert sorted(incident.excluded_samples) == [BAD, *others]
+
+
 def test_where_the_others_are_no_better_the_batch_is_handled_as_without_exclusion() -> None:
     others = dict.fromkeys(range(8, 28), 50.0)
     incident, state, _ = finished(Loop(far_target, also_bad=others, exclude_samples=True))
@@ -303,19 +313,20 @@ def test_samples_need_a_closure_that_takes_them() -> None:
 
 
 def test_samples_of_all_ranks_are_ranked_by_what_they_explain() -> None:
-    def row(whole: float, *entries: tuple[int, float], samples: int = 32) -> list[float]:
-        finite = math.isfinite(whole)
+    def row(healthy: bool, *entries: tuple[int, float], samples: int = 32) -> list[float]:
         filled = [v for sample, fall in entries for v in (0, 0, sample, 3.0, math.nan, fall)]
-        return [samples, finite, whole, *filled] + [math.nan] * (48 - len(filled))
+        return [samples, healthy, *filled] + [math.nan] * (48 - len(filled))
 
-    spike = Verdict("spike", "loss", 9.0, 1.0)
-    healthy, bad, unknown = row(1.1, (4, 0.05)), row(3.0, (9, 2.0)), [math.nan] * 51
-    assert [(s.sample, s.rank) for s in ranked(np.array([healthy, bad, unknown]), spike)] == [(9, 1)]
-    nan = row(math.nan, (4, math.nan), (5, math.nan))
-    assert [s.sample for s in ranked(np.array([nan, healthy]), spike)] == [4, 5]
-    assert ranked(np.array([nan, unknown]), spike) == []  # nothing was finite: the weights
-    small = row(3.0, (1, 0.8), (2, 0.7), samples=4)
-    assert ranked(np.array([small]), spike) == []  # about an even split of four
+    def named(rows: list[list[float]], *wholes: float) -> list[tuple[int, int]]:
+        spike = Verdict("spike", "loss", 9.0, 1.0)
+        return [(s.sample, s.rank) for s in ranked(np.array(rows), np.array(wholes), spike)]
+
+    unknown = [math.nan] * 50
+    assert named([row(True, (4, 0.05)), row(True, (9, 2.0)), unknown], 1.1, 3.0, math.nan) == [(9, 1)]
+    nan = row(False, (4, math.nan), (5, math.nan))
+    assert named([nan, row(True)], math.nan, 1.1) == [(4, 0), (5, 0)]
+    assert named([nan, unknown], math.nan, math.nan) == []  # nothing was finite: the weights
+    assert named([row(True, (1, 0.8), (2, 0.7), samples=4)], 3.0) == []  # about an even split of four
 
 
 def _two_ranks(rank: int, world_size: int, _: Path) -> dict[str, Any]:
