@@ -82,11 +82,14 @@ def test_logits_above_the_limit_are_brought_back_to_it_counted_and_journaled(tmp
     assert all(report.verdict.kind == "ok" for report in reports)
 
 
-def test_queries_that_are_normalized_are_not_rescaled_for_ever() -> None:
+def test_queries_that_are_normalized_keep_their_weights_to_the_bit(caplog: pytest.LogCaptureFixture) -> None:
+    plain, _, _ = train("off", steps=41, loud=12.0, normed=True)
     model, reports, guard = train(ATTENTION, steps=41, loud=12.0, normed=True)
-    assert guard.totals.qk_clips == 1
-    assert all(report.applied for report in reports)
-    assert model.qkv.weight[:32].norm() > 1.0
+    assert max(report.attention_logit or 0.0 for report in reports) > TAU
+    assert guard.totals.qk_clips == 0
+    assert sum("rescaled weights lower no logit" in r.message for r in caplog.records) == 1
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_without_a_closure_it_says_once_that_it_cannot_watch(caplog: pytest.LogCaptureFixture) -> None:
