@@ -1,7 +1,8 @@
 """Attention logits: the largest of each head, and weights rescaled where it is too large.
 
 QK-clip: Kimi Team, "Kimi K2: Open Agentic Intelligence" (2025), section 2.1. Fused attention shows no logits:
-they are computed in one more forward of the batch without gradients, every k attempts.
+they are computed in one more forward without gradients, every k attempts: of the batch where there is a
+closure, else of what the model computed last.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 
 from guard.beside import loss_beside
 from guard.observe.attention_logits import AttentionLogits
+from guard.observe.last_forward import LastForward
 from guard.observe.projections import Projections, projections
 from guard.observe.watched import unwrap
 from guard.parts import StepParts
@@ -38,6 +40,7 @@ class AttentionWatch:
         self._model, self._parts = model, parts
         self._config = parts.config.attention
         self._active = self._config.action != "off" and parts.config.mode in ("exact", "shadow")
+        self._last = LastForward(model) if self._active else None
         self._works: dict[str, bool] = {}
         """Of each layer that was above the limit: whether rescaled weights lower its logits."""
         self._widths: dict[str, int | None] = {}
@@ -45,8 +48,13 @@ class AttentionWatch:
     def around(self, run: Callable[[], StepReport], attempt: int) -> StepReport:
         """One attempt; where it is due, all ranks measure first."""
         self._parts.state.attention_logit = None
-        if not self._active or attempt % self._config.every:
-            return run()
+        try:
+            return self._around(run) if self._active and attempt % self._config.every == 0 else run()
+        finally:
+            if self._last is not None:
+                self._last.forget()
+
+    def _around(self, run: Callable[[], StepReport]) -> StepReport:
         found = self._measured()
         finite = [float(heads.max()) for heads in found.values() if np.isfinite(heads).all()]
         if finite and len(finite) == len(found):
@@ -74,12 +82,13 @@ class AttentionWatch:
         """This rank's; and why there are none."""
         if self._parts.observer.shards is not None:
             return {}, "the weights are sharded"
-        if not self._parts.search.has_closure:
-            return {}, "guard.step() gets no closure that computes the batch again"
+        if self._last is None or not (self._parts.search.has_closure or self._last):
+            return {}, "guard.step() gets no closure, and the model that the guard has was not called"
+        run = None if self._parts.search.has_closure else self._last.again
         names = {id(module): name for name, module in unwrap(self._model).named_modules()}
         logits = AttentionLogits(names)
-        if loss_beside(self._model, self._parts, within=logits) is None:
-            return {}, "the closure cannot be run beside the step"
+        if loss_beside(self._model, self._parts, within=logits, run=run) is None:
+            return {}, "the batch cannot be computed again beside the step"
         self._widths = {name: logits.width(name) for name in logits.heads()}
         return logits.heads(), logits.problem
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -57,6 +58,10 @@ class AttentionLogits(TorchFunctionMode):
         """The first call that could not be read, and why."""
 
     def __enter__(self) -> Any:
+        self._hooks.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings(
+            "ignore", message=".*global hooks"
+        )  # of torch.compile, which is off meanwhile
         for handle in (
             hooks.register_module_forward_pre_hook(lambda module, _: self._modules.append(module)),
             hooks.register_module_forward_hook(self._left, always_call=True),

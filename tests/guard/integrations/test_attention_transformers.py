@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guard import GradientGuard
+from guard import ClipConfig, GradientGuard, GuardConfig
 from guard.observe.attention_logits import AttentionLogits
 from guard.observe.projections import projections
-from tests.guard.integrations import problem  # noqa: F401 - before the framework
+from tests.guard.integrations.problem import NEVER
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+
+from guard.integrations.transformers import GuardedTrainer
+from tests.guard.integrations.test_transformers import arguments, run
+from tests.guard.integrations.test_transformers_variants import language_rows
 
 HEADS = 4
 SIZES: dict[str, Any] = {
@@ -126,6 +132,30 @@ def test_layers_that_share_their_weights_are_rescaled_once() -> None:
     highest = [heads.max() for heads in seen(twins, batch("Bert")).heads().values()]
     assert guarded(twins, min(highest) / 2).totals.qk_clips == 1
     assert twins.layers[0].self_attn.q_proj.weight.norm() > norm / 4
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_trainer_is_watched_without_a_closure_and_left_as_it_is(tmp_path: Path, attention: str) -> None:
+    states, logits = [], []
+
+    class Noted(TrainerCallback):
+        """What the guard reports."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if isinstance(trainer, GuardedTrainer) and trainer.report is not None:
+                logits.append(trainer.report.attention_logit)
+
+    for kind in (Trainer, GuardedTrainer):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=32, **OLD, attn_implementation=attention))
+        watched = GuardConfig(clip=ClipConfig(max_norm=NEVER), attention={"action": "watch", "every": 2})
+        given = {"guard_config": watched} if kind is GuardedTrainer else {}
+        args = arguments(tmp_path / kind.__name__, max_steps=5, gradient_accumulation_steps=2)
+        trainer = kind(model, args, train_dataset=language_rows(), callbacks=[Noted()], **given)
+        run(trainer)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert [logit is not None for logit in logits] == [True, False, True, False, True]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_queries_that_are_normalized_or_frozen_are_left_alone_in_one_line(caplog: Any) -> None:
