@@ -1,21 +1,25 @@
 """Attention logits: the largest of each head, and weights rescaled where it is too large.
 
 QK-clip: Kimi Team, "Kimi K2: Open Agentic Intelligence" (2025), section 2.1. Fused attention shows no logits:
-they are computed in one more forward of the batch without gradients, every k attempts.
+they are computed in one more forward without gradients, every k attempts: of the batch where there is a
+closure, else of what the model computed last.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from guard.beside import loss_beside
-from guard.observe.attention_logits import AttentionLogits, projections
+from guard.observe.attention_logits import AttentionLogits
+from guard.observe.last_forward import LastForward
+from guard.observe.projections import Projections, projections
 from guard.observe.watched import unwrap
 from guard.parts import StepParts
 from guard.types import Floats, StepReport
@@ -24,6 +28,9 @@ log = logging.getLogger("guard")
 
 _NAMED = 4
 """Layers that an entry of the journal names."""
+_UNSEEN = (
+    "the model calls no attention that is known, or calls it in a kernel of its own (flash-attn, xformers)"
+)
 
 
 class AttentionWatch:
@@ -33,14 +40,21 @@ class AttentionWatch:
         self._model, self._parts = model, parts
         self._config = parts.config.attention
         self._active = self._config.action != "off" and parts.config.mode in ("exact", "shadow")
+        self._last = LastForward(model) if self._active else None
         self._works: dict[str, bool] = {}
         """Of each layer that was above the limit: whether rescaled weights lower its logits."""
+        self._widths: dict[str, int | None] = {}
 
     def around(self, run: Callable[[], StepReport], attempt: int) -> StepReport:
         """One attempt; where it is due, all ranks measure first."""
         self._parts.state.attention_logit = None
-        if not self._active or attempt % self._config.every:
-            return run()
+        try:
+            return self._around(run) if self._active and attempt % self._config.every == 0 else run()
+        finally:
+            if self._last is not None:
+                self._last.forget()
+
+    def _around(self, run: Callable[[], StepReport]) -> StepReport:
         found = self._measured()
         finite = [float(heads.max()) for heads in found.values() if np.isfinite(heads).all()]
         if finite and len(finite) == len(found):
@@ -57,7 +71,7 @@ class AttentionWatch:
         rows = self._parts.agreement.exchange([float(problem is None), float(len(shapes)), sum(shapes)])
         if not rows[:, 0].all() or (rows != rows[0]).any() or not shapes:
             self._active = False
-            why = problem or ("no call of scaled_dot_product_attention" if not shapes else "the ranks differ")
+            why = problem or (_UNSEEN if not shapes else "the ranks differ")
             log.warning("attention logits cannot be watched: %s", why)
             return {}
         flat = self._parts.agreement.exchange(np.concatenate(list(seen.values())).tolist()).max(0)
@@ -68,38 +82,63 @@ class AttentionWatch:
         """This rank's; and why there are none."""
         if self._parts.observer.shards is not None:
             return {}, "the weights are sharded"
-        if not self._parts.search.has_closure:
-            return {}, "guard.step() gets no closure that computes the batch again"
+        if self._last is None or not (self._parts.search.has_closure or self._last):
+            return {}, "guard.step() gets no closure, and the model that the guard has was not called"
+        run = None if self._parts.search.has_closure else self._last.again
         names = {id(module): name for name, module in unwrap(self._model).named_modules()}
         logits = AttentionLogits(names)
-        if loss_beside(self._model, self._parts, within=logits) is None:
-            return {}, "the closure cannot be run beside the step"
-        return logits.heads(), None
+        if loss_beside(self._model, self._parts, within=logits, run=run) is None:
+            return {}, "the batch cannot be computed again beside the step"
+        self._widths = {name: logits.width(name) for name in logits.heads()}
+        return logits.heads(), logits.problem
 
     @torch.no_grad()
     def _clip(self, found: dict[str, Floats], report: StepReport) -> None:
-        clipped = {name: heads for name, heads in found.items() if self._rescaled(name, heads)}
-        if not clipped:
-            return
-        named = ", ".join(f"{name} ({heads.max():.4g})" for name, heads in list(clipped.items())[:_NAMED])
-        more = f" and {len(clipped) - _NAMED} more" if len(clipped) > _NAMED else ""
-        reason = f"attention logits above {self._config.tau:g}, weights rescaled: {named}{more}"
-        self._parts.recorder.rescaled(reason, len(clipped), step=report.step, attempt=report.attempt)
-        new = {name: heads for name, heads in clipped.items() if name not in self._works}
-        after = self._measured() if new else {}
-        for name, heads in new.items():
-            self._works[name] = name in after and after[name].max() < (heads.max() + self._config.tau) / 2
-            if not self._works[name]:
-                log.warning("%s: rescaled weights lower no logit: its queries or keys are normalized", name)
+        above = {name: heads for name, heads in found.items() if self._config.tau < heads.max() < math.inf}
+        weights = self._weights(above)
+        before = {name: w.saved() for name, w in weights.items() if name not in self._works}
+        for name, projected in weights.items():
+            projected.rescale(np.minimum(1.0, self._config.tau / above[name].clip(min=1e-30)))
+        if before:
+            after = self._measured()
+            self._works |= {name: name in after and self._lowers(above[name], after[name]) for name in before}
+        for name in self._without_effect(before):
+            weights.pop(name).restore(before[name])
+        if weights:
+            largest = [f"{name} ({above[name].max():.4g})" for name in weights]
+            reason = f"attention logits above {self._config.tau:g}, weights rescaled: {_listed(largest)}"
+            self._parts.recorder.rescaled(reason, len(weights), step=report.step, attempt=report.attempt)
 
-    def _rescaled(self, name: str, heads: Floats) -> bool:
-        above = self._config.tau < float(heads.max()) < math.inf
-        if not above or not self._works.get(name, True):
-            return False
-        weights = projections(unwrap(self._model).get_submodule(name), len(heads))
-        if weights is None:
-            self._works[name] = False
-            log.warning("%s has logits of %.4g, and no weights that could be rescaled", name, heads.max())
-            return False
-        weights.rescale(np.minimum(1.0, self._config.tau / heads.clip(min=1e-30)))
-        return True
+    def _weights(self, above: Mapping[str, Floats]) -> dict[str, Projections]:
+        """Of these layers, each weight once; layers without any are named, once."""
+        usable = {name: heads for name, heads in above.items() if self._works.get(name, True)}
+        found = {name: self._projections(name, len(heads)) for name, heads in usable.items()}
+        self._works |= {name: False for name, weights in found.items() if weights is None}
+        if without := [f"{name} ({above[name].max():.4g})" for name, w in found.items() if w is None]:
+            log.warning("attention logits without weights that could be rescaled: %s", _listed(without))
+        shared = {weights.place: name for name, weights in reversed(found.items()) if weights is not None}
+        return {name: w for name, w in found.items() if w is not None and shared[w.place] == name}
+
+    def _projections(self, name: str, heads: int) -> Projections | None:
+        """Those of the module that computes attention, or of the one around it."""
+        model = unwrap(self._model)
+        around = (model.get_submodule(place) for place in (name, name.rpartition(".")[0]))
+        made = (projections(module, heads, self._widths.get(name)) for module in around)
+        return next((weights for weights in made if weights is not None), None)
+
+    def _lowers(self, before: Floats, after: Floats) -> bool:
+        """Whether each head that was above the limit has come at least half of the way to it."""
+        above = before > self._config.tau
+        return bool((after[above] < (before[above] + self._config.tau) / 2).all())
+
+    def _without_effect(self, new: Mapping[str, Any]) -> list[str]:
+        failed = [name for name in new if not self._works[name]]
+        if failed:
+            what = "its queries or keys are normalized, or its weights have another layout"
+            log.warning("rescaled weights lower no logit, and are restored: %s: %s", _listed(failed), what)
+        return failed
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,12 +23,14 @@ def loss_beside(
     *,
     generators: dict[str, Any] | None = None,
     within: AbstractContextManager[Any] | None = None,
+    run: Callable[[], float] | None = None,
 ) -> float | None:
     """This rank's, without gradients; None where the loop's own code failed.
 
     Args:
         generators: the random numbers to draw; those that come next where it is None.
         within: entered for the computation.
+        run: computes it, where there is no closure.
     """
     try:
         with (
@@ -38,7 +41,7 @@ def loss_beside(
         ):
             if generators is not None:
                 rng.restore(generators)
-            return parts.search.whole()
+            return parts.search.whole() if run is None else run()
     except Exception as error:  # noqa: BLE001 - whatever it raises: the other ranks wait
         log.debug("the closure computes no loss beside the step: %s: %s", type(error).__name__, error)
         return None

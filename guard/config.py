@@ -245,7 +245,8 @@ class AttentionConfig(Config):
     action: Literal["off", "watch", "qk_clip"] = "off"
     """``watch`` measures the largest logit of each head; ``qk_clip`` also rescales, after the step, the
     queries and keys of a head where it is above ``tau`` (Kimi K2, 2025, section 2.1). Both need mode
-    ``exact`` and a closure (jobs pass one), and cost one more forward where they measure."""
+    ``exact``, and cost one more forward where they measure: of the batch with a closure (jobs pass one),
+    else of what the model computed last."""
 
     every: PositiveInt = 100
     """Attempts between two measurements."""

@@ -11,6 +11,8 @@
 ``displacement``: how far the weights moved since they were measured before
 ``window_rate``: the learning rate of the steps between two measurements of it
 ``attention_logits``: the largest of each head, read while the model computes
+``last_forward``: what the model computed last, to be computed again
+``projections``: where a layer makes queries and keys, and how they are rescaled
 ``own_rate``: optimizers that find their own learning rate
 ``shards``: the same under FSDP2, where each rank holds a shard
 ``noise_scale``: gradient noise scale, a hint on batch size

@@ -1,31 +1,48 @@
-"""The largest attention logit of each head, read while a model computes, and where its weights are."""
+"""The largest attention logit of each head, read while a model computes.
+
+A logit is the product of a query and a key times the scale, of the pairs that the masks leave. A bias that
+depends on the position (T5, ALiBi) counts only where attention is written out: there the logits are what
+``softmax`` is given.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
+from guard.observe.projections import projections
 from guard.types import Floats
 
 _ELEMENTS = 1 << 24
 """Logits that are held at a time."""
-_FUSED = ("qkv", "c_attn")
-_PAIRS = (("q_proj", "k_proj"), ("query", "key"), ("to_q", "to_k"), ("wq", "wk"))
+_MASKED = -1e4
+"""A bias from here down is a mask, whatever stands for minus infinity in it."""
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+_SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
+
+
+class Heads(NamedTuple):
+    """Of one layer: the largest logit of each head, [heads], and the width of a head where it is known."""
+
+    largest: Tensor
+    width: int | None = None
 
 
 class AttentionLogits(TorchFunctionMode):
-    """While it is entered, sees each call of ``scaled_dot_product_attention`` and ``nn.MultiheadAttention``.
+    """While it is entered, sees attention: ``scaled_dot_product_attention``, ``nn.MultiheadAttention``,
+    ``flex_attention``, and a softmax over the last axis of [samples, heads, queries, keys].
+
+    What is compiled runs uncompiled meanwhile.
 
     Args:
         names: of the modules, by ``id``.
@@ -35,15 +52,23 @@ class AttentionLogits(TorchFunctionMode):
         super().__init__()
         self._names = names
         self._modules: list[nn.Module] = []
-        self._largest: dict[str, Tensor] = {}
+        self._found: dict[str, Heads] = {}
         self._hooks = ExitStack()
+        self.problem: str | None = None
+        """The first call that could not be read, and why."""
 
     def __enter__(self) -> Any:
+        self._hooks.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings(
+            "ignore", message=".*global hooks"
+        )  # of torch.compile, which is off meanwhile
         for handle in (
             hooks.register_module_forward_pre_hook(lambda module, _: self._modules.append(module)),
             hooks.register_module_forward_hook(self._left, always_call=True),
         ):
             self._hooks.callback(handle.remove)
+        if "torch._dynamo" in sys.modules:
+            self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -54,25 +79,55 @@ class AttentionLogits(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            self._note(_of_call(*args, **kwargs))
-        elif func is F.multi_head_attention_forward:
-            self._note(_of_multi_head(_MULTI_HEAD.bind(*args, **kwargs).arguments))
+        if (read := self._reader(func)) is not None:
+            try:
+                self._note(read(*args, **kwargs))
+            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+                self.problem = self.problem or f"{self._name() or 'the model'}: {error}"
         return func(*args, **kwargs)
 
     def heads(self) -> dict[str, Floats]:
         """The largest logit of each head, float64 [heads], by the name of its module."""
-        return {name: heads.double().cpu().numpy() for name, heads in self._largest.items()}
+        return {name: found.largest.double().cpu().numpy() for name, found in self._found.items()}
+
+    def width(self, name: str) -> int | None:
+        """Of the heads of a module, where it is known."""
+        return self._found[name].width
+
+    def _reader(self, func: Any) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _of_call
+        if func is F.multi_head_attention_forward:
+            return _of_multi_head
+        if func in _SOFTMAX:
+            return self._of_softmax
+        return _of_flex if getattr(func, "__name__", "") == "flex_attention" else None
+
+    def _of_softmax(self, *args: Any, **kwargs: Any) -> Heads | None:
+        """Of attention written out; three axes are one head where the module makes queries and keys."""
+        call = dict(zip(("input", "dim"), args, strict=False)) | kwargs
+        logits, dim = call["input"], call.get("dim")
+        if logits.ndim not in (3, 4) or dim not in (-1, logits.ndim - 1):
+            return None
+        if logits.ndim == 4:
+            return Heads(logits.float().amax((0, 2, 3)))
+        known = self._modules and projections(self._modules[-1], 1) is not None
+        return Heads(logits.float().amax().reshape(1)) if known else None
 
     def _left(self, module: nn.Module, *_: Any) -> None:
         while self._modules and self._modules.pop() is not module:
             pass
 
-    def _note(self, largest: Tensor) -> None:
-        name = next((self._names[id(m)] for m in reversed(self._modules) if id(m) in self._names), "")
-        known = self._largest.get(name)
-        same = known is not None and known.shape == largest.shape
-        self._largest[name] = torch.maximum(known, largest) if known is not None and same else largest
+    def _name(self) -> str:
+        return next((self._names[id(m)] for m in reversed(self._modules) if id(m) in self._names), "")
+
+    def _note(self, heads: Heads | None) -> None:
+        if heads is None:
+            return
+        known = self._found.get(name := self._name())
+        same = known is not None and known.largest.shape == heads.largest.shape
+        largest = torch.maximum(known.largest, heads.largest) if known is not None and same else heads.largest
+        self._found[name] = Heads(largest, heads.width)
 
 
 def _of_call(
@@ -84,36 +139,68 @@ def _of_call(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """Of queries and keys [..., heads, length, width]; the arguments are those of torch's function."""
+) -> Heads:
+    """Of queries and keys [..., heads, length, width]; the arguments are those of torch's function.
+
+    With fewer than four axes a layer counts as one head.
+    """
     del value, dropout_p
-    if query.ndim < 4:  # no heads
-        query, key = query.flatten(0, -3)[:, None], key.flatten(0, -3)[:, None]
-        attn_mask = None if attn_mask is None or attn_mask.ndim > 2 else attn_mask
+    if query.is_nested:
+        each = [_of_call(q, k, k, None, 0.0, is_causal, scale, enable_gqa) for q, k in _samples(query, key)]
+        return Heads(torch.stack([one.largest for one in each]).amax(0), each[0].width)
+    width = query.size(-1) if query.ndim > 3 else None
+    if query.ndim < 4:
+        query, key = query[..., None, :, :], key[..., None, :, :]
+        attn_mask = attn_mask[:, None] if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+    places = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    shape = (*places, query.size(-2), key.size(-2))
+    query, key = (t.expand(*places, -1, -1).reshape(-1, *places[-1:], *t.shape[-2:]) for t in (query, key))
+    allowed = None if attn_mask is None else _allowed(attn_mask).expand(shape).reshape(-1, *shape[-3:])
     factor = query.size(-1) ** -0.5 if scale is None else scale
-    bias = None if attn_mask is None else attn_mask.expand(*query.shape[:-1], key.size(-2)).flatten(0, -4)
-    largest = query.new_full((query.size(-3),), -torch.inf, dtype=torch.float32)
-    rows = max(1, _ELEMENTS // max(1, query.size(-3) * key.size(-2)))
-    for i, (queries, keys) in enumerate(zip(query.flatten(0, -4), key.flatten(0, -4), strict=True)):
-        for start in range(0, queries.size(-2), rows):
-            part = slice(start, start + rows)
-            logits = (queries[:, part].float() @ keys.float().mT) * factor
-            if bias is not None:
-                own = bias[i][:, part]
-                left_out = ~own if own.dtype is torch.bool else own == -torch.inf
-                logits = logits.masked_fill(left_out, -torch.inf)
-            if is_causal:
-                places = torch.arange(start, start + logits.size(-2), device=logits.device)[:, None]
-                later = torch.arange(logits.size(-1), device=logits.device) > places
-                logits = logits.masked_fill(later, -torch.inf)
-            largest = torch.maximum(largest, logits.amax((-2, -1)))
-    return largest
+    largest = query.new_full(places[-1:], -torch.inf, dtype=torch.float32)
+    rows = max(1, _ELEMENTS // max(1, shape[-3] * shape[-1]))
+    with torch.autocast(query.device.type, enabled=False):
+        for i, (queries, keys) in enumerate(zip(query, key, strict=True)):
+            for start in range(0, shape[-2], rows):
+                logits = (queries[:, start : start + rows].float() @ keys.float().mT) * factor
+                if allowed is not None:
+                    logits = logits.masked_fill(~allowed[i][:, start : start + rows], -torch.inf)
+                if is_causal:
+                    logits = logits.masked_fill(_later(logits, start), -torch.inf)
+                largest = torch.maximum(largest, logits.amax((-2, -1)))
+    return Heads(largest, width)
 
 
-def _of_multi_head(call: Mapping[str, Any]) -> Tensor:
+def _samples(query: Tensor, key: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of nested tensors: each sample as a batch of one."""
+    return [(q[None], k[None]) for q, k in zip(query.unbind(), key.unbind(), strict=True)]
+
+
+def _allowed(mask: Tensor) -> Tensor:
+    return mask if mask.dtype is torch.bool else mask > _MASKED
+
+
+def _later(logits: Tensor, start: int) -> Tensor:
+    places = torch.arange(start, start + logits.size(-2), device=logits.device)[:, None]
+    return torch.arange(logits.size(-1), device=logits.device) > places
+
+
+def _of_flex(
+    query: Tensor, key: Tensor, value: Tensor, _: Any, block_mask: Any, scale: float, *__: Any
+) -> Heads:
+    """The arguments are those of torch's operator; what a ``score_mod`` adds does not count."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    batch, heads, length, _ = query.shape
+    mask = create_mask(block_mask[-1], batch, heads, length, key.size(-2), device=query.device)
+    return _of_call(query, key, value, mask, scale=scale, enable_gqa=key.size(-3) != heads)
+
+
+def _of_multi_head(*args: Any, **kwargs: Any) -> Heads:
     """Of ``nn.MultiheadAttention``: queries and keys are [length, samples, width]."""
+    call = _MULTI_HEAD.bind(*args, **kwargs).arguments
     query, key, heads = call["query"], call["key"], call["num_heads"]
     if call.get("use_separate_proj_weight"):
         weights = call["q_proj_weight"], call["k_proj_weight"]
@@ -122,89 +209,30 @@ def _of_multi_head(call: Mapping[str, Any]) -> Tensor:
     biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].chunk(3)[:2]
     if query.ndim == 2:
         query, key = query[:, None], key[:, None]
-    queries, keys = (
-        F.linear(x, w, b).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
-        for x, w, b in zip((query, key), weights, biases, strict=True)
+    queries, keys = (F.linear(x, w, b) for x, w, b in zip((query, key), weights, biases, strict=True))
+    if (more := call.get("bias_k")) is not None:
+        keys = torch.cat([keys, more.to(keys.dtype).expand(1, keys.size(1), -1)])
+    if call.get("add_zero_attn"):
+        keys = torch.cat([keys, keys.new_zeros(1, *keys.shape[1:])])
+    queries, keys = (t.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for t in (queries, keys))
+    return _of_call(queries, keys, keys, _of_masks(call, queries, keys))
+
+
+def _of_masks(call: Mapping[str, Any], queries: Tensor, keys: Tensor) -> Tensor:
+    """What ``attn_mask`` and ``key_padding_mask`` leave, [samples, heads or 1, queries, keys]."""
+    allowed = torch.ones(
+        len(queries), 1, queries.size(-2), keys.size(-2), dtype=torch.bool, device=keys.device
     )
-    mask = call.get("attn_mask")
-    if mask is not None and mask.dtype is torch.bool:
-        mask = ~mask  # there True leaves out
-    if mask is not None and mask.ndim == 3:
-        mask = mask.unflatten(0, (-1, heads))
-    return _of_call(queries, keys, keys, attn_mask=mask)
+    attention, padding = call.get("attn_mask"), call.get("key_padding_mask")
+    if attention is not None:
+        attention = attention.unflatten(0, (len(queries), -1)) if attention.ndim == 3 else attention
+        allowed = allowed & _padded(attention, keys)
+    if padding is not None:
+        allowed = allowed & _padded(padding.reshape(len(queries), 1, 1, -1), keys)
+    return allowed
 
 
-@dataclass(frozen=True, slots=True)
-class Projections:
-    """Views of what makes queries and keys, rows first: the weights, and the biases."""
-
-    queries: list[Tensor]
-    keys: list[Tensor]
-    heads: int
-
-    def rescale(self, factors: Floats) -> None:
-        """Multiplies the logits of each head by its factor, [heads].
-
-        A key head that several query heads share takes the square root of the least of theirs.
-        """
-        shared = self.heads // max(1, self.keys[0].size(0) // (self.queries[0].size(0) // self.heads))
-        of_keys = np.sqrt(factors.reshape(-1, shared).min(1))
-        of_queries = factors / np.repeat(of_keys, shared)
-        for views, values in ((self.queries, of_queries), (self.keys, of_keys)):
-            for view in views:
-                rows = view.unflatten(0, (len(values), -1))
-                scale = torch.as_tensor(values, dtype=view.dtype, device=view.device)
-                rows.mul_(scale.view(-1, *[1] * (rows.ndim - 1)))
-
-
-def projections(module: nn.Module, heads: int) -> Projections | None:
-    """Where the module makes queries and keys; None where that is not known, or they are not trained.
-
-    ``nn.MultiheadAttention``; a linear layer ``qkv`` or ``c_attn``, whose thirds are queries, keys and
-    values, heads one after the other; or a pair of them: ``q_proj`` and ``k_proj``, ``query`` and ``key``,
-    ``to_q`` and ``to_k``, ``wq`` and ``wk``.
-    """
-    found = _multi_head(module) if isinstance(module, nn.MultiheadAttention) else _linear(module)
-    if found is None or any(not t._base.requires_grad for side in found for t in side if t._base is not None):
-        return None
-    queries, keys = found
-    width, rest = divmod(queries[0].size(0), heads)
-    if rest or not width or keys[0].size(0) % width or heads % (keys[0].size(0) // width):
-        return None
-    return Projections(queries, keys, heads)
-
-
-def _multi_head(module: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor]]:
-    both: list[list[Tensor]] = [[], []]
-    if module.in_proj_weight is not None:
-        tensors = [module.in_proj_weight, module.in_proj_bias]
-    else:
-        tensors = [module.in_proj_bias]
-        both = [[module.q_proj_weight[:]], [module.k_proj_weight[:]]]
-    for tensor in tensors:
-        if tensor is not None:
-            for side, view in zip(both, tensor.chunk(3), strict=False):
-                side.append(view)
-    return both[0], both[1]
-
-
-def _linear(module: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
-    fused = next((layer for name in _FUSED if (layer := getattr(module, name, None)) is not None), None)
-    if fused is not None:
-        views = [view.chunk(3)[:2] for view in _rows(fused)]
-        return ([one for one, _ in views], [other for _, other in views]) if views else None
-    for names in _PAIRS:
-        layers = [getattr(module, name, None) for name in names]
-        if all(isinstance(layer, nn.Module) for layer in layers):
-            queries, keys = (_rows(layer) for layer in layers if layer is not None)
-            return (queries, keys) if queries and keys else None
-    return None
-
-
-def _rows(layer: nn.Module) -> list[Tensor]:
-    """Weight and bias of a linear layer, outputs first; Conv1D of transformers has them last."""
-    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        return []
-    view = weight[:] if isinstance(layer, nn.Linear) else weight.mT
-    return [view] if not isinstance(bias, Tensor) else [view, bias[:]]
+def _padded(mask: Tensor, keys: Tensor) -> Tensor:
+    """As ``_allowed``, of a mask whose True leaves out; keys that the layer adds are never left out."""
+    allowed = ~mask if mask.dtype is torch.bool else _allowed(mask)
+    return F.pad(allowed, (0, keys.size(-2) - mask.size(-1)), value=True)

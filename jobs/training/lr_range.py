@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,10 +97,12 @@ def find_learning_rates(
         batch = cursor.next_batch()
         return loss_of(workload, twin, workload.train_batch(batch.ids[:samples], batch.epoch, device))
 
-    started = time.perf_counter()
-    probe = partial(loss, _PROBE_SAMPLES)
-    learning_rate_range(model, probe, optimizer, steps=_PROBE_STEPS, highest=1e-5)
-    probe_s = (time.perf_counter() - started) / _PROBE_STEPS
+    probe_s = math.inf
+    for _ in range(2):  # the first steps of a process import and allocate
+        started = time.perf_counter()
+        probe = partial(loss, _PROBE_SAMPLES)
+        learning_rate_range(model, probe, optimizer, steps=_PROBE_STEPS, highest=1e-5)
+        probe_s = min(probe_s, (time.perf_counter() - started) / _PROBE_STEPS)
     size = spec.data.batch_size
     fitting = max(_PROBE_SAMPLES, size // (spec.scale.workers * spec.train.micro_batches))
     plan = plan_range(probe_s, samples=min(size, fitting), batch_size=size, limit_s=limit_s)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guard.observe.attention_logits import AttentionLogits, projections
+from guard.observe.attention_logits import AttentionLogits
+from guard.observe.projections import projections
 
 HEADS, WIDTH, LENGTH = 4, 32, 6
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from jobs.errors import JobError
 from jobs.init import build_initialized
 from jobs.spec.job_spec import JobSpec
+from jobs.training import lr_range
 from jobs.training.lr_range import LIMIT_S, find_learning_rates, plan_range
 from jobs.training.preflight import first_batch, preflight
 from jobs.workloads import load_workload
@@ -63,6 +66,16 @@ def test_a_job_reports_what_it_does_finds_a_rate_and_restores_the_model() -> Non
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(JobError, match="the learning-rate range test would take"):
         find_learning_rates(spec, workload, model, limit_s=1e-6)
+
+
+def test_the_first_steps_of_a_process_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = JobSpec.from_dict(SPEC)
+    workload = load_workload(spec)
+    clock = iter((0.0, 90.0, 90.0, 90.02))
+    monkeypatch.setattr(lr_range, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    messages: list[str] = []
+    find_learning_rates(spec, workload, build_initialized(spec, workload), report=messages.append)
+    assert messages == ["learning rate: 40 steps with 8 samples of the 64 in a batch, about 2 s"]
 
 
 def test_the_preflight_of_long_windows_takes_few_of_them() -> None:
