@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from guard.decide.duel import COMPARED, LEAD, NEARLY, end_of, ends_lower, lead_after
+from guard.decide.duel import COMPARED, LEAD, NEARLY, FirstBatch, end_of, ends_lower, lead_after
 from guard.decide.first_climbs import FirstClimbs
 from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
@@ -92,6 +92,7 @@ class StartRate:
     """How the first steps ended with the rate that is the best so far, once there is a duel."""
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
+    _first: FirstBatch = field(default_factory=FirstBatch)
     _same_start: bool = True
     _duel_after: int = _STEPS
     _doubt: str = ""
@@ -144,6 +145,7 @@ class StartRate:
                 return None  # a bad batch, at weights that are still those before any update
             self._before.append(loss)
             self._start_step = step if len(self._before) == 1 else self._start_step
+        self._first.note(step, loss, self._oldest)
         loss = loss if math.isfinite(loss) else math.inf
         self._losses.append(loss)
         self._last.append(loss)
@@ -152,6 +154,8 @@ class StartRate:
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         if self._best is not None and self._start_step is None:
             return self._give_up()
+        if self._tried and self._observed == 1 and (other := self._first.other(step, loss)):
+            return self._lost(other, again=False)
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
             return self._duel(start, step)
@@ -255,10 +259,10 @@ class StartRate:
         self.open = False
         return None
 
-    def _lost(self, seen: str) -> RateFinding:
+    def _lost(self, seen: str, *, again: bool = True) -> RateFinding:
         """The rate before is better, as far as is known: the run follows its steps again, as if no other had
         been tried; where the start is gone, it goes on from here."""
-        self.open, again = False, self._start_kept
+        self.open, again = False, again and self._start_kept
         self.cuts -= 1
         rate = CUT * self._highest
         now = f"{rate:.2g}" + (f" of {rate * CUT**self.cuts:.2g}" if self.cuts else "")
@@ -330,9 +334,8 @@ class StartRate:
         self._duel_after = self._duel_after if tries else _DUEL_STEPS
         self.cuts += 1
         now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
-        too_high = (
-            f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
-        )
+        times = float(f"{CUT**self.cuts:.1g}")  # a third more or less is not known
+        too_high = f"the learning rate is about {times:.0f} times too high; training goes on at"
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
         return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=self.replays)
 
@@ -365,6 +368,7 @@ class StartRate:
             "last": list(self._last),
             "best": self._best,
             "start_step": self._start_step,
+            "first": [self._first.step, self._first.loss],
             "same_start": self._same_start,
             "duel_after": self._duel_after,
             "doubt": self._doubt,
@@ -384,6 +388,7 @@ class StartRate:
         best = state.get("best")  # a mean, in states of before there were pairs
         self._best = [best] * COMPARED if isinstance(best, float) else best
         self._start_step = state.get("start_step")
+        self._first = FirstBatch(*state.get("first", ()))
         self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
         self._same_start, self._doubt = bool(state.get("same_start", True)), str(state.get("doubt", ""))
         self._next_lead, self._lead = map(float, state.get("leads", [LEAD, LEAD]))
@@ -392,8 +397,3 @@ class StartRate:
 def fast(moved: Travelled | None) -> bool:
     """Weights that are not finite are; those that are not measured are not."""
     return moved is not None and not moved.distance <= _FAST * moved.steps
-
-
-def _rounded(factor: float) -> str:
-    """To one digit: a third more or less is not known."""
-    return f"{float(f'{factor:.1g}'):.0f}"
