@@ -65,14 +65,16 @@ _STEPS = 50
 _MOST_CUTS = 8
 """3^8 is beyond any rate that is chosen by mistake."""
 
+Measure = Callable[[], Travelled | None]
+
 
 @dataclass(slots=True)
 class StartRate:
     """Follows the losses of the first attempts, and finds a rate that is too high.
 
     The run returns to its start, the first time with the same rate, since a bad batch may have broken the
-    weights; then with a third of it each time. Where two cuts in a row do not make the climb slower, the loss
-    climbs by design: all are taken back, and nothing is judged any more.
+    weights; then with a third of it each time. Where two cuts in a row do not make the climb slower, and the
+    weights move slowly, the loss climbs by design: all are taken back, and nothing is judged any more.
     """
 
     open: bool = True
@@ -124,7 +126,7 @@ class StartRate:
         loss: float,
         rate: float,
         *,
-        travelled: Callable[[], Travelled | None],
+        travelled: Measure,
         alarm: bool = False,
         step: int = 0,
     ) -> RateFinding | None:
@@ -168,23 +170,21 @@ class StartRate:
         """Whether this is a third of a rate that was not cut."""
         return self.cuts == 1 and self._best is not None
 
-    def _judge(
-        self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
-    ) -> RateFinding | None:
+    def _judge(self, start: float, loss: float, travelled: Measure, *, alarm: bool) -> RateFinding | None:
         early = self._shortening and self._observed < _STEPS
         if alarm and loss > (1 + _CLIMB) * start and not early and (self._climbs or fast(travelled())):
-            return self._too_high(start, loss)
+            return self._too_high(start, loss, travelled)
         if len(self._losses) < _ENOUGH:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
         if early:
-            return None if level < _LOST * start else self._too_high(start, level)
+            return None if level < _LOST * start else self._too_high(start, level, travelled)
         if self._climbed(start, level, travelled) or self._stalled(start, level, travelled):
-            return self._too_high(start, level)
+            return self._too_high(start, level, travelled)
         return self._overshot(start, level)
 
-    def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
+    def _climbed(self, start: float, level: float, travelled: Measure) -> bool:
         climb = level - min(self._lowest, start)
         if not self._climbs:
             climbed = climb > _CLIMB * start and fast(travelled())
@@ -193,7 +193,7 @@ class StartRate:
             return climbed and not left
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
-    def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
+    def _stalled(self, start: float, level: float, travelled: Measure) -> bool:
         measured = (_STEPS,) if self._shortening else _MEASURED
         if self._observed not in measured or level <= _STALLED * start:
             return False
@@ -313,11 +313,11 @@ class StartRate:
         self._same_start, self._start_step = False, None
         self.open = self.open and self._tried
 
-    def _too_high(self, start: float, level: float) -> RateFinding:
+    def _too_high(self, start: float, level: float, travelled: Measure = lambda: None) -> RateFinding:
         lowest = min(self._lowest, start)
         self._climbs.add((level - lowest) / start, self._observed)
         climb = f"the loss went from {lowest:.4g} to {level:.4g} in the first steps"
-        if self._climbs.unmoved() or self.cuts >= _MOST_CUTS:
+        if (self._climbs.unmoved() and not fast(travelled())) or self.cuts >= _MOST_CUTS:
             self.open, self.cuts = False, 0
             return RateFinding(1.0, False, climb, f"{climb}, at lower rates too: the rate is restored")
         named = self._named(start)
