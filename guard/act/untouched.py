@@ -20,7 +20,9 @@ from guard.observe.local_norms import find_ddp
 def untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
     """What runs inside leaves no trace, and exchanges nothing with other ranks.
 
-    The parameters have no gradients meanwhile. Memory: a copy of the buffers.
+    The parameters have no gradients meanwhile, and what autocast has cast of them is cast again. Attributes
+    of the modules are restored, such as the hidden state from which the next batch continues, but not what
+    was changed in place in them. Memory: a copy of the buffers.
     """
     gradients, generators = [p.grad for p in parameters], rng.capture(rng.devices_of(model))
     buffers = Buffers(model)
@@ -29,7 +31,7 @@ def untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
     for parameter in parameters:
         parameter.grad = None
     try:
-        with _alone(model), fixed_statistics(model, SyncBatchNorm):
+        with _alone(model), fixed_statistics(model, SyncBatchNorm), _kept_attributes(model), _cast_again():
             yield
     finally:
         _restore(buffers, before, kept)
@@ -64,6 +66,29 @@ def fixed_statistics(model: nn.Module, kind: type[nn.Module] = _BatchNorm) -> It
     finally:
         for layer in layers:
             layer.training = True
+
+
+@contextmanager
+def _kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Modules have the attributes of before."""
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
+
+
+@contextmanager
+def _cast_again() -> Iterator[None]:
+    """Autocast keeps no weights from before or from inside, which may be others, or have no graph."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -10,7 +10,7 @@
 ``rates``: whether the learning rate has just jumped
 ``rate_watch``: what the loss says about the rate, by the five that follow, and what is done
 ``start_rate``: whether the learning rate is too high for the first steps
-``duel``: two rates from one start, which ends lower
+``duel``: two rates from one start, which ends lower on the same batches
 ``first_climbs``: climbs from the start of the run, with which another cause than the rate is told
 ``overshoot``: steps that are too long, seen on the batch's own loss
 ``climbing``: a warning: the loss climbs under a rate beyond what was good, or under long updates

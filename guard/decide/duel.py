@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, variance
 
 COMPARED = 45
@@ -23,6 +24,9 @@ NEARLY = 0.1
 LEAD, _SHORTENING_LEAD, _NEARLY_LEAD = 0.05, 0.2, 0.35
 """By how much a third of a rate that was not cut must be lower; the second where steps shorten by themselves,
 so that a low rate leads at first, the third where the loss is nearly good enough."""
+
+_EQUAL = 1e-5
+"""Relative: losses of one batch at the same weights differ at most by the order of their sums."""
 
 
 def end_of(losses: Sequence[float]) -> float:
@@ -70,3 +74,30 @@ def lead_after(share: float, *, shortens: bool) -> float:
     if share < NEARLY:
         return _NEARLY_LEAD
     return _SHORTENING_LEAD if shortens else LEAD
+
+
+@dataclass(slots=True)
+class FirstBatch:
+    """The first loss after the oldest state, and the step of that state; -1 where it is unknown.
+
+    A return leads to the same batches if it has the same loss.
+    """
+
+    step: int = -1
+    loss: float = math.nan
+
+    def note(self, step: int, loss: float, oldest: int | None) -> None:
+        """The loss of an attempt after ``step``."""
+        if step == oldest != self.step:
+            self.step, self.loss = step, loss
+
+    def other(self, step: int, loss: float) -> str:
+        """After a return to ``step``: what differs about the first batch, in words; empty if nothing does.
+
+        Loops differ that go on with the next batch (a loader's iterator does not follow its state), and those
+        that carry what the guard does not know.
+        """
+        if step != self.step or math.isclose(loss, self.loss, rel_tol=_EQUAL):
+            return ""
+        differs = f"the first batch does not come again (its loss is {loss:.5g}, it was {self.loss:.5g})"
+        return f"{differs}: to compare rates, pass as data= and state= all that the loop continues from"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from guard.decide.duel import COMPARED, LEAD, NEARLY, end_of, ends_lower, lead_after
+from guard.decide.duel import COMPARED, LEAD, NEARLY, FirstBatch, end_of, ends_lower, lead_after
 from guard.decide.first_climbs import FirstClimbs
 from guard.decide.overshoot import Overshoot
 from guard.types import RateFinding, Travelled
@@ -65,14 +65,16 @@ _STEPS = 50
 _MOST_CUTS = 8
 """3^8 is beyond any rate that is chosen by mistake."""
 
+Measure = Callable[[], Travelled | None]
+
 
 @dataclass(slots=True)
 class StartRate:
     """Follows the losses of the first attempts, and finds a rate that is too high.
 
     The run returns to its start, the first time with the same rate, since a bad batch may have broken the
-    weights; then with a third of it each time. Where two cuts in a row do not make the climb slower, the loss
-    climbs by design: all are taken back, and nothing is judged any more.
+    weights; then with a third of it each time. Where two cuts in a row do not make the climb slower, and the
+    weights move slowly, the loss climbs by design: all are taken back, and nothing is judged any more.
     """
 
     open: bool = True
@@ -92,6 +94,7 @@ class StartRate:
     """How the first steps ended with the rate that is the best so far, once there is a duel."""
     _start_step: int | None = None
     """Of a duel, all runs begin there."""
+    _first: FirstBatch = field(default_factory=FirstBatch)
     _same_start: bool = True
     _duel_after: int = _STEPS
     _doubt: str = ""
@@ -123,7 +126,7 @@ class StartRate:
         loss: float,
         rate: float,
         *,
-        travelled: Callable[[], Travelled | None],
+        travelled: Measure,
         alarm: bool = False,
         step: int = 0,
     ) -> RateFinding | None:
@@ -144,6 +147,7 @@ class StartRate:
                 return None  # a bad batch, at weights that are still those before any update
             self._before.append(loss)
             self._start_step = step if len(self._before) == 1 else self._start_step
+        self._first.note(step, loss, self._oldest)
         loss = loss if math.isfinite(loss) else math.inf
         self._losses.append(loss)
         self._last.append(loss)
@@ -152,6 +156,8 @@ class StartRate:
         self._highest, self._peak = max(self._highest, rate), max(self._peak, loss)
         if self._best is not None and self._start_step is None:
             return self._give_up()
+        if self._tried and self._observed == 1 and (other := self._first.other(step, loss)):
+            return self._lost(other, again=False)
         start = fmean(self._before)
         if self._steps > self._duel_after or start <= 0.0:
             return self._duel(start, step)
@@ -164,23 +170,21 @@ class StartRate:
         """Whether this is a third of a rate that was not cut."""
         return self.cuts == 1 and self._best is not None
 
-    def _judge(
-        self, start: float, loss: float, travelled: Callable[[], Travelled | None], *, alarm: bool
-    ) -> RateFinding | None:
+    def _judge(self, start: float, loss: float, travelled: Measure, *, alarm: bool) -> RateFinding | None:
         early = self._shortening and self._observed < _STEPS
         if alarm and loss > (1 + _CLIMB) * start and not early and (self._climbs or fast(travelled())):
-            return self._too_high(start, loss)
+            return self._too_high(start, loss, travelled)
         if len(self._losses) < _ENOUGH:
             return None
         level = median(self._losses)
         self._lowest = min(self._lowest, level)
         if early:
-            return None if level < _LOST * start else self._too_high(start, level)
+            return None if level < _LOST * start else self._too_high(start, level, travelled)
         if self._climbed(start, level, travelled) or self._stalled(start, level, travelled):
-            return self._too_high(start, level)
+            return self._too_high(start, level, travelled)
         return self._overshot(start, level)
 
-    def _climbed(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
+    def _climbed(self, start: float, level: float, travelled: Measure) -> bool:
         climb = level - min(self._lowest, start)
         if not self._climbs:
             climbed = climb > _CLIMB * start and fast(travelled())
@@ -189,7 +193,7 @@ class StartRate:
             return climbed and not left
         return climb > _CLIMB_AGAIN * start or level > _ABOVE_AGAIN * start
 
-    def _stalled(self, start: float, level: float, travelled: Callable[[], Travelled | None]) -> bool:
+    def _stalled(self, start: float, level: float, travelled: Measure) -> bool:
         measured = (_STEPS,) if self._shortening else _MEASURED
         if self._observed not in measured or level <= _STALLED * start:
             return False
@@ -255,10 +259,10 @@ class StartRate:
         self.open = False
         return None
 
-    def _lost(self, seen: str) -> RateFinding:
+    def _lost(self, seen: str, *, again: bool = True) -> RateFinding:
         """The rate before is better, as far as is known: the run follows its steps again, as if no other had
         been tried; where the start is gone, it goes on from here."""
-        self.open, again = False, self._start_kept
+        self.open, again = False, again and self._start_kept
         self.cuts -= 1
         rate = CUT * self._highest
         now = f"{rate:.2g}" + (f" of {rate * CUT**self.cuts:.2g}" if self.cuts else "")
@@ -309,11 +313,11 @@ class StartRate:
         self._same_start, self._start_step = False, None
         self.open = self.open and self._tried
 
-    def _too_high(self, start: float, level: float) -> RateFinding:
+    def _too_high(self, start: float, level: float, travelled: Measure = lambda: None) -> RateFinding:
         lowest = min(self._lowest, start)
         self._climbs.add((level - lowest) / start, self._observed)
         climb = f"the loss went from {lowest:.4g} to {level:.4g} in the first steps"
-        if self._climbs.unmoved() or self.cuts >= _MOST_CUTS:
+        if (self._climbs.unmoved() and not fast(travelled())) or self.cuts >= _MOST_CUTS:
             self.open, self.cuts = False, 0
             return RateFinding(1.0, False, climb, f"{climb}, at lower rates too: the rate is restored")
         named = self._named(start)
@@ -330,9 +334,8 @@ class StartRate:
         self._duel_after = self._duel_after if tries else _DUEL_STEPS
         self.cuts += 1
         now = f"{rate / CUT:.2g} of {rate * factor:.2g}"
-        too_high = (
-            f"the learning rate is about {_rounded(CUT**self.cuts)} times too high; training goes on at"
-        )
+        times = float(f"{CUT**self.cuts:.1g}")  # a third more or less is not known
+        too_high = f"the learning rate is about {times:.0f} times too high; training goes on at"
         reason = f"{seen}: from the start with {now}" if tries else f"{seen}: {too_high} {now}"
         return RateFinding(CUT**-self.cuts, True, seen, reason, named, replays=self.replays)
 
@@ -365,6 +368,7 @@ class StartRate:
             "last": list(self._last),
             "best": self._best,
             "start_step": self._start_step,
+            "first": [self._first.step, self._first.loss],
             "same_start": self._same_start,
             "duel_after": self._duel_after,
             "doubt": self._doubt,
@@ -384,6 +388,7 @@ class StartRate:
         best = state.get("best")  # a mean, in states of before there were pairs
         self._best = [best] * COMPARED if isinstance(best, float) else best
         self._start_step = state.get("start_step")
+        self._first = FirstBatch(*state.get("first", ()))
         self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
         self._same_start, self._doubt = bool(state.get("same_start", True)), str(state.get("doubt", ""))
         self._next_lead, self._lead = map(float, state.get("leads", [LEAD, LEAD]))
@@ -392,8 +397,3 @@ class StartRate:
 def fast(moved: Travelled | None) -> bool:
     """Weights that are not finite are; those that are not measured are not."""
     return moved is not None and not moved.distance <= _FAST * moved.steps
-
-
-def _rounded(factor: float) -> str:
-    """To one digit: a third more or less is not known."""
-    return f"{float(f'{factor:.1g}'):.0f}"

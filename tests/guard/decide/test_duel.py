@@ -33,12 +33,14 @@ TOO_HIGH = 2.0
 class Run:
     """A small transformer whose rate the guard may change."""
 
-    def __init__(self, rate: float, mode: str = "act", *, rank: int | None = None) -> None:
+    def __init__(
+        self, rate: float, mode: str = "act", *, rank: int | None = None, data: Excerpts | None = None
+    ) -> None:
         torch.manual_seed(1)
         self.rate = rate
         model = Text(dropout=0.1)
         self.model = model if rank is None else DistributedDataParallel(model)
-        self.data = Excerpts(1 if rank is None else 10 + rank)
+        self.data = data or Excerpts(1 if rank is None else 10 + rank)
         self.optimizer = SGD(model.parameters(), lr=rate, momentum=0.9)
         self.guard = GradientGuard(self.model, self.optimizer, {"rate": mode}, data=self.data)
         self.reports: list[StepReport] = []
@@ -68,7 +70,7 @@ class Run:
     def returns(self) -> list[str]:
         """Why it returned to its start, or changed its rate."""
         incidents = [report.incident for report in self.reports if report.incident is not None]
-        return [incident.reason for incident in incidents if "first steps" in incident.reason]
+        return [incident.reason for incident in incidents if "first" in incident.reason]
 
     def parts(self) -> tuple[Any, ...]:
         return self.model, self.optimizer, self.data, self.guard

@@ -243,6 +243,24 @@ def test_a_loss_that_climbs_by_design_gets_its_rate_back_and_is_not_held_up() ->
     assert reports[-1].action in ("applied", "clipped")
 
 
+def test_a_bounded_loss_that_climbs_as_far_at_a_third_of_an_absurd_rate_is_none_by_design() -> None:
+    """Pairs of views of 32 samples: the loss is log(32) wherever the network maps all to one point."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=300 * 0.1, momentum=0.9)
+    guard = GradientGuard(model, optimizer, {"rate": "act", "clip": {"max_norm": NEVER}})
+    reports = []
+    while guard.steps < 40:
+        samples = torch.randn(32, 16)
+        views = (F.normalize(model(samples + 0.1 * torch.randn(32, 16)), dim=1) for _ in range(2))
+        optimizer.zero_grad()
+        guard.backward(F.cross_entropy(next(views) @ next(views).T / 0.2, torch.arange(32)))
+        reports.append(guard.step())
+    assert not any("at lower rates too" in report.incident.reason for report in reports if report.incident)
+    assert reports[-1].rate_factor < 0.1
+    assert reports[-1].loss < 0.7 * reports[0].loss
+
+
 def test_what_was_cut_stays_cut_after_a_resume() -> None:
     first = Digits(100 * RIGHT, config={"rate": "act"}).train(60)
     again = Digits(100 * RIGHT, config={"rate": "act"})

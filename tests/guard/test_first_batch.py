@@ -1,0 +1,72 @@
+"""A duel needs the batches of its start again; where others come, the run keeps its rate and says why."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from guard.decide.duel import FirstBatch
+from guard.decide.start_rate import StartRate
+from tests.guard.decide.test_duel import SEEMS, Run
+from tests.guard.decide.test_overshoot import Excerpts
+from tests.guard.loops import differences
+
+
+class Loader(Excerpts):
+    """Its iterator goes on, whatever state is loaded: as that of a ``for`` loop over a loader."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def returns(run: Run) -> list[int]:
+    """After how many batches the run returned to its start."""
+    return [report.attempt for report in run.reports if report.action == "rolled_back"]
+
+
+def test_a_loader_that_goes_on_ends_the_duel_at_once_and_the_run_keeps_its_rate() -> None:
+    run = Run(SEEMS, data=Loader(1)).until(90)
+    tried, other = run.returns
+    assert "from the start with" in tried
+    assert "the first batch does not come again" in other
+    assert other.endswith("all that the loop continues from: training goes on at 0.2")
+    (returned,) = returns(run)
+    assert {report.rate_factor for report in run.reports[returned:]} == {1.0}
+
+
+def test_it_then_trains_as_a_plain_loop_does_on_the_batches_that_follow() -> None:
+    run = Run(SEEMS, data=Loader(1)).until(90)
+    plain = Run(SEEMS, "off")
+    for _ in range(returns(run)[0]):
+        plain.data.batch()
+    plain.until(90)
+    assert not differences(dict(run.model.state_dict()), dict(plain.model.state_dict()))
+
+
+def test_a_loss_differs_by_more_than_the_order_of_its_sums_or_is_of_the_same_batch() -> None:
+    first = FirstBatch()
+    assert not first.other(0, 2.0), "unknown"
+    first.note(0, 2.0, oldest=0)
+    assert not first.other(0, 2.0 * (1 + 1e-6))
+    assert "its loss is 2.001, it was 2" in first.other(0, 2.001)
+
+
+def test_the_start_is_the_oldest_state_and_its_first_loss_the_one_that_counts() -> None:
+    first = FirstBatch()
+    for step, loss, oldest in ((0, 2.0, 0), (1, 1.9, 0), (0, 7.0, 0)):  # the last after a bad batch
+        first.note(step, loss, oldest)
+    assert (first.step, first.loss) == (0, 2.0)
+    first.note(20, 1.5, oldest=20)  # after a resume
+    assert (first.step, first.loss) == (20, 1.5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_first_batch_is_known_after_a_resume_and_unknown_in_states_without_it(known: bool) -> None:
+    rule, again = StartRate(oldest_step=lambda: 0), StartRate()
+    rule.observe(2.0, 0.1, travelled=lambda: None, step=0)
+    state = rule.state_dict()
+    again.load_state_dict(state if known else {k: v for k, v in state.items() if k != "first"})
+    step, loss = again.state_dict()["first"]
+    assert (step, loss) == (0, 2.0) if known else (step == -1 and math.isnan(loss))
