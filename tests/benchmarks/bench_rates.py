@@ -7,7 +7,8 @@ loss ends above the best that any run without a method or with a clip (1.0, AdaG
 schedule; at most 1 a run, so that a lost run counts as 1. Where ours ends over the best is the mean of the
 ratios of single seeds, which share first weights and batches, with its standard error; the best method and
 rate are those of the other seeds, so that luck does not choose them. ``--unseen`` trains ten other networks
-that no constant was chosen on. With ``--keep FILE`` every run is written there as it ends and not made again.
+that no constant was chosen on. ``--clip`` lets the guard clip as that rival does. With ``--keep FILE`` every
+run is written there as it ends and not made again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from typing import Any
 
 import torch
 from measure import progress, publish
-from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
+from rates.methods import (
+    CLIPS,
+    GUARD,
+    METHODS,
+    PRODIGY,
+    RIVALS,
+    SCHEDULE_FREE,
+    SCHEDULES,
+    held_out,
+    lacking,
+)
 from rates.tasks import RateTask, tasks
 from rates.unseen import unseen
 
@@ -44,7 +55,8 @@ def main() -> None:
     logging.getLogger("guard").setLevel(logging.ERROR)
     known = unseen() if options.unseen else tasks()
     chosen = {name: task for name, task in known.items() if name in (options.tasks or known)}
-    reasons = {method: lacking(method) for method in (UNSEEN_METHODS if options.unseen else METHODS)}
+    methods = (*(UNSEEN_METHODS if options.unseen else METHODS)[:-1], options.guard)
+    reasons = {method: lacking(method) for method in methods}
     for reason in filter(None, reasons.values()):
         progress(reason)
     runs = [
@@ -69,9 +81,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="of the text; nine for three of it on the small images")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--tasks", nargs="+", choices=[*tasks(), *unseen()])
+    parser.add_argument("--clip", choices=CLIPS, help="that ours clips with, instead of its default")
     parser.add_argument("--keep", type=Path, help="runs that were made; new ones are added")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    options.guard = f"{GUARD}, {options.clip}" if options.clip else GUARD
     options.times = (1, 30, 300) if options.quick else TIMES
     options.schedules = SCHEDULES[1:2] if options.quick else SCHEDULES
     options.seeds = options.seeds or (1 if options.quick else 3)
@@ -116,12 +130,13 @@ def tables(
     for method in methods:
         each = {n: fmean(_excess(losses[n, s, method], best[n, s]) for s in schedules) for n in names}
         shown[SENSITIVITY].append({"method": method, **each, "mean": fmean(each.values())})
+    guard = next((method for method in methods if method.startswith(GUARD)), None)
     for name, schedule in product(names, schedules):
         rows = ({"method": m, **_means(losses[name, schedule, m], times)} for m in methods)
         shown[f"{name}, {schedule}: held-out loss by rate, times the best"] = list(rows)
-        if GUARD in methods:
+        if guard:
             rivals = [each for m in methods if m in RIVALS for each in losses[name, schedule, m]]
-            ours = zip(times, losses[name, schedule, GUARD], strict=True)
+            ours = zip(times, losses[name, schedule, guard], strict=True)
             ratios = {f"x {time}": _over_best(each, rivals) for time, each in ours}
             shown[OURS].append({"network": name, "schedule": schedule, **ratios})
     return shown

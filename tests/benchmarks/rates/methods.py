@@ -23,6 +23,11 @@ SCHEDULE_FREE, PRODIGY = "schedule-free", "Prodigy"
 RIVALS: dict[str, type[Rival]] = {"no guard": Rival, "clip 1.0": ClipNorm, "AdaGC": AdaGC}
 PACKAGES = {SCHEDULE_FREE: "schedulefree", PRODIGY: "prodigyopt"}
 METHODS = (*RIVALS, *PACKAGES, GUARD)
+CLIPS: dict[str, dict[str, Any]] = {
+    "clip 1.0": {"kind": "norm", "max_norm": 1.0},
+    "AdaGC": {"kind": "adagc"},
+}
+"""The rivals' clipping, done by the guard."""
 CALIBRATION_BATCHES = 20
 PATIENCE = 3
 """Attempts of the guard, in units of the steps that are to stand in the end."""
@@ -106,9 +111,18 @@ def _by_rival(method: str) -> Callable[..., None]:
     return train
 
 
-def _guarded(task: RateTask, model: nn.Module, loss: Loss, lr: float, factor: Factor, steps: int) -> None:
+def _guarded(
+    task: RateTask,
+    model: nn.Module,
+    loss: Loss,
+    lr: float,
+    factor: Factor,
+    steps: int,
+    **further: dict[str, Any],
+) -> None:
     optimizer = task.optimizer(model.parameters(), lr)
-    guard = GradientGuard(model, optimizer, {"rate": "act"}, scheduler=LambdaLR(optimizer, factor), data=loss)
+    schedule = LambdaLR(optimizer, factor)
+    guard = GradientGuard(model, optimizer, {"rate": "act", **further}, scheduler=schedule, data=loss)
     try:
         for _ in range(PATIENCE * steps):
             optimizer.zero_grad()
@@ -154,4 +168,5 @@ _TRAIN: dict[str, Callable[..., None]] = {
     GUARD: _guarded,
     SCHEDULE_FREE: _schedule_free,
     PRODIGY: _prodigy,
+    **{f"{GUARD}, {name}": partial(_guarded, clip=clip) for name, clip in CLIPS.items()},
 }

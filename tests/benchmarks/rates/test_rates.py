@@ -10,7 +10,7 @@ import pytest
 from bench_rates import OURS, SENSITIVITY, results, tables
 
 from rates.bench_untouched import compared
-from rates.methods import GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
+from rates.methods import CLIPS, GUARD, METHODS, PRODIGY, RIVALS, SCHEDULE_FREE, SCHEDULES, held_out, lacking
 from rates.tasks import tasks
 from rates.unseen import unseen
 
@@ -55,6 +55,14 @@ def test_every_method_learns_at_the_right_rate(method: str) -> None:
         pytest.skip(reason)
     task = tasks()[MLP]
     assert held_out(task, method, COSINE, 1, 0, 80) < 1.5
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_the_guard_clips_as_the_rival_does(clip: str) -> None:
+    task = tasks()[MLP]
+    rival = held_out(task, clip, COSINE, 1, 0, 80)
+    assert rival != held_out(task, "no guard", COSINE, 1, 0, 80)
+    assert held_out(task, f"{GUARD}, {clip}", COSINE, 1, 0, 80) == pytest.approx(rival, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", RIVALS)
