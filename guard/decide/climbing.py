@@ -20,20 +20,26 @@ from torch import Tensor
 
 _LEVEL = 25
 """Losses in the level, their mean: it has a fifth of one loss's noise."""
-_HIGHER = 1.5
-"""The rate is above the others from this multiple on: by then a new low was due."""
+_HIGHER = 1.1
+"""The rate is above the others from this multiple on: a smaller rise explains no climb."""
+_RISEN = 1.0
+"""The logarithm of that multiple, times the standard deviations by which the loss has climbed: a rate that
+is 1.5 times as high needs 2.5 of them, one that is three times as high 0.9."""
 _ABOVE = 2.5
-"""Standard deviations of the difference of two levels."""
+"""Standard deviations of the difference of two levels: a climb without further evidence."""
 _FAR = 0.02
 """Updates are long from this change of the network by a step on: the mean distance of the weights over their
 norm, times the square root of the layers, whose changes add up (as in deep relative trust, Bernstein 2020).
 A healthy start may be that fast, but then the loss falls."""
+_LONG = 0.9 * _FAR
+"""That change, times the standard deviations: the longer the updates are, the smaller a climb will do."""
 _MOST_LAYERS = 16
 """More count as so many: no deeper network was measured."""
-_ABOVE_FAR = 0.9
-"""``_ABOVE`` where updates are long: with that evidence a smaller climb will do."""
-_START = 40
-"""Attempts in which long updates are no evidence: ``start_rate`` judges those."""
+_RESTARTS = 2.0
+"""A rate that was fine before, and is this multiple of the one with which the loss was lowest, has been
+restarted: its level is above that by design, and is learned again."""
+_START = 50
+"""Attempts in which long updates are no evidence, two levels: ``start_rate`` judges those."""
 _EASED = 3.0
 """What a rate whose updates are long is divided by, at each measurement."""
 _LEAST = 0.03
@@ -84,7 +90,7 @@ class Climbing:
         self.by_design = False
         self._losses: deque[float] = deque(maxlen=_LEVEL)
         self._first = self._lowest = math.inf
-        self._rate = 0.0
+        self._rate = self._lowest_rate = 0.0
         self._cap = math.inf
         """The rate at which it is held."""
         self._moved: float | None = None
@@ -107,6 +113,8 @@ class Climbing:
             The climb, on the attempt with which a warning begins.
         """
         losses = self._losses
+        if self._lowest < math.inf and _RESTARTS * self._lowest_rate < rate <= _HIGHER * self._rate:
+            self.relearn()
         losses.append(loss)
         self._seen += 1
         self._moved = self._moved if moved is None else moved
@@ -116,7 +124,7 @@ class Climbing:
             return None
         level = fmean(losses)
         if level < self._lowest:
-            self._lowest, self._rate = level, max(self._rate, rate)
+            self._lowest, self._lowest_rate, self._rate = level, rate, max(self._rate, rate)
             if self._first == math.inf:
                 self._first = abs(level)
         self._since += 1
@@ -132,22 +140,29 @@ class Climbing:
 
     def _climb(self, level: float, rate: float) -> Climb | None:
         rise, lowest = level - self._lowest, self._lowest
-        risen, far = rate > _HIGHER * self._rate > 0.0, self._far() and rate > 0.0
+        risen, far = self._risen(rate), self._far() if rate > 0.0 else 0.0
         if rise <= min(_FLOOR, _FLOOR_SHARE * self._first) or not (risen or far):
             return None
         deviation = _DEVIATION * _roughness(self._losses)
         score = rise / max(deviation, rise / _MOST)
-        if risen and score > _ABOVE and rise > _LEAST * abs(lowest):
+        if risen * score > _RISEN and rise > _LEAST * abs(lowest):
             return Climb(score, lowest, level, self._rate)
-        if far and score > _ABOVE_FAR:
+        if far * score > _LONG:
             moved, self._moved = self._moved, None
             self._eased = self._seen, level
             return Climb(score, lowest, level, rate / _EASED, moved)
         return None
 
-    def _far(self) -> bool:
-        layers = min(max(self.layers, 1), _MOST_LAYERS)
-        return self._seen > _START and self._moved is not None and self._moved * math.sqrt(layers) > _FAR
+    def _risen(self, rate: float) -> float:
+        """The logarithm of the rate over the highest with which the loss reached a new low; else 0."""
+        return math.log(rate / self._rate) if rate > _HIGHER * self._rate > 0.0 else 0.0
+
+    def _far(self) -> float:
+        """The change of the network by a step; 0 where that is not long, or not known."""
+        if self._seen <= _START or self._moved is None:
+            return 0.0
+        far = self._moved * math.sqrt(min(max(self.layers, 1), _MOST_LAYERS))
+        return far if far > _FAR else 0.0
 
     def held(self, rate: float) -> float:
         """The factor that keeps ``rate`` where it should be; 1, and free again, once it is below that."""
@@ -163,7 +178,7 @@ class Climbing:
     def relearn(self) -> None:
         """A change on purpose: the lowest level is none any more, and the rate with it is the present one."""
         self._losses.clear()
-        self._lowest, self._moved, self._seen = math.inf, None, 0
+        self._lowest, self._moved, self._seen, self._eased = math.inf, None, 0, None
 
     def start_again(self) -> None:
         """From the first weights: no rate is held any more either."""
@@ -184,6 +199,7 @@ class Climbing:
             "first": self._first,
             "lowest": self._lowest,
             "rate": self._rate,
+            "lowest_rate": self._lowest_rate,
             "since": self._since,
             "cap": self._cap,
             "moved": self._moved,
@@ -195,6 +211,7 @@ class Climbing:
         self._first, self._lowest = float(state["first"]), float(state["lowest"])
         self._eased = None if state.get("eased") is None else tuple(state["eased"])
         self._rate, self._seen = float(state["rate"]), int(state.get("seen", _START))
+        self._lowest_rate = float(state.get("lowest_rate", self._rate))
         self._cap = float(state.get("cap", self._rate if self.hold < 1.0 else math.inf))
         self._moved, self.by_design = state.get("moved"), bool(state.get("by_design", False))
 

@@ -123,6 +123,39 @@ def test_the_same_distance_is_longer_in_a_deeper_network() -> None:
     assert not measured(climbs, LONG / 4, layers=1000), "none that deep was measured"
 
 
+def plateau(height: float, swing: float) -> list[float]:
+    """Falls to 1 and later rises by ``height``; swings about that, so that 0.35 swings are a deviation."""
+    falls = [1.0 + 2.0 * math.exp(-at / 10) + height * (at >= LOW) for at in range(300)]
+    return [level + swing * (-1) ** at for at, level in enumerate(falls)]
+
+
+def test_the_less_the_rate_has_risen_the_farther_the_loss_must_have_climbed() -> None:
+    rates = [[0.01 * (rise if at >= LOW else 1.0) for at in range(300)] for rise in (1.05, 1.3, 3.0)]
+    two, many = plateau(0.2, 0.29), plateau(0.2, 0.05)
+    assert [len(warned(iter(two), iter(rate))) for rate in rates] == [0, 0, 1]
+    assert [len(warned(iter(many), iter(rate))) for rate in rates] == [0, 1, 1]
+
+
+def test_the_longer_the_updates_the_smaller_a_climb_will_do() -> None:
+    half = plateau(0.05, 0.29)
+    assert not measured(half, LONG)
+    assert measured(half, 3 * LONG)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rate_that_starts_again_is_compared_with_the_level_that_it_reaches(seed: int) -> None:
+    """Four cycles of a cosine; the loss is low where the rate is, and the updates are always long."""
+    rates = [0.01 * (1.01 + math.cos(math.pi * (at % 200) / 200)) for at in range(800)]
+    losses = [*noisy((rate * 50 + 3.0 * math.exp(-at / 30) for at, rate in enumerate(rates)), seed)]
+    climbing = Climbing(LAYERS)
+    found = [
+        climbing.observe(loss, rate, LONG if at % 25 == 0 else None)
+        for at, (loss, rate) in enumerate(zip(losses, rates, strict=True))
+    ]
+    assert not any(found)
+    assert measured(losses, LONG), "under a constant rate it has climbed"
+
+
 def test_each_measurement_lowers_the_rate_once_and_the_climb_is_one_warning() -> None:
     climbing, rates = Climbing(LAYERS), []
     losses = [*noisy(map(valley, range(300)))]
