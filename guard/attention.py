@@ -96,7 +96,18 @@ class AttentionWatch:
     def _clip(self, found: dict[str, Floats], report: StepReport) -> None:
         above = {name: heads for name, heads in found.items() if self._config.tau < heads.max() < math.inf}
         weights = self._weights(above)
-        before = {name: w.saved() for name, w in weights.items() if name not in self._works}
+        with self._parts.state.on_purpose(
+            [p for projected in weights.values() for p in projected.parameters]
+        ):
+            self._rescale(weights, above)
+        if weights:
+            largest = [f"{name} ({above[name].max():.4g})" for name in weights]
+            reason = f"attention logits above {self._config.tau:g}, weights rescaled: {_listed(largest)}"
+            self._parts.recorder.rescaled(reason, len(weights), step=report.step, attempt=report.attempt)
+
+    def _rescale(self, weights: dict[str, Projections], above: Mapping[str, Floats]) -> None:
+        """Takes out of ``weights`` those that have no effect, seen the first time."""
+        before = {name: projected.saved() for name, projected in weights.items() if name not in self._works}
         for name, projected in weights.items():
             projected.rescale(np.minimum(1.0, self._config.tau / above[name].clip(min=1e-30)))
         if before:
@@ -104,10 +115,6 @@ class AttentionWatch:
             self._works |= {name: name in after and self._lowers(above[name], after[name]) for name in before}
         for name in self._without_effect(before):
             weights.pop(name).restore(before[name])
-        if weights:
-            largest = [f"{name} ({above[name].max():.4g})" for name in weights]
-            reason = f"attention logits above {self._config.tau:g}, weights rescaled: {_listed(largest)}"
-            self._parts.recorder.rescaled(reason, len(weights), step=report.step, attempt=report.attempt)
 
     def _weights(self, above: Mapping[str, Floats]) -> dict[str, Projections]:
         """Of these layers, each weight once; layers without any are named, once."""

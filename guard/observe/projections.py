@@ -59,6 +59,11 @@ class Projections:
             _multiply(view, each)
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """Whose views they are."""
+        return [view if view._base is None else view._base for view in self._all]
+
+    @property
     def place(self) -> int:
         """Equal where layers share their weights."""
         return self.queries[0].data_ptr()

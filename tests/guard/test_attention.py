@@ -84,6 +84,30 @@ def test_logits_above_the_limit_are_brought_back_to_it_counted_and_journaled(tmp
     assert all(report.verdict.kind == "ok" for report in reports)
 
 
+def test_rescaled_weights_are_no_movement_that_the_guard_takes_for_damage() -> None:
+    torch.manual_seed(0)
+    model = Reader()
+    with torch.no_grad():
+        model.qkv.weight[:32] *= 12.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    reports: list[StepReport] = []
+    saved: dict[str, Any] | None = None
+    for attention in ("off", ATTENTION):
+        guard = GradientGuard(model, optimizer, {"update_norm": "always", "attention": attention})
+        if saved is not None:
+            guard.load_state_dict(saved)
+        for _ in range(40):
+            x, y = torch.randn(8, 8, 16), torch.randint(4, (8,))
+            optimizer.zero_grad()
+            guard.backward(F.cross_entropy(model(x), y))
+            reports.append(guard.step())
+        saved = guard.state_dict()
+    assert guard.totals.qk_clips >= 1
+    assert all(report.verdict.kind == "ok" for report in reports)
+    norms = [report.update_norm for report in reports if report.update_norm is not None]
+    assert max(norms[-39:]) < 2 * max(norms[10:39])
+
+
 def test_queries_that_are_normalized_keep_their_weights_to_the_bit(caplog: pytest.LogCaptureFixture) -> None:
     plain, _, _ = train("off", steps=41, loud=12.0, normed=True)
     model, reports, guard = train(ATTENTION, steps=41, loud=12.0, normed=True)
