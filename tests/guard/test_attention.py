@@ -108,12 +108,21 @@ def test_rescaled_weights_are_no_movement_that_the_guard_takes_for_damage() -> N
     assert max(norms[-39:]) < 2 * max(norms[10:39])
 
 
+def test_a_head_that_is_hardly_above_the_limit_has_an_effect_all_the_same(caplog: Any) -> None:
+    _, (first, *_), _ = train({"action": "watch", "every": 1}, steps=1, loud=12.0)
+    assert first.attention_logit is not None
+    limit = {"action": "qk_clip", "every": 1, "tau": 0.9999 * first.attention_logit}
+    _, reports, guard = train(limit, steps=41, loud=12.0)
+    assert guard.totals.qk_clips == sum((r.attention_logit or 0.0) > limit["tau"] for r in reports) > 3
+    assert not caplog.records
+
+
 def test_queries_that_are_normalized_keep_their_weights_to_the_bit(caplog: pytest.LogCaptureFixture) -> None:
     plain, _, _ = train("off", steps=41, loud=12.0, normed=True)
     model, reports, guard = train(ATTENTION, steps=41, loud=12.0, normed=True)
     assert max(report.attention_logit or 0.0 for report in reports) > TAU
     assert guard.totals.qk_clips == 0
-    assert sum("rescaled weights lower no logit" in r.message for r in caplog.records) == 1
+    assert sum("rescaled weights would lower no logit" in r.message for r in caplog.records) == 1
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
 
