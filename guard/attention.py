@@ -27,6 +27,7 @@ log = logging.getLogger("guard")
 
 _NAMED = 4
 """Layers that an entry of the journal names."""
+_WHOLE = "the model"
 _TRIAL = 0.5
 """So much less shows, whatever a step changes meanwhile."""
 _UNSEEN = (
@@ -101,7 +102,7 @@ class AttentionWatch:
         with self._parts.state.on_purpose(changed):
             self._rescale(weights, above)
         if weights:
-            largest = [f"{name} ({above[name].max():.4g})" for name in weights]
+            largest = [f"{name or _WHOLE} ({above[name].max():.4g})" for name in weights]
             reason = f"attention logits above {self._config.tau:g}, weights rescaled: {_listed(largest)}"
             self._parts.recorder.rescaled(reason, len(weights), step=report.step, attempt=report.attempt)
 
@@ -131,7 +132,9 @@ class AttentionWatch:
         usable = {name: heads for name, heads in above.items() if self._works.get(name, True)}
         found = {name: self._projections(name, len(heads)) for name, heads in usable.items()}
         self._works |= {name: False for name, weights in found.items() if weights is None}
-        if without := [f"{name} ({above[name].max():.4g})" for name, w in found.items() if w is None]:
+        if without := [
+            f"{name or _WHOLE} ({above[name].max():.4g})" for name, w in found.items() if w is None
+        ]:
             log.warning("attention logits without weights that could be rescaled: %s", _listed(without))
         shared = {weights.place: name for name, weights in reversed(found.items()) if weights is not None}
         return {name: w for name, w in found.items() if w is not None and shared[w.place] == name}
@@ -153,4 +156,4 @@ class AttentionWatch:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(name or _WHOLE for name in names[:_NAMED]) + more
