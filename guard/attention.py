@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ log = logging.getLogger("guard")
 
 _NAMED = 4
 """Layers that an entry of the journal names."""
+_WHOLE = "the model"
+_TRIAL = 0.5
+"""So much less shows, whatever a step changes meanwhile."""
 _UNSEEN = (
     "the model calls no attention that is known, or calls it in a kernel of its own (flash-attn, xformers)"
 )
@@ -96,25 +98,43 @@ class AttentionWatch:
     def _clip(self, found: dict[str, Floats], report: StepReport) -> None:
         above = {name: heads for name, heads in found.items() if self._config.tau < heads.max() < math.inf}
         weights = self._weights(above)
-        before = {name: w.saved() for name, w in weights.items() if name not in self._works}
-        for name, projected in weights.items():
-            projected.rescale(np.minimum(1.0, self._config.tau / above[name].clip(min=1e-30)))
-        if before:
-            after = self._measured()
-            self._works |= {name: name in after and self._lowers(above[name], after[name]) for name in before}
-        for name in self._without_effect(before):
-            weights.pop(name).restore(before[name])
+        changed = [parameter for projected in weights.values() for parameter in projected.parameters]
+        with self._parts.state.on_purpose(changed):
+            self._rescale(weights, above)
         if weights:
-            largest = [f"{name} ({above[name].max():.4g})" for name in weights]
+            largest = [f"{name or _WHOLE} ({above[name].max():.4g})" for name in weights]
             reason = f"attention logits above {self._config.tau:g}, weights rescaled: {_listed(largest)}"
             self._parts.recorder.rescaled(reason, len(weights), step=report.step, attempt=report.attempt)
+
+    def _rescale(self, weights: dict[str, Projections], above: Mapping[str, Floats]) -> None:
+        """Takes out of ``weights`` those that have no effect, which a trial shows the first time."""
+        if new := {name: projected for name, projected in weights.items() if name not in self._works}:
+            self._try(new, above)
+        for name in self._without_effect(new):
+            del weights[name]
+        for name, projected in weights.items():
+            projected.rescale(np.minimum(1.0, self._config.tau / above[name].clip(min=1e-30)))
+
+    def _try(self, new: Mapping[str, Projections], above: Mapping[str, Floats]) -> None:
+        """Whether weights for half of the logits give them: one forward, and they are restored to the bit."""
+        saved = {name: projected.saved() for name, projected in new.items()}
+        high = {name: above[name] > self._config.tau for name in new}
+        for name, projected in new.items():
+            projected.rescale(np.where(high[name], _TRIAL, 1.0))
+        after = self._measured()
+        for name, projected in new.items():
+            projected.restore(saved[name])
+            shown = after[name][high[name]] / above[name][high[name]] if name in after else np.ones(1)
+            self._works[name] = bool((shown < (1 + _TRIAL) / 2).all())
 
     def _weights(self, above: Mapping[str, Floats]) -> dict[str, Projections]:
         """Of these layers, each weight once; layers without any are named, once."""
         usable = {name: heads for name, heads in above.items() if self._works.get(name, True)}
         found = {name: self._projections(name, len(heads)) for name, heads in usable.items()}
         self._works |= {name: False for name, weights in found.items() if weights is None}
-        if without := [f"{name} ({above[name].max():.4g})" for name, w in found.items() if w is None]:
+        if without := [
+            f"{name or _WHOLE} ({above[name].max():.4g})" for name, w in found.items() if w is None
+        ]:
             log.warning("attention logits without weights that could be rescaled: %s", _listed(without))
         shared = {weights.place: name for name, weights in reversed(found.items()) if weights is not None}
         return {name: w for name, w in found.items() if w is not None and shared[w.place] == name}
@@ -126,19 +146,14 @@ class AttentionWatch:
         made = (projections(module, heads, self._widths.get(name)) for module in around)
         return next((weights for weights in made if weights is not None), None)
 
-    def _lowers(self, before: Floats, after: Floats) -> bool:
-        """Whether each head that was above the limit has come at least half of the way to it."""
-        above = before > self._config.tau
-        return bool((after[above] < (before[above] + self._config.tau) / 2).all())
-
-    def _without_effect(self, new: Mapping[str, Any]) -> list[str]:
+    def _without_effect(self, new: Mapping[str, Projections]) -> list[str]:
         failed = [name for name in new if not self._works[name]]
         if failed:
             what = "its queries or keys are normalized, or its weights have another layout"
-            log.warning("rescaled weights lower no logit, and are restored: %s: %s", _listed(failed), what)
+            log.warning("rescaled weights would lower no logit: %s: %s", _listed(failed), what)
         return failed
 
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(name or _WHOLE for name in names[:_NAMED]) + more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -164,6 +165,10 @@ class TrainingState:
     def distances(self, step: int) -> Floats | None:
         """How far each parameter has moved since the last measurement; None where that is not watched."""
         return None if self.displacement is None else self.displacement.distances(step)
+
+    def on_purpose(self, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Around a change that the guard itself makes to these weights: it is no movement."""
+        return nullcontext() if self.displacement is None else self.displacement.on_purpose(parameters)
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain; False where that is not watched."""

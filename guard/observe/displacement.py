@@ -7,7 +7,8 @@ between, also what no gradient explains. Copy and distance are one pass, made on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,6 +193,21 @@ class Displacement:
             return [], []
         pairs = [pair for group in self._groups for pair in zip(group.weights, group.copies, strict=True)]
         return [weight for weight, _ in pairs], [copy for _, copy in pairs]
+
+    @contextmanager
+    def on_purpose(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """What the guard itself does to these weights inside is no distance: the copies move along."""
+        changed = {id(parameter) for parameter in parameters}
+        ids = [id(parameter) for parameter in self._parameters]
+        pairs = [
+            (weight, copy, weight.clone())
+            for group in self._groups
+            for owner, weight, copy in zip(group.owners, group.weights, group.copies, strict=True)
+            if ids[owner] in changed
+        ]
+        yield
+        for weight, copy, before in pairs:
+            copy.add_(weight - before)
 
     def moved_far(self, step: int) -> bool:
         """Whether the weights have moved farther than steps explain: one of them was wild.

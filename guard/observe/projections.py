@@ -26,6 +26,8 @@ _PAIRS = (
     ("query_proj", "key_proj"),
     ("q", "k"),
 )
+_KEYS_AND_VALUES = (("q", "kv"), ("to_q", "to_kv"), ("q_proj", "kv_proj"))
+"""Pairs of which the second makes all keys, then all values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,11 @@ class Projections:
                 _multiply(view, of_keys)
         for view in self.alone:
             _multiply(view, each)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Whose views they are."""
+        return [view if view._base is None else view._base for view in self._all]
 
     @property
     def place(self) -> int:
@@ -102,15 +109,30 @@ def projections(module: nn.Module, heads: int, width: int | None = None) -> Proj
     elif rows := _layer(module, _LATENT):
         return _latent(module, rows, heads)
     else:
-        pairs = ((_layer(module, (one,)), _layer(module, (other,))) for one, other in _PAIRS)
-        queries, keys = next(((q, k) for q, k in pairs if q and k), ([], []))
+        queries, keys = _pair(module, _PAIRS)
+        if not queries:
+            queries, both = _pair(module, _KEYS_AND_VALUES)
+            keys = [t.chunk(2)[0] for t in both]
+    queries, keys = [*queries, *_bias(module, "q_bias")], [*keys, *_bias(module, "k_bias")]
     return _split(queries, keys, heads, width) if queries and len(keys[0]) else None
+
+
+def _pair(module: nn.Module, named: tuple[tuple[str, str], ...]) -> tuple[list[Tensor], list[Tensor]]:
+    pairs = ((_layer(module, (one,)), _layer(module, (other,))) for one, other in named)
+    return next(((one, other) for one, other in pairs if one and other), ([], []))
+
+
+def _bias(module: nn.Module, name: str) -> list[Tensor]:
+    """One that stands beside its layer (BEiT, EVA)."""
+    bias = getattr(module, name, None)
+    return [bias[:]] if isinstance(bias, nn.Parameter) and bias.ndim == 1 else []
 
 
 def _split(queries: list[Tensor], keys: list[Tensor], heads: int, width: int | None) -> Projections | None:
     width = width or len(queries[0]) // heads
     shared = len(keys[0]) // max(width, 1)
-    if not shared or heads % shared or len(queries[0]) != heads * width or len(keys[0]) != shared * width:
+    fit = all(len(t) == heads * width for t in queries) and all(len(t) == shared * width for t in keys)
+    if not shared or heads % shared or not fit:
         return None
     return Projections(
         [t.unflatten(0, (shared, -1, width)) for t in queries],

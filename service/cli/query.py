@@ -23,7 +23,7 @@ from jobs.run_dir.paths import METRICS, SPEC
 from jobs.run_dir.reader import RunReader
 from service.cli.jobs import client_at
 from service.cli.options import AddressOption, JsonOption, writable
-from service.cli.tables import PlainTable
+from service.cli.tables import PlainTable, plain
 
 if TYPE_CHECKING:
     from jobs.client import Job
@@ -99,6 +99,11 @@ def incidents(
         of_job = [_text(row.get("job"))] if several else []
         table.add_row(*of_job, _text(row.get("step")), *words, *numbers, *rest)
     _console().print(table if rows else "no incidents")
+    for row in rows:
+        if row.get("by_rate") or row.get("verdict") == "warning":  # its factor is in no column
+            _console().print(
+                plain(f"step {_text(row.get('step'))}: {row.get('reason') or ''}"), soft_wrap=True
+            )
     if earlier:
         _console().print(f"earlier ones: --limit shows more than the newest {most}, --json has all")
 

@@ -84,12 +84,60 @@ def test_logits_above_the_limit_are_brought_back_to_it_counted_and_journaled(tmp
     assert all(report.verdict.kind == "ok" for report in reports)
 
 
+def test_rescaled_weights_are_no_movement_that_the_guard_takes_for_damage() -> None:
+    torch.manual_seed(0)
+    model = Reader()
+    with torch.no_grad():
+        model.qkv.weight[:32] *= 12.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    reports: list[StepReport] = []
+    saved: dict[str, Any] | None = None
+    for attention in ("off", ATTENTION):
+        guard = GradientGuard(model, optimizer, {"update_norm": "always", "attention": attention})
+        if saved is not None:
+            guard.load_state_dict(saved)
+        for _ in range(40):
+            x, y = torch.randn(8, 8, 16), torch.randint(4, (8,))
+            optimizer.zero_grad()
+            guard.backward(F.cross_entropy(model(x), y))
+            reports.append(guard.step())
+        saved = guard.state_dict()
+    assert guard.totals.qk_clips >= 1
+    assert all(report.verdict.kind == "ok" for report in reports)
+    norms = [report.update_norm for report in reports if report.update_norm is not None]
+    assert max(norms[-39:]) < 2 * max(norms[10:39])
+
+
+def test_a_head_that_is_hardly_above_the_limit_has_an_effect_though_each_step_raises_it(caplog: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Reader().eval(), torch.randn(8, 8, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss() -> Tensor:
+        torch.manual_seed(1)
+        return model(x).sum() * 0 - model.qkv.weight.square().mean()
+
+    def stepped(attention: Any) -> StepReport:
+        guard = GradientGuard(model, optimizer, {"attention": {"every": 1, **attention}})
+        optimizer.zero_grad()
+        guard.backward(loss())
+        return guard.step(loss)
+
+    before = stepped({"action": "watch"}).attention_logit
+    assert before is not None
+    now = stepped({"action": "qk_clip", "tau": before}).attention_logit
+    assert now is not None
+    assert before < now < 1.001 * before
+    assert stepped({"action": "watch"}).attention_logit == pytest.approx(now, rel=1e-4)
+    assert not caplog.records
+
+
 def test_queries_that_are_normalized_keep_their_weights_to_the_bit(caplog: pytest.LogCaptureFixture) -> None:
     plain, _, _ = train("off", steps=41, loud=12.0, normed=True)
     model, reports, guard = train(ATTENTION, steps=41, loud=12.0, normed=True)
     assert max(report.attention_logit or 0.0 for report in reports) > TAU
     assert guard.totals.qk_clips == 0
-    assert sum("rescaled weights lower no logit" in r.message for r in caplog.records) == 1
+    assert sum("rescaled weights would lower no logit" in r.message for r in caplog.records) == 1
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -195,12 +243,14 @@ def rescaled_weights(rank: int, _: int, __: Path) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     guard = GradientGuard(model, optimizer, {"attention": ATTENTION})
     torch.manual_seed(rank)
-    for _ in range(7):
+    for attempt in range(7):
         x, y = torch.randn(8, 8, 16), torch.randint(4, (8,))
         optimizer.zero_grad()
         guard.backward(F.cross_entropy(model(x), y))
-        guard.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
-    assert guard.totals.qk_clips >= 1
+        again = lambda x=x, y=y: F.cross_entropy(model(x), y)  # noqa: E731
+        report = guard.step(again if attempt == 0 else None)
+        assert guard.totals.qk_clips >= 1
+        assert (report.attention_logit is not None) == (attempt % 5 == 0)
     return model.module.qkv.weight.flatten().tolist()
 
 

@@ -118,10 +118,15 @@ class JobView {
     setText(this.far, last ? progress({ step: last.step, total_steps: total }, runs ? rate : null) : "");
     this.bar.hidden = !(last && total);
     if (last && total) this.bar.value = Math.min(1, last.step / total);
-    const factor = last?.rate_factor;
-    const cut = Number.isFinite(factor) && factor !== 1;
-    this.rate.hidden = !cut;
-    if (cut) setText(this.rate, `The learning rate was too high from the start: the guard multiplies it by ${number(factor)} for good.`);
+    const rateNote = this.#rateNote(last?.rate_factor, last?.rate_advice);
+    this.rate.hidden = !rateNote;
+    setText(this.rate, rateNote);
+  }
+
+  #rateNote(factor, advice) {
+    const known = (value) => Number.isFinite(value) && value !== 1;
+    if (known(advice)) return `The learning rate is probably about ${number(1 / advice)} times too high: try one ${number(advice)} times as high, or set guard.rate to act.`;
+    return known(factor) ? `The learning rate is or was too high: the guard multiplies it by ${number(factor)}.` : "";
   }
 
   #spec(parts) {

@@ -170,5 +170,5 @@ def test_queries_that_are_normalized_or_frozen_are_left_alone_in_one_line(caplog
         assert all(torch.allclose(now[name], p, rtol=0, atol=1e-5) for name, p in before.items())
     lines = [record.getMessage() for record in caplog.records if "logit" in record.getMessage()]
     assert len(lines) == 2
-    assert "are restored: layers.0.self_attn, layers.1.self_attn: its queries" in lines[0]
+    assert "lower no logit: layers.0.self_attn, layers.1.self_attn: its queries" in lines[0]
     assert "without weights that could be rescaled: layers.0.self_attn" in lines[1]

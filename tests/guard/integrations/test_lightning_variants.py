@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks.finetuning import BaseFinetuning
 
 from guard import ClipConfig, GradientGuard, GuardConfig, GuardError, SnapshotConfig
 from guard.integrations.lightning import GradientGuardCallback
-from tests.guard.integrations.test_lightning import Regression, callback, fit, loader, pytestmark
+from tests.guard.integrations.test_lightning import Regression, Watch, callback, fit, loader, pytestmark
 
 __all__ = ["pytestmark"]
 
@@ -154,3 +154,32 @@ def test_an_accumulation_schedule_reports_the_mean_loss_of_its_micro_batches() -
     assert guard.guard.attempts == BATCHES // 2 + BATCHES // 4 == trainer.global_step
     assert guard.report is not None
     assert 0.0 < guard.report.loss < 2.0
+
+
+class Attentive(Regression):
+    """The eight features are a sequence; the loop calls ``net``, not the module itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.net = nn.Sequential(
+            nn.Unflatten(1, (8, 1)),
+            nn.Linear(1, 8),
+            nn.TransformerEncoder(layer, 2),
+            nn.Flatten(),
+            nn.Linear(64, 4),
+        )
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_attention_logits_are_watched_without_a_trace(precision: Any) -> None:
+    watching = callback(attention={"action": "watch", "every": 10})
+    watch = Watch(watching)
+    options: dict[str, Any] = {"max_epochs": 1, "precision": precision}
+    plain = fit(module=Attentive(), gradient_clip_val=NEVER, **options)
+    guarded = fit(watching, watch, module=Attentive(), **options)
+    logits = [report.attention_logit for report in watch.reports]
+    assert [i for i, logit in enumerate(logits) if logit is not None] == [*range(0, BATCHES, 10)]
+    one, other = (run[1].state_dict() for run in (plain, guarded))
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -44,6 +44,20 @@ class Shared(nn.Module):
         return F.scaled_dot_product_attention(query, key, key, enable_gqa=True)
 
 
+class Beside(nn.Module):
+    """One layer makes keys and values (PVT), and the bias of queries stands beside its layer (BEiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, 2 * WIDTH)
+        self.q_bias = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = (self.q(x) + self.q_bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        key, value = self.kv(x).unflatten(-1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(query, key, value)
+
+
 class MultiHead(nn.Module):
     """Torch's own; with ``apart`` the keys have another width, and weights of their own."""
 
@@ -100,7 +114,7 @@ def test_multi_head_attention_shows_the_same_logits_as_its_weights() -> None:
     assert logits.heads()["inner"] == pytest.approx(expected.numpy(), rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [Fused, Shared, MultiHead, lambda: MultiHead(apart=True)])
+@pytest.mark.parametrize("make", [Fused, Shared, Beside, MultiHead, lambda: MultiHead(apart=True)])
 def test_rescaled_weights_give_the_logits_that_were_asked_for(make: Any) -> None:
     torch.manual_seed(0)
     model, x = make(), 5 * torch.randn(3, LENGTH, WIDTH)

@@ -74,3 +74,19 @@ def test_of_many_incidents_the_newest_are_listed_and_the_rest_is_stated(runs: Pa
     assert len(shown("--limit", "600").splitlines()) == 601
     assert len(json.loads(shown("--json"))) == 600
     assert [row["id"] for row in json.loads(shown("--json", "--limit", "2"))] == [599, 600]
+
+
+def test_incidents_of_the_rate_are_listed_with_their_factor(runs: Path) -> None:
+    cut = "the learning rate is about 30 times too high; training goes on at 0.0017 of 0.05"
+    named = "the learning rate 0.05 is probably about 27 times too high: try 0.0019, or set rate: act"
+    rows = [
+        {"step": 2, "verdict": "spike", "by_rate": True, "reason": cut},
+        {"step": 3, "verdict": "warning", "reason": named},
+        {"step": 4, "verdict": "spike", "reason": "loss spike"},
+    ]
+    journal = "\n".join(json.dumps({"type": "incident", "id": n} | row) for n, row in enumerate(rows))
+    (runs / "mine" / "incidents.jsonl").write_text(journal + "\n")
+    lines = (
+        CliRunner().invoke(app, ["incidents", str(runs / "mine")], env={"COLUMNS": "60"}).output.splitlines()
+    )
+    assert lines[-2:] == [f"step 2: {cut}", f"step 3: {named}"]

@@ -41,6 +41,19 @@ def test_the_charts_of_a_job_grow_while_it_runs(page: Any, api: Api) -> None:
     keep(page, "page-job")
 
 
+def test_a_rate_that_is_too_high_is_named_with_its_factor(page: Any, api: Api) -> None:
+    page.goto("/jobs/fashion-0001")
+    page.locator("figure.panel canvas").first.wait_for()
+    shown = {
+        "about 30 times too high: try one 0.0333 times as high": {"rate_advice": 1 / 30},
+        "the guard multiplies it by 0.111": {"rate_factor": 1 / 9},
+    }
+    for n, (note, found) in enumerate(shown.items(), start=BEFORE):
+        with JsonlWriter(api.root / "runs" / "fashion-0001" / "metrics.jsonl") as writer:
+            writer.write(HISTORY[n] | found)
+        page.get_by_text(note).wait_for()
+
+
 def values(chart: Any) -> dict[str, str]:
     """The legend of a chart: what it shows of the attempt that is pointed at, else of the last one."""
     rows = chart.locator(".u-series").all()
