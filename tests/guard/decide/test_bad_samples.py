@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from guard import GradientGuard, GuardConfig, GuardError, Incident, StepReport
+from guard import GradientGuard, GuardError, Incident, StepReport
 from guard.act import rng
 from guard.decide.bad_samples import ranked
 from guard.records import Verdict
@@ -51,6 +51,8 @@ class Loop:
         plain: bool = False,
         also_bad: dict[int, float] | None = None,
         place: int = BAD,
+        bad_at: Sequence[int] = (BAD_AT,),
+        scaled: bool = False,
         criterion: Criterion = functional.mse_loss,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         **config: Any,
@@ -62,10 +64,11 @@ class Loop:
         self.bare = network() if wrap is None else wrap(network())
         self.model = DistributedDataParallel(self.bare) if ranks > 1 else self.bare
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
-        self.guard = GradientGuard(self.model, self.optimizer, GuardConfig.model_validate(config))
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+        self.guard = GradientGuard(self.model, self.optimizer, config, scaler=scaler)
         self.poison, self.parts, self.rank, self.ranks = poison, micro_batches, rank, ranks
         self.missing, self.plain, self.also_bad = missing, plain, also_bad or {}
-        self.bad, self.place = -1, place
+        self.bad, self.place, self.bad_at = -1, place, bad_at
         torch.manual_seed(3 + rank)
 
     def loss(self, ids: list[int]) -> Tensor:
@@ -83,7 +86,7 @@ class Loop:
 
     def attempt(self, number: int) -> StepReport:
         batch = [(number * BATCH + i) % SAMPLES for i in range(BATCH)]
-        self.bad = batch[self.place] if number == BAD_AT else -1
+        self.bad = batch[self.place] if number in self.bad_at else -1
         share = BATCH // self.ranks
         own = batch[self.rank * share : (self.rank + 1) * share]
         if self.missing and self.bad in own:
@@ -138,11 +141,12 @@ def test_the_search_leaves_no_trace(poison: Poison, mode: str) -> None:
     assert rng.equal(generators, others)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("poison", [nan_pixel, far_target])
-def test_an_excluded_sample_is_as_if_the_batch_never_had_it(poison: Poison) -> None:
-    excluding = Loop(poison, exclude_samples=True)
+def test_an_excluded_sample_is_as_if_the_batch_never_had_it(poison: Poison, scaled: bool) -> None:
+    excluding = Loop(poison, exclude_samples=True, scaled=scaled)
     incident, state, generators = finished(excluding)
-    without = Loop(poison, missing=True)
+    without = Loop(poison, missing=True, scaled=scaled)
     assert without.run() is None
     assert (incident.action, incident.excluded_samples) == ("applied", [BAD])
     assert (excluding.guard.totals.excluded_samples, excluding.guard.totals.skips) == (1, 0)
@@ -342,6 +346,17 @@ def _two_ranks(rank: int, world_size: int, _: Path) -> dict[str, Any]:
             same(state, without.state()),
         )
     return found
+
+
+def _comes_back(rank: int, world_size: int, _: Path) -> list[tuple[list[int], list[int]]]:
+    loop = Loop(bad_at=range(BAD_AT, 40, 2), rank=rank, ranks=world_size, exclude_samples=True)
+    reports = [loop.attempt(number) for number in range(40)]
+    return [(r.excluded_samples, r.excluded_ranks) for r in reports if r.excluded_samples or r.excluded_ranks]
+
+
+def test_of_a_rank_with_a_bad_sample_in_many_batches_only_the_samples_are_excluded(tmp_path: Path) -> None:
+    batches = range(BAD_AT, 40, 2)
+    assert on_ranks(2, _comes_back, tmp_path)[1] == [([n * BATCH % SAMPLES + BAD], []) for n in batches]
 
 
 def test_two_ranks_agree_on_the_sample_and_train_without_it(tmp_path: Path) -> None:
