@@ -17,8 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guard import GradientGuard, GuardError, Incident, StepReport
 from guard.act import rng
-from guard.decide.bad_samples import ranked
-from guard.records import Verdict
 from tests.guard.loops import network
 from tests.guard.ranks import on_ranks
 
@@ -53,6 +51,7 @@ class Loop:
         place: int = BAD,
         bad_at: Sequence[int] = (BAD_AT,),
         scaled: bool = False,
+        unbound: bool = False,
         criterion: Criterion = functional.mse_loss,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         **config: Any,
@@ -63,10 +62,12 @@ class Loop:
         self.criterion = criterion
         self.bare = network() if wrap is None else wrap(network())
         self.model = DistributedDataParallel(self.bare) if ranks > 1 else self.bare
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        fused = config.get("mode") == "deferred"
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
         self.guard = GradientGuard(self.model, self.optimizer, config, scaler=scaler)
         self.poison, self.parts, self.rank, self.ranks = poison, micro_batches, rank, ranks
+        self.unbound = unbound
         self.missing, self.plain, self.also_bad = missing, plain, also_bad or {}
         self.bad, self.place, self.bad_at = -1, place, bad_at
         torch.manual_seed(3 + rank)
@@ -93,7 +94,8 @@ class Loop:
             own.remove(self.bad)
             self.bad = -1
 
-        def closure(ids: list[int] = own) -> Tensor | None:
+        def closure(ids: list[int] = own, bad: int = self.bad) -> Tensor | None:
+            self.bad = self.bad if self.unbound else bad
             if self.parts == 1:
                 return self.loss(ids)
             return self.backward(ids)
@@ -139,6 +141,29 @@ def test_the_search_leaves_no_trace(poison: Poison, mode: str) -> None:
     assert not other.bad_samples
     assert same(state, plain)
     assert rng.equal(generators, others)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("poison", [nan_pixel, far_target])
+def test_a_deferred_guard_finds_it_one_step_later_without_a_trace(poison: Poison, micro_batches: int) -> None:
+    deferred = Loop(poison, micro_batches=micro_batches, mode="deferred")
+    incident, state, generators = finished(deferred)
+    _, plain, others = finished(Loop(poison, micro_batches=micro_batches, mode="deferred", plain=True))
+    assert (incident.attempt, incident.action) == (BAD_AT + 1, "skipped")
+    assert [s.sample for s in incident.bad_samples] == [BAD]
+    assert same(state, plain)
+    assert rng.equal(generators, others)
+
+
+@pytest.mark.parametrize("poison", [nan_pixel, far_target])
+def test_a_closure_that_computes_the_next_batch_by_then_accuses_nobody(
+    poison: Poison, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "guard"):
+        incident = Loop(poison, mode="deferred", unbound=True).run()
+    assert incident is not None
+    assert incident.bad_samples == []
+    assert "one step later" in caplog.text
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -314,23 +339,6 @@ def test_samples_need_a_closure_that_takes_them() -> None:
         last.backward([1, 2, 3])
         with pytest.raises(GuardError, match="integers"):
             last.guard.step(last.loss, samples=ids)
-
-
-def test_samples_of_all_ranks_are_ranked_by_what_they_explain() -> None:
-    def row(healthy: bool, *entries: tuple[int, float], samples: int = 32) -> list[float]:
-        filled = [v for sample, fall in entries for v in (0, 0, sample, 3.0, math.nan, fall)]
-        return [samples, healthy, *filled] + [math.nan] * (48 - len(filled))
-
-    def named(rows: list[list[float]], *wholes: float) -> list[tuple[int, int]]:
-        spike = Verdict("spike", "loss", 9.0, 1.0)
-        return [(s.sample, s.rank) for s in ranked(np.array(rows), np.array(wholes), spike)]
-
-    unknown = [math.nan] * 50
-    assert named([row(True, (4, 0.05)), row(True, (9, 2.0)), unknown], 1.1, 3.0, math.nan) == [(9, 1)]
-    nan = row(False, (4, math.nan), (5, math.nan))
-    assert named([nan, row(True)], math.nan, 1.1) == [(4, 0), (5, 0)]
-    assert named([nan, unknown], math.nan, math.nan) == []  # nothing was finite: the weights
-    assert named([row(True, (1, 0.8), (2, 0.7), samples=4)], 3.0) == []  # about an even split of four
 
 
 def _two_ranks(rank: int, world_size: int, _: Path) -> dict[str, Any]:
