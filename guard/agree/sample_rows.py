@@ -1,4 +1,4 @@
-"""What each rank knows of its bad samples, as a row of numbers, and the ranking that follows from the rows."""
+"""What each rank knows of its bad samples, as a row of numbers, and the ranking that follows from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guard.records import SampleEvidence, Verdict
 from guard.types import Floats
 
 UNKNOWN = math.nan
-_RELEVANT_AT_MOST = 0.6
+_RELEVANT_AT_MOST = 0.9
 """In a small batch, a sample explains the verdict from twice an even share on, but at most from this one."""
 _DIGIT = 1 << 22
 """An id is sent in digits of this base, each exact in float32."""
