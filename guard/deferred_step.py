@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from guard.observe.host_copy import HostCopy
 from guard.parts import StepParts
 from guard.recomputation import Again
 from guard.record.recorder import Traces
+from guard.records import SampleEvidence
 from guard.step import StepPipeline
 from guard.types import Agreed, Evidence, Floats, Movement, Observation, StepLimits, StepOutcome, StepReport
 
@@ -123,6 +125,7 @@ class DeferredStepPipeline(StepPipeline):
             self._late = self._run_exact(started, again, settle=settle)
         else:
             self._late = self._launch()
+            self._parts.search.launched()
             if again is not None:
                 self._parts.replayer.arm()
         return report or StepReport(  # of the first step nothing is known yet
@@ -256,7 +259,12 @@ class DeferredStepPipeline(StepPipeline):
             self._decider.culprit(self.attempt, agreed, local_norms, evidence.verdict)
             self._parts.accumulation.skipped_late()
         samples = late.samples if bad else []
-        traces = Traces(local_norms, samples, self._distances(evidence), [])
+        traces = Traces(
+            local_norms,
+            samples,
+            self._distances(evidence),
+            self._bad_samples(evidence, rows, skipped=skipped),
+        )
         outcome = self._act_late(evidence, late, skipped=skipped)
         incident = self._record(evidence, outcome, traces)
         self._unsettled = None
@@ -265,6 +273,14 @@ class DeferredStepPipeline(StepPipeline):
                 self._state.complete_snapshot(self.step)
             self._state.update_snapshot_health(self.step, clean=evidence.clean and not skipped)
         return self._report(started, evidence, outcome, incident)
+
+    def _bad_samples(self, evidence: Evidence, rows: Floats, *, skipped: bool) -> list[SampleEvidence]:
+        """Where the batch changed nothing, it can still be computed as it was."""
+        verdict, own = evidence.verdict, rows[self._agreement.rank]
+        if not skipped or verdict.kind == "ok":
+            return []
+        loss, far = math.nan if own[DROPPED] else own[LOSS], partial(self._state.moved_far, self.step)
+        return self._parts.search.find_late(verdict, float(loss), moved_far=far)
 
     def _evidence_late(
         self, agreed: Agreed, seen: Observation, moved: Movement | None, rate: float, *, judged: bool

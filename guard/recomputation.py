@@ -63,29 +63,26 @@ class Recomputation:
     ) -> tuple[Agreed, Observation, Correction | None, list[SampleEvidence]]:
         """The result to go on with, what was corrected in it, and the samples that made the batch bad."""
         fault: Correction | None = None
+        second: Result | None = None
         if self._acts and self._parts.replayer.ready:
             if expected.kind in WORTH_RECOMPUTING:
-                agreed, seen, fault = self._recheck(again, agreed, seen, expected, moved, attempt)
+                agreed, seen, fault, second = self._recheck(again, agreed, seen, expected, moved)
             elif self._repeats.due(attempt):
                 agreed, seen, fault = self._repeat(again, agreed, seen)
-        hardware, dropped = fault is not None and fault.hardware, agreed.dropped_micro_batches
+        hardware, dropped = fault is not None, agreed.dropped_micro_batches
         bad = self._parts.search.find(expected, dropped, hardware=hardware, moved_far=moved_far)
         if bad and self._acts and fault is None:
             agreed, seen, fault = self._without_samples(again, bad, agreed, seen, expected, moved)
+        if second is not None and fault is None:
+            agreed, seen, fault = self._without_rank(again, second, agreed, seen, expected, moved, attempt)
         if self._acts:
             self._parts.replayer.arm()
         return agreed, seen, fault, bad
 
     def _recheck(
-        self,
-        again: Again,
-        agreed: Agreed,
-        seen: Observation,
-        expected: Verdict,
-        moved: Movement | None,
-        attempt: int,
-    ) -> Used:
-        """Of a batch that looks bad."""
+        self, again: Again, agreed: Agreed, seen: Observation, expected: Verdict, moved: Movement | None
+    ) -> tuple[Agreed, Observation, Correction | None, Result]:
+        """Of a batch that looks bad; and its second result."""
         first, norms = Result(agreed, self._collect(), seen.grad_norm), seen.layer_norms
         value = _value(expected.signal, agreed, seen)
         self._parts.replayer.computed()
@@ -96,13 +93,28 @@ class Recomputation:
             comparable = comparable and not faulty_ranks(second, third, self._parts.device)
             second = third
         if ranks and (comparable or self._parts.decider.foresee(agreed, seen, moved).kind == "ok"):
-            return agreed, seen, Correction(ranks if comparable else (), expected, value, norms)
+            return agreed, seen, Correction(ranks if comparable else (), expected, value, norms), second
+        return agreed, seen, None, second
+
+    def _without_rank(
+        self,
+        again: Again,
+        second: Result,
+        agreed: Agreed,
+        seen: Observation,
+        expected: Verdict,
+        moved: Movement | None,
+        attempt: int,
+    ) -> Used:
+        """The batch without a rank whose data stays bad, if there is one, and it is then normal."""
         culprit = self._parts.decider.culprit(attempt, agreed, second.local_norms, expected)
-        if culprit is not None and self._ranks_are_apart():
-            better = self._recompute_without(culprit, again, agreed, moved)
-            if better is not None:
-                return *better, Correction((culprit,), expected, value, norms, hardware=False)
-        return agreed, seen, None
+        if culprit is None or not self._ranks_are_apart():
+            return agreed, seen, None
+        value, norms = _value(expected.signal, agreed, seen), seen.layer_norms
+        better = self._recompute_without(culprit, again, agreed, moved)
+        if better is None:
+            return agreed, seen, None
+        return *better, Correction((culprit,), expected, value, norms, hardware=False)
 
     def _ranks_are_apart(self) -> bool:
         """Whether a rank's batch is in no other rank's gradient, as it is where experts get tokens of all."""

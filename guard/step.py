@@ -133,7 +133,8 @@ class StepPipeline:
         moved = self._state.movement(self.step)
         fault: Correction | None = None
         bad: list[SampleEvidence] = []
-        watched = (again is not None or repairs.on) and not overflow and self._parts.config.mode != "off"
+        handled = overflow and math.isfinite(agreed.loss)
+        watched = (again is not None or repairs.on) and not handled and self._parts.config.mode != "off"
         watched = watched and not self._decider.own_spikes.on_trial
         expected = self._decider.foresee(agreed, seen, moved) if watched else OK
         repairs.look(self.step, number, bad=overflow or expected.kind != "ok")
@@ -143,7 +144,6 @@ class StepPipeline:
                 again, agreed, seen, expected, moved, attempt=number, moved_far=far
             )
         self.attempt += 1
-        handled = overflow and math.isfinite(agreed.loss)
         fault, rate = fault or repairs.correction(seen, self.step), self._state.learning_rate
         evidence = repairs.evidence(agreed, seen, attempt=number, step=self.step, rate=rate)
         if evidence is None:

@@ -27,6 +27,7 @@ from guard.act import rng
 from guard.act.buffers import BufferShield
 from guard.act.untouched import fixed_statistics, untouched
 from guard.agree.agreement import Agreement
+from guard.agree.sample_rows import UNKNOWN, FoundSample, baseline, excess, has_found, ranked, sample_row
 from guard.decide.recompute import WORTH_RECOMPUTING, BatchReplayer
 from guard.errors import GuardError
 from guard.observe import culprits
@@ -43,25 +44,20 @@ Samples = Sequence[int] | Any
 """Ids: a list, an array or a tensor."""
 DECISIVE = 0.5
 """Samples with this share of the excess are excluded, where that is asked for."""
-_RELEVANT_AT_MOST = 0.6
-"""In a small batch, a sample explains the verdict from twice an even share on, but at most from this one."""
 _SIGNALS = ("loss", "grad_norm", "buffers")
 _MISSES = 3
 """After as many searches in a row that found nothing, none follows until a step is normal."""
 _CONTENT = 200
-_DIGIT = 1 << 22
-"""An id is sent in digits of this base, each exact in float32."""
-_HEAD = 2
-_COLUMNS = 6
-_UNKNOWN = math.nan
+_SAME_LOSS = 1e-3
+"""Relative: kernels on a GPU may add in another order."""
 
 
 class Measured(NamedTuple):
     """What some samples gave: loss, gradient norm and movement of the buffers; NaN where it was not taken."""
 
     loss: float
-    norm: float = _UNKNOWN
-    jump: float = _UNKNOWN
+    norm: float = UNKNOWN
+    jump: float = UNKNOWN
 
     def of(self, signal: str) -> float:
         """The measure of a verdict."""
@@ -95,6 +91,8 @@ class SampleSearch:
         self._misses = 0
         self._checked = False
         self._failure: Exception | None = None
+        self._launched: tuple[SampleClosure | None, Samples | None, dict[str, Any] | None] | None = None
+        self._expected: float | None = None
 
     @property
     def running(self) -> bool:
@@ -161,6 +159,34 @@ class SampleSearch:
         self._misses = 0 if found else self._misses + 1
         return found
 
+    def launched(self) -> None:
+        """The batch is decided on the device: ``find_late`` may be called once that is known."""
+        self._launched = self._closure, self._samples, self._replayer.generators
+
+    def find_late(
+        self, verdict: Verdict, loss: float, *, moved_far: Callable[[], bool]
+    ) -> list[SampleEvidence]:
+        """The same for the last batch that was launched, after the backward of the next one.
+
+        Collective, as ``find``. A closure that reads variables of the loop computes the next batch by now:
+        its loss shows that, and its samples are not the cause.
+
+        Args:
+            loss: of this rank's samples, as it was.
+        """
+        if self._launched is None:
+            return []
+        present = self._closure, self._samples
+        (self._closure, self._samples, generators), self._launched = self._launched, None
+        try:
+            with self._replayer.aside():
+                self._replayer.resume(generators)
+                self._expected = loss
+                return self.find(verdict, 0, hardware=False, moved_far=moved_far)
+        finally:
+            self._closure, self._samples = present
+            self._expected = None
+
     def _searched(self, verdict: Verdict) -> tuple[Floats, Floats]:
         """The measure of all samples of each rank, and the row of each."""
         self._failure = None
@@ -169,7 +195,7 @@ class SampleSearch:
             self._generators = rng.capture(rng.devices_of(self._model))
             wholes = self._agreement.exchange([self._tried(None, verdict.signal).of(verdict.signal)])[:, 0]
             rows = self._agreement.exchange(self._local_row(verdict, wholes))
-        if self._failure is not None and math.isnan(rows[self._agreement.rank, _HEAD]):
+        if self._failure is not None and not has_found(rows[self._agreement.rank]):
             log.warning("the bad samples were not found: %s: %s", type(self._failure).__name__, self._failure)
         return wholes, rows
 
@@ -196,27 +222,24 @@ class SampleSearch:
         return [] if self._samples is None else [operator.index(sample) for sample in self._samples]
 
     def _local_row(self, verdict: Verdict, wholes: Floats) -> list[float]:
-        """What this rank knows: how many samples it has, whether some of them gave a finite measure, and its
-        bad ones. Where they cannot be computed, they are not the cause.
+        """The bad samples of this rank. Where they cannot be computed, they are not the cause.
 
         Args:
             wholes: as of ``_searched``.
         """
-        row: list[float] = []
-        if self._failure is None and (ids := self._ids()):
-            members, whole = list(dict.fromkeys(ids)), float(wholes[self._agreement.rank])
-            value = partial(self._value, ids, verdict.signal)
-            healthy, fallen = math.isfinite(whole), dict[int, float]()
-            if not healthy:
-                bad, healthy = culprits.not_finite(members, lambda some: math.isfinite(value(some)))
-                fallen = dict.fromkeys(bad, _UNKNOWN)
-            elif 0.0 < culprits.RELEVANT * _excess(wholes, verdict) <= whole - _baseline(verdict):
-                fallen = culprits.explain(members, value, whole, _baseline(verdict))
-            row = [len(members), healthy]
-            for sample, fall in fallen.items():
-                alone = self._tried([sample], verdict.signal)
-                row += [*_digits(sample), alone.loss, alone.norm, fall]
-        return row + [_UNKNOWN] * (_HEAD + culprits.MOST * _COLUMNS - len(row))
+        if self._failure is not None or not (ids := self._ids()):
+            return sample_row(0, False, [])
+        members, whole = list(dict.fromkeys(ids)), float(wholes[self._agreement.rank])
+        value, usual = partial(self._value, ids, verdict.signal), baseline(verdict)
+        healthy, fallen = math.isfinite(whole), dict[int, float]()
+        if not healthy:
+            bad, healthy = culprits.not_finite(members, lambda some: math.isfinite(value(some)))
+            fallen = dict.fromkeys(bad, UNKNOWN)
+        elif 0.0 < culprits.RELEVANT * excess(wholes, verdict) <= whole - usual:
+            fallen = culprits.explain(members, value, whole, usual)
+        alone = {sample: self._tried([sample], verdict.signal) for sample in fallen}
+        found = [FoundSample(i, m.loss, m.norm, fallen[i]) for i, m in alone.items()]
+        return sample_row(len(members), healthy, found)
 
     def _value(self, ids: list[int], signal: str, some: Sequence[int]) -> float:
         chosen = set(some)
@@ -226,10 +249,13 @@ class SampleSearch:
         """Some samples, which may be too few for the loop's code; or all."""
         try:
             chosen = self._ids() if ids is None else ids
-            return self._measure(chosen, signal) if chosen else Measured(_UNKNOWN)
+            found = self._measure(chosen, signal) if chosen else Measured(UNKNOWN)
+            if ids is None and self._expected is not None and chosen:
+                _check_batch(found.loss, self._expected)
+            return found
         except Exception as error:  # noqa: BLE001 - whatever the loop's own code raises: the other ranks wait
             self._failure = self._failure or error
-            return Measured(_UNKNOWN)
+            return Measured(UNKNOWN)
         finally:
             self._sum = None
 
@@ -249,7 +275,7 @@ class SampleSearch:
         if not found.losses or any(p.grad is not None for p in self._observer.parameters):
             raise GuardError("closure(ids) must return the loss of these samples, or call guard.backward")
         jump = self._shield.jump() if of_buffers and self._shield is not None else None
-        return found.measured()._replace(jump=_UNKNOWN if jump is None else float(jump))
+        return found.measured()._replace(jump=UNKNOWN if jump is None else float(jump))
 
     @property
     def has_closure(self) -> bool:
@@ -280,6 +306,16 @@ class SampleSearch:
         return replace(sample, content="".join(c if c.isprintable() else "?" for c in words))
 
 
+def _check_batch(loss: float, expected: float) -> None:
+    """Raises GuardError where a closure computes another batch than the one that it was given for."""
+    finite = math.isfinite(loss), math.isfinite(expected)
+    if not (math.isclose(loss, expected, rel_tol=_SAME_LOSS) or not any(finite)):
+        raise GuardError(
+            f"the closure gives a loss of {loss:.4g} one step later, not {expected:.4g}: bind what it reads "
+            "of the loop, def closure(ids=ids, batch=batch)"
+        )
+
+
 class _Sum:
     """The loss of one call of the closure, over its micro-batches, and their gradients."""
 
@@ -308,61 +344,3 @@ class _Sum:
 
 def _added(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     return new if old is None else old if new is None else old + new
-
-
-class _Entry(NamedTuple):
-    """A sample in a row."""
-
-    high: float
-    middle: float
-    low: float
-    loss: float
-    norm: float
-    fall: float
-
-    @property
-    def sample(self) -> int:
-        return (int(self.high) * _DIGIT + int(self.middle)) * _DIGIT + int(self.low)
-
-    def evidence(self, rank: int, share: float | None) -> SampleEvidence:
-        norm = None if math.isnan(self.norm) else self.norm
-        bounded = None if share is None else min(1.0, share)
-        return SampleEvidence(self.sample, rank, self.loss, norm, share is None, bounded)
-
-
-def _digits(sample: int) -> tuple[int, int, int]:
-    rest, low = divmod(sample, _DIGIT)
-    high, middle = divmod(rest, _DIGIT)
-    return high, middle, low
-
-
-def _baseline(verdict: Verdict) -> float:
-    return verdict.baseline or 0.0
-
-
-def _excess(wholes: Floats, verdict: Verdict) -> float:
-    """Over the baseline, of all ranks that could be measured."""
-    return float((wholes[np.isfinite(wholes)] - _baseline(verdict)).sum())
-
-
-def ranked(rows: Floats, wholes: Floats, verdict: Verdict) -> list[SampleEvidence]:
-    """The samples of all ranks that explain the verdict, the worst first, at most ``culprits.MOST``.
-
-    Args:
-        rows: of ``SampleSearch._local_row``, [ranks, columns]; NaN where a rank knows nothing.
-        wholes: the measure of all samples of each rank.
-    """
-    entries = [
-        (_Entry(*entry), rank)
-        for rank, row in enumerate(rows)
-        for entry in row[_HEAD:].reshape(-1, _COLUMNS).tolist()
-        if not math.isnan(entry[0])
-    ]
-    if bad := [(entry, rank) for entry, rank in entries if math.isnan(entry.fall)]:
-        healthy = np.nansum(rows[:, 1]) > 0  # else it is not the samples, but the weights
-        return [entry.evidence(rank, None) for entry, rank in bad[: culprits.MOST] if healthy]
-    excess = _excess(wholes, verdict)
-    relevant = max(culprits.RELEVANT, min(_RELEVANT_AT_MOST, 2 / max(1.0, np.nansum(rows[:, 0]))))
-    shares = [(entry.fall / excess, entry, rank) for entry, rank in entries]
-    worst = sorted((item for item in shares if item[0] >= relevant), key=lambda item: -item[0])
-    return [entry.evidence(rank, share) for share, entry, rank in worst[: culprits.MOST]]

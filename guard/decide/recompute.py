@@ -72,6 +72,10 @@ class BatchReplayer:
         """Where the first forward of this attempt started to draw; None where that is unknown."""
         return self._generators
 
+    def resume(self, generators: dict[str, Any] | None) -> None:
+        """The next ``reset`` restores these: what ``generators`` was in an attempt before."""
+        self._generators = generators
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """What runs inside is no forward of the attempt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from guard import GradientGuard, GuardConfig, GuardError, Incident, StepReport
+from guard import GradientGuard, GuardError, Incident, StepReport
 from guard.act import rng
-from guard.decide.bad_samples import ranked
-from guard.records import Verdict
 from tests.guard.loops import network
 from tests.guard.ranks import on_ranks
 
@@ -51,6 +49,9 @@ class Loop:
         plain: bool = False,
         also_bad: dict[int, float] | None = None,
         place: int = BAD,
+        bad_at: Sequence[int] = (BAD_AT,),
+        scaled: bool = False,
+        unbound: bool = False,
         criterion: Criterion = functional.mse_loss,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         **config: Any,
@@ -61,11 +62,14 @@ class Loop:
         self.criterion = criterion
         self.bare = network() if wrap is None else wrap(network())
         self.model = DistributedDataParallel(self.bare) if ranks > 1 else self.bare
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
-        self.guard = GradientGuard(self.model, self.optimizer, GuardConfig.model_validate(config))
+        fused = config.get("mode") == "deferred"
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+        self.guard = GradientGuard(self.model, self.optimizer, config, scaler=scaler)
         self.poison, self.parts, self.rank, self.ranks = poison, micro_batches, rank, ranks
+        self.unbound = unbound
         self.missing, self.plain, self.also_bad = missing, plain, also_bad or {}
-        self.bad, self.place = -1, place
+        self.bad, self.place, self.bad_at = -1, place, bad_at
         torch.manual_seed(3 + rank)
 
     def loss(self, ids: list[int]) -> Tensor:
@@ -83,14 +87,15 @@ class Loop:
 
     def attempt(self, number: int) -> StepReport:
         batch = [(number * BATCH + i) % SAMPLES for i in range(BATCH)]
-        self.bad = batch[self.place] if number == BAD_AT else -1
+        self.bad = batch[self.place] if number in self.bad_at else -1
         share = BATCH // self.ranks
         own = batch[self.rank * share : (self.rank + 1) * share]
         if self.missing and self.bad in own:
             own.remove(self.bad)
             self.bad = -1
 
-        def closure(ids: list[int] = own) -> Tensor | None:
+        def closure(ids: list[int] = own, bad: int = self.bad) -> Tensor | None:
+            self.bad = self.bad if self.unbound else bad
             if self.parts == 1:
                 return self.loss(ids)
             return self.backward(ids)
@@ -138,11 +143,35 @@ def test_the_search_leaves_no_trace(poison: Poison, mode: str) -> None:
     assert rng.equal(generators, others)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 4])
 @pytest.mark.parametrize("poison", [nan_pixel, far_target])
-def test_an_excluded_sample_is_as_if_the_batch_never_had_it(poison: Poison) -> None:
-    excluding = Loop(poison, exclude_samples=True)
+def test_a_deferred_guard_finds_it_one_step_later_without_a_trace(poison: Poison, micro_batches: int) -> None:
+    deferred = Loop(poison, micro_batches=micro_batches, mode="deferred")
+    incident, state, generators = finished(deferred)
+    _, plain, others = finished(Loop(poison, micro_batches=micro_batches, mode="deferred", plain=True))
+    assert (incident.attempt, incident.action) == (BAD_AT + 1, "skipped")
+    assert [s.sample for s in incident.bad_samples] == [BAD]
+    assert same(state, plain)
+    assert rng.equal(generators, others)
+
+
+@pytest.mark.parametrize("poison", [nan_pixel, far_target])
+def test_a_closure_that_computes_the_next_batch_by_then_accuses_nobody(
+    poison: Poison, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "guard"):
+        incident = Loop(poison, mode="deferred", unbound=True).run()
+    assert incident is not None
+    assert incident.bad_samples == []
+    assert "one step later" in caplog.text
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("poison", [nan_pixel, far_target])
+def test_an_excluded_sample_is_as_if_the_batch_never_had_it(poison: Poison, scaled: bool) -> None:
+    excluding = Loop(poison, exclude_samples=True, scaled=scaled)
     incident, state, generators = finished(excluding)
-    without = Loop(poison, missing=True)
+    without = Loop(poison, missing=True, scaled=scaled)
     assert without.run() is None
     assert (incident.action, incident.excluded_samples) == ("applied", [BAD])
     assert (excluding.guard.totals.excluded_samples, excluding.guard.totals.skips) == (1, 0)
@@ -312,23 +341,6 @@ def test_samples_need_a_closure_that_takes_them() -> None:
             last.guard.step(last.loss, samples=ids)
 
 
-def test_samples_of_all_ranks_are_ranked_by_what_they_explain() -> None:
-    def row(healthy: bool, *entries: tuple[int, float], samples: int = 32) -> list[float]:
-        filled = [v for sample, fall in entries for v in (0, 0, sample, 3.0, math.nan, fall)]
-        return [samples, healthy, *filled] + [math.nan] * (48 - len(filled))
-
-    def named(rows: list[list[float]], *wholes: float) -> list[tuple[int, int]]:
-        spike = Verdict("spike", "loss", 9.0, 1.0)
-        return [(s.sample, s.rank) for s in ranked(np.array(rows), np.array(wholes), spike)]
-
-    unknown = [math.nan] * 50
-    assert named([row(True, (4, 0.05)), row(True, (9, 2.0)), unknown], 1.1, 3.0, math.nan) == [(9, 1)]
-    nan = row(False, (4, math.nan), (5, math.nan))
-    assert named([nan, row(True)], math.nan, 1.1) == [(4, 0), (5, 0)]
-    assert named([nan, unknown], math.nan, math.nan) == []  # nothing was finite: the weights
-    assert named([row(True, (1, 0.8), (2, 0.7), samples=4)], 3.0) == []  # about an even split of four
-
-
 def _two_ranks(rank: int, world_size: int, _: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for poison in (nan_pixel, far_target):
@@ -342,6 +354,17 @@ def _two_ranks(rank: int, world_size: int, _: Path) -> dict[str, Any]:
             same(state, without.state()),
         )
     return found
+
+
+def _comes_back(rank: int, world_size: int, _: Path) -> list[tuple[list[int], list[int]]]:
+    loop = Loop(bad_at=range(BAD_AT, 40, 2), rank=rank, ranks=world_size, exclude_samples=True)
+    reports = [loop.attempt(number) for number in range(40)]
+    return [(r.excluded_samples, r.excluded_ranks) for r in reports if r.excluded_samples or r.excluded_ranks]
+
+
+def test_of_a_rank_with_a_bad_sample_in_many_batches_only_the_samples_are_excluded(tmp_path: Path) -> None:
+    batches = range(BAD_AT, 40, 2)
+    assert on_ranks(2, _comes_back, tmp_path)[1] == [([n * BATCH % SAMPLES + BAD], []) for n in batches]
 
 
 def test_two_ranks_agree_on_the_sample_and_train_without_it(tmp_path: Path) -> None:
