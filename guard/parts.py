@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from guard.act.accumulation import GradAccumulation
+from guard.act.rollback import NamesOnly
 from guard.act.snapshot import Stateful
 from guard.act.training_state import TrainingState
 from guard.agree.agreement import Agreement
@@ -86,9 +87,10 @@ def make_parts(
         ema=ema,
     )
     decider.new_level.only_statistics = state.only_statistics
-    decider.rate.follow(state.oldest_step, replays=data is not None)
+    rewinds = data is not None and not isinstance(data, NamesOnly)
+    decider.rate.follow(state.oldest_step, replays=rewinds)
     state.keep_oldest(decider.rate.needs_start)
-    replays = data is not None or config.recovery.data == "replay"
+    replays = rewinds or config.recovery.data == "replay"
     repairs = Repairs(
         model, optimizer, observer, state, config, process_group, agreement.exchange, replays=replays
     )

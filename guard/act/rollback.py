@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from guard.act.cooldown import Cooldown
-from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing
+from guard.act.snapshot import GENERATORS, Snapshot, SnapshotRing, Stateful
 from guard.records import Source
 from guard.types import RateFinding, StepOutcome
 
@@ -14,6 +15,22 @@ DATA = "data"
 """What the data cursor is called in a snapshot."""
 
 Restore = Callable[[int], int | None]
+
+
+class NamesOnly:
+    """A data cursor that names samples and is never rolled back, where a framework owns the loop's loader."""
+
+    def __init__(self, cursor: Stateful) -> None:
+        self._cursor = cursor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, _: dict[str, Any]) -> None:
+        pass
 
 
 class Rollback:

@@ -13,6 +13,7 @@ from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
 
 from guard import GradientGuard, GuardConfig, GuardMetrics, Incident, Journal, StepReport
+from guard.act.rollback import NamesOnly
 from guard.act.snapshot import Stateful
 from guard.errors import GuardError, GuardHalt
 
@@ -65,6 +66,8 @@ class GuardSession:
             raise GuardError("LBFGS runs backward many times a step: choose another optimizer")
         named = {f"schedule.{i}": schedule for i, schedule in enumerate(schedules)}
         options: GuardOptions = {**self._options, "state": {**named, **(self._options.get("state") or {})}}
+        if (data := self._options.get("data")) is not None:
+            options["data"] = NamesOnly(data)
         self.guard = GradientGuard(model, optimizer, self.config, scaler=scaler, **options)
         self._skips = self._rollbacks = 0
         self._observed, self.report, self.applied = False, None, True
