@@ -53,6 +53,13 @@ def test_a_loss_differs_by_more_than_the_order_of_its_sums_or_is_of_the_same_bat
     assert "its loss is 2.001, it was 2" in first.other(0, 2.001)
 
 
+def test_a_first_batch_that_is_not_finite_is_skipped_both_times() -> None:
+    first = FirstBatch()
+    first.note(5, math.nan, 5)
+    first.note(5, 2.0, 5)
+    assert first.other(5, 2.0) == ""
+
+
 def test_the_start_is_the_oldest_state_and_its_first_loss_the_one_that_counts() -> None:
     first = FirstBatch()
     for step, loss, oldest in ((0, 2.0, 0), (1, 1.9, 0), (0, 7.0, 0)):  # the last after a bad batch
