@@ -157,6 +157,8 @@ class SampleSearch:
         self._sizes = rows[:, 0].tolist()
         found = [self._described(sample) for sample in ranked(rows, wholes, verdict)]
         self._misses = 0 if found else self._misses + 1
+        if not found and self._agreement.rank == 0:
+            log.info("%s: none of the batch's samples explains it", verdict.signal)
         return found
 
     def launched(self) -> None:

@@ -219,7 +219,11 @@ def _bad_samples(incident: Incident) -> str:
         others = len(incident.bad_samples) - 1
         more = f", and {plural(others, 'more', 'more')} in the batch," if others else ""
         return f"{name[0].upper()}{name[1:]}{more} {'are' if others else 'is'} not finite."
-    return f"Without {name} {percent(worst.share)} of the excess is gone."
+    gone = f"Without {name} {percent(worst.share)} of the excess is gone"
+    shares = [bad.share or 0.0 for bad in incident.bad_samples]
+    if len(shares) == 1:
+        return f"{gone}."
+    return f"{gone}, without {plural(len(shares) - 1, 'more', 'more')} {percent(min(1.0, sum(shares)))}."
 
 
 def action(incident: Incident) -> str:

@@ -56,6 +56,8 @@ def test_the_story_says_what_goes_without_the_sample_and_what_was_excluded():
         return " ".join(words.story(Incident.from_row(row)))
 
     assert "Without sample 17 (x) 93 % of the excess is gone." in story(incident(1, bad(17, content="x")))
+    several = incident(1, bad(17, share=0.4), bad(4, share=0.35), bad(5, share=0.2))
+    assert "Without sample 17 40 % of the excess is gone, without 2 more 95 %." in story(several)
     assert "Sample 17 is not finite." in story(incident(1, bad(17, share=None), verdict="nonfinite"))
     excluded = incident(1, bad(17), action="applied", excluded_samples=[17])
     assert "Computed again without sample 17, the batch was fine." in story(excluded)
