@@ -8,7 +8,6 @@ depends on the position (T5, ALiBi) counts only where attention is written out: 
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -67,8 +66,7 @@ class AttentionLogits(TorchFunctionMode):
             hooks.register_module_forward_hook(self._left, always_call=True),
         ):
             self._hooks.callback(handle.remove)
-        if "torch._dynamo" in sys.modules:
-            self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -82,7 +80,7 @@ class AttentionLogits(TorchFunctionMode):
         if (read := self._reader(func)) is not None:
             try:
                 self._note(read(*args, **kwargs))
-            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is: the model goes on
                 self.problem = self.problem or f"{self._name() or 'the model'}: {error}"
         return func(*args, **kwargs)
 
@@ -193,9 +191,10 @@ def _of_flex(
     """The arguments are those of torch's operator; what a ``score_mod`` adds does not count."""
     from torch.nn.attention.flex_attention import create_mask
 
-    batch, heads, length, _ = query.shape
-    mask = create_mask(block_mask[-1], batch, heads, length, key.size(-2), device=query.device)
-    return _of_call(query, key, value, mask, scale=scale, enable_gqa=key.size(-3) != heads)
+    blocks = next(part for part in block_mask if isinstance(part, Tensor))
+    samples, heads = blocks.shape[:2]  # 1 where all are alike
+    mask = create_mask(block_mask[-1], samples, heads, query.size(-2), key.size(-2), str(query.device))
+    return _of_call(query, key, value, mask, scale=scale, enable_gqa=key.size(-3) != query.size(-3))
 
 
 def _of_multi_head(*args: Any, **kwargs: Any) -> Heads:
@@ -219,10 +218,8 @@ def _of_multi_head(*args: Any, **kwargs: Any) -> Heads:
 
 
 def _of_masks(call: Mapping[str, Any], queries: Tensor, keys: Tensor) -> Tensor:
-    """What ``attn_mask`` and ``key_padding_mask`` leave, [samples, heads or 1, queries, keys]."""
-    allowed = torch.ones(
-        len(queries), 1, queries.size(-2), keys.size(-2), dtype=torch.bool, device=keys.device
-    )
+    """What ``attn_mask`` and ``key_padding_mask`` leave, [samples or 1, heads or 1, queries, keys]."""
+    allowed = torch.ones(1, 1, queries.size(-2), keys.size(-2), dtype=torch.bool, device=keys.device)
     attention, padding = call.get("attn_mask"), call.get("key_padding_mask")
     if attention is not None:
         attention = attention.unflatten(0, (len(queries), -1)) if attention.ndim == 3 else attention

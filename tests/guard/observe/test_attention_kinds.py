@@ -93,16 +93,25 @@ def test_nested_samples_of_different_lengths() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")
-def test_flex_attention_with_shared_keys_and_a_block_mask() -> None:
+@pytest.mark.parametrize("kind", ["none", "causal", "samples", "heads"])
+def test_flex_attention_with_shared_keys_and_block_masks(kind: str) -> None:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch.manual_seed(0)
-    query, key = torch.randn(SAMPLES, HEADS, 16, 16), torch.randn(SAMPLES, 2, 16, 16)
-    causal = create_block_mask(lambda b, h, q, k: q >= k, None, None, 16, 16, device="cpu")  # noqa: ARG005
-    found = seen(lambda: flex_attention(query, key, key, block_mask=causal, enable_gqa=True, scale=0.5))
+    query, key, lengths = torch.randn(2, HEADS, 16, 16), torch.randn(2, 2, 16, 16), torch.tensor([9, 16])
+    allowed: Any = {
+        "causal": lambda b, h, q, k: q >= k,  # noqa: ARG005
+        "samples": lambda b, h, q, k: k < lengths[b],  # noqa: ARG005
+        "heads": lambda b, h, q, k: (q >= k) | (h > 1),  # noqa: ARG005
+    }.get(kind)
+    sizes = (2 if kind == "samples" else None, HEADS if kind == "heads" else None, 16, 16)
+    mask = allowed and create_block_mask(allowed, *sizes, device="cpu")
+    found = seen(lambda: flex_attention(query, key, key, block_mask=mask, enable_gqa=True, scale=0.5))
     logits = query @ key.repeat_interleave(2, 1).mT * 0.5
-    expected = logits.masked_fill(~torch.ones(16, 16).tril().bool(), -torch.inf).amax((0, 2, 3))
-    assert found == pytest.approx(expected.numpy(), rel=1e-5)
+    if allowed:
+        places = torch.meshgrid(*(torch.arange(size) for size in logits.shape), indexing="ij")
+        logits = logits.masked_fill(~allowed(*places), -torch.inf)
+    assert found == pytest.approx(logits.amax((0, 2, 3)).numpy(), rel=1e-5)
 
 
 def test_attention_written_out_shows_what_its_softmax_is_given() -> None:
