@@ -1,4 +1,4 @@
-"""Five networks that resemble none of the others, with data of their own: none had a part in any choice."""
+"""Five networks that resemble none of the others, with data of their own."""
 
 from __future__ import annotations
 
