@@ -36,7 +36,7 @@ _LONG = 0.9 * _FAR
 _MOST_LAYERS = 16
 """More count as so many: no deeper network was measured."""
 _RESTARTS = 2.0
-"""A rate that was fine before, and is this multiple of the one with which the loss was lowest, has been
+"""A rate that the run had before, and is this multiple of the one with which the loss was lowest, has been
 restarted: its level is above that by design, and is learned again."""
 _START = 50
 """Attempts in which long updates are no evidence, two levels: ``start_rate`` judges those."""
@@ -90,7 +90,9 @@ class Climbing:
         self.by_design = False
         self._losses: deque[float] = deque(maxlen=_LEVEL)
         self._first = self._lowest = math.inf
-        self._rate = self._lowest_rate = 0.0
+        self._rate = self._highest = 0.0
+        self._lowest_rates = 0.0, 0.0
+        """The rate when the loss was lowest, and the highest before that."""
         self._cap = math.inf
         """The rate at which it is held."""
         self._moved: float | None = None
@@ -113,8 +115,10 @@ class Climbing:
             The climb, on the attempt with which a warning begins.
         """
         losses = self._losses
-        if self._lowest < math.inf and _RESTARTS * self._lowest_rate < rate <= _HIGHER * self._rate:
+        lowest_rate, highest = self._lowest_rates
+        if self._lowest < math.inf and _RESTARTS * lowest_rate < rate <= _HIGHER * highest:
             self.relearn()
+        self._highest = max(self._highest, rate)
         losses.append(loss)
         self._seen += 1
         self._moved = self._moved if moved is None else moved
@@ -124,7 +128,8 @@ class Climbing:
             return None
         level = fmean(losses)
         if level < self._lowest:
-            self._lowest, self._lowest_rate, self._rate = level, rate, max(self._rate, rate)
+            self._lowest, self._rate = level, max(self._rate, rate)
+            self._lowest_rates = rate, self._highest
             if self._first == math.inf:
                 self._first = abs(level)
         self._since += 1
@@ -199,7 +204,8 @@ class Climbing:
             "first": self._first,
             "lowest": self._lowest,
             "rate": self._rate,
-            "lowest_rate": self._lowest_rate,
+            "lowest_rates": list(self._lowest_rates),
+            "highest": self._highest,
             "since": self._since,
             "cap": self._cap,
             "moved": self._moved,
@@ -211,7 +217,9 @@ class Climbing:
         self._first, self._lowest = float(state["first"]), float(state["lowest"])
         self._eased = None if state.get("eased") is None else tuple(state["eased"])
         self._rate, self._seen = float(state["rate"]), int(state.get("seen", _START))
-        self._lowest_rate = float(state.get("lowest_rate", self._rate))
+        self._highest = float(state.get("highest", self._rate))
+        lowest, highest = state.get("lowest_rates", [self._rate, self._rate])
+        self._lowest_rates = float(lowest), float(highest)
         self._cap = float(state.get("cap", self._rate if self.hold < 1.0 else math.inf))
         self._moved, self.by_design = state.get("moved"), bool(state.get("by_design", False))
 

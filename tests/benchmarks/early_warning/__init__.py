@@ -4,6 +4,7 @@
 ``log``: writes every signal of a run, so that all candidates are judged on the same runs
 ``networks``: what is trained, in two halves: rules were chosen on the first
 ``further``: six networks of neither half
+``unlike``: five that resemble none of the others
 ``candidates``: the signals that could announce it, from a log
 ``acting``: runs that it warns of, with the rate held, with rollbacks alone, with neither
 ``cost``: what it costs

@@ -5,8 +5,8 @@
 
 Every run is logged once with all signals. A candidate warns above a threshold that gives at most one warning
 in 10,000 steps of the healthy runs of the chosen networks and of the healthy zoo; the guard's own has its
-constants. The networks held out had no part in any choice; with ``--further`` six that were made later. With
-``--keep`` logs stay, and are not made again.
+constants. The networks held out had no part in any choice; with ``--further`` eleven that were made later.
+With ``--keep`` logs stay, and are not made again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         keep = options.keep or Path(folder)
         keep.mkdir(parents=True, exist_ok=True)
-        wanted = {run.name: run for run in runs(quick=options.quick, six_more=options.further)}
+        wanted = {run.name: run for run in runs(quick=options.quick, later=options.further)}
         logs = gather(keep, wanted.values(), zoo_too=not (options.quick or options.further))
     judged = list(map(judge, logs))
     warned = {run.log.name for run in judged if not run.chosen and _lead(OURS, run, 0.0) is not None}
@@ -82,7 +82,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one explosion and one healthy run")
-    parser.add_argument("--further", action="store_true", help="six networks of neither half instead")
+    parser.add_argument("--further", action="store_true", help="eleven networks of neither half instead")
     parser.add_argument("--keep", type=Path, help="folder of logs that were made; new ones are added")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

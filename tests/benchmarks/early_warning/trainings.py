@@ -1,5 +1,6 @@
 """Explosions that nobody injected: rates that creep up 1 % a step, rise to 30 times the right one, or are 3
-to 15 times as high, with a short warm-up or none. And healthy runs of the same networks.
+to 15 times as high, with a short warm-up or none, go up and down once, or start again. And healthy runs of
+the same networks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from early_warning.further import further
 from early_warning.log import Log, Logger
 from early_warning.networks import models
+from early_warning.unlike import unlike
 
 SEED, OTHER_SEED = 0, 10
 """Of all trainings; of the healthy ones that had no part in any choice."""
@@ -41,13 +43,14 @@ class Run(NamedTuple):
         return self.times == 1
 
 
-def runs(*, quick: bool = False, six_more: bool = False) -> list[Run]:
-    """All runs; ``six_more``: those of ``further`` instead, each with three seeds where it is healthy."""
+def runs(*, quick: bool = False, later: bool = False) -> list[Run]:
+    """All runs; ``later``: those of ``further`` and ``unlike``, each with three seeds where it is healthy."""
     if quick:
         return [Run("mlp", "ramp", 30, 0, 400), Run("mlp", "hramp", 1, 0, 500)]
-    if six_more:
-        healthy = [run for model in further() for seed in (1, 2) for run in _each(model, seed) if run.healthy]
-        return [*(run for model in further() for run in _each(model, SEED)), *healthy]
+    if later:
+        names = [*further(), *unlike()]
+        healthy = [run for model in names for seed in (1, 2) for run in _each(model, seed) if run.healthy]
+        return [*(run for model in names for run in _each(model, SEED)), *healthy]
     return [run for model in models() for run in _each(model, SEED)]
 
 
@@ -58,7 +61,9 @@ def _each(model: str, seed: int) -> list[Run]:
         *(Run(model, "warm", times, seed, 400) for times in (5, 15)),
         *(Run(model, "const", times, seed, 400) for times in (3, 10)),
     ]
-    return [*exploding, Run(model, "hramp", 1, seed, 500), Run(model, "const", 1, seed, 500)]
+    found = [*exploding, Run(model, "hramp", 1, seed, 500), Run(model, "const", 1, seed, 500)]
+    cycles = [Run(model, "cycle", 10, seed, 400), Run(model, "restarts", 6, seed, 500)]
+    return [*found, *cycles, Run(model, "restarts", 1, seed, 1000)] if model in unlike() else found
 
 
 class Updates(Protocol):
@@ -70,7 +75,7 @@ class Updates(Protocol):
 
 def train(run: Run, updates: Callable[..., Updates] = Logger) -> Log:
     """Trains, until the loss is not finite or far above its start."""
-    task, optimizer_of, right = (models() | further())[run.model]
+    task, optimizer_of, right = (models() | further() | unlike())[run.model]
     torch.manual_seed(run.seed)
     model, data = task.build(), torch.Generator().manual_seed(1000 + run.seed)
     optimizer = optimizer_of(model.parameters(), right * run.times)
@@ -120,4 +125,6 @@ def _schedule(run: Run, step: int) -> float:
         "ramp": (step + 1) / run.steps,
         "warm": min(1.0, (step + 1) / 100),
         "hramp": min(1.0, (step + 1) / 300),
+        "cycle": (1 - math.cos(2 * math.pi * (step + 1) / run.steps)) / 2,
+        "restarts": min(1.0, (step + 1) / 50) * (1.01 + math.cos(math.pi * (step % 200) / 200)) / 2,
     }[run.kind]
