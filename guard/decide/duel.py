@@ -88,7 +88,7 @@ class FirstBatch:
 
     def note(self, step: int, loss: float, oldest: int | None) -> None:
         """The loss of an attempt after ``step``."""
-        if step == oldest != self.step:
+        if step == oldest != self.step and math.isfinite(loss):
             self.step, self.loss = step, loss
 
     def other(self, step: int, loss: float) -> str:
