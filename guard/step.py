@@ -225,6 +225,7 @@ class StepPipeline:
             step=self.step,
             learning_rate=self._state.learning_rate if rate is None else rate,
             previous_rate=self._state.rate.last,
+            lr_scale=self._state.cooldown.lr_scale,
             can_roll_back=self._state.can_roll_back(),
             moved_far=partial(self._state.moved_far, self.step),
             travelled=partial(self._state.travelled, self.step),

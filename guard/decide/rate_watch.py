@@ -40,6 +40,8 @@ class RateWatch:
         self.climbing = Climbing(layers)
         self.advice = 1.0
         """What the learning rate should be multiplied by, where the guard may not."""
+        self._scale = 1.0
+        """What is the guard's in the rate of the present attempt: a cooldown, or a cut."""
 
     def follow(self, oldest_step: Callable[[], int], *, replays: bool) -> None:
         """How a return leads to the start.
@@ -68,6 +70,7 @@ class RateWatch:
         rate: float,
         *,
         step: int,
+        scale: float,
         can_roll_back: bool,
         moved: float | None,
         travelled: Callable[[], Travelled | None],
@@ -81,11 +84,13 @@ class RateWatch:
             loss: agreed.
             rate: of its update.
             step: before it.
+            scale: what the guard has multiplied the schedule's rate with.
             can_roll_back: whether there is a state to return to.
             moved: the mean distance of a step over the norm of the weights, where it was measured.
             travelled: how far the weights are from the first ones.
             way_back: at which share of that way the loss is lowest; called only where a rate is named.
         """
+        self._scale = scale
         alarm = self._acts and decision.rung in ("rollback", "halt")
         finding = self.start.observe(loss, rate, travelled=travelled, alarm=alarm, step=step)
         if finding is None:
@@ -101,7 +106,6 @@ class RateWatch:
         """Names a rate to try, once: by where on their way the first steps were lowest, or by their climb."""
         self.start.open = False
         named = finding.named if share is None else max(CUT, 1 / share)
-        self.advice = 1 / named
         finding = replace(finding, reason=f"{finding.climb}: {self._too_high(rate, named)}", acts=False)
         if verdict.kind != "ok" or decision.rung != "apply":
             reason = f"{decision.reason}; {finding.reason}"
@@ -153,10 +157,13 @@ class RateWatch:
         named = planned / climb.rate
         then = f"the learning rate is held at {climb.rate:.2g}, instead of {planned:.2g}"
         if not self._acts:
-            self.advice, then = 1 / named, self._too_high(planned, named)
+            then = self._too_high(planned, named)
         return RateFinding(factor, False, seen, f"{seen}: {then}", named, self._acts)
 
     def _too_high(self, rate: float, times: float) -> str:
+        """Advice about the schedule's rate; a factor that was named before is no smaller now."""
+        rate, times = rate / self._scale, max(times / self._scale, 1 / self.advice)
+        self.advice = 1 / times
         probably = f"the learning rate {rate:.2g} is probably about {float(f'{times:.2g}'):g} times too high"
         then = "no healthy state is left to return to" if self._acts else "mode: shadow changes nothing"
         then = f"; {then}" if self._config.rate == "act" else ", or set rate: act"

@@ -368,7 +368,6 @@ class StartRate:
             "last": list(self._last),
             "best": self._best,
             "start_step": self._start_step,
-            "first": [self._first.step, self._first.loss],
             "same_start": self._same_start,
             "duel_after": self._duel_after,
             "doubt": self._doubt,
@@ -388,7 +387,7 @@ class StartRate:
         best = state.get("best")  # a mean, in states of before there were pairs
         self._best = [best] * COMPARED if isinstance(best, float) else best
         self._start_step = state.get("start_step")
-        self._first = FirstBatch(*state.get("first", ()))
+        self._first = FirstBatch()  # as the oldest state: that of the resume, from now on
         self._duel_after = int(state.get("duel_after", _DUEL_STEPS if self.cuts else _STEPS))
         self._same_start, self._doubt = bool(state.get("same_start", True)), str(state.get("doubt", ""))
         self._next_lead, self._lead = map(float, state.get("leads", [LEAD, LEAD]))

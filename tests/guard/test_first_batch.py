@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import pytest
 
 from guard.decide.duel import FirstBatch
 from guard.decide.start_rate import StartRate
@@ -69,11 +66,10 @@ def test_the_start_is_the_oldest_state_and_its_first_loss_the_one_that_counts() 
     assert (first.step, first.loss) == (20, 1.5)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_the_first_batch_is_known_after_a_resume_and_unknown_in_states_without_it(known: bool) -> None:
-    rule, again = StartRate(oldest_step=lambda: 0), StartRate()
-    rule.observe(2.0, 0.1, travelled=lambda: None, step=0)
-    state = rule.state_dict()
-    again.load_state_dict(state if known else {k: v for k, v in state.items() if k != "first"})
-    step, loss = again.state_dict()["first"]
-    assert (step, loss) == (0, 2.0) if known else (step == -1 and math.isnan(loss))
+def test_after_a_resume_the_first_batch_is_that_of_the_resume() -> None:
+    rule = StartRate(oldest_step=lambda: 20)
+    rule.observe(2.0, 0.1, travelled=lambda: None, step=20)
+    rule.load_state_dict(rule.state_dict())
+    assert rule._first.step == -1
+    rule.observe(1.5, 0.1, travelled=lambda: None, step=20)
+    assert (rule._first.step, rule._first.loss) == (20, 1.5)

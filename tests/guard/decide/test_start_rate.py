@@ -206,18 +206,36 @@ def test_the_advice_to_set_what_is_set_is_not_given(caplog: pytest.LogCaptureFix
     warn, act = (message for message in caplog.messages if "learning rate" in message)
     assert warn.endswith("try 0.33, or set rate: act")
     assert act.endswith("try 0.33; mode: shadow changes nothing")
-    config = GuardConfig(mode="exact", rate="act")
-    watch = RateWatch(config, EscalationLadder(config.budget, "skip"), layers=1)
+    assert advised(GuardConfig(mode="exact", rate="act")).endswith("; no healthy state is left to return to")
+
+
+def advised(config: GuardConfig, *, scale: float = 1.0) -> str:
+    """At a loss that climbs from 1 to 4 at a rate of 0.3, of which ``scale`` is the guard's."""
     judge = partial(
-        watch.judge,
+        RateWatch(config, EscalationLadder(config.budget, "skip"), layers=1).judge,
         step=0,
+        scale=scale,
         can_roll_back=False,
         moved=None,
         travelled=lambda: Travelled(9.0, 9),
         way_back=lambda: None,
     )
     *_, (_, decision) = (judge(OK, Decision("apply", "ok"), loss, 0.3) for loss in (1.0, 2.0, 4.0))
-    assert decision.reason.endswith("; no healthy state is left to return to")
+    return decision.reason
+
+
+def test_the_rate_that_is_called_too_high_is_the_one_that_was_set() -> None:
+    """Not what a cooldown has made of it."""
+    named = [advised(GuardConfig(), scale=scale).rpartition(": the learning")[2] for scale in (1.0, 0.5)]
+    assert named[0].startswith(" rate 0.3 is probably about 3 times too high: try 0.1,")
+    assert named[1].startswith(" rate 0.6 is probably about 6 times too high: try 0.1,")
+
+
+def test_what_was_named_is_no_smaller_at_a_later_climb() -> None:
+    reports = Digits(300 * RIGHT).train(100).reports
+    warnings = [report for report in reports if report.verdict.kind == "warning"]
+    assert len(warnings) == 2
+    assert warnings[0].rate_advice == warnings[1].rate_advice == pytest.approx(1 / 27)
 
 
 @pytest.mark.parametrize("kind", ["nan_loss", "poisoned_batch", "scaled_gradient"])
