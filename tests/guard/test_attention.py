@@ -42,6 +42,7 @@ def train(
     loud: float = 1.0,
     normed: bool = False,
     closure: bool = True,
+    casts: bool = False,
     **more: Any,
 ) -> tuple[Reader, list[StepReport], GradientGuard]:
     torch.manual_seed(0)
@@ -56,9 +57,10 @@ def train(
     for _ in range(steps):
         x, y = torch.randn(8, 8, 16), torch.randint(4, (8,))
         optimizer.zero_grad()
-        guard.backward(F.cross_entropy(model(x), y))
         again = lambda x=x, y=y: F.cross_entropy(model(x), y)  # noqa: E731
-        reports.append(guard.step(again if closure else None))
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            guard.backward(again())
+            reports.append(guard.step(again if closure else None))
     return model, reports, guard
 
 
@@ -145,11 +147,11 @@ def test_queries_that_are_normalized_keep_their_weights_to_the_bit(caplog: pytes
 
 @pytest.mark.parametrize("casts", [False, True])
 def test_without_a_closure_the_last_forward_shows_the_same(*, casts: bool) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=casts):
-        plain, _, _ = train("off", steps=11)
-        (_, given, _), (model, found, _) = (
-            train({"action": "watch", "every": 5}, steps=11, closure=closure) for closure in (True, False)
-        )
+    plain, _, _ = train("off", steps=11, casts=casts)
+    (_, given, _), (model, found, _) = (
+        train({"action": "watch", "every": 5}, steps=11, closure=closure, casts=casts)
+        for closure in (True, False)
+    )
     assert [report.attention_logit for report in found] == [report.attention_logit for report in given]
     assert found[10].attention_logit is not None
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
