@@ -31,8 +31,9 @@ _FAR = 0.02
 """Updates are long from this change of the network by a step on: the mean distance of the weights over their
 norm, times the square root of the layers, whose changes add up (as in deep relative trust, Bernstein 2020).
 A healthy start may be that fast, but then the loss falls."""
-_LONG = 0.9 * _FAR
-"""That change, times the standard deviations: the longer the updates are, the smaller a climb will do."""
+_LONG = 0.027
+"""That change, times the standard deviations: the longer the updates are, the smaller a climb will do. A
+lower limit announces no more explosions of the networks that it was chosen on, and warns of more right rates."""
 _MOST_LAYERS = 16
 """More count as so many: no deeper network was measured."""
 _RESTARTS = 2.0
