@@ -33,7 +33,7 @@ norm, times the square root of the layers, whose changes add up (as in deep rela
 A healthy start may be that fast, but then the loss falls."""
 _LONG = 0.027
 """That change, times the standard deviations: the longer the updates are, the smaller a climb will do. A
-lower limit announces no more explosions of the networks that it was chosen on, and warns of more right rates."""
+lower limit announces no more explosions of the networks it was chosen on, and warns of more right rates."""
 _MOST_LAYERS = 16
 """More count as so many: no deeper network was measured."""
 _RESTARTS = 2.0
