@@ -262,7 +262,7 @@ class StepPipeline:
         outcome = self._state.roll_back(
             step, recover=decision.recover, rate=decision.rate, verified=decision.verified
         )
-        self._decider.rolled_back(outcome.step)
+        self._decider.rolled_back(outcome.step, decision.rate)
         self._parts.repairs.returned(outcome.step)
         return replace(outcome, found=found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from guard.types import (
     Floats,
     Movement,
     Observation,
+    RateFinding,
     StepLimits,
     Travelled,
 )
@@ -81,6 +83,8 @@ class Decider:
             config, self.ladder, layers(parameters), shortens=isinstance(optimizer, Adagrad)
         )
         self._lost = LostGradients(config, names, parameters)
+        self._at_start: dict[str, Any] | None = None
+        """What was remembered at the start, while the rate may return the run there."""
 
     def follow(
         self,
@@ -134,6 +138,7 @@ class Decider:
         ``moved_far`` and ``travelled`` measure the weights, ``way_back`` the loss between the first ones and
         them: called only where that decides.
         """
+        self._keep_start()
         layer: int | None = None
         verdict, decision = OK, Decision("apply", "ok")
         typical = self.detector.clip_level(self._config.clip.factor)
@@ -208,10 +213,15 @@ class Decider:
         self.detector.expect_change(steps, loss, grad_norm)
         self.clipper.expect_change()
 
-    def rolled_back(self, step: int) -> None:
-        """The detector has been restored as of ``step``; a change after that still holds, or comes again."""
-        self.rate.rolled_back(step)
+    def rolled_back(self, step: int, rate: RateFinding | None = None) -> None:
+        """The detector has been restored as of ``step``; a change after that still holds, or comes again.
+
+        What the run has shown is remembered, unless the ``rate`` is why it begins again.
+        """
+        at_start = self.rate.rolled_back(step)
         self.own_spikes.rolled_back()
+        if rate is not None and at_start and self._at_start is not None:
+            self._remember(copy.deepcopy(self._at_start))
         changed_at, steps = self._changed
         if self.changes and step <= changed_at:
             self.detector.expect_change(changed_at - step + steps)
@@ -298,11 +308,15 @@ class Decider:
         verdict = replace(evidence.verdict, kind="suspect")
         return replace(evidence, verdict=verdict, decision=Decision("skip", f"{verdict.signal} is suspect"))
 
-    def _stateful(self) -> dict[str, Any]:
-        """What has a state of its own, by its name in checkpoints."""
+    def _keep_start(self) -> None:
+        if not self.rate.needs_start():
+            self._at_start = None
+        elif self._at_start is None:
+            self._at_start = copy.deepcopy(self._remembered())
+
+    def _memories(self) -> dict[str, Any]:
+        """What survives a rollback, by its name in checkpoints."""
         return {
-            "detector": self.detector,
-            "clip": self.clipper,
             "ladder": self.ladder,
             "rank_exclusion": self.rank_exclusion,
             "outliers": self.outliers,
@@ -311,22 +325,32 @@ class Decider:
             "rates": self._rates,
         }
 
+    def _remembered(self) -> dict[str, Any]:
+        return {n: part.state_dict() for n, part in self._memories().items()} | self._lost.state_dict()
+
+    def _remember(self, state: dict[str, Any]) -> None:
+        for name, part in self._memories().items():
+            if name in state:  # older checkpoints do not have all
+                part.load_state_dict(state[name])
+        self._lost.load_state_dict(state)
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            **{name: part.state_dict() for name, part in self._stateful().items()},
+            "detector": self.detector.state_dict(),
+            "clip": self.clipper.state_dict(),
             "changes": [self.changes, *self._changed],
             **self.rate.state_dict(),
-            **self._lost.state_dict(),
+            **self._remembered(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._stateful().items():
-            if name in state:  # older checkpoints do not have all
-                part.load_state_dict(state[name])
+        self.detector.load_state_dict(state["detector"])
+        self.clipper.load_state_dict(state["clip"])
         self.changes, *changed = map(int, state.get("changes", (0, 0, 0)))
         self._changed = (changed[0], changed[1])
         self.rate.load_state_dict(state)
-        self._lost.load_state_dict(state)
+        self._remember(state)
+        self._at_start = None
 
 
 def _far(moved_far: Callable[[], bool], travelled: Callable[[], Travelled | None]) -> bool:

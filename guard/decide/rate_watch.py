@@ -54,7 +54,7 @@ class RateWatch:
 
     def needs_start(self) -> bool:
         """Whether the run may still return to its start, which is then kept."""
-        return self._config.rate == "act" and self.start.needs_start
+        return self._acts and self.start.needs_start
 
     def changed(self, *, announced: bool) -> None:
         """A change on purpose."""
@@ -169,10 +169,10 @@ class RateWatch:
         then = f"; {then}" if self._config.rate == "act" else ", or set rate: act"
         return f"{probably}: try {rate / times:.2g}{then}"
 
-    def rolled_back(self, step: int) -> None:
-        """To that step; what is known of the rates still holds."""
+    def rolled_back(self, step: int) -> bool:
+        """To that step; what is known of the rates still holds. Returns whether it is the start."""
         self.climbing.rolled_back()
-        self.start.returned(step)
+        return self.start.returned(step)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -302,11 +302,12 @@ class StartRate:
         self._steps = min(self._steps, self._observed)
         return True
 
-    def returned(self, step: int) -> None:
+    def returned(self, step: int) -> bool:
         """After a rollback to ``step``: the first steps begin again there, or are not compared."""
         self._same_start = step == self._start_step
         if self._same_start and self._observed:
             self._restart()
+        return self._same_start
 
     def changed(self) -> None:
         """The loss changes on purpose: that of before is no measure, and no reason to return to it."""

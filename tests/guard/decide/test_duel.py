@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
@@ -28,6 +29,8 @@ SEEMS = 0.2
 """A rate that only seems too high."""
 TOO_HIGH = 2.0
 """One that is cut on evidence, before its duel."""
+STEEP = 0.08
+"""Added to each gradient: the norm of all is suspect."""
 
 
 class Run:
@@ -45,11 +48,16 @@ class Run:
         self.guard = GradientGuard(self.model, self.optimizer, {"rate": mode}, data=self.data)
         self.reports: list[StepReport] = []
 
-    def attempt(self, *, bad: bool = False) -> StepReport:
+    def attempt(self, *, bad: bool = False, steep: float = 0.0) -> StepReport:
         texts, factor = self.data.batch(), math.nan if bad else 1.0
+
+        def loss() -> Tensor:
+            slope = sum((steep * (p - p.detach())).sum() for p in self.model.parameters())
+            return factor * loss_of(self.model, texts) + slope
+
         self.optimizer.zero_grad()
-        self.guard.backward(factor * loss_of(self.model, texts))
-        self.reports.append(self.guard.step(lambda: factor * loss_of(self.model, texts)))
+        self.guard.backward(loss())
+        self.reports.append(self.guard.step(loss))
         return self.reports[-1]
 
     def until(self, steps: int = STEPS) -> Run:
@@ -146,6 +154,24 @@ def test_a_batch_that_is_not_finite_does_not_decide_a_duel(attempt: int, undistu
     ends = [reason.rpartition(":")[2] for reason in undisturbed.returns]
     assert [reason.rpartition(":")[2] for reason in run.returns] == ends
     assert run.reports[-1].rate_factor == 1.0
+
+
+def run_with_steep_steps(mode: str) -> Run:
+    run = Run(SEEMS, mode)
+    while run.guard.steps < STEPS:
+        run.attempt(steep=STEEP if run.guard.steps in (60, 61) else 0.0)
+    return run
+
+
+def test_what_is_remembered_of_spikes_is_as_at_the_start() -> None:
+    act, off = (run_with_steep_steps(mode) for mode in ("act", "off"))
+    assert len(act.returns) == 2, "to the third and back"
+    ends = [
+        [(report.verdict.kind, report.action) for report in run.reports[-STEPS - 1 :]] for run in (act, off)
+    ]
+    assert ends[0] == ends[1]
+    assert ends[1][60:63] == [("suspect", "skipped"), ("suspect", "clipped"), ("suspect", "clipped")]
+    assert not differences(dict(act.model.state_dict()), dict(off.model.state_dict()))
 
 
 def test_snapshots_in_the_middle_leave_the_start_where_it_is(undisturbed: Run) -> None:
