@@ -149,6 +149,8 @@ class Climbing:
         risen, far = self._risen(rate), self._far() if rate > 0.0 else 0.0
         if rise <= min(_FLOOR, _FLOOR_SHARE * self._first) or not (risen or far):
             return None
+        if (math.fsum(self._losses) - max(self._losses)) / (_LEVEL - 1) <= lowest:
+            return None  # one loss alone is no climb
         deviation = _DEVIATION * _roughness(self._losses)
         score = rise / max(deviation, rise / _MOST)
         if risen * score > _RISEN and rise > _LEAST * abs(lowest):

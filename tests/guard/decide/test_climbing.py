@@ -142,6 +142,12 @@ def test_the_longer_the_updates_the_smaller_a_climb_will_do() -> None:
     assert measured(half, 3 * LONG)
 
 
+def test_one_loss_alone_is_no_climb_however_long_the_updates_are() -> None:
+    losses = [3.0 * math.exp(-at / 50) for at in range(300)]
+    assert not measured([*losses[:LOW], 8.0, *losses[LOW + 1 :]], 10 * LONG)
+    assert measured([*losses[:LOW], *[8.0] * 9, *losses[LOW + 9 :]], 10 * LONG)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_rate_that_starts_again_is_compared_with_the_level_that_it_reaches(seed: int) -> None:
     """Four cycles of a cosine; the loss is low where the rate is, and the updates are always long."""
