@@ -22,9 +22,9 @@ _LEVEL = 25
 """Losses in the level, their mean: it has a fifth of one loss's noise."""
 _HIGHER = 1.1
 """The rate is above the others from this multiple on: a smaller rise explains no climb."""
-_RISEN = 1.0
-"""The logarithm of that multiple, times the standard deviations by which the loss has climbed: a rate that
-is 1.5 times as high needs 2.5 of them, one that is three times as high 0.9."""
+_RISEN, _MOST_RISEN = 1.0, 3.0
+"""The logarithm of that multiple, at most of this one, times the standard deviations by which the loss has
+climbed: a rate that is 1.5 times as high needs 2.5 of them, one that is three times as high, or more, 0.9."""
 _ABOVE = 2.5
 """Standard deviations of the difference of two levels: a climb without further evidence."""
 _FAR = 0.02
@@ -163,7 +163,9 @@ class Climbing:
 
     def _risen(self, rate: float) -> float:
         """The logarithm of the rate over the highest with which the loss reached a new low; else 0."""
-        return math.log(rate / self._rate) if rate > _HIGHER * self._rate > 0.0 else 0.0
+        if not rate > _HIGHER * self._rate > 0.0:
+            return 0.0
+        return math.log(min(_MOST_RISEN, rate / self._rate))
 
     def _far(self) -> float:
         """The change of the network by a step; 0 where that is not long, or not known."""

@@ -134,6 +134,8 @@ def test_the_less_the_rate_has_risen_the_farther_the_loss_must_have_climbed() ->
     two, many = plateau(0.2, 0.29), plateau(0.2, 0.05)
     assert [len(warned(iter(two), iter(rate))) for rate in rates] == [0, 0, 1]
     assert [len(warned(iter(many), iter(rate))) for rate in rates] == [0, 1, 1]
+    half, jumped = plateau(0.05, 0.29), [10.0 if at >= LOW else 0.01 for at in range(300)]
+    assert not warned(iter(half), iter(jumped)), "however far it has risen"
 
 
 def test_the_longer_the_updates_the_smaller_a_climb_will_do() -> None:
