@@ -81,6 +81,10 @@ class BufferShield:
         self._large: dict[int, int] = {}
         self._copy_all(self._buffers.read())
 
+    def begin(self) -> None:
+        """What was accepted before counts no more: the norms that jumps are measured in are taken anew."""
+        self._copy_all(self._buffers.read())
+
     @torch.no_grad()
     def accept(self, *, unless: Tensor | None = None) -> None:
         """The present buffers are good; where ``unless`` (0-dim, on the device) is 1, they are reverted.

@@ -119,7 +119,7 @@ class TrainingState:
 
     def start(self, step: int) -> None:
         """The present state is known to be good: accept it, and take the first snapshot of it."""
-        self._accept_state(step)
+        self._begin(step)
         if self._active:
             self._ring.reset()
             self._ring.take(step, healthy=True)
@@ -140,7 +140,7 @@ class TrainingState:
         The data position and the random number generators in it stay, since the first batch has been drawn.
         """
         if self._active and self._subject.version() != self._start_version:
-            self._accept_state(self._ring.newest_step)
+            self._begin(self._ring.newest_step)
             self._ring.retake(keep=frozenset({DATA, GENERATORS}))
             self._start_version = self._subject.version()
 
@@ -319,6 +319,11 @@ class TrainingState:
     def _clear_gradients(self) -> None:
         self.scaler.forget()
         self._observer.clear_gradients()
+
+    def _begin(self, step: int) -> None:
+        if self.shield is not None:
+            self.shield.begin()
+        self._accept_state(step)
 
     def _accept_state(self, step: int) -> None:
         self._ema_before_skip = None

@@ -61,6 +61,20 @@ def test_a_short_last_batch_is_not_called_poisonous() -> None:
         assert guard.step().verdict.signal != "buffers"
 
 
+def test_weights_that_are_written_to_before_the_first_step_change_no_measure_of_the_buffers() -> None:
+    """A pre-flight does, which a job that starts again does not repeat."""
+    jumps: list[list[float | None]] = []
+    for written in (False, True):
+        model = normed()
+        guard = GradientGuard(model, torch.optim.SGD(model.parameters(), lr=0.05), GuardConfig())
+        if written:
+            with torch.no_grad():
+                model[1].weight.add_(0.0)
+        jumps.append([step(guard, model, i).buffer_jump for i in range(8)])
+    assert jumps[0] == jumps[1]
+    assert None not in jumps[0]
+
+
 @pytest.mark.parametrize("name", ["causal mask", "counter"])
 def test_constant_buffers_do_not_move(name: str) -> None:
     model = nn.Linear(2, 2)
