@@ -24,17 +24,8 @@ _TORCH = (
     *("sum", "acc_delta", "row_var", "col_var", "variance", "prev", "step_size"),
 )
 _OTHERS = (
-    *(
-        "momentum",
-        "m",
-        "v",
-        "exp_avg_sq_row",
-        "exp_avg_sq_col",
-        "exp_avg_fast",
-        "exp_avg_slow",
-        "exp_avg_diff",
-    ),
-    *("neg_pre_grad", "hessian", "state1", "state2", "absmax1", "absmax2"),
+    *("momentum", "m", "v", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_fast", "exp_avg_slow"),
+    *("exp_avg_diff", "neg_pre_grad", "hessian", "state1", "state2", "absmax1", "absmax2"),
 )
 """Of transformers' Adafactor, AdEMAMix, Adan, Sophia and bitsandbytes."""
 _MOMENTS = frozenset(_TORCH + _OTHERS)
